@@ -1,0 +1,1 @@
+"""From raw Norwegian public-sector text to licensed, de-identified token shards."""

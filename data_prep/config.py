@@ -1,0 +1,126 @@
+"""What a corpus is made of: the schema behind conf/corpus/*.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+READERS = ("jsonl", "text", "lovdata")
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One body of text under one licence.
+
+    Attributes:
+        reader: name of a module in data_prep.sources.
+        path: a file, a folder, or an archive, as that reader takes it.
+        license: SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card.
+        attribution: the words a licence asks for, if it asks for any.
+        fields: for `jsonl`: our name -> the key in the record, where they differ.
+    """
+
+    reader: str
+    path: str
+    license: str
+    attribution: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class LanguageConfig:
+    """Written standards kept (ISO 639-3), and the length under which no detector is to be trusted.
+
+    Attributes:
+        keep: codes among nob, nno, dan, swe, eng, sme.
+        min_characters: shorter documents keep the language their source claims, and are dropped if it claims none.
+    """
+
+    keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
+    min_characters: int = 60
+
+
+@dataclass(kw_only=True)
+class DeidentifyConfig:
+    """Masking of national identity numbers.
+
+    Attributes:
+        national_identity_number: what replaces a valid fødselsnummer, D-number, H-number or synthetic number.
+    """
+
+    national_identity_number: str = "[fødselsnummer]"
+
+
+@dataclass(kw_only=True)
+class SplitConfig:
+    """Which groups of documents are held out.
+
+    Attributes:
+        validation_share: expected share of groups in the validation split, between 0 and 1.
+        seed: a group's side is a pure function of (seed, group), so it does not move when the corpus grows.
+    """
+
+    validation_share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"split.validation_share is {self.validation_share}: give a share from 0 up to, not including, 1")
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from: an existing model folder, or trained on the corpus.
+
+    Attributes:
+        path: a folder with tokenizer.json (a model folder on disk). Unset: train one.
+        vocab_size: size of a trained byte-level BPE vocabulary, special tokens included.
+    """
+
+    path: str | None = None
+    vocab_size: int = 8000
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 300:
+            raise ValueError(f"tokenizer.vocab_size is {self.vocab_size}: a byte-level vocabulary needs at least 300")
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    """One corpus: `finetune prepare corpus=<name>` turns it into the folder `<corpora_dir>/<name>`.
+
+    Attributes:
+        shard_tokens: a shard is closed once it holds this many tokens.
+    """
+
+    name: str
+    sources: dict[str, SourceConfig]
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    shard_tokens: int = 16_000_000
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError(f"corpus {self.name}: sources is empty: name at least one source")
+        for name, source in self.sources.items():
+            if source.reader not in READERS:
+                raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
+        if self.shard_tokens < 1:
+            raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """The root of `finetune prepare`."""
+
+    corpus: CorpusConfig
+    corpora_dir: str = "corpora"
+
+
+def as_settings(config: Any) -> dict[str, Any]:
+    """A dataclass as plain data, for fingerprints and manifests."""
+    from dataclasses import asdict
+
+    return asdict(config)

@@ -1,0 +1,271 @@
+"""The corpus folder: what preparation writes and training reads. This file is the contract between the two.
+
+    <corpus>/
+      manifest.json                   what is here, with checksums, licences, counts and the tokenizer's digest
+      tokenizer/                      tokenizer.json and tokenizer_config.json, as transformers loads them
+      train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
+      validation/shard-00000.arrow …
+
+A row is one document. Sequence length and packing belong to training: one corpus serves every length.
+
+    id, source, license, language, group   string
+    input_ids                              list<int32>; ends with the tokenizer's end-of-sequence token
+    completion_mask | assistant_masks      list<int8>, as long as input_ids, 1 where a token is a target. Only in corpora that
+                                           supervise a part of each document; at most one of the two. The names are TRL's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MANIFEST = "manifest.json"
+FORMAT = "finetune-corpus"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+MASK_COLUMNS = ("completion_mask", "assistant_masks")
+TEXT_COLUMNS = ("id", "source", "license", "language", "group")
+ROWS_PER_BATCH = 1000
+
+
+@dataclass(kw_only=True)
+class ShardInfo:
+    """One file of a split; `file` is relative to the corpus folder."""
+
+    file: str
+    sha256: str
+    bytes: int
+    documents: int
+    tokens: int
+
+
+@dataclass(kw_only=True)
+class SourceInfo:
+    """What one source gave: its licence, the digest of its raw files, and documents and tokens by split and language."""
+
+    license: str
+    attribution: str
+    sha256: str
+    documents: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class StageInfo:
+    """What one stage did. `dropped` maps reason to count; `counts` whatever else the stage counts."""
+
+    name: str
+    version: int
+    settings: dict[str, Any]
+    documents_in: int
+    documents_out: int
+    dropped: dict[str, int]
+    counts: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """manifest.json. Nothing in it depends on when or where it was made, so equal input gives equal bytes.
+
+    Attributes:
+        fingerprint: of every input and setting; `finetune prepare` does nothing while it stays the same.
+        mask_column: the column that marks targets, or None when every token is one.
+        unigram_loss: mean loss (nats a token) on validation of the training split's token frequencies, add-one smoothed:
+            what a model that knows nothing but frequencies would score. None without validation documents.
+        tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id.
+    """
+
+    name: str
+    fingerprint: str
+    mask_column: str | None
+    unigram_loss: float | None
+    tokenizer: dict[str, Any]
+    splits: dict[str, list[ShardInfo]]
+    sources: dict[str, SourceInfo]
+    stages: list[StageInfo]
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """The identity of the corpus: changes when any byte of it, or anything said of it, does."""
+        return _digest(asdict(self))
+
+    def documents(self, split: str) -> int:
+        return sum(shard.documents for shard in self.splits[split])
+
+    def tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.splits[split])
+
+    def write(self, folder: Path) -> None:
+        body = asdict(self)
+        text = json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
+        temporary = folder / f".{MANIFEST}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / MANIFEST)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check manifest.json.
+
+        Raises:
+            FileNotFoundError: there is no corpus in `folder`.
+            ValueError: the manifest is not one, is of another version, or was edited after it was written.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first")
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
+                raise ValueError(f"format {body.get('format')} version {body.get('format_version')}, not {FORMAT} {FORMAT_VERSION}")
+            stated = body.pop("digest")
+            if stated != _digest(body):
+                raise ValueError("it was edited after `prepare` wrote it")
+            body["splits"] = {split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()}
+            body["sources"] = {name: SourceInfo(**source) for name, source in body["sources"].items()}
+            body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
+            return cls(**body)
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise ValueError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
+
+
+class Corpus:
+    """A corpus folder, opened: its manifest, and its splits as memory-mapped `datasets.Dataset`s.
+
+    Raises:
+        FileNotFoundError: no manifest in the folder.
+        ValueError: the manifest is broken, or a shard is missing or has another size than it says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        for shard in self._shards():
+            path = self.folder / shard.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                raise ValueError(
+                    f"shard {path} is {'missing' if size is None else f'{size} bytes'}, the manifest says {shard.bytes} bytes: "
+                    f"run `finetune prepare` again"
+                )
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / "tokenizer"
+
+    def verify(self) -> None:
+        """Compare every byte with the manifest's checksums.
+
+        Raises:
+            ValueError: a shard or the tokenizer is not what was written.
+        """
+        for shard in self._shards():
+            if sha256_file(self.folder / shard.file) != shard.sha256:
+                raise ValueError(f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again")
+        if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer["sha256"]:
+            raise ValueError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
+
+    def split(self, name: str) -> Dataset:
+        """The documents of a split, memory-mapped, in shard order."""
+        from datasets import Dataset, concatenate_datasets
+
+        shards = self.manifest.splits[name]
+        if not shards:
+            return Dataset.from_dict({column: [] for column in (*TEXT_COLUMNS, "input_ids")})
+        return concatenate_datasets([Dataset.from_file(str(self.folder / shard.file)) for shard in shards])
+
+    def _shards(self) -> list[ShardInfo]:
+        return [shard for split in self.manifest.splits.values() for shard in split]
+
+
+class ShardWriter:
+    """Writes one split of a corpus folder as numbered shards, each closed once it holds `shard_tokens` tokens."""
+
+    def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
+        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
+        columns: list[tuple[str, pa.DataType]] = [(name, pa.string()) for name in TEXT_COLUMNS]
+        columns.append(("input_ids", pa.list_(pa.int32())))
+        if mask_column:
+            assert mask_column in MASK_COLUMNS
+            columns.append((mask_column, pa.list_(pa.int8())))
+        self.schema = pa.schema(columns)
+        self.shards: list[ShardInfo] = []
+        self._rows: list[Mapping[str, Any]] = []
+        self._tokens = self._documents = 0
+        self._stream: pa.RecordBatchStreamWriter | None = None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if self._stream is None:
+            (self.folder / self.split).mkdir(parents=True, exist_ok=True)
+            self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
+        self._rows.append(row)
+        self._tokens += len(row["input_ids"])
+        self._documents += 1
+        if len(self._rows) >= ROWS_PER_BATCH:
+            self._flush()
+        if self._tokens >= self.shard_tokens:
+            self.close()
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the open shard; the shards written so far."""
+        if self._stream is not None:
+            self._flush()
+            self._stream.close()
+            path = self.folder / self._file
+            self.shards.append(
+                ShardInfo(
+                    file=self._file,
+                    sha256=sha256_file(path),
+                    bytes=path.stat().st_size,
+                    documents=self._documents,
+                    tokens=self._tokens,
+                )
+            )
+            self._stream, self._tokens, self._documents = None, 0, 0
+        return self.shards
+
+    @property
+    def _file(self) -> str:
+        return f"{self.split}/shard-{len(self.shards):05d}.arrow"
+
+    def _flush(self) -> None:
+        if self._rows:
+            assert self._stream is not None
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self.schema))
+            self._rows = []
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """sha256 of what decides a text's token ids: tokenizer.json without its padding, truncation and layout.
+
+    Raises:
+        ValueError: the folder has no readable tokenizer.json.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        return _digest({key: value for key, value in body.items() if key not in {"padding", "truncation", "version", "decoder"}})
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained") from None
+    except (ValueError, AttributeError) as fault:
+        raise ValueError(f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained") from None
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

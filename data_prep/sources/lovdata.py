@@ -1,0 +1,142 @@
+"""Lovdata's public API: tar.bz2 archives of acts and regulations, and single XML files.
+
+The files are XML-flavoured HTML, one act or regulation each: a header with its identity (`dl.data-document-key-info`) and
+`main.documentBody`. One file becomes one document. Its group is the act itself (`refid`, e.g. lov/2005-06-17-101), so that
+the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split.
+
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, tables row by row.
+Left out: the table of contents, footnotes and their marks, notes on amendments (`changesToParent`), and, in consolidated
+texts only, provisions not yet in force (`futureLegalArticle`): in Lovtidend these ARE the text of the amendment.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lxml import etree, html
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Drop, Report
+from data_prep.sources.files import decode, find
+
+LANGUAGES = {"nb": "nob", "no": "nob", "nn": "nno", "se": "sme"}
+SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
+FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
+SKIPPED_TAGS = {"script", "style", "nav"}
+BLOCK_TAGS = {"main", "section", "article", "div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "table", "tr", "footer", "dl"}
+
+
+def files(config: SourceConfig) -> list[Path]:
+    return find(config.path, (".xml", ".html", ".tar.bz2"))
+
+
+def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
+    for path in files(config):
+        if path.name.endswith(".tar.bz2"):
+            members = _archive_members(path)
+        else:
+            members = iter([(path.stem, path.read_bytes())])
+        for member, raw in members:
+            try:
+                yield parse(raw, name, config.license, report)
+            except ValueError as fault:
+                report.drops.append(Drop(member, name, "unreadable_record", str(fault)))
+
+
+def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
+    """One Lovdata file as a Document.
+
+    Raises:
+        ValueError: the bytes are not a Lovdata document.
+    """
+    try:
+        root = html.document_fromstring(decode(raw, report), parser=html.HTMLParser(huge_tree=True, no_network=True))
+    except (etree.ParserError, etree.XMLSyntaxError) as error:
+        raise ValueError(f"not markup: {error}") from None
+    body = root.find(".//main")
+    dokid, refid = _header(root, "dokid"), _header(root, "refid")
+    if body is None or not (dokid or refid):
+        raise ValueError("not a Lovdata document: no main.documentBody, or no dokid in the header")
+    consolidated = dokid.startswith(("NL/", "SF/"))
+    return Document(
+        id=dokid or refid,
+        text=_text(body, SKIPPED_CLASSES | FUTURE_CLASSES if consolidated else SKIPPED_CLASSES),
+        source=source,
+        license=license,
+        group=refid or dokid,
+        language=LANGUAGES.get(root.get("lang", ""), ""),
+        title=_header(root, "title"),
+        date=_header(root, "dateInForce"),
+    )
+
+
+def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Regular XML files of an archive, read as a stream in archive order; nothing is ever unpacked to disk."""
+    try:
+        with tarfile.open(path, "r|bz2") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith((".xml", ".html")):
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # isfile() above
+                    yield Path(member.name).stem, stream.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable tar.bz2 archive ({error}): download it again") from None
+
+
+def _header(root: html.HtmlElement, name: str) -> str:
+    for item in root.iter("dd"):
+        if item.get("class") == name:
+            return " ".join(item.text_content().split())
+    return ""
+
+
+def _text(body: html.HtmlElement, skipped: set[str]) -> str:
+    """Running text: one line a block, a blank line before each heading and each paragraph of the law."""
+    lines: list[str] = []
+    _walk(body, skipped, lines, [])
+    paragraphs = [" ".join(line.split()) if line else "" for line in lines]
+    return "\n".join(line for line, before in zip(paragraphs, ["", *paragraphs], strict=False) if line or before).strip()
+
+
+def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline: list[str]) -> None:
+    """Depth first; `inline` gathers text until a block boundary flushes it as one line."""
+
+    def flush() -> None:
+        if line := "".join(inline).strip():
+            lines.append(line)
+        inline.clear()
+
+    tag = element.tag if isinstance(element.tag, str) else ""
+    classes = set((element.get("class") or "").split()) if tag else set()
+    if not tag or tag in SKIPPED_TAGS or classes & skipped:
+        inline.append(element.tail or "")
+        return
+    is_block = tag in BLOCK_TAGS
+    opens_paragraph = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or "legalP" in classes or "defaultP" in classes
+    if is_block and not _continues_mark(element, inline):
+        flush()
+        if opens_paragraph:
+            lines.append("")
+    if tag == "li":
+        mark = element.get("data-li-identifier") or element.get("data-name") or "–"
+        inline.append(f"{mark} ")
+    elif tag == "br":
+        inline.append(" ")
+    elif tag in {"td", "th"} and element.getprevious() is not None:
+        inline.append(" | ")
+    inline.append(element.text or "")
+    for child in element:
+        _walk(child, skipped, lines, inline)
+    if is_block:
+        flush()
+    inline.append(element.tail or "")
+
+
+def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
+    """True for the block that holds a list item's text: it belongs on the line of the item's mark."""
+    parent = element.getparent()
+    while parent is not None and parent.tag == "article" and parent.text is None and parent[0] is element:
+        element, parent = parent, parent.getparent()
+    return parent is not None and parent.tag == "li" and parent[0] is element and not (parent.text or "").strip() and bool(inline)

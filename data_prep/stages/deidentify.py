@@ -1,0 +1,87 @@
+"""Masks national identity numbers (fødselsnummer and its kin). Only numbers whose check digits fit are masked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+from data_prep.config import CorpusConfig
+from data_prep.document import Document, Report
+
+VERSION = 1
+
+# Six digits and five, written together or parted by one space, no-break space or hyphen; not inside a longer number.
+_CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
+
+_WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
+_WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
+
+# What is added to the month (or, for D-numbers, the day) of a birth date, and the kind of number that makes.
+_KINDS = (
+    (0, 0, "fødselsnummer"),
+    (40, 0, "d_number"),
+    (0, 40, "h_number"),
+    (0, 65, "synthetic"),
+    (0, 80, "synthetic"),
+    (40, 40, "synthetic"),
+    (40, 65, "synthetic"),
+    (40, 80, "synthetic"),
+)
+
+
+def settings(config: CorpusConfig) -> dict[str, Any]:
+    return {"national_identity_number": config.deidentify.national_identity_number}
+
+
+def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+    for document in documents:
+        document.text, found = mask(document.text, config.deidentify.national_identity_number)
+        for kind, count in found.items():
+            report.counts[f"masked_{kind}"] += count
+        yield document
+
+
+def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
+    """`text` with every national identity number replaced, and how many of each kind there were."""
+    found: Counter[str] = Counter()
+
+    def replace(match: re.Match[str]) -> str:
+        kind = identity_number_kind(match[1] + match[2])
+        if kind is None:
+            return match[0]
+        found[kind] += 1
+        return replacement
+
+    return _CANDIDATE.sub(replace, text), found
+
+
+def identity_number_kind(digits: str) -> str | None:
+    """fødselsnummer, d_number, h_number or synthetic if the eleven digits are a valid number of that kind, else None.
+
+    The check digits follow the rule in force from 2032 (Skatteetaten, "Nytt fødselsnummer fra 2032"): the first weighted sum
+    may leave 0, 1, 2 or 3 modulo 11, of which 0 is the old rule; the second must leave 0. Synthetic numbers add 80 (Tenor),
+    65 or, with a D-number's day, 40 to the month, and belong to nobody; they are masked all the same, as whoever uses them
+    treats them as numbers of persons.
+    """
+    numbers = [int(d) for d in digits]
+    if sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11 > 3:
+        return None
+    if sum(n * w for n, w in zip(numbers, _WEIGHTS_2, strict=True)) % 11:
+        return None
+    day, month, year = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
+    for day_offset, month_offset, kind in _KINDS:
+        # From 2032 the individual number no longer tells the century: a date that exists in either century will do.
+        if any(_is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)):
+            return kind
+    return None
+
+
+def _is_date(day: int, month: int, year: int) -> bool:
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""Text to token shards: a tokenizer, given or trained here, then one row a document, ended by the end-of-sequence token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_prep.config import TokenizerConfig
+from data_prep.document import Document
+from data_prep.shards import SPLITS, ShardInfo, ShardWriter, tokenizer_digest
+
+VERSION = 1
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+BATCH = 512
+
+
+def settings(config: TokenizerConfig, shard_tokens: int) -> dict[str, Any]:
+    """All that decides the shards; a tokenizer given by path counts by its content."""
+    if config.path is None:
+        return {"train_vocab_size": config.vocab_size, "shard_tokens": shard_tokens}
+    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "shard_tokens": shard_tokens}
+
+
+def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: Path) -> tuple[Tokenizer, int]:
+    """Put the tokenizer's files into `folder`; the tokenizer, and its end-of-sequence token's id.
+
+    Raises:
+        ValueError: the given tokenizer has no end-of-sequence token.
+    """
+    folder.mkdir(parents=True)
+    if config.path is None:
+        _train(config.vocab_size, train_texts, folder)
+    else:
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (Path(config.path) / name).is_file():
+                shutil.copyfile(Path(config.path) / name, folder / name)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer, _eos_token_id(tokenizer, folder)
+
+
+def write_split(
+    folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer, eos_token_id: int, shard_tokens: int,
+    observe: Callable[[Document, list[int]], None],
+) -> list[ShardInfo]:  # fmt: skip
+    """Tokenise one split into shards; `observe` sees every document with its tokens."""
+    writer = ShardWriter(folder, split, None, shard_tokens)
+    while batch := list(islice(documents, BATCH)):
+        for document, encoding in zip(batch, tokenizer.encode_batch_fast([d.text for d in batch]), strict=True):
+            input_ids = encoding.ids if encoding.ids[-1:] == [eos_token_id] else [*encoding.ids, eos_token_id]
+            observe(document, input_ids)
+            writer.write(
+                {
+                    "id": document.id,
+                    "source": document.source,
+                    "license": document.license,
+                    "language": document.language,
+                    "group": document.group,
+                    "input_ids": input_ids,
+                }
+            )
+    return writer.close()
+
+
+class UnigramCounter:
+    """Token frequencies by split, for the loss of a model that knows only frequencies.
+
+    The first token of each document is left out, as training never predicts it either.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.counts = {split: np.zeros(vocab_size, dtype=np.int64) for split in SPLITS}
+
+    def add(self, split: str, input_ids: list[int]) -> None:
+        np.add.at(self.counts[split], np.asarray(input_ids[1:], dtype=np.int64), 1)
+
+    def validation_loss(self) -> float | None:
+        """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""
+        train, validation = self.counts["train"], self.counts["validation"]
+        if not validation.sum():
+            return None
+        log_probabilities = np.log(train + 1) - np.log(train.sum() + len(train))
+        return float(-(validation * log_probabilities).sum() / validation.sum())
+
+
+def _train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    # The generic class: it reads tokenizer.json as it is, and guesses nothing.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **SPECIAL_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _eos_token_id(tokenizer: Tokenizer, folder: Path) -> int:
+    path = folder / "tokenizer_config.json"
+    declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+    token = declared.get("content") if isinstance(declared, dict) else declared
+    token_id = tokenizer.token_to_id(token) if token else None
+    if token_id is None:
+        raise ValueError("the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack")
+    return int(token_id)

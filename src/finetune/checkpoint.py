@@ -1,0 +1,140 @@
+"""Checkpoints: written beside, listed in a manifest with checksums, published by one rename. On start the newest that verifies is used.
+
+    checkpoints/step-00000050/
+      engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
+      rng-00000.pt …     torch's generator state of each rank (dropout)
+      state.json         step, world size, ZeRO stage, corpus digest
+      manifest.json      every file above with size and sha256
+
+The learning rate and the position in the data are functions of the step (schedule.py, data.py): nothing else to save.
+DeepSpeed's files are pickles; they are read only after the manifest has verified them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.shards import sha256_file
+from finetune.distributed import World
+from finetune.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        identity: what must be the same to resume, by name: world_size, zero_stage, corpus.
+    """
+
+    def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
+        self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
+
+    def save(self, engine: Engine, step: int) -> float:
+        """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still."""
+        began = time.monotonic()
+        temporary = self.folder / f".step-{step:08d}.tmp"
+        if self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.world.barrier()
+        engine.save(temporary / "engine")
+        torch.save(_rng_state(), temporary / f"rng-{self.world.rank:05d}.pt")
+        self.world.barrier()
+        if self.world.is_main:
+            (temporary / "state.json").write_text(json.dumps({"step": step, **self.identity}), encoding="utf-8")
+            self.publish(temporary, self.folder / f"step-{step:08d}")
+            for old in self._published()[self.keep :]:
+                shutil.rmtree(old)
+        self.world.barrier()
+        return time.monotonic() - began
+
+    def load_newest(self, engine: Engine) -> int:
+        """Restore the newest checkpoint that verifies; the number of steps done (0 without one). All ranks call it.
+
+        Raises:
+            ValueError: the checkpoint is of another world size, ZeRO stage or corpus.
+        """
+        found = self.world.from_main(self.newest() if self.world.is_main else None)
+        if found is None:
+            return 0
+        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+        for key, value in self.identity.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"checkpoint {found.name} was made with {key}={state[key]}, this run has {value}: "
+                    f"resume with the same, or start a new run with model=run:<run id>"
+                )
+        engine.load(found / "engine")
+        _set_rng_state(torch.load(found / f"rng-{self.world.rank:05d}.pt", weights_only=True))
+        logger.info("resumed from %s", found.name)
+        return int(state["step"])
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that verifies; broken ones are named and passed over."""
+        for folder in self._published():
+            fault = _fault(folder)
+            if fault is None:
+                return folder
+            logger.warning("passing over checkpoint %s: %s", folder.name, fault)
+        return None
+
+    def publish(self, temporary: Path, folder: Path) -> None:
+        """Make a finished folder visible: list it, force it to disk, rename it."""
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*files, temporary / "manifest.json", temporary / "engine", temporary):
+            _fsync(path)
+        if folder.exists():  # saved by an earlier attempt, and passed over since: replaced
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        _fsync(self.folder)
+
+    def _published(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"no readable manifest ({error})"
+    for name, entry in manifest.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return f"{name} is missing or truncated"
+        if sha256_file(path) != entry["sha256"]:
+            return f"{name} is corrupted"
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

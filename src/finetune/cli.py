@@ -1,0 +1,475 @@
+"""The command line: one verb is one function. Hydra lives here and in the launcher only; heavy imports wait for their verb.
+
+People read stderr; stdout carries only what a script would want, such as the run id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.config import TrainConfig
+    from finetune.run_folder import RunFolder
+
+USAGE = """\
+usage: finetune VERB …
+
+Fine-tune open language models on Norwegian public-sector text.
+
+  prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
+  train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
+  resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
+  evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
+  status [RUN …]             what the runs are doing, or how they ended
+  sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
+  ui                         open MLflow's user interface on the runs
+
+`finetune VERB --help` says more. `finetune train --help` lists every setting.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "prepare": prepare, "train": train, "resume": resume, "evaluate": evaluate, "status": status, "sync": sync, "ui": ui,
+    }  # fmt: skip
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from finetune import __version__
+
+        print(__version__)
+        sys.exit(0)
+    if arguments[0] not in verbs:
+        _fail(f"unknown verb '{arguments[0]}': choose one of {', '.join(verbs)}")
+    sys.exit(_guarded(verbs[arguments[0]], arguments[1:]))
+
+
+def prepare(arguments: list[str]) -> int:
+    """finetune prepare corpus=NAME [key=value …]"""
+    if _wants_help(arguments):
+        print(_prepare_help(), end="")
+        return 0
+    return _hydra("prepare", arguments, _prepare)
+
+
+def train(arguments: list[str]) -> int:
+    """finetune train [recipe=NAME] [key=value …] [-m]"""
+    if _wants_help(arguments):
+        print(_train_help(), end="")
+        return 0
+    return _hydra("train", [rewritten for argument in arguments for rewritten in _expand_model(argument)], _train)
+
+
+def resume(arguments: list[str]) -> int:
+    parser = _parser("resume", "Go on with a run, from its newest checkpoint that verifies.")
+    parser.add_argument("run", help="run id")
+    options = parser.parse_args(arguments)
+    from finetune.launch import submit
+    from finetune.run_folder import RunFolder
+
+    run = RunFolder.find(options.run, options.runs_dir)
+    submit.resume(run)
+    return 0 if _report([run]) == 0 else 1
+
+
+def evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split.")
+    parser.add_argument("model", help="run id, or model folder")
+    parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
+    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    parser.add_argument("--sequence-length", type=int, help="tokens a pack (of a run: its own; else 512)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    options = parser.parse_args(arguments)
+    return _evaluate(options)
+
+
+def status(arguments: list[str]) -> int:
+    parser = _parser("status", "What the runs are doing, or how they ended; read from disk, from any shell.")
+    parser.add_argument("runs", nargs="*", help="run ids (all)")
+    options = parser.parse_args(arguments)
+    from rich.table import Table
+
+    table = Table("run", "state", "step", "loss", "tok/s", "held-out loss", box=None)
+    for run in _runs(options):
+        last, summary = run.last_metrics(), run.summary()
+        steps = f"{last['step']}/{int(last['train/num_steps'])}" if last else ""
+        loss, speed = (f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}") if last else ("", "")
+        state, failure = run.state(), run.failure()
+        table.add_row(run.id, state, steps, loss, speed, _before_after(summary) if summary else "")
+        if state == "failed" and failure:
+            table.add_row("", f"[red]{failure}[/red]")
+    _console(stderr=False).print(table)
+    return 0
+
+
+def sync(arguments: list[str]) -> int:
+    parser = _parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
+    parser.add_argument("runs", nargs="*", help="run ids (all)")
+    options = parser.parse_args(arguments)
+    _sync(_runs(options))
+    return 0
+
+
+def ui(arguments: list[str]) -> int:
+    parser = _parser("ui", "Bring MLflow's database up to date and open its user interface.")
+    parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    options = parser.parse_args(arguments)
+    from finetune.tracking.sender import default_uri
+
+    _sync(_runs(options))
+    uri = default_uri(options.runs_dir)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    print(f"MLflow on http://{options.host}:{options.port} (Ctrl-C ends it); after new runs: finetune sync", file=sys.stderr)
+    os.execv(sys.executable, command)
+
+
+# --- what Hydra calls with a composed config -------------------------------------------------------------------------
+
+
+def _prepare(node: Any) -> None:
+    from data_prep.config import PrepareConfig
+    from data_prep.pipeline import prepare as run_pipeline
+    from finetune.config import from_omegaconf
+
+    _log_to_stderr()
+    prepared = run_pipeline(from_omegaconf(node, PrepareConfig))
+    _print_corpus(prepared)
+    print(prepared.folder)
+
+
+def _train(node: Any) -> None:
+    run_points([to_train_config(node)])
+
+
+def to_train_config(node: Any) -> TrainConfig:
+    """The typed config of a composed node; past here there is no OmegaConf."""
+    from finetune.config import from_omegaconf
+
+    config: TrainConfig = from_omegaconf(node)
+    return config
+
+
+def run_points(points: list[TrainConfig]) -> list[float | None]:
+    """Submit the points, print what came of each, and give their held-out losses (None where there is none).
+
+    Raises:
+        ValueError: a run failed.
+    """
+    from finetune.launch.submit import submit
+
+    runs = submit(points)
+    if points[0].detach:
+        for run in runs:
+            print(f"started {run.id}: `finetune status {run.id}`, `finetune sync` when it has ended", file=sys.stderr)
+            print(run.id)
+    elif failed := _report(runs):
+        if len(runs) == 1:
+            raise SystemExit(1)
+        raise ValueError(f"{failed} of {len(runs)} runs did not complete: `finetune status` tells why, `finetune resume RUN` goes on")
+    return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
+
+
+def _report(runs: list[RunFolder]) -> int:
+    """Say how runs ended, people first; the number that did not complete."""
+    failed = 0
+    for run in runs:
+        state = run.state()
+        if state == "completed":
+            _print_summary(run)
+        else:
+            failed += 1
+            reason = run.failure() or "its processes are gone; the logs are in jobs/"
+            detail = {"stopped": "stopped as asked", "failed": reason}.get(state, f"{state}: {reason}")
+            print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
+        print(run.id, flush=True)
+    return failed
+
+
+# --- plumbing --------------------------------------------------------------------------------------------------------
+
+
+def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and _guarded words them
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from data_prep.config import PrepareConfig
+    from finetune.config import TrainConfig
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="prepare_schema", node=PrepareConfig)
+    OmegaConf.register_new_resolver("package_dir", _package_dir, replace=True)
+    sys.argv = [f"finetune {config_name}", *arguments]
+    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name=config_name)(task)()
+    return 0
+
+
+def _conf_dir() -> Path:
+    return Path(_package_dir("finetune.conf"))
+
+
+def _package_dir(name: str) -> str:
+    import importlib
+
+    file = importlib.import_module(name).__file__
+    assert file is not None
+    return str(Path(file).parent)
+
+
+def _expand_model(argument: str) -> list[str]:
+    """model=run:<id> and model=<folder or hub id> -> model=pretrained with that path; names in conf/model stay as they are."""
+    key, _, value = argument.partition("=")
+    if key == "model" and value and ("/" in value or value.startswith("run:") or Path(value).is_dir()):
+        return ["model=pretrained", f"model.path={value}"]
+    return [argument]
+
+
+def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a verb; a user's mistake becomes one line. FINETUNE_TRACEBACK=1 shows where it came from."""
+    if os.environ.get("FINETUNE_TRACEBACK"):
+        return verb(arguments)
+    try:
+        return verb(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as fault:
+        _fail(_words(fault))
+    except Exception as fault:
+        # hydra and omegaconf are imported by now if the fault is theirs
+        if type(fault).__module__.split(".")[0] in ("hydra", "omegaconf"):
+            _fail(_words(fault))
+        raise
+
+
+def _words(fault: Exception) -> str:
+    """One line: what, where, what to do."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from finetune.config import describe
+
+    cause = fault.__cause__ if isinstance(fault.__cause__, OmegaConfBaseException) else fault
+    if isinstance(cause, OmegaConfBaseException):
+        text = describe(cause)
+        if "not in" in text or "missing mandatory value" in text:
+            text += " (`finetune train --help` lists the keys)"
+        return text
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Ambiguous value"):
+        return f"{lines[0]}: add -m to sweep over the values, or write [a,b] for one list"
+    return " ".join(lines) or type(fault).__name__
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"finetune {verb}", description=description)
+    parser.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
+    return parser
+
+
+def _runs(options: argparse.Namespace) -> list[RunFolder]:
+    from finetune.run_folder import RunFolder
+
+    wanted = getattr(options, "runs", [])
+    return [RunFolder.find(run_id, options.runs_dir) for run_id in wanted] or RunFolder.all(options.runs_dir)
+
+
+def _sync(runs: list[RunFolder]) -> None:
+    from finetune.tracking import sender
+
+    for run in runs:
+        sender.sync(run)
+    print(f"{len(runs)} runs are in MLflow", file=sys.stderr)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+    import tempfile
+
+    from data_prep.shards import Corpus
+    from finetune import base as base_models
+    from finetune import model as models
+    from finetune.data import PackedData
+    from finetune.distributed import World
+    from finetune.evaluate import held_out_loss
+    from finetune.run_folder import RunFolder
+
+    path, corpus_name, length = options.model, options.corpus, options.sequence_length or 512
+    if not Path(path).is_dir() or (Path(path) / "outcome.json").exists() or (Path(options.runs_dir) / path).is_dir():
+        run = RunFolder.find(path, options.runs_dir)
+        path = f"{base_models.RUN_PREFIX}{run.path}"
+        corpus_name = corpus_name or run.config().corpus
+        length = options.sequence_length or run.config().sequence_length
+    if corpus_name is None:
+        raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
+    folder = Path(corpus_name) if (Path(corpus_name) / "manifest.json").is_file() else Path(options.corpora_dir) / corpus_name
+    corpus = Corpus(folder)
+    corpus.verify()
+    base = base_models.resolve(path, options.runs_dir)
+    trained = models.load_for_evaluation(base)
+    with tempfile.TemporaryDirectory() as plan:
+        data = PackedData(
+            corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=length, shuffle_seed=None,
+            plan_folder=Path(plan), world=World(rank=0, size=1, local_rank=0),
+        )  # fmt: skip
+        trained.to(data.world.device)
+        held_out = held_out_loss(lambda ids, positions: models.logits(trained, ids, positions), data, 4, corpus.manifest.unigram_loss, data.world)
+    if held_out is None:
+        raise ValueError(f"corpus {folder} has no validation documents: prepare it with split.validation_share above 0")
+    _print_held_out({"after": held_out.as_dict()})
+    if options.json:
+        print(json.dumps(held_out.as_dict(), ensure_ascii=False))
+    return 0
+
+
+# --- what people read ------------------------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = True) -> Any:
+    from rich.console import Console
+
+    # A pipe has no width of its own; 80 columns would cut run ids.
+    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() or sys.stderr.isatty() else 160)
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+
+
+def _print_corpus(prepared: Any) -> None:
+    from rich.table import Table
+
+    manifest = prepared.manifest
+    stages = Table("stage", "in", "out", "dropped", "counted", box=None)
+    for info in manifest.stages:
+        name = f"{info.name} (done before)" if info.name in prepared.skipped else info.name
+        stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
+    sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
+    for name, source in manifest.sources.items():
+        parts = [f"{key} {source.documents[key]} ({source.tokens[key]:,})" for key in sorted(source.documents)]
+        sources.add_row(name, source.license, "  ".join(parts))
+    console = _console()
+    console.print(stages)
+    console.print(sources)
+    splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
+    console.print(f"corpus {prepared.folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _print_summary(run: RunFolder) -> None:
+    summary, config = run.summary(), run.config()
+    assert summary is not None
+    console = _console()
+    kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
+    origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
+    speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
+    console.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
+    console.print(
+        f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters trained, {summary['steps']} steps, {speed}"
+    )
+    _print_held_out(summary)
+    result = os.path.relpath(summary["result"])
+    console.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
+
+
+def _print_held_out(summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    before, after = summary.get("before"), summary.get("after")
+    if not after:
+        return
+    table = Table("  held-out loss (nats a token)", "before", "after", box=None)
+
+    def row(name: str, key: Callable[[dict[str, Any]], float]) -> None:
+        table.add_row(f"  {name}", f"{key(before):.3f}" if before else "", f"{key(after):.3f}")
+
+    row("all", lambda held_out: held_out["loss"])
+    for group in ("by_language", "by_source"):
+        for name in after[group]:
+            row(name, lambda held_out, group=group, name=name: held_out[group][name])  # type: ignore[misc]
+    if after["unigram_loss"] is not None:
+        table.add_row("  (token frequencies alone)", "", f"{after['unigram_loss']:.3f}")
+    _console().print(table)
+
+
+def _before_after(summary: dict[str, Any]) -> str:
+    before, after = summary["before"], summary["after"]
+    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
+
+
+def _wants_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def _groups() -> str:
+    folders = sorted(path for path in _conf_dir().iterdir() if path.is_dir() and not path.name.startswith("_"))
+    return "".join(f"  {folder.name:<10} {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}\n" for folder in folders)
+
+
+def _train_help() -> str:
+    from finetune.config import TrainConfig
+
+    return (
+        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--config-dir FOLDER]\n\n"
+        "  -m                   sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued\n"
+        "  --config-dir FOLDER  more recipes and other files, in folders named as below\n"
+        "  --cfg job            print the composed config and train nothing\n\n"
+        f"Files to choose from, as group=name (model= also takes a folder, a hub id or run:<run id>):\n{_groups()}\n"
+        f"Settings, as key=value:\n{_keys(TrainConfig, '')}"
+    )
+
+
+def _prepare_help() -> str:
+    corpora = ", ".join(sorted(path.stem for path in (_conf_dir() / "corpus").glob("*.yaml")))
+    return (
+        "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
+        f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
+        "  corpora_dir                         where corpus folders are written (corpora)\n"
+        "  corpus.sources.NAME.path            a file, folder or archive\n"
+        "  corpus.sources.NAME.reader          jsonl, text or lovdata\n"
+        "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.split.validation_share       share of groups held out (0.1)\n"
+        "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
+        "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
+        "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
+        "All keys and their meaning: data_prep/config.py.\n"
+    )
+
+
+def _keys(schema: type, prefix: str) -> str:
+    import dataclasses
+
+    lines = []
+    for item in dataclasses.fields(schema):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            lines.append(_keys(type(default), f"{prefix}{item.name}."))
+            continue
+        kind = str(item.type).replace("str | None", "text").replace("str", "text").replace("dict[text, Any]", "mapping")
+        shown = "required" if default == "???" else "unset" if default is None else default
+        lines.append(f"  {prefix + item.name:<26} {item.metadata['help']}  [{kind}; {shown}]\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Every setting of a training run: the schema behind conf/. Values live in the YAML files, meaning and checks live here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PRECISIONS = ("fp32", "bf16")
+SCHEDULES = ("cosine",)
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field whose help text `finetune train --help` prints."""
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The base model: loaded from `path`, or built `from_scratch` with random weights. Exactly one of the two."""
+
+    path: str | None = setting(None, "model folder, hub id, or run:<run id> for the result of an earlier run")
+    revision: str | None = setting(None, "hub revision of `path`")
+    from_scratch: dict[str, Any] = setting({}, "transformers config of a new model with random weights; the vocabulary is the corpus'")
+    attention: str = setting("sdpa", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}")
+
+    def check(self) -> None:
+        if (self.path is None) == (not self.from_scratch):
+            raise ValueError("model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder")
+        if self.from_scratch and "model_type" not in self.from_scratch:
+            raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
+        _one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Where ranks run."""
+
+    name: str = setting("local", "name of the profile")
+    ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
+    timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
+    env: dict[str, str] = setting({}, "environment variables of every rank")
+
+    def __post_init__(self) -> None:
+        _at_least("cluster.ranks_per_node", self.ranks_per_node, 1)
+        _at_least("cluster.timeout_min", self.timeout_min, 1)
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks_per_node
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    name: str = setting("run", "first part of the run id")
+    corpus: str = setting("???", "a prepared corpus: its name under corpora_dir, or its folder")
+    corpora_dir: str = setting("corpora", "where prepared corpora lie")
+    runs_dir: str = setting("runs", "where run folders and the MLflow database lie")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: dict[str, Any] = setting({}, "PEFT's own config with its peft_type; empty: full fine-tuning")
+    zero: dict[str, Any] = setting({"stage": 0}, "DeepSpeed's zero_optimization, in its own keys")
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
+    exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
+    sequence_length: int = setting(512, "tokens a pack; longer documents are split")
+
+    global_batch_size: int = setting(8, "packs an optimizer step, over all ranks")
+    micro_batch_size: int = setting(4, "packs a forward pass on one rank")
+    max_steps: int | None = setting(None, "optimizer steps; unset: num_epochs decides")
+    num_epochs: float = setting(1.0, "passes over the training packs, when max_steps is unset")
+
+    lr: float = setting(1e-4, "peak learning rate")
+    schedule: str = setting("cosine", f"learning-rate schedule: {', '.join(SCHEDULES)}")
+    warmup_ratio: float = setting(0.05, "share of the steps over which the learning rate rises linearly from zero")
+    min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr")
+    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; not applied to biases and norms")
+    adam_beta1: float = setting(0.9, "AdamW beta1")
+    adam_beta2: float = setting(0.95, "AdamW beta2")
+    adam_eps: float = setting(1e-8, "AdamW epsilon")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0: never")
+    precision: str = setting("fp32", f"of weights and activations: {', '.join(PRECISIONS)}")
+    seed: int = setting(0, "of initial weights, data order and dropout")
+
+    evaluate_every: int = setting(0, "steps between evaluations; 0: only before the first step and after the last")
+    checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept")
+    experiment: str = setting("finetune", "MLflow experiment")
+    tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
+    detach: bool = setting(False, "return at once and leave the run in the background")
+
+    def __post_init__(self) -> None:
+        self.model.check()
+        for name in ("sequence_length", "global_batch_size", "micro_batch_size", "keep_checkpoints"):
+            _at_least(name, getattr(self, name), 2 if name == "sequence_length" else 1)
+        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.max_steps is not None:
+            _at_least("max_steps", self.max_steps, 1)
+        for name in ("lr", "num_epochs", "adam_eps"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}: give a number above 0")
+        for name in ("warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        if self.zero.get("stage") not in (0, 1, 2, 3):
+            raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+        if self.adapter and "peft_type" not in self.adapter:
+            raise ValueError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
+        if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
+            raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
+        per_pass = self.micro_batch_size * self.cluster.world_size
+        if self.global_batch_size % per_pass:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
+                f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {max(1, self.global_batch_size // per_pass) * per_pass}"
+            )
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
+
+    @property
+    def corpus_folder(self) -> Path:
+        """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
+        folder = Path(self.corpus)
+        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
+
+    def frozen(self) -> TrainConfig:
+        """A copy that means the same from any working directory."""
+        model = self.model
+        if model.path and not model.path.startswith("run:") and Path(model.path).is_dir():
+            model = dataclasses.replace(model, path=str(Path(model.path).resolve()))
+        return dataclasses.replace(
+            self, corpus=str(self.corpus_folder.resolve()), corpora_dir=str(Path(self.corpora_dir).resolve()),
+            runs_dir=str(Path(self.runs_dir).resolve()), model=model,
+        )  # fmt: skip
+
+
+def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
+    """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+
+
+def save(config: TrainConfig, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+
+
+def load(path: Path) -> TrainConfig:
+    """Read a resolved config that `save` wrote.
+
+    Raises:
+        ValueError: the file was edited into something the schema refuses.
+    """
+    try:
+        config = from_omegaconf(OmegaConf.load(path))
+    except OmegaConfBaseException as fault:
+        raise ValueError(f"{path}: {describe(fault)}") from None
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def describe(fault: OmegaConfBaseException) -> str:
+    """OmegaConf's complaint as one line: the key, then what is wrong with its value."""
+    message = (fault.msg or str(fault)).strip().splitlines()[0]
+    return f"{fault.full_key}: {message}" if fault.full_key and fault.full_key not in message else message
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if not value >= minimum:
+        raise ValueError(f"{name} is {value}: give at least {minimum}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is '{value}': choose one of {', '.join(choices)}")

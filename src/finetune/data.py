@@ -1,0 +1,173 @@
+"""From corpus folder and pack plan to the micro-batches of a step. The position in the data IS the step: nothing else to save."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from data_prep.shards import Corpus
+from finetune import packing
+from finetune.distributed import World
+from finetune.loss import IGNORE
+from finetune.packing import Segments
+
+PADDING = -1
+
+
+@dataclass
+class MicroBatch:
+    """Packs of one forward pass on one rank, [packs, length] each.
+
+    Attributes:
+        input_ids: token ids; padding is 0.
+        position_ids: start at 0 with every document, which is what keeps documents apart; padding is all 0.
+        labels: the next token where it is a target, else IGNORE: at the last token of a document, at masked tokens, at padding.
+        documents: index of the token's document in the split, PADDING at padding.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    documents: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.documents != PADDING).sum())
+
+    @property
+    def checksum(self) -> int:
+        """Sum of a CRC over each pack's tokens and documents: equal sums over a step mean the same data went in."""
+        return sum(zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes())) for t, d in zip(self.input_ids.numpy(), self.documents, strict=True))
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), self.documents)
+
+
+@dataclass
+class Step:
+    """The data of one optimizer step for one rank. `num_targets` counts supervised tokens of the whole global step."""
+
+    segments: Segments
+    num_targets: int
+    micro_batches: Iterator[MicroBatch]
+
+
+class PackedData:
+    """A split of a corpus as packs.
+
+    Training draws an endless row of epochs: global step s is packs [s·B, (s+1)·B) of that row, whatever the world size, and
+    rank r takes its micro-batches from it by index. Evaluation walks one epoch in fixed order.
+
+    Args:
+        sources: documents of other sources are left out.
+        plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first needed.
+        shuffle_seed: None walks the documents in their own order.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+
+    def __init__(
+        self, corpus: Corpus, split: str, *, sources: list[str], sequence_length: int, shuffle_seed: int | None, plan_folder: Path, world: World
+    ) -> None:
+        self.split, self.sequence_length, self.world = split, sequence_length, world
+        self._seed, self._plan_folder = shuffle_seed, plan_folder
+        dataset = corpus.split(split)
+        table = dataset.data.table
+        self.tokens = _ListColumn(table["input_ids"])
+        self._targets = _ListColumn(table[corpus.manifest.mask_column]) if corpus.manifest.mask_column else None
+        self.sources = np.asarray(table["source"].to_pylist(), dtype=object)
+        self.languages = np.asarray(table["language"].to_pylist(), dtype=object)
+        self.included = np.isin(self.sources.astype(str), sources)
+        self._epochs: dict[int, Segments] = {}
+        self.num_packs = int(self._epoch(0)["pack"][-1]) + 1 if len(self._epoch(0)) else 0
+        if not self.num_packs and split == "train":
+            raise ValueError(f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from")
+
+    def num_steps(self, global_batch_size: int, num_epochs: float) -> int:
+        """Optimizer steps that cover `num_epochs`; the last one is filled up from the epoch after."""
+        return max(1, -(-round(self.num_packs * num_epochs) // global_batch_size))
+
+    def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> Step:
+        """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same order."""
+        first = step * global_batch_size
+        packs = [self._pack(index) for index in range(first, first + global_batch_size)]
+        segments = np.concatenate(packs)
+        stride = micro_batch_size * self.world.size
+        mine = [packs[i + self.world.rank * micro_batch_size :][:micro_batch_size] for i in range(0, len(packs), stride)]
+        return Step(segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine))
+
+    def once(self, micro_batch_size: int) -> Iterator[MicroBatch]:
+        """One epoch in order, dealt to the ranks; all ranks get equally many batches (ZeRO-3 needs it), the last ones padding."""
+        stride = micro_batch_size * self.world.size
+        for first in range(0, self.num_packs, stride):
+            mine = range(first + self.world.rank * micro_batch_size, first + (self.world.rank + 1) * micro_batch_size)
+            yield self._micro_batch([self._pack(i) if i < self.num_packs else np.zeros(0, packing.SEGMENT) for i in mine])
+
+    def _pack(self, index: int) -> Segments:
+        """Pack `index` of the endless row of epochs."""
+        epoch, number = divmod(index, self.num_packs)
+        segments = self._epoch(epoch)
+        start, stop = np.searchsorted(segments["pack"], [number, number + 1])
+        return segments[start:stop]
+
+    def _epoch(self, epoch: int) -> Segments:
+        if epoch not in self._epochs:
+            path = self._plan_folder / f"{self.split}-epoch-{epoch:03d}.npy"
+            if self.world.is_main and not path.exists():
+                self._plan(epoch, path)
+            self.world.barrier()
+            self._epochs[epoch] = np.load(path, mmap_mode="r" if path.stat().st_size > 1024 else None)  # an empty file cannot be mapped
+        return self._epochs[epoch]
+
+    def _plan(self, epoch: int, path: Path) -> None:
+        segments = packing.segments_of(np.where(self.included, self.tokens.lengths, 0), self.sequence_length)
+        if self._targets is not None:
+            segments = packing.count_supervised(segments, self._targets.row)
+        plan = packing.pack(segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        np.save(temporary, plan)
+        os.replace(temporary, path)
+
+    def _micro_batch(self, packs: list[Segments]) -> MicroBatch:
+        shape = (len(packs), self.sequence_length)
+        input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        labels, documents = np.full(shape, IGNORE, np.int64), np.full(shape, PADDING, np.int64)
+        for row, segments in enumerate(packs):
+            at = 0
+            for _pack, document, start, length, _supervised in segments.tolist():
+                here, tokens = slice(at, at + length), self.tokens.row(document)[start : start + length]
+                input_ids[row, here] = tokens
+                position_ids[row, here] = np.arange(length)
+                documents[row, here] = document
+                targets = tokens[1:].astype(np.int64)
+                if self._targets is not None:
+                    targets[self._targets.row(document)[start + 1 : start + length] == 0] = IGNORE
+                labels[row, at : at + length - 1] = targets
+                at += length
+        return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents)
+
+
+class _ListColumn:
+    """A list column of a memory-mapped table, row by row as numpy views: nothing is copied, nothing becomes Python objects."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._offsets = [np.asarray(chunk.offsets) for chunk in column.chunks]
+        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in column.chunks]
+        self._first_row = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]).astype(np.int64)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        chunk = int(np.searchsorted(self._first_row, index, side="right")) - 1
+        start, stop = self._offsets[chunk][index - self._first_row[chunk] :][:2]
+        return self._values[chunk][start:stop]

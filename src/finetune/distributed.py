@@ -1,0 +1,79 @@
+"""Ranks and the few collectives the rest needs, over torch.distributed (which DeepSpeed initialises)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
+    size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
+    local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device("cpu")
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGUSR2 or a stop file, on any rank, at any moment. The ranks agree on it once a step: see train.py."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._signalled = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signalled = True
+
+    def is_set(self) -> bool:
+        return self._signalled or self._file.exists()
+
+
+def configure_logging(world: World) -> None:
+    """Every rank logs to its own stream; below warnings, only rank 0 speaks."""
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.WARNING,
+        format=f"%(asctime)s rank {world.rank} %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    for chatty in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

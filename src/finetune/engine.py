@@ -1,0 +1,150 @@
+"""DeepSpeed behind one small class: ZeRO 0-3 look the same from outside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import model as models
+from finetune.config import TrainConfig
+from finetune.distributed import World
+from finetune.model import Model
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+logger = logging.getLogger(__name__)
+
+
+def init_distributed(world: World, init_method: str) -> None:
+    """Join the process group. `init_method` is a URL of torch.distributed (file:// or tcp://)."""
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, init_method=init_method, rank=world.rank, world_size=world.size, auto_mpi_discovery=False, verbose=False
+    )
+
+
+class Engine:
+    """Forward, backward, step and state of one model over all ranks.
+
+    Raises:
+        ValueError: DeepSpeed refuses the `zero` settings.
+    """
+
+    def __init__(self, model: Model, config: TrainConfig, world: World) -> None:
+        self.model = model
+        self.world = world
+        self._stage = config.zero["stage"]
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=torch.optim.AdamW(
+                    _parameter_groups(model, config.weight_decay), lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps
+                ),
+                config=_deepspeed_config(config),
+                dist_init_required=False,
+            )
+        except (ValueError, AssertionError) as fault:  # pydantic's errors are ValueErrors
+            raise ValueError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return models.logits(self._engine, input_ids, position_ids)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients. The loss is normalised over the whole step already: DeepSpeed must not divide again."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch; nothing moves before the boundary
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights with learning rate `lr`, clear the gradients; the gradient norm before clipping."""
+        assert self._engine.is_gradient_accumulation_boundary()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._unpartitioned_grad_norm()
+        self._engine.step()
+        return norm if norm is not None else float(self._engine.get_global_grad_norm())
+
+    def state_on_main(self, trainable_only: bool) -> dict[str, torch.Tensor]:
+        """Whole parameters by name on rank 0's CPU (elsewhere empty). Under ZeRO-3 they are gathered one at a time, so
+        that no rank ever holds more than one of them besides rank 0's result; naive saving writes empty tensors."""
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if trainable_only and not parameter.requires_grad:
+                continue
+            with self._gathered(parameter):
+                if self.world.is_main:
+                    state[name] = parameter.detach().to("cpu", copy=True)
+        if self.world.is_main and not trainable_only:
+            persistent = set(self.model.state_dict())
+            state |= {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in persistent}
+        return state
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's own resume files, of all ranks, into `folder`; frozen weights are left out."""
+        self._engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=models.is_adapter(self.model)
+        )
+
+    def load(self, folder: Path) -> None:
+        """The counterpart of `save`, at the same world size and ZeRO stage."""
+        loaded, _ = self._engine.load_checkpoint(
+            str(folder.parent), tag=folder.name, load_module_strict=not models.is_adapter(self.model)
+        )
+        assert loaded is not None, folder
+
+    def close(self) -> None:
+        """Free what DeepSpeed hooked into the model."""
+        self._engine.destroy()
+
+    def _gathered(self, parameter: torch.nn.Parameter) -> AbstractContextManager[None]:
+        return deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3)  # type: ignore[no-any-return]
+
+    def _unpartitioned_grad_norm(self) -> float | None:
+        """At stage 0 in fp32 DeepSpeed clips without telling the norm; None where it does tell."""
+        if self._stage != 0 or self._engine.bfloat16_enabled():
+            return None
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "zero_optimization": config.zero,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "gradient_clipping": config.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+def _parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, vectors (biases, norms) are not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _one_line(fault: Exception) -> str:
+    return "; ".join(line.strip() for line in str(fault).splitlines() if line.strip() and "http" not in line)

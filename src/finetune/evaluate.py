@@ -1,0 +1,77 @@
+"""Held-out loss of a corpus, over all and by source and written standard."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.data import PADDING, PackedData
+from finetune.distributed import World
+from finetune.loss import IGNORE, token_losses
+
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class HeldOut:
+    """Mean loss in nats a token, and the tokens it was measured on, over all and by group.
+
+    Attributes:
+        unigram_loss: what the training split's token frequencies alone would score on the same documents.
+    """
+
+    loss: float
+    tokens: int
+    by_source: dict[str, float] = field(default_factory=dict)
+    by_language: dict[str, float] = field(default_factory=dict)
+    unigram_loss: float | None = None
+
+    def as_metrics(self) -> dict[str, float]:
+        return {
+            "validation/loss": self.loss,
+            **{f"validation/loss/source/{name}": loss for name, loss in self.by_source.items()},
+            **{f"validation/loss/language/{name}": loss for name, loss in self.by_language.items()},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def held_out_loss(logits: Logits, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World) -> HeldOut | None:
+    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty."""
+    if not data.num_packs:
+        return None
+    groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
+    group_of_document = np.asarray([groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)])
+    sums = torch.zeros(len(groups), 2, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in data.once(micro_batch_size):
+            on_device = batch.to(world.device)
+            losses = token_losses(logits(on_device.input_ids, on_device.position_ids), on_device.labels).double().cpu()
+            counted = (batch.labels != IGNORE) & torch.from_numpy(batch.documents != PADDING)
+            group = torch.from_numpy(group_of_document[batch.documents[counted.numpy()]])
+            sums[:, 0].index_add_(0, group, losses[counted])
+            sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
+    sums = world.sum(sums.to(world.device)).cpu()
+    by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+    by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+    for (source, language), pair in zip(groups, sums, strict=True):
+        by_source[source] += pair
+        by_language[language] += pair
+    total = sums.sum(0)
+    return HeldOut(
+        loss=_mean(total),
+        tokens=int(total[1]),
+        by_source={name: _mean(pair) for name, pair in sorted(by_source.items()) if pair[1]},
+        by_language={name: _mean(pair) for name, pair in sorted(by_language.items()) if pair[1]},
+        unigram_loss=unigram_loss,
+    )
+
+
+def _mean(pair: torch.Tensor) -> float:
+    return float(pair[0] / pair[1])

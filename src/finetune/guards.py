@@ -1,0 +1,74 @@
+"""The checks that catch silent failure. Each raises GuardError with what is wrong and what to do; each has its planted fault
+in tests/test_guards.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class GuardError(ValueError):
+    """A run that would look fine and is not."""
+
+
+def check_isolation(logits: Logits, vocab_size: int, tolerance: float = 1e-3) -> None:
+    """Scramble one document of a pack: its neighbour's logits must not move.
+
+    Run on the real model, precision and attention implementation before the first step, with three documents in a pack of
+    48 tokens. Masked attention leaves the neighbours' numbers as they are up to rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (2, 48), generator=generator)
+    ids[1] = ids[0]
+    ids[1, :16] = torch.randint(vocab_size, (16,), generator=generator)
+    positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)]).expand(2, -1)
+    with torch.no_grad():
+        out = logits(ids, positions)[:, 16:].float()
+    moved = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-6))
+    if not moved <= tolerance:
+        raise GuardError(
+            f"documents in a pack see each other (scrambling one moves its neighbours' logits by {moved:.1e} of their size): "
+            f"this architecture does not isolate packed documents with this attention; choose another model.attention"
+        )
+
+
+def check_step(loss: float, grad_norm: float, step: int) -> None:
+    """A loss or gradient that is not a number ruins the weights: stop while the last checkpoint is good."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise GuardError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: the last checkpoint is from before; lower lr, or look at this step's data"
+        )
+
+
+def check_targets(counted: int, planned: int, step: int) -> None:
+    """The tokens that the ranks trained on are those that the loss was divided by, and there are some."""
+    if planned == 0:
+        raise GuardError(f"step {step} has no token to learn from: check the corpus' loss mask, or raise global_batch_size")
+    if counted != planned:
+        raise GuardError(f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus")
+
+
+def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[str, torch.Tensor] | None) -> None:
+    """What was written is all there, and, for an adapter, not what training began with.
+
+    Args:
+        expected: whole tensors that were to be saved.
+        at_start: the same tensors before the first step; None skips that comparison.
+    """
+    elements = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            elements += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    wanted = sum(tensor.numel() for tensor in expected.values())
+    if elements < wanted or wanted == 0:
+        raise GuardError(
+            f"{folder} holds {elements} of {wanted} trained numbers: the save lost weights; resume from the last checkpoint and save again"
+        )
+    if at_start is not None and all(torch.equal(tensor, at_start[name]) for name, tensor in expected.items()):
+        raise GuardError(f"{folder} is what training began with: nothing was learned; check lr and that the adapter is on the loss's path")

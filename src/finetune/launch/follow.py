@@ -1,0 +1,107 @@
+"""Following a run from the shell that started it: a progress bar from its spool, MLflow kept up to date, Ctrl-C stops it cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from finetune.run_folder import RunFolder
+from finetune.tracking import sender
+
+POLL_SECONDS = 0.5
+SYNC_SECONDS = 15.0
+ORPHAN_SECONDS = 30.0
+
+
+def follow(run: RunFolder, job: Any) -> None:
+    """Show progress until the job's processes are gone; then fill MLflow.
+
+    The first Ctrl-C asks the ranks to save and stop at the next step; the second ends them.
+    """
+    console = Console(stderr=True)
+    console.print(f"[bold]{run.id}[/bold]  ranks: {len(job._sub_jobs) or 1}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"), console=console, transient=True,
+    )  # fmt: skip
+    controller = psutil.Process(int(job.job_id))
+    watch = _RankWatch(controller, len(job._sub_jobs) or 1)
+    synced = time.monotonic()
+    with bar, _ctrl_c(run, controller, console):
+        task = bar.add_task("starting", total=None, status="")
+        while not job.done():
+            time.sleep(POLL_SECONDS)
+            watch.end_orphans()
+            if last := run.last_metrics():
+                status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
+                bar.update(task, description="training", completed=last["step"], total=int(last["train/num_steps"]), status=status)
+                if time.monotonic() - synced > SYNC_SECONDS:
+                    _sync(run, console)
+                    synced = time.monotonic()
+    _sync(run, console)
+
+
+def _sync(run: RunFolder, console: Console) -> None:
+    """Tracking never stops a run: what cannot be sent now is in the spool and can be sent later."""
+    try:
+        sender.sync(run)
+    except Exception as fault:
+        console.print(f"MLflow is behind ({type(fault).__name__}: {str(fault).splitlines()[0]}): `finetune sync` catches up")
+
+
+class _RankWatch:
+    """Ends a job of which a rank has died while the others wait for it in a collective."""
+
+    def __init__(self, controller: psutil.Process, num_ranks: int) -> None:
+        self._controller, self._num_ranks = controller, num_ranks
+        self._incomplete_since: float | None = None
+        self._started = False
+
+    def end_orphans(self) -> None:
+        try:
+            alive = len(self._controller.children())
+        except psutil.NoSuchProcess:
+            return
+        self._started = self._started or alive >= self._num_ranks
+        if not self._started or alive in (0, self._num_ranks):
+            self._incomplete_since = None
+        elif self._incomplete_since is None:
+            self._incomplete_since = time.monotonic()
+        elif time.monotonic() - self._incomplete_since > ORPHAN_SECONDS:
+            _end(self._controller)
+
+
+def _end(controller: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (*controller.children(recursive=True), controller):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextlib.contextmanager
+def _ctrl_c(run: RunFolder, controller: psutil.Process, console: Console) -> Iterator[None]:
+    def handle(number: int, frame: Any) -> None:
+        if run.stop_file.exists():
+            _end(controller)
+        else:
+            run.stop_file.touch()
+            console.print(f"stopping after this step, with a checkpoint (again: at once); `finetune resume {run.id}` goes on", soft_wrap=True)
+
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def _short(path: os.PathLike[str]) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

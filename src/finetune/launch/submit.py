@@ -1,0 +1,121 @@
+"""`submit(points)` is the one way a run starts: a plain run passes one point, a sweep all of them.
+
+Each point is frozen in its run folder, then started with submitit. submitit allocates, writes logs and starts one process a
+rank; what the job does is read from the run folder alone (job.py), so editing a recipe afterwards changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from finetune import base
+from finetune import config as configuration
+from finetune.config import TrainConfig
+from finetune.launch import job
+from finetune.launch.follow import follow
+from finetune.run_folder import RunFolder
+
+PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit", "numpy")
+
+
+def submit(points: list[TrainConfig]) -> list[RunFolder]:
+    """Validate every point, freeze each in a run folder, and run them in turn; a detached run is started and left.
+
+    Raises:
+        ValueError, FileNotFoundError: a point is wrong; nothing was started then.
+    """
+    frozen = [point.frozen() for point in points]
+    for point in _one_of_each_input(frozen):
+        base.check_inputs(point)
+    runs = [_freeze(point) for point in frozen]
+    for run in runs:
+        start(run)
+    return runs
+
+
+def resume(run: RunFolder) -> None:
+    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint.
+
+    Raises:
+        ValueError: the run is running, or has ended well.
+    """
+    state = run.state()
+    if state == "running":
+        raise ValueError(f"run {run.id} is in use: it is still running (`finetune status {run.id}`)")
+    if state == "completed":
+        raise ValueError(f"run {run.id} is completed: start a new one from it with model=run:{run.id}")
+    base.check_inputs(run.config())
+    start(run)
+
+
+def start(run: RunFolder) -> None:
+    """Start one run and, unless it is detached, follow it to its end."""
+    config = run.config()
+    run.begin_attempt()
+    executor = submitit.LocalExecutor(folder=run.jobs)
+    executor.update_parameters(
+        tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
+    )
+    with _deaf_children():
+        submitted = executor.submit(job.run_job, str(run.path))
+    if not config.detach:
+        follow(run, submitted)
+
+
+def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
+    """Points of a sweep mostly share corpus and base: checksums are computed once."""
+    return list({(p.corpus, p.model.path, *p.include_sources, "-", *p.exclude_sources): p for p in points}.values())
+
+
+def _freeze(config: TrainConfig) -> RunFolder:
+    run_id = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    run = RunFolder(Path(config.runs_dir) / run_id)
+    run.path.mkdir(parents=True)
+    run.write_json("provenance.json", _provenance())
+    configuration.save(config, run.config_file)
+    return run
+
+
+def _provenance() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return {
+        "command": ["finetune", *sys.argv[1:]],
+        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git_revision": git("rev-parse", "HEAD"),
+        "git_diff": git("diff", "HEAD"),
+    }
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C and a closed terminal: both are for the shell that follows them (follow.py).
+
+    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameter for it.
+    """
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    # submitit's local executor hands its environment on; a rank must not take another launcher's for its own
+    inherited = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,117 @@
+"""The model a run trains: the base, from files or from scratch, and PEFT's adapter on it. Also how it is saved and loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_config, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetune import base as base_models
+from finetune.base import Base
+from finetune.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+Model = torch.nn.Module
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
+    """The model to train, on the CPU, the same on every rank.
+
+    Args:
+        tokenizer: the corpus manifest's, for the vocabulary and end of sequence of a model from scratch.
+
+    Raises:
+        ValueError: the base or the adapter config is wrong; one line says what.
+    """
+    torch.manual_seed(config.seed)
+    if config.model.path is None:
+        model = _from_scratch(config, tokenizer)
+    else:
+        base = base_models.resolve(config.model.path, config.runs_dir)
+        model = load(base, DTYPES[config.precision], config.model.attention, config.model.revision)
+        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if tokenizer["vocab_size"] > rows:
+            raise ValueError(f"the corpus' tokenizer has {tokenizer['vocab_size']} tokens, {base.path} embeds {rows}: not its tokenizer")
+    if config.adapter:
+        torch.manual_seed(config.seed)  # the same adapter whatever the base drew
+        model = _with_adapter(model, config.adapter)
+    return model
+
+
+def load(base: Base, dtype: torch.dtype, attention: str, revision: str | None = None) -> Model:
+    """A base model from files, its adapters merged.
+
+    Raises:
+        ValueError: a weight is missing or has another shape, so that part of the model would be random.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        base.path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+    )
+    if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
+        raise ValueError(
+            f"{base.path} lacks {len(wrong)} weights of its architecture, e.g. {sorted(wrong)[0]}: they would be random; get the whole model"
+        )
+    for adapter in base.adapters:
+        logger.info("merging adapter %s into the base", adapter)
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model.train()
+    return model  # type: ignore[no-any-return]
+
+
+def load_for_evaluation(base: Base) -> Model:
+    """A base model, its adapters merged, in float32 and evaluation mode."""
+    model = load(base, torch.float32, "sdpa")
+    model.eval()
+    return model
+
+
+def logits(model: Model, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """Next-token logits of packed documents: [packs, length] -> [packs, length, vocabulary].
+
+    Documents in a pack are told apart by their positions starting at 0 again. transformers masks between them only if it
+    gets no attention mask and no cache; either of them would make packs leak, silently.
+    """
+    output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
+    return output.logits  # type: ignore[no-any-return]
+
+
+def save(model: Model, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write a trained model or adapter as safetensors, for transformers or PEFT to load.
+
+    Args:
+        state: whole tensors by parameter name, gathered from all ranks (see Engine.state_on_main).
+    """
+    if isinstance(model, PeftModel):
+        # save_embedding_layers="auto" would ask the hub whether the vocabulary grew: no network in jobs.
+        model.save_pretrained(str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder), state_dict=dict(state))  # type: ignore[operator]  # it empties the dict it gets
+
+
+def is_adapter(model: Model) -> bool:
+    return isinstance(model, PeftModel)
+
+
+def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
+    settings = {"vocab_size": tokenizer["vocab_size"], "eos_token_id": tokenizer["eos_token_id"], "bos_token_id": None}
+    settings |= config.model.from_scratch
+    try:
+        architecture = AutoConfig.for_model(**settings)
+    except (ValueError, TypeError, KeyError) as fault:
+        raise ValueError(f"model.from_scratch: {fault}") from None
+    model = AutoModelForCausalLM.from_config(architecture, dtype=DTYPES[config.precision], attn_implementation=config.model.attention)
+    model.train()
+    return model  # type: ignore[no-any-return]
+
+
+def _with_adapter(model: Model, settings: dict[str, Any]) -> Model:
+    try:
+        return get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **settings}))  # type: ignore[no-any-return]
+    except (ValueError, TypeError, KeyError) as fault:
+        raise ValueError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None

@@ -1,0 +1,90 @@
+"""Which piece of which document goes in which pack. Pure functions of lengths and seeds: no files, no tensors, no ranks.
+
+Documents are cut into segments of at most `sequence_length` tokens and packed by best fit decreasing (the bin-packing
+heuristic of Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). A segment
+is never cut again, and packed documents never see each other: each starts at position 0, which is what isolates them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEGMENT = np.dtype([("pack", "<i8"), ("document", "<i8"), ("start", "<i8"), ("length", "<i8"), ("supervised", "<i8")])
+
+Segments = NDArray[np.void]
+
+
+def segments_of(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
+    """Cut documents into segments.
+
+    A long document's next segment starts at the last token of the one before: that token is context in both and a target
+    only once, so every token but a document's first is predicted exactly once, whatever the sequence length.
+
+    Args:
+        lengths: [documents] tokens a document. Documents of fewer than 2 tokens have nothing to predict and are left out.
+    """
+    stride = sequence_length - 1
+    count = np.maximum(0, -(-(lengths - 1) // stride))
+    segments = np.zeros(int(count.sum()), dtype=SEGMENT)
+    segments["document"] = np.repeat(np.arange(len(lengths)), count)
+    first = np.repeat(np.cumsum(count) - count, count)
+    segments["start"] = (np.arange(len(segments)) - first) * stride
+    segments["length"] = np.minimum(sequence_length, lengths[segments["document"]] - segments["start"])
+    segments["supervised"] = segments["length"] - 1
+    return segments
+
+
+def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None) -> Segments:
+    """Assign every segment to a pack; returned sorted by pack.
+
+    The number of packs depends on the lengths alone, so it is the same in every epoch. Which segments of equal length share
+    a pack, and the order of the packs, change with (seed, epoch); `epoch=None` keeps the order as it is, for evaluation.
+    """
+    rng = None if epoch is None else np.random.default_rng([seed, epoch])
+    order = np.arange(len(segments)) if rng is None else rng.permutation(len(segments))
+    by_length = order[np.argsort(-segments["length"][order], kind="stable")]
+    packs = np.empty(len(segments), dtype=np.int64)
+    num_packs = 0
+    open_packs: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # by free space
+    free_spaces: list[int] = []  # sorted; the spaces for which open_packs is not empty
+    for index in by_length:
+        length = int(segments["length"][index])
+        position = bisect.bisect_left(free_spaces, length)
+        if position < len(free_spaces):
+            space = free_spaces[position]
+            number = open_packs[space].pop()
+            if not open_packs[space]:
+                free_spaces.pop(position)
+        else:
+            number, space, num_packs = num_packs, sequence_length, num_packs + 1
+        packs[index] = number
+        left = space - length
+        if left >= 2:  # the shortest segment has two tokens
+            if not open_packs[left]:
+                bisect.insort(free_spaces, left)
+            open_packs[left].append(number)
+    if rng is not None:
+        packs = rng.permutation(num_packs)[packs]
+    packed = segments.copy()
+    packed["pack"] = packs
+    return packed[np.argsort(packs, kind="stable")]
+
+
+def count_supervised(segments: Segments, mask_of: Callable[[int], NDArray[np.int8]]) -> Segments:
+    """Replace the number of targets of each segment by what the documents' masks say.
+
+    Args:
+        mask_of: document -> [tokens] 1 where the token is a target. A segment's first token never is one.
+    """
+    counted = segments.copy()
+    document, mask = -1, np.zeros(0, dtype=np.int8)
+    for segment in counted:
+        if segment["document"] != document:
+            document = int(segment["document"])
+            mask = mask_of(document)
+        segment["supervised"] = mask[segment["start"] + 1 : segment["start"] + segment["length"]].sum()
+    return counted

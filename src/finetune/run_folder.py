@@ -1,0 +1,161 @@
+"""A run on disk: where everything of it lies, and what state it is in. Read from files alone, by any process, at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finetune import config as configuration
+from finetune.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<run id>/`:
+
+    config.yaml       the resolved config, frozen at submission     provenance.json   versions, git revision, git diff
+    plan/             the pack plan, one file an epoch              checkpoints/      see checkpoint.py
+    metrics.jsonl     every metric of every step, append-only       summary.json      what came of it, for people
+    model/ | adapter/ the result, as transformers and PEFT load it  jobs/             submitit's files and the ranks' logs
+    """
+
+    path: Path
+
+    @classmethod
+    def find(cls, run_id: str, runs_dir: str | Path) -> RunFolder:
+        """The run with this id (or its folder's path).
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        for path in (Path(runs_dir) / run_id, Path(run_id)):
+            if (path / "config.yaml").is_file():
+                return cls(path.resolve())
+        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}: `finetune status` lists the runs there")
+
+    @classmethod
+    def all(cls, runs_dir: str | Path) -> list[RunFolder]:
+        """Oldest first."""
+        found = [cls(path.parent.resolve()) for path in Path(runs_dir).glob("*/config.yaml")]
+        return sorted(found, key=lambda run: ((run.path / "provenance.json").stat().st_mtime_ns, run.id))
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by rank 0 for as long as the run trains; a new object each time, as a lock object counts its holders."""
+        return FileLock(self.path / ".lock", timeout=0)
+
+    def config(self) -> TrainConfig:
+        return configuration.load(self.config_file)
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, or None while the run has not ended well."""
+        return self.read_json("summary.json")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        return _read_json(self.path / name)
+
+    def write_json(self, name: str, body: dict[str, Any]) -> None:
+        """Atomically."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def begin_attempt(self) -> None:
+        """Forget how the last attempt ended."""
+        for path in (self.stop_file, self.path / "outcome.json", *self.path.glob("failure-rank-*.json")):
+            path.unlink(missing_ok=True)
+
+    def record_failure(self, rank: int, error: str) -> None:
+        self.write_json(f"failure-rank-{rank}.json", {"time": time.time(), "rank": rank, "error": error})
+
+    def failure(self) -> str | None:
+        """Why the run failed: the word of the rank that failed first, as the others only lost their peer."""
+        failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
+        return min(failures, key=lambda body: body["time"])["error"] if failures else None
+
+    def state(self) -> str:
+        """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable)."""
+        if self.is_running():
+            return "running"
+        if outcome := self.read_json("outcome.json"):
+            return str(outcome["state"])
+        if self.failure():
+            return "failed"
+        return "dead" if self.metrics.exists() else "queued"
+
+    def is_running(self) -> bool:
+        try:
+            with self.lock:
+                return False
+        except Timeout:
+            return True
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The newest training step in the spool: its step and its values; empty before the first."""
+        if not self.metrics.exists():
+            return {}
+        with self.metrics.open("rb") as file:
+            file.seek(max(0, self.metrics.stat().st_size - 65536))
+            lines = file.read().splitlines()
+        for line in reversed(lines):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a line still being written
+            if "train/loss" in record["values"]:
+                return {"step": record["step"], **record["values"]}
+        return {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return body

@@ -1,0 +1,136 @@
+"""Fills MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each step is sent once.
+
+A resumed run repeats the steps since its last checkpoint, exactly: those already sent are skipped. Where we stopped reading
+is kept beside the spool; if that note is lost with the process, the same lines are sent again with the same timestamps,
+which MLflow stores once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from finetune.run_folder import RunFolder
+
+RUN_ID_TAG = "finetune.run_id"
+METRICS_PER_BATCH = 1000  # MLflow's limit for one log_batch
+PARAMS_PER_BATCH = 100
+STATUS = {"completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED"}
+
+
+def default_uri(runs_dir: str | Path) -> str:
+    return f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
+
+
+def sync(run: RunFolder) -> None:
+    """Send what the run has said since the last time. One writer at a time a runs folder: SQLite takes no more."""
+    config = run.config()
+    with FileLock(run.path.parent / ".mlflow.lock", timeout=60):
+        client = _client(config.tracking_uri or default_uri(run.path.parent))
+        mlflow_run = _get_or_create(client, run, config.experiment)
+        note = run.path / ".sent.json"
+        sent = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"offset": 0, "last_step": {}}
+        for batch, offset in _batches(run.metrics, sent):
+            client.log_batch(mlflow_run.info.run_id, metrics=batch)
+            sent["offset"] = offset
+            _write_note(note, sent)
+        _finish(client, mlflow_run, run)
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # every byte stays inside the cluster
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
+    experiment = client.get_experiment_by_name(experiment_name)
+    if experiment is None:
+        artifacts = (run.path.parent / "mlartifacts").as_uri()
+        experiment_id = client.create_experiment(experiment_name, artifact_location=artifacts)
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_ID_TAG}` = '{run.id}'", max_results=1)
+    if found:
+        return found[0]
+    from mlflow.entities import Param
+
+    created = client.create_run(experiment_id, run_name=run.id, tags={RUN_ID_TAG: run.id, "finetune.folder": str(run.path)})
+    params = [Param(key, value[:6000]) for key, value in _flatten(run)]
+    for first in range(0, len(params), PARAMS_PER_BATCH):
+        client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
+    client.log_artifact(created.info.run_id, str(run.config_file))
+    return created
+
+
+def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """The run's config as dotted keys."""
+    from dataclasses import asdict
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, str(value)
+
+    return walk("", asdict(run.config()))
+
+
+def _batches(spool: Path, sent: dict[str, Any]) -> Iterator[tuple[list[Any], int]]:
+    """Unsent metrics in batches, each with the offset in the spool after it; updates sent["last_step"]."""
+    from mlflow.entities import Metric
+
+    if not spool.exists():
+        return
+    last_step, batch, offset = sent["last_step"], [], sent["offset"]
+    with spool.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # still being written, or cut off by a kill: read again next time
+            offset += len(line)
+            record = _parse(line)
+            for key, value in record["values"].items():
+                if record["step"] > last_step.get(key, -1):
+                    last_step[key] = record["step"]
+                    batch.append(Metric(key, float(value), record["time_ms"], record["step"]))
+            if len(batch) > METRICS_PER_BATCH - 100:
+                yield batch, offset
+                batch = []
+    if offset > sent["offset"] or batch:
+        yield batch, offset
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A spool line; one that a kill cut short in the middle of the file says nothing."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {"step": 0, "values": {}}
+    return record
+
+
+def _write_note(path: Path, sent: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(sent), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finish(client: Any, mlflow_run: Any, run: RunFolder) -> None:
+    state = run.state()
+    status = STATUS.get(state, "RUNNING")
+    if mlflow_run.info.status != status:
+        client.set_terminated(mlflow_run.info.run_id, status) if status != "RUNNING" else client.update_run(mlflow_run.info.run_id, "RUNNING")
+        if run.summary_file.exists():
+            client.log_artifact(mlflow_run.info.run_id, str(run.summary_file))
