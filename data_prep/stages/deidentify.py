@@ -30,6 +30,7 @@ _KINDS = (
     (40, 65, "synthetic"),
     (40, 80, "synthetic"),
 )
+_RULE_OF_2032 = ("fødselsnummer", "d_number")
 
 
 def settings(config: CorpusConfig) -> dict[str, Any]:
@@ -61,20 +62,21 @@ def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
 def identity_number_kind(digits: str) -> str | None:
     """fødselsnummer, d_number, h_number or synthetic if the eleven digits are a valid number of that kind, else None.
 
-    The check digits follow the rule in force from 2032 (Skatteetaten, "Nytt fødselsnummer fra 2032"): the first weighted sum
-    may leave 0, 1, 2 or 3 modulo 11, of which 0 is the old rule; the second must leave 0. Synthetic numbers add 80 (Tenor),
-    65 or, with a D-number's day, 40 to the month, and belong to nobody; they are masked all the same, as whoever uses them
-    treats them as numbers of persons.
+    Both weighted sums of the digits must leave 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt fødselsnummer fra
+    2032") the first may leave 1, 2 or 3 too in fødselsnummer and D-numbers. Synthetic numbers add 80 (Tenor), 65 or, with a
+    D-number's day, 40 to the month, and belong to nobody; they are masked all the same, as whoever uses them treats them as
+    numbers of persons.
     """
     numbers = [int(d) for d in digits]
-    if sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11 > 3:
-        return None
-    if sum(n * w for n, w in zip(numbers, _WEIGHTS_2, strict=True)) % 11:
+    first = sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11
+    if first > 3 or sum(n * w for n, w in zip(numbers, _WEIGHTS_2, strict=True)) % 11:
         return None
     day, month, year = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
     for day_offset, month_offset, kind in _KINDS:
         # From 2032 the individual number no longer tells the century: a date that exists in either century will do.
-        if any(_is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)):
+        if (first == 0 or kind in _RULE_OF_2032) and any(
+            _is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)
+        ):
             return kind
     return None
 

@@ -39,7 +39,8 @@ def resolve(path: str, runs_dir: str | Path) -> Base:
         if run.model.is_dir():
             return resolve(str(run.model), runs_dir)
         earlier = run.config()
-        assert earlier.model.path is not None  # an adapter needs a base to sit on
+        if earlier.model.path is None:
+            raise ValueError(f"run {run.id} trained an adapter on random weights that nobody kept: start from a run of adapter=none")
         base = resolve(earlier.model.path, earlier.runs_dir)
         return Base(base.path, (*base.adapters, run.adapter))
     folder = Path(path)

@@ -51,8 +51,9 @@ def load(base: Base, dtype: torch.dtype, attention: str, revision: str | None = 
         ValueError: a weight is missing or has another shape, so that part of the model would be random.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        base.path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
-    )
+        base.path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
+    )  # fmt: skip
     if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
         raise ValueError(
             f"{base.path} lacks {len(wrong)} weights of its architecture, e.g. {sorted(wrong)[0]}: they would be random; get the whole model"

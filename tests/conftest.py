@@ -1,0 +1,27 @@
+"""Shared by all tests: tiny corpora with known documents, and a tiny model's config."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.corpora import write_corpus
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards."""
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "laws", num_documents=120, longest=512, seed=1)
+
+
+@pytest.fixture(scope="session")
+def real_corpora() -> Path:
+    """Real Norwegian text beside the checkout, where a developer has it."""
+    folder = Path(__file__).parents[2] / "shared" / "corpora"
+    if not folder.is_dir():
+        pytest.skip("real corpora (../shared/corpora) are not here")
+    return folder

@@ -1,0 +1,67 @@
+"""Corpus folders made by hand: documents whose tokens the tests know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.shards import Manifest, ShardWriter, SourceInfo, tokenizer_digest
+from data_prep.stages.tokenise import SPECIAL_TOKENS
+
+VOCAB_SIZE = 300
+EOS = 1
+
+
+def write_tokenizer(folder: Path, words: int = VOCAB_SIZE - 4) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS.values())}
+    vocabulary |= {f"w{i}": len(SPECIAL_TOKENS) + i for i in range(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_corpus(folder: Path, num_documents: int, longest: int, seed: int, mask_column: str | None = None) -> Path:
+    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be learned."""
+    rng = np.random.default_rng(seed)
+    write_tokenizer(folder / "tokenizer")
+    shards = {}
+    for split, count in (("train", num_documents), ("validation", max(4, num_documents // 10))):
+        writer = ShardWriter(folder, split, mask_column, shard_tokens=4000)
+        lengths = np.clip(np.exp(rng.uniform(np.log(3), np.log(longest), count)).astype(int), 3, longest)
+        lengths[:2] = 3, longest
+        for i, length in enumerate(lengths):
+            start = rng.integers(4, VOCAB_SIZE)
+            noise = rng.integers(4, VOCAB_SIZE, length)
+            pattern = 4 + (start + 7 * np.arange(length)) % (VOCAB_SIZE - 4)
+            input_ids = np.where(rng.random(length) < 0.2, noise, pattern)
+            input_ids[-1] = EOS
+            row = {
+                "id": f"{split}-{i}",
+                "source": ("letters", "laws")[i % 2],
+                "license": "CC0-1.0",
+                "language": ("nob", "nob", "nob", "nno")[i % 4],
+                "group": f"{split}-{i}",
+                "input_ids": input_ids.tolist(),
+            }
+            if mask_column:
+                row[mask_column] = (np.arange(length) >= length // 2).astype(int).tolist()
+            writer.write(row)
+        shards[split] = writer.close()
+    Manifest(
+        name=folder.name,
+        fingerprint="by hand",
+        mask_column=mask_column,
+        unigram_loss=float(np.log(VOCAB_SIZE)),
+        tokenizer={"sha256": tokenizer_digest(folder / "tokenizer"), "vocab_size": VOCAB_SIZE, "eos_token_id": EOS},
+        splits=shards,
+        sources={name: SourceInfo(license="CC0-1.0", attribution="", sha256="by hand") for name in ("letters", "laws")},
+        stages=[],
+    ).write(folder)
+    return folder

@@ -1,0 +1,80 @@
+"""Identity numbers, with python-stdnum as the oracle where it knows the rule."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from stdnum.no import fodselsnummer
+
+from data_prep.stages.deidentify import identity_number_kind, mask
+
+WEIGHTS_1, WEIGHTS_2 = (3, 7, 6, 1, 8, 9, 4, 5, 2), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
+
+
+def with_check_digits(nine: str) -> str | None:
+    """The eleven digits under the old rule, or None where there are none."""
+    first = -sum(int(d) * w for d, w in zip(nine, WEIGHTS_1, strict=True)) % 11
+    if first == 10:
+        return None
+    second = -sum(int(d) * w for d, w in zip(nine + str(first), WEIGHTS_2, strict=True)) % 11
+    return None if second == 10 else f"{nine}{first}{second}"
+
+
+def numbers(day: int, month: int, count: int = 200) -> list[str]:
+    """Valid under the old rule, born 1950-1999: individual numbers 000-499."""
+    rng = random.Random(7)
+    made = (
+        with_check_digits(f"{rng.randint(1, 28) + day:02d}{rng.randint(1, 12) + month:02d}{rng.randint(54, 99)}{rng.randint(0, 499):03d}")
+        for _ in range(count)
+    )
+    return [number for number in made if number]
+
+
+@pytest.mark.parametrize(("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")])
+def test_agrees_with_stdnum_on_what_stdnum_knows(day: int, month: int, kind: str) -> None:
+    for number in numbers(day, month):
+        assert fodselsnummer.is_valid(number)
+        assert identity_number_kind(number) == kind
+
+
+@pytest.mark.parametrize(("day", "month"), [(0, 80), (0, 65), (40, 80), (40, 65)])
+def test_knows_the_synthetic_series(day: int, month: int) -> None:
+    assert all(identity_number_kind(number) == "synthetic" for number in numbers(day, month))
+
+
+def test_a_wrong_digit_in_the_second_check_is_refused() -> None:
+    for number in numbers(0, 0):
+        assert identity_number_kind(f"{number[:10]}{(int(number[10]) + 1) % 10}") is None
+
+
+def test_the_rule_of_2032_accepts_more_first_check_digits() -> None:
+    accepted = 0
+    for number in numbers(0, 0):
+        for first in range(10):
+            ten = f"{number[:9]}{first}"
+            second = -sum(int(d) * w for d, w in zip(ten, WEIGHTS_2, strict=True)) % 11
+            accepted += second < 10 and identity_number_kind(f"{ten}{second}") is not None
+    assert 2.5 < accepted / len(numbers(0, 0)) < 4
+
+
+def test_random_digits_hardly_ever_pass() -> None:
+    rng = random.Random(1)
+    hits = sum(identity_number_kind(f"{rng.randrange(10**11):011d}") is not None for _ in range(200_000))
+    assert hits / 200_000 < 0.005
+
+
+@pytest.mark.parametrize("written", ["{0}{1}", "{0} {1}", "{0}-{1}", "{0}\u00a0{1}", "f.nr.{0}{1}.", "({0} {1})"])
+def test_masks_it_however_it_is_written(written: str) -> None:
+    number = numbers(0, 80)[0]
+    text = f"Søkeren, {written.format(number[:6], number[6:])} bor i Storvika."
+    masked, found = mask(text, "[fødselsnummer]")
+    assert number[6:] not in masked
+    assert "[fødselsnummer]" in masked
+    assert found == {"synthetic": 1}
+
+
+@pytest.mark.parametrize("number", ["10203040506", "1234.56.78903", "999999941", "KID 00{0}", "{0}7"])
+def test_leaves_other_numbers_alone(number: str) -> None:
+    text = f"Ref. {number.format(numbers(0, 80)[0])} gjelder."
+    assert mask(text, "[fødselsnummer]") == (text, {})

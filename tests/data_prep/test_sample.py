@@ -1,0 +1,161 @@
+"""`prepare` on the bundled sample: everything planted that this version catches is caught, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import pipeline
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.shards import Corpus
+from data_prep.stages.deidentify import identity_number_kind
+
+SAMPLE = Path(str(files("data_prep"))) / "sample"
+JSONL = ("letters", "minutes", "guidance")
+
+
+def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
+    sources = {name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0") for name in JSONL}
+    sources["laws"] = SourceConfig(reader="lovdata", path=str(SAMPLE / "laws"), license="NLOD-2.0")
+    sources["consultation_replies"] = SourceConfig(reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0")
+    settings = {"split": SplitConfig(validation_share=0.15, seed=2), "tokenizer": TokenizerConfig(vocab_size=2000), **changes}
+    return PrepareConfig(corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
+    return pipeline.prepare(sample_config(tmp_path_factory.mktemp("corpora")))
+
+
+def raw() -> list[dict[str, str]]:
+    return [json.loads(line) for name in JSONL for line in (SAMPLE / f"{name}.jsonl").read_text().splitlines()]
+
+
+def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, str]]:
+    folder = prepared.folder.with_name(".sample.stages")
+    parts = sorted(folder.glob(f"*-{stage}/part-*.parquet"))
+    return {row["id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+
+
+def drops(prepared: pipeline.Prepared) -> dict[str, str]:
+    folder = prepared.folder.with_name(".sample.stages")
+    return {row["id"]: row["reason"] for file in folder.glob("*/drops.parquet") for row in pq.read_table(file).to_pylist()}
+
+
+def test_the_sample_is_large_varied_and_in_both_standards() -> None:
+    texts = Counter[str]()
+    for record in raw():
+        texts[record["language"]] += len(record["text"])
+    for path in (SAMPLE / "consultation_replies").glob("*.txt"):
+        texts[path.stem.rpartition(".")[2]] += len(path.read_bytes().decode(errors="replace"))
+    assert texts["nob"] + texts["nno"] > 120_000
+    assert 2.5 < texts["nob"] / texts["nno"] < 3.5
+
+
+def test_exact_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
+    expected = {r["id"]: "exact_duplicate" for r in raw() if r["planted"] == "exact_duplicate"}
+    expected |= {r["id"]: f"language_{r['language']}" for r in raw() if r["language"] not in ("nob", "nno")}
+    for path in (SAMPLE / "consultation_replies").glob("*.txt"):
+        language = path.stem.rpartition(".")[2]
+        if language not in ("nob", "nno"):
+            expected[path.stem] = f"language_{language}"
+    expected["svar-05.nob"] = "exact_duplicate"
+    assert drops(prepared) == expected
+
+
+def test_written_standards_are_told_apart(prepared: pipeline.Prepared) -> None:
+    gold = {r["id"]: r["language"] for r in raw()}
+    gold |= {p.stem: p.stem.rpartition(".")[2] for p in (SAMPLE / "consultation_replies").glob("*.txt")}
+    found = text_after(prepared, "language")
+    wrong = [name for name, row in found.items() if name in gold and row["language"] != gold[name]]
+    assert len(wrong) <= len(found) * 0.02, wrong
+
+
+def test_broken_encodings_are_repaired(prepared: pipeline.Prepared) -> None:
+    found = text_after(prepared, "normalise")
+    for record in raw():
+        if record["planted"] == "mojibake":
+            assert "Ã" in record["text"]
+            assert found[record["id"]]["text"] == record["text"].encode("cp1252").decode("utf-8")
+        if record["planted"] == "decomposed":
+            text = found[record["id"]]["text"]
+            assert not set("\u00ad\u00a0\u030a\u0308") & set(text)
+            assert "å" in text
+    assert "æøå" not in found["svar-18.nob"]["text"]
+    assert {"ø", "å"} <= set(found["svar-18.nob"]["text"]), "a Latin-1 file lost its letters"
+    assert not {"\0", "\r", "\f", "\ufeff"} & set(found["svar-27.nno"]["text"])
+
+
+def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prepared) -> None:
+    import re
+
+    before, after = text_after(prepared, "deduplicate"), text_after(prepared, "deidentify")
+    numbers = [
+        n for row in before.values() for n in re.findall(r"(?<!\d)\d{6} ?\d{5}(?!\d)", row["text"]) if identity_number_kind(n.replace(" ", ""))
+    ]
+    assert len(numbers) == 21
+    everything = "\n".join(row["text"] for row in after.values())
+    assert not any(number in everything for number in numbers)
+    assert everything.count("[fødselsnummer]") == 21
+    assert "10203040506" in everything
+    assert "1234.56.78903" in everything
+
+
+def test_a_group_is_on_one_side_and_every_source_and_standard_on_both(prepared: pipeline.Prepared) -> None:
+    sides: dict[str, set[str]] = {}
+    cells: set[tuple[str, str, str]] = set()
+    for row in text_after(prepared, "split").values():
+        sides.setdefault(row["group"], set()).add(row["split"])
+        cells.add((row["source"], row["language"], row["split"]))
+    assert all(len(side) == 1 for side in sides.values())
+    assert len(cells) == 5 * 2 * 2
+
+
+def test_laws_keep_their_structure_and_lose_their_apparatus(prepared: pipeline.Prepared) -> None:
+    laws = {name: row["text"] for name, row in text_after(prepared, "normalise").items() if row["source"] == "laws"}
+    everything = "\n".join(laws.values())
+    assert len(laws) == 12
+    assert everything.count("§ 1.") >= 10
+    assert "Endret ved" not in everything, "a note on amendments is no law text"
+    assert " | " in everything, "the table of fees keeps its columns"
+    amending = laws["LTI/lov/2025-06-20-905"]
+    assert "§ 11 a" in amending, "in an announcement, the new wording is the text"
+
+
+def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) -> None:
+    from datasets import load_dataset
+
+    corpus = Corpus(prepared.folder)
+    corpus.verify()
+    loaded = load_dataset("arrow", data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))], split="train")
+    assert loaded.num_rows == corpus.manifest.documents("train")
+    assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
+    assert all(ids[-1] == corpus.manifest.tokenizer["eos_token_id"] for ids in loaded["input_ids"])
+    assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
+
+
+def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+    before = checksums(prepared.folder)
+    again = pipeline.prepare(sample_config(prepared.folder.parent))
+    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "tokenise"]
+    assert checksums(prepared.folder) == before
+    elsewhere = pipeline.prepare(sample_config(tmp_path))
+    assert checksums(elsewhere.folder) == before
+
+
+def test_a_changed_setting_runs_from_its_stage_on(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+    first = pipeline.prepare(sample_config(tmp_path))
+    changed = pipeline.prepare(sample_config(tmp_path, split=SplitConfig(validation_share=0.5, seed=2)))
+    assert changed.skipped == ["read", "normalise", "language", "deduplicate", "deidentify"]
+    assert changed.manifest.digest != first.manifest.digest
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    from data_prep.shards import sha256_file
+
+    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,59 @@
+"""Training written out plainly: one process, torch alone, one document at a time, nothing packed. What the product must equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.shards import Corpus
+from finetune import model as models
+from finetune.config import TrainConfig
+from finetune.packing import pack, segments_of
+from finetune.schedule import learning_rate
+
+
+def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses by step, and the final trainable parameters."""
+    assert config.max_steps is not None
+    corpus = Corpus(config.corpus)
+    documents = [np.asarray(ids) for ids in corpus.split("train")["input_ids"]]
+    lengths = np.asarray([len(ids) for ids in documents])
+    plans: dict[int, Any] = {}
+    model = models.build(config, corpus.manifest.tokenizer)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [
+        {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps)
+    losses = []
+    for step in range(steps):
+        pieces = []
+        for index in range(step * config.global_batch_size, (step + 1) * config.global_batch_size):
+            for epoch in range(index + 1):
+                if epoch not in plans:
+                    plans[epoch] = pack(segments_of(lengths, config.sequence_length), config.sequence_length, config.seed, epoch)
+                num_packs = plans[epoch]["pack"][-1] + 1
+                if index < num_packs:
+                    break
+                index -= num_packs
+            segments = plans[epoch][plans[epoch]["pack"] == index]
+            pieces += [documents[s["document"]][s["start"] : s["start"] + s["length"]] for s in segments]
+        loss_sum, targets = torch.zeros(()), 0
+        for piece in pieces:
+            ids = torch.from_numpy(piece).long()[None]
+            out = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            loss_sum = loss_sum + torch.nn.functional.cross_entropy(out.float(), ids[0, 1:], reduction="sum")
+            targets += ids.shape[1] - 1
+        optimizer.zero_grad()
+        (loss_sum / targets).backward()
+        torch.nn.utils.clip_grad_norm_(trainable.values(), config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, num_steps=config.max_steps, peak=config.lr, warmup_ratio=config.warmup_ratio, min_lr_ratio=config.min_lr_ratio
+            )
+        optimizer.step()
+        losses.append(float(loss_sum / targets))
+    return losses, {name: p.detach() for name, p in trainable.items()}

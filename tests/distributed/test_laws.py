@@ -1,0 +1,212 @@
+"""Laws of training, on real processes: the same global batches give the same losses and the same weights, however the work is cut.
+
+Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128 (so some are split), with
+accumulation, warm-up and cosine, weight decay, clipping that bites, and unequal numbers of targets a rank; fp32, no dropout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import config as configuration
+from finetune.config import ClusterConfig, ModelConfig, TrainConfig
+from finetune.run_folder import RunFolder
+from tests.distributed import reference, worker
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 24
+# fp32 on other partitions sums in another order; 24 AdamW steps at lr 3e-3 let that grow to a few 1e-6.
+LOSS_TOLERANCE = 2e-5
+WEIGHT_TOLERANCE = 1e-4
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+# threshold 0: by default ZeRO-3 keeps parameters this small whole, and nothing would be tested
+ZERO = {stage: {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})} for stage in range(4)}
+
+
+def law_config(corpus: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "corpus": str(corpus), "model": ModelConfig(from_scratch=LLAMA), "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
+        "sequence_length": 128, "global_batch_size": 8, "micro_batch_size": 1, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
+        "weight_decay": 0.1, "max_grad_norm": 0.2, "seed": 3, "checkpoint_every": 5,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+CASES: dict[str, dict[str, Any]] = {
+    **{f"full-zero{stage}": {"zero": ZERO[stage]} for stage in range(4)},
+    **{f"lora-zero{stage}": {"zero": ZERO[stage], "adapter": LORA} for stage in range(4)},
+    "micro4": {"micro_batch_size": 4},
+}
+FAULTY = {"mean_of_means": {}, "positions_not_reset": {}}
+ONE_RANK = {"full-one-rank": {}, "lora-one-rank": {"adapter": LORA, "zero": ZERO[3]}}
+
+
+def make_run(folder: Path, name: str, config: TrainConfig) -> dict[str, str]:
+    run = RunFolder(folder / "runs" / name)
+    run.path.mkdir(parents=True)
+    configuration.save(config, run.config_file)
+    return {"run": str(run.path)}
+
+
+@pytest.fixture(scope="module")
+def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """All cases, trained: two ranks in one start, one rank in another."""
+    folder = tmp_path_factory.mktemp("laws")
+    two = [make_run(folder, name, law_config(law_corpus, **changes)) for name, changes in CASES.items()]
+    two += [{**make_run(folder, name, law_config(law_corpus)), "fault": name} for name in FAULTY]
+    one_rank = ClusterConfig(ranks_per_node=1)
+    one = [make_run(folder, name, law_config(law_corpus, cluster=one_rank, **changes)) for name, changes in ONE_RANK.items()]
+    worker.join(folder / "two", worker.start(folder / "two", two, 2))
+    worker.join(folder / "one", worker.start(folder / "one", one, 1))
+    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+
+
+def losses(run: RunFolder) -> torch.Tensor:
+    return torch.tensor([value["train/loss"] for value in steps(run)], dtype=torch.float64)
+
+
+def checksums(run: RunFolder) -> list[int]:
+    return [value["data/checksum"] for value in steps(run)]
+
+
+def steps(run: RunFolder) -> list[dict[str, Any]]:
+    """Metrics by step; a resumed run says some steps twice, and its last word counts."""
+    by_step = {}
+    for line in run.metrics.read_text().splitlines():
+        record = json.loads(line)
+        if "train/loss" in record["values"]:
+            by_step[record["step"]] = record["values"]
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    folder = run.model if run.model.is_dir() else run.adapter
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def distance(run: RunFolder, other: RunFolder) -> tuple[float, float]:
+    """Largest difference of a step's loss, and of a weight."""
+    a, b = weights(run), weights(other)
+    assert a.keys() == b.keys()
+    return float((losses(run) - losses(other)).abs().max()), max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def assert_same(run: RunFolder, other: RunFolder) -> None:
+    assert len(steps(run)) == len(steps(other)) == STEPS
+    assert checksums(run) == checksums(other), "other documents went into a step"
+    loss, weight = distance(run, other)
+    assert loss < LOSS_TOLERANCE
+    assert weight < WEIGHT_TOLERANCE
+
+
+def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path) -> None:
+    plan = torch.from_numpy(__import__("numpy").load(runs["full-zero2"].plan / "train-epoch-000.npy")["supervised"].copy())
+    assert (runs["full-zero2"].plan / "train-epoch-001.npy").exists(), "the run ended within its first epoch"
+    assert plan.min() == 2
+    assert plan.max() == 127
+    assert any(values["train/grad_norm"] > 0.2 for values in steps(runs["full-zero2"])), "clipping never bit"
+    assert losses(runs["full-zero2"])[-1] < losses(runs["full-zero2"])[0] - 0.2, "nothing was learned"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
+    assert_same(runs[f"{kind}-zero{stage}"], runs[f"{kind}-zero0"])
+
+
+def test_micro_batches_of_4_are_4_of_1(runs: dict[str, RunFolder]) -> None:
+    assert_same(runs["micro4"], runs["full-zero2"])
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_ranks_are_one_rank(runs: dict[str, RunFolder], kind: str) -> None:
+    assert_same(runs[f"{kind}-one-rank"], runs[f"{kind}-zero2"])
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_packed_is_unpacked_is_plain_torch(runs: dict[str, RunFolder], law_corpus: Path, kind: str) -> None:
+    run = runs[f"{kind}-zero2"]
+    expected_losses, expected_weights = reference.train(run.config(), STEPS)
+    assert (losses(run) - torch.tensor(expected_losses)).abs().max() < LOSS_TOLERANCE
+    names = {name.replace(".default", ""): weight for name, weight in expected_weights.items()}
+    saved = weights(run)
+    assert names.keys() == saved.keys()
+    assert max(float((saved[name] - names[name]).abs().max()) for name in saved) < WEIGHT_TOLERANCE
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_the_laws_notice_a_planted_fault(runs: dict[str, RunFolder], fault: str) -> None:
+    loss, weight = distance(runs[fault], runs["full-zero2"])
+    assert loss > 20 * LOSS_TOLERANCE
+    assert weight > 20 * WEIGHT_TOLERANCE
+
+
+def test_validation_loss_is_that_of_the_saved_model(runs: dict[str, RunFolder], law_corpus: Path) -> None:
+    """Recomputed from the files, document by document, without packing."""
+    from data_prep.shards import Corpus
+    from finetune import base, model
+
+    for name in ("full-zero3", "lora-zero0"):
+        run = runs[name]
+        summary = run.summary()
+        assert summary is not None
+        if name.startswith("full"):
+            trained = model.load_for_evaluation(base.resolve(str(run.model), run.path.parent))
+        else:
+            from peft import PeftModel
+
+            config = dataclasses.replace(run.config(), adapter={})
+            trained = PeftModel.from_pretrained(model.build(config, Corpus(law_corpus).manifest.tokenizer), str(run.adapter)).eval()
+        loss_sum, targets = 0.0, 0
+        for document in Corpus(law_corpus).split("validation")["input_ids"]:
+            for start in range(0, len(document) - 1, 127):
+                ids = torch.tensor([document[start : start + 128]])
+                with torch.no_grad():
+                    out = trained(input_ids=ids).logits[0, :-1]
+                loss_sum += float(torch.nn.functional.cross_entropy(out, ids[0, 1:], reduction="sum"))
+                targets += ids.shape[1] - 1
+        assert summary["after"]["tokens"] == targets
+        assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Runs that were killed, then started again as a user would: a new process on the same folder."""
+    folder = tmp_path_factory.mktemp("resumed")
+    started = []
+    for name, changes in {"killed_at_step": {}, "killed_inside_checkpoint": {"adapter": LORA, "zero": ZERO[3]}}.items():
+        case = make_run(folder, name, law_config(law_corpus, **changes))
+        started.append(case)
+        worker.join(folder / name, worker.start(folder / name, [{**case, "fault": name}], 2), expected=-9)
+        assert not RunFolder(Path(case["run"])).summary_file.exists()
+    again = make_run(folder, "schedule_starts_over", law_config(law_corpus))
+    __import__("shutil").copytree(Path(started[0]["run"]) / "checkpoints", Path(again["run"]) / "checkpoints")
+    cases = [*started, {**again, "fault": "schedule_starts_over"}]
+    worker.join(folder / "resume", worker.start(folder / "resume", cases, 2))
+    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+
+
+def test_killed_at_a_random_step_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
+    assert_same(resumed["killed_at_step"], runs["full-zero2"])
+
+
+def test_killed_inside_a_checkpoint_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
+    assert_same(resumed["killed_inside_checkpoint"], runs["lora-zero3"])
+
+
+def test_the_resume_law_notices_a_schedule_that_starts_over(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
+    a, b = weights(resumed["schedule_starts_over"]), weights(runs["full-zero2"])
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) > 20 * WEIGHT_TOLERANCE

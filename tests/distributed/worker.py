@@ -1,0 +1,169 @@
+"""What the distributed tests run in real worker processes: training cases, one after another in one process group.
+
+Starting torch and DeepSpeed takes longer than a tiny run, so the cases of a world size share one start. Each case is an
+ordinary run folder given to `finetune.train.train`; the run's own files are the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks; `cases`: {"config": …, "fault": name in FAULTS or absent}. Give the result to `join`."""
+    folder.mkdir(parents=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    ranks = []
+    for rank in range(world_size):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(REPOSITORY),
+        }  # fmt: skip
+        with (folder / f"rank-{rank}.log").open("wb") as log:
+            command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
+            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY))
+    return ranks
+
+
+def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0) -> None:
+    codes = [rank.wait(timeout=500) for rank in ranks]
+    tail = (folder / "rank-0.log").read_text(errors="replace")[-3000:]
+    assert all(code == expected for code in codes), f"ranks ended with {codes}\n{tail}"
+
+
+def main(folder: Path) -> None:
+    import torch.distributed as dist
+
+    from finetune.distributed import World
+    from finetune.engine import init_distributed
+    from finetune.run_folder import RunFolder
+    from finetune.train import train
+
+    world = World()
+    init_distributed(world, f"file://{folder}/rendezvous")
+    for case in json.loads((folder / "cases.json").read_text()):
+        run = RunFolder(Path(case["run"]))
+        undo = FAULTS[case["fault"]]() if case.get("fault") else (lambda: None)
+        try:
+            state = train(run.config(), run, world)
+        finally:
+            undo()
+        if world.is_main:
+            run.write_json("outcome.json", {"state": state})
+    world.barrier()
+    dist.destroy_process_group()
+
+
+# --- planted faults: each breaks what one law is about, and the law must notice ---------------------------------------
+
+
+def mean_of_means() -> Any:
+    """The loss normalised by each micro-batch's own tokens instead of the global step's."""
+    import finetune.train as module
+
+    honest = module.train_step
+
+    def broken(run: Any, data: Any, lr: float) -> Any:
+        from finetune.loss import IGNORE
+
+        micro_batches = list(data.micro_batches)
+        counts = iter([int((batch.labels != IGNORE).sum()) for batch in micro_batches])
+        data.micro_batches = iter(micro_batches)
+        original = module.normalised
+        steps = run.config.gradient_accumulation_steps
+        module.normalised = lambda loss_sum, _global_tokens, _world: loss_sum / max(1, next(counts)) / steps
+        try:
+            return honest(run, data, lr)
+        finally:
+            module.normalised = original
+
+    module.train_step = broken
+    return lambda: setattr(module, "train_step", honest)
+
+
+def positions_not_reset() -> Any:
+    """Packed documents numbered through, as a plain concatenation would be: they see each other."""
+    import torch
+
+    import finetune.data as module
+
+    honest = module.PackedData._micro_batch
+
+    def broken(self: Any, packs: Any) -> Any:
+        batch = honest(self, packs)
+        batch.position_ids = torch.arange(batch.position_ids.shape[1]).expand_as(batch.position_ids).contiguous()
+        return batch
+
+    module.PackedData._micro_batch = broken
+    return lambda: setattr(module.PackedData, "_micro_batch", honest)
+
+
+def schedule_starts_over() -> Any:
+    """A resumed run that begins its learning-rate schedule again."""
+    import finetune.train as module
+
+    honest, first = module.learning_rate, []
+
+    def broken(step: int, **settings: Any) -> float:
+        first.append(step)
+        return honest(step - first[0], **settings)
+
+    module.learning_rate = broken
+    return lambda: setattr(module, "learning_rate", honest)
+
+
+def killed_inside_checkpoint() -> Any:
+    """Every rank dies by SIGKILL inside the second checkpoint's write: its files are there, its name is not."""
+    import finetune.checkpoint as module
+
+    honest, calls = module.Checkpoints.save, []
+
+    def broken(self: Any, engine: Any, step: int) -> float:
+        calls.append(step)
+        if len(calls) == 2:
+            engine.save(self.folder / f".step-{step:08d}.tmp" / "engine")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(self, engine, step)
+
+    module.Checkpoints.save = broken
+    return lambda: setattr(module.Checkpoints, "save", honest)
+
+
+def killed_at_step() -> Any:
+    """Every rank dies by SIGKILL before the update of a step drawn from the run's folder name, the same on every rank."""
+    import zlib
+
+    import finetune.train as module
+
+    honest = module.train_step
+
+    def broken(run: Any, data: Any, lr: float) -> Any:
+        broken.calls += 1  # type: ignore[attr-defined]
+        if broken.calls == 7 + zlib.crc32(str(run.folder.path).encode()) % 13:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(run, data, lr)
+
+    broken.calls = 0  # type: ignore[attr-defined]
+    module.train_step = broken
+    return lambda: setattr(module, "train_step", honest)
+
+
+FAULTS = {f.__name__: f for f in (mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step)}
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

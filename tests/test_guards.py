@@ -1,0 +1,95 @@
+"""Each guard with its planted fault, and its silence on what is healthy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune import base, guards, model
+from finetune.config import ModelConfig, TrainConfig
+from tests.corpora import EOS, VOCAB_SIZE
+from tests.distributed.test_laws import LLAMA, LORA
+
+TOKENIZER = {"vocab_size": VOCAB_SIZE, "eos_token_id": EOS}
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 8},
+    "olmo2": {**LLAMA, "model_type": "olmo2"},
+    "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": None},
+}
+
+
+def tiny(architecture: str = "llama", **changes: object) -> torch.nn.Module:
+    config = TrainConfig(corpus="none", model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
+    return model.build(config, TOKENIZER)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_isolation_holds_on_healthy_models(architecture: str, precision: str) -> None:
+    healthy = tiny(architecture, precision=precision)
+    guards.check_isolation(lambda ids, positions: model.logits(healthy, ids, positions), VOCAB_SIZE)
+
+
+def test_isolation_catches_an_attention_mask_of_ones() -> None:
+    """The usual leak: a mask of ones switches transformers' own separation off, silently."""
+    leaky = tiny()
+    with pytest.raises(guards.GuardError, match="see each other"):
+        guards.check_isolation(
+            lambda ids, positions: leaky(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False).logits, VOCAB_SIZE
+        )
+
+
+def test_isolation_catches_a_cache() -> None:
+    leaky = tiny()
+    with pytest.raises(guards.GuardError, match="see each other"):
+        guards.check_isolation(lambda ids, positions: leaky(ids, position_ids=positions, use_cache=True).logits, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_a_step_that_is_no_number_stops_the_run(loss: float, norm: float) -> None:
+    with pytest.raises(guards.GuardError, match="step 7"):
+        guards.check_step(loss, norm, 7)
+    guards.check_step(3.0, 0.0, 7)
+
+
+def test_targets_must_be_there_and_be_those_of_the_plan() -> None:
+    with pytest.raises(guards.GuardError, match="no token to learn from"):
+        guards.check_targets(0, 0, 1)
+    with pytest.raises(guards.GuardError, match="the plan 11"):
+        guards.check_targets(10, 11, 1)
+    guards.check_targets(10, 10, 1)
+
+
+def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
+    """What ZeRO-3 leaves when parameters are not gathered: files with tensors of no elements."""
+    state = {name: p.detach().clone() for name, p in tiny(adapter=LORA).named_parameters() if p.requires_grad}
+    save_file({name: torch.zeros(0) for name in state}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(guards.GuardError, match=f"holds 0 of {sum(t.numel() for t in state.values())}"):
+        guards.check_saved(tmp_path, state, None)
+
+
+def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    adapted = tiny(adapter=LORA)
+    state = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
+    model.save(adapted, state, tmp_path)
+    with pytest.raises(guards.GuardError, match="nothing was learned"):
+        guards.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
+    before = {name: t.clone() for name, t in state.items()}
+    before[next(iter(before))] += 1
+    guards.check_saved(tmp_path, state, before)
+
+
+def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
+    whole = tiny()
+    model.save(whole, dict(whole.named_parameters()), tmp_path)
+    model.load(base.resolve(str(tmp_path), tmp_path), torch.float32, "sdpa")
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = "model.layers.1.mlp.up_proj.weight"
+    for broken in ({k: v for k, v in weights.items() if k != lost}, {**weights, lost: weights[lost][:-1].clone()}):
+        save_file(broken, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="up_proj"):
+            model.load(base.resolve(str(tmp_path), tmp_path), torch.float32, "sdpa")
