@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import base, guards, model
-from finetune.config import ModelConfig, TrainConfig
+from finetune.config import DataConfig, ModelConfig, TrainConfig
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.distributed.test_laws import LLAMA, LORA
 
@@ -23,7 +23,7 @@ ARCHITECTURES = {
 
 
 def tiny(architecture: str = "llama", **changes: object) -> torch.nn.Module:
-    config = TrainConfig(corpus="none", model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
+    config = TrainConfig(data=DataConfig(corpus="none"), model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
     return model.build(config, TOKENIZER)
 
 

@@ -67,7 +67,7 @@ def check_inputs(config: TrainConfig) -> None:
     base = resolve(config.model.path, config.runs_dir)
     if base.folder and tokenizer_digest(base.folder) != corpus.manifest.tokenizer["sha256"]:
         raise ValueError(
-            f"the tokenizer of {base.path} is not the one corpus {config.corpus} was tokenised with: "
+            f"the tokenizer of {base.path} is not the one corpus {config.data.corpus} was tokenised with: "
             f"run `finetune prepare` with corpus.tokenizer.path={base.path}"
         )
 
@@ -78,13 +78,13 @@ def open_corpus(config: TrainConfig) -> Corpus:
     Raises:
         FileNotFoundError, ValueError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
     """
-    corpus = Corpus(config.corpus_folder)
+    corpus = Corpus(config.data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
-        if unknown := set(getattr(config, key)) - set(sources):
-            raise ValueError(f"{key} names {', '.join(sorted(unknown))}: corpus {config.corpus} has {', '.join(sources)}")
+        if unknown := set(getattr(config.data, key)) - set(sources):
+            raise ValueError(f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}")
     if not training_sources(config, corpus):
-        raise ValueError("include_sources and exclude_sources leave no source to train on: drop one of them")
+        raise ValueError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
     return corpus
 
 
@@ -92,5 +92,5 @@ def training_sources(config: TrainConfig, corpus: Corpus) -> list[str]:
     return [
         name
         for name in corpus.manifest.sources
-        if (not config.include_sources or name in config.include_sources) and name not in config.exclude_sources
+        if (not config.data.include_sources or name in config.data.include_sources) and name not in config.data.exclude_sources
     ]

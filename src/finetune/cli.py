@@ -65,7 +65,7 @@ def train(arguments: list[str]) -> int:
     if _wants_help(arguments):
         print(_train_help(), end="")
         return 0
-    return _hydra("train", [rewritten for argument in arguments for rewritten in _expand_model(argument)], _train)
+    return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
 
 def resume(arguments: list[str]) -> int:
@@ -212,7 +212,10 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     store.store(name="prepare_schema", node=PrepareConfig)
     OmegaConf.register_new_resolver("package_dir", _package_dir, replace=True)
     sys.argv = [f"finetune {config_name}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name=config_name)(task)()
+    composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
+    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name=config_name)(composed.append)()
+    for node in composed:
+        task(node)
     return 0
 
 
@@ -228,9 +231,12 @@ def _package_dir(name: str) -> str:
     return str(Path(file).parent)
 
 
-def _expand_model(argument: str) -> list[str]:
-    """model=run:<id> and model=<folder or hub id> -> model=pretrained with that path; names in conf/model stay as they are."""
+def _expand(argument: str) -> list[str]:
+    """What `train` takes shorter than Hydra would: model=run:<id>, model=<folder or hub id> (names in conf/model stay as they
+    are), and corpus=<name or folder>, which Hydra would take for a file of conf/corpus."""
     key, _, value = argument.partition("=")
+    if key == "corpus":
+        return [f"data.corpus={value}"]
     if key == "model" and value and ("/" in value or value.startswith("run:") or Path(value).is_dir()):
         return ["model=pretrained", f"model.path={value}"]
     return [argument]
@@ -262,13 +268,18 @@ def _words(fault: Exception) -> str:
     cause = fault.__cause__ if isinstance(fault.__cause__, OmegaConfBaseException) else fault
     if isinstance(cause, OmegaConfBaseException):
         text = describe(cause)
-        if "not in" in text or "missing mandatory value" in text:
-            text += " (`finetune train --help` lists the keys)"
-        return text
+        if "is not in struct" in text:
+            return f"{text}: write +{cause.full_key}=… if it is meant"
+        if "missing mandatory value" in text:
+            return f"{cause.full_key} is missing: give {cause.full_key}=…"
+        return f"{text} (`finetune VERB --help` lists the keys)" if "not in" in text else text
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Ambiguous value"):
+    text = " ".join(lines).partition(" Config search path:")[0] or type(fault).__name__
+    if text.startswith("Ambiguous value"):
         return f"{lines[0]}: add -m to sweep over the values, or write [a,b] for one list"
-    return " ".join(lines) or type(fault).__name__
+    if type(fault).__name__ == "OverrideParseException":
+        return f"cannot read '{getattr(fault, 'override', text)}': write settings as key=value"
+    return text
 
 
 def _fail(message: str) -> None:
@@ -313,8 +324,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not Path(path).is_dir() or (Path(path) / "outcome.json").exists() or (Path(options.runs_dir) / path).is_dir():
         run = RunFolder.find(path, options.runs_dir)
         path = f"{base_models.RUN_PREFIX}{run.path}"
-        corpus_name = corpus_name or run.config().corpus
-        length = options.sequence_length or run.config().sequence_length
+        corpus_name = corpus_name or run.config().data.corpus
+        length = options.sequence_length or run.config().data.sequence_length
     if corpus_name is None:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
     folder = Path(corpus_name) if (Path(corpus_name) / "manifest.json").is_file() else Path(options.corpora_dir) / corpus_name

@@ -41,6 +41,26 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
+class DataConfig:
+    """What a run trains on."""
+
+    corpus: str = setting("???", "a prepared corpus: its name under corpora_dir, or its folder (corpus=NAME is short for it)")
+    corpora_dir: str = setting("corpora", "where prepared corpora lie")
+    include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
+    exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
+    sequence_length: int = setting(512, "tokens a pack; longer documents are split")
+
+    def __post_init__(self) -> None:
+        _at_least("data.sequence_length", self.sequence_length, 2)
+
+    @property
+    def corpus_folder(self) -> Path:
+        """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
+        folder = Path(self.corpus)
+        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where ranks run."""
 
@@ -63,17 +83,12 @@ class TrainConfig:
     """One training run."""
 
     name: str = setting("run", "first part of the run id")
-    corpus: str = setting("???", "a prepared corpus: its name under corpora_dir, or its folder")
-    corpora_dir: str = setting("corpora", "where prepared corpora lie")
     runs_dir: str = setting("runs", "where run folders and the MLflow database lie")
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: dict[str, Any] = setting({}, "PEFT's own config with its peft_type; empty: full fine-tuning")
     zero: dict[str, Any] = setting({"stage": 0}, "DeepSpeed's zero_optimization, in its own keys")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-    include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
-    exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
-    sequence_length: int = setting(512, "tokens a pack; longer documents are split")
+    data: DataConfig = field(default_factory=DataConfig)
 
     global_batch_size: int = setting(8, "packs an optimizer step, over all ranks")
     micro_batch_size: int = setting(4, "packs a forward pass on one rank")
@@ -101,8 +116,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.model.check()
-        for name in ("sequence_length", "global_batch_size", "micro_batch_size", "keep_checkpoints"):
-            _at_least(name, getattr(self, name), 2 if name == "sequence_length" else 1)
+        for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
+            _at_least(name, getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed"):
             _at_least(name, getattr(self, name), 0)
         if self.max_steps is not None:
@@ -133,21 +148,15 @@ class TrainConfig:
     def gradient_accumulation_steps(self) -> int:
         return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
 
-    @property
-    def corpus_folder(self) -> Path:
-        """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
-        folder = Path(self.corpus)
-        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
-
     def frozen(self) -> TrainConfig:
         """A copy that means the same from any working directory."""
         model = self.model
         if model.path and not model.path.startswith("run:") and Path(model.path).is_dir():
             model = dataclasses.replace(model, path=str(Path(model.path).resolve()))
-        return dataclasses.replace(
-            self, corpus=str(self.corpus_folder.resolve()), corpora_dir=str(Path(self.corpora_dir).resolve()),
-            runs_dir=str(Path(self.runs_dir).resolve()), model=model,
-        )  # fmt: skip
+        data = dataclasses.replace(
+            self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
+        )
+        return dataclasses.replace(self, data=data, model=model, runs_dir=str(Path(self.runs_dir).resolve()))
 
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:

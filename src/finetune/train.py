@@ -72,7 +72,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     """
     corpus = base.open_corpus(config)
     sources = base.training_sources(config, corpus)
-    packing: dict[str, Any] = {"sequence_length": config.sequence_length, "plan_folder": folder.plan, "world": world}
+    packing: dict[str, Any] = {"sequence_length": config.data.sequence_length, "plan_folder": folder.plan, "world": world}
     data = PackedData(corpus, "train", sources=sources, shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
@@ -186,7 +186,7 @@ def save_result(run: Run, at_start: dict[str, torch.Tensor] | None) -> None:
         temporary = final.with_name(f".{final.name}.tmp")
         model.save(trained, state, temporary)
         guards.check_saved(temporary, state, at_start)
-        shutil.copytree(run.config.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
+        shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
     run.world.barrier()

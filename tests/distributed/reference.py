@@ -17,7 +17,7 @@ from finetune.schedule import learning_rate
 def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses by step, and the final trainable parameters."""
     assert config.max_steps is not None
-    corpus = Corpus(config.corpus)
+    corpus = Corpus(config.data.corpus)
     documents = [np.asarray(ids) for ids in corpus.split("train")["input_ids"]]
     lengths = np.asarray([len(ids) for ids in documents])
     plans: dict[int, Any] = {}
@@ -34,7 +34,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         for index in range(step * config.global_batch_size, (step + 1) * config.global_batch_size):
             for epoch in range(index + 1):
                 if epoch not in plans:
-                    plans[epoch] = pack(segments_of(lengths, config.sequence_length), config.sequence_length, config.seed, epoch)
+                    plans[epoch] = pack(segments_of(lengths, config.data.sequence_length), config.data.sequence_length, config.seed, epoch)
                 num_packs = plans[epoch]["pack"][-1] + 1
                 if index < num_packs:
                     break

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config as configuration
-from finetune.config import ClusterConfig, ModelConfig, TrainConfig
+from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from tests.distributed import reference, worker
 
@@ -38,8 +38,8 @@ ZERO = {stage: {"stage": stage, **({"stage3_param_persistence_threshold": 0} if 
 
 def law_config(corpus: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
-        "corpus": str(corpus), "model": ModelConfig(from_scratch=LLAMA), "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
-        "sequence_length": 128, "global_batch_size": 8, "micro_batch_size": 1, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
+        "data": DataConfig(corpus=str(corpus), sequence_length=128), "model": ModelConfig(from_scratch=LLAMA), "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
+        "global_batch_size": 8, "micro_batch_size": 1, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
         "weight_decay": 0.1, "max_grad_norm": 0.2, "seed": 3, "checkpoint_every": 5,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})

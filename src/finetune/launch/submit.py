@@ -76,7 +76,7 @@ def start(run: RunFolder) -> None:
 
 def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
     """Points of a sweep mostly share corpus and base: checksums are computed once."""
-    return list({(p.corpus, p.model.path, *p.include_sources, "-", *p.exclude_sources): p for p in points}.values())
+    return list({(p.data.corpus, p.model.path, *p.data.include_sources, "-", *p.data.exclude_sources): p for p in points}.values())
 
 
 def _freeze(config: TrainConfig) -> RunFolder:
