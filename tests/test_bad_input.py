@@ -1,0 +1,195 @@
+"""A user's mistake gives one clear line, a non-zero exit, and loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune import cli
+from finetune.run_folder import RunFolder
+from tests.corpora import write_corpus, write_tokenizer
+
+MODEL = "model=llama_tiny"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpora" / "mine", num_documents=8, longest=20, seed=0)
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; its one line. No run folder may be left, and no corpus half made."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert ended.value.code == 2
+        assert out == ""
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, err
+        assert "Traceback" not in err
+        assert not list((tmp_path / "runs").glob("*/config.yaml"))
+        assert not list((tmp_path / "corpora").glob(".*.tmp"))
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([MODEL, "corpus=mine", "lrr=1"], ["lrr", "--help"]),
+        ([MODEL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
+        ([MODEL, "corpus=mine", "lr=fast"], ["lr:", "fast", "Float"]),
+        ([MODEL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
+        ([MODEL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
+        ([MODEL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0 stage1 stage2 stage3"]),
+        ([MODEL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
+        ([MODEL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
+        ([MODEL, "corpus=mine", "adapter.peft_type=null", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
+        ([MODEL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
+        ([MODEL, "corpus=mine", "name=../x"], ["name is '../x'"]),
+        ([MODEL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
+        ([MODEL], ["data.corpus is missing"]),
+        (["corpus=mine"], ["model.path", "run:"]),
+        (["corpus=mine", "model=run:none"], ["no run 'none'", "finetune status"]),
+        (["corpus=mine", "model=/none/such"], ["/none/such does not exist"]),
+        (["recipe=none"], ["recipe/none", "sample_lora"]),
+    ],
+)
+def test_wrong_settings(refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]) -> None:
+    line = refuse("train", *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_a_flipped_bit_in_a_shard(refuse: Callable[..., str], corpus: Path) -> None:
+    shard = corpus / "train" / "shard-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert "shard-00000.arrow is corrupted" in refuse("train", MODEL, "corpus=mine")
+
+
+def test_a_truncated_shard(refuse: Callable[..., str], corpus: Path) -> None:
+    shard = corpus / "train" / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    line = refuse("train", MODEL, "corpus=mine")
+    assert "shard-00000.arrow is" in line
+    assert "the manifest says" in line
+
+
+def test_an_edited_manifest(refuse: Callable[..., str], corpus: Path) -> None:
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest["sources"]["letters"]["license"] = "CC0-2.0"
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    assert "edited after `prepare` wrote it" in refuse("train", MODEL, "corpus=mine")
+
+
+def test_a_tokenizer_that_does_not_match(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_tokenizer(folder, words=77)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    line = refuse("train", "corpus=mine", f"model={folder}")
+    assert "tokenizer" in line
+    assert f"corpus.tokenizer.path={folder}" in line
+
+
+def test_a_model_folder_without_weights(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(corpus / "tokenizer", folder)
+    assert "has no config.json" in refuse("train", "corpus=mine", f"model={folder}")
+    (folder / "config.json").write_text("{}")
+    assert "has no weights (*.safetensors)" in refuse("train", "corpus=mine", f"model={folder}")
+
+
+def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
+    folder = tmp_path / "my" / "corpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.yaml").write_text(json.dumps({"name": "mine", "sources": sources, "tokenizer": {"vocab_size": 400}}))
+    return ["prepare", "corpus=mine", "--config-dir", str(tmp_path / "my")]
+
+
+def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n')
+    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+    assert "is empty: of 1 documents read none is left" in line
+    assert "language_eng 1" in line
+    assert not (tmp_path / "corpora" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
+        ({"reader": "pdf", "path": "/none", "license": "CC0-1.0"}, ["sources.letters.reader is 'pdf'", "lovdata"]),
+        ({"reader": "jsonl", "path": "/none"}, ["corpus.sources.letters.license is missing"]),
+    ],
+)
+def test_wrong_sources(refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]) -> None:
+    line = refuse(*corpus_yaml(tmp_path, letters=source))
+    assert all(word in line for word in words), line
+
+
+def test_broken_records_are_counted_and_the_good_ones_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = [{"id": str(i), "text": f"Kommunen har behandlet søknad nummer {i} og gir tillatelse til tiltaket etter loven."} for i in range(20)]
+    lines = ["not json", "[1, 2]", '{"id": "x"}', '{"text": 5}', *map(json.dumps, good)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+    assert ended.value.code == 0
+    manifest = json.loads((tmp_path / "corpora" / "mine" / "manifest.json").read_text())
+    assert manifest["stages"][0]["dropped"] == {"unreadable_record": 4}
+    assert manifest["stages"][0]["documents_out"] == 20
+
+
+def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "laws.tar.bz2").write_bytes(b"BZh91AY&SY" + b"\0" * 50)
+    line = refuse(*corpus_yaml(tmp_path, laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"}))
+    assert "laws.tar.bz2 is not a readable tar.bz2 archive" in line
+
+
+def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "corpora" / ".mine.stages").mkdir(parents=True)
+    with FileLock(tmp_path / "corpora" / ".mine.stages" / "lock"):
+        line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+    assert "another `finetune prepare` is writing" in line
+
+
+def test_a_run_folder_in_use(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune import config as configuration
+    from finetune.config import DataConfig, ModelConfig, TrainConfig
+
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "runs" / "mine")
+    run.path.mkdir(parents=True)
+    configuration.save(TrainConfig(data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})), run.config_file)
+    with run.lock, pytest.raises(SystemExit) as ended, contextlib.suppress(AssertionError):
+        cli.main(["resume", "mine"])
+    assert ended.value.code == 2
+    assert "run mine is in use" in capsys.readouterr().err
+
+
+def test_a_full_spool_disk_loses_metrics_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from finetune.tracking.spool import Spool
+
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    spool = Spool(full, enabled=True)
+    spool.log(1, {"train/loss": 1.0})
+    assert "metrics of step 1 are lost" in caplog.text

@@ -1,0 +1,72 @@
+"""The command line as a process: quick help, what can be set, and what stands on stdout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FINETUNE = [sys.executable, "-m", "finetune.cli"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FINETUNE, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_help_needs_no_heavy_import() -> None:
+    script = (
+        "import sys\nfrom finetune.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'hydra', 'mlflow', 'deepspeed', 'transformers', 'numpy', 'omegaconf'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resume RUN" in done.stdout
+
+
+def test_submitting_needs_no_torch(tmp_path: Path) -> None:
+    """Login nodes are slow: all checks before a job work without torch."""
+    script = (
+        "import sys\nfrom finetune.cli import main\n"
+        "try: main(['train', 'model=llama_tiny', 'corpus=none'])\nexcept SystemExit: pass\n"
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
+    text = run("train", "--help").stdout
+    for words in ("lr  ", "peak learning rate  [float; 0.0001]", "data.corpus", "required", "stage0, stage1, stage2, stage3", "lora", "sample_base", "-m"):
+        assert words in text
+
+
+def test_every_verb_has_help() -> None:
+    for verb in ("prepare", "train", "resume", "evaluate", "status", "sync", "ui"):
+        done = run(verb, "--help")
+        assert done.returncode == 0, verb
+        assert f"usage: finetune {verb}" in done.stdout
+
+
+def test_status_of_nothing_and_of_an_unknown_run(tmp_path: Path) -> None:
+    assert run("status", cwd=tmp_path).returncode == 0
+    unknown = run("status", "none", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: no run 'none'")
+
+
+def test_the_composed_config_can_be_printed_without_a_run(tmp_path: Path) -> None:
+    done = run("train", "recipe=sample_lora", "model=run:x", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "peft_type: LORA" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_users_recipe_is_found_by_config_dir(tmp_path: Path) -> None:
+    (tmp_path / "my" / "recipe").mkdir(parents=True)
+    (tmp_path / "my" / "recipe" / "mine.yaml").write_text("# @package _global_\nlr: 0.125\n")
+    done = run("train", "recipe=mine", "--config-dir", "my", "--cfg", "job", cwd=tmp_path)
+    assert "lr: 0.125" in done.stdout
+
+
