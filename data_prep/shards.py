@@ -128,7 +128,9 @@ class Manifest:
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
-                raise ValueError(f"format {body.get('format')} version {body.get('format_version')}, not {FORMAT} {FORMAT_VERSION}")
+                raise ValueError(
+                    f"format {body.get('format')} version {body.get('format_version')}, not {FORMAT} {FORMAT_VERSION}"
+                )
             stated = body.pop("digest")
             if stated != _digest(body):
                 raise ValueError("it was edited after `prepare` wrote it")
@@ -172,7 +174,9 @@ class Corpus:
         """
         for shard in self._shards():
             if sha256_file(self.folder / shard.file) != shard.sha256:
-                raise ValueError(f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again")
+                raise ValueError(
+                    f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again"
+                )
         if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer["sha256"]:
             raise ValueError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
 

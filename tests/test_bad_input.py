@@ -119,7 +119,9 @@ def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
 
 
 def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n'
+    )
     line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
     assert "is empty: of 1 documents read none is left" in line
     assert "language_eng 1" in line
@@ -143,7 +145,10 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    good = [{"id": str(i), "text": f"Kommunen har behandlet søknad nummer {i} og gir tillatelse til tiltaket etter loven."} for i in range(20)]
+    good = [
+        {"id": str(i), "text": f"Kommunen har behandlet søknad nummer {i} og gir tillatelse til tiltaket etter loven."}
+        for i in range(20)
+    ]
     lines = ["not json", "[1, 2]", '{"id": "x"}', '{"text": 5}', *map(json.dumps, good)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as ended:
@@ -156,7 +161,9 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
 
 def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "laws.tar.bz2").write_bytes(b"BZh91AY&SY" + b"\0" * 50)
-    line = refuse(*corpus_yaml(tmp_path, laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"}))
+    line = refuse(
+        *corpus_yaml(tmp_path, laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"})
+    )
     assert "laws.tar.bz2 is not a readable tar.bz2 archive" in line
 
 
@@ -166,18 +173,24 @@ def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "corpora" / ".mine.stages").mkdir(parents=True)
     with FileLock(tmp_path / "corpora" / ".mine.stages" / "lock"):
-        line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+        line = refuse(
+            *corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"})
+        )
     assert "another `finetune prepare` is writing" in line
 
 
-def test_a_run_folder_in_use(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_in_use(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from finetune import config as configuration
     from finetune.config import DataConfig, ModelConfig, TrainConfig
 
     monkeypatch.chdir(tmp_path)
     run = RunFolder(tmp_path / "runs" / "mine")
     run.path.mkdir(parents=True)
-    configuration.save(TrainConfig(data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})), run.config_file)
+    configuration.save(
+        TrainConfig(data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})), run.config_file
+    )
     with run.lock, pytest.raises(SystemExit) as ended, contextlib.suppress(AssertionError):
         cli.main(["resume", "mine"])
     assert ended.value.code == 2

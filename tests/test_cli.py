@@ -38,7 +38,16 @@ def test_submitting_needs_no_torch(tmp_path: Path) -> None:
 
 def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
     text = run("train", "--help").stdout
-    for words in ("lr  ", "peak learning rate  [float; 0.0001]", "data.corpus", "required", "stage0, stage1, stage2, stage3", "lora", "sample_base", "-m"):
+    for words in (
+        "lr  ",
+        "peak learning rate  [float; 0.0001]",
+        "data.corpus",
+        "required",
+        "stage0, stage1, stage2, stage3",
+        "lora",
+        "sample_base",
+        "-m",
+    ):
         assert words in text
 
 
@@ -68,5 +77,3 @@ def test_a_users_recipe_is_found_by_config_dir(tmp_path: Path) -> None:
     (tmp_path / "my" / "recipe" / "mine.yaml").write_text("# @package _global_\nlr: 0.125\n")
     done = run("train", "recipe=mine", "--config-dir", "my", "--cfg", "job", cwd=tmp_path)
     assert "lr: 0.125" in done.stdout
-
-

@@ -39,7 +39,10 @@ def test_isolation_catches_an_attention_mask_of_ones() -> None:
     leaky = tiny()
     with pytest.raises(guards.GuardError, match="see each other"):
         guards.check_isolation(
-            lambda ids, positions: leaky(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False).logits, VOCAB_SIZE
+            lambda ids, positions: (
+                leaky(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            ),
+            VOCAB_SIZE,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from finetune.schedule import learning_rate
@@ -14,7 +16,7 @@ def test_warms_up_to_the_peak_and_falls_to_the_minimum() -> None:
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == rates[9] == rates[10] == 2.0
     assert rates[99] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[54] + rates[55] == pytest.approx(2.0 + 0.1, abs=0.02)  # the half cosine is symmetric about its middle
 
 

@@ -25,7 +25,26 @@ LANGUAGES = {"nb": "nob", "no": "nob", "nn": "nno", "se": "sme"}
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
 SKIPPED_TAGS = {"script", "style", "nav"}
-BLOCK_TAGS = {"main", "section", "article", "div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "table", "tr", "footer", "dl"}
+BLOCK_TAGS = {
+    "main",
+    "section",
+    "article",
+    "div",
+    "p",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "ul",
+    "ol",
+    "li",
+    "table",
+    "tr",
+    "footer",
+    "dl",
+}
 
 
 def files(config: SourceConfig) -> list[Path]:
@@ -34,10 +53,7 @@ def files(config: SourceConfig) -> list[Path]:
 
 def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
     for path in files(config):
-        if path.name.endswith(".tar.bz2"):
-            members = _archive_members(path)
-        else:
-            members = iter([(path.stem, path.read_bytes())])
+        members = _archive_members(path) if path.name.endswith(".tar.bz2") else iter([(path.stem, path.read_bytes())])
         for member, raw in members:
             try:
                 yield parse(raw, name, config.license, report)

@@ -35,18 +35,24 @@ def resolve(path: str, runs_dir: str | Path) -> Base:
     if path.startswith(RUN_PREFIX):
         run = RunFolder.find(path.removeprefix(RUN_PREFIX), runs_dir)
         if run.state() != "completed":
-            raise ValueError(f"run {run.id} is {run.state()}, so it has no result to start from: finish it with `finetune resume {run.id}`")
+            raise ValueError(
+                f"run {run.id} is {run.state()}, so it has no result to start from: finish it with `finetune resume {run.id}`"
+            )
         if run.model.is_dir():
             return resolve(str(run.model), runs_dir)
         earlier = run.config()
         if earlier.model.path is None:
-            raise ValueError(f"run {run.id} trained an adapter on random weights that nobody kept: start from a run of adapter=none")
+            raise ValueError(
+                f"run {run.id} trained an adapter on random weights that nobody kept: start from a run of adapter=none"
+            )
         base = resolve(earlier.model.path, earlier.runs_dir)
         return Base(base.path, (*base.adapters, run.adapter))
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
+            raise ValueError(
+                f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote"
+            )
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
     elif folder.is_absolute() or path.startswith("."):
@@ -82,7 +88,9 @@ def open_corpus(config: TrainConfig) -> Corpus:
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
         if unknown := set(getattr(config.data, key)) - set(sources):
-            raise ValueError(f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}")
+            raise ValueError(
+                f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}"
+            )
     if not training_sources(config, corpus):
         raise ValueError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
     return corpus

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, listed in a manifest with checksums, published by one rename. On start the newest that verifies is used.
+"""Checkpoints: written beside, listed with checksums, published by one rename. On start the newest that verifies is used.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
@@ -128,7 +128,18 @@ def ui(arguments: list[str]) -> int:
     _sync(_runs(options))
     uri = default_uri(options.runs_dir)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+    ]
     print(f"MLflow on http://{options.host}:{options.port} (Ctrl-C ends it); after new runs: finetune sync", file=sys.stderr)
     os.execv(sys.executable, command)
 
@@ -175,7 +186,9 @@ def run_points(points: list[TrainConfig]) -> list[float | None]:
     elif failed := _report(runs):
         if len(runs) == 1:
             raise SystemExit(1)
-        raise ValueError(f"{failed} of {len(runs)} runs did not complete: `finetune status` tells why, `finetune resume RUN` goes on")
+        raise ValueError(
+            f"{failed} of {len(runs)} runs did not complete: `finetune status` tells why, `finetune resume RUN` goes on"
+        )
     return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
 
 
@@ -282,7 +295,7 @@ def _words(fault: Exception) -> str:
     return text
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -339,7 +352,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             plan_folder=Path(plan), world=World(rank=0, size=1, local_rank=0),
         )  # fmt: skip
         trained.to(data.world.device)
-        held_out = held_out_loss(lambda ids, positions: models.logits(trained, ids, positions), data, 4, corpus.manifest.unigram_loss, data.world)
+        held_out = held_out_loss(
+            lambda ids, positions: models.logits(trained, ids, positions), data, 4, corpus.manifest.unigram_loss, data.world
+        )
     if held_out is None:
         raise ValueError(f"corpus {folder} has no validation documents: prepare it with split.validation_share above 0")
     _print_held_out({"after": held_out.as_dict()})
@@ -396,7 +411,7 @@ def _print_summary(run: RunFolder) -> None:
     speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
     console.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
     console.print(
-        f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters trained, {summary['steps']} steps, {speed}"
+        f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}"
     )
     _print_held_out(summary)
     result = os.path.relpath(summary["result"])

@@ -29,12 +29,16 @@ class ModelConfig:
 
     path: str | None = setting(None, "model folder, hub id, or run:<run id> for the result of an earlier run")
     revision: str | None = setting(None, "hub revision of `path`")
-    from_scratch: dict[str, Any] = setting({}, "transformers config of a new model with random weights; the vocabulary is the corpus'")
+    from_scratch: dict[str, Any] = setting(
+        {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
+    )
     attention: str = setting("sdpa", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}")
 
     def check(self) -> None:
         if (self.path is None) == (not self.from_scratch):
-            raise ValueError("model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder")
+            raise ValueError(
+                "model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder"
+            )
         if self.from_scratch and "model_type" not in self.from_scratch:
             raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
         _one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
@@ -139,9 +143,10 @@ class TrainConfig:
             raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
         per_pass = self.micro_batch_size * self.cluster.world_size
         if self.global_batch_size % per_pass:
+            fitting = max(1, self.global_batch_size // per_pass) * per_pass
             raise ValueError(
                 f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
-                f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {max(1, self.global_batch_size // per_pass) * per_pass}"
+                f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {fitting}"
             )
 
     @property

@@ -46,7 +46,9 @@ class MicroBatch:
     @property
     def checksum(self) -> int:
         """Sum of a CRC over each pack's tokens and documents: equal sums over a step mean the same data went in."""
-        return sum(zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes())) for t, d in zip(self.input_ids.numpy(), self.documents, strict=True))
+        return sum(
+            zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes())) for t, d in zip(self.input_ids.numpy(), self.documents, strict=True)
+        )
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), self.documents)
@@ -77,7 +79,15 @@ class PackedData:
     """
 
     def __init__(
-        self, corpus: Corpus, split: str, *, sources: list[str], sequence_length: int, shuffle_seed: int | None, plan_folder: Path, world: World
+        self,
+        corpus: Corpus,
+        split: str,
+        *,
+        sources: list[str],
+        sequence_length: int,
+        shuffle_seed: int | None,
+        plan_folder: Path,
+        world: World,
     ) -> None:
         self.split, self.sequence_length, self.world = split, sequence_length, world
         self._seed, self._plan_folder = shuffle_seed, plan_folder
@@ -126,7 +136,9 @@ class PackedData:
             if self.world.is_main and not path.exists():
                 self._plan(epoch, path)
             self.world.barrier()
-            self._epochs[epoch] = np.load(path, mmap_mode="r" if path.stat().st_size > 1024 else None)  # an empty file cannot be mapped
+            self._epochs[epoch] = np.load(
+                path, mmap_mode="r" if path.stat().st_size > 1024 else None
+            )  # an empty file cannot be mapped
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
@@ -170,4 +182,5 @@ class _ListColumn:
     def row(self, index: int) -> NDArray[np.int32]:
         chunk = int(np.searchsorted(self._first_row, index, side="right")) - 1
         start, stop = self._offsets[chunk][index - self._first_row[chunk] :][:2]
-        return self._values[chunk][start:stop]
+        row: NDArray[np.int32] = self._values[chunk][start:stop]
+        return row

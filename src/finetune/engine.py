@@ -29,7 +29,12 @@ def init_distributed(world: World, init_method: str) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
-        dist_backend=backend, init_method=init_method, rank=world.rank, world_size=world.size, auto_mpi_discovery=False, verbose=False
+        dist_backend=backend,
+        init_method=init_method,
+        rank=world.rank,
+        world_size=world.size,
+        auto_mpi_discovery=False,
+        verbose=False,
     )
 
 
@@ -48,7 +53,10 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=torch.optim.AdamW(
-                    _parameter_groups(model, config.weight_decay), lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps
+                    _parameter_groups(model, config.weight_decay),
+                    lr=config.lr,
+                    betas=(config.adam_beta1, config.adam_beta2),
+                    eps=config.adam_eps,
                 ),
                 config=_deepspeed_config(config),
                 dist_init_required=False,

@@ -42,7 +42,9 @@ class HeldOut:
         return asdict(self)
 
 
-def held_out_loss(logits: Logits, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World) -> HeldOut | None:
+def held_out_loss(
+    logits: Logits, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World
+) -> HeldOut | None:
     """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty."""
     if not data.num_packs:
         return None

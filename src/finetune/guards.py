@@ -42,7 +42,7 @@ def check_step(loss: float, grad_norm: float, step: int) -> None:
     """A loss or gradient that is not a number ruins the weights: stop while the last checkpoint is good."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise GuardError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: the last checkpoint is from before; lower lr, or look at this step's data"
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: the last checkpoint is older; lower lr, or look at the data"
         )
 
 
@@ -51,7 +51,9 @@ def check_targets(counted: int, planned: int, step: int) -> None:
     if planned == 0:
         raise GuardError(f"step {step} has no token to learn from: check the corpus' loss mask, or raise global_batch_size")
     if counted != planned:
-        raise GuardError(f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus")
+        raise GuardError(
+            f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus"
+        )
 
 
 def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[str, torch.Tensor] | None) -> None:
@@ -68,7 +70,9 @@ def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[
     wanted = sum(tensor.numel() for tensor in expected.values())
     if elements < wanted or wanted == 0:
         raise GuardError(
-            f"{folder} holds {elements} of {wanted} trained numbers: the save lost weights; resume from the last checkpoint and save again"
+            f"{folder} holds {elements} of {wanted} trained numbers: the save lost weights; `finetune resume` saves again"
         )
     if at_start is not None and all(torch.equal(tensor, at_start[name]) for name, tensor in expected.items()):
-        raise GuardError(f"{folder} is what training began with: nothing was learned; check lr and that the adapter is on the loss's path")
+        raise GuardError(
+            f"{folder} is what training began with: nothing was learned; check lr and that the adapter is on the loss's path"
+        )

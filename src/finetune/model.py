@@ -37,7 +37,9 @@ def build(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
         model = load(base, DTYPES[config.precision], config.model.attention, config.model.revision)
         rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         if tokenizer["vocab_size"] > rows:
-            raise ValueError(f"the corpus' tokenizer has {tokenizer['vocab_size']} tokens, {base.path} embeds {rows}: not its tokenizer")
+            raise ValueError(
+                f"the corpus' tokenizer has {tokenizer['vocab_size']} tokens, {base.path} embeds {rows}: not its tokenizer"
+            )
     if config.adapter:
         torch.manual_seed(config.seed)  # the same adapter whatever the base drew
         model = _with_adapter(model, config.adapter)
@@ -56,7 +58,7 @@ def load(base: Base, dtype: torch.dtype, attention: str, revision: str | None = 
     )  # fmt: skip
     if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
         raise ValueError(
-            f"{base.path} lacks {len(wrong)} weights of its architecture, e.g. {sorted(wrong)[0]}: they would be random; get the whole model"
+            f"{base.path} lacks {len(wrong)} weights of its kind, e.g. {sorted(wrong)[0]}: they would be random: get it whole"
         )
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
@@ -106,7 +108,9 @@ def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
         architecture = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
         raise ValueError(f"model.from_scratch: {fault}") from None
-    model = AutoModelForCausalLM.from_config(architecture, dtype=DTYPES[config.precision], attn_implementation=config.model.attention)
+    model = AutoModelForCausalLM.from_config(
+        architecture, dtype=DTYPES[config.precision], attn_implementation=config.model.attention
+    )
     model.train()
     return model  # type: ignore[no-any-return]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,14 +75,14 @@ def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None)
     return packed[np.argsort(packs, kind="stable")]
 
 
-def count_supervised(segments: Segments, mask_of: Callable[[int], NDArray[np.int8]]) -> Segments:
+def count_supervised(segments: Segments, mask_of: Callable[[int], NDArray[np.integer[Any]]]) -> Segments:
     """Replace the number of targets of each segment by what the documents' masks say.
 
     Args:
         mask_of: document -> [tokens] 1 where the token is a target. A segment's first token never is one.
     """
     counted = segments.copy()
-    document, mask = -1, np.zeros(0, dtype=np.int8)
+    document, mask = -1, mask_of(0)[:0]
     for segment in counted:
         if segment["document"] != document:
             document = int(segment["document"])

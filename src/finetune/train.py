@@ -87,7 +87,9 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     stop = StopFlag(folder.stop_file)
     stop.listen()
     with Spool(folder.metrics, enabled=world.is_main) as spool:
-        run = Run(config, folder, world, engine, data, validation, corpus.manifest.unigram_loss, checkpoints, spool, stop, num_steps)
+        run = Run(
+            config, folder, world, engine, data, validation, corpus.manifest.unigram_loss, checkpoints, spool, stop, num_steps
+        )
         done = checkpoints.load_newest(engine)
         if done == 0:
             log_held_out(run, 0)

@@ -25,7 +25,9 @@ def numbers(day: int, month: int, count: int = 200) -> list[str]:
     """Valid under the old rule, born 1950-1999: individual numbers 000-499."""
     rng = random.Random(7)
     made = (
-        with_check_digits(f"{rng.randint(1, 28) + day:02d}{rng.randint(1, 12) + month:02d}{rng.randint(54, 99)}{rng.randint(0, 499):03d}")
+        with_check_digits(
+            f"{rng.randint(1, 28) + day:02d}{rng.randint(1, 12) + month:02d}{rng.randint(54, 99)}{rng.randint(0, 499):03d}"
+        )
         for _ in range(count)
     )
     return [number for number in made if number]

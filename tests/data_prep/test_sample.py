@@ -96,7 +96,10 @@ def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prep
 
     before, after = text_after(prepared, "deduplicate"), text_after(prepared, "deidentify")
     numbers = [
-        n for row in before.values() for n in re.findall(r"(?<!\d)\d{6} ?\d{5}(?!\d)", row["text"]) if identity_number_kind(n.replace(" ", ""))
+        n
+        for row in before.values()
+        for n in re.findall(r"(?<!\d)\d{6} ?\d{5}(?!\d)", row["text"])
+        if identity_number_kind(n.replace(" ", ""))
     ]
     assert len(numbers) == 21
     everything = "\n".join(row["text"] for row in after.values())
@@ -132,7 +135,9 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
 
     corpus = Corpus(prepared.folder)
     corpus.verify()
-    loaded = load_dataset("arrow", data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))], split="train")
+    loaded = load_dataset(
+        "arrow", data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))], split="train"
+    )
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
     assert all(ids[-1] == corpus.manifest.tokenizer["eos_token_id"] for ids in loaded["input_ids"])

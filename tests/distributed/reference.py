@@ -34,7 +34,9 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         for index in range(step * config.global_batch_size, (step + 1) * config.global_batch_size):
             for epoch in range(index + 1):
                 if epoch not in plans:
-                    plans[epoch] = pack(segments_of(lengths, config.data.sequence_length), config.data.sequence_length, config.seed, epoch)
+                    plans[epoch] = pack(
+                        segments_of(lengths, config.data.sequence_length), config.data.sequence_length, config.seed, epoch
+                    )
                 num_packs = plans[epoch]["pack"][-1] + 1
                 if index < num_packs:
                     break
@@ -52,7 +54,11 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         torch.nn.utils.clip_grad_norm_(trainable.values(), config.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
-                step, num_steps=config.max_steps, peak=config.lr, warmup_ratio=config.warmup_ratio, min_lr_ratio=config.min_lr_ratio
+                step,
+                num_steps=config.max_steps,
+                peak=config.lr,
+                warmup_ratio=config.warmup_ratio,
+                min_lr_ratio=config.min_lr_ratio,
             )
         optimizer.step()
         losses.append(float(loss_sum / targets))

@@ -1,4 +1,4 @@
-"""Laws of training, on real processes: the same global batches give the same losses and the same weights, however the work is cut.
+"""Laws of training, on real processes: the same global batches give the same losses and weights, however the work is cut.
 
 Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128 (so some are split), with
 accumulation, warm-up and cosine, weight decay, clipping that bites, and unequal numbers of targets a rank; fp32, no dropout.
@@ -38,7 +38,8 @@ ZERO = {stage: {"stage": stage, **({"stage3_param_persistence_threshold": 0} if 
 
 def law_config(corpus: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
-        "data": DataConfig(corpus=str(corpus), sequence_length=128), "model": ModelConfig(from_scratch=LLAMA), "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
+        "data": DataConfig(corpus=str(corpus), sequence_length=128), "model": ModelConfig(from_scratch=LLAMA),
+        "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
         "global_batch_size": 8, "micro_batch_size": 1, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
         "weight_decay": 0.1, "max_grad_norm": 0.2, "seed": 3, "checkpoint_every": 5,
     }  # fmt: skip
@@ -169,7 +170,9 @@ def test_validation_loss_is_that_of_the_saved_model(runs: dict[str, RunFolder], 
             from peft import PeftModel
 
             config = dataclasses.replace(run.config(), adapter={})
-            trained = PeftModel.from_pretrained(model.build(config, Corpus(law_corpus).manifest.tokenizer), str(run.adapter)).eval()
+            trained = PeftModel.from_pretrained(
+                model.build(config, Corpus(law_corpus).manifest.tokenizer), str(run.adapter)
+            ).eval()
         loss_sum, targets = 0.0, 0
         for document in Corpus(law_corpus).split("validation")["input_ids"]:
             for start in range(0, len(document) - 1, 127):
@@ -199,11 +202,15 @@ def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
 
 
-def test_killed_at_a_random_step_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
+def test_killed_at_a_random_step_and_resumed_is_never_interrupted(
+    runs: dict[str, RunFolder], resumed: dict[str, RunFolder]
+) -> None:
     assert_same(resumed["killed_at_step"], runs["full-zero2"])
 
 
-def test_killed_inside_a_checkpoint_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
+def test_killed_inside_a_checkpoint_and_resumed_is_never_interrupted(
+    runs: dict[str, RunFolder], resumed: dict[str, RunFolder]
+) -> None:
     assert_same(resumed["killed_inside_checkpoint"], runs["lora-zero3"])
 
 

@@ -157,7 +157,9 @@ def killed_at_step() -> Any:
     return lambda: setattr(module, "train_step", honest)
 
 
-FAULTS = {f.__name__: f for f in (mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step)}
+FAULTS = {
+    f.__name__: f for f in (mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step)
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Following a run from the shell that started it: a progress bar from its spool, MLflow kept up to date, Ctrl-C stops it cleanly."""
+"""Following a run from the shell that started it: progress from its spool, MLflow kept up to date, Ctrl-C stops it cleanly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def follow(run: RunFolder, job: Any) -> None:
     The first Ctrl-C asks the ranks to save and stop at the next step; the second ends them.
     """
     console = Console(stderr=True)
-    console.print(f"[bold]{run.id}[/bold]  ranks: {len(job._sub_jobs) or 1}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{run.id}[/bold]  ranks: {len(job._sub_jobs) or 1}  folder: {_short(run.path)}", highlight=False, soft_wrap=True
+    )
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"), console=console, transient=True,
@@ -42,7 +44,9 @@ def follow(run: RunFolder, job: Any) -> None:
             watch.end_orphans()
             if last := run.last_metrics():
                 status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
-                bar.update(task, description="training", completed=last["step"], total=int(last["train/num_steps"]), status=status)
+                bar.update(
+                    task, description="training", completed=last["step"], total=int(last["train/num_steps"]), status=status
+                )
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()
@@ -93,7 +97,10 @@ def _ctrl_c(run: RunFolder, controller: psutil.Process, console: Console) -> Ite
             _end(controller)
         else:
             run.stop_file.touch()
-            console.print(f"stopping after this step, with a checkpoint (again: at once); `finetune resume {run.id}` goes on", soft_wrap=True)
+            console.print(
+                f"stopping after this step, with a checkpoint (again: at once); `finetune resume {run.id}` goes on",
+                soft_wrap=True,
+            )
 
     old = signal.signal(signal.SIGINT, handle)
     try:

@@ -84,4 +84,8 @@ def _train(config: TrainConfig, run: RunFolder, job_id: str) -> str:
 def _one_line(error: BaseException) -> str:
     """A ValueError is written for people; anything else is a fault of ours and needs its type, and the log."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | FileNotFoundError) else f"{type(error).__name__}: {text[:500]} (traceback in jobs/)"
+    return (
+        text
+        if isinstance(error, ValueError | FileNotFoundError)
+        else f"{type(error).__name__}: {text[:500]} (traceback in jobs/)"
+    )

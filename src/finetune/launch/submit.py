@@ -27,7 +27,19 @@ from finetune.launch import job
 from finetune.launch.follow import follow
 from finetune.run_folder import RunFolder
 
-PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit", "numpy")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "mlflow",
+    "hydra-core",
+    "submitit",
+    "numpy",
+)
 
 
 def submit(points: list[TrainConfig]) -> list[RunFolder]:
@@ -76,7 +88,9 @@ def start(run: RunFolder) -> None:
 
 def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
     """Points of a sweep mostly share corpus and base: checksums are computed once."""
-    return list({(p.data.corpus, p.model.path, *p.data.include_sources, "-", *p.data.exclude_sources): p for p in points}.values())
+    return list(
+        {(p.data.corpus, p.model.path, *p.data.include_sources, "-", *p.data.exclude_sources): p for p in points}.values()
+    )
 
 
 def _freeze(config: TrainConfig) -> RunFolder:
@@ -111,11 +125,14 @@ def _deaf_children() -> Iterator[None]:
     """
     old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit's local executor hands its environment on; a rank must not take another launcher's for its own
-    inherited = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key in os.environ}
+    inherited = {
+        key: os.environ.pop(key)
+        for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if key in os.environ
+    }
     try:
         yield
     finally:
         os.environ.update(inherited)
         for number, handler in old.items():
             signal.signal(number, handler)
-

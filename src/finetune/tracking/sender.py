@@ -46,10 +46,10 @@ def sync(run: RunFolder) -> None:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # every byte stays inside the cluster
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    for chatty in ("mlflow", "alembic"):  # after the import, which sets them up
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -131,6 +131,8 @@ def _finish(client: Any, mlflow_run: Any, run: RunFolder) -> None:
     state = run.state()
     status = STATUS.get(state, "RUNNING")
     if mlflow_run.info.status != status:
-        client.set_terminated(mlflow_run.info.run_id, status) if status != "RUNNING" else client.update_run(mlflow_run.info.run_id, "RUNNING")
+        client.set_terminated(mlflow_run.info.run_id, status) if status != "RUNNING" else client.update_run(
+            mlflow_run.info.run_id, "RUNNING"
+        )
         if run.summary_file.exists():
             client.log_artifact(mlflow_run.info.run_id, str(run.summary_file))

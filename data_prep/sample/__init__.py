@@ -1,0 +1,1 @@
+"""An invented corpus: see README.md beside this file."""

@@ -1,0 +1,234 @@
+"""The command line as a user meets it: real commands, real ranks, read back by other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from finetune.run_folder import RunFolder
+from tests.distributed.test_laws import LLAMA
+
+pytestmark = pytest.mark.end_to_end
+
+FINETUNE = [sys.executable, "-m", "finetune.cli"]
+
+
+def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*FINETUNE, *arguments], capture_output=True, text=True, cwd=folder, check=False, timeout=500)
+    assert done.returncode == code, f"{done.returncode}\n{done.stderr[-3000:]}"
+    return done
+
+
+def run_of(folder: Path, run_id: str) -> RunFolder:
+    return RunFolder.find(run_id.strip(), folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, RunFolder]:
+    """The quick start, shortened: prepare, a base from scratch, LoRA on it."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command(folder, "prepare", "corpus=sample")
+    base = command(
+        folder, "train", "recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"
+    ).stdout.strip()
+    lora = command(folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=16", "evaluate_every=8").stdout.strip()
+    return folder, run_of(folder, base), run_of(folder, lora)
+
+
+def test_the_base_beats_token_frequencies_and_lora_learns_the_sources_held_back(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
+    _, base, lora = sample
+    before, after = lora.summary()["before"], lora.summary()["after"]  # type: ignore[index]
+    assert base.summary()["after"]["loss"] < base.summary()["after"]["unigram_loss"]  # type: ignore[index]
+    assert before == pytest.approx(base.summary()["after"])  # type: ignore[index]
+    for source in ("minutes", "consultation_replies"):
+        assert after["by_source"][source] < before["by_source"][source] - 0.02
+
+
+def test_a_new_process_reads_the_same_numbers_from_mlflow(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    folder, base, lora = sample
+    script = """
+import json, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient(f"sqlite:///{sys.argv[1]}")
+runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+print(json.dumps({r.data.tags["finetune.run_id"]: {
+    "status": r.info.status, "params": r.data.params,
+    "history": {k: [(m.step, m.value) for m in client.get_metric_history(r.info.run_id, k)]
+                for k in r.data.metrics}} for r in runs}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder / "runs" / "mlflow.db")], capture_output=True, text=True, check=True
+    )
+    stored = json.loads(done.stdout.splitlines()[-1])
+    assert stored.keys() == {base.id, lora.id}
+    for run, steps in ((base, 40), (lora, 16)):
+        history, summary = stored[run.id]["history"], run.summary()
+        assert summary is not None
+        assert stored[run.id]["status"] == "FINISHED"
+        assert [step for step, _ in history["train/loss"]] == list(range(1, steps + 1))
+        validation = dict(history["validation/loss"])
+        assert validation[0] == summary["before"]["loss"]
+        assert validation[steps] == summary["after"]["loss"]
+        for source, loss in summary["after"]["by_source"].items():
+            assert dict(history[f"validation/loss/source/{source}"])[steps] == loss
+        assert stored[run.id]["params"]["lr"] == str(run.config().lr)
+    assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 8, 16]
+
+
+def test_sending_again_adds_nothing_even_if_the_note_is_lost(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder, _, lora = sample
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+
+    def stored() -> list[tuple[int, float]]:
+        (found,) = client.search_runs(experiments, f"tags.`finetune.run_id` = '{lora.id}'")
+        return [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")]
+
+    before = stored()
+    command(folder, "sync")
+    assert stored() == before
+    (lora.path / ".sent.json").unlink()
+    command(folder, "sync")
+    assert stored() == before
+
+
+def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    folder, _, lora = sample
+    recomputed = json.loads(command(folder, "evaluate", lora.id, "--json").stdout)
+    summary = lora.summary()
+    assert summary is not None
+    assert recomputed["loss"] == pytest.approx(summary["after"]["loss"], abs=1e-5)
+    assert recomputed["by_source"] == pytest.approx(summary["after"]["by_source"], abs=1e-5)
+    assert recomputed["tokens"] == summary["after"]["tokens"]
+
+
+def test_the_adapter_loads_in_plain_peft_on_the_base_folder(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, base, lora = sample
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.model), lora.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(lora.adapter)
+    text = "Kommunen har behandlet søknaden."
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert tokenizer.decode(ids[0]) == text
+    assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+
+
+def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    _, base, _ = sample
+    (submitted,) = base.jobs.glob("*_submitted.pkl")
+    names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
+    assert "finetune.launch.job" in names
+    assert "run_job" in names
+    assert str(base.path) in names
+    assert not any("omegaconf" in name or "hydra" in name for name in names)
+
+
+def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    folder, base, _ = sample
+    arguments = [
+        "recipe=sample_lora",
+        f"model=run:{base.id}",
+        "max_steps=2",
+        "name=sweep",
+        "adapter.r=4,-1",
+        "cluster.ranks_per_node=1",
+    ]
+    done = command(folder, "train", "-m", *arguments, code=2)
+    good, bad = (run_of(folder, run_id) for run_id in done.stdout.split())
+    assert good.state() == "completed"
+    assert good.config().adapter["r"] == 4
+    assert bad.state() == "failed"
+    assert "1 of 2 runs did not complete" in done.stderr
+    assert "`r` should be a positive integer value" in (bad.failure() or "")
+    assert "`r` should be a positive integer value" in command(folder, "status", bad.id).stdout
+
+
+def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+    folder, base, _ = sample
+    before = len(RunFolder.all(folder / "runs"))
+    done = command(folder, "train", "-m", "recipe=sample_lora", f"model=run:{base.id}", "lr=1e-3,-1", code=2)
+    assert "lr is -1" in done.stderr
+    assert len(RunFolder.all(folder / "runs")) == before
+
+
+@pytest.fixture
+def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
+    """A followed run of two ranks that would take minutes, caught once it trains."""
+    config = tmp_path / "my" / "model"
+    config.mkdir(parents=True)
+    (config / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
+    arguments = [
+        "train", "--config-dir", "my", "model=tiny", "adapter=none", f"corpus={law_corpus}",
+        "cluster.ranks_per_node=2", "data.sequence_length=128",
+        "global_batch_size=8", "micro_batch_size=1", "max_steps=2000", "checkpoint_every=5",
+    ]  # fmt: skip
+    shell = subprocess.Popen([*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(run.last_metrics().get("step", 0) > 10 for run in RunFolder.all(tmp_path / "runs")))
+    (run,) = RunFolder.all(tmp_path / "runs")
+    assert run.state() == "running"
+    return shell, run
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def ranks_of(run: RunFolder) -> list[psutil.Process]:
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "submitit.core._submit" in (p.info["cmdline"] or []) and str(run.jobs) in p.info["cmdline"]
+    ]
+
+
+def test_ctrl_c_saves_and_stops_and_resume_goes_on(long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path) -> None:
+    shell, run = long_run
+    shell.send_signal(signal.SIGINT)
+    _, err = shell.communicate(timeout=120)
+    assert shell.returncode == 1
+    assert "stopped as asked" in err
+    assert run.state() == "stopped"
+    stopped_at = run.last_metrics()["step"]
+    assert (run.checkpoints / f"step-{stopped_at:08d}" / "manifest.json").is_file()
+    assert not ranks_of(run)
+    assert run.state() == "stopped"
+    # the same folder, another end: 2000 steps would take too long here
+    config = run.config_file.read_text()
+    run.config_file.write_text(config.replace("max_steps: 2000", f"max_steps: {stopped_at + 5}"))
+    command(tmp_path, "resume", run.id)
+    assert run.state() == "completed"
+    assert run.summary()["steps"] == stopped_at + 5  # type: ignore[index]
+    assert "is completed" in command(tmp_path, "resume", run.id, code=2).stderr
+
+
+def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
+    long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path
+) -> None:
+    shell, run = long_run
+    assert "is in use" in command(tmp_path, "resume", run.id, code=2).stderr
+    os.kill(max(ranks_of(run), key=lambda p: p.pid).pid, signal.SIGKILL)
+    _, err = shell.communicate(timeout=120)
+    assert shell.returncode == 1
+    assert "finetune resume" in err
+    assert run.state() in ("failed", "dead")
+    assert not ranks_of(run)
