@@ -183,10 +183,11 @@ class Corpus:
     def split(self, name: str) -> Dataset:
         """The documents of a split, memory-mapped, in shard order."""
         from datasets import Dataset, concatenate_datasets
+        from datasets.table import InMemoryTable
 
         shards = self.manifest.splits[name]
         if not shards:
-            return Dataset.from_dict({column: [] for column in (*TEXT_COLUMNS, "input_ids")})
+            return Dataset(InMemoryTable(_schema(self.manifest.mask_column).empty_table()))
         return concatenate_datasets([Dataset.from_file(str(self.folder / shard.file)) for shard in shards])
 
     def _shards(self) -> list[ShardInfo]:
@@ -198,12 +199,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        columns: list[tuple[str, pa.DataType]] = [(name, pa.string()) for name in TEXT_COLUMNS]
-        columns.append(("input_ids", pa.list_(pa.int32())))
-        if mask_column:
-            assert mask_column in MASK_COLUMNS
-            columns.append((mask_column, pa.list_(pa.int8())))
-        self.schema = pa.schema(columns)
+        self.schema = _schema(mask_column)
         self.shards: list[ShardInfo] = []
         self._rows: list[Mapping[str, Any]] = []
         self._tokens = self._documents = 0
@@ -248,6 +244,15 @@ class ShardWriter:
             assert self._stream is not None
             self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self.schema))
             self._rows = []
+
+
+def _schema(mask_column: str | None) -> pa.Schema:
+    columns: list[tuple[str, pa.DataType]] = [(name, pa.string()) for name in TEXT_COLUMNS]
+    columns.append(("input_ids", pa.list_(pa.int32())))
+    if mask_column:
+        assert mask_column in MASK_COLUMNS
+        columns.append((mask_column, pa.list_(pa.int8())))
+    return pa.schema(columns)
 
 
 def tokenizer_digest(folder: Path) -> str:

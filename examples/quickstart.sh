@@ -3,6 +3,7 @@
 # Usage: quickstart.sh [path of the finetune command]
 set -euo pipefail
 finetune=${1:-finetune}
+export CUDA_VISIBLE_DEVICES=  # two ranks on the CPU, on every machine
 
 echo "== 1/3  prepare: the invented sample corpus becomes token shards"
 "$finetune" prepare corpus=sample >/dev/null

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+CPU = torch.device("cpu")
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -17,11 +18,11 @@ class GuardError(ValueError):
     """A run that would look fine and is not."""
 
 
-def check_isolation(logits: Logits, vocab_size: int, tolerance: float = 1e-3) -> None:
+def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3) -> None:
     """Scramble one document of a pack: its neighbour's logits must not move.
 
-    Run on the real model, precision and attention implementation before the first step, with three documents in a pack of
-    48 tokens. Masked attention leaves the neighbours' numbers as they are up to rounding.
+    Run on the real model, device, precision and attention implementation before the first step, in evaluation mode, with
+    three documents in a pack of 48 tokens. Masked attention leaves the neighbours' numbers as they are up to rounding.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (2, 48), generator=generator)
@@ -29,7 +30,7 @@ def check_isolation(logits: Logits, vocab_size: int, tolerance: float = 1e-3) ->
     ids[1, :16] = torch.randint(vocab_size, (16,), generator=generator)
     positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)]).expand(2, -1)
     with torch.no_grad():
-        out = logits(ids, positions)[:, 16:].float()
+        out = logits(ids.to(device), positions.to(device))[:, 16:].float()
     moved = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-6))
     if not moved <= tolerance:
         raise GuardError(

@@ -127,7 +127,7 @@ class RunFolder:
             return str(outcome["state"])
         if self.failure():
             return "failed"
-        return "dead" if self.metrics.exists() else "queued"
+        return "dead" if any(self.jobs.glob("*_log.out")) else "queued"
 
     def is_running(self) -> bool:
         try:

@@ -77,8 +77,9 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
     trained = model.build(config, corpus.manifest.tokenizer)
-    guards.check_isolation(lambda ids, positions: model.logits(trained, ids, positions), corpus.manifest.tokenizer["vocab_size"])
     engine = Engine(trained, config, world)
+    engine.eval()
+    guards.check_isolation(engine.logits, corpus.manifest.tokenizer["vocab_size"], world.device)
     at_start = engine.state_on_main(trainable_only=True) if model.is_adapter(trained) else None
 
     identity = {"world_size": world.size, "zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}

@@ -9,9 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from finetune.run_folder import RunFolder
-from tests.end_to_end.test_command_line import sample
 
-__all__ = ["sample"]
 pytestmark = pytest.mark.end_to_end
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 

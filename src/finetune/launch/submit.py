@@ -51,6 +51,7 @@ def submit(points: list[TrainConfig]) -> list[RunFolder]:
     frozen = [point.frozen() for point in points]
     for point in _one_of_each_input(frozen):
         base.check_inputs(point)
+        _visible_gpus(point.cluster.ranks_per_node)
     runs = [_freeze(point) for point in frozen]
     for run in runs:
         start(run)
@@ -77,13 +78,36 @@ def start(run: RunFolder) -> None:
     config = run.config()
     run.begin_attempt()
     executor = submitit.LocalExecutor(folder=run.jobs)
+    gpus = _visible_gpus(config.cluster.ranks_per_node)
     executor.update_parameters(
-        tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
+        tasks_per_node=config.cluster.ranks_per_node,
+        gpus_per_node=len(gpus),
+        visible_gpus=gpus,
+        timeout_min=config.cluster.timeout_min,
+        stderr_to_stdout=True,
     )
     with _deaf_children():
         submitted = executor.submit(job.run_job, str(run.path))
     if not config.detach:
         follow(run, submitted)
+
+
+def _visible_gpus(num_ranks: int) -> list[int]:
+    """One GPU a rank, or none on a machine without: submitit hides from the job what it is not given.
+
+    Raises:
+        ValueError: fewer GPUs than ranks, which NCCL refuses.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = [int(number) for number in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if number.strip().isdigit()]
+    else:
+        gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
+    if 0 < len(gpus) < num_ranks:
+        raise ValueError(
+            f"cluster.ranks_per_node is {num_ranks}, but {len(gpus)} GPUs are visible: "
+            f"choose {len(gpus)}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return gpus[:num_ranks]
 
 
 def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.run_folder import RunFolder
+from tests.end_to_end.commands import command, run_of
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, RunFolder]:
+    """The quick start, shortened: prepare, a base from scratch, LoRA on it."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command(folder, "prepare", "corpus=sample")
+    base = command(
+        folder, "train", "recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"
+    ).stdout.strip()
+    lora = command(folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=30", "evaluate_every=15").stdout.strip()
+    return folder, run_of(folder, base), run_of(folder, lora)
