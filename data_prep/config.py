@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+_NAME = re.compile(r"\w[\w.-]*")
 READERS = ("jsonl", "text", "lovdata")
 
 
@@ -102,9 +104,15 @@ class CorpusConfig:
     shard_tokens: int = 16_000_000
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"corpus name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
+            )
         if not self.sources:
             raise ValueError(f"corpus {self.name}: sources is empty: name at least one source")
         for name, source in self.sources.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
             if source.reader not in READERS:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
         if self.shard_tokens < 1:

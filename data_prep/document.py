@@ -13,7 +13,7 @@ class Document:
     """A document on its way to tokens.
 
     Attributes:
-        id: unique within its source.
+        id: as the source gives it, or its place in the source.
         text: plain text; paragraphs are separated by a blank line.
         source: the source's name in the corpus config.
         license: the source's licence.

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings
 from data_prep.document import DOCUMENT_SCHEMA, Document, Report
-from data_prep.shards import SPLITS, Corpus, Manifest, SourceInfo, StageInfo, sha256_file, tokenizer_digest
+from data_prep.shards import MANIFEST, SPLITS, Corpus, Manifest, SourceInfo, StageInfo, sha256_file, tokenizer_digest
 from data_prep.stages import deduplicate, deidentify, language, normalise, split, tokenise
 
 TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
@@ -73,6 +73,10 @@ def prepare(config: PrepareConfig) -> Prepared:
     corpus = config.corpus
     folder = Path(config.corpora_dir) / corpus.name
     work = folder.with_name(f".{corpus.name}.stages")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
+        )
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):

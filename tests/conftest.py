@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpora import write_corpus
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.corpora import write_corpus
+from tests.models import write_base
 
 
 @pytest.fixture(scope="session")
 def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards."""
-    return write_corpus(tmp_path_factory.mktemp("corpora") / "laws", num_documents=120, longest=512, seed=1)
+    """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards; a base beside it."""
+    folder = tmp_path_factory.mktemp("corpora")
+    write_base(folder / "base")
+    return write_corpus(folder / "laws", num_documents=120, longest=512, seed=1)
 
 
 @pytest.fixture(scope="session")

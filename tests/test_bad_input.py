@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from finetune.run_folder import RunFolder
 from tests.corpora import write_corpus, write_tokenizer
 
 MODEL = "model=llama_tiny"
+FULL = "adapter=none"
 
 
 @pytest.fixture
@@ -46,23 +46,26 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([MODEL, "corpus=mine", "lrr=1"], ["lrr", "--help"]),
-        ([MODEL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
-        ([MODEL, "corpus=mine", "lr=fast"], ["lr:", "fast", "Float"]),
-        ([MODEL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
-        ([MODEL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
-        ([MODEL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0 stage1 stage2 stage3"]),
-        ([MODEL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
-        ([MODEL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
-        ([MODEL, "corpus=mine", "adapter.peft_type=null", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
-        ([MODEL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
-        ([MODEL, "corpus=mine", "name=../x"], ["name is '../x'"]),
-        ([MODEL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
-        ([MODEL], ["data.corpus is missing"]),
+        ([MODEL, FULL, "corpus=mine", "lrr=1"], ["lrr", "--help"]),
+        ([MODEL, FULL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
+        ([MODEL, FULL, "corpus=mine", "lr=fast"], ["lr:", "fast", "Float"]),
+        ([MODEL, FULL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
+        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
+        ([MODEL, FULL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0 stage1 stage2 stage3"]),
+        ([MODEL, FULL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
+        ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
+        ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
+        ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
+        ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
+        ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
+        ([MODEL, FULL], ["data.corpus is missing"]),
         (["corpus=mine"], ["model.path", "run:"]),
         (["corpus=mine", "model=run:none"], ["no run 'none'", "finetune status"]),
         (["corpus=mine", "model=/none/such"], ["/none/such does not exist"]),
         (["recipe=none"], ["recipe/none", "sample_lora"]),
+        ([MODEL, "corpus=mine", "adapter=lora"], ["random weights", "adapter=none"]),
+        ([MODEL, FULL, "corpus=mine", "zero=stage0", "precision=bf16"], ["zero=stage1"]),
+        (["corpus=mine", "model=nobody/such-model"], ["Hugging Face cache", "hf download nobody/such-model"]),
     ],
 )
 def test_wrong_settings(refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]) -> None:
@@ -75,13 +78,13 @@ def test_a_flipped_bit_in_a_shard(refuse: Callable[..., str], corpus: Path) -> N
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert "shard-00000.arrow is corrupted" in refuse("train", MODEL, "corpus=mine")
+    assert "shard-00000.arrow is corrupted" in refuse("train", MODEL, FULL, "corpus=mine")
 
 
 def test_a_truncated_shard(refuse: Callable[..., str], corpus: Path) -> None:
     shard = corpus / "train" / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-8])
-    line = refuse("train", MODEL, "corpus=mine")
+    line = refuse("train", MODEL, FULL, "corpus=mine")
     assert "shard-00000.arrow is" in line
     assert "the manifest says" in line
 
@@ -90,7 +93,7 @@ def test_an_edited_manifest(refuse: Callable[..., str], corpus: Path) -> None:
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["sources"]["letters"]["license"] = "CC0-2.0"
     (corpus / "manifest.json").write_text(json.dumps(manifest))
-    assert "edited after `prepare` wrote it" in refuse("train", MODEL, "corpus=mine")
+    assert "edited after `prepare` wrote it" in refuse("train", MODEL, FULL, "corpus=mine")
 
 
 def test_a_tokenizer_that_does_not_match(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
@@ -167,6 +170,24 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
     assert "laws.tar.bz2 is not a readable tar.bz2 archive" in line
 
 
+def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
+    """The downloads lie where the corpus would go: nothing of theirs may be lost."""
+    raw = tmp_path / "corpora" / "mine" / "raw.jsonl"
+    raw.parent.mkdir(parents=True)
+    raw.write_text('{"text": "x"}\n')
+    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(raw), "license": "CC0-1.0"}))
+    assert "holds something that is not a corpus" in line
+    assert raw.exists()
+
+
+def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 100)[:-12])
+    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl.gz"), "license": "CC0-1.0"}))
+    assert "a.jsonl.gz is not a readable gzip file" in line
+
+
 def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
     from filelock import FileLock
 
@@ -191,7 +212,7 @@ def test_a_run_folder_in_use(
     configuration.save(
         TrainConfig(data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})), run.config_file
     )
-    with run.lock, pytest.raises(SystemExit) as ended, contextlib.suppress(AssertionError):
+    with run.lock, pytest.raises(SystemExit) as ended:
         cli.main(["resume", "mine"])
     assert ended.value.code == 2
     assert "run mine is in use" in capsys.readouterr().err

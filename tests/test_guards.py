@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from finetune import base, guards, model
 from finetune.config import DataConfig, ModelConfig, TrainConfig
 from tests.corpora import EOS, VOCAB_SIZE
-from tests.distributed.test_laws import LLAMA, LORA
+from tests.models import LLAMA, LORA, write_base
 
 TOKENIZER = {"vocab_size": VOCAB_SIZE, "eos_token_id": EOS}
 ARCHITECTURES = {
@@ -23,8 +24,16 @@ ARCHITECTURES = {
 
 
 def tiny(architecture: str = "llama", **changes: object) -> torch.nn.Module:
-    config = TrainConfig(data=DataConfig(corpus="none"), model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
-    return model.build(config, TOKENIZER)
+    data = DataConfig(corpus="none", sequence_length=64)
+    config = TrainConfig(data=data, zero={"stage": 1}, model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
+    return model.build(config, TOKENIZER, Path("none"), is_main=False)
+
+
+def adapted(folder: Path) -> torch.nn.Module:
+    config = TrainConfig(
+        data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(path=str(write_base(folder))), adapter=dict(LORA)
+    )
+    return model.build(config, TOKENIZER, Path("none"), is_main=False)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -61,24 +70,25 @@ def test_a_step_that_is_no_number_stops_the_run(loss: float, norm: float) -> Non
 
 def test_targets_must_be_there_and_be_those_of_the_plan() -> None:
     with pytest.raises(guards.GuardError, match="no token to learn from"):
-        guards.check_targets(0, 0, 1)
+        guards.check_planned(0, 1)
     with pytest.raises(guards.GuardError, match="the plan 11"):
         guards.check_targets(10, 11, 1)
     guards.check_targets(10, 10, 1)
+    guards.check_planned(10, 1)
 
 
 def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
     """What ZeRO-3 leaves when parameters are not gathered: files with tensors of no elements."""
-    state = {name: p.detach().clone() for name, p in tiny(adapter=LORA).named_parameters() if p.requires_grad}
+    state = {name: p.detach().clone() for name, p in adapted(tmp_path / "base").named_parameters() if p.requires_grad}
     save_file({name: torch.zeros(0) for name in state}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(guards.GuardError, match=f"holds 0 of {sum(t.numel() for t in state.values())}"):
         guards.check_saved(tmp_path, state, None)
 
 
 def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path) -> None:
-    adapted = tiny(adapter=LORA)
-    state = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
-    model.save(adapted, state, tmp_path)
+    trained = adapted(tmp_path / "base")
+    state = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
+    model.save(trained, state, tmp_path)
     with pytest.raises(guards.GuardError, match="nothing was learned"):
         guards.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
     before = {name: t.clone() for name, t in state.items()}
@@ -96,3 +106,54 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
         save_file(broken, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match="up_proj"):
             model.load(base.resolve(str(tmp_path), tmp_path), torch.float32, "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"from_scratch": {**LLAMA, "num_hidden_layerz": 7}}, "llama has no setting num_hidden_layerz"),
+        ({"from_scratch": {**LLAMA, "max_position_embeddings": 32}}, "the model knows 32 positions"),
+        ({"from_scratch": {**LLAMA, "vocab_size": 100}}, "has 300 tokens, the model embeds 100"),
+    ],
+)
+def test_models_that_would_be_silently_other_than_meant_are_refused(changes: dict[str, object], words: str) -> None:
+    config = TrainConfig(data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(**changes), zero={"stage": 1})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=words):
+        model.build(config, TOKENIZER, Path("none"), is_main=False)
+
+
+def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_path: Path) -> None:
+    """PEFT must find the weights that the second adapter was trained on, not those under the first."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from finetune import config as configuration
+    from finetune.run_folder import RunFolder
+
+    first = RunFolder(tmp_path / "runs" / "first")
+    first.path.mkdir(parents=True)
+    config = TrainConfig(
+        data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(path=str(write_base(tmp_path / "base"))),
+        adapter=dict(LORA), runs_dir=str(tmp_path / "runs"),
+    )  # fmt: skip
+    configuration.save(config, first.config_file)
+    first.write_json("outcome.json", {"state": "completed"})
+
+    def trained(parent: TrainConfig, folder: Path, merged: Path) -> torch.nn.Module:
+        adapter = model.build(parent, TOKENIZER, merged, is_main=True)
+        generator = torch.Generator().manual_seed(len(folder.name))
+        for parameter in adapter.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        model.save(adapter, {n: p.detach() for n, p in adapter.named_parameters() if p.requires_grad}, folder)
+        return adapter.eval()
+
+    trained(config, first.adapter, tmp_path / "unused")
+    second_config = dataclasses.replace(config, model=ModelConfig(path="run:first"))
+    second = trained(second_config, tmp_path / "second", tmp_path / "merged")
+    from_disk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), tmp_path / "second").eval()
+    assert from_disk.peft_config["default"].base_model_name_or_path == str(tmp_path / "merged")
+    ids = torch.arange(4, 36)[None]
+    assert torch.allclose(from_disk(ids).logits, second(ids).logits, atol=1e-5)
+    plain_base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    assert not torch.allclose(plain_base(ids).logits, second(ids).logits, atol=1e-2)

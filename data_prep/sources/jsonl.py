@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,32 @@ def files(config: SourceConfig) -> list[Path]:
 def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
     key = {ours: config.fields.get(ours, ours) for ours in ("text", *OPTIONAL)}
     for path in files(config):
+        for number, raw in enumerate(_lines(path), start=1):
+            if not raw.strip():
+                continue
+            place = f"{path.name}:{number}"
+            record, fault = _parse(decode(raw, report), key["text"])
+            if fault:
+                report.drops.append(Drop(place, name, "unreadable_record", fault))
+                continue
+            values = {ours: _text(record[key[ours]]) for ours in OPTIONAL if record.get(key[ours]) is not None}
+            document_id = values.pop("id", place)
+            group = values.pop("group", document_id)
+            text = _text(record[key["text"]])
+            yield Document(id=document_id, text=text, source=name, license=config.license, group=group, **values)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, raw in enumerate(lines, start=1):
-                if not raw.strip():
-                    continue
-                place = f"{path.name}:{number}"
-                record, fault = _parse(decode(raw, report), key["text"])
-                if fault:
-                    report.drops.append(Drop(place, name, "unreadable_record", fault))
-                    continue
-                values = {ours: str(record[key[ours]]) for ours in OPTIONAL if record.get(key[ours]) is not None}
-                document_id = values.pop("id", place)
-                group = values.pop("group", document_id)
-                yield Document(
-                    id=document_id, text=record[key["text"]], source=name, license=config.license, group=group, **values
-                )
+            yield from lines
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable gzip file ({error}): download it again") from None
+
+
+def _text(value: object) -> str:
+    """JSON's escapes can hold half a character (a lone surrogate), which is no text: it becomes U+FFFD."""
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parse(line: str, text_key: str) -> tuple[dict[str, Any], str]:

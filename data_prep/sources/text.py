@@ -15,8 +15,10 @@ def files(config: SourceConfig) -> list[Path]:
 
 
 def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
+    root = Path(config.path)
     for path in files(config):
+        place = path.relative_to(root).with_suffix("").as_posix() if root.is_dir() else path.stem
         text = decode(path.read_bytes(), report)
         lines = text.splitlines()
         title = lines[0].strip() if len(lines) > 1 and not lines[1].strip() else ""
-        yield Document(id=path.stem, text=text, title=title, source=name, license=config.license, group=path.stem)
+        yield Document(id=place, text=text, title=title, source=name, license=config.license, group=place)

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.config import TokenizerConfig
 from data_prep.document import Document
-from data_prep.shards import SPLITS, ShardInfo, ShardWriter, tokenizer_digest
+from data_prep.shards import SPLITS, ShardInfo, ShardWriter, sha256_file, tokenizer_digest
 
 VERSION = 1
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 BATCH = 512
 
 
 def settings(config: TokenizerConfig, shard_tokens: int) -> dict[str, Any]:
     """All that decides the shards; a tokenizer given by path counts by its content."""
     if config.path is None:
-        return {"train_vocab_size": config.vocab_size, "shard_tokens": shard_tokens}
-    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "shard_tokens": shard_tokens}
+        return {"train_vocab_size": config.vocab_size, "tokenizers": tokenizers.__version__, "shard_tokens": shard_tokens}
+    files = {name: sha256_file(path) for name in FILES if (path := Path(config.path) / name).is_file()}
+    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "files": files, "shard_tokens": shard_tokens}
 
 
 def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: Path) -> tuple[Tokenizer, int]:
@@ -38,12 +41,13 @@ def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: 
     if config.path is None:
         _train(config.vocab_size, train_texts, folder)
     else:
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        for name in FILES:
             if (Path(config.path) / name).is_file():
                 shutil.copyfile(Path(config.path) / name, folder / name)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # "<s>" in a text is text, struck through perhaps, and no control token
     return tokenizer, _eos_token_id(tokenizer, folder)
 
 

@@ -14,50 +14,56 @@ RUN_PREFIX = "run:"
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: `path` is a folder or hub id; `adapters` are merged into it, in this order, before training."""
+    """A base model on disk; `adapters` are merged into it, in this order, before training. `name` is what to call it."""
 
-    path: str
+    name: str
+    folder: Path
     adapters: tuple[Path, ...] = ()
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder, or None for a hub id."""
-        return Path(self.path) if Path(self.path).is_dir() else None
 
-
-def resolve(path: str, runs_dir: str | Path) -> Base:
-    """A model folder, a hub id, or the result of run:<run id>: its model, or its adapter merged into its own base.
+def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
+    """A model folder, a hub id in the local cache, or the result of run:<run id>: its model, or its adapter merged into its base.
 
     Raises:
-        FileNotFoundError: no such run.
-        ValueError: the run has no result yet, or the folder holds no weights.
+        FileNotFoundError: no such run or folder, or a hub id that is not in the cache.
+        ValueError: the run has no result yet, or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
         run = RunFolder.find(path.removeprefix(RUN_PREFIX), runs_dir)
         if run.state() != "completed":
             raise ValueError(
-                f"run {run.id} is {run.state()}, so it has no result to start from: finish it with `finetune resume {run.id}`"
+                f"run {run.id} is {run.state()} and has no result to start from: finish it with `finetune resume {run.id}`"
             )
         if run.model.is_dir():
             return resolve(str(run.model), runs_dir)
         earlier = run.config()
-        if earlier.model.path is None:
-            raise ValueError(
-                f"run {run.id} trained an adapter on random weights that nobody kept: start from a run of adapter=none"
-            )
-        base = resolve(earlier.model.path, earlier.runs_dir)
-        return Base(base.path, (*base.adapters, run.adapter))
+        assert earlier.model.path is not None  # config.py: an adapter never sits on a model from scratch
+        base = resolve(earlier.model.path, earlier.runs_dir, earlier.model.revision)
+        return Base(base.name, base.folder, (*base.adapters, run.adapter))
     folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote"
-            )
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
-    elif folder.is_absolute() or path.startswith("."):
-        raise FileNotFoundError(f"model folder {path} does not exist: check model.path")
-    return Base(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith("."):
+            raise FileNotFoundError(f"model folder {path} does not exist: check model.path")
+        folder = _cached_snapshot(path, revision)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
+    return Base(path, folder)
+
+
+def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
+    """Jobs have no network: what is not in the Hugging Face cache now will not be there later."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        wanted = f"{hub_id} --revision {revision}" if revision else hub_id
+        raise FileNotFoundError(
+            f"model {hub_id} is neither a folder nor in the Hugging Face cache, and jobs have no network: `hf download {wanted}` first"
+        ) from None
 
 
 def check_inputs(config: TrainConfig) -> None:
@@ -68,13 +74,20 @@ def check_inputs(config: TrainConfig) -> None:
     """
     corpus = open_corpus(config)
     corpus.verify()
-    if config.model.path is None:
-        return
-    base = resolve(config.model.path, config.runs_dir)
-    if base.folder and tokenizer_digest(base.folder) != corpus.manifest.tokenizer["sha256"]:
+    if config.model.path is not None:
+        check_tokenizer(resolve(config.model.path, config.runs_dir, config.model.revision), corpus)
+
+
+def check_tokenizer(base: Base, corpus: Corpus) -> None:
+    """The shards' token ids mean to this model what they meant to the tokenizer that made them.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if tokenizer_digest(base.folder) != corpus.manifest.tokenizer["sha256"]:
         raise ValueError(
-            f"the tokenizer of {base.path} is not the one corpus {config.data.corpus} was tokenised with: "
-            f"run `finetune prepare` with corpus.tokenizer.path={base.path}"
+            f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
+            f"run `finetune prepare` with corpus.tokenizer.path={base.folder}"
         )
 
 

@@ -64,7 +64,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is of another world size, ZeRO stage or corpus.
         """
-        found = self.world.from_main(self.newest() if self.world.is_main else None)
+        found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
         if found is None:
             return 0
         state = json.loads((found / "state.json").read_text(encoding="utf-8"))
@@ -80,12 +80,23 @@ class Checkpoints:
         return int(state["step"])
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that verifies; broken ones are named and passed over."""
-        for folder in self._published():
+        """The newest checkpoint that verifies; broken ones are named, set aside and passed over.
+
+        Raises:
+            ValueError: there are checkpoints, and none of them verifies.
+        """
+        published = self._published()
+        for folder in published:
             fault = _fault(folder)
             if fault is None:
                 return folder
             logger.warning("passing over checkpoint %s: %s", folder.name, fault)
+            # under this name it neither counts among those kept nor is tried again
+            folder.rename(folder.with_name(f"broken-{folder.name}-{time.time_ns()}"))
+        if published:
+            raise ValueError(
+                f"every checkpoint in {self.folder} is broken: start a new run, or delete them to train from the first step"
+            )
         return None
 
     def publish(self, temporary: Path, folder: Path) -> None:
@@ -95,8 +106,6 @@ class Checkpoints:
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*files, temporary / "manifest.json", temporary / "engine", temporary):
             _fsync(path)
-        if folder.exists():  # saved by an earlier attempt, and passed over since: replaced
-            shutil.rmtree(folder)
         os.replace(temporary, folder)
         _fsync(self.folder)
 

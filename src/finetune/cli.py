@@ -77,7 +77,7 @@ def resume(arguments: list[str]) -> int:
 
     run = RunFolder.find(options.run, options.runs_dir)
     submit.resume(run)
-    return 0 if _report([run]) == 0 else 1
+    return _report([run])
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -96,6 +96,7 @@ def status(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="*", help="run ids (all)")
     options = parser.parse_args(arguments)
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("run", "state", "step", "loss", "tok/s", "held-out loss", box=None)
     for run in _runs(options):
@@ -105,7 +106,7 @@ def status(arguments: list[str]) -> int:
         state, failure = run.state(), run.failure()
         table.add_row(run.id, state, steps, loss, speed, _before_after(summary) if summary else "")
         if state == "failed" and failure:
-            table.add_row("", f"[red]{failure}[/red]")
+            table.add_row("", Text(failure, style="red"))
     _console(stderr=False).print(table)
     return 0
 
@@ -114,8 +115,7 @@ def sync(arguments: list[str]) -> int:
     parser = _parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
     parser.add_argument("runs", nargs="*", help="run ids (all)")
     options = parser.parse_args(arguments)
-    _sync(_runs(options))
-    return 0
+    return _sync(_runs(options))
 
 
 def ui(arguments: list[str]) -> int:
@@ -174,38 +174,34 @@ def run_points(points: list[TrainConfig]) -> list[float | None]:
     """Submit the points, print what came of each, and give their held-out losses (None where there is none).
 
     Raises:
-        ValueError: a run failed.
+        SystemExit: a run failed; all of them have been tried.
     """
     from finetune.launch.submit import submit
 
     runs = submit(points)
-    if points[0].detach:
-        for run in runs:
-            print(f"started {run.id}: `finetune status {run.id}`, `finetune sync` when it has ended", file=sys.stderr)
-            print(run.id)
-    elif failed := _report(runs):
-        if len(runs) == 1:
-            raise SystemExit(1)
-        raise ValueError(
-            f"{failed} of {len(runs)} runs did not complete: `finetune status` tells why, `finetune resume RUN` goes on"
-        )
+    if code := _report(runs):
+        raise SystemExit(code)
     return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
 
 
 def _report(runs: list[RunFolder]) -> int:
-    """Say how runs ended, people first; the number that did not complete."""
+    """Say how runs ended, or that they go on by themselves; the exit code that says it."""
     failed = 0
     for run in runs:
         state = run.state()
-        if state == "completed":
+        if run.config().detach and state == "running":
+            print(f"started {run.id}: `finetune status {run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
+        elif state == "completed":
             _print_summary(run)
         else:
             failed += 1
             reason = run.failure() or "its processes are gone; the logs are in jobs/"
-            detail = {"stopped": "stopped as asked", "failed": reason}.get(state, f"{state}: {reason}")
+            detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started"}.get(state, f"{state}: {reason}")
             print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
         print(run.id, flush=True)
-    return failed
+    if failed and len(runs) > 1:
+        print(f"error: {failed} of {len(runs)} runs did not complete", file=sys.stderr)
+    return 1 if failed else 0
 
 
 # --- plumbing --------------------------------------------------------------------------------------------------------
@@ -224,12 +220,38 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     OmegaConf.register_new_resolver("package_dir", _package_dir, replace=True)
-    sys.argv = [f"finetune {config_name}", *arguments]
+    sys.argv = [f"finetune {config_name}", *_options_first(arguments)]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
     hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name=config_name)(composed.append)()
     for node in composed:
         task(node)
     return 0
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """Hydra's parser wants its options together: `corpus=x --config-dir my lr=1` would end in its own usage text."""
+    options, overrides, rest = [], [], iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        options.append(argument)
+        if argument in (
+            "--config-dir",
+            "-cd",
+            "--config-path",
+            "-cp",
+            "--config-name",
+            "-cn",
+            "--cfg",
+            "-c",
+            "--package",
+            "-p",
+            "--info",
+            "-i",
+        ):
+            options.extend([value] if (value := next(rest, None)) is not None else [])
+    return options + overrides
 
 
 def _conf_dir() -> Path:
@@ -313,50 +335,40 @@ def _runs(options: argparse.Namespace) -> list[RunFolder]:
     return [RunFolder.find(run_id, options.runs_dir) for run_id in wanted] or RunFolder.all(options.runs_dir)
 
 
-def _sync(runs: list[RunFolder]) -> None:
+def _sync(runs: list[RunFolder]) -> int:
     from finetune.tracking import sender
 
+    failed = 0
     for run in runs:
-        sender.sync(run)
-    print(f"{len(runs)} runs are in MLflow", file=sys.stderr)
+        try:
+            sender.sync(run)
+        except Exception as fault:  # one run, or one server, must not keep the others from theirs
+            failed += 1
+            print(
+                f"error: run {run.id} is not in MLflow: {type(fault).__name__}: {' '.join(str(fault).split())[:300]}",
+                file=sys.stderr,
+            )
+    print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     import json
-    import tempfile
 
-    from data_prep.shards import Corpus
-    from finetune import base as base_models
-    from finetune import model as models
-    from finetune.data import PackedData
-    from finetune.distributed import World
-    from finetune.evaluate import held_out_loss
+    from finetune.config import DataConfig
+    from finetune.evaluate import evaluate_on_corpus
     from finetune.run_folder import RunFolder
 
-    path, corpus_name, length = options.model, options.corpus, options.sequence_length or 512
-    if not Path(path).is_dir() or (Path(path) / "outcome.json").exists() or (Path(options.runs_dir) / path).is_dir():
+    path, corpus, length = options.model, options.corpus, options.sequence_length
+    if not (Path(path) / "config.json").is_file():  # not a model folder: a run
         run = RunFolder.find(path, options.runs_dir)
-        path = f"{base_models.RUN_PREFIX}{run.path}"
-        corpus_name = corpus_name or run.config().data.corpus
-        length = options.sequence_length or run.config().data.sequence_length
-    if corpus_name is None:
+        path = f"run:{run.path}"
+        corpus = corpus or run.config().data.corpus
+        length = length if length is not None else run.config().data.sequence_length
+    if corpus is None:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
-    folder = Path(corpus_name) if (Path(corpus_name) / "manifest.json").is_file() else Path(options.corpora_dir) / corpus_name
-    corpus = Corpus(folder)
-    corpus.verify()
-    base = base_models.resolve(path, options.runs_dir)
-    trained = models.load_for_evaluation(base)
-    with tempfile.TemporaryDirectory() as plan:
-        data = PackedData(
-            corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=length, shuffle_seed=None,
-            plan_folder=Path(plan), world=World(rank=0, size=1, local_rank=0),
-        )  # fmt: skip
-        trained.to(data.world.device)
-        held_out = held_out_loss(
-            lambda ids, positions: models.logits(trained, ids, positions), data, 4, corpus.manifest.unigram_loss, data.world
-        )
-    if held_out is None:
-        raise ValueError(f"corpus {folder} has no validation documents: prepare it with split.validation_share above 0")
+    data = DataConfig(corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=512 if length is None else length)
+    held_out = evaluate_on_corpus(path, data, options.runs_dir)
     _print_held_out({"after": held_out.as_dict()})
     if options.json:
         print(json.dumps(held_out.as_dict(), ensure_ascii=False))
@@ -448,7 +460,7 @@ def _wants_help(arguments: list[str]) -> bool:
 
 
 def _groups() -> str:
-    folders = sorted(path for path in _conf_dir().iterdir() if path.is_dir() and not path.name.startswith("_"))
+    folders = sorted(path for path in _conf_dir().iterdir() if path.is_dir() and path.name[0] != "_" and path.name != "corpus")
     return "".join(f"  {folder.name:<10} {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}\n" for folder in folders)
 
 

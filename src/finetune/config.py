@@ -130,15 +130,23 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}: give a number above 0")
-        for name in ("warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
+        for name in ("warmup_ratio", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
         if self.zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+        if self.zero["stage"] == 0 and self.precision == "bf16":
+            # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
+            raise ValueError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
         if self.adapter and "peft_type" not in self.adapter:
             raise ValueError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
+        if self.adapter and self.model.from_scratch:
+            raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
             raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
         per_pass = self.micro_batch_size * self.cluster.world_size
@@ -156,8 +164,11 @@ class TrainConfig:
     def frozen(self) -> TrainConfig:
         """A copy that means the same from any working directory."""
         model = self.model
-        if model.path and not model.path.startswith("run:") and Path(model.path).is_dir():
-            model = dataclasses.replace(model, path=str(Path(model.path).resolve()))
+        path = model.path or ""
+        prefix = "run:" if path.startswith("run:") else ""
+        folder = Path(path.removeprefix(prefix))
+        if path and folder.is_dir():
+            model = dataclasses.replace(model, path=f"{prefix}{folder.resolve()}")
         data = dataclasses.replace(
             self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -91,6 +93,8 @@ class PackedData:
     ) -> None:
         self.split, self.sequence_length, self.world = split, sequence_length, world
         self._seed, self._plan_folder = shuffle_seed, plan_folder
+        inputs = [corpus.manifest.digest, sequence_length, shuffle_seed, sorted(sources)]
+        self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]  # another corpus never meets this plan
         dataset = corpus.split(split)
         table = dataset.data.table
         self.tokens = _ListColumn(table["input_ids"])
@@ -132,13 +136,11 @@ class PackedData:
 
     def _epoch(self, epoch: int) -> Segments:
         if epoch not in self._epochs:
-            path = self._plan_folder / f"{self.split}-epoch-{epoch:03d}.npy"
+            path = self._plan_folder / f"{self.split}-{self._plan_key}-epoch-{epoch:03d}.npy"
             if self.world.is_main and not path.exists():
                 self._plan(epoch, path)
             self.world.barrier()
-            self._epochs[epoch] = np.load(
-                path, mmap_mode="r" if path.stat().st_size > 1024 else None
-            )  # an empty file cannot be mapped
+            self._epochs[epoch] = _load(path)
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
@@ -168,6 +170,15 @@ class PackedData:
                 labels[row, at : at + length - 1] = targets
                 at += length
         return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents)
+
+
+def _load(path: Path) -> Segments:
+    """Memory-mapped; an empty plan cannot be mapped."""
+    try:
+        plan: Segments = np.load(path, mmap_mode="r")
+    except ValueError:
+        plan = np.load(path)
+    return plan
 
 
 class _ListColumn:

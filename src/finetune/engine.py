@@ -13,7 +13,6 @@ import torch
 from finetune import model as models
 from finetune.config import TrainConfig
 from finetune.distributed import World
-from finetune.model import Model
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -45,19 +44,20 @@ class Engine:
         ValueError: DeepSpeed refuses the `zero` settings.
     """
 
-    def __init__(self, model: Model, config: TrainConfig, world: World) -> None:
+    def __init__(self, model: torch.nn.Module, config: TrainConfig, world: World) -> None:
         self.model = model
         self.world = world
         self._stage = config.zero["stage"]
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps,
+        )
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
-                optimizer=torch.optim.AdamW(
-                    _parameter_groups(model, config.weight_decay),
-                    lr=config.lr,
-                    betas=(config.adam_beta1, config.adam_beta2),
-                    eps=config.adam_eps,
-                ),
+                optimizer=optimizer,
                 config=_deepspeed_config(config),
                 dist_init_required=False,
             )
@@ -140,11 +140,12 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "gradient_clipping": config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offload works with torch's AdamW too, and DeepSpeed's would be compiled first
         "steps_per_print": None,
     }
 
 
-def _parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices are decayed, vectors (biases, norms) are not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from data_prep.shards import Corpus
+from finetune import base as base_models
+from finetune import guards
+from finetune import model as models
+from finetune.config import DataConfig
 from finetune.data import PADDING, PackedData
 from finetune.distributed import World
 from finetune.loss import IGNORE, token_losses
@@ -73,6 +81,34 @@ def held_out_loss(
         by_language={name: _mean(pair) for name, pair in sorted(by_language.items()) if pair[1]},
         unigram_loss=unigram_loss,
     )
+
+
+def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
+    """Held-out loss of a finished model in this process, in float32, on its first GPU or the CPU.
+
+    Args:
+        path: a model folder, a hub id, or run:<run id>.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model or corpus, they do not fit, or nothing is held out.
+    """
+    corpus = Corpus(config.corpus_folder)
+    corpus.verify()
+    base = base_models.resolve(path, runs_dir)
+    base_models.check_tokenizer(base, corpus)
+    world = World(rank=0, size=1, local_rank=0)
+    trained = models.load_for_evaluation(base).to(world.device)
+    logits = functools.partial(models.logits, trained)
+    guards.check_isolation(logits, corpus.manifest.tokenizer["vocab_size"], world.device)
+    with tempfile.TemporaryDirectory() as plan:
+        data = PackedData(
+            corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,
+            shuffle_seed=None, plan_folder=Path(plan), world=world,
+        )  # fmt: skip
+        held_out = held_out_loss(logits, data, 4, corpus.manifest.unigram_loss, world)
+    if held_out is None:
+        raise ValueError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
+    return held_out
 
 
 def _mean(pair: torch.Tensor) -> float:

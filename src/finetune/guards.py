@@ -47,10 +47,14 @@ def check_step(loss: float, grad_norm: float, step: int) -> None:
         )
 
 
-def check_targets(counted: int, planned: int, step: int) -> None:
-    """The tokens that the ranks trained on are those that the loss was divided by, and there are some."""
+def check_planned(planned: int, step: int) -> None:
+    """There is something to learn from in a step: its loss is divided by the number of targets."""
     if planned == 0:
         raise GuardError(f"step {step} has no token to learn from: check the corpus' loss mask, or raise global_batch_size")
+
+
+def check_targets(counted: int, planned: int, step: int) -> None:
+    """The tokens that the ranks trained on are those that the loss was divided by."""
     if counted != planned:
         raise GuardError(
             f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus"

@@ -20,11 +20,13 @@ Model = torch.nn.Module
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
+def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_main: bool) -> Model:
     """The model to train, on the CPU, the same on every rank.
 
     Args:
         tokenizer: the corpus manifest's, for the vocabulary and end of sequence of a model from scratch.
+        merged_base: where rank 0 keeps the base of a new adapter if earlier adapters had to be merged into it first: an
+            adapter's config names one base on disk, and without them it would be put on other weights than it was trained on.
 
     Raises:
         ValueError: the base or the adapter config is wrong; one line says what.
@@ -33,33 +35,36 @@ def build(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
     if config.model.path is None:
         model = _from_scratch(config, tokenizer)
     else:
-        base = base_models.resolve(config.model.path, config.runs_dir)
-        model = load(base, DTYPES[config.precision], config.model.attention, config.model.revision)
-        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        if tokenizer["vocab_size"] > rows:
-            raise ValueError(
-                f"the corpus' tokenizer has {tokenizer['vocab_size']} tokens, {base.path} embeds {rows}: not its tokenizer"
-            )
+        base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
+        model = load(base, DTYPES[config.precision], config.model.attention)
+        if base.adapters and config.adapter:
+            if is_main and not merged_base.exists():
+                temporary = merged_base.with_name(f".{merged_base.name}.tmp")
+                model.save_pretrained(temporary)  # type: ignore[operator]
+                temporary.rename(merged_base)
+            model.name_or_path = str(merged_base)  # type: ignore[assignment]
+    _check_sizes(model, config, tokenizer["vocab_size"])
     if config.adapter:
         torch.manual_seed(config.seed)  # the same adapter whatever the base drew
         model = _with_adapter(model, config.adapter)
     return model
 
 
-def load(base: Base, dtype: torch.dtype, attention: str, revision: str | None = None) -> Model:
+def load(base: Base, dtype: torch.dtype, attention: str) -> Model:
     """A base model from files, its adapters merged.
 
     Raises:
         ValueError: a weight is missing or has another shape, so that part of the model would be random.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        base.path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        base.folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
         output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
     )  # fmt: skip
     if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
         raise ValueError(
-            f"{base.path} lacks {len(wrong)} weights of its kind, e.g. {sorted(wrong)[0]}: they would be random: get it whole"
+            f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {sorted(wrong)[0]}: they would be random: get it whole"
         )
+    model.name_or_path = base.name  # what an adapter will call its base; a cache folder means nothing elsewhere
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -105,6 +110,9 @@ def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
     settings = {"vocab_size": tokenizer["vocab_size"], "eos_token_id": tokenizer["eos_token_id"], "bos_token_id": None}
     settings |= config.model.from_scratch
     try:
+        known = set(AutoConfig.for_model(settings["model_type"]).to_dict())
+        if unknown := set(settings) - known - {"bos_token_id", "eos_token_id"}:
+            raise ValueError(f"{settings['model_type']} has no setting {', '.join(sorted(unknown))}")
         architecture = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
         raise ValueError(f"model.from_scratch: {fault}") from None
@@ -113,6 +121,19 @@ def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
     )
     model.train()
     return model  # type: ignore[no-any-return]
+
+
+def _check_sizes(model: Model, config: TrainConfig, vocab_size: int) -> None:
+    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if vocab_size > rows:
+        raise ValueError(
+            f"the corpus' tokenizer has {vocab_size} tokens, the model embeds {rows}: it is not this model's tokenizer"
+        )
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and config.data.sequence_length > limit:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, the model knows {limit} positions: choose at most that"
+        )
 
 
 def _with_adapter(model: Model, settings: dict[str, Any]) -> Model:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import psutil
+from filelock import FileLock
 
 from finetune import config as configuration
 from finetune.config import TrainConfig
@@ -87,7 +89,7 @@ class RunFolder:
 
     @property
     def lock(self) -> FileLock:
-        """Held by rank 0 for as long as the run trains; a new object each time, as a lock object counts its holders."""
+        """Held by rank 0 for as long as the run trains."""
         return FileLock(self.path / ".lock", timeout=0)
 
     def config(self) -> TrainConfig:
@@ -108,8 +110,13 @@ class RunFolder:
 
     def begin_attempt(self) -> None:
         """Forget how the last attempt ended."""
-        for path in (self.stop_file, self.path / "outcome.json", *self.path.glob("failure-rank-*.json")):
+        leftovers = (*self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"))
+        for path in (self.stop_file, self.path / "outcome.json", self.path / "attempt.json", *leftovers):
             path.unlink(missing_ok=True)
+
+    def record_attempt(self, job_id: str) -> None:
+        """The job that now works on the run; locally its id is the process id of submitit's controller."""
+        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname()})
 
     def record_failure(self, rank: int, error: str) -> None:
         self.write_json(f"failure-rank-{rank}.json", {"time": time.time(), "rank": rank, "error": error})
@@ -127,14 +134,17 @@ class RunFolder:
             return str(outcome["state"])
         if self.failure():
             return "failed"
-        return "dead" if any(self.jobs.glob("*_log.out")) else "queued"
+        return "dead" if (self.path / "attempt.json").exists() else "queued"
 
     def is_running(self) -> bool:
+        """True from the start of the job's processes to their end. It does not take the run's lock, which a rank may want."""
+        attempt = self.read_json("attempt.json")
+        if attempt is None or attempt["host"] != socket.gethostname():
+            return False
         try:
-            with self.lock:
-                return False
-        except Timeout:
-            return True
+            return str(self.jobs) in psutil.Process(int(attempt["job_id"])).cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            return False
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest training step in the spool: its step and its values; empty before the first."""

@@ -76,7 +76,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     data = PackedData(corpus, "train", sources=sources, shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
-    trained = model.build(config, corpus.manifest.tokenizer)
+    trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
     engine = Engine(trained, config, world)
     engine.eval()
     guards.check_isolation(engine.logits, corpus.manifest.tokenizer["vocab_size"], world.device)
@@ -111,6 +111,7 @@ def run_steps(run: Run, step: int) -> Progress:
     while step < run.num_steps:
         began = time.monotonic()
         data = run.data.step(step, config.global_batch_size, config.micro_batch_size)
+        guards.check_planned(data.num_targets, step + 1)
         lr = learning_rate(
             step, num_steps=run.num_steps, peak=config.lr, warmup_ratio=config.warmup_ratio, min_lr_ratio=config.min_lr_ratio
         )
@@ -205,6 +206,7 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
         {
             "run_id": run.folder.id,
             "steps": progress.step,
+            "device": str(run.world.device),
             "parameters": sum(_num_elements(p) for p in run.engine.model.parameters()),
             "trainable_parameters": trainable,
             "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from finetune.run_folder import RunFolder
-from tests.distributed.test_laws import LLAMA
 from tests.end_to_end.commands import FINETUNE, command, run_of
+from tests.models import LLAMA
 
 pytestmark = pytest.mark.end_to_end
 
@@ -128,7 +128,7 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Pa
         "adapter.r=4,-1",
         "cluster.ranks_per_node=1",
     ]
-    done = command(folder, "train", "-m", *arguments, code=2)
+    done = command(folder, "train", "-m", *arguments, code=1)
     good, bad = (run_of(folder, run_id) for run_id in done.stdout.split())
     assert good.state() == "completed"
     assert good.config().adapter["r"] == 4

@@ -1,4 +1,4 @@
-"""Real law text, prepared and trained on by two ranks: Lovdata's archive and consolidated acts. Skipped where it is not at hand."""
+"""Real law text, prepared and trained on by two ranks: Lovdata's archive and acts. Skipped where it is not at hand."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finetune.run_folder import RunFolder
@@ -58,7 +59,8 @@ def _sync(run: RunFolder, console: Console) -> None:
     try:
         sender.sync(run)
     except Exception as fault:
-        console.print(f"MLflow is behind ({type(fault).__name__}: {str(fault).splitlines()[0]}): `finetune sync` catches up")
+        reason = escape(" ".join(f"{type(fault).__name__}: {fault}".split())[:200])
+        console.print(f"MLflow is behind ({reason}): `finetune sync` catches up", soft_wrap=True)
 
 
 class _RankWatch:

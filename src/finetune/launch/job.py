@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -15,6 +14,9 @@ from filelock import Timeout
 from finetune.config import TrainConfig
 from finetune.run_folder import RunFolder
 
+SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
+ALL_GPUS = "all"
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,29 +25,25 @@ def run_job(path: str) -> None:
     run = RunFolder(Path(path))
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
+    lock = run.lock
+    if rank == 0:  # two processes that write one run would ruin it
+        try:
+            lock.acquire()
+        except Timeout:
+            logger.error("run %s is in use by another process: nothing done", run.id)
+            os._exit(1)
     try:
         config = run.config()
         _prepare_environment(config, environment)
-        with _sole_user(run) if rank == 0 else contextlib.nullcontext():
-            state = _train(config, run, environment.job_id)
-            if rank == 0:
-                run.write_json("outcome.json", {"state": state})
-    except Timeout:
-        print(f"run {run.id} is in use by another process: nothing done", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        state = _train(config, run, environment.job_id)
+        if rank == 0:
+            run.write_json("outcome.json", {"state": state})
     except BaseException as error:
         traceback.print_exc()
         run.record_failure(rank, _one_line(error))
         # Peers wait in a collective: leave at once, without the destructors that would wait for them.
         sys.stderr.flush()
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _sole_user(run: RunFolder):  # type: ignore[no-untyped-def]
-    """Hold the run's lock: two processes that write one run would ruin it."""
-    with run.lock:
-        yield
 
 
 def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironment) -> None:
@@ -60,11 +58,16 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.cluster.ranks_per_node)))
+    if os.environ[SHELL_GPUS] == ALL_GPUS:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[SHELL_GPUS]
     os.environ.update(config.cluster.env)
 
 
 def _train(config: TrainConfig, run: RunFolder, job_id: str) -> str:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
+    import torch
     import torch.distributed as dist
 
     from finetune.distributed import World, configure_logging
@@ -73,6 +76,12 @@ def _train(config: TrainConfig, run: RunFolder, job_id: str) -> str:
 
     world = World()
     configure_logging(world)
+    if 0 < torch.cuda.device_count() < config.cluster.ranks_per_node:  # NCCL refuses two ranks on one GPU
+        raise ValueError(
+            f"cluster.ranks_per_node is {config.cluster.ranks_per_node}, but {torch.cuda.device_count()} GPUs are visible: "
+            f"choose {torch.cuda.device_count()}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    logger.info("%d ranks, this one on %s", world.size, world.device)
     # A file as meeting point: no port to race for. It must be new for every attempt.
     init_distributed(world, f"file://{run.jobs}/rendezvous-{job_id}")
     state = train(config, run, world)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from filelock import Timeout
 
 from finetune import base
 from finetune import config as configuration
@@ -51,10 +52,11 @@ def submit(points: list[TrainConfig]) -> list[RunFolder]:
     frozen = [point.frozen() for point in points]
     for point in _one_of_each_input(frozen):
         base.check_inputs(point)
-        _visible_gpus(point.cluster.ranks_per_node)
     runs = [_freeze(point) for point in frozen]
     for run in runs:
         start(run)
+        if run.state() == "stopped":  # Ctrl-C is meant for the whole sweep; the rest stays queued
+            break
     return runs
 
 
@@ -70,6 +72,11 @@ def resume(run: RunFolder) -> None:
     if state == "completed":
         raise ValueError(f"run {run.id} is completed: start a new one from it with model=run:{run.id}")
     base.check_inputs(run.config())
+    try:
+        with run.lock:
+            pass
+    except Timeout:
+        raise ValueError(f"run {run.id} is in use by a process of another machine: stop it there first") from None
     start(run)
 
 
@@ -78,43 +85,21 @@ def start(run: RunFolder) -> None:
     config = run.config()
     run.begin_attempt()
     executor = submitit.LocalExecutor(folder=run.jobs)
-    gpus = _visible_gpus(config.cluster.ranks_per_node)
     executor.update_parameters(
         tasks_per_node=config.cluster.ranks_per_node,
-        gpus_per_node=len(gpus),
-        visible_gpus=gpus,
         timeout_min=config.cluster.timeout_min,
         stderr_to_stdout=True,
     )
     with _deaf_children():
         submitted = executor.submit(job.run_job, str(run.path))
+    run.record_attempt(submitted.job_id)
     if not config.detach:
         follow(run, submitted)
 
 
-def _visible_gpus(num_ranks: int) -> list[int]:
-    """One GPU a rank, or none on a machine without: submitit hides from the job what it is not given.
-
-    Raises:
-        ValueError: fewer GPUs than ranks, which NCCL refuses.
-    """
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = [int(number) for number in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if number.strip().isdigit()]
-    else:
-        gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
-    if 0 < len(gpus) < num_ranks:
-        raise ValueError(
-            f"cluster.ranks_per_node is {num_ranks}, but {len(gpus)} GPUs are visible: "
-            f"choose {len(gpus)}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
-        )
-    return gpus[:num_ranks]
-
-
 def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
     """Points of a sweep mostly share corpus and base: checksums are computed once."""
-    return list(
-        {(p.data.corpus, p.model.path, *p.data.include_sources, "-", *p.data.exclude_sources): p for p in points}.values()
-    )
+    return list({repr((point.data, point.model)): point for point in points}.values())
 
 
 def _freeze(config: TrainConfig) -> RunFolder:
@@ -148,7 +133,9 @@ def _deaf_children() -> Iterator[None]:
     An ignored signal stays ignored across exec, which a handler would not; submitit has no parameter for it.
     """
     old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    # submitit's local executor hands its environment on; a rank must not take another launcher's for its own
+    # submitit hides GPUs that it was not told of; the job puts back what this shell sees
+    os.environ[job.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS)
+    # a rank must not take another launcher's environment for its own
     inherited = {
         key: os.environ.pop(key)
         for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

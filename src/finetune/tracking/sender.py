@@ -35,7 +35,7 @@ def sync(run: RunFolder) -> None:
         client = _client(config.tracking_uri or default_uri(run.path.parent))
         mlflow_run = _get_or_create(client, run, config.experiment)
         note = run.path / ".sent.json"
-        sent = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"offset": 0, "last_step": {}}
+        sent = _read_note(note, mlflow_run.info.run_id)
         for batch, offset in _batches(run.metrics, sent):
             client.log_batch(mlflow_run.info.run_id, metrics=batch)
             sent["offset"] = offset
@@ -61,11 +61,12 @@ def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
     else:
         experiment_id = experiment.experiment_id
     found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_ID_TAG}` = '{run.id}'", max_results=1)
-    if found:
+    if found and found[0].data.params:
         return found[0]
     from mlflow.entities import Param
 
-    created = client.create_run(experiment_id, run_name=run.id, tags={RUN_ID_TAG: run.id, "finetune.folder": str(run.path)})
+    tags = {RUN_ID_TAG: run.id, "finetune.folder": str(run.path)}
+    created = found[0] if found else client.create_run(experiment_id, run_name=run.id, tags=tags)
     params = [Param(key, value[:6000]) for key, value in _flatten(run)]
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
@@ -119,6 +120,15 @@ def _parse(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {"step": 0, "values": {}}
     return record
+
+
+def _read_note(path: Path, mlflow_run_id: str) -> dict[str, Any]:
+    """How far that MLflow run has been told; from the start if it is another one, as after a deletion or a move."""
+    if path.exists():
+        sent: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if sent["mlflow_run_id"] == mlflow_run_id:
+            return sent
+    return {"mlflow_run_id": mlflow_run_id, "offset": 0, "last_step": {}}
 
 
 def _write_note(path: Path, sent: dict[str, Any]) -> None:

@@ -15,7 +15,12 @@ class Spool:
     """Appends metrics of one run. Only rank 0 holds an enabled one. A full disk loses metrics, never the run."""
 
     def __init__(self, path: Path, enabled: bool) -> None:
-        self._file = path.open("a", encoding="utf-8") if enabled else None
+        self._file = None
+        if enabled:
+            torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a", encoding="utf-8")
+            if torn:  # a kill cut the last line short: it must not swallow the next one
+                self._file.write("\n")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """`step` counts optimizer steps done: 0 is before the first."""
@@ -33,4 +38,7 @@ class Spool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as fault:
+                logger.warning("the last metrics are lost: %s", fault)

@@ -1,0 +1,24 @@
+"""Tiny models: their configs, and a base folder to put adapters on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.corpora import EOS, VOCAB_SIZE, write_tokenizer
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
+def write_base(folder: Path, seed: int = 0) -> Path:
+    write_tokenizer(folder)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**LLAMA, vocab_size=VOCAB_SIZE, eos_token_id=EOS, bos_token_id=None)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
