@@ -216,14 +216,3 @@ def test_a_run_folder_in_use(
         cli.main(["resume", "mine"])
     assert ended.value.code == 2
     assert "run mine is in use" in capsys.readouterr().err
-
-
-def test_a_full_spool_disk_loses_metrics_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from finetune.tracking.spool import Spool
-
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
-    spool = Spool(full, enabled=True)
-    spool.log(1, {"train/loss": 1.0})
-    assert "metrics of step 1 are lost" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
     documents = [np.asarray(ids) for ids in corpus.split("train")["input_ids"]]
     lengths = np.asarray([len(ids) for ids in documents])
     plans: dict[int, Any] = {}
-    model = models.build(config, corpus.manifest.tokenizer)
+    model = models.build(config, corpus.manifest.tokenizer, Path("unused"), is_main=False)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
         {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -1,0 +1,104 @@
+"""Checkpoints on disk: published whole or not at all, and never trusted unseen. (Resuming runs: distributed/test_laws.py.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.checkpoint import Checkpoints
+from finetune.distributed import World
+
+IDENTITY = {"world_size": 1, "zero_stage": 2, "corpus": "digest"}
+
+
+class FileEngine:
+    """Stands where DeepSpeed writes its files."""
+
+    def __init__(self) -> None:
+        self.content = b"weights" * 100
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "state.pt").write_bytes(self.content)
+
+    def load(self, folder: Path) -> None:
+        self.content = (folder / "state.pt").read_bytes()
+
+
+def make(folder: Path, keep: int = 2, **identity: object) -> Checkpoints:
+    return Checkpoints(folder, keep, {**IDENTITY, **identity}, World(0, 1, 0))
+
+
+def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
+    checkpoints, engine = make(folder, keep), FileEngine()
+    for step in steps:
+        engine.content = f"step {step}".encode() * 50
+        checkpoints.save(engine, step)  # type: ignore[arg-type]
+    return checkpoints
+
+
+def load(folder: Path, **identity: object) -> tuple[int, bytes]:
+    engine = FileEngine()
+    return make(folder, **identity).load_newest(engine), engine.content  # type: ignore[arg-type]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
+    assert load(tmp_path)[0] == 0
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, 10, 20, 30)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+    assert load(tmp_path) == (30, b"step 30" * 50)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+def test_a_damaged_newest_falls_back(tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, 10, 20)
+    damage(tmp_path / "step-00000020" / "engine" / "state.pt")
+    assert load(tmp_path) == (10, b"step 10" * 50)
+    assert "passing over checkpoint step-00000020" in caplog.text
+
+
+def test_a_broken_one_does_not_push_out_the_last_good_one(tmp_path: Path) -> None:
+    saved(tmp_path, 10, 20)
+    flip_a_bit(tmp_path / "step-00000020" / "engine" / "state.pt")
+    checkpoints, engine = make(tmp_path, keep=1), FileEngine()
+    assert checkpoints.load_newest(engine) == 10  # type: ignore[arg-type]
+    checkpoints.save(engine, 15)  # type: ignore[arg-type]
+    assert load(tmp_path)[0] == 15
+
+
+def test_if_all_are_broken_the_run_does_not_silently_begin_again(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    truncate(tmp_path / "step-00000010" / "manifest.json")
+    with pytest.raises(ValueError, match="every checkpoint"):
+        load(tmp_path)
+
+
+def test_an_unfinished_write_is_invisible_and_swept_away(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    (tmp_path / ".step-00000020.tmp" / "engine").mkdir(parents=True)
+    (tmp_path / ".step-00000020.tmp" / "engine" / "state.pt").write_bytes(b"half")
+    assert load(tmp_path)[0] == 10
+    saved(tmp_path, 20)
+    assert load(tmp_path) == (20, b"step 20" * 50)
+
+
+@pytest.mark.parametrize(("key", "value"), [("world_size", 2), ("zero_stage", 3), ("corpus", "other")])
+def test_another_identity_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    saved(tmp_path, 10)
+    with pytest.raises(ValueError, match=f"made with {key}="):
+        load(tmp_path, **{key: value})

@@ -1,0 +1,119 @@
+"""The spool and its sender: every step reaches MLflow once, whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from finetune import config as configuration
+from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.run_folder import RunFolder
+from finetune.tracking import sender
+from finetune.tracking.spool import Spool
+from tests.models import LLAMA
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.path.mkdir(parents=True)
+    configuration.save(
+        TrainConfig(data=DataConfig(corpus="none"), model=ModelConfig(from_scratch=LLAMA), lr=0.25), folder.config_file
+    )
+    return folder
+
+
+def say(run: RunFolder, *steps: int) -> None:
+    with Spool(run.metrics, enabled=True) as spool:
+        for step in steps:
+            spool.log(step, {"train/loss": 10.0 - step, "train/lr": 0.1})
+
+
+def stored(run: RunFolder) -> tuple[Any, list[tuple[int, float]]]:
+    client = MlflowClient(sender.default_uri(run.path.parent))
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return found, [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")]
+
+
+def test_steps_arrive_once_though_a_resumed_run_repeats_them(run: RunFolder) -> None:
+    say(run, 0, 1, 2, 3)
+    sender.sync(run)
+    say(run, 2, 3, 4)  # resumed from the checkpoint after step 1
+    sender.sync(run)
+    sender.sync(run)
+    found, history = stored(run)
+    assert history == [(step, 10.0 - step) for step in range(5)]
+    assert found.data.params["lr"] == "0.25"
+    assert found.data.params["model.from_scratch.hidden_size"] == "32"
+
+
+def test_more_than_one_batch(run: RunFolder) -> None:
+    say(run, *range(1500))
+    sender.sync(run)
+    assert [step for step, _ in stored(run)[1]] == list(range(1500))
+
+
+def test_a_line_cut_short_by_a_kill_swallows_no_other(run: RunFolder) -> None:
+    say(run, 1, 2)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "time_ms": 1, "val')
+    sender.sync(run)
+    say(run, 3, 4)
+    sender.sync(run)
+    assert [step for step, _ in stored(run)[1]] == [1, 2, 3, 4]
+
+
+def test_a_run_deleted_in_mlflow_is_told_again_in_full(run: RunFolder) -> None:
+    say(run, 1, 2, 3)
+    sender.sync(run)
+    client = MlflowClient(sender.default_uri(run.path.parent))
+    client.delete_run(stored(run)[0].info.run_id)
+    sender.sync(run)
+    assert [step for step, _ in stored(run)[1]] == [1, 2, 3]
+
+
+def test_a_database_deleted_is_filled_again(run: RunFolder) -> None:
+    say(run, 1, 2, 3)
+    sender.sync(run)
+    (run.path.parent / "mlflow.db").unlink()
+    sender.sync(run)
+    assert [step for step, _ in stored(run)[1]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("state", "status"), [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
+def test_how_it_ended_is_told(run: RunFolder, state: str, status: str) -> None:
+    say(run, 1)
+    sender.sync(run)
+    run.write_json("outcome.json", {"state": state})
+    sender.sync(run)
+    assert stored(run)[0].info.status == status
+
+
+def test_values_that_are_no_numbers_do_not_stop_the_sender(run: RunFolder) -> None:
+    with Spool(run.metrics, enabled=True) as spool:
+        spool.log(1, {"train/loss": float("nan")})
+        spool.log(2, {"train/loss": 3.0})
+    sender.sync(run)
+    assert [step for step, _ in stored(run)[1]] == [1, 2]
+
+
+def test_a_full_disk_loses_metrics_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with Spool(full, enabled=True) as spool:
+        spool.log(1, {"train/loss": 1.0})
+    assert "metrics of step 1 are lost" in caplog.text
+
+
+def test_last_metrics_pass_over_an_unfinished_line(run: RunFolder) -> None:
+    assert run.last_metrics() == {}
+    say(run, 1, 2)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "val')
+    assert run.last_metrics()["step"] == 2
+    assert json.loads(run.metrics.read_text().splitlines()[0])["step"] == 1
