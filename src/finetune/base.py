@@ -62,7 +62,7 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
         raise FileNotFoundError(
-            f"model {hub_id} is no folder and not in the Hugging Face cache, and jobs have no network: `hf download {wanted}` first"
+            f"model {hub_id} is no folder and not in the Hugging Face cache; jobs have no network: `hf download {wanted}` first"
         ) from None
 
 
