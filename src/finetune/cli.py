@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(arguments: list[str]) -> int:
     """finetune prepare corpus=NAME [key=value …]"""
     if _wants_help(arguments):
-        print(_prepare_help(), end="")
+        from finetune import report
+
+        print(report.prepare_help(), end="")
         return 0
     return _hydra("prepare", arguments, _prepare)
 
@@ -63,7 +65,9 @@ def prepare(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     """finetune train [recipe=NAME] [key=value …] [-m]"""
     if _wants_help(arguments):
-        print(_train_help(), end="")
+        from finetune import report
+
+        print(report.train_help(), end="")
         return 0
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
@@ -95,19 +99,9 @@ def status(arguments: list[str]) -> int:
     parser = _parser("status", "What the runs are doing, or how they ended; read from disk, from any shell.")
     parser.add_argument("runs", nargs="*", help="run ids (all)")
     options = parser.parse_args(arguments)
-    from rich.table import Table
-    from rich.text import Text
+    from finetune import report
 
-    table = Table("run", "state", "step", "loss", "tok/s", "held-out loss", box=None)
-    for run in _runs(options):
-        last, summary = run.last_metrics(), run.summary()
-        steps = f"{last['step']}/{int(last['train/num_steps'])}" if last else ""
-        loss, speed = (f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}") if last else ("", "")
-        state, failure = run.state(), run.failure()
-        table.add_row(run.id, state, steps, loss, speed, _before_after(summary) if summary else "")
-        if state == "failed" and failure:
-            table.add_row("", Text(failure, style="red"))
-    _console(stderr=False).print(table)
+    report.print_status(_runs(options))
     return 0
 
 
@@ -150,11 +144,12 @@ def ui(arguments: list[str]) -> int:
 def _prepare(node: Any) -> None:
     from data_prep.config import PrepareConfig
     from data_prep.pipeline import prepare as run_pipeline
+    from finetune import report
     from finetune.config import from_omegaconf
 
     _log_to_stderr()
     prepared = run_pipeline(from_omegaconf(node, PrepareConfig))
-    _print_corpus(prepared)
+    report.print_corpus(prepared)
     print(prepared.folder)
 
 
@@ -186,13 +181,15 @@ def run_points(points: list[TrainConfig]) -> list[float | None]:
 
 def _report(runs: list[RunFolder]) -> int:
     """Say how runs ended, or that they go on by themselves; the exit code that says it."""
+    from finetune import report
+
     failed = 0
     for run in runs:
         state = run.state()
         if run.config().detach and state == "running":
             print(f"started {run.id}: `finetune status {run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
         elif state == "completed":
-            _print_summary(run)
+            report.print_summary(run)
         else:
             failed += 1
             reason = run.failure() or "its processes are gone; the logs are in jobs/"
@@ -214,15 +211,15 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from omegaconf import OmegaConf
 
     from data_prep.config import PrepareConfig
-    from finetune.config import TrainConfig
+    from finetune.config import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
-    OmegaConf.register_new_resolver("package_dir", _package_dir, replace=True)
+    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
     sys.argv = [f"finetune {config_name}", *_options_first(arguments)]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
-    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name=config_name)(composed.append)()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(composed.append)()
     for node in composed:
         task(node)
     return 0
@@ -252,18 +249,6 @@ def _options_first(arguments: list[str]) -> list[str]:
         ):
             options.extend([value] if (value := next(rest, None)) is not None else [])
     return options + overrides
-
-
-def _conf_dir() -> Path:
-    return Path(_package_dir("finetune.conf"))
-
-
-def _package_dir(name: str) -> str:
-    import importlib
-
-    file = importlib.import_module(name).__file__
-    assert file is not None
-    return str(Path(file).parent)
 
 
 def _expand(argument: str) -> list[str]:
@@ -355,6 +340,7 @@ def _sync(runs: list[RunFolder]) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
+    from finetune import report
     from finetune.config import DataConfig
     from finetune.evaluate import evaluate_on_corpus
     from finetune.run_folder import RunFolder
@@ -369,20 +355,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
     data = DataConfig(corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=512 if length is None else length)
     held_out = evaluate_on_corpus(path, data, options.runs_dir)
-    _print_held_out({"after": held_out.as_dict()})
+    report.print_held_out({"after": held_out.as_dict()})
     if options.json:
         print(json.dumps(held_out.as_dict(), ensure_ascii=False))
     return 0
-
-
-# --- what people read ------------------------------------------------------------------------------------------------
-
-
-def _console(stderr: bool = True) -> Any:
-    from rich.console import Console
-
-    # A pipe has no width of its own; 80 columns would cut run ids.
-    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() or sys.stderr.isatty() else 160)
 
 
 def _log_to_stderr() -> None:
@@ -391,122 +367,8 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
-def _print_corpus(prepared: Any) -> None:
-    from rich.table import Table
-
-    manifest = prepared.manifest
-    stages = Table("stage", "in", "out", "dropped", "counted", box=None)
-    for info in manifest.stages:
-        name = f"{info.name} (done before)" if info.name in prepared.skipped else info.name
-        stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
-    sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
-    for name, source in manifest.sources.items():
-        parts = [f"{key} {source.documents[key]} ({source.tokens[key]:,})" for key in sorted(source.documents)]
-        sources.add_row(name, source.license, "  ".join(parts))
-    console = _console()
-    console.print(stages)
-    console.print(sources)
-    splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    console.print(f"corpus {prepared.folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _print_summary(run: RunFolder) -> None:
-    summary, config = run.summary(), run.config()
-    assert summary is not None
-    console = _console()
-    kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
-    origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
-    speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
-    console.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
-    console.print(
-        f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}"
-    )
-    _print_held_out(summary)
-    result = os.path.relpath(summary["result"])
-    console.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
-
-
-def _print_held_out(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    before, after = summary.get("before"), summary.get("after")
-    if not after:
-        return
-    table = Table("  held-out loss (nats a token)", "before", "after", box=None)
-
-    def row(name: str, key: Callable[[dict[str, Any]], float]) -> None:
-        table.add_row(f"  {name}", f"{key(before):.3f}" if before else "", f"{key(after):.3f}")
-
-    row("all", lambda held_out: held_out["loss"])
-    for group in ("by_language", "by_source"):
-        for name in after[group]:
-            row(name, lambda held_out, group=group, name=name: held_out[group][name])  # type: ignore[misc]
-    if after["unigram_loss"] is not None:
-        table.add_row("  (token frequencies alone)", "", f"{after['unigram_loss']:.3f}")
-    _console().print(table)
-
-
-def _before_after(summary: dict[str, Any]) -> str:
-    before, after = summary["before"], summary["after"]
-    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
-
-
 def _wants_help(arguments: list[str]) -> bool:
     return any(argument in ("-h", "--help") for argument in arguments)
-
-
-def _groups() -> str:
-    folders = sorted(path for path in _conf_dir().iterdir() if path.is_dir() and path.name[0] != "_" and path.name != "corpus")
-    return "".join(f"  {folder.name:<10} {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}\n" for folder in folders)
-
-
-def _train_help() -> str:
-    from finetune.config import TrainConfig
-
-    return (
-        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--config-dir FOLDER]\n\n"
-        "  -m                   sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued\n"
-        "  --config-dir FOLDER  more recipes and other files, in folders named as below\n"
-        "  --cfg job            print the composed config and train nothing\n\n"
-        f"Files to choose from, as group=name (model= also takes a folder, a hub id or run:<run id>):\n{_groups()}\n"
-        f"Settings, as key=value:\n{_keys(TrainConfig, '')}"
-    )
-
-
-def _prepare_help() -> str:
-    corpora = ", ".join(sorted(path.stem for path in (_conf_dir() / "corpus").glob("*.yaml")))
-    return (
-        "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
-        f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
-        "  corpora_dir                         where corpus folders are written (corpora)\n"
-        "  corpus.sources.NAME.path            a file, folder or archive\n"
-        "  corpus.sources.NAME.reader          jsonl, text or lovdata\n"
-        "  corpus.language.keep                written standards kept ([nob,nno])\n"
-        "  corpus.split.validation_share       share of groups held out (0.1)\n"
-        "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
-        "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
-        "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
-        "All keys and their meaning: data_prep/config.py.\n"
-    )
-
-
-def _keys(schema: type, prefix: str) -> str:
-    import dataclasses
-
-    lines = []
-    for item in dataclasses.fields(schema):
-        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            lines.append(_keys(type(default), f"{prefix}{item.name}."))
-            continue
-        kind = str(item.type).replace("str | None", "text").replace("str", "text").replace("dict[text, Any]", "mapping")
-        shown = "required" if default == "???" else "unset" if default is None else default
-        lines.append(f"  {prefix + item.name:<26} {item.metadata['help']}  [{kind}; {shown}]\n")
-    return "".join(lines)
 
 
 if __name__ == "__main__":

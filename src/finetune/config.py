@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,3 +213,15 @@ def _at_least(name: str, value: float, minimum: float) -> None:
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is '{value}': choose one of {', '.join(choices)}")
+
+
+def package_dir(name: str) -> str:
+    """Folder of an importable package: how conf/corpus/sample.yaml finds its text wherever it is installed."""
+    file = importlib.import_module(name).__file__
+    assert file is not None
+    return str(Path(file).parent)
+
+
+def conf_dir() -> Path:
+    """conf/ of the checkout, or its copy in the installed package."""
+    return Path(package_dir("finetune.conf"))

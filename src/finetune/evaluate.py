@@ -84,7 +84,7 @@ def held_out_loss(
 
 
 def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
-    """Held-out loss of a finished model in this process, in float32, on its first GPU or the CPU.
+    """Held-out loss of a finished model in this process, over the GPUs it sees, or on the CPU.
 
     Args:
         path: a model folder, a hub id, or run:<run id>.
@@ -97,7 +97,7 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     base = base_models.resolve(path, runs_dir)
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
-    trained = models.load_for_evaluation(base).to(world.device)
+    trained = models.load_for_evaluation(base)
     logits = functools.partial(models.logits, trained)
     guards.check_isolation(logits, corpus.manifest.tokenizer["vocab_size"], world.device)
     with tempfile.TemporaryDirectory() as plan:

@@ -50,15 +50,19 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
     return model
 
 
-def load(base: Base, dtype: torch.dtype, attention: str) -> Model:
+def load(base: Base, dtype: torch.dtype | str, attention: str, device_map: str | None = None) -> Model:
     """A base model from files, its adapters merged.
+
+    Args:
+        dtype: "auto" keeps that of the files.
+        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the CPU.
 
     Raises:
         ValueError: a weight is missing or has another shape, so that part of the model would be random.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
         base.folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-        output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
+        device_map=device_map, output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
     )  # fmt: skip
     if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
         raise ValueError(
@@ -73,8 +77,8 @@ def load(base: Base, dtype: torch.dtype, attention: str) -> Model:
 
 
 def load_for_evaluation(base: Base) -> Model:
-    """A base model, its adapters merged, in float32 and evaluation mode."""
-    model = load(base, torch.float32, "sdpa")
+    """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at hand."""
+    model = load(base, "auto", "sdpa", device_map="auto")
     model.eval()
     return model
 

@@ -1,0 +1,149 @@
+"""What people read: tables of corpora, runs and losses, and the help texts. On stderr, but for what was asked for by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finetune.config import TrainConfig, conf_dir
+from finetune.run_folder import RunFolder
+
+
+def console(stderr: bool = True) -> Console:
+    # A pipe has no width of its own; 80 columns would cut run ids.
+    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() or sys.stderr.isatty() else 160)
+
+
+def print_status(runs: list[RunFolder]) -> None:
+    table = Table("run", "state", "step", "loss", "tok/s", "held-out loss", box=None)
+    for run in runs:
+        last, summary = run.last_metrics(), run.summary()
+        steps = f"{last['step']}/{int(last['train/num_steps'])}" if last else ""
+        loss, speed = (f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}") if last else ("", "")
+        table.add_row(run.id, run.state(), steps, loss, speed, _before_after(summary) if summary else "")
+    out = console(stderr=False)
+    out.print(table)
+    for run in runs:
+        if run.state() == "failed" and (failure := run.failure()):
+            out.print(Text(f"{run.id}: {failure}", style="red"), soft_wrap=True)
+
+
+def print_corpus(prepared: Any) -> None:
+    manifest = prepared.manifest
+    stages = Table("stage", "in", "out", "dropped", "counted", box=None)
+    for info in manifest.stages:
+        name = f"{info.name} (done before)" if info.name in prepared.skipped else info.name
+        stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
+    sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
+    for name, source in manifest.sources.items():
+        parts = [f"{key} {source.documents[key]} ({source.tokens[key]:,})" for key in sorted(source.documents)]
+        sources.add_row(name, source.license, "  ".join(parts))
+    out = console()
+    out.print(stages)
+    out.print(sources)
+    splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
+    out.print(f"corpus {prepared.folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def print_summary(run: RunFolder) -> None:
+    summary, config = run.summary(), run.config()
+    assert summary is not None
+    out = console()
+    kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
+    origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
+    speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
+    out.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
+    out.print(f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}")
+    print_held_out(summary)
+    result = os.path.relpath(summary["result"])
+    out.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
+
+
+def print_held_out(summary: dict[str, Any]) -> None:
+    before, after = summary.get("before"), summary.get("after")
+    if not after:
+        return
+    table = Table("  held-out loss (nats a token)", "before", "after", box=None)
+
+    def row(name: str, key: Callable[[dict[str, Any]], float]) -> None:
+        table.add_row(f"  {name}", f"{key(before):.3f}" if before else "", f"{key(after):.3f}")
+
+    row("all", lambda held_out: held_out["loss"])
+    for group in ("by_language", "by_source"):
+        for name in after[group]:
+            row(name, lambda held_out, group=group, name=name: held_out[group][name])  # type: ignore[misc]
+    if after["unigram_loss"] is not None:
+        table.add_row("  (token frequencies alone)", "", f"{after['unigram_loss']:.3f}")
+    console().print(table)
+
+
+def _before_after(summary: dict[str, Any]) -> str:
+    before, after = summary["before"], summary["after"]
+    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
+
+
+def _groups() -> str:
+    """Every group with its files, the default one marked."""
+    entries = [entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)]
+    defaults = {group: name for entry in entries for group, name in entry.items()}
+    lines = []
+    for folder in sorted(
+        path for path in conf_dir().iterdir() if path.is_dir() and path.name[0] != "_" and path.name != "corpus"
+    ):
+        names = [path.stem + ("*" if path.stem == defaults.get(folder.name) else "") for path in sorted(folder.glob("*.yaml"))]
+        lines.append(f"  {folder.name:<10} {', '.join(names)}\n")
+    return "".join(lines)
+
+
+def train_help() -> str:
+    return (
+        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--config-dir FOLDER]\n\n"
+        "  -m                   sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued\n"
+        "  --config-dir FOLDER  more recipes and other files, in folders named as below\n"
+        "  --cfg job            print the composed config and train nothing\n\n"
+        f"Files to choose from, as group=name, * by default (model= also takes a folder, hub id or run:<id>):\n{_groups()}\n"
+        f"Settings, as key=value, with what holds where no chosen file says otherwise:\n{_keys(TrainConfig, '')}"
+    )
+
+
+def prepare_help() -> str:
+    corpora = ", ".join(sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml")))
+    return (
+        "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
+        f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
+        "  corpora_dir                         where corpus folders are written (corpora)\n"
+        "  corpus.sources.NAME.path            a file, folder or archive\n"
+        "  corpus.sources.NAME.reader          jsonl, text or lovdata\n"
+        "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.split.validation_share       share of groups held out (0.1)\n"
+        "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
+        "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
+        "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
+        "All keys and their meaning: data_prep/config.py.\n\n"
+        "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
+    )
+
+
+def _keys(schema: type, prefix: str) -> str:
+    lines = []
+    for item in dataclasses.fields(schema):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            lines.append(_keys(type(default), f"{prefix}{item.name}."))
+            continue
+        kind = str(item.type).replace("str | None", "text").replace("str", "text").replace("dict[text, Any]", "mapping")
+        shown = "required" if default == "???" else "unset" if default is None else default
+        lines.append(f"  {prefix + item.name:<26} {item.metadata['help']}  [{kind}; {shown}]\n")
+    return "".join(lines)
