@@ -110,8 +110,4 @@ def open_corpus(config: TrainConfig) -> Corpus:
 
 
 def training_sources(config: TrainConfig, corpus: Corpus) -> list[str]:
-    return [
-        name
-        for name in corpus.manifest.sources
-        if (not config.data.include_sources or name in config.data.include_sources) and name not in config.data.exclude_sources
-    ]
+    return [source for source in corpus.manifest.sources if config.data.trains_on(source)]

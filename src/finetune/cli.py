@@ -122,6 +122,7 @@ def ui(arguments: list[str]) -> int:
     _sync(_runs(options))
     uri = default_uri(options.runs_dir)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its workers are for features we do not use
     command = [
         sys.executable,
         "-m",

@@ -58,6 +58,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("data.sequence_length", self.sequence_length, 2)
 
+    def trains_on(self, source: str) -> bool:
+        return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
+
     @property
     def corpus_folder(self) -> Path:
         """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.config import TrainConfig, conf_dir
+from finetune.config import DataConfig, TrainConfig, conf_dir
 from finetune.run_folder import RunFolder
 
 
@@ -66,27 +65,30 @@ def print_summary(run: RunFolder) -> None:
     speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
     out.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
     out.print(f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}")
-    print_held_out(summary)
+    print_held_out(summary, config.data)
     result = os.path.relpath(summary["result"])
     out.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
 
 
-def print_held_out(summary: dict[str, Any]) -> None:
-    before, after = summary.get("before"), summary.get("after")
+def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> None:
+    """Losses before and after; with `data`, the sources that were trained on are marked if not all were."""
+    before, after = summary.get("before") or {}, summary.get("after")
     if not after:
         return
+    trained = {source for source in after["by_source"] if data and data.trains_on(source)}
+    mark = trained if trained != set(after["by_source"]) else set()
     table = Table("  held-out loss (nats a token)", "before", "after", box=None)
-
-    def row(name: str, key: Callable[[dict[str, Any]], float]) -> None:
-        table.add_row(f"  {name}", f"{key(before):.3f}" if before else "", f"{key(after):.3f}")
-
-    row("all", lambda held_out: held_out["loss"])
+    table.add_row("  all", _loss(before.get("loss")), _loss(after["loss"]))
     for group in ("by_language", "by_source"):
-        for name in after[group]:
-            row(name, lambda held_out, group=group, name=name: held_out[group][name])  # type: ignore[misc]
-    if after["unigram_loss"] is not None:
-        table.add_row("  (token frequencies alone)", "", f"{after['unigram_loss']:.3f}")
+        for name, loss in after[group].items():
+            label = f"  {name} (trained on)" if name in mark else f"  {name}"
+            table.add_row(label, _loss(before.get(group, {}).get(name)), _loss(loss))
+    table.add_row("  what token frequencies alone score", "", _loss(after["unigram_loss"]))
     console().print(table)
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _before_after(summary: dict[str, Any]) -> str:
