@@ -25,9 +25,9 @@ from tests.models import LLAMA, LORA
 pytestmark = pytest.mark.distributed
 
 STEPS = 24
-# fp32 on other partitions sums in another order; 24 AdamW steps at lr 3e-3 let that grow to a few 1e-6.
-LOSS_TOLERANCE = 2e-5
-WEIGHT_TOLERANCE = 1e-4
+# fp32 on other partitions sums in another order. Measured on x86-64: losses within 2e-8, weights within 9e-7.
+LOSS_TOLERANCE = 2e-6
+WEIGHT_TOLERANCE = 2e-5
 
 # threshold 0: by default ZeRO-3 keeps parameters this small whole, and nothing would be tested
 ZERO = {stage: {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})} for stage in range(4)}
@@ -113,10 +113,12 @@ def assert_same(run: RunFolder, other: RunFolder) -> None:
 
 
 def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path) -> None:
-    plan = np.load(next(runs["full-zero2"].plan.glob("train-*-epoch-000.npy")))["supervised"]
+    plan = np.load(next(runs["full-zero2"].plan.glob("train-*-epoch-000.npy")))
     assert list(runs["full-zero2"].plan.glob("train-*-epoch-001.npy")), "the run ended within its first epoch"
-    assert plan.min() == 2
-    assert plan.max() == 127
+    assert plan["supervised"].min() == 2
+    assert plan["supervised"].max() == 127
+    targets_of_packs = np.bincount(plan["pack"], weights=plan["supervised"])
+    assert len(set(targets_of_packs[:8])) > 2, "ranks have equal numbers of targets"
     assert any(values["train/grad_norm"] > 0.2 for values in steps(runs["full-zero2"])), "clipping never bit"
     assert losses(runs["full-zero2"])[-1] < losses(runs["full-zero2"])[0] - 0.2, "nothing was learned"
 
