@@ -48,6 +48,12 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     [
         ([MODEL, FULL, "corpus=mine", "lrr=1"], ["lrr", "--help"]),
         ([MODEL, FULL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
+        ([MODEL, FULL, "corpus=mine", "+lr_=1"], ["lr_ is no setting"]),
+        ([MODEL, FULL, "corpus=mine", "+data.packing=1"], ["data.packing is no setting"]),
+        ([MODEL, FULL, "corpus=mine", "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
+        ([MODEL, FULL, "corpus=høringer"], ["corpora/høringer"]),
+        ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,høring]"], ["names høring"]),
+        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true with a sweep"]),
         ([MODEL, FULL, "corpus=mine", "lr=fast"], ["lr:", "fast", "Float"]),
         ([MODEL, FULL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
         ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),

@@ -85,15 +85,16 @@ class Checkpoints:
         Raises:
             ValueError: there are checkpoints, and none of them verifies.
         """
-        published = self._published()
-        for folder in published:
+        broken: list[Path] = []
+        for folder in self._published():
             fault = _fault(folder)
             if fault is None:
+                for passed_over in broken:  # under its name it would count among those kept
+                    passed_over.rename(passed_over.with_name(f"broken-{passed_over.name}-{time.time_ns()}"))
                 return folder
             logger.warning("passing over checkpoint %s: %s", folder.name, fault)
-            # under this name it neither counts among those kept nor is tried again
-            folder.rename(folder.with_name(f"broken-{folder.name}-{time.time_ns()}"))
-        if published:
+            broken.append(folder)
+        if broken:
             raise ValueError(
                 f"every checkpoint in {self.folder} is broken: start a new run, or delete them to train from the first step"
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,7 +219,7 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
-    sys.argv = [f"finetune {config_name}", *_options_first(arguments)]
+    sys.argv = [f"finetune {config_name}", *map(_quote, _options_first(arguments))]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(composed.append)()
     for node in composed:
@@ -227,29 +228,38 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
 
 
 def _options_first(arguments: list[str]) -> list[str]:
-    """Hydra's parser wants its options together: `corpus=x --config-dir my lr=1` would end in its own usage text."""
-    options, overrides, rest = [], [], iter(arguments)
+    """Hydra's parser wants its options together: `corpus=x --config-dir my lr=1` would end in its own usage text.
+
+    Raises:
+        ValueError: an option that is none.
+    """
+    flags, with_value = (
+        {"-m", "--multirun", "--resolve"},
+        {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"},
+    )
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
     for argument in rest:
+        name = argument.partition("=")[0]
         if not argument.startswith("-"):
             overrides.append(argument)
-            continue
-        options.append(argument)
-        if argument in (
-            "--config-dir",
-            "-cd",
-            "--config-path",
-            "-cp",
-            "--config-name",
-            "-cn",
-            "--cfg",
-            "-c",
-            "--package",
-            "-p",
-            "--info",
-            "-i",
-        ):
-            options.extend([value] if (value := next(rest, None)) is not None else [])
+        elif name not in flags | with_value:
+            raise ValueError(f"unknown option {name}: settings are written key=value, as in lr=1e-4")
+        else:
+            options.append(argument)
+            if name in with_value and "=" not in argument:
+                options += [value] if (value := next(rest, None)) is not None else []
     return options + overrides
+
+
+def _quote(argument: str) -> str:
+    """Hydra's grammar knows no å, ø or æ outside quotes."""
+    key, equals, value = argument.partition("=")
+    if not equals or argument.isascii() or any(quote in value for quote in "'\""):
+        return argument
+    delimiters = r",\[\](){}\s"
+    return key + equals + re.sub(rf"[^{delimiters}]*[^\x00-\x7f{delimiters}][^{delimiters}]*", lambda word: f"'{word[0]}'", value)
 
 
 def _expand(argument: str) -> list[str]:
@@ -290,9 +300,10 @@ def _words(fault: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException):
         text = describe(cause)
         if "is not in struct" in text:
-            return f"{text}: write +{cause.full_key}=… if it is meant"
+            return f"{text}: write +{cause.full_key}=… to add it"
         if "missing mandatory value" in text:
-            return f"{cause.full_key} is missing: give {cause.full_key}=…"
+            key = "corpus" if cause.full_key == "data.corpus" else cause.full_key
+            return f"{cause.full_key} is missing: give {key}=…"
         return f"{text} (`finetune VERB --help` lists the keys)" if "not in" in text else text
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     text = " ".join(lines).partition(" Config search path:")[0] or type(fault).__name__
@@ -317,6 +328,8 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 def _runs(options: argparse.Namespace) -> list[RunFolder]:
     from finetune.run_folder import RunFolder
 
+    if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
+        raise FileNotFoundError(f"--runs-dir {options.runs_dir} does not exist")
     wanted = getattr(options, "runs", [])
     return [RunFolder.find(run_id, options.runs_dir) for run_id in wanted] or RunFolder.all(options.runs_dir)
 
@@ -347,7 +360,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from finetune.run_folder import RunFolder
 
     path, corpus, length = options.model, options.corpus, options.sequence_length
-    if not (Path(path) / "config.json").is_file():  # not a model folder: a run
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(f"{path} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+    if not Path(path).is_dir() or (Path(path) / "config.yaml").is_file():  # not a model folder: a run
         run = RunFolder.find(path, options.runs_dir)
         path = f"run:{run.path}"
         corpus = corpus or run.config().data.corpus
@@ -356,6 +371,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
     data = DataConfig(corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=512 if length is None else length)
     held_out = evaluate_on_corpus(path, data, options.runs_dir)
+    print(f"{path} on {data.corpus_folder}, packs of {data.sequence_length} tokens", file=sys.stderr)
     report.print_held_out({"after": held_out.as_dict()})
     if options.json:
         print(json.dumps(held_out.as_dict(), ensure_ascii=False))

@@ -181,7 +181,19 @@ class TrainConfig:
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
     """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    _refuse_extra(config, "")
+    return config
+
+
+def _refuse_extra(config: Any, prefix: str) -> None:
+    """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read it."""
+    known = {item.name for item in dataclasses.fields(config)}
+    if extra := set(vars(config)) - known:
+        raise ValueError(f"{prefix}{min(extra)} is no setting, so + cannot add it (`finetune VERB --help` lists the keys)")
+    for name in known:
+        if dataclasses.is_dataclass(getattr(config, name)):
+            _refuse_extra(getattr(config, name), f"{prefix}{name}.")
 
 
 def save(config: TrainConfig, path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from finetune import base as base_models
 from finetune.base import Base
 from finetune.config import TrainConfig
 
+transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
 logger = logging.getLogger(__name__)
 
 Model = torch.nn.Module

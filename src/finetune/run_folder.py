@@ -122,9 +122,19 @@ class RunFolder:
         self.write_json(f"failure-rank-{rank}.json", {"time": time.time(), "rank": rank, "error": error})
 
     def failure(self) -> str | None:
-        """Why the run failed: the word of the rank that failed first, as the others only lost their peer."""
+        """Why the run failed: the word of the rank that failed first, as the others only lost their peer.
+
+        A rank that was killed says nothing; then it is named, instead of what its peers say of their lost connection.
+        """
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
-        return min(failures, key=lambda body: body["time"])["error"] if failures else None
+        if not failures:
+            return None
+        if all("closed by peer" in body["error"] or "reset by peer" in body["error"] for body in failures):
+            silent = set(range(self.config().cluster.world_size)) - {body["rank"] for body in failures}
+            if silent:
+                names = ", ".join(f"rank {rank}" for rank in sorted(silent))
+                return f"{names} ended without a word (killed? out of memory?), and the other ranks with it"
+        return str(min(failures, key=lambda body: body["time"])["error"])
 
     def state(self) -> str:
         """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable)."""
@@ -134,17 +144,30 @@ class RunFolder:
             return str(outcome["state"])
         if self.failure():
             return "failed"
+        if self.processes():  # ranks that outlived submitit's controller
+            return "running"
         return "dead" if (self.path / "attempt.json").exists() else "queued"
 
     def is_running(self) -> bool:
-        """True from the start of the job's processes to their end. It does not take the run's lock, which a rank may want."""
+        """True from the start of the job's processes to their end. It does not take the run's lock, which a rank may want.
+
+        A run of another machine counts as running while its metrics were written to in the last ten minutes.
+        """
         attempt = self.read_json("attempt.json")
-        if attempt is None or attempt["host"] != socket.gethostname():
+        if attempt is None:
             return False
+        if attempt["host"] != socket.gethostname():
+            ended = (self.path / "outcome.json").exists() or self.failure() is not None
+            return not ended and self.metrics.exists() and time.time() - self.metrics.stat().st_mtime < 600
         try:
             return str(self.jobs) in psutil.Process(int(attempt["job_id"])).cmdline()
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             return False
+
+    def processes(self) -> list[psutil.Process]:
+        """The run's ranks on this machine, found by the folder in their command lines."""
+        found = psutil.process_iter(["cmdline"])
+        return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest training step in the spool: its step and its values; empty before the first."""

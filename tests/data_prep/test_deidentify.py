@@ -7,6 +7,9 @@ import random
 import pytest
 from stdnum.no import fodselsnummer
 
+from data_prep.config import CorpusConfig, SourceConfig
+from data_prep.document import Document, Report
+from data_prep.stages import deidentify
 from data_prep.stages.deidentify import identity_number_kind, mask
 
 WEIGHTS_1, WEIGHTS_2 = (3, 7, 6, 1, 8, 9, 4, 5, 2), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
@@ -80,3 +83,23 @@ def test_masks_it_however_it_is_written(written: str) -> None:
 def test_leaves_other_numbers_alone(number: str) -> None:
     text = f"Ref. {number.format(numbers(0, 80)[0])} gjelder."
     assert mask(text, "[fødselsnummer]") == (text, {})
+
+
+def test_names_of_documents_and_groups_are_masked_and_stay_apart() -> None:
+    """Case numbers and file names hold identity numbers too, and they go into the shards."""
+    first, second = numbers(0, 80)[:2]
+    config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})
+    made = [
+        Document(id=f"{n}/{i}", text="Tekst.", title=f"Sak {n}", source="s", license="CC0-1.0", group=f"sak-{n}")
+        for n in (first, second)
+        for i in range(2)
+    ]
+    report = Report()
+    done = list(deidentify.run(iter(made), config, report))
+    everything = " ".join(f"{d.id} {d.title} {d.group}" for d in done)
+    assert first not in everything
+    assert second not in everything
+    assert len({d.id for d in done}) == 4
+    assert [d.group for d in done[:2]] == [done[0].group] * 2
+    assert done[0].group != done[2].group
+    assert report.counts["masked_in_names"] == 4

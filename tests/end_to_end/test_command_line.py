@@ -146,22 +146,35 @@ def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, Run
     assert len(RunFolder.all(folder / "runs")) == before
 
 
-@pytest.fixture
-def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
-    """A followed run of two ranks that would take minutes, caught once it trains."""
-    config = tmp_path / "my" / "model"
-    config.mkdir(parents=True)
-    (config / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
-    arguments = [
-        "train", "--config-dir", "my", "model=tiny", "adapter=none", f"corpus={law_corpus}",
+def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
+    """A run of two ranks that would take minutes."""
+    (folder / "my" / "model").mkdir(parents=True)
+    (folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
+    return [
+        "train", "--config-dir", "my", "model=tiny", "adapter=none", f"corpus={corpus}",
         "cluster.ranks_per_node=2", "data.sequence_length=128",
         "global_batch_size=8", "micro_batch_size=1", "max_steps=2000", "checkpoint_every=5",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
+    """A followed run, caught once it trains."""
+    arguments = long_run_arguments(tmp_path, law_corpus)
     shell = subprocess.Popen([*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(run.last_metrics().get("step", 0) > 10 for run in RunFolder.all(tmp_path / "runs")))
     (run,) = RunFolder.all(tmp_path / "runs")
     assert run.state() == "running"
     return shell, run
+
+
+def test_a_detached_run_returns_at_once_into_a_pipe_and_goes_on(law_corpus: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path, command(tmp_path, *long_run_arguments(tmp_path, law_corpus), "detach=true").stdout)
+    wait_for(lambda: run.last_metrics().get("step", 0) > 3)
+    assert run.state() == "running"
+    assert "running" in command(tmp_path, "status").stdout
+    run.stop_file.touch()
+    wait_for(lambda: run.state() == "stopped")
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -204,9 +217,11 @@ def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
 ) -> None:
     shell, run = long_run
     assert "is in use" in command(tmp_path, "resume", run.id, code=2).stderr
-    os.kill(max(ranks_of(run), key=lambda p: p.pid).pid, signal.SIGKILL)
+    (second,) = [p for p in ranks_of(run) if p.environ()["SUBMITIT_LOCAL_LOCALID"] == "1"]
+    os.kill(second.pid, signal.SIGKILL)
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
     assert "finetune resume" in err
-    assert run.state() in ("failed", "dead")
+    assert "rank 1 ended without a word" in err
+    assert run.state() == "failed"
     assert not ranks_of(run)

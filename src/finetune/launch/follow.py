@@ -51,6 +51,8 @@ def follow(run: RunFolder, job: Any) -> None:
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()
+    for rank in run.processes():  # the controller is gone: nothing else would end them
+        _end(rank)
     _sync(run, console)
 
 
@@ -85,9 +87,10 @@ class _RankWatch:
             _end(self._controller)
 
 
-def _end(controller: psutil.Process) -> None:
+def _end(parent: psutil.Process) -> None:
+    """Kill a process and all it started."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (*controller.children(recursive=True), controller):
+        for process in (*parent.children(recursive=True), parent):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

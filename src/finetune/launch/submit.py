@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from finetune import base
 from finetune import config as configuration
@@ -49,13 +49,15 @@ def submit(points: list[TrainConfig]) -> list[RunFolder]:
     Raises:
         ValueError, FileNotFoundError: a point is wrong; nothing was started then.
     """
+    if len(points) > 1 and any(point.detach for point in points):
+        raise ValueError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
     frozen = [point.frozen() for point in points]
     for point in _one_of_each_input(frozen):
         base.check_inputs(point)
     runs = [_freeze(point) for point in frozen]
     for run in runs:
         start(run)
-        if run.state() == "stopped":  # Ctrl-C is meant for the whole sweep; the rest stays queued
+        if run.stop_file.exists():  # Ctrl-C is meant for the whole sweep; the rest stays queued
             break
     return runs
 
@@ -66,33 +68,35 @@ def resume(run: RunFolder) -> None:
     Raises:
         ValueError: the run is running, or has ended well.
     """
-    state = run.state()
-    if state == "running":
-        raise ValueError(f"run {run.id} is in use: it is still running (`finetune status {run.id}`)")
-    if state == "completed":
+    if run.state() == "completed":
         raise ValueError(f"run {run.id} is completed: start a new one from it with model=run:{run.id}")
     base.check_inputs(run.config())
-    try:
-        with run.lock:
-            pass
-    except Timeout:
-        raise ValueError(f"run {run.id} is in use by a process of another machine: stop it there first") from None
     start(run)
 
 
 def start(run: RunFolder) -> None:
-    """Start one run and, unless it is detached, follow it to its end."""
+    """Start one run and, unless it is detached, follow it to its end.
+
+    Raises:
+        ValueError: the run is in use.
+    """
     config = run.config()
-    run.begin_attempt()
-    executor = submitit.LocalExecutor(folder=run.jobs)
-    executor.update_parameters(
-        tasks_per_node=config.cluster.ranks_per_node,
-        timeout_min=config.cluster.timeout_min,
-        stderr_to_stdout=True,
-    )
-    with _deaf_children():
-        submitted = executor.submit(job.run_job, str(run.path))
-    run.record_attempt(submitted.job_id)
+    try:
+        with FileLock(run.path / ".submit.lock", timeout=0):
+            if run.state() == "running":
+                raise Timeout(str(run.lock.lock_file))
+            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
+                run.begin_attempt()
+            executor = submitit.LocalExecutor(folder=run.jobs)
+            executor.update_parameters(
+                tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
+            )
+            with _deaf_children(run):
+                submitted = executor.submit(job.run_job, str(run.path))
+            run.record_attempt(submitted.job_id)
+    except Timeout:
+        pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
+        raise ValueError(f"run {run.id} is in use: it is still running (processes: {pids})") from None
     if not config.detach:
         follow(run, submitted)
 
@@ -127,12 +131,13 @@ def _provenance() -> dict[str, Any]:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C and a closed terminal: both are for the shell that follows them (follow.py).
+def _deaf_children(run: RunFolder) -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows them (follow.py),
+    and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns at once.
 
-    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameter for it.
+    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameters for any of this.
     """
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that it was not told of; the job puts back what this shell sees
     os.environ[job.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS)
     # a rank must not take another launcher's environment for its own
@@ -141,9 +146,19 @@ def _deaf_children() -> Iterator[None]:
         for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if key in os.environ
     }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
+    run.jobs.mkdir(exist_ok=True)
+    with (run.jobs / "controller.log").open("ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
     try:
         yield
     finally:
+        for descriptor, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
         os.environ.update(inherited)
-        for number, handler in old.items():
+        for number, handler in signals.items():
             signal.signal(number, handler)

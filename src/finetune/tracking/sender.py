@@ -21,7 +21,7 @@ from finetune.run_folder import RunFolder
 RUN_ID_TAG = "finetune.run_id"
 METRICS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 PARAMS_PER_BATCH = 100
-STATUS = {"completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED"}
+STATUS = {"completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED", "queued": "SCHEDULED"}
 
 
 def default_uri(runs_dir: str | Path) -> str:
@@ -140,9 +140,11 @@ def _write_note(path: Path, sent: dict[str, Any]) -> None:
 def _finish(client: Any, mlflow_run: Any, run: RunFolder) -> None:
     state = run.state()
     status = STATUS.get(state, "RUNNING")
-    if mlflow_run.info.status != status:
-        client.set_terminated(mlflow_run.info.run_id, status) if status != "RUNNING" else client.update_run(
-            mlflow_run.info.run_id, "RUNNING"
-        )
-        if run.summary_file.exists():
-            client.log_artifact(mlflow_run.info.run_id, str(run.summary_file))
+    if mlflow_run.info.status == status:
+        return
+    if status in ("RUNNING", "SCHEDULED"):
+        client.update_run(mlflow_run.info.run_id, status)
+        return
+    client.set_terminated(mlflow_run.info.run_id, status)
+    if run.summary_file.exists():
+        client.log_artifact(mlflow_run.info.run_id, str(run.summary_file))
