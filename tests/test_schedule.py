@@ -6,21 +6,45 @@ from itertools import pairwise
 
 import pytest
 
+from finetune.config import DataConfig, ModelConfig, TrainConfig
 from finetune.schedule import learning_rate
 
-SETTINGS = {"num_steps": 100, "peak": 2.0, "warmup_ratio": 0.1, "min_lr_ratio": 0.05}
+
+def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
+    config = TrainConfig(
+        data=DataConfig(corpus="none"), model=ModelConfig(path="none"), schedule=schedule,
+        **{"lr": 2.0, "warmup_ratio": 0.1, "min_lr_ratio": 0.05, **changes},
+    )  # fmt: skip
+    return [learning_rate(step, num_steps, config) for step in range(num_steps)]
 
 
-def test_warms_up_to_the_peak_and_falls_to_the_minimum() -> None:
-    rates = [learning_rate(step, **SETTINGS) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)
-    assert max(rates) == rates[9] == rates[10] == 2.0
-    assert rates[99] == pytest.approx(0.1)
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert rates[54] + rates[55] == pytest.approx(2.0 + 0.1, abs=0.02)  # the half cosine is symmetric about its middle
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_warms_up_to_the_peak_and_ends_at_the_minimum(schedule: str) -> None:
+    out = rates(schedule)
+    assert out[0] == pytest.approx(0.2)
+    assert max(out) == out[9] == out[10] == 2.0
+    assert out[99] == pytest.approx(2.0 if schedule == "constant" else 0.1)
 
 
+def test_cosine_falls_symmetrically_about_its_middle() -> None:
+    out = rates("cosine")
+    assert all(a > b for a, b in pairwise(out[10:]))
+    assert out[54] + out[55] == pytest.approx(2.0 + 0.1, abs=0.02)
+
+
+def test_linear_falls_by_the_same_each_step() -> None:
+    falls = [a - b for a, b in pairwise(rates("linear")[10:])]
+    assert falls == pytest.approx([falls[0]] * len(falls))
+
+
+def test_wsd_is_stable_then_falls_over_its_decay() -> None:
+    out = rates("wsd", decay_ratio=0.3)
+    assert out[10:71] == [2.0] * 61
+    assert all(a > b for a, b in pairwise(out[70:]))
+    assert rates("wsd", decay_ratio=0.0)[10:] == [2.0] * 90
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_very_short_runs_have_a_rate(num_steps: int) -> None:
-    for step in range(num_steps):
-        assert 0 < learning_rate(step, **{**SETTINGS, "num_steps": num_steps}) <= 2.0
+def test_very_short_runs_have_a_rate(schedule: str, num_steps: int) -> None:
+    assert all(0 < rate <= 2.0 for rate in rates(schedule, num_steps))

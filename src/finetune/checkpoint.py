@@ -3,10 +3,10 @@
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
       rng-00000.pt …     torch's generator state of each rank (dropout)
-      state.json         step, world size, ZeRO stage, corpus digest
+      state.json         step, skipped batches, held-out loss if known, world size, ZeRO stage, corpus digest
       manifest.json      every file above with size and sha256
 
-The learning rate and the position in the data are functions of the step (schedule.py, data.py): nothing else to save.
+The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, train.py).
 DeepSpeed's files are pickles; they are read only after the manifest has verified them.
 """
 
@@ -17,6 +17,8 @@ import logging
 import os
 import shutil
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,20 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        identity: what must be the same to resume, by name: world_size, zero_stage, corpus.
+        keep: newest checkpoints kept; the one with the best held-out loss is kept besides.
+        identity: what must be the same to resume, by name: zero_stage, corpus. The world size may change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
         self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
 
-    def save(self, engine: Engine, step: int) -> float:
-        """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still."""
+    def save(self, engine: Engine, step: int, skipped: Sequence[int] = (), held_out_loss: float | None = None) -> float:
+        """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still.
+
+        Args:
+            skipped: batches left out so far (see train.py).
+            held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
+        """
         began = time.monotonic()
         temporary = self.folder / f".step-{step:08d}.tmp"
         if self.world.is_main:
@@ -51,9 +59,10 @@ class Checkpoints:
         torch.save(_rng_state(), temporary / f"rng-{self.world.rank:05d}.pt")
         self.world.barrier()
         if self.world.is_main:
-            (temporary / "state.json").write_text(json.dumps({"step": step, **self.identity}), encoding="utf-8")
+            state = {"step": step, "skipped": list(skipped), "held_out_loss": held_out_loss, "world_size": self.world.size}
+            (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
             self.publish(temporary, self.folder / f"step-{step:08d}")
-            for old in self._published()[self.keep :]:
+            for old in self._superfluous():
                 shutil.rmtree(old)
         self.world.barrier()
         return time.monotonic() - began
@@ -62,7 +71,7 @@ class Checkpoints:
         """Restore the newest checkpoint that verifies; the number of steps done (0 without one). All ranks call it.
 
         Raises:
-            ValueError: the checkpoint is of another world size, ZeRO stage or corpus.
+            ValueError: the checkpoint is of another ZeRO stage or corpus.
         """
         found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
         if found is None:
@@ -74,9 +83,13 @@ class Checkpoints:
                     f"checkpoint {found.name} was made with {key}={state[key]}, this run has {value}: "
                     f"resume with the same, or start a new run with model=run:<run id>"
                 )
-        engine.load(found / "engine")
-        _set_rng_state(torch.load(found / f"rng-{self.world.rank:05d}.pt", weights_only=True))
-        logger.info("resumed from %s", found.name)
+        same_ranks = state["world_size"] == self.world.size
+        engine.load(found / "engine", same_ranks)
+        if same_ranks:
+            _set_rng_state(torch.load(found / f"rng-{self.world.rank:05d}.pt", weights_only=True))
+        else:  # dropout draws anew, each rank its own
+            torch.manual_seed(zlib.crc32(f"{state['step']}/{self.world.rank}".encode()))
+        logger.info("resumed from %s, saved by %d ranks", found.name, state["world_size"])
         return int(state["step"])
 
     def newest(self) -> Path | None:
@@ -112,6 +125,13 @@ class Checkpoints:
 
     def _published(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _superfluous(self) -> list[Path]:
+        """Neither among the newest nor the best."""
+        published = self._published()
+        losses = {path: json.loads((path / "state.json").read_text())["held_out_loss"] for path in published}
+        best = min((path for path in published if losses[path] is not None), key=lambda path: losses[path], default=None)
+        return [path for path in published[self.keep :] if path != best]
 
 
 def _fault(folder: Path) -> str | None:

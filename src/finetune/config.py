@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 PRECISIONS = ("fp32", "bf16")
-SCHEDULES = ("cosine",)
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
+KERNELS = ("auto", "none", "torch", "liger")
+ON_BAD_STEP = ("stop", "rewind")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -33,7 +35,10 @@ class ModelConfig:
     from_scratch: dict[str, Any] = setting(
         {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
     )
-    attention: str = setting("sdpa", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}")
+    attention: str = setting(
+        "auto", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check"
+    )
+    kernels: str = setting("auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own")
 
     def check(self) -> None:
         if (self.path is None) == (not self.from_scratch):
@@ -43,6 +48,7 @@ class ModelConfig:
         if self.from_scratch and "model_type" not in self.from_scratch:
             raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
         _one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+        _one_of("model.kernels", self.kernels, KERNELS)
 
 
 @dataclass(kw_only=True)
@@ -104,9 +110,10 @@ class TrainConfig:
     num_epochs: float = setting(1.0, "passes over the training packs, when max_steps is unset")
 
     lr: float = setting(1e-4, "peak learning rate")
-    schedule: str = setting("cosine", f"learning-rate schedule: {', '.join(SCHEDULES)}")
+    schedule: str = setting("cosine", f"learning-rate schedule after the warm-up: {', '.join(SCHEDULES)}")
     warmup_ratio: float = setting(0.05, "share of the steps over which the learning rate rises linearly from zero")
-    min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr")
+    decay_ratio: float = setting(0.2, "share of the steps over which schedule=wsd decays, at the end")
+    min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr; constant stays at lr")
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; not applied to biases and norms")
     adam_beta1: float = setting(0.9, "AdamW beta1")
     adam_beta2: float = setting(0.95, "AdamW beta2")
@@ -117,7 +124,18 @@ class TrainConfig:
 
     evaluate_every: int = setting(0, "steps between evaluations; 0: only before the first step and after the last")
     checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
-    keep_checkpoints: int = setting(2, "newest checkpoints kept")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept; the one with the best held-out loss is kept besides")
+    on_bad_step: str = setting(
+        "stop", "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch"
+    )
+    max_rewinds: int = setting(3, "rewinds after which a run stops all the same")
+    spike_stds: float = setting(
+        8.0, "a step's loss is a spike if it is this many standard deviations, and 0.5 nats, above the last steps' mean; 0: never"
+    )
+    check_first_loss: bool = setting(
+        True, "refuse a base from files whose first loss is that of random weights; off for a base that really is random"
+    )
+    hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
     experiment: str = setting("finetune", "MLflow experiment")
     tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
     detach: bool = setting(False, "return at once and leave the run in the background")
@@ -126,15 +144,15 @@ class TrainConfig:
         self.model.check()
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed"):
+        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
             _at_least(name, getattr(self, name), 0)
         if self.max_steps is not None:
             _at_least("max_steps", self.max_steps, 1)
-        for name in ("lr", "num_epochs", "adam_eps"):
+        for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}: give a number above 0")
-        for name in ("warmup_ratio", "min_lr_ratio"):
+        for name in ("warmup_ratio", "decay_ratio", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
         for name in ("adam_beta1", "adam_beta2"):
@@ -142,6 +160,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
         if self.zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
         if self.zero["stage"] == 0 and self.precision == "bf16":

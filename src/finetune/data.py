@@ -30,7 +30,7 @@ class MicroBatch:
 
     Attributes:
         input_ids: token ids; padding is 0.
-        position_ids: start at 0 with every document, which is what keeps documents apart; padding is all 0.
+        position_ids: start at 0 with every document, which is what keeps documents apart; padding counts as one.
         labels: the next token where it is a target, else IGNORE: at the last token of a document, at masked tokens, at padding.
         documents: index of the token's document in the split, PADDING at padding.
     """
@@ -52,8 +52,17 @@ class MicroBatch:
             zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes())) for t, d in zip(self.input_ids.numpy(), self.documents, strict=True)
         )
 
-    def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), self.documents)
+    @property
+    def where(self) -> torch.Tensor:
+        """[targets] positions in the flattened packs that have a target."""
+        return (self.labels.flatten() != IGNORE).nonzero()[:, 0]
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What PackedModel.losses takes: input_ids, position_ids, where, and the targets there."""
+        where = self.where
+        tensors = self.input_ids, self.position_ids, where, self.labels.flatten()[where]
+        on_device = [tensor.to(device) for tensor in tensors]
+        return on_device[0], on_device[1], on_device[2], on_device[3]
 
 
 @dataclass
@@ -169,6 +178,7 @@ class PackedData:
                     targets[self._targets.row(document)[start + 1 : start + length] == 0] = IGNORE
                 labels[row, at : at + length - 1] = targets
                 at += length
+            position_ids[row, at:] = np.arange(self.sequence_length - at)
         return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents)
 
 

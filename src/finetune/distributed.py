@@ -37,6 +37,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """[n] of each rank -> [ranks, n] on every rank."""
+        if self.size == 1:
+            return values[None]
+        rows = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(rows, values)
+        return torch.stack(rows)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

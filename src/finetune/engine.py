@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from finetune import model as models
 from finetune.config import TrainConfig
 from finetune.distributed import World
+from finetune.model import PackedModel
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -63,15 +67,13 @@ class Engine:
             )
         except (ValueError, AssertionError) as fault:  # pydantic's errors are ValueErrors
             raise ValueError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
+        self.packed = PackedModel(model, self._engine)
 
     def train(self) -> None:
         self._engine.train()
 
     def eval(self) -> None:
         self._engine.eval()
-
-    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        return models.logits(self._engine, input_ids, position_ids)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients. The loss is normalised over the whole step already: DeepSpeed must not divide again."""
@@ -98,9 +100,11 @@ class Engine:
             with self._gathered(parameter):
                 if self.world.is_main:
                     state[name] = parameter.detach().to("cpu", copy=True)
-        if self.world.is_main and not trainable_only:
+        if self.world.is_main:
             persistent = set(self.model.state_dict())
-            state |= {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in persistent}
+            for name, buffer in self.model.named_buffers():
+                if name in persistent and (not trainable_only or models.is_of_adapter(self.model, name)):
+                    state[name] = buffer.detach().cpu()
         return state
 
     def save(self, folder: Path) -> None:
@@ -109,12 +113,29 @@ class Engine:
             str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=models.is_adapter(self.model)
         )
 
-    def load(self, folder: Path) -> None:
-        """The counterpart of `save`, at the same world size and ZeRO stage."""
+    def load(self, folder: Path, same_ranks: bool) -> None:
+        """The counterpart of `save`, at the same ZeRO stage.
+
+        Args:
+            same_ranks: as many ranks saved it. Otherwise the partitions are joined on disk first, into DeepSpeed's universal
+                checkpoint, from which each rank takes its share; at stage 0 every rank holds everything anyway.
+        """
+        universal = not same_ranks and self._stage > 0
+        if universal:
+            whole = folder.with_name("universal")
+            if self.world.is_main:
+                _join_partitions(folder, whole)
+            self.world.barrier()
+            folder = whole
+        self._engine._config.load_universal_checkpoint = universal
         loaded, _ = self._engine.load_checkpoint(
             str(folder.parent), tag=folder.name, load_module_strict=not models.is_adapter(self.model)
         )
         assert loaded is not None, folder
+        self._engine._config.load_universal_checkpoint = False
+        self.world.barrier()
+        if universal and self.world.is_main:
+            shutil.rmtree(folder)
 
     def close(self) -> None:
         """Free what DeepSpeed hooked into the model."""
@@ -129,6 +150,25 @@ class Engine:
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _join_partitions(folder: Path, whole: Path) -> None:
+    """In a process of its own: the converter starts workers, which must not inherit this rank's threads and sockets."""
+    shutil.rmtree(whole, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--inject_missing_state",
+        "--num_extract_workers",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, "--input_folder", str(folder), "--output_folder", str(whole)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"DeepSpeed could not convert {folder} for another number of ranks:\n{done.stderr[-3000:]}")
+    (whole.parent / "latest_universal").unlink(missing_ok=True)
 
 
 def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:

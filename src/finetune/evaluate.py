@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,11 +17,9 @@ from finetune import base as base_models
 from finetune import guards
 from finetune import model as models
 from finetune.config import DataConfig
-from finetune.data import PADDING, PackedData
+from finetune.data import PackedData
 from finetune.distributed import World
-from finetune.loss import IGNORE, token_losses
-
-Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from finetune.model import PackedModel
 
 
 @dataclass(kw_only=True)
@@ -51,9 +48,14 @@ class HeldOut:
 
 
 def held_out_loss(
-    logits: Logits, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World
-) -> HeldOut | None:
-    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty."""
+    packed: PackedModel, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World,
+    beat: Callable[[], None] = lambda: None,
+) -> HeldOut | None:  # fmt: skip
+    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty.
+
+    Args:
+        beat: called after each batch, for the watchdog.
+    """
     if not data.num_packs:
         return None
     groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
@@ -61,12 +63,11 @@ def held_out_loss(
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.once(micro_batch_size):
-            on_device = batch.to(world.device)
-            losses = token_losses(logits(on_device.input_ids, on_device.position_ids), on_device.labels).double().cpu()
-            counted = (batch.labels != IGNORE) & torch.from_numpy(batch.documents != PADDING)
-            group = torch.from_numpy(group_of_document[batch.documents[counted.numpy()]])
-            sums[:, 0].index_add_(0, group, losses[counted])
+            _, losses = packed.losses(*batch.on(world.device))
+            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.where.numpy()]])
+            sums[:, 0].index_add_(0, group, losses.double().cpu())
             sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
+            beat()
     sums = world.sum(sums.to(world.device)).cpu()
     by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
@@ -97,15 +98,15 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     base = base_models.resolve(path, runs_dir)
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
-    trained = models.load_for_evaluation(base)
-    logits = functools.partial(models.logits, trained)
-    guards.check_isolation(logits, corpus.manifest.tokenizer["vocab_size"], world.device)
+    packed = PackedModel(models.load_for_evaluation(base))
+    guards.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
+    guards.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
             corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,
             shuffle_seed=None, plan_folder=Path(plan), world=world,
         )  # fmt: skip
-        held_out = held_out_loss(logits, data, 4, corpus.manifest.unigram_loss, world)
+        held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
     if held_out is None:
         raise ValueError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
     return held_out

@@ -3,34 +3,74 @@ in tests/test_guards.py."""
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import math
+import os
+import statistics
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from finetune import attention
+from finetune.model import PackedModel
 
 CPU = torch.device("cpu")
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+logger = logging.getLogger(__name__)
 
 
 class GuardError(ValueError):
     """A run that would look fine and is not."""
 
 
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def choose_attention(packed: PackedModel, requested: str, vocab_size: int, device: torch.device = CPU) -> str:
+    """Give the model the fastest attention that is right on this model and device, or the one asked for, and name it.
+
+    Right is: what one document is does not move its neighbours in a pack (check_isolation), and the pack's logits are those of
+    its documents one by one under `eager`, which is the architecture's definition (check_packed).
+
+    Raises:
+        GuardError: the one asked for is wrong, or all are.
+    """
+    faults = []
+    for candidate in attention.by_speed(device) if requested == "auto" else [requested]:
+        try:
+            packed.attention = "eager"
+            alone = _one_by_one(packed.logits, vocab_size, device)
+            packed.attention = candidate
+            check_isolation(packed.logits, vocab_size, device)
+            check_packed(packed.logits(*_probe(vocab_size, device)), alone)
+            return candidate
+        except (GuardError, ValueError, ImportError, NotImplementedError, RuntimeError) as fault:
+            faults.append(f"{candidate}: {' '.join(str(fault).split())[:300]}")
+            logger.info("attention %s", faults[-1])
+    raise GuardError(f"no attention implementation keeps this model's packed documents apart ({'; '.join(faults)})")
+
+
 def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3) -> None:
-    """Scramble one document of a pack: its neighbour's logits must not move.
+    """Scramble one document of a pack: its neighbours' logits must not move.
 
     Run on the real model, device, precision and attention implementation before the first step, in evaluation mode, with
     three documents in a pack of 48 tokens. Masked attention leaves the neighbours' numbers as they are up to rounding.
     """
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab_size, (2, 48), generator=generator)
-    ids[1] = ids[0]
-    ids[1, :16] = torch.randint(vocab_size, (16,), generator=generator)
-    positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)]).expand(2, -1)
+    ids, positions = _probe(vocab_size, device)
+    ids = ids.repeat(2, 1)
+    ids[1, :16] = (ids[1, :16] + 1 + torch.arange(16, device=device)) % vocab_size
     with torch.no_grad():
-        out = logits(ids.to(device), positions.to(device))[:, 16:].float()
+        out = logits(ids, positions.repeat(2, 1))[:, 16:].float()
     moved = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-6))
     if not moved <= tolerance:
         raise GuardError(
@@ -39,12 +79,90 @@ def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU,
         )
 
 
-def check_step(loss: float, grad_norm: float, step: int) -> None:
-    """A loss or gradient that is not a number ruins the weights: stop while the last checkpoint is good."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+def check_packed(packed: torch.Tensor, alone: torch.Tensor) -> None:
+    """Logits of a pack [1, tokens, vocabulary] are those of its documents on their own."""
+    tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2  # bf16 holds 8 bits, and errors add up over the layers
+    apart = float((packed.float() - alone.float()).abs().max() / alone.float().abs().max().clamp(min=1e-6))
+    if not apart <= tolerance:
+        raise GuardError(f"packed documents get other logits than alone (by {apart:.1e} of their size)")
+
+
+def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.device = CPU) -> None:
+    """Losses by chunks of the LM head are those of the model's whole logits; a model that changes its logits after the head
+    (a soft cap, a scale) is found here, and keeps its own way.
+
+    Raises:
+        GuardError: they differ either way.
+    """
+    ids, positions = _probe(vocab_size, device)
+    where, targets = torch.arange(0, 47, device=device), ids[0, 1:48]
+    with torch.no_grad():
+        whole = torch.nn.functional.cross_entropy(packed.logits(ids, positions)[0, :47].float(), targets, reduction="none")
+        for chunked in (True, False) if packed.head.chunked else (False,):
+            packed.head.chunked = chunked
+            _, losses = packed.losses(ids, positions, where, targets)
+            if torch.allclose(losses, whole, rtol=1e-3, atol=1e-3):
+                return
+            logger.info("the loss needs the model's own logits: it changes them after its LM head")
+    raise GuardError("losses of single positions differ from those of the model's logits: this architecture is not supported")
+
+
+def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
+    """A base that was really loaded predicts clearly better than chance, which is ln(vocabulary) nats a token.
+
+    Calibrated on real weights: see benchmarks/RESULTS.md. Random weights start at ln(vocabulary) or above it.
+    """
+    chance = math.log(vocab_size)
+    if not loss < FIRST_LOSS_SHARE * chance:
         raise GuardError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: the last checkpoint is older; lower lr, or look at the data"
+            f"the first loss of {name} is {loss:.2f} nats a token, guessing among {vocab_size} tokens gives {chance:.2f}: its "
+            f"weights look random, or the text is nothing like what it knows; if that is meant, set check_first_loss=false"
         )
+
+
+FIRST_LOSS_SHARE = 0.9
+
+
+def _probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pack [1, 48] of three documents of 16, 20 and 12 random tokens, and its positions."""
+    ids = torch.randint(vocab_size, (1, 48), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)])[None]
+    return ids.to(device), positions.to(device)
+
+
+@torch.no_grad()
+def _one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.Tensor:
+    ids, positions = _probe(vocab_size, device)
+    cuts = [(0, 16), (16, 36), (36, 48)]
+    return torch.cat([logits(ids[:, a:b].contiguous(), positions[:, a:b].contiguous()) for a, b in cuts], 1)
+
+
+# --- in every step ----------------------------------------------------------------------------------------------------
+
+
+class StepCheck:
+    """Tells a step that would ruin the weights: a loss or gradient that is no number, or a loss far above the last ones.
+
+    Args:
+        spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last steps; 0: no spikes.
+    """
+
+    SPIKE_NATS = 0.5
+    ENOUGH = 16
+
+    def __init__(self, spike_stds: float) -> None:
+        self._stds, self._recent = spike_stds, deque[float](maxlen=64)
+
+    def fault(self, loss: float, grad_norm: float) -> str | None:
+        """What is wrong with this step, or None."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return f"loss {loss}, gradient norm {grad_norm}"
+        if self._stds and len(self._recent) >= self.ENOUGH:
+            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
+            if loss > mean + max(self._stds * deviation, self.SPIKE_NATS):
+                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self._recent)} steps"
+        self._recent.append(loss)
+        return None
 
 
 def check_planned(planned: int, step: int) -> None:
@@ -81,3 +199,83 @@ def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[
         raise GuardError(
             f"{folder} is what training began with: nothing was learned; check lr and that the adapter is on the loss's path"
         )
+
+
+def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tensor]) -> None:
+    """PEFT, reading the saved adapter for a base of the same shape, gets the very adapter that was trained.
+
+    The base is a skeleton whose weights are one zero, spread out, so this costs no more memory than the adapter, whatever the
+    size of the base and the ZeRO stage. An equal adapter with equal settings on an equal base has equal logits.
+
+    Args:
+        state: whole trained tensors by parameter name.
+
+    Raises:
+        GuardError: a tensor is not restored, or is another; or the settings changed.
+    """
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(trained.get_base_model().config)
+    for module in skeleton.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            spread = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            setattr(module, name, torch.nn.Parameter(spread, requires_grad=False))
+    reloaded = PeftModel.from_pretrained(skeleton, str(folder), torch_device="cpu")
+    parameters = dict(reloaded.named_parameters()) | dict(reloaded.named_buffers())
+    for name, tensor in state.items():
+        found = parameters.get(name)
+        if found is None or not torch.equal(found.detach().to(tensor.dtype), tensor):
+            raise GuardError(f"{folder} does not restore {name}: loading it would give another model than was trained")
+    saved, meant = (config.to_dict() for config in (reloaded.active_peft_config, trained.active_peft_config))
+    for key in meant.keys() - {"inference_mode"}:
+        if _ordered(saved[key]) != _ordered(meant[key]):
+            raise GuardError(f"{folder}/adapter_config.json says {key}={saved[key]}, trained was {meant[key]}")
+
+
+def _ordered(value: Any) -> Any:
+    return sorted(value, key=str) if isinstance(value, set | list) else value
+
+
+# --- a rank that hangs ------------------------------------------------------------------------------------------------
+
+
+class Watchdog:
+    """Ends a job in which nothing happens any more, and leaves a stack dump of every rank.
+
+    A hung rank stops its peers in their next collective, so all of them fall silent and each dumps its own stacks, from
+    Python's C-level timer, which needs no lock that the hung thread may hold. GRACE seconds later the rank leaves.
+
+    Args:
+        file: where this rank's stacks go.
+        seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than that.
+        record: called with the fault, for people, before the process ends.
+    """
+
+    GRACE = 15.0
+
+    def __init__(self, file: Path, seconds: float, record: Callable[[str], None]) -> None:
+        self._seconds, self._record, self._path = seconds, record, file
+        self._file = file.open("w", encoding="utf-8")
+        self._ended = threading.Event()
+        self._last = time.monotonic()
+        self.beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something happened."""
+        self._last = time.monotonic()
+        faulthandler.dump_traceback_later(self._seconds, file=self._file)
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds)):
+            if time.monotonic() - self._last > self._seconds + self.GRACE:
+                self._record(f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}")
+                os._exit(1)

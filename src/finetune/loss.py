@@ -1,26 +1,129 @@
-"""Cross-entropy as a sum over tokens. The mean is taken once, over the whole global step: a mean of means is a bug."""
+"""Cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once, over the whole global step: a
+mean of means is a bug.
+
+Full logits never exist: `TargetHead` makes the model's LM head see only the hidden states that have a target, and takes the
+loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut Your Losses").
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE = -100
+# logits of a chunk: small enough for a CPU's cache, large enough to fill a GPU
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every position, 0 where the label is IGNORE.
+class TargetHead:
+    """The LM head of a causal model, made to give losses instead of logits while `losses` runs.
 
-    Args:
-        logits: [packs, length, vocabulary], any float type; computed in float32.
-        labels: [packs, length]; labels[i, t] is the token that position t should predict (already shifted).
+    It takes the place of the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a partitioned head is there
+    when it is needed. A head that is more than a linear layer (LoRA on it, offloaded), and a model that changes its logits after
+    the head (Gemma 2's soft cap), keeps its own way, over the supervised positions only: see `chunked`.
 
-    Returns:
-        [packs, length] float32, in nats.
+    Attributes:
+        chunked: the head is a plain linear layer and what it says is the model's logits. Ours to set to False after a check
+            (guards.check_target_losses) found that the model does more.
     """
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    ).view(labels.shape)
+
+    def __init__(self, model: nn.Module) -> None:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if hasattr(head, "modules_to_save"):  # PEFT keeps the trained copy beside the frozen one
+            head = head.modules_to_save[head.active_adapters[0]]
+        self.chunked = type(head) is nn.Linear and not hasattr(head, "_hf_hook")  # accelerate's hook fetches offloaded weights
+        self._head: Any = head
+        self._forward: Callable[..., Tensor] = head.forward
+        self._targets: tuple[Tensor, Tensor] | None = None
+        self._given: Tensor | None = None
+        head.forward = self._replacement
+
+    def losses(self, forward: Callable[[], Any], where: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the positions `where`.
+
+        Args:
+            forward: runs the model and gives its output.
+            where: [targets] positions in the flattened [packs × length].
+            labels: [targets] the token that each of them should predict.
+
+        Returns:
+            The sum of the losses, for backward, and [targets] each of them, float32 in nats, detached.
+        """
+        self._targets = where, labels
+        try:
+            logits = forward().logits
+        finally:
+            self._targets = None
+        if self.chunked:
+            assert self._given is not None
+            given, self._given = self._given, None
+            return logits, given
+        each = nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, reduction="none")
+        return each.sum(), each.detach()
+
+    def _replacement(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if self._targets is None:
+            return self._forward(hidden, *rest, **more)
+        where, labels = self._targets
+        supervised = hidden.flatten(0, -2)[where]
+        if not self.chunked:
+            return self._forward(supervised[None], *rest, **more)
+        total, self._given = _ChunkedCrossEntropy.apply(supervised, self._head.weight, self._head.bias, labels)  # type: ignore[no-untyped-call]
+        return total  # type: ignore[no-any-return]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of linear(hidden), with the gradients computed on the way forward, chunk by chunk: backward only
+    scales them, so no chunk's logits are kept or computed twice, and ZeRO-3 need not gather the head again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        each = hidden.new_empty(len(hidden), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        rows = max(16, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
+        for start in range(0, len(hidden), rows):
+            here = slice(start, start + rows)
+            target = labels[here, None]
+            logits = nn.functional.linear(hidden[here], weight, bias).float()
+            top = logits.amax(-1, keepdim=True)
+            at_target = logits.gather(1, target)
+            exponentials = logits.sub_(top).exp_()
+            total = exponentials.sum(-1, keepdim=True)
+            each[here] = (total.log() + top - at_target)[:, 0]
+            if not (wants_hidden or wants_weight or wants_bias):
+                continue
+            d_logits = exponentials.div_(total)
+            d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+            d_logits = d_logits.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, weight, out=d_hidden[here])
+            if d_weight is not None:
+                d_weight += d_logits.T @ hidden[here]
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtype = weight.dtype
+        ctx.mark_non_differentiable(each)
+        return each.sum(), each
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        scale = gradients[0]
+        return (
+            None if d_hidden is None else d_hidden * scale,
+            None if d_weight is None else (d_weight * scale).to(ctx.dtype),
+            None if d_bias is None else (d_bias * scale).to(ctx.dtype),
+            None,
+        )
 
 
 def normalised(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:

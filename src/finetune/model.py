@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from finetune import base as base_models
+from finetune.attention import ONE_ROW
 from finetune.base import Base
 from finetune.config import TrainConfig
+from finetune.loss import TargetHead
 
 transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         model = _from_scratch(config, tokenizer)
     else:
         base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-        model = load(base, DTYPES[config.precision], config.model.attention)
+        model = load(base, DTYPES[config.precision])
         if base.adapters and config.adapter:
             if is_main and not merged_base.exists():
                 temporary = merged_base.with_name(f".{merged_base.name}.tmp")
@@ -52,7 +55,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
     return model
 
 
-def load(base: Base, dtype: torch.dtype | str, attention: str, device_map: str | None = None) -> Model:
+def load(base: Base, dtype: torch.dtype | str, device_map: str | None = None) -> Model:
     """A base model from files, its adapters merged.
 
     Args:
@@ -63,7 +66,7 @@ def load(base: Base, dtype: torch.dtype | str, attention: str, device_map: str |
         ValueError: a weight is missing or has another shape, so that part of the model would be random.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        base.folder, dtype=dtype, use_safetensors=True,
         device_map=device_map, output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
     )  # fmt: skip
     if wrong := [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]:
@@ -80,19 +83,52 @@ def load(base: Base, dtype: torch.dtype | str, attention: str, device_map: str |
 
 def load_for_evaluation(base: Base) -> Model:
     """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at hand."""
-    model = load(base, "auto", "sdpa", device_map="auto")
+    model = load(base, "auto", device_map="auto")
     model.eval()
     return model
 
 
-def logits(model: Model, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """Next-token logits of packed documents: [packs, length] -> [packs, length, vocabulary].
+class PackedModel:
+    """A causal model on packed documents: the one way in which the model is called.
 
-    Documents in a pack are told apart by their positions starting at 0 again. transformers masks between them only if it
-    gets no attention mask and no cache; either of them would make packs leak, silently.
+    Args:
+        model: the model, whose LM head is made to give losses (loss.py).
+        forward: what to call instead of `model`: DeepSpeed's engine around it.
     """
-    output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
-    return output.logits  # type: ignore[no-any-return]
+
+    def __init__(self, model: Model, forward: Callable[..., Any] | None = None) -> None:
+        self.model, self._forward = model, forward or model
+        self.head = TargetHead(model)
+
+    @property
+    def attention(self) -> str:
+        return str(self._base.config._attn_implementation)
+
+    @attention.setter
+    def attention(self, implementation: str) -> None:
+        self._base.set_attn_implementation(implementation)
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Next-token logits: [packs, length] -> [packs, length, vocabulary]. For checks: training never makes them whole."""
+        logits: torch.Tensor = self._call(input_ids, position_ids).logits
+        return logits.view(*input_ids.shape, -1)
+
+    def losses(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, where: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of the losses of the positions `where` of the flattened packs, and each of them: see TargetHead.losses."""
+        return self.head.losses(lambda: self._call(input_ids, position_ids), where, targets)
+
+    def _call(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        """Documents are told apart by their positions starting at 0 again. transformers masks between them only if it gets
+        no attention mask and no cache; either of them would make packs leak, silently."""
+        if self.attention in ONE_ROW:
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+        return self._forward(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
+
+    @property
+    def _base(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
 
 def save(model: Model, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -112,6 +148,11 @@ def is_adapter(model: Model) -> bool:
     return isinstance(model, PeftModel)
 
 
+def is_of_adapter(model: Model, name: str) -> bool:
+    """Whether PEFT put the parameter or buffer there: some methods keep what they do not train, such as VeRA's projections."""
+    return isinstance(model, PeftModel) and f".{model.base_model.prefix}" in name
+
+
 def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
     settings = {"vocab_size": tokenizer["vocab_size"], "eos_token_id": tokenizer["eos_token_id"], "bos_token_id": None}
     settings |= config.model.from_scratch
@@ -122,9 +163,7 @@ def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:
         architecture = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
         raise ValueError(f"model.from_scratch: {fault}") from None
-    model = AutoModelForCausalLM.from_config(
-        architecture, dtype=DTYPES[config.precision], attn_implementation=config.model.attention
-    )
+    model = AutoModelForCausalLM.from_config(architecture, dtype=DTYPES[config.precision])
     model.train()
     return model  # type: ignore[no-any-return]
 

@@ -108,9 +108,15 @@ class RunFolder:
         temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, self.path / name)
 
+    def stacks(self, rank: int) -> Path:
+        """Where a rank that hangs leaves its stack."""
+        return self.jobs / f"stacks-rank-{rank}.txt"
+
     def begin_attempt(self) -> None:
         """Forget how the last attempt ended."""
-        leftovers = (*self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"))
+        leftovers = (
+            *self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
+        )  # fmt: skip
         for path in (self.stop_file, self.path / "outcome.json", self.path / "attempt.json", *leftovers):
             path.unlink(missing_ok=True)
 

@@ -1,24 +1,25 @@
-"""One training run, from config to saved result. Read `train` (what is put together), then `run_steps` (the loop)."""
+"""One training run, from config to saved result. Read `train`, then `run_steps` (the loop)."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import shutil
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from finetune import base, guards, model
+from data_prep.shards import Manifest
+from finetune import base, guards, kernels, metrics, model
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
 from finetune.distributed import StopFlag, World
 from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
-from finetune.loss import IGNORE, normalised, token_losses
+from finetune.loss import normalised
+from finetune.metrics import Clock
 from finetune.run_folder import RunFolder
 from finetune.schedule import learning_rate
 from finetune.tracking.spool import Spool
@@ -36,11 +37,17 @@ class Run:
     engine: Engine
     data: PackedData
     validation: PackedData
-    unigram_loss: float | None
+    corpus: Manifest
+    at_start: dict[str, torch.Tensor] | None
     checkpoints: Checkpoints
     spool: Spool
     stop: StopFlag
+    watchdog: guards.Watchdog
+    clock: Clock
+    peak: metrics.Peak
+    flops_per_token: float | None
     num_steps: int
+    skipped: list[int]
 
 
 @dataclass
@@ -53,15 +60,21 @@ class StepResult:
     checksum: int
     grad_norm: float
     stop: bool
+    seconds: float
+    data_seconds: float
+    peak_memory: int
 
 
 @dataclass
 class Progress:
-    """Where the loop ended, and how fast it was: tokens that are not padding, seconds of training steps alone."""
+    """Where the loop ended, and what it saw on the way: tokens that are not padding, seconds of training steps alone, and the
+    evaluation of the weights it ended with, if there was one."""
 
     step: int
-    tokens: int
-    seconds: float
+    tokens: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    held_out: HeldOut | None = None
 
 
 def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
@@ -70,110 +83,189 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     Raises:
         ValueError: the user's mistake, or a guard's finding, in one line.
     """
+    folder.jobs.mkdir(exist_ok=True)
+
+    def record(fault: str) -> None:
+        folder.record_failure(world.rank, fault)
+
+    with (
+        guards.Watchdog(folder.stacks(world.rank), config.hang_timeout_min * 60, record) as watchdog,
+        Spool(folder.metrics, enabled=world.is_main) as spool,
+    ):
+        run = put_together(config, folder, world, watchdog, spool)
+        done = run.checkpoints.load_newest(run.engine)
+        if done == 0:
+            begin(run)
+        progress = run_steps(run, done)
+        if progress.step == run.num_steps:
+            after = progress.held_out or log_held_out(run, run.num_steps)
+            save_result(run)
+            summarise(run, progress, after)
+        run.engine.close()
+    return "completed" if progress.step == run.num_steps else "stopped"
+
+
+def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog: guards.Watchdog, spool: Spool) -> Run:
+    """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
-    sources = base.training_sources(config, corpus)
     packing: dict[str, Any] = {"sequence_length": config.data.sequence_length, "plan_folder": folder.plan, "world": world}
-    data = PackedData(corpus, "train", sources=sources, shuffle_seed=config.seed, **packing)
+    data = PackedData(corpus, "train", sources=base.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
     trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
+    in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
     engine.eval()
-    guards.check_isolation(engine.logits, corpus.manifest.tokenizer["vocab_size"], world.device)
-    at_start = engine.state_on_main(trainable_only=True) if model.is_adapter(trained) else None
+    vocab_size = corpus.manifest.tokenizer["vocab_size"]
+    attention = guards.choose_attention(engine.packed, config.model.attention, vocab_size, world.device)
+    guards.check_target_losses(engine.packed, vocab_size, world.device)
+    peak, flops = _speed_limit(trained, config, world)
+    logger.info("attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, in_use, peak.flops / 1e12, peak.origin)
 
-    identity = {"world_size": world.size, "zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
-    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world)
-    num_steps = config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs)
     stop = StopFlag(folder.stop_file)
     stop.listen()
-    with Spool(folder.metrics, enabled=world.is_main) as spool:
-        run = Run(
-            config, folder, world, engine, data, validation, corpus.manifest.unigram_loss, checkpoints, spool, stop, num_steps
-        )
-        done = checkpoints.load_newest(engine)
-        if done == 0:
-            log_held_out(run, 0)
-        progress = run_steps(run, done)
-        if progress.step < num_steps:
-            engine.close()
-            return "stopped"
-        after = log_held_out(run, num_steps)
-        save_result(run, at_start)
-        summarise(run, progress, after)
-    engine.close()
-    return "completed"
+    identity = {"zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
+    return Run(
+        config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
+        at_start=engine.state_on_main(trainable_only=True) if model.is_adapter(trained) else None,
+        checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
+        spool=spool, stop=stop, watchdog=watchdog, clock=Clock(world.device), peak=peak, flops_per_token=flops,
+        num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
+        skipped=(folder.read_json("skipped.json") or {"batches": []})["batches"],
+    )  # fmt: skip
+
+
+def begin(run: Run) -> None:
+    """Before the first step of all: what the model knows already, and somewhere to rewind to."""
+    held_out = log_held_out(run, 0)
+    if held_out and run.config.model.path and run.config.check_first_loss:
+        guards.check_first_loss(held_out.loss, run.corpus.tokenizer["vocab_size"], run.config.model.path)
+    if run.config.on_bad_step == "rewind":
+        save_checkpoint(run, 0, held_out)
 
 
 def run_steps(run: Run, step: int) -> Progress:
     """The training loop, from `step` on. Steps are numbered from 0; `step + 1` of them are done after one."""
-    config, tokens, seconds = run.config, 0, 0.0
+    config, check, progress = run.config, guards.StepCheck(run.config.spike_stds), Progress(step)
     while step < run.num_steps:
-        began = time.monotonic()
-        data = run.data.step(step, config.global_batch_size, config.micro_batch_size)
+        with run.clock.waiting("data"):
+            data = run.data.step(_batch_of(step, run.skipped), config.global_batch_size, config.micro_batch_size)
         guards.check_planned(data.num_targets, step + 1)
-        lr = learning_rate(
-            step, num_steps=run.num_steps, peak=config.lr, warmup_ratio=config.warmup_ratio, min_lr_ratio=config.min_lr_ratio
-        )
+        lr = learning_rate(step, run.num_steps, config)
         result = train_step(run, data, lr)
+        run.watchdog.beat()
         guards.check_targets(result.targets, data.num_targets, step + 1)
-        guards.check_step(result.loss, result.grad_norm, step + 1)
+        if fault := check.fault(result.loss, result.grad_norm):
+            step = rewind(run, step, fault)
+            continue
         step += 1
-        elapsed = time.monotonic() - began
-        tokens, seconds = tokens + result.tokens, seconds + elapsed
-        log_step(run, step, result, lr, elapsed)
+        progress.tokens, progress.targets = progress.tokens + result.tokens, progress.targets + result.targets
+        progress.seconds += result.seconds
+        log_step(run, step, result, lr)
         last = step == run.num_steps
-        if config.evaluate_every and step % config.evaluate_every == 0 and not last:
-            log_held_out(run, step)
+        evaluated = last or (config.evaluate_every and step % config.evaluate_every == 0)
+        progress.held_out = log_held_out(run, step) if evaluated else None
         if last or result.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            stalled = run.checkpoints.save(run.engine, step)
-            run.spool.log(step, {"checkpoint/seconds": stalled})
+            save_checkpoint(run, step, progress.held_out)
         if result.stop and not last:
             logger.info("stopping after step %d, as asked", step)
             break
-    return Progress(step, tokens, seconds)
+    progress.step = step
+    return progress
 
 
 def train_step(run: Run, data: Step, lr: float) -> StepResult:
-    """Forward and backward over this rank's micro-batches, then one update. One collective at the end sums what the ranks
+    """Forward and backward over this rank's micro-batches, then one update. One collective at the end gathers what the ranks
     saw, and whether any of them was asked to stop: so all of them stop after the same step."""
+    clock, device = run.clock, run.world.device
+    began, waited = clock.now(), clock.seconds["data"]
     run.engine.train()
-    loss_sum, targets, tokens, checksum = 0.0, 0, 0, 0
-    for batch in data.micro_batches:
-        on_device = batch.to(run.world.device)
-        losses = token_losses(run.engine.logits(on_device.input_ids, on_device.position_ids), on_device.labels)
-        run.engine.backward(normalised(losses.sum(), data.num_targets, run.world.size))
-        loss_sum += float(losses.detach().sum(dtype=torch.float64))
-        targets += int((batch.labels != IGNORE).sum())
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # read once, at the end: reading makes the GPU's host wait
+    targets, tokens, checksum = 0, 0, 0
+    micro_batches = iter(data.micro_batches)
+    while True:
+        with clock.waiting("data"):
+            batch = next(micro_batches, None)
+        if batch is None:
+            break
+        with clock.phase("forward"):
+            loss, losses = run.engine.packed.losses(*batch.on(device))
+        with clock.phase("backward"):
+            run.engine.backward(normalised(loss, data.num_targets, run.world.size))
+        loss_sum += losses.sum(dtype=torch.float64)
+        targets += len(batch.where)
         tokens += batch.num_tokens
         checksum += batch.checksum
-    grad_norm = run.engine.step(lr)
+    with clock.phase("optimizer"):
+        grad_norm = run.engine.step(lr)
     # float64 holds every one of these exactly: a CRC sum stays below 2^53 for two million packs a step
-    mine = torch.tensor([loss_sum, targets, tokens, checksum, run.stop.is_set()], dtype=torch.float64, device=run.world.device)
-    loss_sum, targets, tokens, checksum, stop = run.world.sum(mine).tolist()
-    return StepResult(loss_sum / max(targets, 1), int(targets), int(tokens), int(checksum), grad_norm, stop > 0)
+    mine = [float(loss_sum), targets, tokens, checksum, run.stop.is_set(), clock.seconds["data"] - waited]
+    clock.settle()
+    mine += [clock.now() - began, metrics.peak_memory(device)]
+    ranks = run.world.gather(torch.tensor(mine, dtype=torch.float64, device=device))
+    totals, worst = ranks.sum(0).tolist(), ranks.amax(0).tolist()
+    return StepResult(
+        loss=totals[0] / max(totals[1], 1), targets=int(totals[1]), tokens=int(totals[2]), checksum=int(totals[3]),
+        grad_norm=grad_norm, stop=totals[4] > 0, data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
+    )  # fmt: skip
 
 
-def log_step(run: Run, step: int, result: StepResult, lr: float, seconds: float) -> None:
-    run.spool.log(
-        step,
-        {
-            "train/loss": result.loss,
-            "train/grad_norm": result.grad_norm,
-            "train/lr": lr,
-            "train/tokens": result.tokens,
-            "train/supervised_tokens": result.targets,
-            "train/tokens_per_second": result.tokens / seconds,
-            "train/num_steps": run.num_steps,
-            "data/checksum": result.checksum,
-        },
-    )
+def rewind(run: Run, step: int, fault: str) -> int:
+    """Go back to the last good checkpoint and leave out the batch of step `step` from now on; the step to go on from.
+
+    Raises:
+        guards.GuardError: the run is to stop on a bad step, or has gone back often enough.
+    """
+    if run.config.on_bad_step == "stop":
+        raise guards.GuardError(
+            f"step {step + 1}: {fault}: the last checkpoint is older; lower lr, look at the data, or set on_bad_step=rewind"
+        )
+    if len(run.skipped) >= run.config.max_rewinds:
+        raise guards.GuardError(f"step {step + 1}: {fault}, after {len(run.skipped)} rewinds: lower lr, or look at the data")
+    run.skipped.append(_batch_of(step, run.skipped))
+    if run.world.is_main:
+        run.folder.write_json("skipped.json", {"batches": run.skipped})  # before anything else: a kill must not forget it
+    back = run.checkpoints.load_newest(run.engine)
+    logger.warning("step %d: %s: going back to step %d without batch %d", step + 1, fault, back, run.skipped[-1])
+    run.spool.log(step + 1, {"guard/rewinds": len(run.skipped)})
+    return back
+
+
+def _batch_of(step: int, skipped: list[int]) -> int:
+    """The batch that step `step` trains on: the batches in their order, without those skipped."""
+    batch = step
+    for left_out in sorted(skipped):
+        batch += left_out <= batch
+    return batch
+
+
+def log_step(run: Run, step: int, result: StepResult, lr: float) -> None:
+    speed = result.tokens / result.seconds
+    values = {
+        "train/loss": result.loss,
+        "train/grad_norm": result.grad_norm,
+        "train/lr": lr,
+        "train/tokens": result.tokens,
+        "train/supervised_tokens": result.targets,
+        "train/tokens_per_second": speed,
+        "train/tokens_per_second_per_rank": speed / run.world.size,
+        "train/peak_memory_bytes": result.peak_memory,
+        "train/data_seconds": result.data_seconds,
+        "train/num_steps": run.num_steps,
+        "data/checksum": result.checksum,
+    }
+    if run.flops_per_token:
+        values["train/mfu"] = speed / run.world.size * run.flops_per_token / run.peak.flops
+    run.spool.log(step, values)
 
 
 def log_held_out(run: Run, step: int) -> HeldOut | None:
     """Evaluate after `step` steps, and say so in the spool."""
     run.engine.eval()
-    held_out = held_out_loss(run.engine.logits, run.validation, run.config.micro_batch_size, run.unigram_loss, run.world)
+    with run.clock.waiting("evaluation"):
+        held_out = held_out_loss(
+            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.watchdog.beat
+        )
     if held_out:
         run.spool.log(step, held_out.as_metrics())
         if step == 0 and run.world.is_main:
@@ -181,7 +273,14 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     return held_out
 
 
-def save_result(run: Run, at_start: dict[str, torch.Tensor] | None) -> None:
+def save_checkpoint(run: Run, step: int, held_out: HeldOut | None) -> None:
+    with run.clock.waiting("checkpoint"):
+        stalled = run.checkpoints.save(run.engine, step, run.skipped, held_out.loss if held_out else None)
+    run.watchdog.beat()
+    run.spool.log(step, {"checkpoint/seconds": stalled})
+
+
+def save_result(run: Run) -> None:
     """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check what was written."""
     trained = run.engine.model
     state = run.engine.state_on_main(trainable_only=model.is_adapter(trained))
@@ -189,7 +288,9 @@ def save_result(run: Run, at_start: dict[str, torch.Tensor] | None) -> None:
         final = run.folder.adapter if model.is_adapter(trained) else run.folder.model
         temporary = final.with_name(f".{final.name}.tmp")
         model.save(trained, state, temporary)
-        guards.check_saved(temporary, state, at_start)
+        guards.check_saved(temporary, state, run.at_start)
+        if model.is_adapter(trained):
+            guards.check_reloads(temporary, trained, state)
         shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
@@ -198,23 +299,46 @@ def save_result(run: Run, at_start: dict[str, torch.Tensor] | None) -> None:
 
 def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
     """summary.json: what `finetune train` prints at the end, and what MLflow keeps beside the curves."""
+    seconds = {name: round(value, 3) for name, value in run.clock.breakdown().items()}
+    run.spool.log(progress.step, {f"time/{name}": value for name, value in seconds.items()})
     if not run.world.is_main:
         return
-    trainable = sum(_num_elements(p) for p in run.engine.model.parameters() if p.requires_grad)
+    speed = progress.tokens / progress.seconds if progress.seconds else None
+    mfu = speed / run.world.size * run.flops_per_token / run.peak.flops if speed and run.flops_per_token else None
+    trained = run.engine.model
     run.folder.write_json(
         "summary.json",
         {
             "run_id": run.folder.id,
             "steps": progress.step,
             "device": str(run.world.device),
-            "parameters": sum(_num_elements(p) for p in run.engine.model.parameters()),
-            "trainable_parameters": trainable,
-            "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+            "parameters": sum(_num_elements(p) for p in trained.parameters()),
+            "trainable_parameters": sum(_num_elements(p) for p in trained.parameters() if p.requires_grad),
+            "tokens": progress.tokens,
+            "supervised_tokens": progress.targets,
+            "tokens_per_second": speed,
+            "mfu": mfu,
+            "peak_flops_per_rank": run.peak.flops,
+            "peak_flops_origin": run.peak.origin,
+            "peak_memory_bytes": metrics.peak_memory(run.world.device),
+            "seconds": seconds,
+            "skipped_batches": run.skipped,
             "before": run.folder.read_json("before.json"),
             "after": dataclasses.asdict(after) if after else None,
-            "result": str(run.folder.adapter if model.is_adapter(run.engine.model) else run.folder.model),
+            "result": str(run.folder.adapter if model.is_adapter(trained) else run.folder.model),
         },
     )
+
+
+def _speed_limit(trained: torch.nn.Module, config: TrainConfig, world: World) -> tuple[metrics.Peak, float | None]:
+    """The device's peak, and the FLOPs of a token (None where no formula holds)."""
+    world.barrier()  # ranks that share a CPU measure together
+    peak = metrics.peak_of(world.device, model.DTYPES[config.precision])
+    try:
+        return peak, metrics.flops_per_token(trained)
+    except ValueError as fault:
+        logger.info("no model FLOPs utilisation: %s", fault)
+        return peak, None
 
 
 def _num_elements(parameter: torch.nn.Parameter) -> int:

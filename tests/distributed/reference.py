@@ -54,13 +54,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         (loss_sum / targets).backward()
         torch.nn.utils.clip_grad_norm_(trainable.values(), config.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step,
-                num_steps=config.max_steps,
-                peak=config.lr,
-                warmup_ratio=config.warmup_ratio,
-                min_lr_ratio=config.min_lr_ratio,
-            )
+            group["lr"] = learning_rate(step, config.max_steps, config)
         optimizer.step()
         losses.append(float(loss_sum / targets))
     return losses, {name: p.detach() for name, p in trainable.items()}

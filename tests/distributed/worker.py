@@ -73,10 +73,8 @@ def mean_of_means() -> Any:
     honest = module.train_step
 
     def broken(run: Any, data: Any, lr: float) -> Any:
-        from finetune.loss import IGNORE
-
         micro_batches = list(data.micro_batches)
-        counts = iter([int((batch.labels != IGNORE).sum()) for batch in micro_batches])
+        counts = iter([len(batch.where) for batch in micro_batches])
         data.micro_batches = iter(micro_batches)
         original = module.normalised
         steps = run.config.gradient_accumulation_steps
@@ -113,9 +111,9 @@ def schedule_starts_over() -> Any:
 
     honest, first = module.learning_rate, []
 
-    def broken(step: int, **settings: Any) -> float:
+    def broken(step: int, num_steps: int, config: Any) -> float:
         first.append(step)
-        return honest(step - first[0], **settings)
+        return honest(step - first[0], num_steps, config)
 
     module.learning_rate = broken
     return lambda: setattr(module, "learning_rate", honest)
@@ -127,12 +125,12 @@ def killed_inside_checkpoint() -> Any:
 
     honest, calls = module.Checkpoints.save, []
 
-    def broken(self: Any, engine: Any, step: int) -> float:
+    def broken(self: Any, engine: Any, step: int, *rest: Any) -> float:
         calls.append(step)
         if len(calls) == 2:
             engine.save(self.folder / f".step-{step:08d}.tmp" / "engine")
             os.kill(os.getpid(), signal.SIGKILL)
-        return honest(self, engine, step)
+        return honest(self, engine, step, *rest)
 
     module.Checkpoints.save = broken
     return lambda: setattr(module.Checkpoints, "save", honest)

@@ -1,0 +1,193 @@
+"""Each kernel against what it replaces: values and gradients. The attention and the loss that the model is called with, too."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from peft import get_peft_config, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetune import guards, kernels
+from finetune.attention import DOCUMENTS
+from finetune.model import PackedModel
+from tests.corpora import VOCAB_SIZE
+from tests.models import LLAMA, LORA
+
+CPU = torch.device("cpu")
+
+
+def causal_model(**changes: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # norms start as ones and biases as zeros: nothing would be seen of them
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return model  # type: ignore[no-any-return]
+
+
+def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
+    adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **LORA, **changes}))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    return adapted  # type: ignore[no-any-return]
+
+
+def batch(num_packs: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
+    where = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *((41, 60, 79) if num_packs == 2 else ())])
+    return ids, positions, where, ids.flatten()[(where + 1) % ids.numel()]
+
+
+def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    packed.model.zero_grad()
+    loss, each = packed.losses(*batch())
+    loss.backward()
+    assert float(loss) == pytest.approx(float(each.sum()), rel=1e-6)
+    return each, {name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None}
+
+
+def assert_same_training(model: torch.nn.Module, changed: torch.nn.Module) -> None:
+    (losses, grads), (losses2, grads2) = gradients(PackedModel(model)), gradients(PackedModel(changed))
+    assert torch.allclose(losses, losses2, atol=1e-5)
+    assert grads.keys() == grads2.keys()
+    for name, gradient in grads.items():
+        assert torch.allclose(gradient, grads2[name], atol=1e-5 + 1e-4 * float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "mistral"])
+@pytest.mark.parametrize("adapter", [None, {}, {"use_dora": True}, {"lora_dropout": 0.1}])
+def test_kernels_change_no_loss_and_no_gradient(architecture: str, adapter: dict[str, object] | None) -> None:
+    model = causal_model(model_type=architecture)
+    if adapter is not None:
+        model = with_adapter(model, **adapter)
+    changed = copy.deepcopy(model)
+    installed = kernels.install(changed, "torch", CPU, partitioned=False)
+    assert ("LoRA" in installed) == (adapter == {})
+    assert "SwiGLU" in installed
+    assert ("RMSNorm" in installed) == (architecture != "olmo2")  # its code differs: it keeps its own
+    if adapter and "lora_dropout" in adapter:
+        model.eval(), changed.eval()
+    assert_same_training(model, changed)
+
+
+def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
+    assert kernels.install(causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False) == "none"
+    assert "LoRA" not in kernels.install(with_adapter(causal_model()), "torch", CPU, partitioned=True)
+    assert kernels.install(causal_model(), "none", CPU, partitioned=False) == "none"
+    with pytest.raises(ValueError, match="liger"):
+        kernels.install(causal_model(), "liger", CPU, partitioned=False)
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and importlib.util.find_spec("liger_kernel")), reason="needs a GPU and liger-kernel"
+)
+def test_liger_changes_no_loss() -> None:
+    device = torch.device("cuda")
+    model = causal_model(hidden_size=64, intermediate_size=128).to(device)
+    changed = copy.deepcopy(model)
+    assert "liger" in kernels.install(changed, "liger", device, partitioned=False)
+    tensors = [tensor.to(device) for tensor in batch()]
+    losses = [PackedModel(m).losses(*tensors)[1] for m in (model, changed)]
+    assert torch.allclose(*losses, atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [VOCAB_SIZE, 4 * VOCAB_SIZE, 2**20])
+@pytest.mark.parametrize("tied", [False, True])
+def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool) -> None:
+    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": chunk * 16})
+    model = causal_model(tie_word_embeddings=tied)
+    plain = copy.deepcopy(model)
+    each, grads = gradients(PackedModel(model))
+    ids, positions, where, targets = batch()
+    logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[where], targets, reduction="none")
+    expected.sum().backward()
+    assert torch.allclose(each, expected, atol=1e-5)
+    for name, parameter in plain.named_parameters():
+        assert torch.allclose(grads[name], parameter.grad, atol=1e-5 + 1e-4 * float(parameter.grad.abs().max())), name
+
+
+def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
+    seen = []
+    honest = torch.nn.functional.linear
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        out = honest(*arguments)
+        if out.shape[-1] == VOCAB_SIZE:
+            seen.append(out.shape[0])
+        return out
+
+    packed = PackedModel(causal_model())
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    packed.losses(*batch())[0].backward()
+    assert sum(seen) == len(batch()[2]), "positions without a target went through the head"
+    assert max(seen) <= 16
+
+
+def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
+    packed = PackedModel(causal_model())
+    ids, positions, _, _ = batch()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    loss, each = packed.losses(ids, positions, nothing, nothing)
+    loss.backward()
+    assert len(each) == 0
+    assert all(not p.grad.any() for p in packed.model.parameters() if p.grad is not None)
+
+
+def test_a_model_that_caps_its_logits_keeps_its_own_way() -> None:
+    packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, final_logit_softcapping=0.5, attn_logit_softcapping=None))
+    assert packed.head.chunked
+    guards.check_target_losses(packed, VOCAB_SIZE)
+    assert not packed.head.chunked
+
+
+def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:
+    packed = PackedModel(causal_model())
+    honest = packed.losses
+    packed.losses = lambda *a: (honest(*a)[0], honest(*a)[1] + 0.1)  # type: ignore[method-assign]
+    with pytest.raises(guards.GuardError, match="differ"):
+        guards.check_target_losses(packed, VOCAB_SIZE)
+
+
+ATTENTION = {
+    "llama": {}, "qwen3": {"head_dim": 8}, "olmo2": {}, "mistral": {"sliding_window": 7},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ATTENTION)
+def test_attention_by_document_is_masked_attention(architecture: str) -> None:
+    model = causal_model(model_type=architecture, **ATTENTION[architecture])
+    ids, positions, _, _ = batch()
+    packed = PackedModel(model)
+    packed.attention = "sdpa"
+    masked = packed.logits(ids, positions)
+    packed.attention = DOCUMENTS
+    assert torch.allclose(packed.logits(ids, positions), masked, atol=1e-5)
+    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) == DOCUMENTS
+
+
+def test_attention_falls_back_where_the_fast_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AttentionInterface
+
+    packed = PackedModel(causal_model())
+    honest = AttentionInterface._global_mapping[DOCUMENTS]
+
+    def leaky(module: object, query: torch.Tensor, *rest: object, **more: object) -> object:
+        return honest(module, query, *rest, **{**more, "position_ids": torch.arange(query.shape[2])[None]})
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, DOCUMENTS, leaky)
+    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) == packed.attention == "sdpa"
+    with pytest.raises(guards.GuardError, match="keeps this model's packed documents apart"):
+        guards.choose_attention(packed, DOCUMENTS, VOCAB_SIZE)
+
+
+def test_a_soft_cap_inside_attention_is_left_to_implementations_that_know_it() -> None:
+    packed = PackedModel(causal_model(model_type="gemma2", head_dim=8))
+    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) != DOCUMENTS
