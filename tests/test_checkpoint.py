@@ -10,7 +10,7 @@ import pytest
 from finetune.checkpoint import Checkpoints
 from finetune.distributed import World
 
-IDENTITY = {"world_size": 1, "zero_stage": 2, "corpus": "digest"}
+IDENTITY = {"zero_stage": 2, "corpus": "digest"}
 
 
 class FileEngine:
@@ -23,7 +23,7 @@ class FileEngine:
         folder.mkdir()
         (folder / "state.pt").write_bytes(self.content)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, same_ranks: bool) -> None:
         self.content = (folder / "state.pt").read_bytes()
 
 
@@ -64,6 +64,14 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert load(tmp_path) == (30, b"step 30" * 50)
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    checkpoints, engine = make(tmp_path), FileEngine()
+    for step, loss in ((10, 3.0), (20, 2.0), (30, None), (40, 2.5), (50, 2.6)):
+        checkpoints.save(engine, step, held_out_loss=loss)  # type: ignore[arg-type]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000040", "step-00000050"]
+    assert load(tmp_path)[0] == 50
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
 def test_a_damaged_newest_falls_back(tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
     saved(tmp_path, 10, 20)
@@ -98,7 +106,7 @@ def test_an_unfinished_write_is_invisible_and_swept_away(tmp_path: Path) -> None
     assert load(tmp_path) == (20, b"step 20" * 50)
 
 
-@pytest.mark.parametrize(("key", "value"), [("world_size", 2), ("zero_stage", 3), ("corpus", "other")])
+@pytest.mark.parametrize(("key", "value"), [("zero_stage", 3), ("corpus", "other")])
 def test_another_identity_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     saved(tmp_path, 10)
     with pytest.raises(ValueError, match=f"made with {key}="):

@@ -11,7 +11,7 @@ import torch
 from data_prep.shards import Corpus
 from finetune.data import PADDING, MicroBatch, PackedData
 from finetune.distributed import World
-from finetune.loss import IGNORE, normalised, token_losses
+from finetune.loss import IGNORE, normalised
 from tests.corpora import write_corpus
 
 SOURCES = ["letters", "laws"]
@@ -131,7 +131,6 @@ def test_the_normaliser_makes_one_mean_of_a_step() -> None:
     targets = int((labels != IGNORE).sum())
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     ranks = [[0, 1], [2, 3]]
-    summed = [
-        sum(normalised(token_losses(logits[i : i + 1], labels[i : i + 1]).sum(), targets, 2) for i in rank) for rank in ranks
-    ]
+    sums = [torch.nn.functional.cross_entropy(logits[i], labels[i], ignore_index=IGNORE, reduction="sum") for i in range(4)]
+    summed = [sum(normalised(sums[i], targets, 2) for i in rank) for rank in ranks]
     assert sum(summed) / 2 == pytest.approx(float(expected), abs=1e-6)

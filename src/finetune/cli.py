@@ -76,12 +76,13 @@ def train(arguments: list[str]) -> int:
 def resume(arguments: list[str]) -> int:
     parser = _parser("resume", "Go on with a run, from its newest checkpoint that verifies.")
     parser.add_argument("run", help="run id")
+    parser.add_argument("settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2")
     options = parser.parse_args(arguments)
     from finetune.launch import submit
     from finetune.run_folder import RunFolder
 
     run = RunFolder.find(options.run, options.runs_dir)
-    submit.resume(run)
+    submit.resume(run, options.settings)
     return _report([run])
 
 

@@ -215,6 +215,28 @@ def _refuse_extra(config: Any, prefix: str) -> None:
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
 
 
+# What a resumed run may change: how the work is cut and watched, not what is learned from it.
+CHANGEABLE = (
+    "cluster", "micro_batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "on_bad_step", "max_rewinds",
+    "spike_stds", "hang_timeout_min", "detach",
+)  # fmt: skip
+
+
+def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """The config of a run that goes on with other settings, given as key=value.
+
+    Raises:
+        ValueError: a key that is none, or that may not change within a run.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" not in override or key.split(".")[0] not in CHANGEABLE:
+            raise ValueError(f"{override}: a run can go on with another {', '.join(CHANGEABLE)}; for the rest start a new run")
+    merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
+    result: TrainConfig = from_omegaconf(merged)
+    return result
+
+
 def save(config: TrainConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
 

@@ -84,12 +84,12 @@ def checksums(run: RunFolder) -> list[int]:
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
     """Metrics by step; a resumed run says some steps twice, and its last word counts."""
-    by_step = {}
-    for line in run.metrics.read_text().splitlines():
-        record = json.loads(line)
-        if "train/loss" in record["values"]:
-            by_step[record["step"]] = record["values"]
+    by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def spool(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -104,8 +104,8 @@ def distance(run: RunFolder, other: RunFolder) -> tuple[float, float]:
     return float((losses(run) - losses(other)).abs().max()), max(float((a[k] - b[k]).abs().max()) for k in a)
 
 
-def assert_same(run: RunFolder, other: RunFolder) -> None:
-    assert len(steps(run)) == len(steps(other)) == STEPS
+def assert_same(run: RunFolder, other: RunFolder, num_steps: int = STEPS) -> None:
+    assert len(steps(run)) == len(steps(other)) == num_steps
     assert checksums(run) == checksums(other), "other documents went into a step"
     loss, weight = distance(run, other)
     assert loss < LOSS_TOLERANCE
@@ -179,35 +179,95 @@ def test_validation_loss_is_that_of_the_saved_model(runs: dict[str, RunFolder], 
         assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
 
 
+LONG = 60
+KILLED: dict[str, dict[str, Any]] = {"full": {}, "lora": {"adapter": LORA, "zero": ZERO[3]}}
+
+
 @pytest.fixture(scope="module")
 def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Runs that were killed, then started again as a user would: a new process on the same folder."""
+    """Runs killed in their second epoch, then gone on with by 1, 2 and 4 ranks, as a user would: new processes on the folder."""
     folder = tmp_path_factory.mktemp("resumed")
-    started = []
-    for name, changes in {"killed_at_step": {}, "killed_inside_checkpoint": {"adapter": LORA, "zero": ZERO[3]}}.items():
-        case = make_run(folder, name, law_config(law_corpus, **changes))
-        started.append(case)
-        worker.join(folder / name, worker.start(folder / name, [{**case, "fault": name}], 2), expected=-9)
-        assert not RunFolder(Path(case["run"])).summary_file.exists()
-    again = make_run(folder, "schedule_starts_over", law_config(law_corpus))
-    shutil.copytree(Path(started[0]["run"]) / "checkpoints", Path(again["run"]) / "checkpoints")
-    cases = [*started, {**again, "fault": "schedule_starts_over"}]
-    worker.join(folder / "resume", worker.start(folder / "resume", cases, 2))
+    whole = [
+        make_run(folder, f"{kind}-whole", law_config(law_corpus, max_steps=LONG, **changes)) for kind, changes in KILLED.items()
+    ]
+    worker.join(folder / "whole", worker.start(folder / "whole", whole, 2))
+    later: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
+    for kind, changes in KILLED.items():
+        case = make_run(folder, kind, law_config(law_corpus, max_steps=LONG, **changes))
+        worker.join(folder / f"kill-{kind}", worker.start(folder / f"kill-{kind}", [{**case, "fault": "killed_at_step"}], 2), -9)
+        for ranks, cases in later.items():
+            again = folder / "runs" / f"{kind}-{ranks}"
+            shutil.copytree(case["run"], again)
+            config = law_config(law_corpus, max_steps=LONG, cluster=ClusterConfig(ranks_per_node=ranks), **changes)
+            configuration.save(config, again / "config.yaml")
+            cases.append({"run": str(again)})
+    again = folder / "runs" / "schedule_starts_over"
+    shutil.copytree(folder / "runs" / "full", again)
+    later[2].append({"run": str(again), "fault": "schedule_starts_over"})
+    case = make_run(folder, "in-checkpoint", law_config(law_corpus, adapter=LORA, zero=ZERO[3]))
+    broken = [{**case, "fault": "killed_inside_checkpoint"}]
+    worker.join(folder / "kill-in-checkpoint", worker.start(folder / "kill-in-checkpoint", broken, 2), expected=-9)
+    later[2].append(case)
+    for ranks, cases in later.items():
+        worker.join(folder / f"resume-{ranks}", worker.start(folder / f"resume-{ranks}", cases, ranks))
     return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
 
 
-def test_killed_at_a_random_step_and_resumed_is_never_interrupted(
-    runs: dict[str, RunFolder], resumed: dict[str, RunFolder]
-) -> None:
-    assert_same(resumed["killed_at_step"], runs["full-zero2"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_and_resumed_is_never_interrupted(resumed: dict[str, RunFolder], kind: str, ranks: int) -> None:
+    run, whole = resumed[f"{kind}-{ranks}"], resumed[f"{kind}-whole"]
+    before = max(record["step"] for record in spool(resumed[kind]) if "train/loss" in record["values"])
+    first = min(record["step"] for record in spool(run)[len(spool(resumed[kind])) :] if "train/loss" in record["values"])
+    packs = int(np.load(next(run.plan.glob("train-*-epoch-000.npy")))["pack"][-1]) + 1
+    assert packs < 8 * (first - 1), "it was not resumed in its second epoch"
+    assert LONG - first >= 20
+    assert first <= before + 1
+    assert_same(run, whole, LONG)
 
 
 def test_killed_inside_a_checkpoint_and_resumed_is_never_interrupted(
     runs: dict[str, RunFolder], resumed: dict[str, RunFolder]
 ) -> None:
-    assert_same(resumed["killed_inside_checkpoint"], runs["lora-zero3"])
+    assert_same(resumed["in-checkpoint"], runs["lora-zero3"])
 
 
-def test_the_resume_law_notices_a_schedule_that_starts_over(runs: dict[str, RunFolder], resumed: dict[str, RunFolder]) -> None:
-    a, b = weights(resumed["schedule_starts_over"]), weights(runs["full-zero2"])
+def test_the_resume_law_notices_a_schedule_that_starts_over(resumed: dict[str, RunFolder]) -> None:
+    a, b = weights(resumed["schedule_starts_over"]), weights(resumed["full-whole"])
     assert max(float((a[k] - b[k]).abs().max()) for k in a) > 20 * WEIGHT_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Runs that met a poisoned batch and went back, and one that never saw that batch."""
+    folder = tmp_path_factory.mktemp("rewound")
+    settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
+    cases = [{**make_run(folder, name, law_config(law_corpus, **settings)), "fault": name} for name in ("no_number", "spike")]
+    clean = make_run(folder, "clean", law_config(law_corpus, **settings))
+    RunFolder(Path(clean["run"])).write_json("skipped.json", {"batches": [worker.POISONED]})
+    lora = make_run(folder, "lora", law_config(law_corpus, adapter=LORA, zero=ZERO[3], **settings))
+    worker.join(folder / "all", worker.start(folder / "all", [*cases, clean, {**lora, "fault": "no_number"}], 2))
+    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+
+
+@pytest.mark.parametrize("fault", ["no_number", "spike"])
+def test_rewound_is_as_if_the_batch_had_never_been(rewound: dict[str, RunFolder], fault: str) -> None:
+    assert_same(rewound[fault], rewound["clean"])
+    assert rewound[fault].summary()["skipped_batches"] == [worker.POISONED]  # type: ignore[index]
+    assert any(record["values"].get("guard/rewinds") == 1 for record in spool(rewound[fault]))
+
+
+def test_an_adapter_under_zero_3_rewinds_too(rewound: dict[str, RunFolder], runs: dict[str, RunFolder]) -> None:
+    assert losses(rewound["lora"]).isfinite().all()
+    assert checksums(rewound["lora"]) == checksums(rewound["clean"])
+    assert checksums(rewound["lora"])[:13] == checksums(runs["lora-zero3"])[:13]
+    assert checksums(rewound["lora"])[13:-1] == checksums(runs["lora-zero3"])[14:], "more than one batch was left out"
+
+
+def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(law_corpus: Path, tmp_path: Path) -> None:
+    case = make_run(tmp_path, "hung", law_config(law_corpus, hang_timeout_min=0.2))
+    worker.join(tmp_path / "all", worker.start(tmp_path / "all", [{**case, "fault": "rank_1_hangs"}], 2), expected=1)
+    run = RunFolder(Path(case["run"]))
+    assert "time.sleep" in run.stacks(1).read_text() or "in broken" in run.stacks(1).read_text()
+    assert "train_step" in run.stacks(0).read_text()
+    assert "no progress for 12 s" in str(run.failure())

@@ -137,7 +137,7 @@ def killed_inside_checkpoint() -> Any:
 
 
 def killed_at_step() -> Any:
-    """Every rank dies by SIGKILL before the update of a step drawn from the run's folder name, the same on every rank."""
+    """Every rank dies by SIGKILL before the update of a step from 27 to 39, drawn from the run's folder name."""
     import zlib
 
     import finetune.train as module
@@ -146,7 +146,7 @@ def killed_at_step() -> Any:
 
     def broken(run: Any, data: Any, lr: float) -> Any:
         broken.calls += 1  # type: ignore[attr-defined]
-        if broken.calls == 7 + zlib.crc32(str(run.folder.path).encode()) % 13:  # type: ignore[attr-defined]
+        if broken.calls == 27 + zlib.crc32(str(run.folder.path).encode()) % 13:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(run, data, lr)
 
@@ -155,9 +155,66 @@ def killed_at_step() -> Any:
     return lambda: setattr(module, "train_step", honest)
 
 
+POISONED = 13  # a batch
+
+
+def _poisoned(factor: float) -> Any:
+    import finetune.train as module
+
+    honest, original = module.train_step, module.normalised
+
+    def broken(run: Any, data: Any, lr: float) -> Any:
+        if not (data.segments == run.data.step(POISONED, run.config.global_batch_size, 1).segments).all():
+            return honest(run, data, lr)
+        module.normalised = lambda *arguments: original(*arguments) * factor
+        try:
+            result = honest(run, data, lr)
+        finally:
+            module.normalised = original
+        result.loss *= factor
+        return result
+
+    module.train_step = broken
+    return lambda: setattr(module, "train_step", honest)
+
+
+def no_number() -> Any:
+    """One batch whose loss and gradients are NaN, and with them all weights."""
+    return _poisoned(float("nan"))
+
+
+def spike() -> Any:
+    """One batch with three times the loss."""
+    return _poisoned(3.0)
+
+
+def rank_1_hangs() -> Any:
+    """One rank stops in its sixth step; the other waits for it in a collective."""
+    import time
+
+    import finetune.train as module
+    from finetune import guards
+
+    honest, calls = module.train_step, []
+    guards.Watchdog.GRACE = 2.0
+
+    def broken(run: Any, data: Any, lr: float) -> Any:
+        calls.append(1)
+        if len(calls) == 6 and run.world.rank == 1:
+            time.sleep(600)
+        return honest(run, data, lr)
+
+    module.train_step = broken
+    return lambda: setattr(module, "train_step", honest)
+
+
 FAULTS = {
-    f.__name__: f for f in (mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step)
-}
+    f.__name__: f
+    for f in (
+        mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step, no_number, spike,
+        rank_1_hangs,
+    )
+}  # fmt: skip
 
 
 if __name__ == "__main__":

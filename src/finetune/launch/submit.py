@@ -62,15 +62,25 @@ def submit(points: list[TrainConfig]) -> list[RunFolder]:
     return runs
 
 
-def resume(run: RunFolder) -> None:
+def resume(run: RunFolder, overrides: list[str]) -> None:
     """Go on with a run that was stopped, killed or failed, from its newest good checkpoint.
 
+    Args:
+        overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
+
     Raises:
-        ValueError: the run is running, or has ended well.
+        ValueError: the run is running, or has ended well; or a setting may not change.
     """
     if run.state() == "completed":
         raise ValueError(f"run {run.id} is completed: start a new one from it with model=run:{run.id}")
-    base.check_inputs(run.config())
+    if run.state() == "running":
+        raise _in_use(run)
+    config = configuration.changed(run.config(), overrides)
+    base.check_inputs(config)
+    if overrides:
+        temporary = run.path / ".config.yaml.tmp"
+        configuration.save(config, temporary)
+        os.replace(temporary, run.config_file)
     start(run)
 
 
@@ -95,10 +105,14 @@ def start(run: RunFolder) -> None:
                 submitted = executor.submit(job.run_job, str(run.path))
             run.record_attempt(submitted.job_id)
     except Timeout:
-        pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
-        raise ValueError(f"run {run.id} is in use: it is still running (processes: {pids})") from None
+        raise _in_use(run) from None
     if not config.detach:
         follow(run, submitted)
+
+
+def _in_use(run: RunFolder) -> ValueError:
+    pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
+    return ValueError(f"run {run.id} is in use: it is still running (processes: {pids})")
 
 
 def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:

@@ -1,0 +1,75 @@
+"""What a run measures of itself, against what can be counted by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from peft import get_peft_config, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetune import metrics
+from tests.corpora import VOCAB_SIZE
+from tests.models import LLAMA, LORA
+
+CPU = torch.device("cpu")
+
+
+def causal_model(**changes: object) -> torch.nn.Module:
+    config = AutoConfig.for_model(**{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None)
+    return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
+
+
+def products(model: torch.nn.Module) -> int:
+    """FLOPs of the matrix products of one training step on one row of 16 tokens, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = torch.arange(16)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for operator, count in counts.items() if "mm" in str(operator) and "bmm" not in str(operator))
+
+
+def test_flops_of_full_training_are_those_of_its_matrix_products() -> None:
+    model = causal_model()
+    assert metrics.flops_per_token(model) * 16 == products(model)
+
+
+def test_flops_of_lora_leave_out_the_frozen_weights_gradients() -> None:
+    model = get_peft_model(causal_model(), get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
+    first = model.base_model.model.model.layers[0].self_attn
+    # what the formula counts and no one computes: gradients towards the embedding, which is frozen
+    unused = sum(2 * p.base_layer.weight.numel() for p in (first.q_proj, first.k_proj, first.v_proj))
+    unused += sum(2 * p.lora_A["default"].weight.numel() for p in (first.q_proj, first.k_proj, first.v_proj))
+    assert metrics.flops_per_token(model) * 16 == products(model) + unused * 16
+
+
+def test_a_mixture_of_experts_has_no_such_figure() -> None:
+    experts = causal_model(model_type="mixtral", num_local_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ValueError, match="mixture of experts"):
+        metrics.flops_per_token(experts)
+
+
+def test_a_cpus_peak_is_measured_and_is_one() -> None:
+    peak = metrics.peak_of(CPU, torch.float32)
+    assert peak.origin == "measured"
+    assert 1e8 < peak.flops < 1e14
+
+
+def test_the_clock_accounts_for_all_of_the_time() -> None:
+    clock = metrics.Clock(CPU)
+    began = time.perf_counter()
+    with clock.phase("forward"):
+        time.sleep(0.05)
+    with clock.waiting("data"):
+        time.sleep(0.02)
+    time.sleep(0.03)
+    clock.settle()
+    out = clock.breakdown()
+    assert out["forward"] >= 0.05
+    assert out["data"] >= 0.02
+    assert out["other"] >= 0.03
+    assert sum(value for name, value in out.items() if name != "total") == pytest.approx(out["total"])
+    assert out["total"] == pytest.approx(time.perf_counter() - began, abs=0.05)
