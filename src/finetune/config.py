@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine",)
+LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
@@ -53,10 +54,15 @@ class DataConfig:
     corpora_dir: str = setting("corpora", "where prepared corpora lie")
     include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
     exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
-    sequence_length: int = setting(512, "tokens a pack; longer documents are split")
+    sequence_length: int = setting(512, "tokens a pack")
+    long_documents: str = setting(
+        "auto",
+        f"documents longer than a pack: {', '.join(LONG_DOCUMENTS)} (drop where a loss mask says what to learn, else split)",
+    )
 
     def __post_init__(self) -> None:
         _at_least("data.sequence_length", self.sequence_length, 2)
+        _one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
 
     def trains_on(self, source: str) -> bool:
         return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources

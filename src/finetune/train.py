@@ -72,7 +72,10 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     """
     corpus = base.open_corpus(config)
     sources = base.training_sources(config, corpus)
-    packing: dict[str, Any] = {"sequence_length": config.data.sequence_length, "plan_folder": folder.plan, "world": world}
+    packing: dict[str, Any] = {
+        "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
+        "plan_folder": folder.plan, "world": world,
+    }  # fmt: skip
     data = PackedData(corpus, "train", sources=sources, shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
@@ -93,6 +96,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
         )
         done = checkpoints.load_newest(engine)
         if done == 0:
+            spool.log(0, {f"data/{name}": count for name, count in data.counts.items()})
             log_held_out(run, 0)
         progress = run_steps(run, done)
         if progress.step < num_steps:
@@ -206,6 +210,7 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
         {
             "run_id": run.folder.id,
             "steps": progress.step,
+            "data": run.data.counts,
             "device": str(run.world.device),
             "parameters": sum(_num_elements(p) for p in run.engine.model.parameters()),
             "trainable_parameters": trainable,
