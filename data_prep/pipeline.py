@@ -88,6 +88,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         raise ValueError(
             f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
         )
+    tokenise.settings(corpus)  # what it would refuse at the end of an hour, it refuses now
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
