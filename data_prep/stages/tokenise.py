@@ -40,7 +40,9 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
         return {"train_vocab_size": config.tokenizer.vocab_size, "tokenizers": tokenizers.__version__, **common}
     folder = Path(config.tokenizer.path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/")
+        raise FileNotFoundError(
+            f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
+        )
     files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
     return {"tokenizer_sha256": tokenizer_digest(folder), "files": files, **common}
 

@@ -5,11 +5,10 @@ The templates are invented, in the style of families that people fine-tune.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
@@ -95,39 +94,6 @@ PLAIN = """\
 QUESTION = "Når må jeg senest søke om barnehageplass?"
 ANSWERS = ["Fristen er 1. mars.", "Nei, du må søke på nytt hvert år."]
 CHAT = [("user", QUESTION), ("assistant", ANSWERS[0]), ("user", "Gjelder søknaden neste år også?"), ("assistant", ANSWERS[1])]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE with the control tokens of all families; it puts <s> first, and takes spaces out of its offsets."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [
-        "<s>",
-        "</s>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eot_id|>",
-        "[INST]",
-        "[/INST]",
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([f"{text}\n\nassistant\nuser\n" for _, text in CHAT] * 5, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")])
-    tokenizer.add_tokens(["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"])  # Gemma's are special; these are not
-    tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])]
-    )
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "clean_up_tokenization_spaces": False}))
-    return folder
 
 
 class Case:
