@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([f"{text}\n\nassistant\nuser\n" for text in TEXTS] * 5, trainer)
+    tokenizer.train_from_iterator([f"{text}\n\n\n\nassistant\nuser\n" for text in TEXTS] * 5, trainer)
     tokenizer.add_special_tokens([AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")])
     tokenizer.add_tokens(["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"])  # Gemma's are special; these are not
     tokenizer.post_processor = processors.Sequence(
@@ -41,4 +41,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "clean_up_tokenization_spaces": False}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As SentencePiece's kin (Llama 2, Mistral): a space is put before whatever is encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "[INST]", "[/INST]"], show_progress=False)
+    tokenizer.train_from_iterator([f"{text}\nassistant user </s>[INST] [/INST]|<>" for text in TEXTS] * 3, trainer)
+    folder = tmp_path_factory.mktemp("spaced")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     return folder

@@ -194,6 +194,13 @@ def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path
         assert tokenizer.decode(row.input_ids[len(prompt_ids) : -1], skip_special_tokens=False) == completion
 
 
+def test_a_plain_completion_gets_no_space_that_is_not_there(spaced: Path, tmp_path: Path) -> None:
+    tokeniser = Tokeniser(corpus_config(spaced), [], tmp_path / "tokenizer")
+    tokenizer = Tokenizer.from_file(str(spaced / "tokenizer.json"))
+    ((_, (row,)),) = tokeniser.rows([plain("mars", "erer")], Report())
+    assert "".join(tokenizer.id_to_token(t) for t in row.input_ids) == "▁marserer</s>"
+
+
 def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (tmp_path / "plain").mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
@@ -262,16 +262,23 @@ def test_everything_is_the_whole_conversation(folder: Path) -> None:
     assert case.decoded(row.input_ids).endswith("Takk!<|im_end|>\n")
 
 
-def test_a_tokenizer_that_puts_a_space_first_does_so_once(tmp_path: Path) -> None:
+def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
+    """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could span both."""
+    case = Case(folder, CHATML)
+    answer = "\n\n" + ANSWERS[0]
+    prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+    whole, alone = (case.tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt + answer, prompt))
+    assert whole[: len(alone)] != alone, "a token does span them"
+    row = case.row(("user", "?"), ("assistant", answer))
+    assert row.input_ids[: len(alone)] == alone
+    assert row.mask[: len(alone) + 1] == [0] * len(alone) + [1]
+    assert case.learned(row) == [f"{answer}<|im_end|>"]
+
+
+def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
     """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "[INST]", "[/INST]"], show_progress=False)
-    tokenizer.train_from_iterator([f"{text}\nassistant user </s>[INST] [/INST]|<>" for _, text in CHAT] * 3, trainer)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    case = Case(tmp_path, MISTRAL)
+    case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
-    encoder = Encoder(tmp_path / "tokenizer.json")
-    assert tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
-    assert tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"
+    encoder = Encoder(spaced / "tokenizer.json")
+    assert case.tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
+    assert case.tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"
