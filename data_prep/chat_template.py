@@ -3,7 +3,8 @@
 What a model sees when it is asked is the conversation so far, rendered by its chat template with a generation prompt; what it
 must then write is what the template adds for its answer, up to and with the token that ends its turn. Exactly that is marked:
 
-- by the template itself, where it has `{% generation %}` around the assistant's part (transformers, TRL);
+- by the template itself, where it has `{% generation %}` around the assistant's part (transformers, TRL): its author's word is
+  taken, also on turns that it rewrites;
 - else by rendering twice: a turn is what `render(messages[:i + 1])` adds to `render(messages[:i], add_generation_prompt=True)`.
 
 Some templates rewrite history: Qwen3's leaves out the thoughts of earlier turns. There the long rendering does not go on from
@@ -65,7 +66,8 @@ class Row:
 
 @dataclass
 class _Tokens:
-    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens."""
+    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but those of white space,
+    with which some vocabularies are merely made smaller."""
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     start: np.ndarray[Any, np.dtype[np.int64]]
@@ -90,7 +92,7 @@ class Encoder:
         added = self._with_control.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
         self.added = {token.content for token in added.values() if token.content.strip()}
-        self._added_ids = np.asarray(sorted(added), np.int64)
+        self._added_ids = np.asarray([number for number, token in added.items() if token.content in self.added], np.int64)
 
     def first(self, text: str) -> list[int]:
         """Plain text at the beginning of a sequence: control tokens in it are text."""
