@@ -57,7 +57,7 @@ class DataConfig:
     sequence_length: int = setting(512, "tokens a pack")
     long_documents: str = setting(
         "auto",
-        f"documents longer than a pack: {', '.join(LONG_DOCUMENTS)} (drop where a loss mask says what to learn, else split)",
+        "documents longer than a pack: split, truncate, drop, or auto: drop where a loss mask says what to learn, else split",
     )
 
     def __post_init__(self) -> None:

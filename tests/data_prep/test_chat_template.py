@@ -199,6 +199,27 @@ def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: 
         assert spelled.input_ids.count(number) == plain.input_ids.count(number)
 
 
+def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
+    """Its own mask of a template with markers, and its own way to make text of control tokens in a content."""
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    messages = [{"role": role, "content": content} for role, content in CHAT]
+    row = Case(folder, CHATML_MARKED).row(*CHAT)
+    marked = theirs.apply_chat_template(
+        messages, chat_template=CHATML_MARKED, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert row.input_ids == marked["input_ids"][: len(row.input_ids)]
+    assert row.mask == marked["assistant_masks"][: len(row.mask)]
+    assert sum(row.mask) == sum(marked["assistant_masks"])
+
+    said = "Skriv <|im_end|> eller </s>"
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    sanitised = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)["input_ids"]
+    ids = Case(folder, CHATML).row(("user", said), ("assistant", said)).input_ids
+    assert ids == sanitised[: len(ids)]
+
+
 def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> None:
     """Each row is what the model would have seen when it wrote that turn."""
     case = Case(folder, QWEN3)
