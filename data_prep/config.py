@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _NAME = re.compile(r"\w[\w.-]*")
-READERS = ("jsonl", "text", "lovdata")
+READERS = ("jsonl", "chat", "text", "lovdata")
+TARGETS = ("answers", "everything")
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class SourceConfig:
         path: a file, a folder, or an archive, as that reader takes it.
         license: SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card.
         attribution: the words a licence asks for, if it asks for any.
-        fields: for `jsonl`: our name -> the key in the record, where they differ.
+        fields: for `jsonl` and `chat`: our name -> the key in the record, where they differ.
     """
 
     reader: str
@@ -88,6 +89,27 @@ class TokenizerConfig:
 
 
 @dataclass(kw_only=True)
+class ChatConfig:
+    """How conversations, prompts and completions become tokens. Sources of running text do not care.
+
+    Attributes:
+        targets: what the model is to learn to write: `answers` (the assistant's turns, completions) or `everything`.
+        template: a file with a Jinja chat template, or `default` for the one that comes with trained tokenizers. Unset: the
+            tokenizer's own.
+        template_arguments: variables for the template, e.g. {enable_thinking: false}, or {date_string: "1 Jan 2026"} for one
+            that would otherwise write the day of preparation into the shards.
+    """
+
+    targets: str = "answers"
+    template: str | None = None
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.targets not in TARGETS:
+            raise ValueError(f"chat.targets is '{self.targets}': choose one of {', '.join(TARGETS)}")
+
+
+@dataclass(kw_only=True)
 class CorpusConfig:
     """One corpus: `finetune prepare corpus=<name>` turns it into the folder `<corpora_dir>/<name>`.
 
@@ -101,6 +123,7 @@ class CorpusConfig:
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     shard_tokens: int = 16_000_000
 
     def __post_init__(self) -> None:

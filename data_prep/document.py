@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 
 @dataclass(slots=True, kw_only=True)
+class Turn:
+    """One turn of a conversation, or one side of a prompt and its completion.
+
+    Attributes:
+        role: as chat templates know it (system, user, assistant, tool); "" in a prompt and a completion of plain text.
+        content: what is said.
+        target: whether the model is to learn to say it.
+    """
+
+    role: str
+    content: str
+    target: bool
+
+
+@dataclass(slots=True, kw_only=True)
 class Document:
-    """A document on its way to tokens.
+    """A document on its way to tokens: running text, or the turns of a conversation.
 
     Attributes:
         id: as the source gives it, or its place in the source.
-        text: plain text; paragraphs are separated by a blank line.
+        text: plain text; paragraphs are separated by a blank line. "" if the document has turns.
         source: the source's name in the corpus config.
         license: the source's licence.
         group: documents that must fall on the same side of a split share a group (an act, a case, a meeting).
         language: ISO 639-3 code; until the language stage, what the source claims, or "".
         title, date: as the source gives them, or "".
         split: "train" or "validation" once the split stage has run, else "".
+        turns: of a conversation, or a prompt and its completion; every stage that reads or changes text treats each of them.
+        mask: of a document with turns, TRL's name for the column that says which of its tokens are targets.
     """
 
     id: str
@@ -32,9 +50,21 @@ class Document:
     title: str = ""
     date: str = ""
     split: str = ""
+    turns: list[Turn] = field(default_factory=list)
+    mask: str = ""
+
+    @property
+    def whole_text(self) -> str:
+        """All that is said in it, for stages that judge a document as one."""
+        return "\n\n".join(turn.content for turn in self.turns) if self.turns else self.text
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Document:
+        return cls(**{**row, "turns": [Turn(**turn) for turn in row["turns"]]})
 
 
-DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in Document.__dataclass_fields__])
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("target", pa.bool_())]))
+DOCUMENT_SCHEMA = pa.schema([(name, _TURNS if name == "turns" else pa.string()) for name in Document.__dataclass_fields__])
 
 
 @dataclass(slots=True)

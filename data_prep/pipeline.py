@@ -24,13 +24,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings
 from data_prep.document import DOCUMENT_SCHEMA, Document, Report
-from data_prep.shards import MANIFEST, SPLITS, Corpus, Manifest, SourceInfo, StageInfo, sha256_file, tokenizer_digest
+from data_prep.shards import (
+    MANIFEST,
+    MASK_COLUMNS,
+    SPLITS,
+    Corpus,
+    Manifest,
+    SourceInfo,
+    StageInfo,
+    sha256_file,
+    tokenizer_digest,
+)
 from data_prep.stages import deduplicate, deidentify, language, normalise, split, tokenise
 
 TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
-READ_VERSION = 1
+READ_VERSION = 2
 MARKER = "stage.json"
 DOCUMENTS_PER_PART = 5000
 
@@ -51,7 +62,7 @@ class Stage:
         for part in self.parts:
             for row in pq.read_table(part).to_pylist():
                 if split is None or row["split"] == split:
-                    yield Document(**row)
+                    yield Document.from_row(row)
 
 
 @dataclass
@@ -77,6 +88,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         raise ValueError(
             f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
         )
+    tokenise.settings(corpus)  # what it would refuse at the end of an hour, it refuses now
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
@@ -84,7 +96,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             stages = [_read_stage(corpus, digests, work)]
             for number, module in enumerate(TEXT_STAGES, start=1):
                 stages.append(_text_stage(number, module, stages[-1], corpus, work))
-            manifest, skipped = _publish(corpus, digests, stages, folder)
+            manifest, skipped = _publish(corpus, digests, stages, folder, work)
     except Timeout:
         raise ValueError(f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir") from None
     return Prepared(folder, manifest, [stage.info.name for stage in stages if stage.skipped] + (["tokenise"] if skipped else []))
@@ -145,16 +157,8 @@ def _run_stage(
         table = pa.Table.from_pylist([asdict(document) for document in batch], schema=DOCUMENT_SCHEMA)
         pq.write_table(table, temporary / f"part-{parts:05d}.parquet", compression="zstd")
         written, parts = written + len(batch), parts + 1
-    pq.write_table(pa.Table.from_pylist([asdict(d) for d in report.drops], schema=_DROP_SCHEMA), temporary / "drops.parquet")
-    info = StageInfo(
-        name=name,
-        version=version,
-        settings=settings,
-        documents_in=report.counts.pop("documents_in", written + len(report.drops)),
-        documents_out=written,
-        dropped=report.drop_reasons(),
-        counts={key: count for key, count in sorted(report.counts.items()) if count},
-    )
+    _write_drops(temporary, report)
+    info = _stage_info(name, version, settings, report, written)
     files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
     marker = {"fingerprint": fingerprint, "files": files, "info": asdict(info)}
     (temporary / MARKER).write_text(json.dumps(marker, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -163,6 +167,22 @@ def _run_stage(
 
 
 _DROP_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "detail")])
+
+
+def _write_drops(folder: Path, report: Report) -> None:
+    pq.write_table(pa.Table.from_pylist([asdict(d) for d in report.drops], schema=_DROP_SCHEMA), folder / "drops.parquet")
+
+
+def _stage_info(name: str, version: int, settings: dict[str, Any], report: Report, documents_out: int) -> StageInfo:
+    return StageInfo(
+        name=name,
+        version=version,
+        settings=settings,
+        documents_in=report.counts.pop("documents_in", documents_out + len(report.drops)),
+        documents_out=documents_out,
+        dropped=report.drop_reasons(),
+        counts={key: count for key, count in sorted(report.counts.items()) if count},
+    )
 
 
 def _finished(folder: Path, fingerprint: str) -> Stage | None:
@@ -181,57 +201,89 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _publish(corpus: CorpusConfig, digests: dict[str, str], stages: list[Stage], folder: Path) -> tuple[Manifest, bool]:
+def _publish(
+    corpus: CorpusConfig, digests: dict[str, str], stages: list[Stage], folder: Path, work: Path
+) -> tuple[Manifest, bool]:
     """Tokenise the last text stage into the corpus folder; True if the folder already was that."""
     text = stages[-1]
-    settings = tokenise.settings(corpus.tokenizer, corpus.shard_tokens)
+    settings = tokenise.settings(corpus)
     attributions = {name: source.attribution for name, source in corpus.sources.items()}
     fingerprint = _fingerprint("tokenise", tokenise.VERSION, {**settings, "attributions": attributions}, text.fingerprint)
     if (current := _current(folder, fingerprint)) is not None:
         return current, True
-    _require_documents(corpus, stages)
+    _require_documents(corpus, [stage.info for stage in stages])
     logger.info("stage tokenise")
     temporary = folder.with_name(f".{corpus.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    train_texts = (document.text for document in text.documents("train"))
-    tokenizer, eos_token_id = tokenise.make_tokenizer(corpus.tokenizer, train_texts, temporary / "tokenizer")
-    vocab_size = tokenizer.get_vocab_size()
-    unigram = tokenise.UnigramCounter(vocab_size)
+    try:
+        manifest = _tokenise(corpus, digests, stages, settings, fingerprint, temporary, work)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _replace_folder(temporary, folder)
+    return manifest, False
+
+
+def _tokenise(
+    corpus: CorpusConfig, digests: dict[str, str], stages: list[Stage], settings: dict[str, Any], fingerprint: str,
+    temporary: Path, work: Path,
+) -> Manifest:  # fmt: skip
+    text, report = stages[-1], Report()
+    train_texts = (document.whole_text for document in text.documents("train"))
+    tokeniser = tokenise.Tokeniser(corpus, train_texts, temporary / "tokenizer")
+    unigram = tokenise.UnigramCounter(tokeniser.vocab_size)
+    mask_column = _mask_column(corpus, text)
     sources = {
         name: SourceInfo(license=source.license, attribution=source.attribution, sha256=digests[name])
         for name, source in corpus.sources.items()
     }
 
-    def observe(document: Document, input_ids: list[int]) -> None:
-        unigram.add(document.split, input_ids)
+    def observe(document: Document, row: Row) -> None:
+        unigram.add(document.split, row)
         source, key = sources[document.source], f"{document.split}/{document.language}"
-        source.documents[key] = source.documents.get(key, 0) + 1
-        source.tokens[key] = source.tokens.get(key, 0) + len(input_ids)
+        for counts, number in (
+            (source.documents, 1), (source.tokens, len(row.input_ids)), (source.supervised_tokens, sum(row.mask[1:])),
+        ):  # fmt: skip
+            counts[key] = counts.get(key, 0) + number
 
     shards = {
         name: tokenise.write_split(
-            temporary, name, text.documents(name), tokenizer, eos_token_id, corpus.shard_tokens, observe
+            temporary, name, text.documents(name), tokeniser, mask_column, corpus.shard_tokens, observe, report
         )
         for name in SPLITS
     }  # fmt: skip
+    folder = work / f"{len(stages)}-tokenise"
+    folder.mkdir(exist_ok=True)
+    _write_drops(folder, report)
+    info = _stage_info("tokenise", tokenise.VERSION, settings, report, text.info.documents_out - len(report.drops))
+    infos = [*(stage.info for stage in stages), info]
+    if not shards["train"]:
+        _require_documents(corpus, infos)
     manifest = Manifest(
         name=corpus.name,
         fingerprint=fingerprint,
-        mask_column=None,
+        mask_column=mask_column,
         unigram_loss=unigram.validation_loss(),
         tokenizer={
-            "sha256": tokenizer_digest(temporary / "tokenizer"),
-            "vocab_size": vocab_size,
-            "eos_token_id": eos_token_id,
+            "sha256": tokenizer_digest(tokeniser.folder),
+            "vocab_size": tokeniser.vocab_size,
+            "eos_token_id": tokeniser.eos_token_id,
         },
         splits=shards,
         sources=sources,
-        stages=[stage.info for stage in stages],
+        stages=infos,
     )
     manifest.write(temporary)
-    _replace_folder(temporary, folder)
-    return manifest, False
+    return manifest
+
+
+def _mask_column(corpus: CorpusConfig, text: Stage) -> str | None:
+    """One name for a corpus: that of its conversations, else that of its prompts and completions; none if all is a target."""
+    if corpus.chat.targets == "everything":
+        return None
+    wanted = {mask for part in text.parts for mask in pq.read_table(part, columns=["mask"])["mask"].unique().to_pylist()}
+    return next((name for name in reversed(MASK_COLUMNS) if name in wanted), None)
 
 
 def _current(folder: Path, fingerprint: str) -> Manifest | None:
@@ -246,16 +298,20 @@ def _current(folder: Path, fingerprint: str) -> Manifest | None:
     return published.manifest if published.manifest.fingerprint == fingerprint else None
 
 
-def _require_documents(corpus: CorpusConfig, stages: list[Stage]) -> None:
-    if stages[-1].info.counts.get("train"):
+def _require_documents(corpus: CorpusConfig, stages: list[StageInfo]) -> None:
+    """Raises ValueError if the last stage left nothing to train on."""
+    if stages[-1].counts.get("train"):
         return
-    read = stages[0].info
-    reasons = {reason: count for stage in stages for reason, count in stage.info.dropped.items()}
+    reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
-    remedy = "lower split.validation_share" if stages[-1].info.documents_out else "check the sources' `path` and `language.keep`"
-    raise ValueError(
-        f"corpus {corpus.name} is empty: of {read.documents_out} documents read none is left to train on ({dropped}): {remedy}"
-    )
+    if stages[-1].name == "tokenise":
+        remedy = "check corpus.chat.template; drops.parquet of the stage says why of each"
+    elif stages[-1].documents_out:
+        remedy = "lower split.validation_share"
+    else:
+        remedy = "check the sources' `path` and `language.keep`"
+    read = stages[0].documents_out
+    raise ValueError(f"corpus {corpus.name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:

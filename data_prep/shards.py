@@ -6,12 +6,17 @@
       train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
       validation/shard-00000.arrow …
 
-A row is one document. Sequence length and packing belong to training: one corpus serves every length.
+A row is one document; of a conversation whose template rewrites earlier turns, one row a turn. Sequence length and packing belong
+to training: one corpus serves every length.
 
     id, source, license, language, group   string
-    input_ids                              list<int32>; ends with the tokenizer's end-of-sequence token
+    input_ids                              list<int32>; a text or a plain completion ends with the tokenizer's end-of-sequence
+                                           token, a conversation with the token with which its chat template ends a turn
     completion_mask | assistant_masks      list<int8>, as long as input_ids, 1 where a token is a target. Only in corpora that
-                                           supervise a part of each document; at most one of the two. The names are TRL's.
+                                           supervise a part of some documents; one of the two, in TRL's names:
+                                           assistant_masks if any source holds conversations (`messages`), completion_mask if
+                                           there are only prompts with completions, or instructions. Every row of such a corpus
+                                           has at least one target; rows of running text are all targets.
 """
 
 from __future__ import annotations
@@ -51,13 +56,15 @@ class ShardInfo:
 
 @dataclass(kw_only=True)
 class SourceInfo:
-    """What one source gave: its licence, the digest of its raw files, and documents and tokens by split and language."""
+    """What one source gave: its licence, the digest of its raw files, and documents, tokens and, of these, supervised tokens
+    (targets) by split and language."""
 
     license: str
     attribution: str
     sha256: str
     documents: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    supervised_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -80,7 +87,7 @@ class Manifest:
     Attributes:
         fingerprint: of every input and setting; `finetune prepare` does nothing while it stays the same.
         mask_column: the column that marks targets, or None when every token is one.
-        unigram_loss: mean loss (nats a token) on validation of the training split's token frequencies, add-one smoothed:
+        unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets, add-one smoothed:
             what a model that knows nothing but frequencies would score. None without validation documents.
         tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id.
     """

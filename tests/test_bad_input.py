@@ -62,6 +62,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
         ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
         ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
+        ([MODEL, FULL, "corpus=mine", "data.long_documents=cut"], ["data.long_documents is 'cut'", "truncate, drop"]),
         ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
         ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
         ([MODEL, FULL], ["data.corpus is missing"]),
@@ -148,6 +149,20 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
 def test_wrong_sources(refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]) -> None:
     line = refuse(*corpus_yaml(tmp_path, letters=source))
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["corpus.tokenizer.path corpora/sample/tokenizer does not exist"]),
+        (["corpus.tokenizer.path=null", "corpus.chat.template=mine.jinja"], ["corpus.chat.template mine.jinja does not exist"]),
+        (["corpus.tokenizer.path=null", "corpus.chat.targets=all"], ["chat.targets is 'all'", "answers, everything"]),
+    ],
+)
+def test_wrong_chat_settings(refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    line = refuse("prepare", "corpus=sample_chat", *arguments)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "corpora").exists()
 
 
 def test_broken_records_are_counted_and_the_good_ones_arrive(

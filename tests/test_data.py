@@ -25,7 +25,8 @@ class Alone(World):
 
 
 def open_data(corpus: Path, plan: Path, rank: int = 0, size: int = 1, split: str = "train", **changes: object) -> PackedData:
-    settings: dict[str, object] = {"sources": SOURCES, "sequence_length": 64, "shuffle_seed": 1, **changes}
+    settings: dict[str, object] = {"sources": SOURCES, "sequence_length": 64, "long_documents": "split", "shuffle_seed": 1}
+    settings |= changes
     return PackedData(Corpus(corpus), split, plan_folder=plan, world=Alone(rank, size, rank), **settings)  # type: ignore[arg-type]
 
 
@@ -84,15 +85,30 @@ def test_labels_are_the_next_token_of_the_same_document(corpus: Path, tmp_path: 
         assert (positions[batch.documents == PADDING] == 0).all()
 
 
-def test_a_loss_mask_removes_targets_and_nothing_else(corpus: Path, masked: Path, tmp_path: Path) -> None:
-    (full,) = open_data(corpus, tmp_path / "a").step(0, 8, 8).micro_batches
-    step = open_data(masked, tmp_path / "b").step(0, 8, 8)
-    (part,) = step.micro_batches
-    assert torch.equal(full.input_ids, part.input_ids)
-    kept = part.labels != IGNORE
-    assert torch.equal(part.labels[kept], full.labels[kept])
-    assert step.num_targets == int(kept.sum())
-    assert 0.3 < step.num_targets / int((full.labels != IGNORE).sum()) < 0.7
+def test_a_loss_mask_removes_targets_and_segments_without_any(corpus: Path, masked: Path, tmp_path: Path) -> None:
+    full, part = open_data(corpus, tmp_path / "a"), open_data(masked, tmp_path / "b")
+    targets = {kind: targets_of(data) for kind, data in (("full", full), ("part", part))}
+    masks = Corpus(masked).split("train")["completion_mask"]
+    expected = {(document, place) for document, place in targets["full"] if masks[document][place]}
+    assert targets["part"] == expected
+    plan = part.step(0, part.num_packs, 1).segments
+    assert plan["supervised"].min() > 0
+    assert part.counts["segments_without_targets"] == len(full.step(0, full.num_packs, 1).segments) - len(plan) > 0
+    assert part.num_packs < full.num_packs
+
+
+def targets_of(data: PackedData) -> set[tuple[int, int]]:
+    """(document, place) of every target of an epoch."""
+    found = set()
+    step = data.step(0, data.num_packs, 1)
+    for segment, start, length in step.segments[["document", "start", "length"]].tolist():
+        found |= {
+            (segment, place)
+            for place in range(start + 1, start + length)
+            if data._targets is None or data._targets.row(segment)[place]
+        }
+    assert sum(int((batch.labels != IGNORE).sum()) for batch in step.micro_batches) == len(found) == step.num_targets
+    return found
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -120,6 +136,29 @@ def test_a_corpus_without_validation_documents_can_be_opened(tmp_path: Path, cor
     manifest.splits["validation"] = []
     manifest.write(folder)
     assert open_data(folder, tmp_path / "plan", split="validation", shuffle_seed=None).num_packs == 0
+
+
+def test_auto_splits_text_and_drops_what_has_a_mask(corpus: Path, masked: Path, tmp_path: Path) -> None:
+    longer = sum(len(ids) > 64 for ids in Corpus(corpus).split("train")["input_ids"])
+    assert longer > 5
+    text = open_data(corpus, tmp_path, long_documents="auto")
+    assert (text.counts["documents_split"], text.counts["documents_too_long"]) == (longer, 0)
+    chats = open_data(masked, tmp_path, long_documents="auto")
+    assert (chats.counts["documents_split"], chats.counts["documents_too_long"]) == (0, longer)
+    assert chats.counts["documents"] == 60 - longer
+    assert targets_of(chats) < targets_of(open_data(masked, tmp_path, long_documents="split"))
+
+
+def test_another_policy_is_another_plan_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
+    kept = {p: open_data(corpus, tmp_path, long_documents=p).counts["documents"] for p in ("split", "drop", "truncate", "split")}
+    assert kept["split"] == kept["truncate"] == 60 > kept["drop"]
+
+
+def test_nothing_left_to_learn_from_is_one_line(masked: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"nothing to learn from \(60 documents too long; sequence_length 2, long_documents drop\)"
+    ):
+        open_data(masked, tmp_path, sequence_length=2, long_documents="auto")
 
 
 def test_the_normaliser_makes_one_mean_of_a_step() -> None:

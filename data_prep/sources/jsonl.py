@@ -1,4 +1,4 @@
-"""JSON lines: one record a line, plain or gzipped. Only `text` is required; `fields` maps other key names."""
+"""JSON lines, or one JSON array of records, plain or gzipped. Only `text` is required; `fields` maps other key names."""
 
 from __future__ import annotations
 
@@ -21,44 +21,60 @@ def files(config: SourceConfig) -> list[Path]:
 
 
 def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    key = {ours: config.fields.get(ours, ours) for ours in ("text", *OPTIONAL)}
+    key = config.fields.get("text", "text")
+    for place, record in records(name, config, report):
+        if isinstance(record.get(key), str):
+            yield Document(text=clean(record[key]), **described(record, place, name, config))
+        else:
+            report.drops.append(Drop(place, name, "unreadable_record", f"no string under '{key}'"))
+
+
+def records(name: str, config: SourceConfig, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every JSON object of the source's files, with its place; what is none is dropped."""
     for path in files(config):
-        for number, raw in enumerate(_lines(path), start=1):
-            if not raw.strip():
-                continue
+        for number, value in _values(path, report):
             place = f"{path.name}:{number}"
-            record, fault = _parse(decode(raw, report), key["text"])
-            if fault:
+            if isinstance(value, dict):
+                yield place, value
+            else:
+                fault = str(value) if isinstance(value, ValueError) else f"a JSON {type(value).__name__}, not an object"
                 report.drops.append(Drop(place, name, "unreadable_record", fault))
-                continue
-            values = {ours: _text(record[key[ours]]) for ours in OPTIONAL if record.get(key[ours]) is not None}
-            document_id = values.pop("id", place)
-            group = values.pop("group", document_id)
-            text = _text(record[key["text"]])
-            yield Document(id=document_id, text=text, source=name, license=config.license, group=group, **values)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            yield from lines
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable gzip file ({error}): download it again") from None
+def described(record: dict[str, Any], place: str, name: str, config: SourceConfig) -> dict[str, Any]:
+    """What a record says about itself, as Document's attributes. A record without an id is called by its place."""
+    keys = {ours: config.fields.get(ours, ours) for ours in OPTIONAL}
+    values = {ours: clean(record[theirs]) for ours, theirs in keys.items() if record.get(theirs) is not None}
+    document_id = values.setdefault("id", place)
+    return {"group": document_id, **values, "source": name, "license": config.license}
 
 
-def _text(value: object) -> str:
+def clean(value: object) -> str:
     """JSON's escapes can hold half a character (a lone surrogate), which is no text: it becomes U+FFFD."""
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _parse(line: str, text_key: str) -> tuple[dict[str, Any], str]:
-    """The record, and what is wrong with it ("" if nothing)."""
+def _values(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
+    """What the file holds, numbered from 1: parsed, or the ValueError that says why not."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        return {}, f"not JSON: {error.msg}"
-    if not isinstance(record, dict):
-        return {}, f"a JSON {type(record).__name__}, not an object"
-    if not isinstance(record.get(text_key), str):
-        return {}, f"no string under '{text_key}'"
-    return record, ""
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            if lines.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                lines.seek(0)
+                if isinstance(array := _parsed(decode(lines.read(), report)), list):
+                    yield from enumerate(array, start=1)
+                    return
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _parsed(decode(line, report))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable gzip file ({error}): download it again") from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as fault:
+        return ValueError(f"not JSON: {fault.msg}")
+    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits, brackets a thousand deep
+        return ValueError(f"not JSON that can be read: {fault}")

@@ -19,7 +19,9 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
 def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
     first: dict[bytes, str] = {}  # 16 bytes of hash a document: 1M documents are about 150 MB
     for document in documents:
-        key = hashlib.blake2b(" ".join(document.text.casefold().split()).encode(), digest_size=16).digest()
+        turns = [f"{turn.role}: {turn.content}" for turn in document.turns]
+        text = " ".join("\n".join([document.text, *turns]).casefold().split())
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if key in first:
             report.drop(document, "exact_duplicate", f"same text as {first[key]}")
             continue

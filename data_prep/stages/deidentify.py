@@ -48,11 +48,16 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             return mask(name, aliases.setdefault(name, f"{replacement}{len(aliases) + 1}"))[0]
         return name
 
-    for document in documents:
-        document.text, found = mask(document.text, replacement)
-        document.title, in_title = mask(document.title, replacement)
-        for kind, count in (found + in_title).items():
+    def masked(text: str) -> str:
+        text, found = mask(text, replacement)
+        for kind, count in found.items():
             report.counts[f"masked_{kind}"] += count
+        return text
+
+    for document in documents:
+        document.text, document.title = masked(document.text), masked(document.title)
+        for turn in document.turns:
+            turn.content = masked(turn.content)
         names = document.id, document.group
         document.id, document.group = alias(document.id), alias(document.group)
         report.counts["masked_in_names"] += names != (document.id, document.group)

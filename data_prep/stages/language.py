@@ -24,10 +24,11 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
     if unknown := set(config.language.keep) - set(CODES.values()):
         raise ValueError(f"language.keep names {', '.join(sorted(unknown))}: choose among {', '.join(CODES.values())}")
     for document in documents:
-        if len(document.text) >= config.language.min_characters:
-            document.language = detect(document.text)
+        text = document.whole_text
+        if len(text) >= config.language.min_characters:
+            document.language = detect(text)
         elif not document.language:
-            report.drop(document, "language_undecided", f"{len(document.text)} characters, and the source claims no language")
+            report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
             continue
         if document.language not in config.language.keep:
             report.drop(document, f"language_{document.language}")

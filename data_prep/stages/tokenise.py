@@ -1,10 +1,12 @@
-"""Text to token shards: a tokenizer, given or trained here, then one row a document, ended by the end-of-sequence token."""
+"""Text to token shards: a tokenizer, given or trained here, then one row a document. A text, and a plain completion, is ended by
+the end-of-sequence token; a conversation by the token with which its template ends a turn (see chat_template.py)."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,78 +15,146 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.config import TokenizerConfig
-from data_prep.document import Document
+from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
+from data_prep.config import ChatConfig, CorpusConfig, TokenizerConfig, as_settings
+from data_prep.document import Document, Report
 from data_prep.shards import SPLITS, ShardInfo, ShardWriter, sha256_file, tokenizer_digest
 
-VERSION = 1
+VERSION = 2
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TEMPLATE_FILE = "chat_template.jinja"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
 BATCH = 512
 
 
-def settings(config: TokenizerConfig, shard_tokens: int) -> dict[str, Any]:
-    """All that decides the shards; a tokenizer given by path counts by its content."""
-    if config.path is None:
-        return {"train_vocab_size": config.vocab_size, "tokenizers": tokenizers.__version__, "shard_tokens": shard_tokens}
-    files = {name: sha256_file(path) for name in FILES if (path := Path(config.path) / name).is_file()}
-    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "files": files, "shard_tokens": shard_tokens}
+def settings(config: CorpusConfig) -> dict[str, Any]:
+    """All that decides the shards; files given by path count by their content.
+
+    Raises:
+        FileNotFoundError: the chat template's file does not exist.
+        ValueError: the tokenizer's folder holds none.
+    """
+    chat = as_settings(config.chat) | {"template": _template_setting(config.chat)}
+    common = {"shard_tokens": config.shard_tokens, "chat": chat}
+    if config.tokenizer.path is None:
+        return {"train_vocab_size": config.tokenizer.vocab_size, "tokenizers": tokenizers.__version__, **common}
+    folder = Path(config.tokenizer.path)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
+        )
+    files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
+    return {"tokenizer_sha256": tokenizer_digest(folder), "files": files, **common}
 
 
-def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: Path) -> tuple[Tokenizer, int]:
-    """Put the tokenizer's files into `folder`; the tokenizer, and its end-of-sequence token's id.
+class Tokeniser:
+    """Turns documents into rows of tokens, with the tokenizer whose files it puts into `folder`.
+
+    Args:
+        train_texts: what a tokenizer is trained on, if none is given.
 
     Raises:
         ValueError: the given tokenizer has no end-of-sequence token.
     """
-    folder.mkdir(parents=True)
-    if config.path is None:
-        _train(config.vocab_size, train_texts, folder)
-    else:
-        for name in FILES:
-            if (Path(config.path) / name).is_file():
-                shutil.copyfile(Path(config.path) / name, folder / name)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # "<s>" in a text is text, struck through perhaps, and no control token
-    return tokenizer, _eos_token_id(tokenizer, folder)
+
+    def __init__(self, config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
+        self.folder, self._config = folder, config
+        _place_files(config.tokenizer, config.chat, train_texts, folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # "<s>" in a text is text, struck through perhaps, and no control token
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.special_tokens = _special_tokens(folder)
+        self.eos_token_id = _eos_token_id(self._tokenizer, self.special_tokens)
+        start = self._tokenizer.encode("").ids
+        self._start = start[:-1] if start[-1:] == [self.eos_token_id] else start  # of a sequence: [bos], or nothing
+
+    def rows(self, documents: list[Document], report: Report) -> Iterator[tuple[Document, list[Row]]]:
+        """The rows of each document, in order; a conversation that gives none is dropped."""
+        texts = iter(self._tokenizer.encode_batch_fast([d.text for d in documents if not d.turns]))
+        for document in documents:
+            if not document.turns:
+                yield document, [self._ended(next(texts).ids)]
+                continue
+            try:
+                rows = self._conversation(document)
+            except Refused as fault:
+                report.drop(document, fault.reason, str(fault))
+                continue
+            if rows := [row for row in rows if any(row.mask[1:])]:
+                yield document, rows
+            else:
+                report.drop(document, "no_supervised_tokens")
+
+    def _ended(self, ids: list[int]) -> Row:
+        ids = ids if ids[-1:] == [self.eos_token_id] else [*ids, self.eos_token_id]
+        return Row(ids, [1] * len(ids))
+
+    def _conversation(self, document: Document) -> list[Row]:
+        everything = self._config.chat.targets == "everything"
+        if all(turn.role for turn in document.turns):
+            return self._template.rows(document.turns, self.eos_token_id, everything)
+        # Plain prompt and completion are tokenised apart, as at inference the prompt is all there is: no token spans the two.
+        prompt, completion = document.turns
+        asked = [*self._start, *self._encoder.first(prompt.content)]
+        answer = self._encoder.following(completion.content) if asked else self._encoder.first(completion.content)
+        answered = [*answer, self.eos_token_id]
+        return [Row(asked + answered, [int(everything)] * len(asked) + [1] * len(answered))]
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.folder / "tokenizer.json")
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        chat, name = self._config.chat, self._config.tokenizer.path or f"corpus {self._config.name}"
+        source = _template_of(self.folder)
+        if source is None:
+            raise ValueError(
+                f"the tokenizer {name} has no chat template, and the corpus holds conversations: set corpus.chat.template to a "
+                f"Jinja file, or to `default`"
+            )
+        return ChatTemplate(source, self.special_tokens | chat.template_arguments, self._encoder, chat.template or name)
 
 
 def write_split(
-    folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer, eos_token_id: int, shard_tokens: int,
-    observe: Callable[[Document, list[int]], None],
+    folder: Path, split: str, documents: Iterator[Document], tokeniser: Tokeniser, mask_column: str | None, shard_tokens: int,
+    observe: Callable[[Document, Row], None], report: Report,
 ) -> list[ShardInfo]:  # fmt: skip
-    """Tokenise one split into shards; `observe` sees every document with its tokens."""
-    writer = ShardWriter(folder, split, None, shard_tokens)
+    """Tokenise one split into shards; `observe` sees every row with its document."""
+    writer = ShardWriter(folder, split, mask_column, shard_tokens)
     while batch := list(islice(documents, BATCH)):
-        for document, encoding in zip(batch, tokenizer.encode_batch_fast([d.text for d in batch]), strict=True):
-            input_ids = encoding.ids if encoding.ids[-1:] == [eos_token_id] else [*encoding.ids, eos_token_id]
-            observe(document, input_ids)
-            writer.write(
-                {
-                    "id": document.id,
-                    "source": document.source,
-                    "license": document.license,
-                    "language": document.language,
-                    "group": document.group,
-                    "input_ids": input_ids,
-                }
-            )
+        for document, rows in tokeniser.rows(batch, report):
+            report.counts["rows_of_single_turns"] += len(rows) - 1
+            for number, row in enumerate(rows, start=1):
+                observe(document, row)
+                writer.write(
+                    {
+                        "id": document.id if number == len(rows) else f"{document.id}#{number}",
+                        "source": document.source,
+                        "license": document.license,
+                        "language": document.language,
+                        "group": document.group,
+                        "input_ids": row.input_ids,
+                        **({mask_column: row.mask} if mask_column else {}),
+                    }
+                )
     return writer.close()
 
 
 class UnigramCounter:
-    """Token frequencies by split, for the loss of a model that knows only frequencies.
+    """Frequencies of targets by split, for the loss of a model that knows only frequencies.
 
-    The first token of each document is left out, as training never predicts it either.
+    The first token of each row is left out, as training never predicts it either.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self.counts = {split: np.zeros(vocab_size, dtype=np.int64) for split in SPLITS}
 
-    def add(self, split: str, input_ids: list[int]) -> None:
-        np.add.at(self.counts[split], np.asarray(input_ids[1:], dtype=np.int64), 1)
+    def add(self, split: str, row: Row) -> None:
+        ids, mask = np.asarray(row.input_ids[1:], np.int64), np.asarray(row.mask[1:], np.bool_)
+        np.add.at(self.counts[split], ids[mask], 1)
 
     def validation_loss(self) -> float | None:
         """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""
@@ -93,6 +163,38 @@ class UnigramCounter:
             return None
         log_probabilities = np.log(train + 1) - np.log(train.sum() + len(train))
         return float(-(validation * log_probabilities).sum() / validation.sum())
+
+
+def _place_files(config: TokenizerConfig, chat: ChatConfig, train_texts: Iterable[str], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    if config.path is None:
+        _train(config.vocab_size, train_texts, folder)
+    else:
+        for name in FILES:
+            if (Path(config.path) / name).is_file():
+                shutil.copyfile(Path(config.path) / name, folder / name)
+    if chat.template == "default" or (chat.template is None and config.path is None):
+        (folder / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE, encoding="utf-8")
+    elif chat.template is not None:
+        shutil.copyfile(chat.template, folder / TEMPLATE_FILE)
+
+
+def _template_setting(chat: ChatConfig) -> str | None:
+    if chat.template in (None, "default"):
+        return chat.template
+    if not Path(chat.template).is_file():
+        raise FileNotFoundError(f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`")
+    return sha256_file(Path(chat.template))
+
+
+def _template_of(folder: Path) -> str | None:
+    """Where transformers looks: chat_template.jinja, else tokenizer_config.json, which may hold several by name."""
+    if (folder / TEMPLATE_FILE).is_file():
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    declared = _json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(declared, list):
+        declared = {entry["name"]: entry["template"] for entry in declared}.get("default")
+    return str(declared) if declared else None
 
 
 def _train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
@@ -112,11 +214,19 @@ def _train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _eos_token_id(tokenizer: Tokenizer, folder: Path) -> int:
-    path = folder / "tokenizer_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
-    token = declared.get("content") if isinstance(declared, dict) else declared
-    token_id = tokenizer.token_to_id(token) if token else None
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """The tokenizer's special tokens by name (bos_token, eos_token …), which is what chat templates call them too."""
+    declared = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()}
+    return {name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> int:
+    token_id = tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
     if token_id is None:
         raise ValueError("the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack")
     return int(token_id)

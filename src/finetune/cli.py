@@ -360,7 +360,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from finetune.evaluate import evaluate_on_corpus
     from finetune.run_folder import RunFolder
 
-    path, corpus, length = options.model, options.corpus, options.sequence_length
+    path, corpus, length, long_documents = options.model, options.corpus, options.sequence_length, "auto"
     if (Path(path) / "adapter_config.json").is_file():
         raise ValueError(f"{path} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
     if not Path(path).is_dir() or (Path(path) / "config.yaml").is_file():  # not a model folder: a run
@@ -368,9 +368,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         path = f"run:{run.path}"
         corpus = corpus or run.config().data.corpus
         length = length if length is not None else run.config().data.sequence_length
+        long_documents = run.config().data.long_documents
     if corpus is None:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
-    data = DataConfig(corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=512 if length is None else length)
+    data = DataConfig(
+        corpus=corpus, corpora_dir=options.corpora_dir, long_documents=long_documents,
+        sequence_length=512 if length is None else length,
+    )  # fmt: skip
     held_out = evaluate_on_corpus(path, data, options.runs_dir)
     print(f"{path} on {data.corpus_folder}, packs of {data.sequence_length} tokens", file=sys.stderr)
     report.print_held_out({"after": held_out.as_dict()})

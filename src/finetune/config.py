@@ -17,6 +17,7 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
 KERNELS = ("auto", "none", "torch", "liger")
 ON_BAD_STEP = ("stop", "rewind")
+LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -59,10 +60,15 @@ class DataConfig:
     corpora_dir: str = setting("corpora", "where prepared corpora lie")
     include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
     exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
-    sequence_length: int = setting(512, "tokens a pack; longer documents are split")
+    sequence_length: int = setting(512, "tokens a pack")
+    long_documents: str = setting(
+        "auto",
+        "documents longer than a pack: split, truncate, drop, or auto: drop where a loss mask says what to learn, else split",
+    )
 
     def __post_init__(self) -> None:
         _at_least("data.sequence_length", self.sequence_length, 2)
+        _one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
 
     def trains_on(self, source: str) -> bool:
         return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from finetune.loss import IGNORE
 from finetune.packing import Segments
 
 PADDING = -1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,8 +85,13 @@ class PackedData:
 
     Args:
         sources: documents of other sources are left out.
+        long_documents: of packing.LONG_DOCUMENTS, or "auto": split, but drop where a loss mask says what the targets are, as
+            the rest of a cut conversation is no conversation.
         plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first needed.
         shuffle_seed: None walks the documents in their own order.
+
+    Attributes:
+        counts: documents in the plan, and how many were split, truncated or left out (see packing.count_documents).
 
     Raises:
         ValueError: nothing is left to train on.
@@ -96,13 +104,16 @@ class PackedData:
         *,
         sources: list[str],
         sequence_length: int,
+        long_documents: str,
         shuffle_seed: int | None,
         plan_folder: Path,
         world: World,
     ) -> None:
         self.split, self.sequence_length, self.world = split, sequence_length, world
         self._seed, self._plan_folder = shuffle_seed, plan_folder
-        inputs = [corpus.manifest.digest, sequence_length, shuffle_seed, sorted(sources)]
+        masked = corpus.manifest.mask_column is not None
+        self.long_documents = ("drop" if masked else "split") if long_documents == "auto" else long_documents
+        inputs = [corpus.manifest.digest, sequence_length, self.long_documents, shuffle_seed, sorted(sources)]
         self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]  # another corpus never meets this plan
         dataset = corpus.split(split)
         table = dataset.data.table
@@ -110,11 +121,18 @@ class PackedData:
         self._targets = _ListColumn(table[corpus.manifest.mask_column]) if corpus.manifest.mask_column else None
         self.sources = np.asarray(table["source"].to_pylist(), dtype=object)
         self.languages = np.asarray(table["language"].to_pylist(), dtype=object)
-        self.included = np.isin(self.sources.astype(str), sources)
+        self._lengths = np.where(np.isin(self.sources.astype(str), sources), self.tokens.lengths, 0)
         self._epochs: dict[int, Segments] = {}
         self.num_packs = int(self._epoch(0)["pack"][-1]) + 1 if len(self._epoch(0)) else 0
+        self.counts = packing.count_documents(self._lengths, sequence_length, self.long_documents, self._epoch(0))
+        if world.is_main:
+            self._say_counts()
         if not self.num_packs and split == "train":
-            raise ValueError(f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from")
+            lost = {name: count for name, count in self.counts.items() if count}
+            raise ValueError(
+                f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from"
+                + (f" ({_words(lost)}; sequence_length {sequence_length}, long_documents {self.long_documents})" if lost else "")
+            )
 
     def num_steps(self, global_batch_size: int, num_epochs: float) -> int:
         """Optimizer steps that cover `num_epochs`; the last one is filled up from the epoch after."""
@@ -153,14 +171,21 @@ class PackedData:
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
-        segments = packing.segments_of(np.where(self.included, self.tokens.lengths, 0), self.sequence_length)
+        segments = packing.segments_of(self._lengths, self.sequence_length, self.long_documents)
         if self._targets is not None:
-            segments = packing.count_supervised(segments, self._targets.row)
+            segments = packing.supervised_only(segments, self._targets.row)
         plan = packing.pack(segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         np.save(temporary, plan)
         os.replace(temporary, path)
+
+    def _say_counts(self) -> None:
+        changed = {name: count for name, count in self.counts.items() if count and name != "documents"}
+        logger.info(
+            "%s: %d documents in %d packs of %d tokens%s", self.split, self.counts["documents"], self.num_packs,
+            self.sequence_length, f"; {_words(changed)}" if changed else "",
+        )  # fmt: skip
 
     def _micro_batch(self, packs: list[Segments]) -> MicroBatch:
         shape = (len(packs), self.sequence_length)
@@ -180,6 +205,10 @@ class PackedData:
                 at += length
             position_ids[row, at:] = np.arange(self.sequence_length - at)
         return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents)
+
+
+def _words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
 def _load(path: Path) -> Segments:

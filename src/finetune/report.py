@@ -43,13 +43,19 @@ def print_corpus(prepared: Any) -> None:
         stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
     sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
     for name, source in manifest.sources.items():
-        parts = [f"{key} {source.documents[key]} ({source.tokens[key]:,})" for key in sorted(source.documents)]
+        parts = [f"{key} {source.documents[key]} ({_tokens(source, key)})" for key in sorted(source.documents)]
         sources.add_row(name, source.license, "  ".join(parts))
     out = console()
     out.print(stages)
     out.print(sources)
     splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
     out.print(f"corpus {prepared.folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+
+
+def _tokens(source: Any, key: str) -> str:
+    """Tokens, and how many of them are targets where not all are; a row's first token never is."""
+    tokens, targets = source.tokens[key], source.supervised_tokens[key]
+    return f"{tokens:,}" if targets == tokens - source.documents[key] else f"{tokens:,}, {targets:,} to learn"
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -127,11 +133,13 @@ def prepare_help() -> str:
         f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
         "  corpora_dir                         where corpus folders are written (corpora)\n"
         "  corpus.sources.NAME.path            a file, folder or archive\n"
-        "  corpus.sources.NAME.reader          jsonl, text or lovdata\n"
+        "  corpus.sources.NAME.reader          jsonl, chat, text or lovdata\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
+        "  corpus.chat.targets                 of conversations, learn answers or everything (answers)\n"
+        "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
         "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"

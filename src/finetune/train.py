@@ -108,7 +108,10 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
 def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog: guards.Watchdog, spool: Spool) -> Run:
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
-    packing: dict[str, Any] = {"sequence_length": config.data.sequence_length, "plan_folder": folder.plan, "world": world}
+    packing: dict[str, Any] = {
+        "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
+        "plan_folder": folder.plan, "world": world,
+    }  # fmt: skip
     data = PackedData(corpus, "train", sources=base.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
@@ -137,6 +140,7 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
 
 def begin(run: Run) -> None:
     """Before the first step of all: what the model knows already, and somewhere to rewind to."""
+    run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
     held_out = log_held_out(run, 0)
     if held_out and run.config.model.path and run.config.check_first_loss:
         guards.check_first_loss(held_out.loss, run.corpus.tokenizer["vocab_size"], run.config.model.path)
@@ -311,6 +315,7 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
         {
             "run_id": run.folder.id,
             "steps": progress.step,
+            "data": run.data.counts,
             "device": str(run.world.device),
             "parameters": sum(_num_elements(p) for p in trained.parameters()),
             "trainable_parameters": sum(_num_elements(p) for p in trained.parameters() if p.requires_grad),

@@ -1,0 +1,305 @@
+"""The law of chat templates: the tokens marked as targets, decoded, are the assistant's contents and the end of each turn.
+
+The templates are invented, in the style of families that people fine-tune.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
+from data_prep.document import Turn
+
+CHATML = """\
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+
+CHATML_MARKED = """\
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}
+{{- '<|im_start|>assistant\\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+{%- else %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# the markers around the content alone, as some write them: the end of the turn must be learned all the same
+CHATML_MARKED_SHORT = CHATML_MARKED.replace(
+    "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
+)
+# the markers around the line break after the turn too, which the model never writes
+CHATML_MARKED_LONG = CHATML_MARKED.replace(
+    "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
+)
+
+CHATML_WITHOUT_PROMPT = CHATML.replace("{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}", "")
+
+LLAMA3 = """\
+{{- bos_token }}
+{%- for m in messages %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+
+MISTRAL = """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}
+{%- else %}{% set system = '' %}{% set rest = messages %}{% endif %}
+{%- for m in rest %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- if m.role == 'user' %}{{- '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}
+{%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
+{%- endfor %}"""
+
+GEMMA = """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
+
+# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has none
+QWEN3 = """\
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}
+{%- set answer = m.content.split('</think>')[-1].lstrip('\\n') %}
+{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else '' %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if loop.index0 > ns.last %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}
+{{- answer + '<|im_end|>\\n' }}
+{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+
+# control tokens that swallow the line break after them
+PHI = """\
+{%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}"""
+
+# no control token at all: the end of the sequence must stand for the end of the turn
+PLAIN = """\
+{%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""
+
+QUESTION = "Når må jeg senest søke om barnehageplass?"
+ANSWERS = ["Fristen er 1. mars.", "Nei, du må søke på nytt hvert år."]
+CHAT = [("user", QUESTION), ("assistant", ANSWERS[0]), ("user", "Gjelder søknaden neste år også?"), ("assistant", ANSWERS[1])]
+
+
+class Case:
+    """A template on the tokenizer, and what it gives for a conversation."""
+
+    def __init__(self, folder: Path, source: str, **variables: object) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.source, self.variables = source, {"bos_token": "<s>", "eos_token": "</s>", **variables}
+        self.template = ChatTemplate(source, self.variables, Encoder(folder / "tokenizer.json"), "the test")
+
+    def rows(self, *turns: tuple[str, str], everything: bool = False) -> list[Row]:
+        made = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
+        return self.template.rows(made, self.tokenizer.token_to_id("</s>"), everything)
+
+    def row(self, *turns: tuple[str, str]) -> Row:
+        (row,) = self.rows(*turns)
+        return row
+
+    def decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def learned(self, row: Row) -> list[str]:
+        """The targets, decoded run by run."""
+        assert len(row.input_ids) == len(row.mask)
+        runs: list[list[int]] = []
+        for i, (token, marked) in enumerate(zip(row.input_ids, row.mask, strict=True)):
+            if marked:
+                if i == 0 or not row.mask[i - 1]:
+                    runs.append([])
+                runs[-1].append(token)
+        return [self.decoded(run) for run in runs]
+
+
+FAMILIES = {
+    "chatml": (CHATML, "{}<|im_end|>"),
+    "chatml-marked": (CHATML_MARKED, "{}<|im_end|>"),
+    "chatml-marked-short": (CHATML_MARKED_SHORT, "{}<|im_end|>"),
+    "chatml-marked-long": (CHATML_MARKED_LONG, "{}<|im_end|>"),
+    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "{}<|im_end|>"),
+    "llama3": (LLAMA3, "{}<|eot_id|>"),
+    "mistral": (MISTRAL, " {}</s>"),
+    "gemma": (GEMMA, "{}<end_of_turn>"),
+    "phi": (PHI, "{}<|end|>"),
+    "default": (DEFAULT_TEMPLATE, "{}</s>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, family: str) -> None:
+    source, written = FAMILIES[family]
+    case = Case(folder, source)
+    assert case.learned(case.row(*CHAT)) == [written.format(answer) for answer in ANSWERS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("turns", [CHAT, CHAT[:2], [*CHAT, ("user", "Takk!")]], ids=["two", "one", "unanswered"])
+def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: list[tuple[str, str]]) -> None:
+    """The whole of a conversation up to its last answer is what apply_chat_template makes of it; BOS comes once, if at all."""
+    from transformers import PreTrainedTokenizerFast
+
+    source, _ = FAMILIES[family]
+    ids = Case(folder, source).row(*turns).input_ids
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    expected = theirs.apply_chat_template(messages, chat_template=source)["input_ids"]
+    assert ids == expected[: len(ids)]
+    if turns[-1][0] == "assistant":
+        assert theirs.decode(expected[len(ids) :]).strip() == ""
+
+
+@pytest.mark.parametrize(
+    "answer", ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
+    """Trimmed where the template trims; never with a character of the template's own, but what the family writes."""
+    source, written = FAMILIES[family]
+    case = Case(folder, source)
+    kept = answer.strip() if "trim" in source else answer
+    if family == "chatml-without-generation-prompt":
+        kept = answer.lstrip()  # where the header ends, only the answer tells
+    if family == "phi":
+        kept = answer.lstrip()  # <|assistant|> swallows white space after it
+    learned = case.learned(case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0])))
+    assert learned == [written.format(kept), written.format(ANSWERS[0])]
+
+
+@pytest.mark.parametrize("marked", [CHATML_MARKED, CHATML_MARKED_SHORT, CHATML_MARKED_LONG])
+def test_without_markers_is_with_markers(folder: Path, marked: str) -> None:
+    assert Case(folder, CHATML).rows(*CHAT) == Case(folder, marked).rows(*CHAT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"])
+def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: str) -> None:
+    source, written = FAMILIES[family]
+    case = Case(folder, source)
+    said = f"Skriv {token} eller {token}\nuser til slutt"
+    plain, spelled = case.row(*CHAT[:2]), case.row(("user", said), ("assistant", said))
+    assert case.learned(spelled) == [written.format(said)]
+    if token != "<end_of_turn>" or family == "gemma":  # elsewhere it is one more token of the vocabulary
+        number = case.tokenizer.token_to_id(token)
+        assert spelled.input_ids.count(number) == plain.input_ids.count(number)
+
+
+def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
+    """Its own mask of a template with markers, and its own way to make text of control tokens in a content."""
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    messages = [{"role": role, "content": content} for role, content in CHAT]
+    row = Case(folder, CHATML_MARKED).row(*CHAT)
+    marked = theirs.apply_chat_template(
+        messages, chat_template=CHATML_MARKED, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert row.input_ids == marked["input_ids"][: len(row.input_ids)]
+    assert row.mask == marked["assistant_masks"][: len(row.mask)]
+    assert sum(row.mask) == sum(marked["assistant_masks"])
+
+    said = "Skriv <|im_end|> eller </s>"
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    sanitised = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)["input_ids"]
+    ids = Case(folder, CHATML).row(("user", said), ("assistant", said)).input_ids
+    assert ids == sanitised[: len(ids)]
+
+
+def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> None:
+    """Each row is what the model would have seen when it wrote that turn."""
+    case = Case(folder, QWEN3)
+    thoughtful = [
+        (role, f"<think>\nHm, {i}.\n</think>\n\n{text}" if role == "assistant" else text) for i, (role, text) in enumerate(CHAT)
+    ]
+    rows = case.rows(*thoughtful)
+    assert [case.learned(row) for row in rows] == [
+        [f"<think>\nHm, {i}.\n</think>\n\n{answer}<|im_end|>"] for i, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
+    ]
+    first, last = (case.decoded(row.input_ids) for row in rows)
+    assert (
+        first
+        == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\nHm, 1.\n</think>\n\n{ANSWERS[0]}<|im_end|>"
+    )
+    assert "Hm, 1." not in last
+    assert f"<|im_start|>assistant\n{ANSWERS[0]}<|im_end|>" in last
+
+
+def test_arguments_reach_the_template(folder: Path) -> None:
+    """Without thinking, the empty thought is part of the prompt and no target."""
+    case = Case(folder, QWEN3, enable_thinking=False)
+    assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}<|im_end|>"] for answer in ANSWERS]
+
+
+def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: Path) -> None:
+    case = Case(folder, PLAIN)
+    assert case.learned(case.row(*CHAT)) == [f"{ANSWERS[0]}\n", f"{ANSWERS[1]}\n</s>"]
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "reason", "words"),
+    [
+        (GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
+        (MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
+        (CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
+        (CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im"), CHAT, "template_changes_answer", "Fristen"),
+        (CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"), CHAT, "prompt_is_no_prefix", "turn 2"),
+        (CHATML_MARKED.replace("'assistant' %}", "'assistant' and loop.last %}"), CHAT, "markers_do_not_fit", "1 parts"),
+        (LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}"), [CHAT[1]], "template_refuses", "no element 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_for_certain_is_refused(
+    folder: Path, source: str, turns: list[tuple[str, str]], reason: str, words: str
+) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        Case(folder, source).rows(*turns)
+    assert refused.value.reason == reason
+
+
+def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
+    for source in ("{% for m in messages %}", "{{ missing.role }}", "{{ raise_exception('no') }}", "{{ messages.append(1) }}"):
+        with pytest.raises(ValueError, match="chat template of the test fails on a question and its answer"):
+            Case(folder, source)
+
+
+def test_everything_is_the_whole_conversation(folder: Path) -> None:
+    case = Case(folder, QWEN3)
+    (row,) = case.rows(*CHAT, ("user", "Takk!"), everything=True)
+    assert all(row.mask)
+    assert case.decoded(row.input_ids).endswith("Takk!<|im_end|>\n")
+
+
+def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
+    """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could span both."""
+    case = Case(folder, CHATML)
+    answer = "\n\n" + ANSWERS[0]
+    prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+    whole, alone = (case.tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt + answer, prompt))
+    assert whole[: len(alone)] != alone, "a token does span them"
+    row = case.row(("user", "?"), ("assistant", answer))
+    assert row.input_ids[: len(alone)] == alone
+    assert row.mask[: len(alone) + 1] == [0] * len(alone) + [1]
+    assert case.learned(row) == [f"{answer}<|im_end|>"]
+
+
+def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
+    """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
+    case = Case(spaced, MISTRAL)
+    assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
+    encoder = Encoder(spaced / "tokenizer.json")
+    assert case.tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
+    assert case.tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"
