@@ -20,6 +20,11 @@ from rules import non_padding_tokens
 
 LOGGED = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "axolotl", "liger-kernel")
 
+PLACES = (
+    "input_ids", "attention_mask", "position_ids", "use_cache", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "seq_idx",
+)  # fmt: skip
+
 
 class Meter(transformers.TrainerCallback):
     """Tokens and end time of every optimizer step; then whether documents that share a row saw each other."""
@@ -62,14 +67,15 @@ class Meter(transformers.TrainerCallback):
     @torch.no_grad()
     def _isolated(self, model: Any) -> bool | None:
         """Other tokens in a row's first document must not move the logits behind it. None: no row holds two documents."""
+        where = {key: value for key, value in self._batch.items() if key in PLACES}  # no labels: with them TRL gives no logits
         ids = self._batch["input_ids"].clone()
         for row in range(len(ids)):
             ends = (ids[row] == self._eos).nonzero().flatten().tolist()
             behind = [p for p in range(ends[0] + 1, ids.shape[1]) if ids[row, p] != self._pad] if ends else []
             if ends and ends[0] > 0 and behind:
-                before = model(**dict(self._batch)).logits[row, behind]
+                before = model(**where).logits[row, behind]
                 ids[row, : ends[0]] = (ids[row, : ends[0]] + 7) % 200 + 10  # the first ids of the vocabulary are single bytes
-                after = model(**{**self._batch, "input_ids": ids}).logits[row, behind]
+                after = model(**{**where, "input_ids": ids}).logits[row, behind]
                 return bool(torch.allclose(before.float(), after.float(), atol=1e-2 if before.dtype == torch.bfloat16 else 1e-4))
         return None
 

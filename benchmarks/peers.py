@@ -96,8 +96,9 @@ def markdown(facts: dict[str, Any], rows: dict[str, dict[str, Any]], raw: str) -
     body = f"""## Training on a CPU, beside peers
 
 LoRA r={LORA_R} on all linear layers of a {SHAPE.parameters / 1e6:.1f}M-parameter Llama
-({SHAPE.non_embedding_parameters / 1e6:.1f}M of them no embeddings), random weights, 512 tokens a row, 4 rows an optimizer step, fp32, AdamW, no gradient checkpointing, one training
-process with two threads, {options["allocator"]}'s allocator for all. {facts["documents"]}
+({SHAPE.non_embedding_parameters / 1e6:.1f}M of them no embeddings), random weights, 512 tokens a row, 4 rows an optimizer step,
+fp32, AdamW, no gradient checkpointing, one training process
+with two threads, {options["allocator"]}'s allocator for all. {facts["documents"]}
 
 {facts["date"]}, revision {facts["revision"]}, {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB,
 Python {machine["python"]}; at the start the load average was {facts["load_at_start"][0]:.2f} and others used
@@ -113,8 +114,8 @@ tokenising, evaluation and saving left out; {options["rounds"]} rounds of all sy
 {limit / 1e9:.0f} GFLOP/s, the best that torch.mm sustained over this model's shapes (by round:
 {", ".join(f"{x / 1e9:.0f}" for x in facts["matmul_limits"])}); {flop / 1e6:.1f} MFLOP a token.
 Documents isolated: whether other tokens in a row's first document leave the next one's logits alone, tried on the last batch.
-finetune runs with its MLflow tracking on, the peers with none. TRL's bfd and LLaMA-Factory cut a document off after 512 tokens, wrapped
-packing cuts documents anywhere, finetune and axolotl cut long ones into pieces: it changes which tokens are in a row, not how many."""
+finetune runs with its MLflow tracking on, the peers with none. What a system does with documents
+of more than 512 tokens (cut off, cut into pieces, left out) is its own default."""
     return f"{body}\n\n{versions}"
 
 
@@ -145,7 +146,8 @@ def _settings(model: Path) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return {
         "sequence_length": 512, "batch_size": 4, "lr": 1e-4, "lora_r": LORA_R, "precision": "fp32", "seed": 0,
-        "gradient_checkpointing": False, "pad_token_id": config["pad_token_id"], "eos_token_id": config["eos_token_id"], "eos_token": "</s>",
+        "gradient_checkpointing": False, "eos_token": "</s>",
+        "pad_token_id": config["pad_token_id"], "eos_token_id": config["eos_token_id"],
     }  # fmt: skip
 
 
