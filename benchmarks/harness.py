@@ -208,8 +208,14 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
     return python
 
 
-def write_model(folder: Path, shape: rules.Shape, tokenizer: Path, dtype: str = "float32", max_positions: int = 2048) -> None:
-    """A Llama with random weights and the corpus' tokenizer: the same files for every system."""
+def write_model(
+    folder: Path, shape: rules.Shape, tokenizer: Path, dtype: str = "float32", max_positions: int = 2048, device: str = "cpu"
+) -> None:
+    """A Llama with random weights and the corpus' tokenizer: the same files for every system.
+
+    Args:
+        device: where the weights are drawn; a GPU is quicker for billions of them.
+    """
     if (folder / ".done").exists():
         return
     import torch
@@ -222,7 +228,8 @@ def write_model(folder: Path, shape: rules.Shape, tokenizer: Path, dtype: str = 
     config = LlamaConfig(
         **asdict(shape), max_position_embeddings=max_positions, eos_token_id=eos, pad_token_id=pad, bos_token_id=None, dtype=dtype
     )
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    with torch.device(device):
+        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
     model.save_pretrained(folder)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
