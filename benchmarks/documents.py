@@ -58,7 +58,7 @@ def _sample() -> Iterator[str]:
     for name, reader in (("letters.jsonl", jsonl), ("minutes.jsonl", jsonl), ("guidance.jsonl", jsonl), ("laws", lovdata),
                          ("consultation_replies", text)):  # fmt: skip
         config = SourceConfig(reader="jsonl", path=str(SAMPLE / name), license="CC0-1.0")
-        documents += [document.text.split("\n\n") for document in reader.read(name, config, report)]  # type: ignore[attr-defined]
+        documents += [document.text.split("\n\n") for document in reader.read(name, config, report)]
     for skipped in range(max(len(paragraphs) for paragraphs in documents)):
         yield from ("\n\n".join(paragraphs[skipped:]) for paragraphs in documents if skipped < len(paragraphs))
 
