@@ -322,11 +322,14 @@ def write_section(name: str, body: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_raw(name: str, body: dict[str, Any]) -> Path:
-    path = HERE / "results" / f"{time.strftime('%Y-%m-%d')}-{name}.json"
+def raw_file(name: str) -> Path:
+    return HERE / "results" / f"{time.strftime('%Y-%m-%d')}-{name}.json"
+
+
+def write_raw(name: str, body: dict[str, Any]) -> None:
+    path = raw_file(name)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def cache_folder() -> Path:

@@ -67,10 +67,10 @@ def main() -> None:
         "options": vars(options) | {"text": bool(options.text)}, "documents": _describe(corpus, what),
         "load_at_start": load_at_start, "busy_at_start": busy_at_start, "matmul_limits": limits, "shape": asdict(SHAPE),
     }  # fmt: skip
-    raw = harness.write_raw("peers", facts | {"measurements": [asdict(m) for m in measurements]})
-    report = markdown(facts, harness.summary(measurements), raw.name)
+    report = markdown(facts, harness.summary(measurements), harness.raw_file("peers").name)
     print(report)
     if not options.trial:
+        harness.write_raw("peers", facts | {"measurements": [asdict(m) for m in measurements]})
         harness.write_section("peers", report)
 
 
@@ -195,7 +195,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--busy", action="store_true", help="measure although other processes use the CPU; the table says how much"
     )
-    parser.add_argument("--trial", action="store_true", help="print the table, leave RESULTS.md as it is")
+    parser.add_argument("--trial", action="store_true", help="print the table, leave RESULTS.md and results/ as they are")
     options = parser.parse_args()
     if unknown := set(options.systems) - set(NAMES):
         parser.error(f"--systems: unknown {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
