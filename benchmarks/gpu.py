@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -61,7 +60,7 @@ def main() -> None:
         "revision": harness.revision(),
         "documents": what,
     }
-    facts["command"] = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    facts["command"] = harness.command("benchmarks.gpu")
     report = _report(facts, options, tables)
     print(report)
     if not options.tiny:

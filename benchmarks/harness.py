@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -282,6 +283,12 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(), "python": platform.python_version(), "gpu": _gpu_name(),
     }  # fmt: skip
+
+
+def command(module: str) -> str:
+    """The call, with FOLDER for every path: they say nothing elsewhere."""
+    given = ["FOLDER" if "/" in argument else argument for argument in sys.argv[1:]]
+    return shlex.join(["python", "-m", module, *given])
 
 
 def revision() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -62,7 +61,7 @@ def main() -> None:
                 flush=True,
             )
     facts = {
-        "date": time.strftime("%Y-%m-%d %H:%M"), "machine": harness.machine(), "command": _command(),
+        "date": time.strftime("%Y-%m-%d %H:%M"), "machine": harness.machine(), "command": harness.command("benchmarks.peers"),
         "revision": harness.revision(),
         "options": vars(options) | {"text": bool(options.text)}, "documents": _describe(corpus, what),
         "load_at_start": load_at_start, "busy_at_start": busy_at_start, "matmul_limits": limits, "shape": asdict(SHAPE),
@@ -175,10 +174,6 @@ def _describe(corpus: Path, what: str) -> str:
         f"{len(lengths):,} documents, {sum(lengths):,} tokens (an 8,000-token BPE of their own), a document's median "
         f"{statistics.median(lengths):.0f}, mean {statistics.mean(lengths):.0f}, longest {lengths[-1]:,}: {what}."
     )
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]])
 
 
 def _options() -> argparse.Namespace:
