@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: run test fast format clean
+.PHONY: run test fast format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -22,6 +22,11 @@ fast: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# training speed beside TRL, LLaMA-Factory and axolotl, each in an environment of its own: half an hour on two idle cores.
+# TEXT=FOLDER of Lovdata downloads makes the documents; BENCH="--allocator jemalloc" and the like go to the script
+bench-peers: $(VENV)/.run
+	$(BIN)/python -m benchmarks.peers $(if $(TEXT),--text $(TEXT)) $(BENCH)
 
 # torch alone first: under the constraint every later package finds it there and asks for no other build
 $(VENV)/.run: pyproject.toml constraints.txt
