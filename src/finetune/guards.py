@@ -52,7 +52,8 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
             alone = _one_by_one(packed.logits, vocab_size, device)
             packed.attention = candidate
             check_isolation(packed.logits, vocab_size, device)
-            check_packed(packed.logits(*_probe(vocab_size, device)), alone)
+            with torch.no_grad():
+                check_packed(packed.logits(*_probe(vocab_size, device)), alone)
             return candidate
         except (GuardError, ValueError, ImportError, NotImplementedError, RuntimeError) as fault:
             faults.append(f"{candidate}: {' '.join(str(fault).split())[:300]}")

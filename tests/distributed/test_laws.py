@@ -22,7 +22,7 @@ from finetune.run_folder import RunFolder
 from tests.distributed import reference, worker
 from tests.models import LLAMA, LORA
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]  # fixtures train for minutes
 
 STEPS = 24
 # fp32 on other partitions sums in another order. Measured on x86-64: losses within 2e-8, weights within 9e-7.
@@ -260,8 +260,8 @@ def test_rewound_is_as_if_the_batch_had_never_been(rewound: dict[str, RunFolder]
 def test_an_adapter_under_zero_3_rewinds_too(rewound: dict[str, RunFolder], runs: dict[str, RunFolder]) -> None:
     assert losses(rewound["lora"]).isfinite().all()
     assert checksums(rewound["lora"]) == checksums(rewound["clean"])
-    assert checksums(rewound["lora"])[:13] == checksums(runs["lora-zero3"])[:13]
-    assert checksums(rewound["lora"])[13:-1] == checksums(runs["lora-zero3"])[14:], "more than one batch was left out"
+    assert checksums(rewound["lora"])[:18] == checksums(runs["lora-zero3"])[:18]
+    assert checksums(rewound["lora"])[18:-1] == checksums(runs["lora-zero3"])[19:], "more than one batch was left out"
 
 
 def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(law_corpus: Path, tmp_path: Path) -> None:

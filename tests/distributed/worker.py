@@ -155,7 +155,7 @@ def killed_at_step() -> Any:
     return lambda: setattr(module, "train_step", honest)
 
 
-POISONED = 13  # a batch
+POISONED = 18  # a batch: late enough for a mean to rise above
 
 
 def _poisoned(factor: float) -> Any:
@@ -164,7 +164,8 @@ def _poisoned(factor: float) -> Any:
     honest, original = module.train_step, module.normalised
 
     def broken(run: Any, data: Any, lr: float) -> Any:
-        if not (data.segments == run.data.step(POISONED, run.config.global_batch_size, 1).segments).all():
+        poisoned = run.data.step(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
+        if data.segments.tobytes() != poisoned.segments.tobytes():
             return honest(run, data, lr)
         module.normalised = lambda *arguments: original(*arguments) * factor
         try:
