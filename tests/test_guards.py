@@ -88,7 +88,7 @@ def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
 def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path) -> None:
     trained = adapted(tmp_path / "base")
     state = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
-    model.save(trained, state, tmp_path)
+    model.save(trained, state.items(), tmp_path)
     with pytest.raises(guards.GuardError, match="nothing was learned"):
         guards.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
     before = {name: t.clone() for name, t in state.items()}
@@ -98,7 +98,7 @@ def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path)
 
 def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     whole = tiny()
-    model.save(whole, dict(whole.named_parameters()), tmp_path)
+    model.save(whole, model.weights(whole), tmp_path)
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32, "sdpa")
     weights = load_file(tmp_path / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
@@ -145,7 +145,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        model.save(adapter, {n: p.detach() for n, p in adapter.named_parameters() if p.requires_grad}, folder)
+        model.save(adapter, model.weights(adapter, trainable_only=True), folder)
         return adapter.eval()
 
     trained(config, first.adapter, tmp_path / "unused")

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune.distributed import StopFlag, World
 from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
 from finetune.loss import IGNORE, normalised, token_losses
+from finetune.partition import gathered
 from finetune.run_folder import RunFolder
 from finetune.schedule import learning_rate
 from finetune.tracking.spool import Spool
@@ -79,8 +81,10 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
     engine = Engine(trained, config, world)
     engine.eval()
+    if compared := model.files_to_compare(trained, config):
+        guards.check_weights(*compared, gathered, world)
     guards.check_isolation(engine.logits, corpus.manifest.tokenizer["vocab_size"], world.device)
-    at_start = engine.state_on_main(trainable_only=True) if model.is_adapter(trained) else None
+    at_start = engine.state_on_main() if model.is_adapter(trained) else None
 
     identity = {"world_size": world.size, "zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world)
@@ -183,17 +187,30 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
 
 def save_result(run: Run, at_start: dict[str, torch.Tensor] | None) -> None:
     """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check what was written."""
-    trained = run.engine.model
-    state = run.engine.state_on_main(trainable_only=model.is_adapter(trained))
-    if run.world.is_main:
-        final = run.folder.adapter if model.is_adapter(trained) else run.folder.model
-        temporary = final.with_name(f".{final.name}.tmp")
-        model.save(trained, state, temporary)
-        guards.check_saved(temporary, state, at_start)
+    trained, is_main = run.engine.model, run.world.is_main
+    adapter = model.is_adapter(trained)
+    final = run.folder.adapter if adapter else run.folder.model
+    temporary = final.with_name(f".{final.name}.tmp")
+    if is_main:
+        shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed here
+    written: dict[str, torch.Tensor] = {}
+    state = model.weights(trained, trainable_only=adapter)
+    model.save(trained, _remembered(state, written, keep=adapter), temporary, is_main)
+    if is_main:
+        guards.check_saved(temporary, written, at_start)
         shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
     run.world.barrier()
+
+
+def _remembered(
+    state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass tensors on, and note them for check_saved: an adapter's whole, a model's by shape alone."""
+    for name, tensor in state:
+        written[name] = tensor if keep else tensor.to("meta")
+        yield name, tensor
 
 
 def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
