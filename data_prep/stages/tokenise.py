@@ -28,14 +28,15 @@ def settings(config: TokenizerConfig, shard_tokens: int) -> dict[str, Any]:
     if config.path is None:
         return {"train_vocab_size": config.vocab_size, "tokenizers": tokenizers.__version__, "shard_tokens": shard_tokens}
     files = {name: sha256_file(path) for name in FILES if (path := Path(config.path) / name).is_file()}
-    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "files": files, "shard_tokens": shard_tokens}
+    added = {"add_tokens": config.add_tokens} if config.add_tokens else {}
+    return {"tokenizer_sha256": tokenizer_digest(Path(config.path)), "files": files, "shard_tokens": shard_tokens, **added}
 
 
 def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: Path) -> tuple[Tokenizer, int]:
     """Put the tokenizer's files into `folder`; the tokenizer, and its end-of-sequence token's id.
 
     Raises:
-        ValueError: the given tokenizer has no end-of-sequence token.
+        ValueError: the given tokenizer has no end-of-sequence token, or has one of the tokens to add.
     """
     folder.mkdir(parents=True)
     if config.path is None:
@@ -44,11 +45,45 @@ def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str], folder: 
         for name in FILES:
             if (Path(config.path) / name).is_file():
                 shutil.copyfile(Path(config.path) / name, folder / name)
+        add_tokens(folder / "tokenizer.json", config.add_tokens)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # "<s>" in a text is text, struck through perhaps, and no control token
     return tokenizer, _eos_token_id(tokenizer, folder)
+
+
+def add_tokens(file: Path, tokens: list[str]) -> None:
+    """Extend a tokenizer.json: each token gets the next free id, and all else stays as it is, down to the last key.
+
+    Raises:
+        ValueError: it has one of them already.
+    """
+    if not tokens:
+        return
+    vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    if known := [token for token in tokens if token in vocabulary]:
+        raise ValueError(f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out")
+    body = json.loads(file.read_text(encoding="utf-8"))
+    first = max(vocabulary.values()) + 1
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    body.setdefault("added_tokens", []).extend(
+        {"id": first + number, "content": token, **plain} for number, token in enumerate(tokens)
+    )
+    body["decoder"] = _decoder_of_added(body.get("decoder"), tokens)
+    file.write_text(json.dumps(body, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _decoder_of_added(decoder: dict[str, Any] | None, tokens: list[str]) -> dict[str, Any] | None:
+    """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added tokens with
+    letters beyond ASCII are first put into its spelling."""
+    steps = decoder.get("decoders", [decoder]) if decoder else []
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelt = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
+    if not spelt or not any(step["type"] == "ByteLevel" for step in steps):
+        return decoder
+    replacements = [{"type": "Replace", "pattern": {"String": token}, "content": new} for token, new in spelt.items()]
+    return {"type": "Sequence", "decoders": [*replacements, *steps]}
 
 
 def write_split(

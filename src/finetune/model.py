@@ -94,7 +94,7 @@ def load(
     model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
-        model = _merge(model, adapter, partition_for)
+        model = _merge(model, adapter, partition_for).requires_grad_(True)  # PEFT froze it, and leaves it frozen
     model.train()
     return model
 
@@ -328,6 +328,8 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
     if isinstance(model, PeftModel) or get_model_conversion_mapping(model, add_legacy=False):
         everything = dict(state)  # an adapter is small; tensors that transformers converts back it must have together
         if is_main and isinstance(model, PeftModel):
+            # PEFT looks for tied matrices that it trains under both of their names
+            everything |= {name: everything[first] for name, first in _aliases(model).items() if first in everything}
             # save_embedding_layers="auto" would ask the hub whether the vocabulary grew: no network in jobs.
             model.save_pretrained(str(folder), state_dict=everything, safe_serialization=True, save_embedding_layers=False)
         elif is_main:
