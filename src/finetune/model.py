@@ -14,6 +14,7 @@ import torch.distributed
 from peft import PeftModel, get_peft_config, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -167,12 +168,20 @@ def _skeleton(base: Base, dtype: torch.dtype, attention: str) -> Model:
     from accelerate import init_empty_weights
 
     architecture = AutoConfig.from_pretrained(base.folder)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=attention)
     model.tie_weights()  # moving parameters to no device took them apart
     if (base.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base.folder)
     return model  # type: ignore[no-any-return]
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what malloc gave for them
+    stays address space of this process: a quarter of the model was measured."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def _tensors(model: Model) -> dict[str, torch.Tensor]:
@@ -199,7 +208,7 @@ def _replace(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> 
 
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
     """Whether transformers renames, merges or splits any of these tensors before they are this model's parameters."""
-    if getattr(model.config, "quantization_config", None) is not None:
+    if getattr(model.config, "quantization_config", None) is not None or any(b.is_meta for b in model.buffers()):
         return True
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]

@@ -14,7 +14,8 @@ from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker
-from tests.distributed.test_laws import losses, make_run, weights as saved_weights
+from tests.distributed.test_laws import losses, make_run
+from tests.distributed.test_laws import weights as saved_weights
 from tests.models import LLAMA, LORA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
