@@ -49,6 +49,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
     Raises:
         ValueError: the base or the adapter config is wrong; one line says what.
     """
+    _check_zero(config)
     torch.manual_seed(config.seed)
     added = 0
     if config.model.path is None:
@@ -62,6 +63,9 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         if added:
             enlarge(model, tokenizer["vocab_size"], config)
     _check_sizes(model, config, tokenizer["vocab_size"])
+    if config.activation_checkpointing:
+        # not re-entrant: the re-entrant kind finds no gradient to compute where the embeddings are frozen under an adapter
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if config.adapter:
         torch.manual_seed(config.seed)  # the same adapter whatever the base drew
         model = _with_adapter(model, config)
@@ -72,6 +76,27 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
 
         partition.settle(model, DTYPES[config.precision], World().device)
     return model
+
+
+def _check_zero(config: TrainConfig) -> None:
+    """What DeepSpeed would refuse in many lines, after the model is loaded, or compile for minutes."""
+    zero = config.zero
+    devices = {key: (zero.get(key) or {}).get("device") for key in ("offload_optimizer", "offload_param")}
+    for key, device in devices.items():
+        if device == "nvme" and not zero[key].get("nvme_path"):
+            raise ValueError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
+    if "nvme" in devices.values():
+        from finetune import partition
+
+        if not partition.has_async_io():
+            raise ValueError("zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload")
+    if torch.cuda.is_available():
+        return
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
+        if zero.get(key):
+            raise ValueError(f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false")
+    if (zero.get("offload_optimizer") or {}).get("super_offload"):
+        raise ValueError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
 
 
 def load(

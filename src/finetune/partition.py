@@ -35,6 +35,11 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def has_async_io() -> bool:
+    """Whether DeepSpeed's reads and writes of NVMe can be built here."""
+    return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
+
+
 def is_partitioned(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 

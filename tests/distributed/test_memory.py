@@ -18,11 +18,11 @@ from tests.distributed.test_laws import losses, make_run
 from tests.distributed.test_laws import weights as saved_weights
 from tests.models import LLAMA, LORA
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RANKS = 4
 SHARE = 0.7  # of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
-LARGE = {**LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 16,
+LARGE = {**LLAMA, "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 20, "num_attention_heads": 16,
          "num_key_value_heads": 16, "max_position_embeddings": 64}  # fmt: skip
 # DeepSpeed's defaults keep up to a thousand million gathered parameters: all of this model
 ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
@@ -60,7 +60,8 @@ def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_p
     folder, size = base
     corpus = write_corpus(tmp_path / "tiny", num_documents=16, longest=24, seed=5)
     case = large_run(tmp_path, folder, corpus)
-    worker.join(tmp_path / "ranks", worker.start(tmp_path / "ranks", [case], RANKS, address_space=int(SHARE * size)))
+    ranks = worker.start(tmp_path / "ranks", [case], RANKS, address_space=int(SHARE * size))
+    worker.join(tmp_path / "ranks", ranks, timeout=2000)
     run = RunFolder(Path(case["run"]))
     assert len(losses(run)) == 2
     assert all(bool(tensor.any()) for name, tensor in saved_weights(run).items() if "lora_B" in name), "saved empty or untrained"

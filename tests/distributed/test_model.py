@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from finetune import base as base_models
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.evaluate import evaluate_on_corpus
 from finetune.run_folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
@@ -29,9 +30,17 @@ STEPS = 6
 ADDED = 20
 EMBEDDINGS = ["embed_tokens", "lm_head"]
 
+
+def zero_file(name: str) -> dict[str, Any]:
+    settings = yaml.safe_load((conf_dir() / f"zero/{name}.yaml").read_text())
+    assert isinstance(settings, dict)
+    return settings
+
+
 # name: (base, corpus, adapter); each is run at ZeRO 0 and 3
 PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("base", "laws", {}),
+    "lora": ("base", "laws", dict(LORA)),
     "tied": ("tied", "laws", dict(LORA)),
     "dora": ("base", "laws", {**LORA, "use_dora": True}),
     "modules": ("base", "laws", {**LORA, "modules_to_save": ["lm_head"]}),
@@ -41,6 +50,23 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "on-lora": ("run:dora-zero0", "laws", dict(LORA)),
     "on-enlarged": ("run:enlarged-lora-zero0", "enlarged", {}),
     "converted": ("moe", "laws", dict(LORA)),  # transformers fuses its experts as it loads them: loaded whole at ZeRO 3 too
+}
+LORA_FILES = {name: yaml.safe_load((conf_dir() / f"adapter/{name}.yaml").read_text()) for name in ("rslora", "lokr", "ia3")}
+PAIRS |= {name: ("base", "laws", settings) for name, settings in LORA_FILES.items()}
+# equal to `full` or `lora` at ZeRO 0
+SAME: dict[str, tuple[str, dict[str, Any]]] = {
+    "checkpointed-full-zero0": ("full", {"zero": ZERO[0], "activation_checkpointing": True}),
+    "checkpointed-full-zero3": ("full", {"zero": ZERO[3], "activation_checkpointing": True}),
+    "checkpointed-lora-zero0": ("lora", {"zero": ZERO[0], "activation_checkpointing": True}),
+    "checkpointed-lora-zero3": ("lora", {"zero": ZERO[3], "activation_checkpointing": True}),
+    "offload-zero2": ("full", {"zero": zero_file("stage2_offload")}),
+    "offload-zero3": ("full", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
+    "offload-lora-zero3": ("lora", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
+}
+REFUSED = {
+    "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
+    "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
+    "stage3_nvme": "say where with zero.offload_optimizer.nvme_path=",
 }
 MOE = {"model_type": "qwen3_moe", "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 BF16 = {f"bf16-{files}-zero{stage}": (files, ZERO[stage]) for files in ("base", "half") for stage in (1, 2, 3)}
@@ -102,6 +128,10 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         cases.append(make_run(folder, name, config(files, zero=zero, precision="bf16", adapter=dict(LORA), max_steps=2)))
     for name, (fault, zero) in FAULTS.items():
         cases.append({**make_run(folder, name, config("base", zero=zero)), "fault": fault, "refused": True})
+    for name, (kind, changes) in SAME.items():
+        cases.append(make_run(folder, name, config("base", adapter=PAIRS[kind][2], **changes)))
+    for name in REFUSED:
+        cases.append({**make_run(folder, name, config("base", zero=zero_file(name))), "refused": True})
     for fault in DAMAGE:
         cases.append({**make_run(folder, fault, config(fault, zero=ZERO[3])), "refused": True})
     frozen = config("base", "enlarged", adapter=dict(LORA), zero=ZERO[3])
@@ -133,6 +163,22 @@ def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], na
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
     assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], name: str) -> None:
+    run, plain = runs[name], runs[f"{SAME[name][0]}-zero0"]
+    assert (losses(run) - losses(plain)).abs().max() < LOSS_TOLERANCE
+    a, b = saved(run), saved(plain)
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < WEIGHT_TOLERANCE
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: these settings may run")
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_this_machine_cannot_run_are_one_line(runs: dict[str, RunFolder], name: str) -> None:
+    error = json.loads((runs[name].path / "outcome.json").read_text())["error"]
+    assert REFUSED[name] in error
+    assert "\n" not in error
 
 
 def test_no_false_alarm_in_bf16(runs: dict[str, RunFolder]) -> None:

@@ -40,6 +40,7 @@ def start(
         limit = None
         if address_space is not None:
             environment["MALLOC_ARENA_MAX"] = "1"  # each further arena reserves 64 MiB of addresses
+            environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # or freed tensors leave holes that are never given back
             limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
         with (folder / f"rank-{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
@@ -50,8 +51,8 @@ def start(
     return ranks
 
 
-def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0) -> None:
-    codes = [rank.wait(timeout=500) for rank in ranks]
+def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0, timeout: int = 500) -> None:
+    codes = [rank.wait(timeout=timeout) for rank in ranks]
     tail = (folder / "rank-0.log").read_text(errors="replace")[-3000:]
     assert all(code == expected for code in codes), f"ranks ended with {codes}\n{tail}"
 
