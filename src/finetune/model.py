@@ -159,7 +159,7 @@ def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
 
     world, device = World(), World().device
     model = _skeleton(base, DTYPES[config.precision], config.model.attention)
-    files = world.from_main(WeightFiles(base.folder) if world.is_main else None)
+    files = WeightFiles(base.folder)  # every rank reads the headers, so that all of them raise what is wrong with them
     if needs_conversion(model, files):
         logger.warning("%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up", base.name)
         return None

@@ -30,7 +30,7 @@ ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distanc
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A base of random numbers in shards of 270 MB, written without ever holding it; and its bytes."""
+    """A base of random numbers in shards of at most 300 MB, written without ever holding it; and its bytes."""
     folder = tmp_path_factory.mktemp("large") / "base"
     write_tokenizer(folder)
     config = AutoConfig.for_model(**LARGE, vocab_size=VOCAB_SIZE, eos_token_id=EOS, bos_token_id=None)

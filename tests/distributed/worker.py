@@ -41,6 +41,7 @@ def start(
         if address_space is not None:
             environment["MALLOC_ARENA_MAX"] = "1"  # each further arena reserves 64 MiB of addresses
             environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # or freed tensors leave holes that are never given back
+            environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # mimalloc reserves a gigabyte of them at its first use
             limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
         with (folder / f"rank-{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
