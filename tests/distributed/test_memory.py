@@ -24,8 +24,9 @@ RANKS = 4
 SHARE = 0.7  # of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
 LARGE = {**LLAMA, "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 20, "num_attention_heads": 16,
          "num_key_value_heads": 16, "max_position_embeddings": 64}  # fmt: skip
-# DeepSpeed's defaults keep up to a thousand million gathered parameters: all of this model
-ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+# DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for gradients on their way
+ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
+        "reduce_bucket_size": 1e6}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
