@@ -47,7 +47,6 @@ class Engine:
             lr=config.lr,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
-            fused=True,  # one kernel over all parameters, on GPUs and CPUs
         )
         try:
             self._engine, *_ = deepspeed.initialize(
