@@ -78,14 +78,20 @@ class TokenizerConfig:
     Attributes:
         path: a folder with tokenizer.json (a model folder on disk). Unset: train one.
         vocab_size: size of a trained byte-level BPE vocabulary, special tokens included.
+        add_tokens: words or pieces that become one token each, on top of the tokenizer at `path`; training enlarges the model.
     """
 
     path: str | None = None
     vocab_size: int = 8000
+    add_tokens: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise ValueError(f"tokenizer.vocab_size is {self.vocab_size}: a byte-level vocabulary needs at least 300")
+        if self.add_tokens and self.path is None:
+            raise ValueError("tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path")
+        if bad := [token for token in self.add_tokens if not token.strip() or self.add_tokens.count(token) > 1]:
+            raise ValueError(f"tokenizer.add_tokens names {bad[0]!r} twice or is empty there: give each token once")
 
 
 @dataclass(kw_only=True)

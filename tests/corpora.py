@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.shards import Manifest, ShardWriter, SourceInfo, tokenizer_digest
-from data_prep.stages.tokenise import SPECIAL_TOKENS
+from data_prep.stages.tokenise import SPECIAL_TOKENS, add_tokens
 
 VOCAB_SIZE = 300
 EOS = 1
@@ -27,19 +27,27 @@ def write_tokenizer(folder: Path, words: int = VOCAB_SIZE - 4) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_corpus(folder: Path, num_documents: int, longest: int, seed: int, mask_column: str | None = None) -> Path:
-    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be learned."""
+def write_corpus(
+    folder: Path, num_documents: int, longest: int, seed: int, mask_column: str | None = None, added_tokens: int = 0
+) -> Path:
+    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be learned.
+
+    Args:
+        added_tokens: tokens beyond those of `write_tokenizer`, which occur in the documents as the others do.
+    """
     rng = np.random.default_rng(seed)
     write_tokenizer(folder / "tokenizer")
+    add_tokens(folder / "tokenizer" / "tokenizer.json", [f"added{i}" for i in range(added_tokens)])
+    vocab_size = VOCAB_SIZE + added_tokens
     shards = {}
     for split, count in (("train", num_documents), ("validation", max(4, num_documents // 10))):
         writer = ShardWriter(folder, split, mask_column, shard_tokens=4000)
         lengths = np.clip(np.exp(rng.uniform(np.log(3), np.log(longest), count)).astype(int), 3, longest)
         lengths[:2] = 3, longest
         for i, length in enumerate(lengths):
-            start = rng.integers(4, VOCAB_SIZE)
-            noise = rng.integers(4, VOCAB_SIZE, length)
-            pattern = 4 + (start + 7 * np.arange(length)) % (VOCAB_SIZE - 4)
+            start = rng.integers(4, vocab_size)
+            noise = rng.integers(4, vocab_size, length)
+            pattern = 4 + (start + 7 * np.arange(length)) % (vocab_size - 4)
             input_ids = np.where(rng.random(length) < 0.2, noise, pattern)
             input_ids[-1] = EOS
             row = {
@@ -58,8 +66,8 @@ def write_corpus(folder: Path, num_documents: int, longest: int, seed: int, mask
         name=folder.name,
         fingerprint="by hand",
         mask_column=mask_column,
-        unigram_loss=float(np.log(VOCAB_SIZE)),
-        tokenizer={"sha256": tokenizer_digest(folder / "tokenizer"), "vocab_size": VOCAB_SIZE, "eos_token_id": EOS},
+        unigram_loss=float(np.log(vocab_size)),
+        tokenizer={"sha256": tokenizer_digest(folder / "tokenizer"), "vocab_size": vocab_size, "eos_token_id": EOS},
         splits=shards,
         sources={name: SourceInfo(license="CC0-1.0", attribution="", sha256="by hand") for name in ("letters", "laws")},
         stages=[],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -16,9 +17,11 @@ LLAMA = {
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
 
-def write_base(folder: Path, seed: int = 0) -> Path:
+def write_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB", **changes: Any) -> Path:
+    """A random model as transformers writes it; `changes` to LLAMA."""
     write_tokenizer(folder)
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(**LLAMA, vocab_size=VOCAB_SIZE, eos_token_id=EOS, bos_token_id=None)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    settings = {"vocab_size": VOCAB_SIZE, "eos_token_id": EOS, "bos_token_id": None, **LLAMA, **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    model.save_pretrained(folder, max_shard_size=shard)
     return folder

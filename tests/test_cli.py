@@ -43,8 +43,8 @@ def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
         "peak learning rate  [float; 0.0001]",
         "data.corpus",
         "required",
-        "stage0, stage1, stage2*, stage3",
-        "lora*",
+        "stage0, stage1, stage2*, stage2_offload, stage3, stage3_nvme",
+        "lora*, none, rslora",
         "sample_base",
         "-m",
     ):

@@ -118,7 +118,7 @@ def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
 def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path) -> None:
     trained = adapted(tmp_path / "base")
     state = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
-    model.save(trained, state, tmp_path)
+    model.save(trained, state.items(), tmp_path)
     with pytest.raises(guards.GuardError, match="nothing was learned"):
         guards.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
     before = {name: t.clone() for name, t in state.items()}
@@ -138,7 +138,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
     settings = METHODS[method]
     trained = adapted(tmp_path / "base", settings if "peft_type" in settings else {**LORA, **settings})
     state = moved(trained)
-    model.save(trained, dict(state), tmp_path / "adapter")
+    model.save(trained, state.items(), tmp_path / "adapter")
     guards.check_reloads(tmp_path / "adapter", trained, state)
 
 
@@ -146,7 +146,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
 def test_an_adapter_that_reloads_to_another_is_caught(tmp_path: Path, fault: str) -> None:
     trained = adapted(tmp_path / "base")
     state = moved(trained)
-    model.save(trained, dict(state), tmp_path / "adapter")
+    model.save(trained, state.items(), tmp_path / "adapter")
     file, settings = tmp_path / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_config.json"
     tensors = load_file(file)
     name = next(iter(tensors))
@@ -185,7 +185,7 @@ with guards.Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault")
 
 def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     whole = tiny()
-    model.save(whole, dict(whole.named_parameters()), tmp_path)
+    model.save(whole, model.weights(whole), tmp_path)
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
     weights = load_file(tmp_path / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
@@ -232,7 +232,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        model.save(adapter, {n: p.detach() for n, p in adapter.named_parameters() if p.requires_grad}, folder)
+        model.save(adapter, model.weights(adapter, trainable_only=True), folder)
         return adapter.eval()
 
     trained(config, first.adapter, tmp_path / "unused")

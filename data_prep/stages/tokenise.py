@@ -44,7 +44,8 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
             f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
         )
     files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
-    return {"tokenizer_sha256": tokenizer_digest(folder), "files": files, **common}
+    added = {"add_tokens": config.tokenizer.add_tokens} if config.tokenizer.add_tokens else {}
+    return {"tokenizer_sha256": tokenizer_digest(folder), "files": files, **added, **common}
 
 
 class Tokeniser:
@@ -54,7 +55,7 @@ class Tokeniser:
         train_texts: what a tokenizer is trained on, if none is given.
 
     Raises:
-        ValueError: the given tokenizer has no end-of-sequence token.
+        ValueError: the given tokenizer has no end-of-sequence token, or has one of the tokens to add.
     """
 
     def __init__(self, config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
@@ -118,6 +119,39 @@ class Tokeniser:
         return ChatTemplate(source, self.special_tokens | chat.template_arguments, self._encoder, chat.template or name)
 
 
+def add_tokens(file: Path, tokens: list[str]) -> None:
+    """Extend a tokenizer.json: each token gets the next free id, and all else stays as it is, down to the last key.
+
+    Raises:
+        ValueError: it has one of them already.
+    """
+    if not tokens:
+        return
+    vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    if known := [token for token in tokens if token in vocabulary]:
+        raise ValueError(f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out")
+    body = json.loads(file.read_text(encoding="utf-8"))
+    first = max(vocabulary.values()) + 1
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    body.setdefault("added_tokens", []).extend(
+        {"id": first + number, "content": token, **plain} for number, token in enumerate(tokens)
+    )
+    body["decoder"] = _decoder_of_added(body.get("decoder"), tokens)
+    file.write_text(json.dumps(body, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _decoder_of_added(decoder: dict[str, Any] | None, tokens: list[str]) -> dict[str, Any] | None:
+    """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added tokens with
+    letters beyond ASCII are first put into its spelling."""
+    steps = decoder.get("decoders", [decoder]) if decoder else []
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelt = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
+    if not spelt or not any(step["type"] == "ByteLevel" for step in steps):
+        return decoder
+    replacements = [{"type": "Replace", "pattern": {"String": token}, "content": new} for token, new in spelt.items()]
+    return {"type": "Sequence", "decoders": [*replacements, *steps]}
+
+
 def write_split(
     folder: Path, split: str, documents: Iterator[Document], tokeniser: Tokeniser, mask_column: str | None, shard_tokens: int,
     observe: Callable[[Document, Row], None], report: Report,
@@ -173,6 +207,7 @@ def _place_files(config: TokenizerConfig, chat: ChatConfig, train_texts: Iterabl
         for name in FILES:
             if (Path(config.path) / name).is_file():
                 shutil.copyfile(Path(config.path) / name, folder / name)
+        add_tokens(folder / "tokenizer.json", config.add_tokens)
     if chat.template == "default" or (chat.template is None and config.path is None):
         (folder / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE, encoding="utf-8")
     elif chat.template is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,11 @@ class Base:
     name: str
     folder: Path
     adapters: tuple[Path, ...] = ()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """An adapter brings the tokenizer that it was trained with, which may have more tokens than the base's."""
+        return next((a for a in reversed(self.adapters) if (a / "tokenizer.json").is_file()), self.folder)
 
 
 def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
@@ -75,20 +81,54 @@ def check_inputs(config: TrainConfig) -> None:
     corpus = open_corpus(config)
     corpus.verify()
     if config.model.path is not None:
-        check_tokenizer(resolve(config.model.path, config.runs_dir, config.model.revision), corpus)
+        check_tokenizer(resolve(config.model.path, config.runs_dir, config.model.revision), corpus, may_extend=True)
 
 
-def check_tokenizer(base: Base, corpus: Corpus) -> None:
+def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:
     """The shards' token ids mean to this model what they meant to the tokenizer that made them.
+
+    Args:
+        may_extend: the corpus' tokenizer may have further tokens, for which training enlarges the model.
 
     Raises:
         ValueError: they do not.
     """
-    if tokenizer_digest(base.folder) != corpus.manifest.tokenizer["sha256"]:
-        raise ValueError(
-            f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
-            f"run `finetune prepare` with corpus.tokenizer.path={base.folder}"
-        )
+    if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer["sha256"]:
+        return
+    if may_extend and _extends(base.tokenizer_folder, corpus.folder / "tokenizer"):
+        return
+    raise ValueError(
+        f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
+        f"run `finetune prepare` with corpus.tokenizer.path={base.tokenizer_folder}"
+    )
+
+
+def _extends(folder: Path, larger: Path) -> bool:
+    """Whether the tokenizer in `larger` is the one in `folder` and added tokens: all else, and every old id, as it was."""
+    old, new = (json.loads((f / "tokenizer.json").read_text(encoding="utf-8")) for f in (folder, larger))
+    layout = {"padding", "truncation", "version", "decoder", "added_tokens"}  # tokenizer_digest leaves out the same, but the last
+    if any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - layout):
+        return False
+    before, after = ({t["id"]: t for t in body.get("added_tokens") or []} for body in (old, new))
+    fresh = [token for number, token in after.items() if number not in before]
+    return all(after.get(number) == token for number, token in before.items()) and all(
+        token["id"] >= tokenizer_size(folder) for token in fresh
+    )
+
+
+def tokenizer_size(folder: Path) -> int:
+    """Token ids of the tokenizer in a folder: one more than its largest."""
+    from tokenizers import Tokenizer
+
+    return max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def num_added_tokens(base: Base, corpus_folder: Path) -> int:
+    """How many tokens a corpus' tokenizer has beyond the base's (which it extends: see check_tokenizer)."""
+    both = [folder / "tokenizer.json" for folder in (base.tokenizer_folder, corpus_folder / "tokenizer")]
+    if not all(path.is_file() for path in both):
+        return 0
+    return max(0, tokenizer_size(both[1].parent) - tokenizer_size(both[0].parent))
 
 
 def open_corpus(config: TrainConfig) -> Corpus:

@@ -125,6 +125,7 @@ class TrainConfig:
     adam_beta2: float = setting(0.95, "AdamW beta2")
     adam_eps: float = setting(1e-8, "AdamW epsilon")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0: never")
+    activation_checkpointing: bool = setting(False, "recompute each layer backwards: less memory, a third more work")
     precision: str = setting("fp32", f"of weights and activations: {', '.join(PRECISIONS)}")
     seed: int = setting(0, "of initial weights, data order and dropout")
 

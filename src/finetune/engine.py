@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,7 @@ from finetune import model as models
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.model import PackedModel
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
+from finetune.partition import deepspeed, deepspeed_config, shape
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +56,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=_deepspeed_config(config),
+                config=deepspeed_config(config),
                 dist_init_required=False,
             )
         except (ValueError, AssertionError) as fault:  # pydantic's errors are ValueErrors
@@ -90,22 +84,10 @@ class Engine:
         self._engine.step()
         return norm if norm is not None else float(self._engine.get_global_grad_norm())
 
-    def state_on_main(self, trainable_only: bool) -> dict[str, torch.Tensor]:
-        """Whole parameters by name on rank 0's CPU (elsewhere empty). Under ZeRO-3 they are gathered one at a time, so
-        that no rank ever holds more than one of them besides rank 0's result; naive saving writes empty tensors."""
-        state: dict[str, torch.Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            if trainable_only and not parameter.requires_grad:
-                continue
-            with self._gathered(parameter):
-                if self.world.is_main:
-                    state[name] = parameter.detach().to("cpu", copy=True)
-        if self.world.is_main:
-            persistent = set(self.model.state_dict())
-            for name, buffer in self.model.named_buffers():
-                if name in persistent and (not trainable_only or models.is_of_adapter(self.model, name)):
-                    state[name] = buffer.detach().cpu()
-        return state
+    def state_on_main(self) -> dict[str, torch.Tensor]:
+        """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A model that is trained
+        whole goes through models.weights, tensor by tensor."""
+        return dict(models.weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's own resume files, of all ranks, into `folder`; frozen weights are left out."""
@@ -141,9 +123,6 @@ class Engine:
         """Free what DeepSpeed hooked into the model."""
         self._engine.destroy()
 
-    def _gathered(self, parameter: torch.nn.Parameter) -> AbstractContextManager[None]:
-        return deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3)  # type: ignore[no-any-return]
-
     def _unpartitioned_grad_norm(self) -> float | None:
         """At stage 0 in fp32 DeepSpeed clips without telling the norm; None where it does tell."""
         if self._stage != 0 or self._engine.bfloat16_enabled():
@@ -155,42 +134,20 @@ class Engine:
 def _join_partitions(folder: Path, whole: Path) -> None:
     """In a process of its own: the converter starts workers, which must not inherit this rank's threads and sockets."""
     shutil.rmtree(whole, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.checkpoint.ds_to_universal",
-        "--inject_missing_state",
-        "--num_extract_workers",
-        "2",
-    ]
-    done = subprocess.run(
-        [*command, "--input_folder", str(folder), "--output_folder", str(whole)], capture_output=True, text=True, check=False
-    )
+    converter = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    arguments = ["--input_folder", str(folder), "--output_folder", str(whole), "--num_extract_workers", "2"]
+    done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"DeepSpeed could not convert {folder} for another number of ranks:\n{done.stderr[-3000:]}")
     (whole.parent / "latest_universal").unlink(missing_ok=True)
-
-
-def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "train_batch_size": config.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "zero_optimization": config.zero,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "gradient_clipping": config.max_grad_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # offload works with torch's AdamW too, and DeepSpeed's would be compiled first
-        "steps_per_print": None,
-    }
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices are decayed, vectors (biases, norms) are not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(shape(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if len(shape(p)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -11,20 +11,25 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from finetune import attention
+from finetune.distributed import World
 from finetune.model import PackedModel
+from finetune.weights import WeightFiles
 
 CPU = torch.device("cpu")
+Gathered = Callable[[Iterable[torch.nn.Parameter]], AbstractContextManager[None]]
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 logger = logging.getLogger(__name__)
 
@@ -77,6 +82,34 @@ def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU,
         raise GuardError(
             f"documents in a pack see each other (scrambling one moves its neighbours' logits by {moved:.1e} of their size): "
             f"this architecture does not isolate packed documents with this attention; choose another model.attention"
+        )
+
+
+def check_weights(files: WeightFiles, parameters: dict[str, torch.nn.Parameter], gathered: Gathered, world: World) -> None:
+    """Every weight on every rank is the one in the base's files, number by number, after all that loaded and cut it up.
+
+    Args:
+        files: read by rank 0 alone, which sends the others one tensor at a time.
+        parameters: by name in the files, in their order; one may have more rows (an enlarged vocabulary): the old ones count.
+        gathered: a context in which partitioned parameters are whole.
+    """
+    wrong = torch.zeros(len(parameters))
+    tensors = (tensor for name, tensor in files if name in parameters) if world.is_main else None
+    for index, (name, parameter) in enumerate(parameters.items()):
+        with torch.no_grad(), gathered([parameter]):
+            held = parameter.detach()[: files.shapes[name][0]] if files.shapes[name] else parameter.detach()
+            expected = torch.empty(held.shape, dtype=held.dtype, device=held.device)
+            if tensors is not None:
+                expected.copy_(next(tensors))  # to the parameter's precision, rounded as the load rounds
+            if world.size > 1:
+                torch.distributed.broadcast(expected, 0)
+            wrong[index] = not torch.equal(held, expected)
+    wrong = world.sum(wrong.to(world.device)).cpu()
+    if bool(wrong.any()):
+        name = list(parameters)[int(wrong.argmax())]
+        raise GuardError(
+            f"{int((wrong > 0).sum())} of {len(parameters)} weights are not those of the base's files, e.g. {name} on "
+            f"{int(wrong.max())} of {world.size} ranks: the load went wrong: please report the model and the zero settings"
         )
 
 

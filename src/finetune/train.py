@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
 from finetune.loss import normalised
 from finetune.metrics import Clock
+from finetune.partition import gathered
 from finetune.run_folder import RunFolder
 from finetune.schedule import learning_rate
 from finetune.tracking.spool import Spool
@@ -119,6 +121,8 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
     in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
     engine.eval()
+    if compared := model.files_to_compare(trained, config):
+        guards.check_weights(*compared, gathered, world)
     vocab_size = corpus.manifest.tokenizer["vocab_size"]
     attention = guards.choose_attention(engine.packed, config.model.attention, vocab_size, world.device)
     guards.check_target_losses(engine.packed, vocab_size, world.device)
@@ -130,7 +134,7 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
     identity = {"zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
     return Run(
         config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
-        at_start=engine.state_on_main(trainable_only=True) if model.is_adapter(trained) else None,
+        at_start=engine.state_on_main() if model.is_adapter(trained) else None,
         checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
         spool=spool, stop=stop, watchdog=watchdog, clock=Clock(world.device), peak=peak, flops_per_token=flops,
         num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
@@ -286,19 +290,32 @@ def save_checkpoint(run: Run, step: int, held_out: HeldOut | None) -> None:
 
 def save_result(run: Run) -> None:
     """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check what was written."""
-    trained = run.engine.model
-    state = run.engine.state_on_main(trainable_only=model.is_adapter(trained))
-    if run.world.is_main:
-        final = run.folder.adapter if model.is_adapter(trained) else run.folder.model
-        temporary = final.with_name(f".{final.name}.tmp")
-        model.save(trained, state, temporary)
-        guards.check_saved(temporary, state, run.at_start)
-        if model.is_adapter(trained):
-            guards.check_reloads(temporary, trained, state)
+    trained, is_main = run.engine.model, run.world.is_main
+    adapter = model.is_adapter(trained)
+    final = run.folder.adapter if adapter else run.folder.model
+    temporary = final.with_name(f".{final.name}.tmp")
+    if is_main:
+        shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed here
+    written: dict[str, torch.Tensor] = {}
+    state = model.weights(trained, trainable_only=adapter)
+    model.save(trained, _remembered(state, written, keep=adapter), temporary, is_main)
+    if is_main:
+        guards.check_saved(temporary, written, run.at_start)
+        if adapter:
+            guards.check_reloads(temporary, trained, written)
         shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
     run.world.barrier()
+
+
+def _remembered(
+    state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass tensors on, and note them for check_saved: an adapter's whole, a model's by shape alone."""
+    for name, tensor in state:
+        written[name] = tensor if keep else tensor.to("meta")
+        yield name, tensor
 
 
 def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:

@@ -6,8 +6,10 @@ ordinary run folder given to `finetune.train.train`; the run's own files are the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,8 +20,15 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[subprocess.Popen[bytes]]:
-    """Start the ranks; `cases`: {"config": …, "fault": name in FAULTS or absent}. Give the result to `join`."""
+def start(
+    folder: Path, cases: list[dict[str, Any]], world_size: int, address_space: int | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks; give the result to `join`.
+
+    Args:
+        cases: {"run": folder, "fault": name in FAULTS or absent, "refused": True if train is to raise a ValueError}.
+        address_space: bytes that each rank may map, its libraries included.
+    """
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     ranks = []
@@ -28,14 +37,23 @@ def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[su
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(REPOSITORY),
         }  # fmt: skip
+        limit = None
+        if address_space is not None:
+            environment["MALLOC_ARENA_MAX"] = "1"  # each further arena reserves 64 MiB of addresses
+            environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # or freed tensors leave holes that are never given back
+            environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # mimalloc reserves a gigabyte of them at its first use
+            limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
         with (folder / f"rank-{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
-            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY))
+            started = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, preexec_fn=limit
+            )
+            ranks.append(started)
     return ranks
 
 
-def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0) -> None:
-    codes = [rank.wait(timeout=500) for rank in ranks]
+def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0, timeout: int = 500) -> None:
+    codes = [rank.wait(timeout=timeout) for rank in ranks]
     tail = (folder / "rank-0.log").read_text(errors="replace")[-3000:]
     assert all(code == expected for code in codes), f"ranks ended with {codes}\n{tail}"
 
@@ -53,12 +71,19 @@ def main(folder: Path) -> None:
     for case in json.loads((folder / "cases.json").read_text()):
         run = RunFolder(Path(case["run"]))
         undo = FAULTS[case["fault"]]() if case.get("fault") else (lambda: None)
+        outcome = {}
         try:
-            state = train(run.config(), run, world)
+            outcome["state"] = train(run.config(), run, world)
+        except ValueError as fault:
+            if not case.get("refused"):
+                raise
+            outcome["error"] = str(fault)
         finally:
             undo()
         if world.is_main:
-            run.write_json("outcome.json", {"state": state})
+            outcome["peak_address_space"] = Path("/proc/self/status").read_text().split("VmPeak:")[1].split("\n")[0].strip()
+            run.write_json("outcome.json", outcome)
+        world.barrier()  # the next case may build on this one's result
     world.barrier()
     dist.destroy_process_group()
 
@@ -209,11 +234,50 @@ def rank_1_hangs() -> Any:
     return lambda: setattr(module, "train_step", honest)
 
 
+def loaded_whole() -> Any:
+    """ZeRO-3 without the partitioned load: every rank reads the whole base first."""
+    import finetune.model as module
+
+    honest = module._load_partitioned
+    module._load_partitioned = lambda base, config: None
+    return lambda: setattr(module, "_load_partitioned", honest)
+
+
+def _after_load(break_it: Any) -> Any:
+    import finetune.model as module
+
+    honest = module.load
+
+    def broken(*args: Any, **settings: Any) -> Any:
+        loaded = honest(*args, **settings)
+        break_it(dict(loaded.named_parameters())["model.layers.1.mlp.up_proj.weight"])
+        return loaded
+
+    module.load = broken
+    return lambda: setattr(module, "load", honest)
+
+
+def weight_left_random() -> Any:
+    """A parameter that no file reached, on all ranks the same."""
+    return _after_load(lambda parameter: getattr(parameter, "ds_tensor", parameter).data.normal_(std=0.02))
+
+
+def slice_at_wrong_offset() -> Any:
+    """The last rank holds its slice of a parameter one number off."""
+
+    def shift(parameter: Any) -> None:
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            own = parameter.ds_tensor
+            own.data.copy_(own.data.roll(1))
+
+    return _after_load(shift)
+
+
 FAULTS = {
     f.__name__: f
     for f in (
         mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step, no_number, spike,
-        rank_1_hangs,
+        rank_1_hangs, loaded_whole, weight_left_random, slice_at_wrong_offset,
     )
 }  # fmt: skip
 

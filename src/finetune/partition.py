@@ -1,0 +1,112 @@
+"""ZeRO-3's partitions: a parameter of which each rank keeps a slice, and what it takes to see one whole.
+
+DeepSpeed marks such a parameter with `ds_id` and `ds_shape`; its own tensor is empty until it is gathered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from finetune.config import TrainConfig
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed as deepspeed  # engine.py takes it from here, where the line above has come first
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's own config of a run: of its engine, and of partitions made before there is an engine."""
+    return {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "zero_optimization": config.zero,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "gradient_clipping": config.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offload works with torch's AdamW too, and DeepSpeed's would be compiled first
+        "steps_per_print": None,
+    }
+
+
+def has_async_io() -> bool:
+    """Whether DeepSpeed's reads and writes of NVMe can be built here."""
+    return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    return hasattr(parameter, "ds_id")
+
+
+def shape(parameter: torch.Tensor) -> torch.Size:
+    """The whole parameter's, partitioned or not."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> Iterator[None]:
+    """Partitioned parameters are whole inside; others are left as they are. Every rank must enter.
+
+    Args:
+        modify: what rank 0 makes of them is what all ranks keep.
+    """
+    partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modify else None, enabled=bool(partitioned)):
+        yield
+
+
+def whole(named: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Copies on rank 0's CPU, gathered one at a time; elsewhere their shapes (meta tensors). Every rank must go through all."""
+    for name, tensor in named:
+        with gathered([tensor] if isinstance(tensor, torch.nn.Parameter) else []):
+            copy = tensor.detach().to("cpu" if is_main else "meta", copy=True)
+        yield name, copy
+
+
+class Partitioner:
+    """Makes partitioned parameters of whole tensors, with the run's DeepSpeed settings."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        # tensor_overrides: by default tensors made in the context change their dtype, torch.arange's positions too
+        self._context = deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), tensor_overrides=frozenset())
+
+    @contextmanager
+    def __call__(self) -> Iterator[Callable[[torch.Tensor], torch.nn.Parameter]]:
+        """Inside, call the result with rank 0's whole tensor, and on other ranks with any of its shape and dtype."""
+        with self._context:
+            yield lambda tensor: _Holder(tensor).parameter
+
+
+class _Holder(torch.nn.Module):
+    """zero.Init partitions what a module registers in its __init__, with rank 0's values."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.parameter = torch.nn.Parameter(tensor)
+
+
+@contextmanager
+def visible_to_peft(config: TrainConfig) -> Iterator[None]:
+    """PEFT gathers what it reads of the base (DoRA's norms, PiSSA's factors) only if transformers says that ZeRO-3 is on."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    alive = HfDeepSpeedConfig(deepspeed_config(config))  # transformers keeps a weak reference: it is on as long as this lives
+    yield
+    del alive
+
+
+def settle(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Bring what was not partitioned (an adapter, buffers) to the device and the adapter to `dtype`: DeepSpeed leaves both to
+    the caller where it meets a model that is partitioned already."""
+    for parameter in model.parameters():
+        if not is_partitioned(parameter):
+            parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else parameter.dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))

@@ -1,0 +1,61 @@
+"""A tokenizer with tokens of our own on top: what it spells, and which extension a base accepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.config import TokenizerConfig
+from data_prep.shards import Corpus
+from data_prep.stages import tokenise
+from finetune import base as base_models
+from tests.corpora import write_corpus
+from tests.models import write_base
+
+WORDS = ["skolegård", "máhttu"]
+
+
+def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -> None:
+    base = TokenizerConfig(vocab_size=400)
+    tokenise.make_tokenizer(base, ["Vi går til skolegården i Máhttovárri."] * 20, tmp_path / "base")
+    extended = TokenizerConfig(path=str(tmp_path / "base"), add_tokens=WORDS)
+    tokenizer, _ = tokenise.make_tokenizer(extended, [], tmp_path / "extended")
+    encoded = tokenizer.encode("Vi har en skolegård og máhttu.")
+    assert set(WORDS) <= set(encoded.tokens)
+    assert tokenizer.decode(encoded.ids) == "Vi har en skolegård og máhttu."
+    published = AutoTokenizer.from_pretrained(tmp_path / "extended")
+    assert published("Vi har en skolegård og máhttu.").input_ids == encoded.ids
+    assert published.decode(encoded.ids) == "Vi har en skolegård og máhttu."
+    assert [tokenizer.token_to_id(word) for word in WORDS] == [base_models.tokenizer_size(tmp_path / "base") + i for i in (0, 1)]
+
+
+def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    with pytest.raises(ValueError, match="'w7', which the tokenizer has already"):
+        tokenise.make_tokenizer(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
+    with pytest.raises(ValueError, match=r"give its folder as tokenizer\.path"):
+        TokenizerConfig(add_tokens=["ny"])
+
+
+@pytest.mark.parametrize("change", ["vocabulary", "normalizer", "taken_id"])
+def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Path, change: str) -> None:
+    base = base_models.resolve(str(write_base(tmp_path / "base")), tmp_path)
+    corpus = Corpus(write_corpus(tmp_path / "corpus", 20, 40, seed=0, added_tokens=3))
+    base_models.check_tokenizer(base, corpus, may_extend=True)
+    assert base_models.num_added_tokens(base, corpus.folder) == 3
+    with pytest.raises(ValueError, match="is not the one corpus"):
+        base_models.check_tokenizer(base, corpus)  # evaluation: the model has no rows for them
+    file = corpus.folder / "tokenizer" / "tokenizer.json"
+    body = json.loads(file.read_text())
+    if change == "vocabulary":
+        body["model"]["vocab"]["w0"], body["model"]["vocab"]["w1"] = 5, 4
+    elif change == "normalizer":
+        body["normalizer"] = {"type": "Lowercase"}
+    else:
+        body["added_tokens"][-1]["id"] = 17
+    file.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="is not the one corpus"):
+        base_models.check_tokenizer(base, corpus, may_extend=True)
