@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from data_prep.config import TokenizerConfig
+from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
 from data_prep.shards import Corpus
 from data_prep.stages import tokenise
 from finetune import base as base_models
@@ -18,11 +19,16 @@ from tests.models import write_base
 WORDS = ["skolegård", "máhttu"]
 
 
+def make(config: TokenizerConfig, texts: list[str], folder: Path) -> Tokenizer:
+    source = SourceConfig(reader="text", path="none", license="CC0-1.0")
+    tokenise.Tokeniser(CorpusConfig(name="none", sources={"none": source}, tokenizer=config), texts, folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -> None:
-    base = TokenizerConfig(vocab_size=400)
-    tokenise.make_tokenizer(base, ["Vi går til skolegården i Máhttovárri."] * 20, tmp_path / "base")
+    make(TokenizerConfig(vocab_size=400), ["Vi går til skolegården i Máhttovárri."] * 20, tmp_path / "base")
     extended = TokenizerConfig(path=str(tmp_path / "base"), add_tokens=WORDS)
-    tokenizer, _ = tokenise.make_tokenizer(extended, [], tmp_path / "extended")
+    tokenizer = make(extended, [], tmp_path / "extended")
     encoded = tokenizer.encode("Vi har en skolegård og máhttu.")
     assert set(WORDS) <= set(encoded.tokens)
     assert tokenizer.decode(encoded.ids) == "Vi har en skolegård og máhttu."
@@ -35,7 +41,7 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
 def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     with pytest.raises(ValueError, match="'w7', which the tokenizer has already"):
-        tokenise.make_tokenizer(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
+        make(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
     with pytest.raises(ValueError, match=r"give its folder as tokenizer\.path"):
         TokenizerConfig(add_tokens=["ny"])
 

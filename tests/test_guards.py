@@ -193,6 +193,8 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
         save_file(broken, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match="up_proj"):
             model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
+    save_file({**weights, "vision_tower.weight": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
 
 
 @pytest.mark.parametrize(

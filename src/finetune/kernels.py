@@ -121,9 +121,10 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         d_out = gradients[0].flatten(0, -2)
-        d_low = (d_out @ b).mul_(ctx.scaling)
+        # products with few columns are up to five times as fast the other way round
+        d_low = (b.T @ d_out.T).T.mul_(ctx.scaling)
         d_x = (d_out @ weight).addmm_(d_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_low.T @ rows, (d_out.T @ low).mul_(ctx.scaling), None
+        return d_x, None, None, d_low.T @ rows, (low.T @ d_out).T.mul(ctx.scaling), None
 
 
 # --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps) ---------------------------------------------------

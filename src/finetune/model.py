@@ -140,21 +140,26 @@ def _check_loaded(
     base: Base, own: Iterable[str], missing: Iterable[str], misshapen: Iterable[str], unexpected: Iterable[str]
 ) -> None:
     """Refuse what would be another model than the files'. `own`: the model's names. A tensor that it has no place for is left
-    out with a warning if it is of another kind (a vision tower), and refused if it is one more of a kind that it has (layer 31
-    of 30): then config.json is of another model."""
+    out with a warning if it is of a part that the model has none of (a vision tower), and refused if it is one more of a part
+    that it has (layer 31 of 30, a bias): then config.json is of another model."""
     if wrong := sorted({*missing, *misshapen}):
         raise ValueError(
             f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {wrong[0]}: they would be random: get it whole"
         )
-    kinds = {_DIGITS.sub("N", name) for name in own}
+    parts = {_part(name) for name in own}
     strange = sorted(unexpected)
-    if more := [name for name in strange if _DIGITS.sub("N", name) in kinds]:
+    if more := [name for name in strange if _part(name) in parts]:
         raise ValueError(
             f"{base.name} holds {len(more)} weights that its architecture has no place for, e.g. {more[0]}: "
             f"its config.json does not belong to its weights"
         )
     if strange:
         logger.warning("%s: %d weights are not of this architecture and left out, e.g. %s", base.name, len(strange), strange[0])
+
+
+def _part(name: str) -> str:
+    """The module that a tensor belongs to, whatever its number."""
+    return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
 def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:

@@ -113,6 +113,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     def config(base: str, corpus: str = "laws", **changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
+            "check_first_loss": False,
             "data": DataConfig(corpus=str(corpora[corpus]), sequence_length=128), "runs_dir": str(folder / "runs"),
             "model": ModelConfig(path=str(bases.get(base, base))), "cluster": ClusterConfig(ranks_per_node=2),
             "global_batch_size": 8, "micro_batch_size": 2, "max_steps": STEPS, "lr": 3e-3, "seed": 3,
