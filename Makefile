@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: run test fast format bench-peers clean
+.PHONY: run test fast slow format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -13,11 +13,15 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
 	$(BIN)/pytest -m "not distributed and not end_to_end"
+
+# what `test` leaves out: a model of gigabytes under a memory limit
+slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
