@@ -18,6 +18,7 @@ def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards; a base beside it."""
     folder = tmp_path_factory.mktemp("corpora")
     write_base(folder / "base")
+    write_base(folder / "wide", hidden_size=64, intermediate_size=128)  # bitsandbytes' 4-bit blocks hold 64 numbers of a row
     return write_corpus(folder / "laws", num_documents=120, longest=512, seed=1)
 
 

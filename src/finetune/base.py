@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ def check_inputs(config: TrainConfig) -> None:
     """
     corpus = open_corpus(config)
     corpus.verify()
+    if config.model.quantization and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
+        )
     if config.model.path is not None:
         check_tokenizer(resolve(config.model.path, config.runs_dir, config.model.revision), corpus, may_extend=True)
 

@@ -16,6 +16,8 @@ PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
 KERNELS = ("auto", "none", "torch", "liger")
+QUANTIZATIONS = ("nf4",)
+PREPENDING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
 ON_BAD_STEP = ("stop", "rewind")
 LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
 
@@ -39,6 +41,9 @@ class ModelConfig:
     attention: str = setting(
         "auto", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check"
     )
+    quantization: str | None = setting(
+        None, f"of the frozen base under an adapter: {', '.join(QUANTIZATIONS)} (QLoRA); unset: none"
+    )
     kernels: str = setting("auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own")
 
     def check(self) -> None:
@@ -50,6 +55,8 @@ class ModelConfig:
             raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
         _one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
         _one_of("model.kernels", self.kernels, KERNELS)
+        if self.quantization is not None:
+            _one_of("model.quantization", self.quantization, QUANTIZATIONS)
 
 
 @dataclass(kw_only=True)
@@ -175,6 +182,15 @@ class TrainConfig:
             raise ValueError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
         if self.adapter and "peft_type" not in self.adapter:
             raise ValueError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
+        if self.adapter.get("peft_type") in PREPENDING:
+            raise ValueError(
+                f"adapter.peft_type {self.adapter['peft_type']} puts virtual tokens before a row, which the documents packed in "
+                f"it cannot share: choose a method that changes layers, e.g. adapter=lora"
+            )
+        if self.model.quantization and (not self.adapter or self.zero["stage"] == 3):
+            raise ValueError(
+                "model.quantization is for a frozen base that each rank holds whole: choose an adapter, and zero=stage0 to stage2"
+            )
         if self.adapter and self.model.from_scratch:
             raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":

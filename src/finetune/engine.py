@@ -15,7 +15,7 @@ from finetune import model as models
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.model import PackedModel
-from finetune.partition import deepspeed, deepspeed_config, shape
+from finetune.partition import deepspeed, deepspeed_config, shape, show_dora_its_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Engine:
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
         )
+        if self._stage == 3:
+            show_dora_its_weights(model)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,

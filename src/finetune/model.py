@@ -59,7 +59,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         model = _from_scratch(config, tokenizer)
     else:
         base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-        model = load(base, DTYPES[config.precision], partition_for=config)
+        model = load(base, DTYPES[config.precision], partition_for=config, quantization=config.model.quantization)
         if base.adapters and config.adapter:
             _keep_merged(model, merged_base, is_main)
         added = base_models.num_added_tokens(base, config.data.corpus_folder)
@@ -102,22 +102,28 @@ def _check_zero(config: TrainConfig) -> None:
         raise ValueError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
 
 
-def load(base: Base, dtype: torch.dtype | str, device_map: str | None = None, partition_for: TrainConfig | None = None) -> Model:
+def load(
+    base: Base, dtype: torch.dtype | str, device_map: str | None = None, partition_for: TrainConfig | None = None,
+    quantization: str | None = None,
+) -> Model:  # fmt: skip
     """A base model from files, its adapters merged.
 
     Args:
         dtype: "auto" keeps that of the files.
         device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the CPU.
         partition_for: a run whose ranks load together: under ZeRO-3 each then holds its share only.
+        quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained or merged into.
 
     Raises:
         ValueError: a weight is missing, has another shape or belongs to no part of the model, so that part would be random.
     """
+    if quantization and base.adapters:
+        raise ValueError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
     model = None
     if partition_for is not None and partition_for.zero["stage"] == 3 and torch.distributed.is_initialized():
         model = _load_partitioned(base, partition_for)
     if model is None:
-        model = _load_whole(base, dtype, device_map)
+        model = _load_whole(base, dtype, device_map, quantization)
     model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
@@ -126,10 +132,17 @@ def load(base: Base, dtype: torch.dtype | str, device_map: str | None = None, pa
     return model
 
 
-def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None) -> Model:
+def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, quantization: str | None) -> Model:
+    settings: dict[str, Any] = {"device_map": device_map}
+    if quantization:
+        from transformers import BitsAndBytesConfig
+
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True}
+        settings = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)}
+        settings["device_map"] = {"": World().device}
     model, info = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=dtype, use_safetensors=True,
-        device_map=device_map, output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
+        base.folder, dtype=dtype, use_safetensors=True, **settings,
+        output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
     )  # fmt: skip
     misshapen = [key[0] for key in info["mismatched_keys"]]
     _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])

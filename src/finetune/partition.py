@@ -110,3 +110,13 @@ def settle(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
+
+
+def show_dora_its_weights(model: torch.nn.Module) -> None:
+    """PEFT's DoRA reads the weights of three modules beside it. ZeRO-3 gathers a module's own only, unless it is told of more."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_magnitude_vector")]
+    for layer in layers:
+        for name, dora in layer.lora_magnitude_vector.items():
+            for neighbour in (layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]):
+                for parameter in neighbour.parameters():
+                    deepspeed.zero.register_external_parameter(dora, parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -364,4 +365,6 @@ def _speed_limit(trained: torch.nn.Module, config: TrainConfig, world: World) ->
 
 
 def _num_elements(parameter: torch.nn.Parameter) -> int:
+    if (quantized := getattr(parameter, "quant_state", None)) is not None:
+        return int(math.prod(quantized.shape))  # two 4-bit numbers share a byte
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 a rank holds only its slice
