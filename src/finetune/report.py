@@ -71,6 +71,14 @@ def print_summary(run: RunFolder) -> None:
     speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
     out.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
     out.print(f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}")
+    if summary["mfu"] is not None:
+        limit = f"{summary['peak_flops_per_rank'] / 1e12:.2f} TFLOP/s a rank ({summary['peak_flops_origin']})"
+        out.print(f"  {summary['mfu']:.0%} of {limit}, peak memory of a rank {summary['peak_memory_bytes'] / 2**30:.2f} GiB")
+    total = summary["seconds"]["total"]
+    parts = sorted(((s, n) for n, s in summary["seconds"].items() if n != "total"), reverse=True)
+    out.print(
+        f"  {total:.0f} s: {', '.join(f'{name} {seconds / total:.0%}' for seconds, name in parts if seconds > total / 200)}"
+    )
     print_held_out(summary, config.data)
     result = os.path.relpath(summary["result"])
     out.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
