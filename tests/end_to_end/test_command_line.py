@@ -51,7 +51,7 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
         [sys.executable, "-c", script, str(folder / "runs" / "mlflow.db")], capture_output=True, text=True, check=True
     )
     stored = json.loads(done.stdout.splitlines()[-1])
-    assert stored.keys() == {base.id, lora.id}
+    assert {base.id, lora.id} <= stored.keys()
     for run, steps in ((base, 40), (lora, 30)):
         history, summary = stored[run.id]["history"], run.summary()
         assert summary is not None
