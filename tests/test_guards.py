@@ -129,6 +129,7 @@ def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path)
 METHODS = {
     "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
     "saved_modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "vera": {"peft_type": "VERA", "target_modules": ["q_proj", "v_proj"], "r": 8, "save_projection": False},
     "ia3": {"peft_type": "IA3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
 }  # fmt: skip
 
@@ -137,9 +138,18 @@ METHODS = {
 def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) -> None:
     settings = METHODS[method]
     trained = adapted(tmp_path / "base", settings if "peft_type" in settings else {**LORA, **settings})
-    state = moved(trained)
+    moved(trained)
+    state = dict(model.weights(trained, trainable_only=True))
     model.save(trained, state.items(), tmp_path / "adapter")
+    guards.check_saved(tmp_path / "adapter", state, None)
     guards.check_reloads(tmp_path / "adapter", trained, state)
+
+
+def test_an_adapter_that_peft_cannot_save_is_one_line(tmp_path: Path) -> None:
+    """VeRA shares projections between layers, and has no name for them that PEFT saves. A run tries this before its first step."""
+    trained = adapted(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
+    with pytest.raises(ValueError, match=r"cannot save this one: .*save_projection` to `False`"):
+        model.save(trained, model.weights(trained, trainable_only=True), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("fault", ["renamed", "altered", "other scaling"])

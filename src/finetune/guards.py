@@ -253,7 +253,10 @@ def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tenso
         for name, parameter in module.named_parameters(recurse=False):
             spread = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             setattr(module, name, torch.nn.Parameter(spread, requires_grad=False))
-    reloaded = PeftModel.from_pretrained(skeleton, str(folder), torch_device="cpu")
+    try:
+        reloaded = PeftModel.from_pretrained(skeleton, str(folder), torch_device="cpu")
+    except (ValueError, KeyError, RuntimeError) as fault:
+        raise GuardError(f"adapter: PEFT cannot load what it saved of this one: {' '.join(str(fault).split())[:300]}") from None
     parameters = dict(reloaded.named_parameters()) | dict(reloaded.named_buffers())
     for name, tensor in state.items():
         found = parameters.get(name)

@@ -430,7 +430,10 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
             # PEFT looks for tied matrices that it trains under both of their names
             everything |= {name: everything[first] for name, first in _aliases(model).items() if first in everything}
             # save_embedding_layers="auto" would ask the hub whether the vocabulary grew: no network in jobs.
-            model.save_pretrained(str(folder), state_dict=everything, safe_serialization=True, save_embedding_layers=False)
+            try:
+                model.save_pretrained(str(folder), state_dict=everything, safe_serialization=True, save_embedding_layers=False)
+            except (ValueError, KeyError) as fault:
+                raise ValueError(f"adapter: PEFT cannot save this one: {' '.join(str(fault).split())[:300]}") from None
         elif is_main:
             model.save_pretrained(str(folder), state_dict=everything)  # type: ignore[operator]
         return
@@ -457,7 +460,10 @@ def is_adapter(model: Model) -> bool:
 
 def is_of_adapter(model: Model, name: str) -> bool:
     """Whether PEFT put the parameter or buffer there: some methods keep what they do not train, such as VeRA's projections."""
-    return isinstance(model, PeftModel) and f".{model.base_model.prefix}" in name
+    if not isinstance(model, PeftModel):
+        return False
+    method = model.active_peft_config.peft_type.value.lower()
+    return f".{model.base_model.prefix}" in name or f".{method}_" in name
 
 
 def _from_scratch(config: TrainConfig, tokenizer: dict[str, Any]) -> Model:

@@ -6,8 +6,10 @@ import dataclasses
 import logging
 import math
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,7 +146,11 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
 
 
 def begin(run: Run) -> None:
-    """Before the first step of all: what the model knows already, and somewhere to rewind to."""
+    """Before the first step of all: that the adapter can be saved, what the model knows already, and somewhere to rewind to."""
+    if run.at_start is not None and run.world.is_main:
+        with tempfile.TemporaryDirectory() as folder:  # a method that PEFT cannot restore must not be found out at the end
+            model.save(run.engine.model, run.at_start.items(), Path(folder))
+            guards.check_reloads(Path(folder), run.engine.model, run.at_start)
     run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
     held_out = log_held_out(run, 0)
     if held_out and run.config.model.path and run.config.check_first_loss:
