@@ -146,7 +146,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
 
 
 def test_an_adapter_that_peft_cannot_save_is_one_line(tmp_path: Path) -> None:
-    """VeRA shares projections between layers, and has no name for them that PEFT saves. A run tries this before its first step."""
+    """VeRA shares projections between layers under a name that is lost. A run tries it before its first step."""
     trained = adapted(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"cannot save this one: .*save_projection` to `False`"):
         model.save(trained, model.weights(trained, trainable_only=True), tmp_path / "adapter")
