@@ -44,7 +44,7 @@ def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
         "data.corpus",
         "required",
         "stage0, stage1, stage2*, stage2_offload, stage3, stage3_nvme",
-        "lora*, none, rslora",
+        "lora*, none, qlora, rslora",
         "sample_base",
         "-m",
     ):
