@@ -99,7 +99,8 @@ def test_liger_changes_no_loss() -> None:
 @pytest.mark.parametrize("chunk", [VOCAB_SIZE, 4 * VOCAB_SIZE, 2**20])
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool) -> None:
-    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": chunk * 16})
+    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": chunk})
+    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
@@ -114,6 +115,7 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
 
 def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
+    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
     seen = []
     honest = torch.nn.functional.linear
 

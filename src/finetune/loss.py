@@ -16,6 +16,7 @@ from torch import Tensor, nn
 IGNORE = -100
 # logits of a chunk: small enough for a CPU's cache, large enough to fill a GPU
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+LEAST_ROWS = 256  # each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
 
 
 class TargetHead:
@@ -88,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        rows = max(16, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
+        rows = max(LEAST_ROWS, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
             target = labels[here, None]
