@@ -31,6 +31,7 @@ from finetune.weights import WeightFiles
 CPU = torch.device("cpu")
 Gathered = Callable[[Iterable[torch.nn.Parameter]], AbstractContextManager[None]]
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+FIRST_LOSS_SHARE = 0.9
 logger = logging.getLogger(__name__)
 
 
@@ -129,9 +130,9 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
         GuardError: they differ either way.
     """
     ids, positions = _probe(vocab_size, device)
-    where, targets = torch.arange(0, 47, device=device), ids[0, 1:48]
+    where, targets = torch.arange(48, device=device), ids[0].roll(-1)  # all rows, so that both products round alike in bf16
     with torch.no_grad():
-        whole = torch.nn.functional.cross_entropy(packed.logits(ids, positions)[0, :47].float(), targets, reduction="none")
+        whole = torch.nn.functional.cross_entropy(packed.logits(ids, positions)[0].float(), targets, reduction="none")
         for chunked in (True, False) if packed.head.chunked else (False,):
             packed.head.chunked = chunked
             _, losses = packed.losses(ids, positions, where, targets)
@@ -144,7 +145,8 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
     """A base that was really loaded predicts clearly better than chance, which is ln(vocabulary) nats a token.
 
-    Calibrated on real weights: see benchmarks/RESULTS.md. Random weights start at ln(vocabulary) or above it.
+    Random weights start at ln(vocabulary) or above it. Gemma 3 270M scored 0.21 to 0.47 of it on nine kinds of Norwegian and
+    English text, and 0.66 to 0.78 on the same tokens in random order.
     """
     chance = math.log(vocab_size)
     if not loss < FIRST_LOSS_SHARE * chance:
@@ -152,9 +154,6 @@ def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
             f"the first loss of {name} is {loss:.2f} nats a token, guessing among {vocab_size} tokens gives {chance:.2f}: its "
             f"weights look random, or the text is nothing like what it knows; if that is meant, set check_first_loss=false"
         )
-
-
-FIRST_LOSS_SHARE = 0.9
 
 
 def _probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -121,11 +121,13 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
     trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
+    watchdog.beat()  # loading a large base takes long
     in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
     engine.eval()
     if compared := model.files_to_compare(trained, config):
         guards.check_weights(*compared, gathered, world)
+    watchdog.beat()
     vocab_size = corpus.manifest.tokenizer["vocab_size"]
     attention = guards.choose_attention(engine.packed, config.model.attention, vocab_size, world.device)
     guards.check_target_losses(engine.packed, vocab_size, world.device)
