@@ -59,6 +59,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
         ([MODEL, FULL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0 stage1 stage2"]),
         ([MODEL, FULL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
+        ([MODEL, FULL, "corpus=mine", "zero=stage3_nvme"], ["say where with zero.offload_optimizer.nvme_path="]),
         ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
         ([MODEL, FULL, "corpus=mine", "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
         ([MODEL, FULL, "corpus=mine", "model.attention=flash"], ["model.attention is 'flash'", "documents"]),

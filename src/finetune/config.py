@@ -177,6 +177,10 @@ class TrainConfig:
         _one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
         if self.zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+        for key in ("offload_optimizer", "offload_param"):
+            offload = self.zero.get(key) or {}
+            if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+                raise ValueError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
         if self.zero["stage"] == 0 and self.precision == "bf16":
             # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
             raise ValueError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")

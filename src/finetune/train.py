@@ -155,8 +155,6 @@ def begin(run: Run) -> None:
             guards.check_reloads(Path(folder), run.engine.model, run.at_start)
     run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
     held_out = log_held_out(run, 0)
-    if held_out and run.config.model.path and run.config.check_first_loss:
-        guards.check_first_loss(held_out.loss, run.corpus.tokenizer["vocab_size"], run.config.model.path)
     if run.config.on_bad_step == "rewind":
         save_checkpoint(run, 0, held_out)
 
@@ -172,6 +170,8 @@ def run_steps(run: Run, step: int) -> Progress:
         result = train_step(run, data, lr)
         run.watchdog.beat()
         guards.check_targets(result.targets, data.num_targets, step + 1)
+        if step == 0 and config.model.path and config.check_first_loss:
+            guards.check_first_loss(result.loss, run.corpus.tokenizer["vocab_size"], config.model.path)
         if fault := check.fault(result.loss, result.grad_norm):
             step = rewind(run, step, fault)
             continue

@@ -66,7 +66,6 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 REFUSED = {
     "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
     "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
-    "stage3_nvme": "say where with zero.offload_optimizer.nvme_path=",
 }
 MOE = {"model_type": "qwen3_moe", "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 BF16 = {f"bf16-{files}-zero{stage}": (files, ZERO[stage]) for files in ("base", "half") for stage in (1, 2, 3)}
