@@ -113,8 +113,8 @@ tokenising, evaluation and saving left out; {options["rounds"]} rounds of all sy
 {limit / 1e9:.0f} GFLOP/s, the best that torch.mm sustained over this model's shapes (by round:
 {", ".join(f"{x / 1e9:.0f}" for x in facts["matmul_limits"])}); {flop / 1e6:.1f} MFLOP a token.
 Documents isolated: whether other tokens in a row's first document leave the next one's logits alone, tried on the last batch.
-finetune runs with its MLflow tracking on, the peers with none. What a system does with documents
-of more than 512 tokens (cut off, cut into pieces, left out) is its own default."""
+finetune runs with its MLflow tracking on, the peers with none; it tells glibc's allocator to keep freed memory.
+What a system does with documents of more than 512 tokens (cut off, cut into pieces, left out) is its own default."""
     return f"{body}\n\n{versions}"
 
 

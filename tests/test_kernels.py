@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import guards, kernels
+from finetune import guards, kernels, loss
 from finetune.attention import DOCUMENTS
 from finetune.model import PackedModel
 from tests.corpora import VOCAB_SIZE
@@ -76,8 +76,12 @@ def test_kernels_change_no_loss_and_no_gradient(architecture: str, adapter: dict
 
 
 def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
-    assert kernels.install(causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False) == "none"
-    assert "LoRA" not in kernels.install(with_adapter(causal_model()), "torch", CPU, partitioned=True)
+    of_gemma = kernels.install(causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False)
+    assert "RMSNorm" not in of_gemma
+    assert "SwiGLU" not in of_gemma
+    partitioned = kernels.install(with_adapter(causal_model()), "torch", CPU, partitioned=True)
+    assert "LoRA" not in partitioned
+    assert "linear" not in partitioned
     assert kernels.install(causal_model(), "none", CPU, partitioned=False) == "none"
     with pytest.raises(ValueError, match="liger"):
         kernels.install(causal_model(), "liger", CPU, partitioned=False)
@@ -117,7 +121,7 @@ def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
     monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
     seen = []
-    honest = torch.nn.functional.linear
+    honest = loss.linear
 
     def watched(*arguments: torch.Tensor) -> torch.Tensor:
         out = honest(*arguments)
@@ -126,7 +130,7 @@ def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     packed = PackedModel(causal_model())
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(loss, "linear", watched)
     packed.losses(*batch())[0].backward()
     assert sum(seen) == len(batch()[2]), "positions without a target went through the head"
     assert max(seen) <= 16

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.linear import by_onednn, linear
+
 IGNORE = -100
 # logits of a chunk: small enough for a CPU's cache, large enough to fill a GPU
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
@@ -89,11 +91,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        transposed = weight.T.contiguous() if by_onednn(hidden) and wants_hidden else weight.T
         rows = max(LEAST_ROWS, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
             target = labels[here, None]
-            logits = nn.functional.linear(hidden[here], weight, bias).float()
+            logits = linear(hidden[here], weight, bias).float()
             top = logits.amax(-1, keepdim=True)
             at_target = logits.gather(1, target)
             exponentials = logits.sub_(top).exp_()
@@ -107,7 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(hidden.dtype)
             if d_hidden is not None:
-                torch.mm(d_logits, weight, out=d_hidden[here])
+                d_hidden[here] = linear(d_logits, transposed)
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[here]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)

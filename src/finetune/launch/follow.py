@@ -37,9 +37,12 @@ def follow(run: RunFolder, job: Any) -> None:
     )  # fmt: skip
     controller = psutil.Process(int(job.job_id))
     watch = _RankWatch(controller, len(job._sub_jobs) or 1)
-    synced = time.monotonic()
     with bar, _ctrl_c(run, controller, console):
         task = bar.add_task("starting", total=None, status="")
+        _sync(
+            run, console
+        )  # while the job starts: the run is in MLflow at once, and its import takes no time from the first steps
+        synced = time.monotonic()
         while not job.done():
             time.sleep(POLL_SECONDS)
             watch.end_orphans()
