@@ -15,11 +15,11 @@ import torch
 from data_prep.shards import Corpus
 from finetune import base as base_models
 from finetune import guards
-from finetune import model as models
 from finetune.config import DataConfig
 from finetune.data import PackedData
 from finetune.distributed import World
 from finetune.model import PackedModel
+from finetune.pretrained import load_for_evaluation
 
 
 @dataclass(kw_only=True)
@@ -98,7 +98,7 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     base = base_models.resolve(path, runs_dir)
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
-    packed = PackedModel(models.load_for_evaluation(base))
+    packed = PackedModel(load_for_evaluation(base))
     guards.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
     guards.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
     with tempfile.TemporaryDirectory() as plan:

@@ -1,41 +1,28 @@
-"""The model a run trains: the base, from files or from scratch, and PEFT's adapter on it. Also how it is saved and loaded."""
+"""The model a run trains: the base and PEFT's adapter on it, the one way it is called, and how it is saved."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from peft import PeftModel, get_peft_config, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import logging as transformers_logging
 
 from finetune import base as base_models
 from finetune import weights as weight_files
 from finetune.attention import ONE_ROW
-from finetune.base import Base
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.loss import TargetHead
-from finetune.weights import WeightFiles
+from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, tensors
 
-transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
 logger = logging.getLogger(__name__)
-
-Model = torch.nn.Module
-_DIGITS = re.compile(r"\d+")
-_IN_ADAPTER = re.compile(r"\.(base_layer|original_module)\.")  # what PEFT puts into the names of the base's parameters
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_main: bool) -> Model:
@@ -74,7 +61,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         model = _with_adapter(model, config)
         if added:
             _check_added_tokens_are_trained(model, added)
-    if _is_partitioned(model):
+    if is_partitioned(model):
         from finetune import partition
 
         partition.settle(model, DTYPES[config.precision], World().device)
@@ -98,215 +85,6 @@ def _check_zero(config: TrainConfig) -> None:
         raise ValueError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
 
 
-def load(
-    base: Base, dtype: torch.dtype | str, device_map: str | None = None, partition_for: TrainConfig | None = None,
-    quantization: str | None = None,
-) -> Model:  # fmt: skip
-    """A base model from files, its adapters merged.
-
-    Args:
-        dtype: "auto" keeps that of the files.
-        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the CPU.
-        partition_for: a run whose ranks load together: under ZeRO-3 each then holds its share only.
-        quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained or merged into.
-
-    Raises:
-        ValueError: a weight is missing, has another shape or belongs to no part of the model, so that part would be random.
-    """
-    if quantization and base.adapters:
-        raise ValueError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
-    model = None
-    if partition_for is not None and partition_for.zero["stage"] == 3 and torch.distributed.is_initialized():
-        model = _load_partitioned(base, partition_for)
-    if model is None:
-        model = _load_whole(base, dtype, device_map, quantization)
-    model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
-    for adapter in base.adapters:
-        logger.info("merging adapter %s into the base", adapter)
-        model = _merge(model, adapter, partition_for).requires_grad_(True)  # PEFT froze it, and leaves it frozen
-    model.train()
-    return model
-
-
-def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, quantization: str | None) -> Model:
-    settings: dict[str, Any] = {"device_map": device_map}
-    if quantization:
-        from transformers import BitsAndBytesConfig
-
-        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True}
-        settings = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)}
-        settings["device_map"] = {"": World().device}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=dtype, use_safetensors=True, **settings,
-        output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
-    )  # fmt: skip
-    misshapen = [key[0] for key in info["mismatched_keys"]]
-    _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])
-    return model  # type: ignore[no-any-return]
-
-
-def _check_loaded(
-    base: Base, own: Iterable[str], missing: Iterable[str], misshapen: Iterable[str], unexpected: Iterable[str]
-) -> None:
-    """Refuse what would be another model than the files'. `own`: the model's names. A tensor that it has no place for is left
-    out with a warning if it is of a part that the model has none of (a vision tower), and refused if it is one more of a part
-    that it has (layer 31 of 30, a bias): then config.json is of another model."""
-    if wrong := sorted({*missing, *misshapen}):
-        raise ValueError(
-            f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {wrong[0]}: they would be random: get it whole"
-        )
-    parts = {_part(name) for name in own}
-    strange = sorted(unexpected)
-    if more := [name for name in strange if _part(name) in parts]:
-        raise ValueError(
-            f"{base.name} holds {len(more)} weights that its architecture has no place for, e.g. {more[0]}: "
-            f"its config.json does not belong to its weights"
-        )
-    if strange:
-        logger.warning("%s: %d weights are not of this architecture and left out, e.g. %s", base.name, len(strange), strange[0])
-
-
-def _part(name: str) -> str:
-    """The module that a tensor belongs to, whatever its number."""
-    return _DIGITS.sub("N", name.rpartition(".")[0])
-
-
-def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
-    """The base with each parameter read by rank 0 and cut into the ranks' slices before the next is read.
-
-    transformers' own way under ZeRO-3 holds the whole model on rank 0, and with other versions left weights random
-    (transformers #43257, #45313). Every parameter must come from the files, in its shape.
-
-    Returns:
-        None if the files' tensors are not the model's parameters as they are (transformers converts some architectures).
-    """
-    from finetune import partition
-
-    world, device = World(), World().device
-    model = _skeleton(base, DTYPES[config.precision])
-    files = WeightFiles(base.folder)  # every rank reads the headers, so that all of them raise what is wrong with them
-    if needs_conversion(model, files):
-        logger.warning("%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up", base.name)
-        return None
-    wanted = _tensors(model)
-    aliases = {name: first for name, first in _aliases(model).items() if first not in files.shapes}  # a file may have either
-    ignored = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ["$^"]))
-    _check_loaded(
-        base,
-        wanted,
-        missing=wanted.keys() - files.shapes.keys() - {aliases[name] for name in files.shapes.keys() & aliases.keys()},
-        misshapen=[name for name, tensor in wanted.items() if files.shapes.get(name, tensor.shape) != tensor.shape],
-        unexpected=[n for n in files.shapes.keys() - wanted.keys() - _aliases(model).keys() if not ignored.search(n)],
-    )
-    with partition.Partitioner(config)() as partitioned:
-        for name, tensor in files if world.is_main else dict.fromkeys(files.shapes).items():
-            if (place := aliases.get(name, name)) not in wanted:
-                continue
-            target = wanted[place]
-            if tensor is None:
-                tensor = torch.empty(target.shape, dtype=target.dtype, device=device)
-            whole = tensor.to(device, target.dtype)
-            if isinstance(target, torch.nn.Parameter):
-                _replace(model, target, partitioned(whole))
-            else:
-                torch.distributed.broadcast(whole, 0)
-                target.copy_(whole)
-    return model
-
-
-def _skeleton(base: Base, dtype: torch.dtype) -> Model:
-    """The model without memory for its parameters; its buffers are computed as always."""
-    from accelerate import init_empty_weights
-
-    architecture = AutoConfig.from_pretrained(base.folder)
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
-    model.tie_weights()  # moving parameters to no device took them apart
-    if (base.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(base.folder)
-    return model  # type: ignore[no-any-return]
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what malloc gave for them
-    stays address space of this process: a quarter of the model was measured."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
-
-
-def _tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Parameters and the buffers that are saved, each once, by the first of its names."""
-    buffers = dict(model.named_buffers())
-    return {**dict(model.named_parameters()), **{name: buffers[name] for name in model.state_dict() if name in buffers}}
-
-
-def _aliases(model: Model) -> dict[str, str]:
-    """Further names of tied parameters -> their first name."""
-    first: dict[int, str] = {}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in every if first.setdefault(id(p), name) != name}
-
-
-def _replace(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-    """Put a parameter into every place where another was: tied ones have several."""
-    new.requires_grad_(old.requires_grad)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is old:
-                module._parameters[name] = new
-
-
-def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
-    """Whether transformers renames, merges or splits any of these tensors before they are this model's parameters."""
-    if getattr(model.config, "quantization_config", None) is not None or any(b.is_meta for b in model.buffers()):
-        return True
-    transforms = get_model_conversion_mapping(model)
-    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    own = dict.fromkeys(names or model.state_dict(), True)
-    prefix = model.base_model_prefix
-    return any(rename_source_key(name, renamings, converters, prefix, own) != (name, None) for name in files.shapes)
-
-
-def files_to_compare(model: Model, config: TrainConfig) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """The files of a run's base and, by their names in them, the parameters that must hold the same numbers now.
-
-    Returns:
-        None where there is nothing to compare with: from scratch, earlier adapters merged, or weights that were converted.
-    """
-    if config.model.path is None:
-        return None
-    base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    files = WeightFiles(base.folder)
-    named = {_IN_ADAPTER.sub(".", name): p for name, p in plain.named_parameters(remove_duplicate=False)}
-    if base.adapters or needs_conversion(plain, files, named):
-        logger.warning("the weights of %s were merged or converted: they cannot be compared with its files", base.name)
-        return None
-    return files, {name: named[name] for name in files.shapes if name in named}
-
-
-def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Model:
-    """The model with an adapter's weights in its own. An adapter trained with added tokens brings its tokenizer: the base gets
-    the rows that it had then."""
-    if (adapter / "tokenizer.json").is_file():
-        enlarge(model, base_models.tokenizer_size(adapter), partition_for)
-    if not _is_partitioned(model):
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[no-any-return]
-    from finetune import partition
-
-    assert partition_for is not None
-    with partition.visible_to_peft(partition_for):
-        adapted = PeftModel.from_pretrained(model, str(adapter))
-    partition.settle(adapted, DTYPES[partition_for.precision], World().device)
-    for module in adapted.modules():
-        if isinstance(module, BaseTunerLayer):
-            with partition.gathered(module.get_base_layer().parameters(), modify=True):
-                module.merge()
-    return adapted.unload()  # type: ignore[no-any-return]
-
-
 def _keep_merged(model: Model, folder: Path, is_main: bool) -> None:
     """Save a base with adapters merged into it, once, and let it be known by that folder."""
     if not World().from_main(folder.exists()):
@@ -315,49 +93,6 @@ def _keep_merged(model: Model, folder: Path, is_main: bool) -> None:
         if is_main:
             temporary.rename(folder)
     model.name_or_path = str(folder)  # type: ignore[assignment]
-
-
-def enlarge(model: Model, rows: int, partition_for: TrainConfig | None) -> None:
-    """Give the embeddings and the head at least `rows` rows. New ones are the mean of the old ones: their logits then stay
-    inside those that the model gives already (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models)."""
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    if embeddings.num_embeddings >= rows:
-        return
-    logger.info("enlarging the vocabulary from %d to %d rows", embeddings.num_embeddings, rows)
-    owners = [embeddings] if head is None else [embeddings, head]
-    for parameter in dict.fromkeys(p for owner in owners for p in owner.parameters()):
-        if not _is_partitioned(model):
-            _replace(model, parameter, torch.nn.Parameter(_with_mean_rows(parameter.detach(), rows)))
-            continue
-        from finetune import partition
-
-        assert partition_for is not None
-        with partition.gathered([parameter]):
-            whole = _with_mean_rows(parameter.detach(), rows)
-        with partition.Partitioner(partition_for)() as partitioned:
-            _replace(model, parameter, partitioned(whole))
-    embeddings.num_embeddings = rows
-    if head is not None:
-        head.out_features = rows
-    model.config.get_text_config().vocab_size = rows  # type: ignore[union-attr, operator]
-    if hasattr(model, "vocab_size"):
-        model.vocab_size = rows  # type: ignore[assignment]
-
-
-def _with_mean_rows(old: torch.Tensor, rows: int) -> torch.Tensor:
-    """[n, …] -> [rows, …]; the mean is summed in float64 in pieces, so that it is the same on every device and thread count."""
-    total = torch.zeros(old.shape[1:], dtype=torch.float64)
-    for piece in torch.split(old.cpu(), 4096):
-        total += piece.double().sum(0)
-    mean = (total / len(old)).to(old)
-    return torch.cat([old, mean.expand(rows - len(old), *old.shape[1:])])
-
-
-def load_for_evaluation(base: Base) -> Model:
-    """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at hand."""
-    model = load(base, "auto", device_map="auto")
-    model.eval()
-    return model
 
 
 class PackedModel:
@@ -408,10 +143,8 @@ def weights(model: Model, trainable_only: bool = False) -> Iterator[tuple[str, t
     must go through all of them: under ZeRO-3 each is gathered, and naive saving writes empty tensors."""
     from finetune import partition
 
-    tensors = _tensors(model).items()
-    return partition.whole(
-        ((n, t) for n, t in tensors if not trainable_only or t.requires_grad or is_of_adapter(model, n)), World().is_main
-    )
+    wanted = ((n, t) for n, t in tensors(model).items() if not trainable_only or t.requires_grad or is_of_adapter(model, n))
+    return partition.whole(wanted, World().is_main)
 
 
 def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, is_main: bool = True) -> None:
@@ -424,7 +157,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
         everything = dict(state)  # an adapter is small; tensors that transformers converts back it must have together
         if is_main and isinstance(model, PeftModel):
             # PEFT looks for tied matrices that it trains under both of their names
-            everything |= {name: everything[first] for name, first in _aliases(model).items() if first in everything}
+            everything |= {name: everything[first] for name, first in aliases(model).items() if first in everything}
             # save_embedding_layers="auto" would ask the hub whether the vocabulary grew: no network in jobs.
             try:
                 model.save_pretrained(str(folder), state_dict=everything, safe_serialization=True, save_embedding_layers=False)
@@ -434,12 +167,12 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
             model.save_pretrained(str(folder), state_dict=everything)  # type: ignore[operator]
         return
     skipped = set(getattr(model, "_keys_to_ignore_on_save", None) or [])
-    tensors = ((name, tensor) for name, tensor in state if name not in skipped)
+    saved = ((name, tensor) for name, tensor in state if name not in skipped)
     if not is_main:
-        for _ in tensors:
+        for _ in saved:
             pass
         return
-    weight_files.write(folder, tensors)
+    weight_files.write(folder, saved)
     model.config.dtype = next(model.parameters()).dtype
     model.config.architectures = [type(model).__name__]  # type: ignore[union-attr]
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -492,7 +225,7 @@ def _check_sizes(model: Model, config: TrainConfig, vocab_size: int) -> None:
 
 def _with_adapter(model: Model, config: TrainConfig) -> Model:
     visible = contextlib.nullcontext()
-    if _is_partitioned(model):
+    if is_partitioned(model):
         from finetune import partition
 
         visible = partition.visible_to_peft(config)  # type: ignore[assignment]
@@ -520,7 +253,3 @@ def _check_added_tokens_are_trained(model: Model, added: int) -> None:
         f"the corpus' tokenizer adds {added} tokens to the base's, and the adapter neither trains nor saves their rows in "
         f"{', '.join(frozen)}: add +adapter.modules_to_save={remedy}"
     )
-
-
-def _is_partitioned(model: Model) -> bool:
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

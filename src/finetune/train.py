@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import base, guards, kernels, metrics, model
+from finetune import base, guards, kernels, metrics, model, pretrained
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
@@ -125,7 +125,7 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
     in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
     engine.eval()
-    if compared := model.files_to_compare(trained, config):
+    if compared := pretrained.files_to_compare(trained, config):
         guards.check_weights(*compared, gathered, world)
     watchdog.beat()
     vocab_size = corpus.manifest.tokenizer["vocab_size"]
@@ -364,7 +364,7 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
 def _speed_limit(trained: torch.nn.Module, config: TrainConfig, world: World) -> tuple[metrics.Peak, float | None]:
     """The device's peak, and the FLOPs of a token (None where no formula holds)."""
     world.barrier()  # ranks that share a CPU measure together
-    peak = metrics.peak_of(world.device, model.DTYPES[config.precision])
+    peak = metrics.peak_of(world.device, pretrained.DTYPES[config.precision])
     try:
         return peak, metrics.flops_per_token(trained)
     except ValueError as fault:

@@ -49,18 +49,16 @@ def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainCo
     return TrainConfig(**{**settings, **changes})
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {}, "lora": {"adapter": LORA}, "dora": {"adapter": {**LORA, "use_dora": True}}, "qlora": {"adapter": LORA},
+}  # fmt: skip
+# bitsandbytes' packed numbers cannot be partitioned: QLoRA ends at stage 2
+MATRIX = [(kind, stage) for kind in METHODS for stage in range(4) if (kind, stage) != ("qlora", 3)]
 CASES: dict[str, dict[str, Any]] = {
-    **{f"full-zero{stage}": {"zero": ZERO[stage]} for stage in range(4)},
-    **{f"lora-zero{stage}": {"zero": ZERO[stage], "adapter": LORA} for stage in range(4)},
-    **{f"dora-zero{stage}": {"zero": ZERO[stage], "adapter": {**LORA, "use_dora": True}} for stage in range(4)},
-    **{f"qlora-zero{stage}": {"zero": ZERO[stage], "adapter": LORA} for stage in range(3)},
+    **{f"{kind}-zero{stage}": {"zero": ZERO[stage], **METHODS[kind]} for kind, stage in MATRIX},
     "micro4": {"micro_batch_size": 4},
 }
 FAULTY = {"mean_of_means": {}, "positions_not_reset": {}}
-ONE_RANK: dict[str, dict[str, Any]] = {
-    "full-one-rank": {}, "lora-one-rank": {"adapter": LORA, "zero": ZERO[3]},
-    "dora-one-rank": {"adapter": {**LORA, "use_dora": True}, "zero": ZERO[3]}, "qlora-one-rank": {"adapter": LORA},
-}  # fmt: skip
 
 
 def make_run(folder: Path, name: str, config: TrainConfig) -> dict[str, str]:
@@ -76,10 +74,11 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("laws")
     two = [make_run(folder, name, law_config(law_corpus, name.startswith("qlora"), **changes)) for name, changes in CASES.items()]
     two += [{**make_run(folder, name, law_config(law_corpus)), "fault": name} for name in FAULTY]
-    one_rank = ClusterConfig(ranks_per_node=1)
+    alone = ClusterConfig(ranks_per_node=1)
     one = [
-        make_run(folder, name, law_config(law_corpus, name.startswith("qlora"), cluster=one_rank, **changes))
-        for name, changes in ONE_RANK.items()
+        make_run(folder, f"{name}-alone", law_config(law_corpus, name.startswith("qlora"), cluster=alone, **changes))
+        for name, changes in CASES.items()
+        if name != "micro4"
     ]
     worker.join(folder / "two", worker.start(folder / "two", two, 2))
     worker.join(folder / "one", worker.start(folder / "one", one, 1))
@@ -136,23 +135,15 @@ def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path)
     assert losses(runs["full-zero2"])[-1] < losses(runs["full-zero2"])[0] - 0.2, "nothing was learned"
 
 
-@pytest.mark.parametrize(
-    ("kind", "stage"),
-    [(kind, stage) for kind in ("full", "lora", "dora", "qlora") for stage in (1, 2, 3) if (kind, stage) != ("qlora", 3)],
-)
-def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
+@pytest.mark.parametrize("ranks", ["", "-alone"])
+@pytest.mark.parametrize(("kind", "stage"), MATRIX)
+def test_zero_stages_and_ranks_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int, ranks: str) -> None:
     tolerance = QLORA_WEIGHT_TOLERANCE if kind == "qlora" else WEIGHT_TOLERANCE
-    assert_same(runs[f"{kind}-zero{stage}"], runs[f"{kind}-zero0"], tolerance=tolerance)
+    assert_same(runs[f"{kind}-zero{stage}{ranks}"], runs[f"{kind}-zero2"], tolerance=tolerance)
 
 
 def test_micro_batches_of_4_are_4_of_1(runs: dict[str, RunFolder]) -> None:
     assert_same(runs["micro4"], runs["full-zero2"])
-
-
-@pytest.mark.parametrize("kind", ["full", "lora", "dora", "qlora"])
-def test_two_ranks_are_one_rank(runs: dict[str, RunFolder], kind: str) -> None:
-    tolerance = QLORA_WEIGHT_TOLERANCE if kind == "qlora" else WEIGHT_TOLERANCE
-    assert_same(runs[f"{kind}-one-rank"], runs[f"{kind}-zero2"], tolerance=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -173,26 +164,30 @@ def test_the_laws_notice_a_planted_fault(runs: dict[str, RunFolder], fault: str)
     assert weight > 20 * WEIGHT_TOLERANCE
 
 
-def test_validation_loss_is_that_of_the_saved_model(runs: dict[str, RunFolder], law_corpus: Path) -> None:
-    """Recomputed from the files, document by document, without packing."""
+@pytest.mark.parametrize("ranks", ["", "-alone"])
+@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for kind, stage in MATRIX if kind != "qlora"])
+def test_validation_loss_is_that_of_the_saved_model(
+    runs: dict[str, RunFolder], law_corpus: Path, kind: str, stage: int, ranks: str
+) -> None:
+    """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the base's own numbers,
+    which are not those of 4 bits.)"""
     from data_prep.shards import Corpus
-    from finetune import base, model
+    from finetune import base, pretrained
 
-    for name in ("full-zero3", "lora-zero0"):
-        run = runs[name]
-        summary = run.summary()
-        assert summary is not None
-        trained = model.load_for_evaluation(base.resolve(f"run:{run.id}", run.path.parent))
-        loss_sum, targets = 0.0, 0
-        for document in Corpus(law_corpus).split("validation")["input_ids"]:
-            for start in range(0, len(document) - 1, 127):
-                ids = torch.tensor([document[start : start + 128]])
-                with torch.no_grad():
-                    out = trained(input_ids=ids).logits[0, :-1]
-                loss_sum += float(torch.nn.functional.cross_entropy(out, ids[0, 1:], reduction="sum"))
-                targets += ids.shape[1] - 1
-        assert summary["after"]["tokens"] == targets
-        assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
+    run = runs[f"{kind}-zero{stage}{ranks}"]
+    summary = run.summary()
+    assert summary is not None
+    trained = pretrained.load_for_evaluation(base.resolve(f"run:{run.id}", run.path.parent))
+    loss_sum, targets = 0.0, 0
+    for document in Corpus(law_corpus).split("validation")["input_ids"]:
+        for start in range(0, len(document) - 1, 127):
+            ids = torch.tensor([document[start : start + 128]])
+            with torch.no_grad():
+                out = trained(input_ids=ids).logits[0, :-1]
+            loss_sum += float(torch.nn.functional.cross_entropy(out, ids[0, 1:], reduction="sum"))
+            targets += ids.shape[1] - 1
+    assert summary["after"]["tokens"] == targets
+    assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
 
 
 LONG = 60

@@ -236,7 +236,7 @@ def rank_1_hangs() -> Any:
 
 def loaded_whole() -> Any:
     """ZeRO-3 without the partitioned load: every rank reads the whole base first."""
-    import finetune.model as module
+    import finetune.pretrained as module
 
     honest = module._load_partitioned
     module._load_partitioned = lambda base, config: None
