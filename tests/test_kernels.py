@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import guards, kernels, loss
+from finetune import guards, kernels, linear, loss
 from finetune.attention import DOCUMENTS
 from finetune.model import PackedModel
 from tests.corpora import VOCAB_SIZE
@@ -61,13 +61,20 @@ def assert_same_training(model: torch.nn.Module, changed: torch.nn.Module) -> No
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "mistral"])
 @pytest.mark.parametrize("adapter", [None, {}, {"use_dora": True}, {"lora_dropout": 0.1}])
-def test_kernels_change_no_loss_and_no_gradient(architecture: str, adapter: dict[str, object] | None) -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_kernels_change_no_loss_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, adapter: dict[str, object] | None, onednn: bool
+) -> None:
+    if onednn and not linear._HAS_ONEDNN:
+        pytest.skip("no oneDNN here")
+    monkeypatch.setattr(linear, "_HAS_ONEDNN", onednn)
     model = causal_model(model_type=architecture)
     if adapter is not None:
         model = with_adapter(model, **adapter)
     changed = copy.deepcopy(model)
     installed = kernels.install(changed, "torch", CPU, partitioned=False)
     assert ("LoRA" in installed) == (adapter == {})
+    assert ("linear" in installed) == onednn
     assert "SwiGLU" in installed
     assert ("RMSNorm" in installed) == (architecture != "olmo2")  # its code differs: it keeps its own
     if adapter and "lora_dropout" in adapter:

@@ -69,7 +69,7 @@ def _install_liger(model: nn.Module) -> list[str]:
 
 
 def _replace(module: nn.Module, elementwise: bool, device: torch.device, partitioned: bool) -> str | None:
-    if type(module) is nn.Linear and device.type == "cpu" and not partitioned:
+    if type(module) is nn.Linear and device.type == "cpu" and by_onednn(module.weight) and not partitioned:
         module.forward = MethodType(_linear_forward, module)  # type: ignore[method-assign]
         return "linear"
     if isinstance(module, LoraLinear):
@@ -127,7 +127,8 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         d_out = gradients[0].flatten(0, -2)
-        d_low = (d_out @ b).mul_(ctx.scaling)
+        # products with few columns are up to five times as fast the other way round
+        d_low = (b.T @ d_out.T).T.mul_(ctx.scaling)
         d_x = (d_out @ weight).addmm_(d_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return d_x, None, None, d_low.T @ rows, (low.T @ d_out).T.mul(ctx.scaling), None
 
@@ -159,7 +160,7 @@ class _MergedLora(torch.autograd.Function):
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if not by_onednn(x) or x.dtype != self.weight.dtype:
+    if x.dtype != self.weight.dtype:  # torch's own words for it
         return nn.functional.linear(x, self.weight, self.bias)
     return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 

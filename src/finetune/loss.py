@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.linear import by_onednn, linear
+from finetune.linear import linear
 
 IGNORE = -100
 # logits of a chunk: small enough for a CPU's cache, large enough to fill a GPU
@@ -91,7 +91,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        transposed = weight.T.contiguous() if by_onednn(hidden) and wants_hidden else weight.T
         rows = max(LEAST_ROWS, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
@@ -110,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[here] = linear(d_logits, transposed)
+                d_hidden[here] = linear(d_logits, weight.T)
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[here]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)

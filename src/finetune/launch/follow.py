@@ -39,9 +39,8 @@ def follow(run: RunFolder, job: Any) -> None:
     watch = _RankWatch(controller, len(job._sub_jobs) or 1)
     with bar, _ctrl_c(run, controller, console):
         task = bar.add_task("starting", total=None, status="")
-        _sync(
-            run, console
-        )  # while the job starts: the run is in MLflow at once, and its import takes no time from the first steps
+        # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first steps
+        _sync(run, console)
         synced = time.monotonic()
         while not job.done():
             time.sleep(POLL_SECONDS)
