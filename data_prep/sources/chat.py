@@ -37,8 +37,8 @@ def files(config: SourceConfig) -> list[Path]:
     return jsonl.files(config)
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    for place, record in jsonl.records(name, config, report):
+def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
+    for place, record in jsonl.records(name, config, report, paths):
         try:
             turns, mask = conversation(record, config.fields)
         except Malformed as fault:

@@ -20,18 +20,20 @@ def files(config: SourceConfig) -> list[Path]:
     return find(config.path, (".jsonl", ".json", ".jsonl.gz", ".json.gz"))
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
+def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
     key = config.fields.get("text", "text")
-    for place, record in records(name, config, report):
+    for place, record in records(name, config, report, paths):
         if isinstance(record.get(key), str):
             yield Document(text=clean(record[key]), **described(record, place, name, config))
         else:
             report.drops.append(Drop(place, name, "unreadable_record", f"no string under '{key}'"))
 
 
-def records(name: str, config: SourceConfig, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(
+    name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every JSON object of the source's files, with its place; what is none is dropped."""
-    for path in files(config):
+    for path in files(config) if paths is None else paths:
         for number, value in _values(path, report):
             place = f"{path.name}:{number}"
             if isinstance(value, dict):

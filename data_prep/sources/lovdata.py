@@ -51,8 +51,8 @@ def files(config: SourceConfig) -> list[Path]:
     return find(config.path, (".xml", ".html", ".tar.bz2"))
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    for path in files(config):
+def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
+    for path in files(config) if paths is None else paths:
         members = _archive_members(path) if path.name.endswith(".tar.bz2") else iter([(path.stem, path.read_bytes())])
         for member, raw in members:
             try:
