@@ -21,7 +21,7 @@ from data_prep.written_standard.table import TABLE, features, words
 STANDARDS = ("nob", "nno")
 SENTENCES = "sentences_talk_of_norway_7k_{}.txt"
 MIN_COUNT = 3  # a feature seen less often says nothing, and may be a name
-SMOOTHING = 0.5  # added to each count (Jeffreys); so a feature of one standard alone gets no infinite weight
+SMOOTHING = 0.5  # added to each count, so that a feature of one standard alone gets no infinite weight
 MIN_WEIGHT = 0.1  # nats; less is noise
 TEST_TENTHS = 3
 
