@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data_prep.stages import language
+from data_prep.written_standard.table import shipped_table, words
 from data_prep.written_standard.train import is_test, nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
@@ -69,6 +70,10 @@ def recall(counts: Confusion, code: str) -> float:
     return counts[code][code] / counts[code].total()
 
 
+def table_alone(text: str) -> str:
+    return "nno" if shipped_table().score(words(text)) > 0 else "nob"
+
+
 def py3langid_alone(text: str) -> str:
     return language.CODES[language.identifier().classify(text)[0]]
 
@@ -91,12 +96,24 @@ def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]]) -> str:
             chosen = [(code, text) for code, text in texts if len(text) >= length]
             alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
             codes = [f"{recall(ours, code):.1%}" if code in ours else "–" for code in ("nob", "nno", "dan")]
-            what = f"{name}, at least {length} characters" if length else f"{name}, all"
+            what = _what(name, length)
             lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
             largest[what] = ours
+    lines += ["", "Bokmål or Nynorsk only, by the table alone, of texts that are one of the two:", ""]
+    lines += ["| texts | sentences | accuracy | recall nob | recall nno |", "|---|---|---|---|---|"]
+    for name, texts in (("UD", ud), ("NAV", nav)):
+        for length in LENGTHS:
+            chosen = [(code, text) for code, text in texts if len(text) >= length and code in ("nob", "nno")]
+            counts = confusion(chosen, table_alone)
+            recalls = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
+            lines.append(f"| {_what(name, length)} | {len(chosen):,} | **{accuracy(counts):.1%}** | {recalls} |")
     for what in ("UD, at least 30 characters", "NAV, all"):
         lines += ["", f"{what}: gold by row, what was said by column", "", *_table(largest[what])]
     return "\n".join(lines) + "\n"
+
+
+def _what(name: str, length: int) -> str:
+    return f"{name}, at least {length} characters" if length else f"{name}, all"
 
 
 def _both(counts: Confusion) -> str:
