@@ -1,1 +1,1 @@
-"""One file a source: each has `read(name, config, report)`, which yields Documents, and says which files it reads."""
+"""One file a source: `files(source)` lists what it reads, `read(name, source, report, paths)` yields Documents of some."""
