@@ -8,7 +8,6 @@ setting changes the fingerprints from there on. Nothing is published half: folde
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -24,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from data_prep import reading
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings
-from data_prep.document import DOCUMENT_SCHEMA, Document, Report
+from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Document, Report
 from data_prep.shards import (
     MANIFEST,
     MASK_COLUMNS,
@@ -41,7 +41,7 @@ from data_prep.shards import (
 from data_prep.stages import deduplicate, deidentify, language, normalise, split, tokenise
 
 TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
-READ_VERSION = 2
+READ_VERSION = 3
 MARKER = "stage.json"
 DOCUMENTS_PER_PART = 5000
 
@@ -105,13 +105,9 @@ def prepare(config: PrepareConfig) -> Prepared:
 def _source_digest(source: SourceConfig) -> str:
     """Of the raw files' names and bytes, not of where they lie."""
     hasher = hashlib.sha256()
-    for path in _reader(source).files(source):
+    for path in reading.files(source):
         hasher.update(f"{path.name} {sha256_file(path)}\n".encode())
     return hasher.hexdigest()
-
-
-def _reader(source: SourceConfig) -> ModuleType:
-    return importlib.import_module(f"data_prep.sources.{source.reader}")
 
 
 def _read_stage(corpus: CorpusConfig, digests: dict[str, str], work: Path) -> Stage:
@@ -123,7 +119,9 @@ def _read_stage(corpus: CorpusConfig, digests: dict[str, str], work: Path) -> St
     def documents(report: Report) -> Iterator[Document]:
         for name, source in corpus.sources.items():
             logger.info("reading %s", name)
-            yield from _reader(source).read(name, source, report)
+            yield from reading.read(name, source, report, reading.files(source))
+            read, broken = report.counts[f"read_{name}"], report.counts[f"quarantined_{name}"]
+            reading.check_broken_share(name, source, read, broken, report)
 
     return _run_stage("0-read", "read", READ_VERSION, settings, "", documents, work)
 
@@ -171,6 +169,9 @@ _DROP_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "reas
 
 def _write_drops(folder: Path, report: Report) -> None:
     pq.write_table(pa.Table.from_pylist([asdict(d) for d in report.drops], schema=_DROP_SCHEMA), folder / "drops.parquet")
+    if report.broken:
+        table = pa.Table.from_pylist([asdict(broken) for broken in report.broken], schema=QUARANTINE_SCHEMA)
+        pq.write_table(table, folder / "quarantine.parquet")
 
 
 def _stage_info(name: str, version: int, settings: dict[str, Any], report: Report, documents_out: int) -> StageInfo:

@@ -11,7 +11,7 @@ makes a record unsupported: it is dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,17 @@ def files(config: SourceConfig) -> list[Path]:
     return jsonl.files(config)
 
 
-def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
-    for place, record in jsonl.records(name, config, report, paths):
+def read(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, record in jsonl.records(name, config, report, paths):
         try:
             turns, mask = conversation(record, config.fields)
         except Malformed as fault:
-            report.drops.append(Drop(place, name, fault.reason, str(fault)))
+            if fault.reason == "unreadable_record":
+                report.quarantine(where, fault)
+            else:
+                report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
             continue
-        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, place, name, config))
+        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, config))
 
 
 def conversation(record: dict[str, Any], fields: dict[str, str]) -> tuple[list[Turn], str]:

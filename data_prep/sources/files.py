@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.document import Report
+from data_prep.config import SourceConfig
+from data_prep.document import Place, Report
 
 
 def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -22,6 +23,12 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"source path {path} holds no {' or '.join(suffixes)} file")
     return files
+
+
+def place(name: str, source: SourceConfig, path: Path) -> Place:
+    """The place of a file, called by its path under the source's, so that it does not depend on where the source lies."""
+    root = Path(source.path)
+    return Place(name, path.relative_to(root).as_posix() if root.is_dir() else path.name)
 
 
 def decode(raw: bytes, report: Report) -> str:

@@ -5,50 +5,51 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Report
-from data_prep.sources.files import decode, find
+from data_prep.document import Document, Place, Report
+from data_prep.sources.files import decode, find, place
 
-OPTIONAL = ("id", "group", "language", "title", "date")
+OPTIONAL = ("id", "group", "language", "title", "date", "url")
 
 
 def files(config: SourceConfig) -> list[Path]:
     return find(config.path, (".jsonl", ".json", ".jsonl.gz", ".json.gz"))
 
 
-def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
+def read(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = config.fields.get("text", "text")
-    for place, record in records(name, config, report, paths):
+    for where, record in records(name, config, report, paths):
         if isinstance(record.get(key), str):
-            yield Document(text=clean(record[key]), **described(record, place, name, config))
+            yield Document(text=clean(record[key]), **described(record, where, config))
         else:
-            report.drops.append(Drop(place, name, "unreadable_record", f"no string under '{key}'"))
+            report.quarantine(where, f"no string under '{key}'")
 
 
-def records(
-    name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every JSON object of the source's files, with its place; what is none is dropped."""
-    for path in files(config) if paths is None else paths:
+def records(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Every JSON object of the files, with its place; what is none is quarantined."""
+    for path in paths:
+        file = place(name, config, path)
         for number, value in _values(path, report):
-            place = f"{path.name}:{number}"
+            where = replace(file, at=f"line {number}")
             if isinstance(value, dict):
-                yield place, value
+                yield where, value
             else:
-                fault = str(value) if isinstance(value, ValueError) else f"a JSON {type(value).__name__}, not an object"
-                report.drops.append(Drop(place, name, "unreadable_record", fault))
+                report.quarantine(
+                    where, value if isinstance(value, ValueError) else f"a JSON {type(value).__name__}, not an object"
+                )
 
 
-def described(record: dict[str, Any], place: str, name: str, config: SourceConfig) -> dict[str, Any]:
+def described(record: dict[str, Any], where: Place, config: SourceConfig) -> dict[str, Any]:
     """What a record says about itself, as Document's attributes. A record without an id is called by its place."""
     keys = {ours: config.fields.get(ours, ours) for ours in OPTIONAL}
     values = {ours: clean(record[theirs]) for ours, theirs in keys.items() if record.get(theirs) is not None}
-    document_id = values.setdefault("id", place)
-    return {"group": document_id, **values, "source": name, "license": config.license}
+    document_id = values.setdefault("id", str(where))
+    return {"group": document_id, **values, "source": where.source, "license": config.license}
 
 
 def clean(value: object) -> str:

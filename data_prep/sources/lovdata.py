@@ -12,14 +12,15 @@ texts only, provisions not yet in force (`futureLegalArticle`): in Lovtidend the
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lxml import etree, html
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Report
-from data_prep.sources.files import decode, find
+from data_prep.document import Document, Report
+from data_prep.sources.files import decode, find, place
 
 LANGUAGES = {"nb": "nob", "no": "nob", "nn": "nno", "se": "sme"}
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
@@ -51,14 +52,14 @@ def files(config: SourceConfig) -> list[Path]:
     return find(config.path, (".xml", ".html", ".tar.bz2"))
 
 
-def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
-    for path in files(config) if paths is None else paths:
+def read(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for path in paths:
         members = _archive_members(path) if path.name.endswith(".tar.bz2") else iter([(path.stem, path.read_bytes())])
         for member, raw in members:
             try:
                 yield parse(raw, name, config.license, report)
             except ValueError as fault:
-                report.drops.append(Drop(member, name, "unreadable_record", str(fault)))
+                report.quarantine(replace(place(name, config, path), member=member), fault)
 
 
 def parse(raw: bytes, source: str, license: str, report: Report) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.config import SourceConfig
@@ -14,9 +14,9 @@ def files(config: SourceConfig) -> list[Path]:
     return find(config.path, (".txt",))
 
 
-def read(name: str, config: SourceConfig, report: Report, paths: list[Path] | None = None) -> Iterator[Document]:
+def read(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     root = Path(config.path)
-    for path in files(config) if paths is None else paths:
+    for path in paths:
         place = path.relative_to(root).with_suffix("").as_posix() if root.is_dir() else path.stem
         text = decode(path.read_bytes(), report)
         lines = text.splitlines()
