@@ -22,7 +22,7 @@ class LimitsConfig:
         max_depth: of archives and compressed files inside each other; a .tar.gz with .json.gz inside is three deep.
     """
 
-    max_record_bytes: int = 32 * 2**20
+    max_record_bytes: int = 64 * 2**20
     max_unpacked_bytes: int = 2**40
     max_ratio: float = 200.0
     max_depth: int = 3
