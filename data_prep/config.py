@@ -12,22 +12,88 @@ TARGETS = ("answers", "everything")
 
 
 @dataclass(kw_only=True)
+class LimitsConfig:
+    """What a file from outside may ask of us before it is taken for an attack or a fault.
+
+    Attributes:
+        max_record_bytes: of one record: a line, an element of an array, a document that must be read whole.
+        max_unpacked_bytes: of one file, all its members together.
+        max_ratio: of unpacked to packed bytes, once a file has unpacked to 16 MiB. Text packs 3 to 30 times; a bomb 1,000.
+        max_depth: of archives and compressed files inside each other; a .tar.gz with .json.gz inside is three deep.
+    """
+
+    max_record_bytes: int = 64 * 2**20
+    max_unpacked_bytes: int = 2**40
+    max_ratio: float = 200.0
+    max_depth: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("max_record_bytes", "max_unpacked_bytes", "max_ratio", "max_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} is {getattr(self, name)}: give at least 1")
+
+
+@dataclass(kw_only=True)
+class MixtureRule:
+    """How much of a source's documents of some written standards and years goes into the corpus.
+
+    Attributes:
+        languages: ISO 639-3 codes, as the language stage found them. Empty: any.
+        years: first and last year of the document's date, both included. Empty: any, and documents without a date.
+        weight: how often each document is used: 0.25 takes a quarter of them, 2.5 takes each twice and half of them a third time.
+            Validation documents are never repeated.
+        max_tokens: training tokens at which this rule has enough; what is beyond is left out by the same order as with a weight
+            below one, of validation in the same proportion.
+    """
+
+    languages: list[str] = field(default_factory=list)
+    years: list[int] = field(default_factory=list)
+    weight: float = 1.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
+            raise ValueError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
+        if not 0 <= self.weight <= 100:
+            raise ValueError(f"mixture.weight is {self.weight}: give how often each document is used, from 0 to 100")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"mixture.max_tokens is {self.max_tokens}: give at least 1, or leave it out")
+
+
+@dataclass(kw_only=True)
 class SourceConfig:
     """One body of text under one licence.
 
     Attributes:
         reader: name of a module in data_prep.sources.
-        path: a file, a folder, or an archive, as that reader takes it.
+        path: a file, a folder, or an archive, as that reader takes it. Files may be packed by gzip, zstd, bzip2 or xz, and lie in
+            tar or zip archives.
         license: SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card.
         attribution: the words a licence asks for, if it asks for any.
-        fields: for `jsonl` and `chat`: our name -> the key in the record, where they differ.
+        language: ISO 639-3 code that the source claims for documents that claim none themselves.
+        fields: for records (jsonl, chat, table …): our name -> the key or column in the record, where they differ.
+        options: what this reader alone understands; each reader's help names them.
+        max_broken_share: the stage stops when more than this share of the source's records cannot be read …
+        max_broken: … and they are more than this many.
+        limits: on what a file may unpack to.
+        mixture: rules, the first that fits a document decides; a document that none fits is left out. Empty: everything, once.
     """
 
     reader: str
     path: str
     license: str
     attribution: str = ""
+    language: str = ""
     fields: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    max_broken_share: float = 0.01
+    max_broken: int = 10
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    mixture: list[MixtureRule] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"max_broken_share is {self.max_broken_share}: give a share from 0 to 1")
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from data_prep.stages import deduplicate, deidentify, language, normalise, split
 TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
+_NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 32_000_000, 2000  # small files are read together until they are this much
 SHARD_CHARACTERS = 16_000_000  # a shard is closed at the document that brings it here
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
@@ -161,7 +163,18 @@ class Preparation:
             if parts is None:
                 raise ValueError(f"step read: task {number} is not done: run it first")
             found += [Shard(name, digest(self._task_fingerprint(number), name)) for name in parts]
+        self._check_broken([self.marker(0, shard) for shard in found])
         return found
+
+    def _check_broken(self, read: list[Done]) -> None:
+        """Raises ValueError if more of a source is broken than it may be. What was read is kept."""
+        counts = sum((Counter(marker.counts) for marker in read), Counter())
+        for name, source in self.corpus.sources.items():
+            broken = counts[f"quarantined_{name}"]
+            first = next((record for record in self.stage(0).quarantined() if record.source == name), None) if broken else None
+            reading.check_broken_share(
+                name, source, counts[f"read_{name}"], broken, Report(broken=[first] if first is not None else [])
+            )
 
     def _stage_shards(self, stage: int) -> list[Shard]:
         before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)
@@ -221,7 +234,7 @@ class Preparation:
         return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
 
     def prune(self) -> None:
-        """Delete half-written files and stages that there are no longer."""
+        """Delete what was half written, stages that there are no longer, and what is left of shards that there are no longer."""
         known = {self.stage(number).path for number in range(self.text + 2)}
         for path in self.work.iterdir():
             if path.is_dir() and path.name[:1].isdigit() and path not in known:
@@ -233,7 +246,7 @@ class Preparation:
 
     def _task_fingerprint(self, number: int) -> str:
         task = self.tasks[number]
-        settings = {key: value for key, value in self.source_settings[task.source].items() if key != "sha256"}
+        settings = {key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ}
         return digest("read", READ_VERSION, SHARD_CHARACTERS, task.source, settings, task.names, task.sha256)
 
     def _parts_of(self, number: int) -> list[str] | None:

@@ -6,7 +6,8 @@
       1-normalise/
         part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
         drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail
-        done-00003-000.json             the marker: a fingerprint, the checksums of both, counts. It is written last
+        quarantine-00003-000.parquet    of reading: records that cannot be read, each with its place and error; only if there are any
+        done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
       3-deduplicate/
         collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard; deleted once decided
         decided.parquet                 what it decided
@@ -30,7 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.document import DOCUMENT_SCHEMA, Document, Drop, Report, Turn
+from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Document, Drop, Report, Turn
 from data_prep.shards import sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
@@ -83,6 +84,12 @@ class StageFolder:
             for row in pq.read_table(self.path / f"drops-{shard}.parquet").to_pylist():
                 yield Drop(**row)
 
+    def quarantined(self) -> Iterator[Broken]:
+        """The records that reading could not make a document of, in order."""
+        for path in sorted(self.path.glob("quarantine-*.parquet")):
+            for row in pq.read_table(path).to_pylist():
+                yield Broken(**row)
+
     def shards(self) -> list[str]:
         """Names of the shards that are done."""
         return sorted(path.stem.partition("-")[2] for path in self.path.glob("done-[0-9]*.json"))
@@ -129,10 +136,14 @@ class StageFolder:
 
     def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
         """Write drops and marker of a shard whose files are in place."""
-        drops = f"drops-{shard}.parquet"
-        write_table(self.path / drops, pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA))
+        beside = {f"drops-{shard}.parquet": pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA)}
+        if report.broken:
+            broken = [asdict(record) for record in report.broken]
+            beside[f"quarantine-{shard}.parquet"] = pa.Table.from_pylist(broken, QUARANTINE_SCHEMA)
+        for name, table in beside.items():
+            write_table(self.path / name, table)
         counts = {key: count for key, count in sorted(report.counts.items()) if count}
-        return self.finish(shard, fingerprint, [*files, drops], dropped=report.drop_reasons(), counts=counts, **what)
+        return self.finish(shard, fingerprint, [*files, *beside], dropped=report.drop_reasons(), counts=counts, **what)
 
 
 class ShardFile:

@@ -186,7 +186,7 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
         cli.main(corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
     assert ended.value.code == 0
     manifest = json.loads((tmp_path / "corpora" / "mine" / "manifest.json").read_text())
-    assert manifest["stages"][0]["dropped"] == {"unreadable_record": 4}
+    assert manifest["stages"][0]["counts"]["quarantined_letters"] == 4
     assert manifest["stages"][0]["documents_out"] == 20
 
 

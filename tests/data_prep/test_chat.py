@@ -59,6 +59,13 @@ def drops(prepared: Prepared) -> dict[str, str]:
     return {row["id"]: row["reason"] for file in stages.glob("*/drops-*.parquet") for row in pq.read_table(file).to_pylist()}
 
 
+def quarantined(prepared: Prepared) -> dict[str, str]:
+    files = prepared.folder.with_name(".mine.stages").glob("*/quarantine.parquet")
+    return {
+        f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"] for f in files for row in pq.read_table(f).to_pylist()
+    }
+
+
 @pytest.mark.parametrize(
     ("record", "mask", "expected"),
     [
@@ -127,7 +134,8 @@ MALFORMED: list[tuple[Any, str]] = [
 
 def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [*(record for record, _ in MALFORMED), {"messages": MESSAGES}]})
-    assert drops(prepared) == {f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)}
+    refused = drops(prepared) | dict.fromkeys(quarantined(prepared), "unreadable_record")
+    assert refused == {f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)}
     assert learned(prepared) == [f"{TOLD}</s>"]
 
 
@@ -139,7 +147,7 @@ def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
-    assert drops(prepared) == {"chats.json:2": "unreadable_record"}
+    assert quarantined(prepared) == {"chats.json:2": "a JSON int, not an object"}
 
 
 def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
