@@ -98,15 +98,26 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class LanguageConfig:
-    """Written standards kept (ISO 639-3), and the length under which no detector is to be trusted.
+    """Written standards kept (ISO 639-3), and how far a source's word is taken.
 
     Attributes:
-        keep: codes among nob, nno, dan, swe, eng, sme.
+        keep: codes among nob, nno, dan, swe, eng, sme. Documents in both Norwegian standards (`nor`) are kept where both are.
         min_characters: shorter documents keep the language their source claims, and are dropped if it claims none.
+        claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
+            another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
+        mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
     min_characters: int = 60
+    claim_weight: float = 0.5
+    mixed_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.claim_weight <= 1:
+            raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
+        if not 0 < self.mixed_share <= 0.5:
+            raise ValueError(f"language.mixed_share is {self.mixed_share}: give a share above 0, up to 0.5")
 
 
 @dataclass(kw_only=True)
