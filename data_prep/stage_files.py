@@ -6,7 +6,7 @@
       1-normalise/
         part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
         drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail
-        quarantine-00003-000.parquet    of reading: records that cannot be read, each with its place and error; only if there are any
+        quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
         done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
       3-deduplicate/
         collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard; deleted once decided
