@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 _NAME = re.compile(r"\w[\w.-]*")
 READERS = ("jsonl", "chat", "text", "lovdata")
@@ -22,7 +22,7 @@ class LimitsConfig:
         max_depth: of archives and compressed files inside each other; a .tar.gz with .json.gz inside is three deep.
     """
 
-    max_record_bytes: int = 32 * 2**20
+    max_record_bytes: int = 64 * 2**20
     max_unpacked_bytes: int = 2**40
     max_ratio: float = 200.0
     max_depth: int = 3
@@ -227,14 +227,35 @@ class CorpusConfig:
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """The root of `finetune prepare`."""
+    """The root of `finetune prepare`.
+
+    Attributes:
+        corpora_dir: where corpus folders are written.
+        workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
+    """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: give at least 1, or leave it out")
 
 
 def as_settings(config: Any) -> dict[str, Any]:
     """A dataclass as plain data, for fingerprints and manifests."""
-    from dataclasses import asdict
-
     return asdict(config)
+
+
+def from_settings(schema: Any, value: Any) -> Any:
+    """What `as_settings` made, as `schema` again: a dataclass, or a list, a mapping or an option of them."""
+    if is_dataclass(schema):
+        kinds = get_type_hints(schema)
+        return schema(**{name: from_settings(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
+    inner = [kind for kind in get_args(schema) if kind is not type(None)]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {name: from_settings(inner[1], part) for name, part in value.items()}
+    if isinstance(value, list) and inner:
+        return [from_settings(inner[0], part) for part in value]
+    return from_settings(inner[0], value) if isinstance(value, dict) and inner else value

@@ -33,21 +33,21 @@ class Malformed(ValueError):
         self.reason = reason
 
 
-def files(config: SourceConfig) -> list[Path]:
-    return jsonl.files(config)
+def files(source: SourceConfig) -> list[Path]:
+    return jsonl.files(source)
 
 
-def read(name: str, config: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, record in jsonl.records(name, config, report, paths):
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, record in jsonl.records(name, source, report, paths):
         try:
-            turns, mask = conversation(record, config.fields)
+            turns, mask = conversation(record, source.fields)
         except Malformed as fault:
             if fault.reason == "unreadable_record":
                 report.quarantine(where, fault)
             else:
                 report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
             continue
-        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, config))
+        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, source))
 
 
 def conversation(record: dict[str, Any], fields: dict[str, str]) -> tuple[list[Turn], str]:
