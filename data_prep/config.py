@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _NAME = re.compile(r"\w[\w.-]*")
-READERS = ("jsonl", "chat", "text", "lovdata")
+READERS = (
+    "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid", "regjeringen", "einnsyn",
+    "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
+)  # fmt: skip
 TARGETS = ("answers", "everything")
 
 
