@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 _NAME = re.compile(r"\w[\w.-]*")
 READERS = (
@@ -101,15 +101,26 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class LanguageConfig:
-    """Written standards kept (ISO 639-3), and the length under which no detector is to be trusted.
+    """Written standards kept (ISO 639-3), and how far a source's word is taken.
 
     Attributes:
-        keep: codes among nob, nno, dan, swe, eng, sme.
+        keep: codes among nob, nno, dan, swe, eng, sme. Documents in both Norwegian standards (`nor`) are kept where both are.
         min_characters: shorter documents keep the language their source claims, and are dropped if it claims none.
+        claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
+            another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
+        mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
     min_characters: int = 60
+    claim_weight: float = 0.5
+    mixed_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.claim_weight <= 1:
+            raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
+        if not 0 < self.mixed_share <= 0.5:
+            raise ValueError(f"language.mixed_share is {self.mixed_share}: give a share above 0, up to 0.5")
 
 
 @dataclass(kw_only=True)
@@ -219,14 +230,35 @@ class CorpusConfig:
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """The root of `finetune prepare`."""
+    """The root of `finetune prepare`.
+
+    Attributes:
+        corpora_dir: where corpus folders are written.
+        workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
+    """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: give at least 1, or leave it out")
 
 
 def as_settings(config: Any) -> dict[str, Any]:
     """A dataclass as plain data, for fingerprints and manifests."""
-    from dataclasses import asdict
-
     return asdict(config)
+
+
+def from_settings(schema: Any, value: Any) -> Any:
+    """What `as_settings` made, as `schema` again: a dataclass, or a list, a mapping or an option of them."""
+    if is_dataclass(schema):
+        kinds = get_type_hints(schema)
+        return schema(**{name: from_settings(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
+    inner = [kind for kind in get_args(schema) if kind is not type(None)]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {name: from_settings(inner[1], part) for name, part in value.items()}
+    if isinstance(value, list) and inner:
+        return [from_settings(inner[0], part) for part in value]
+    return from_settings(inner[0], value) if isinstance(value, dict) and inner else value

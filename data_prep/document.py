@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -63,9 +62,9 @@ class Document:
         """All that is said in it, for stages that judge a document as one."""
         return "\n\n".join(turn.content for turn in self.turns) if self.turns else self.text
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Document:
-        return cls(**{**row, "turns": [Turn(**turn) for turn in row["turns"]]})
+    @property
+    def characters(self) -> int:
+        return len(self.text) + sum(len(turn.content) for turn in self.turns)
 
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("target", pa.bool_())]))

@@ -9,8 +9,8 @@ any number of processes. A stage that must know the whole corpus before it can j
 `run` a fourth argument:
 
     collect(documents, config)           a pa.Table of what must be known of one shard, as small as will do
-    decide(collected, config)            a pa.Table over all shards; `collected` are the shards' Parquet files, in shard order. Read
-                                         only the columns needed, file by file: this is the one place that sees all of a corpus
-    run(documents, config, report, decided)   as above. Of a decision with a column `shard` (a shard's place in `collected`), each
-                                         shard is given its own rows only; any other decision is given whole
+    decide(collected, config)            a pa.Table over all shards; `collected` are the shards' Parquet files, in shard order.
+                                         Read only the columns needed, file by file: here alone all of a corpus is seen at once
+    run(documents, config, report, decided)   as above. Of a decision with a column `shard` (a shard's place in `collected`),
+                                         each shard is given its own rows only; any other decision is given whole
 """

@@ -44,7 +44,7 @@ def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, s
 
 def drops(prepared: pipeline.Prepared) -> dict[str, str]:
     folder = prepared.folder.with_name(".sample.stages")
-    return {row["id"]: row["reason"] for file in folder.glob("*/drops.parquet") for row in pq.read_table(file).to_pylist()}
+    return {row["id"]: row["reason"] for file in folder.glob("*/drops-*.parquet") for row in pq.read_table(file).to_pylist()}
 
 
 def test_the_sample_is_large_varied_and_in_both_standards() -> None:
