@@ -224,6 +224,11 @@ class CorpusConfig:
                 raise ValueError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
             if source.reader not in READERS:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
+            if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
+                raise ValueError(
+                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as tokenizer.path "
+                    f"(one that is trained here would depend on what it is to count), or use weight"
+                )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
 
