@@ -240,15 +240,19 @@ class PrepareConfig:
     Attributes:
         corpora_dir: where corpus folders are written.
         workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
+        shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
     """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
     workers: int | None = None
+    shard_characters: int = 16_000_000
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}: give at least 1, or leave it out")
+        if self.shard_characters < 1:
+            raise ValueError(f"shard_characters is {self.shard_characters}: give at least 1")
 
 
 def as_settings(config: Any) -> dict[str, Any]:
