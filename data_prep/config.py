@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 _NAME = re.compile(r"\w[\w.-]*")
-READERS = ("jsonl", "chat", "text", "lovdata")
+READERS = (
+    "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid", "regjeringen", "einnsyn",
+    "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
+)  # fmt: skip
 TARGETS = ("answers", "everything")
 
 
@@ -320,6 +323,11 @@ class CorpusConfig:
                 raise ValueError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
             if source.reader not in READERS:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
+            if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
+                raise ValueError(
+                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as tokenizer.path "
+                    f"(one that is trained here would depend on what it is to count), or use weight"
+                )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
 
@@ -331,15 +339,19 @@ class PrepareConfig:
     Attributes:
         corpora_dir: where corpus folders are written.
         workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
+        shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
     """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
     workers: int | None = None
+    shard_characters: int = 16_000_000
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}: give at least 1, or leave it out")
+        if self.shard_characters < 1:
+            raise ValueError(f"shard_characters is {self.shard_characters}: give at least 1")
 
 
 def as_settings(config: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     folder, work = _folders(config)
     worked: set[str] = set()
     with _explained(work), _alone(work):
-        preparation = Preparation.plan(config.corpus, folder, work)
+        preparation = Preparation.plan(config, folder, work)
         manifest = publish.current(folder, preparation.fingerprint)
         if manifest is None:
             with Workers(config.workers or preparation.sensible_workers()) as workers:
@@ -74,7 +74,7 @@ def plan(config: PrepareConfig) -> list[Step]:
     """
     folder, work = _folders(config)
     with _explained(work), _alone(work):
-        preparation = Preparation.plan(config.corpus, folder, work)
+        preparation = Preparation.plan(config, folder, work)
         return [] if publish.current(folder, preparation.fingerprint) else preparation.steps()
 
 

@@ -23,18 +23,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_prep import reading
-from data_prep.config import CorpusConfig, as_settings, from_settings
+from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
 from data_prep.document import Document, Report
 from data_prep.shards import StageInfo, sha256_file
 from data_prep.stage_files import Done, ShardFile, StageFolder, write_json, write_table
-from data_prep.stages import deduplicate, deidentify, language, normalise, split, tokenise
+from data_prep.stages import deduplicate, deidentify, language, mixture, normalise, split, tokenise
 
-TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
+TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split, mixture)
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 32_000_000, 2000  # small files are read together until they are this much
-SHARD_CHARACTERS = 16_000_000  # a shard is closed at the document that brings it here
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
 
@@ -70,21 +69,23 @@ class Preparation:
 
     def __init__(self, work: Path, body: dict[str, Any]) -> None:
         self.work, self.folder, self.cwd = work, Path(body["folder"]), body["cwd"]
+        self.shard_characters: int = body["shard_characters"]
         self.corpus: CorpusConfig = from_settings(CorpusConfig, body["corpus"])
         self.tasks = [ReadTask(**task) for task in body["tasks"]]
         self._shards: dict[int, list[Shard]] = {}
 
     @staticmethod
-    def plan(corpus: CorpusConfig, folder: Path, work: Path) -> Preparation:
+    def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
         """Find the raw files, take their checksums, and write down all that a task must be told.
 
         Raises:
             FileNotFoundError: a source's path does not exist or holds nothing to read.
             ValueError: a setting is wrong.
         """
+        corpus = config.corpus
         tasks = [asdict(task) for name in corpus.sources for task in _read_tasks(name, corpus)]
         body = {"corpus": as_settings(corpus), "folder": str(folder.absolute()), "cwd": str(Path.cwd()), "tasks": tasks}
-        write_json(work / "plan.json", body)
+        write_json(work / "plan.json", {**body, "shard_characters": config.shard_characters})
         preparation = Preparation.load(work)
         preparation.prune()
         return preparation
@@ -130,8 +131,7 @@ class Preparation:
     def fingerprint(self) -> str:
         """Of every raw file and setting: of the corpus that comes out."""
         stages = [(_name(module), module.VERSION, module.settings(self.corpus)) for module in TEXT_STAGES]
-        tasks = [self._task_fingerprint(number) for number in range(len(self.tasks))]
-        return digest("corpus", tasks, stages, tokenise.VERSION, tokenise.settings(self.corpus), self.source_settings)
+        return digest("corpus", READ_VERSION, stages, tokenise.VERSION, tokenise.settings(self.corpus), self.source_settings)
 
     def sensible_workers(self) -> int:
         return min(len(os.sched_getaffinity(0)), 1 + sum(task.bytes for task in self.tasks) // SMALL)
@@ -247,7 +247,7 @@ class Preparation:
     def _task_fingerprint(self, number: int) -> str:
         task = self.tasks[number]
         settings = {key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ}
-        return digest("read", READ_VERSION, SHARD_CHARACTERS, task.source, settings, task.names, task.sha256)
+        return digest("read", READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
 
     def _parts_of(self, number: int) -> list[str] | None:
         """The shards that a task of reading gave, once it has."""
@@ -270,7 +270,7 @@ class Preparation:
         while document is not None or not names:  # at least one, to hold what was refused
             name = f"{number:05d}-{len(names):03d}"
             with ShardFile(folder.part(name)) as file:
-                while document is not None and file.characters < SHARD_CHARACTERS:
+                while document is not None and file.characters < self.shard_characters:
                     file.add(document)
                     document = next(documents, None)
             said = Report() if document is not None else report  # what a task has to report goes with its last shard

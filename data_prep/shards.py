@@ -41,6 +41,7 @@ FORMAT = "finetune-corpus"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 MASK_COLUMNS = ("completion_mask", "assistant_masks")
+ROWS_PER_BATCH = 1000
 TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
@@ -209,7 +210,8 @@ class ShardWriter:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
         self.schema = _schema(mask_column)
         self.shards: list[ShardInfo] = []
-        self._tokens = self._documents = 0
+        self._tokens = self._documents = self._waiting = 0
+        self._batches: list[pa.RecordBatch] = []
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, rows: pa.RecordBatch) -> None:
@@ -217,19 +219,21 @@ class ShardWriter:
         ends = np.cumsum(pc.list_value_length(rows["input_ids"]).to_numpy())
         begin, tokens = 0, 0
         while begin < rows.num_rows:
-            end = min(int(np.searchsorted(ends, tokens + self.shard_tokens - self._tokens)) + 1, rows.num_rows)
-            if self._stream is None:
-                (self.folder / self.split).mkdir(parents=True, exist_ok=True)
-                self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
-            self._stream.write_batch(rows.slice(begin, end - begin))
-            self._tokens += int(ends[end - 1]) - tokens
+            full = int(np.searchsorted(ends, tokens + self.shard_tokens - self._tokens)) + 1
+            end = min(full, begin + ROWS_PER_BATCH - self._waiting, rows.num_rows)
+            self._batches.append(rows.slice(begin, end - begin))
+            self._waiting += end - begin
             self._documents += end - begin
+            self._tokens += int(ends[end - 1]) - tokens
             begin, tokens = end, int(ends[end - 1])
             if self._tokens >= self.shard_tokens:
                 self.close()
+            elif self._waiting == ROWS_PER_BATCH:
+                self._flush()
 
     def close(self) -> list[ShardInfo]:
         """Finish the open shard; the shards written so far."""
+        self._flush()
         if self._stream is not None:
             self._stream.close()
             path = self.folder / self._file
@@ -244,6 +248,17 @@ class ShardWriter:
             )
             self._stream, self._tokens, self._documents = None, 0, 0
         return self.shards
+
+    def _flush(self) -> None:
+        """Write what waits as one batch: how rows came in pieces leaves no trace."""
+        if not self._batches:
+            return
+        if self._stream is None:
+            (self.folder / self.split).mkdir(parents=True, exist_ok=True)
+            self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
+        (whole,) = pa.Table.from_batches(self._batches).combine_chunks().to_batches()
+        self._stream.write_batch(whole)
+        self._batches, self._waiting = [], 0
 
     @property
     def _file(self) -> str:

@@ -38,9 +38,10 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def members(
-    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...], kind: str | None = None
-) -> Iterator[Member]:
-    """What the files hold, unpacked. What its first bytes say is of another kind than `kind`, None for text, is quarantined."""
+    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    kinds: tuple[str | None, ...] = (None,),
+) -> Iterator[Member]:  # fmt: skip
+    """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is quarantined."""
     for path in paths:
         for member in containers.members(path, place(name, source, path), _wanted(suffixes), source.limits, report):
             try:
@@ -48,17 +49,19 @@ def members(
             except Unreadable as fault:
                 report.quarantine(member.place, fault)
                 continue
-            if found != kind:
-                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {kind or 'text'}")
+            if found not in kinds:
+                wanted = " or ".join(kind or "text" for kind in kinds)
+                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {wanted}")
             else:
                 yield member
 
 
 def contents(
-    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...], kind: str | None = None
-) -> Iterator[tuple[Place, bytes]]:
+    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    kinds: tuple[str | None, ...] = (None,),
+) -> Iterator[tuple[Place, bytes]]:  # fmt: skip
     """The members that can be read whole, with their places."""
-    for member in members(name, source, report, paths, suffixes, kind):
+    for member in members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
             yield member.place, member.whole()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html.entities import html5
 
 from lxml import etree, html
@@ -64,6 +64,44 @@ def local_name(element: etree._Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def squeeze(parts: Iterable[str]) -> str:
+def squeeze(parts: Iterable[str | bytes]) -> str:
     """Pieces of text as one line."""
-    return " ".join("".join(parts).split())
+    return " ".join("".join(map(str, parts)).split())
+
+
+def blocks(
+    root: etree._Element, is_block: Callable[[etree._Element], bool], skips: Callable[[etree._Element], bool]
+) -> Iterator[tuple[etree._Element, str]]:
+    """Running text in document order, cut at the borders of blocks: each piece with the innermost block that it stands in.
+
+    Line breaks become spaces, and table cells are parted by " | ".
+    """
+    pieces: list[tuple[etree._Element, str]] = []
+    inline: list[str] = []
+
+    def flush(block: etree._Element) -> None:
+        if line := squeeze(inline):
+            pieces.append((block, line))
+        inline.clear()
+
+    def walk(element: etree._Element, block: etree._Element) -> None:
+        name = local_name(element).lower()
+        inner = block
+        if is_block(element):
+            flush(block)
+            inner = element
+        elif name in ("td", "th", "entry") and element.getprevious() is not None:
+            inline.append(" | ")
+        elif name in ("br", "td", "th", "entry"):
+            inline.append(" ")
+        inline.append(element.text or "")
+        for child in element:
+            if local_name(child) and not skips(child):
+                walk(child, inner)
+            inline.append(child.tail or "")
+        if inner is element:
+            flush(element)
+
+    walk(root, root)
+    flush(root)
+    yield from pieces

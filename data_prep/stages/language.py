@@ -29,7 +29,10 @@ STRETCH = 300  # characters; under 60 every tool is wrong in one of six (facts o
 LONGEST = 1500  # characters: longer stretches are cut at line ends
 LOOK = 600  # characters of a stretch that py3langid sees: it takes most of this stage's time, and knows by then
 CLEAR = 0.7  # nats a word; 95% of NAV's paragraphs over 150 characters have more than 0.95, tables have less than 0.6
-LETTERS, DISTINCT = 0.6, 0.35  # shares: of letters among what is no space, of distinct words among the first 150; tables have less
+LETTERS, DISTINCT = (
+    0.6,
+    0.35,
+)  # shares: of letters among what is no space, of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
 
 

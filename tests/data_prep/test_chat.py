@@ -60,7 +60,7 @@ def drops(prepared: Prepared) -> dict[str, str]:
 
 
 def quarantined(prepared: Prepared) -> dict[str, str]:
-    files = prepared.folder.with_name(".mine.stages").glob("*/quarantine.parquet")
+    files = prepared.folder.with_name(".mine.stages").glob("*/quarantine-*.parquet")
     return {
         f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"] for f in files for row in pq.read_table(f).to_pylist()
     }
