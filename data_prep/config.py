@@ -161,6 +161,7 @@ class QualityConfig:
         max_symbol_share: of `#`, `…` and their kin to words.
         max_bullet_lines, max_ellipsis_lines: share of lines that begin with a bullet, that end in an ellipsis.
         max_code_share: share of the characters that are braces, angle brackets, semicolons and the like.
+        max_lorem_ipsum: share of the words that are a printer's dummy text.
         max_broken_share: share of the characters that are U+FFFD or for private use: letters that were lost.
         max_spaced_letters: share of words that are one letter, as in s p a c e d text from a PDF.
         max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before.
@@ -170,7 +171,7 @@ class QualityConfig:
     """
 
     skip_sources: list[str] = field(default_factory=list)
-    min_words: int | None = 10
+    min_words: int | None = 5
     max_words: int | None = 1_000_000
     min_word_length: float | None = 2.5
     max_word_length: float | None = 12.0
@@ -180,6 +181,7 @@ class QualityConfig:
     max_bullet_lines: float | None = 0.95
     max_ellipsis_lines: float | None = 0.3
     max_code_share: float | None = 0.1
+    max_lorem_ipsum: float | None = 0.5
     max_broken_share: float | None = 0.001
     max_spaced_letters: float | None = 0.3
     max_duplicate_lines: float | None = 0.5

@@ -26,7 +26,7 @@ VERSION = 1
 SHORTEST = 12  # letters and digits of a line that may be found to be repeated by itself
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
-COUNTS = pa.schema([("site", pa.string()), ("line", pa.uint64()), ("documents", pa.int64())])
+COUNTS = pa.schema([("site", pa.string()), ("line", pa.int64()), ("documents", pa.int64())])
 
 
 def settings(config: CorpusConfig) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _key(line: str) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") or 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big", signed=True) or 1
 
 
 def _lines(text: str) -> int:

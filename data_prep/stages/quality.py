@@ -9,10 +9,10 @@ of lines that are short, or end without a stop.
     too_short, too_long            words                                                            Gopher
     short_words, long_words        mean length of words                                             Gopher; 10 there, for English
     few_letters                    words with a letter in them                                      Gopher; 80% there, of tariffs 45%
-    few_function_words             how many different small words of the languages it has           Gopher
-    symbols, bullets, ellipses     `#` and `…` to words; lines that begin with a bullet, end in …   Gopher
+    few_function_words             different small words it has, of texts of 50 words and more      Gopher; a journal entry has none
+    symbols, bullets, ellipses     `#tag` and `…` to words; lines that begin with a bullet, end in … Gopher
     code                           characters of programs and markup                                C4, which drops any `{`
-    lorem_ipsum                    the words                                                        C4
+    lorem_ipsum                    words of it, at 50 to each "lorem ipsum"                         C4, which drops any
     lost_letters                   U+FFFD and private use: what decoding or a PDF's fonts lost      ours
     spaced_letters                 words of one letter: s p a c e d                                 ours
     repeated_lines, _paragraphs    characters in lines that stood before                            Gopher; FineWeb has 0.1 for lines
@@ -43,9 +43,11 @@ FUNCTION_WORDS = frozenset(
     "the of and to in is that for with be or "
     "ja lea leat ii ahte go dahje maid".split()
 )
+FUNCTION_WORDS_FROM = 50  # words
 BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
-SYMBOLS = ("#", "…", "...")
+SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
 CODE = "{}<>\\;=$^~`[]"
+LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
 LETTER = re.compile(r"[^\W\d_]")
 BROKEN = re.compile("[\ufffd\ue000-\uf8ff]")
 EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
@@ -101,7 +103,7 @@ def _of_words(words: list[str], limits: QualityConfig) -> Iterator[Finding]:
         yield "few_letters", share
     if outside(share := sum(len(word) == 1 and word.isalpha() for word in words) / len(words), None, limits.max_spaced_letters):
         yield "spaced_letters", share
-    if limits.min_function_words is not None:
+    if limits.min_function_words is not None and len(words) >= FUNCTION_WORDS_FROM:
         found: set[str] = set()
         for word in words:
             if (plain := word.lower().strip(EDGES)) in FUNCTION_WORDS:
@@ -116,10 +118,10 @@ def _of_characters(text: str, words: int, limits: QualityConfig) -> Iterator[Fin
         yield "lost_letters", share
     if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
         yield "code", share
-    if outside(share := sum(map(text.count, SYMBOLS)) / words, None, limits.max_symbol_share):
+    if outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
         yield "symbols", share
-    if "lorem ipsum" in text.lower():
-        yield "lorem_ipsum", 1
+    if outside(share := text.lower().count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
+        yield "lorem_ipsum", share
 
 
 def _of_repetition(text: str, words: list[str], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
