@@ -226,8 +226,8 @@ class CorpusConfig:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
             if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
                 raise ValueError(
-                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as tokenizer.path "
-                    f"(one that is trained here would depend on what it is to count), or use weight"
+                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
+                    f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
                 )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
@@ -239,12 +239,14 @@ class PrepareConfig:
 
     Attributes:
         corpora_dir: where corpus folders are written.
+        downloads_dir: where raw sources lie, for corpus files that say ${downloads_dir}, as corpus=mixture does.
         workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
         shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
     """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
+    downloads_dir: str = "downloads"
     workers: int | None = None
     shard_characters: int = 16_000_000
 

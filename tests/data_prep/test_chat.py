@@ -259,7 +259,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
     assert "tokenise" in prepare(tmp_path, records, chat=chat).skipped
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}")
     again = prepare(tmp_path, records, chat=chat)
-    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split"]
+    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "mixture"]
     assert rows(again) != first
 
 

@@ -147,7 +147,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
 def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(prepared: pipeline.Prepared, tmp_path: Path) -> None:
     before = checksums(prepared.folder)
     again = pipeline.prepare(sample_config(prepared.folder.parent))
-    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "tokenise"]
+    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "mixture", "tokenise"]
     assert checksums(prepared.folder) == before
     elsewhere = pipeline.prepare(sample_config(tmp_path))
     assert checksums(elsewhere.folder) == before
