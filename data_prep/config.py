@@ -201,8 +201,8 @@ class DecontaminateConfig:
 
     Attributes:
         sets: name -> a file or folder: JSON, JSON lines (gzipped too), SQuAD, or text files; every string of a record counts.
-        words: a sequence of so many words that stands in an evaluation set too is an overlap. Shorter texts of a set are looked for
-            whole, down to `min_words`.
+        words: a sequence of so many words that stands in an evaluation set too is an overlap. Shorter texts of a set are looked
+            for whole, down to `min_words`.
         min_words: texts of a set with fewer words are not looked for: everybody says them.
         action: `drop` the document, or `cut` the paragraphs that hold an overlap; a conversation is dropped in both.
     """
@@ -216,7 +216,7 @@ class DecontaminateConfig:
         if self.action not in ("drop", "cut"):
             raise ValueError(f"decontaminate.action is '{self.action}': choose drop or cut")
         if not 1 <= self.min_words <= self.words:
-            raise ValueError(f"decontaminate.min_words is {self.min_words}: give at least 1, and no more than words ({self.words})")
+            raise ValueError(f"decontaminate.min_words is {self.min_words}: give 1 to {self.words}, which is decontaminate.words")
         if bad := [name for name in self.sets if not _NAME.fullmatch(name)]:
             raise ValueError(f"decontaminate.sets names '{bad[0]}': use letters, digits, '-', '_' and '.'")
 
@@ -327,8 +327,8 @@ class CorpusConfig:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
             if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
                 raise ValueError(
-                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as tokenizer.path "
-                    f"(one that is trained here would depend on what it is to count), or use weight"
+                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
+                    f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
                 )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
@@ -340,12 +340,14 @@ class PrepareConfig:
 
     Attributes:
         corpora_dir: where corpus folders are written.
+        downloads_dir: where raw sources lie, for corpus files that say ${downloads_dir}, as corpus=mixture does.
         workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
         shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
     """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
+    downloads_dir: str = "downloads"
     workers: int | None = None
     shard_characters: int = 16_000_000
 

@@ -23,8 +23,8 @@ def files(path: str) -> list[Path]:
         return [root]
     found = sorted(file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES)) if root.is_dir() else []
     if not found:
-        what = "is no file that can be read" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give a file, or a folder of files, named {', '.join(SUFFIXES)}")
+        what = "holds no file that can be read" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give a file or a folder, of {', '.join(SUFFIXES)}")
     return found
 
 
@@ -37,7 +37,7 @@ def texts(path: str) -> Iterator[str]:
     """
     for file in files(path):
         try:
-            with gzip.open(file, "rt", encoding="utf-8") if file.name.endswith(".gz") else file.open(encoding="utf-8-sig") as stream:
+            with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8-sig") as stream:
                 if file.suffix == ".txt":
                     yield stream.read()
                 elif file.suffix in (".csv", ".tsv"):

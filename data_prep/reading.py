@@ -47,12 +47,15 @@ def check_broken_share(name: str, source: SourceConfig, num_read: int, num_broke
     """To be asked once all files of a source are read, with the sums of their counts.
 
     Raises:
-        ValueError: too many of its records were broken.
+        ValueError: too many of its records were broken, or nothing of it could be read.
     """
-    if num_broken <= source.max_broken or num_broken <= source.max_broken_share * (num_read + num_broken):
+    few = num_broken <= source.max_broken or num_broken <= source.max_broken_share * (num_read + num_broken)
+    if not num_broken or (few and num_read):
         return
     first = next(broken for broken in report.broken if broken.source == name)
     place = ":".join(part for part in (first.file, first.member, first.at) if part)
+    if not num_read:
+        raise ValueError(f"source {name}: nothing of it can be read; {place}: {first.error}")
     raise ValueError(
         f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
         f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"

@@ -65,8 +65,8 @@ def decide(collected: Iterable[Path], config: CorpusConfig) -> pa.Table:
     total = every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
     sites = total.filter(pc.equal(total["line"], WHOLE_SITE)).to_pylist()
     needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites}
-    frequent = total.filter(pc.and_(pc.greater_equal(total["documents"], rules.min_documents), pc.not_equal(total["line"], WHOLE_SITE)))
-    rows = [row for row in frequent.to_pylist() if row["documents"] >= needed[row["site"]]]
+    frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
+    rows = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["site"], row["line"])), schema=COUNTS)
 
 
@@ -88,7 +88,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
 
 
 def cut(text: str, repeated: set[int]) -> str:
-    """`text` without the runs of repeated lines at its ends. Lines too short to be judged go with a run that goes on behind them."""
+    """`text` without the runs of repeated lines at its ends; lines too short to be judged go with a run that goes on behind."""
     lines = text.split("\n")
     start, end = _run(lines, repeated), _run(lines[::-1], repeated)
     return "\n".join(lines[start : len(lines) - end]).strip("\n") if start + end < len(lines) else ""

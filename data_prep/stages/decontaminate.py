@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             document.text = text
             yield document
         else:
-            report.drop(document, f"in_{name}", f"{len(found[name])} sequences of {rules.words} words, or short texts, are in {name}")
+            report.drop(document, f"in_{name}", f"{len(found[name])} sequences of up to {rules.words} words are in {name}")
 
 
 @dataclass

@@ -21,10 +21,10 @@ VERSION = 3
 _FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization="NFC", explain=False)
 _INVISIBLE = re.compile("(?:[\u00ad\ufffe][ \t]*\n[ \t]*(?=[^\\W\\d_])|[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe])")
 _PARTED = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
-_JOINING = frozenset("og eller til samt men enn både".split())  # what follows a hyphen that stands for a word's second half
+_JOINING = frozenset(["og", "eller", "til", "samt", "men", "enn"])  # after a hyphen that stands for a word's second half
 _PASSES = 5  # of ftfy and our own rules, until nothing changes; two do for all but text made to be nasty
 _LINE_BREAKS = re.compile("\r\n?|[\f\x85\u2028\u2029]")
-# Letters and signs of good Norwegian text, in composed form. Two that are not ASCII side by side may be bytes of another encoding.
+# Letters and signs of good Norwegian text, in composed form. Two beyond ASCII side by side may be bytes of another encoding.
 _PLAIN = re.compile("[\t\n -%'-~æøåÆØÅéèêëóòôöäüÉÄÖÜ\u00a0§«»–—‘’“”„•…°½©®²³µ·×€]*")
 _MAY_BE_BYTES = re.compile(r"[^\x00-\x7f]{2}")
 _WORDS = re.compile(r"[^\W_][\w-]*")
@@ -98,9 +98,9 @@ def _is_plain(text: str) -> bool:
 def _dehyphenated(text: str) -> str:
     """Put words together that a hyphen parts at a line end.
 
-    Of `a-\\nb`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the word before a capital or a
-    digit (Sør-\\nNorge), after a capital word or a single letter (NAV-\\nkontor, e-\\npost), and stands for what is left out before
-    `og` and its kin (barne-\\nog ungdomsarbeid).
+    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the word before a capital
+    or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post), and stands for what is left out before `og`
+    and its kin (barne-/og ungdomsarbeid).
     """
     if "-\n" not in text:
         return text

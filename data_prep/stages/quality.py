@@ -1,23 +1,24 @@
 """Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
 
-Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig), by its name. They are
-those of Gopher (Rae et al. 2021, appendix A), with the limits of C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024) in mind,
-and were set by looking at what each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and tables
-and repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and FineWeb's shares
-of lines that are short, or end without a stop.
+Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig), by its name. They
+are those of Gopher (Rae et al. 2021, appendix A) with an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the
+limits were set by looking at what each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and
+tables, and repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
+FineWeb's shares of lines that are short, or end without a stop.
 
-    too_short, too_long            words                                                            Gopher
-    short_words, long_words        mean length of words                                             Gopher; 10 there, for English
-    few_letters                    words with a letter in them                                      Gopher; 80% there, of tariffs 45%
-    few_function_words             different small words it has, of texts of 50 words and more      Gopher; a journal entry has none
-    symbols, bullets, ellipses     `#tag` and `…` to words; lines that begin with a bullet, end in … Gopher
-    code                           characters of programs and markup                                C4, which drops any `{`
-    lorem_ipsum                    words of it, at 50 to each "lorem ipsum"                         C4, which drops any
-    lost_letters                   U+FFFD and private use: what decoding or a PDF's fonts lost      ours
-    spaced_letters                 words of one letter: s p a c e d                                 ours
-    repeated_lines, _paragraphs    characters in lines that stood before                            Gopher; FineWeb has 0.1 for lines
-    repeated_words                 characters in the commonest 2, 3 and 4 words                     Gopher; 0.2, 0.18, 0.16 there
-    repeated_passages              characters in sequences of 5 words that stood before             Gopher; 0.15 there, of law in general
+    too_short, too_long           words                                                       Gopher
+    short_words, long_words       mean length of words                                        Gopher; 10 there, for English
+    few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
+    few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
+    symbols                       `#tag` and `…` to words                                     Gopher
+    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis     Gopher
+    code                          characters of programs and markup                           C4, which drops any `{`
+    lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
+    lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost    ours
+    spaced_letters                words of one letter: s p a c e d                            ours
+    repeated_lines, _paragraphs   characters in lines that stood before                       Gopher; FineWeb has 0.1 for lines
+    repeated_words                characters in the commonest 2, 3 and 4 words                Gopher; 0.2, 0.18, 0.16 there
+    repeated_passages             characters in sequences of 5 words that stood before        Gopher; 0.15 there
 """
 
 from __future__ import annotations
@@ -35,14 +36,10 @@ from data_prep.ngrams import ngram_hashes, word_numbers
 
 VERSION = 1
 
-FUNCTION_WORDS = frozenset(
-    # Bokmål and Nynorsk, Danish, Swedish, English, North Sámi: what hardly a sentence is without
-    "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller etter hvis "
-    "ein eit dei ikkje frå vere blir vert etter dersom "
-    "af ikke fra och att är inte från om eller "
-    "the of and to in is that for with be or "
-    "ja lea leat ii ahte go dahje maid".split()
-)
+# what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
+_NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
+_OTHERS = "af och att är inte från the of and to in is that with be or ja lea leat ii ahte go dahje maid"
+FUNCTION_WORDS = frozenset(f"{_NORDIC} {_OTHERS}".split())
 FUNCTION_WORDS_FROM = 50  # words
 BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
@@ -99,7 +96,8 @@ def _of_words(words: list[str], limits: QualityConfig) -> Iterator[Finding]:
         yield "short_words", mean
     if outside(mean, None, limits.max_word_length):
         yield "long_words", mean
-    if outside(share := sum(word.isalpha() or LETTER.search(word) is not None for word in words) / len(words), limits.min_letter_words, None):
+    with_letters = sum(word.isalpha() or LETTER.search(word) is not None for word in words)
+    if outside(share := with_letters / len(words), limits.min_letter_words, None):
         yield "few_letters", share
     if outside(share := sum(len(word) == 1 and word.isalpha() for word in words) / len(words), None, limits.max_spaced_letters):
         yield "spaced_letters", share
