@@ -257,13 +257,18 @@ class TokenizerConfig:
         path: a folder with tokenizer.json (a model folder on disk). Unset: train one.
         vocab_size: size of a trained byte-level BPE vocabulary, special tokens included.
         add_tokens: words or pieces that become one token each, on top of the tokenizer at `path`; training enlarges the model.
+        library: what encodes running text: `auto` takes gigatoken where it is installed and proves to give the same tokens on a
+            sample of the corpus; `tokenizers` takes tokenizers.
     """
 
     path: str | None = None
     vocab_size: int = 8000
     add_tokens: list[str] = field(default_factory=list)
+    library: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.library not in ("auto", "tokenizers"):
+            raise ValueError(f"tokenizer.library is '{self.library}': choose auto or tokenizers")
         if self.vocab_size < 300:
             raise ValueError(f"tokenizer.vocab_size is {self.vocab_size}: a byte-level vocabulary needs at least 300")
         if self.add_tokens and self.path is None:
