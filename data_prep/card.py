@@ -74,8 +74,8 @@ def _head(manifest: Manifest) -> str:
             "",
             f"Tokenizer: {manifest.tokenizer['vocab_size']:,} tokens, sha256 `{manifest.tokenizer['sha256'][:16]}`{encoded}.",
             f"Targets: {f'the tokens that `{manifest.mask_column}` marks' if manifest.mask_column else 'every token'}.",
-            f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. `finetune inspect` shows what was done to a "
-            "document.",
+            f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. `finetune inspect` shows "
+            "what was done to a document.",
         ]
     )
 
@@ -135,9 +135,7 @@ def _drops(manifest: Manifest) -> str:
         for stage in manifest.stages
         for reason, count in sorted(stage.dropped.items(), key=lambda item: (-item[1], item[0]))
     ]
-    note = (
-        "Shares are of the documents read. Some of them: `finetune inspect CORPUS --dropped REASON`, where the stages' files lie."
-    )
+    note = "Shares are of the documents read. `finetune inspect CORPUS --dropped REASON` shows some, where the stages' files lie."
     return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note) if rows else ""
 
 

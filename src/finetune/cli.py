@@ -81,7 +81,7 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
     parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
-    return _inspect(parser.parse_args(arguments))
+    return _inspect(parser.parse_intermixed_args(arguments))
 
 
 def train(arguments: list[str]) -> int:
