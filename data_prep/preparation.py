@@ -27,9 +27,22 @@ from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_sett
 from data_prep.document import Document, Report
 from data_prep.shards import StageInfo, sha256_file
 from data_prep.stage_files import Done, ShardFile, StageFolder, write_json, write_table
-from data_prep.stages import deduplicate, deidentify, language, mixture, normalise, split, tokenise
+from data_prep.stages import (
+    boilerplate,
+    decontaminate,
+    deduplicate,
+    deidentify,
+    language,
+    mixture,
+    normalise,
+    quality,
+    split,
+    tokenise,
+)
 
-TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split, mixture)
+TEXT_STAGES: tuple[ModuleType, ...] = (
+    normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
+)  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
