@@ -124,6 +124,28 @@ class LanguageConfig:
 
 
 @dataclass(kw_only=True)
+class DeduplicateConfig:
+    """Which documents say the same. Exact duplicates always do.
+
+    Attributes:
+        near: whether near duplicates are sought too.
+        similarity: Jaccard similarity of the sets of word 5-grams from which on two documents say the same. A copy in which 3% of
+            the words were changed has about 0.75.
+        bands: into how many bands the 128 minima of MinHash are cut: more find less similar documents, and compare more.
+    """
+
+    near: bool = True
+    similarity: float = 0.6
+    bands: int = 21
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1:
+            raise ValueError(f"deduplicate.similarity is {self.similarity}: give a share above 0, up to 1")
+        if not 1 <= self.bands <= 64:
+            raise ValueError(f"deduplicate.bands is {self.bands}: give 1 to 64")
+
+
+@dataclass(kw_only=True)
 class BoilerplateConfig:
     """Cutting of what a site repeats at the head and foot of its documents.
 
@@ -311,6 +333,7 @@ class CorpusConfig:
     boilerplate: BoilerplateConfig = field(default_factory=BoilerplateConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

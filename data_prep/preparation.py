@@ -300,8 +300,10 @@ class Preparation:
         report, decided = Report(), []
         if self._decides(stage):
             path = folder.path / "decided.parquet"
-            cut = [("shard", "==", number)] if "shard" in pq.read_schema(path).names else None
-            decided.append(pq.read_table(path, filters=cut))
+            schema = pq.read_schema(path)
+            decided.append(pq.read_table(path, filters=[("shard", "==", number)] if "shard" in schema.names else None))
+            if number == 0:
+                report.counts.update(json.loads((schema.metadata or {}).get(b"counts", b"{}")))
         documents = self.stage(stage - 1).documents([shard.name])
         folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
         return True

@@ -334,14 +334,15 @@ class _Counter:
 
 def _require_documents(name: str, stages: list[StageInfo]) -> None:
     """Raises ValueError if the last stage left nothing to train on."""
-    if stages[-1].counts.get("train"):
+    (split,) = (stage for stage in stages if stage.name == "split")
+    if split.counts.get("train") and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
         remedy = "check corpus.chat.template; the stage's drops say why of each"
-    elif stages[-1].documents_out:
-        remedy = "lower split.validation_share"
+    elif split.documents_out:
+        remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out

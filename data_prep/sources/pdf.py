@@ -126,5 +126,5 @@ def _pdf_date(date: str) -> str:
 def _pdfium() -> Any:
     try:
         return importlib.import_module("pypdfium2")
-    except ImportError:
-        raise ValueError("reader pdf needs pypdfium2: pip install 'finetune[prep]'") from None
+    except ImportError as fault:
+        raise ValueError(f"reader pdf needs pypdfium2 ({fault}): pip install 'finetune[prep]'") from None
