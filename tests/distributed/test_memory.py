@@ -22,8 +22,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(240
 
 RANKS = 4
 SHARE = 0.7  # of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
-LARGE = {**LLAMA, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 112, "num_attention_heads": 16,
-         "num_key_value_heads": 16, "max_position_embeddings": 64}  # fmt: skip
+# few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width
+LARGE = {**LLAMA, "hidden_size": 1536, "intermediate_size": 3072, "num_hidden_layers": 48, "num_attention_heads": 24,
+         "num_key_value_heads": 24, "max_position_embeddings": 64}  # fmt: skip
 # DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for gradients on their way
 ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
         "reduce_bucket_size": 1e6}  # fmt: skip
