@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from finetune.linear import linear
 
 IGNORE = -100
-# logits of a chunk: about a CPU's last cache (each chunk reads the whole head: at half of that, it took 7% longer); enough to fill a GPU
+# logits of a chunk: what a CPU's last cache holds (each chunk reads the whole head: with less than half of that it took a
+# seventh longer), and enough to fill a GPU
 CHUNK_ELEMENTS = {"cpu": 5 * 2**20, "cuda": 2**27}
 LEAST_ROWS = 256  # each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
 
