@@ -382,7 +382,7 @@ PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
 
 def test_a_page_is_its_main_text_with_its_headings(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
-    (tmp_path / "tom.html").write_text("<html><body><nav><a href='/'>Forsiden</a></nav></body></html>")
+    (tmp_path / "tom.html").write_text("<html><head><title>Tom</title></head><body><script>start()</script></body></html>")
     documents, report = read("webpage", tmp_path)
     (page,) = documents
     assert "## Frister" in page.text
