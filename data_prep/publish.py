@@ -23,9 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep import encoder
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
+from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
@@ -39,11 +41,13 @@ from data_prep.shards import (
     sha256_file,
     tokenizer_digest,
 )
-from data_prep.stage_files import replacing
+from data_prep.stage_files import read_json, replacing, write_json
 from data_prep.stages import tokenise
 from data_prep.stages.tokenise import Tokeniser
 
 BATCH = 512
+ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
+COMPARED_SHARDS, COMPARED_DOCUMENTS = 50, 20
 TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
 TOKEN_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]
@@ -91,7 +95,10 @@ def _place_tokenizer(preparation: Preparation) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     tokenise.place_files(preparation.corpus, _sample(preparation), folder)
     Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
-    stage.finish("tokenizer", fingerprint, [f"tokenizer/{path.name}" for path in sorted(folder.iterdir())])
+    chosen = encoder.choose(folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library)
+    logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
+    write_json(stage.path / ENCODER, chosen)
+    stage.finish("tokenizer", fingerprint, [*(f"tokenizer/{path.name}" for path in sorted(folder.iterdir())), ENCODER])
     return True
 
 
@@ -102,6 +109,14 @@ def _sample(preparation: Preparation) -> Iterator[str]:
     for document in preparation.documents(preparation.text, ["id", "source", "text", "turns", "split"]):
         if document.split == "train" and (share == 1 or _place(document) < share):
             yield document.whole_text
+
+
+def _compared(preparation: Preparation) -> Iterator[str]:
+    """Texts on which the encoders are compared: the first of some shards from all over the corpus, not of great length."""
+    names = [shard.name for shard in preparation.shards(preparation.text)]
+    for name in names[:: max(1, len(names) // COMPARED_SHARDS)]:
+        documents = preparation.stage(preparation.text).documents([name], ["text"])
+        yield from (text for document in islice(documents, COMPARED_DOCUMENTS) if (text := document.text[:COMPARED_CHARACTERS]))
 
 
 def _place(document: Document) -> float:
@@ -149,7 +164,8 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
 @lru_cache(maxsize=1)
 def _tokeniser(work: Path, _fingerprint: str) -> Tokeniser:
     preparation = Preparation.load(work)
-    return Tokeniser(preparation.corpus, preparation.stage(preparation.text + 1).path / "tokenizer")
+    folder = preparation.stage(preparation.text + 1).path
+    return Tokeniser(preparation.corpus, folder / "tokenizer", read_json(folder / ENCODER)["library"])
 
 
 class _TokenFile:
@@ -243,6 +259,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             "sha256": tokenizer_digest(tokeniser.folder),
             "vocab_size": tokeniser.vocab_size,
             "eos_token_id": tokeniser.eos_token_id,
+            "encoder": read_json(stage.path / ENCODER),
         },
         splits=splits,
         sources=counter.sources,
@@ -308,14 +325,15 @@ class _Counter:
 
 def _require_documents(name: str, stages: list[StageInfo]) -> None:
     """Raises ValueError if the last stage left nothing to train on."""
-    if stages[-1].counts.get("train"):
+    (split,) = (stage for stage in stages if stage.name == "split")
+    if split.counts.get("train") and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
         remedy = "check corpus.chat.template; the stage's drops say why of each"
-    elif stages[-1].documents_out:
-        remedy = "lower split.validation_share"
+    elif split.documents_out:
+        remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out

@@ -38,7 +38,7 @@ SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes
 
 @dataclass
 class Verdict:
-    """What the text says, in letters by language: of all stretches, of those that are clear, and of those that are beyond doubt."""
+    """What the text says, in letters by language: of all stretches, of those that are clear, of those that are beyond doubt."""
 
     letters: Counter[str] = field(default_factory=Counter)
     clear: Counter[str] = field(default_factory=Counter)

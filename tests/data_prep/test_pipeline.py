@@ -95,7 +95,7 @@ def test_an_array_of_four_with_one_killed_midway_goes_on(expected: dict[str, str
     assert checksums(tmp_path / "sample") == expected
 
 
-@pytest.mark.parametrize("stage", ["0-read", "2-language", "*-tokenise"])
+@pytest.mark.parametrize("stage", ["0-read", "3-language", "*-tokenise"])
 def test_killed_at_any_moment_it_goes_on(expected: dict[str, str], tmp_path: Path, stage: str) -> None:
     code = f"""
 from pathlib import Path
@@ -132,7 +132,7 @@ def await_markers(folder: Path, count: int, processes: list[subprocess.Popen[str
 def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str], tmp_path: Path) -> None:
     pipeline.prepare(config(tmp_path))
     before = markers(tmp_path)
-    part = tmp_path / ".sample.stages" / "2-language" / "part-00001-000.parquet"
+    part = tmp_path / ".sample.stages" / "3-language" / "part-00001-000.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
@@ -141,7 +141,7 @@ def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str]
     changed = {
         path.relative_to(tmp_path / ".sample.stages") for path, when in markers(tmp_path).items() if before.get(path) != when
     }
-    assert changed == {Path("2-language/done-00001-000.json")}
+    assert changed == {Path("3-language/done-00001-000.json")}
 
 
 def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> 
         file.write(json.dumps({"id": "new", "text": text}) + "\n")
     assert pipeline.prepare(prepared).skipped == []
     same = {path.parent.name for path, when in markers(tmp_path).items() if before.get(path) == when}
-    assert {"0-read", "1-normalise", "2-language"} <= same
+    assert {"0-read", "1-normalise", "3-language"} <= same
     assert all(when == before[path] for path, when in markers(tmp_path).items() if path.match("1-normalise/done-00000-*.json"))
 
 
