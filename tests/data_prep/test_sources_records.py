@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
-from data_prep import pipeline
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from data_prep import pipeline, reading
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig, from_settings
 from data_prep.stage_files import StageFolder
 from tests.data_prep.reading import faults, read, texts
 
@@ -430,6 +432,19 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
     assert "\n" not in str(raised.value)
 
 
+def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
+    """Each composes to the schema, and names only options that its reader has. Without data, that is all there is to refuse."""
+    for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
+        text = re.sub(r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?", str(tmp_path), file.read_text())
+        corpus = from_settings(CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x"))))
+        assert file.stem == corpus.name
+        for source in corpus.sources.values():
+            with pytest.raises(
+                (FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"
+            ):
+                reading.files(source)
+
+
 def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"):
@@ -454,7 +469,7 @@ def test_a_row_of_a_table_that_never_ends_is_stepped_over(tmp_path: Path) -> Non
     assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
 
 
-# --- how much may be broken ------------------------------------------------------------------------------------------------------
+# --- how much may be broken ------------------------------------------------------------------------------------------------
 
 
 def prepare(tmp_path: Path, good: int, broken: int, **settings: Any) -> pipeline.Prepared:
@@ -469,7 +484,8 @@ def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path)
     counts = prepare(tmp_path, good=30, broken=10).manifest.stages[0].counts
     assert (counts["read_letters"], counts["quarantined_letters"]) == (30, 10)
     stage = StageFolder(tmp_path / "corpora" / ".x.stages" / "0-read")
-    assert [(b.source, b.file, b.at) for b in stage.quarantined()] == [("letters", "a.jsonl", f"line {n}") for n in range(31, 41)]
+    places = [(broken.source, broken.file, broken.at) for broken in stage.quarantined()]
+    assert places == [("letters", "a.jsonl", f"line {n}") for n in range(31, 41)]
 
 
 def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
