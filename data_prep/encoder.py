@@ -1,8 +1,8 @@
 """Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by tokenizers.
 
 gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is tokenised it must
-give the same ids as tokenizers on a sample of it; texts in which the two could differ (special tokens spelt out, scripts and signs
-of which versions of Unicode know different things) always go to tokenizers; and of every batch one text is compared again.
+give the same ids as tokenizers on a sample of it; texts in which the two could differ (special tokens spelt out, scripts and
+signs of which versions of Unicode know different things) always go to tokenizers; and of every batch one text is compared again.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep import encoder
+from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
@@ -243,7 +244,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
     shutil.copytree(stage.path / "tokenizer", folder / "tokenizer")
     tokeniser = Tokeniser(corpus, folder / "tokenizer")
     mask_column = _mask_column(corpus, {mask for marker in markers for mask in marker.masks})
-    counter = _Counter(preparation, tokeniser.vocab_size)
+    counter, years = _Counter(preparation, tokeniser.vocab_size), Years()
     splits = {}
     for split in SPLITS:
         writer = ShardWriter(folder, split, mask_column, corpus.shard_tokens)
@@ -251,15 +252,21 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             file = f"{split}-{shard.name}.arrow"
             if sha256_file(stage.path / file) != marker.files[file]:
                 raise ValueError(f"{stage.path / file} is not what was written (checksum differs): run it again")
+            dates = {d.id: d.date for d in preparation.stage(preparation.text).documents([shard.name], ["id", "date"])}
             for batch in pa.ipc.open_stream(pa.memory_map(str(stage.path / file))):
                 mask = _full_mask(batch)
                 counter.add(split, batch, mask)
+                for source, name, length in zip(
+                    batch["source"].to_pylist(), batch["id"].to_pylist(), pc.list_value_length(batch["input_ids"]).to_pylist(),
+                    strict=True,
+                ):  # fmt: skip
+                    years.add(source, dates.get(name) or dates.get(name.rpartition("#")[0], ""), length)
                 kept = [batch[name] for name in (*TEXT_COLUMNS, "input_ids")]
                 writer.write(pa.RecordBatch.from_arrays([*kept, mask] if mask_column else kept, schema=writer.schema))
         splits[split] = writer.close()
     if not splits["train"]:
         _require_documents(corpus.name, infos)
-    Manifest(
+    manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
         mask_column=mask_column,
@@ -273,7 +280,9 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
         splits=splits,
         sources=counter.sources,
         stages=infos,
-    ).write(folder)
+    )
+    manifest.write(folder)
+    write_card(folder, manifest, years)
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:

@@ -2,6 +2,7 @@
 
     <corpus>/
       manifest.json                   what is here, with checksums, licences, counts and the tokenizer's digest
+      README.md                       the corpus card: the manifest's counts for people, and years
       tokenizer/                      tokenizer.json and tokenizer_config.json, as transformers loads them
       train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
       validation/shard-00000.arrow …

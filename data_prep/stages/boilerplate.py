@@ -23,7 +23,7 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
 VERSION = 1
-SHORTEST = 12  # letters and digits of a line that may be found to be repeated by itself
+SHORTEST = 12  # letters and digits of a line that counts by itself; a shorter one goes with longer ones behind it
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
 COUNTS = pa.schema([("site", pa.string()), ("line", pa.int64()), ("documents", pa.int64())])
@@ -88,7 +88,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
 
 
 def cut(text: str, repeated: set[int]) -> str:
-    """`text` without the runs of repeated lines at its ends; lines too short to be judged go with a run that goes on behind."""
+    """`text` without the runs of repeated lines at its ends."""
     lines = text.split("\n")
     start, end = _run(lines, repeated), _run(lines[::-1], repeated)
     return "\n".join(lines[start : len(lines) - end]).strip("\n") if start + end < len(lines) else ""
@@ -101,22 +101,21 @@ def site_of(document: Document) -> str:
 
 
 def _run(lines: list[str], repeated: set[int]) -> int:
-    """How many lines from the first on are repeated, up to the last that surely is."""
+    """How many lines from the first on are repeated, up to the last that is long enough to be sure."""
     length = 0
     for number, line in enumerate(lines, start=1):
-        if key := _key(line):
-            if _hash(key) not in repeated:
-                break
-            length = number
-        elif number - length > 4:  # some empty or short lines may stand between, but no list of them
+        if not (key := _key(line)):
+            continue
+        if _hash(key) not in repeated:
             break
+        if sum(map(str.isalnum, key)) >= SHORTEST:
+            length = number
     return length
 
 
 def _key(line: str) -> str:
-    """What lines must have in common to count as one: all but case and white space; "" of lines too short to be judged."""
-    key = " ".join(line.casefold().split())
-    return key if sum(map(str.isalnum, key)) >= SHORTEST else ""
+    """What lines must have in common to count as one: all but case and white space."""
+    return " ".join(line.casefold().split())
 
 
 def _hash(text: str) -> int:

@@ -23,6 +23,7 @@ usage: finetune VERB …
 Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
+  inspect CORPUS             what was done to its documents and why some were dropped; tokens, targets, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "prepare": prepare, "train": train, "resume": resume, "evaluate": evaluate, "status": status, "sync": sync, "ui": ui,
+        "prepare": prepare, "inspect": inspect, "train": train, "resume": resume, "evaluate": evaluate, "status": status,
+        "sync": sync, "ui": ui,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -61,6 +63,25 @@ def prepare(arguments: list[str]) -> int:
         print(report.prepare_help(), end="")
         return 0
     return _hydra("prepare", arguments, _prepare)
+
+
+def inspect(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="finetune inspect",
+        description="What was done to a corpus' documents, why some were dropped, which tokens are targets, how long they are. "
+        "Without options: an overview. Stages' files hold raw text, and it is shown.",
+    )
+    parser.add_argument("corpus", help="a corpus' name or folder")
+    parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
+    parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
+    parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
+    parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
+    parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
+    parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
+    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    return _inspect(parser.parse_intermixed_args(arguments))
 
 
 def train(arguments: list[str]) -> int:
@@ -350,6 +371,31 @@ def _sync(runs: list[RunFolder]) -> int:
             )
     print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from data_prep.inspection import Inspection, bins, draw_lengths
+    from finetune import report
+
+    folder = Path(options.corpus)
+    inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
+    names = [name for wanted in options.documents for name in inspection.find(wanted)]
+    if options.dropped is None:
+        names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
+    for name in names:
+        if options.tokens:
+            report.print_tokens(inspection.tokens(*name), name, options.characters)
+        else:
+            report.print_trace(inspection.trace(*name), name, options.characters)
+    if options.dropped is not None:
+        report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+    if options.lengths:
+        report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
+    if options.picture:
+        print(draw_lengths(inspection.lengths(), options.picture))
+    if not (names or options.dropped is not None or options.lengths or options.picture):
+        report.print_corpus_overview(inspection.corpus)
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
