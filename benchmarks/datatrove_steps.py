@@ -1,7 +1,7 @@
 """Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by step.
 
-The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be downloaded), Gopher's rules,
-MinHash over 5-grams in as many bands, its masking of personal data, and tokens by the same tokenizer. It has no repeated
+The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be downloaded), Gopher's
+rules, MinHash over 5-grams in as many bands, its masking of personal data, and tokens by the same tokenizer. It has no repeated
 boilerplate, no evaluation sets as sequences, no split by group, no checksums; its word splitting is spaCy's.
 """
 

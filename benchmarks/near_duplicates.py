@@ -3,9 +3,9 @@
     python -m benchmarks.near_duplicates --corpora FOLDER [--copies 2500] [--record]
 
 Documents are what the readers make of FOLDER (see norwegian.py), running text of at least 30 words; copies have 3% of their words
-replaced, left out or doubled, at random, and stand anywhere. A copy is found if one document is kept for it and its original. Real text has
-duplicates of its own: a drop outside the planted pairs counts as right if the two documents' words are alike to 80% by difflib,
-which knows nothing of n-grams, and as wrong otherwise.
+replaced, left out or doubled, at random, and stand anywhere. A copy is found if one document is kept for it and its original.
+Real text has duplicates of its own: a drop outside the planted pairs counts as right if the two documents' words are alike to 80%
+by difflib, which knows nothing of n-grams, and as wrong otherwise.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
     … --record puts the table into RESULTS.md, --workers 2 is how many processes each system gets
 
-The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON lines from disk and
-write tokens of the same tokenizer, which is trained before the clock starts. Wall time is what counts on a quiet machine; CPU time,
-of all processes together, says the same where others use the machine too. Memory is that of all processes together, sampled.
+The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON lines from disk
+and write tokens of the same tokenizer, trained before the clock starts. Wall time is what counts on a quiet machine; CPU time, of
+all processes together, says more where others use the machine too. Memory is that of all processes together, sampled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,12 +49,12 @@ def timed(command: list[str | Path], **environment: str) -> Timed:
     sampler = harness.Sampler(mark, gpu=False)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     sampler.start()
-    began = harness.time.perf_counter()
+    began = time.perf_counter()
     done = subprocess.run(
         list(map(str, command)), env={**os.environ, harness.MARK: mark, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    wall = harness.time.perf_counter() - began
+    wall = time.perf_counter() - began
     sampler.stop()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
@@ -94,15 +95,11 @@ class Bench:
         conf, out = self.cache / "conf", self.cache / "corpora"
         shutil.rmtree(out, ignore_errors=True)
         (conf / "corpus").mkdir(parents=True, exist_ok=True)
-        body = {
-            "name": name,
-            "sources": {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}},
-            "tokenizer": {"path": str(self.tokenizer)},
-        }
+        sources = {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}}
+        body = {"name": name, "sources": sources, "tokenizer": {"path": str(self.tokenizer)}}
         (conf / "corpus" / "bench.yaml").write_text(json.dumps(body))
-        done = timed(
-            [harness.FINETUNE, "prepare", "corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
-        )
+        arguments = ["corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
+        done = timed([harness.FINETUNE, "prepare", *arguments])
         steps = {step: float(seconds) for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)}
         manifest = json.loads((out / name / "manifest.json").read_text())
         shards = [shard for split in manifest["splits"].values() for shard in split]
@@ -126,7 +123,8 @@ def peers(bench: Bench, megabytes: int) -> Iterator[str]:
     folder = harness._fresh(bench.cache / "datasets")
     mapped = timed([sys.executable, harness.HERE / "datasets_map.py", raw, folder, bench.tokenizer, str(bench.workers)])
     map_steps = json.loads(mapped.out.splitlines()[-1])
-    yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each; {found['documents']:,} documents and {found['tokens']:,} tokens come out of ours."
+    came = f"{found['documents']:,} documents and {found['tokens']:,} tokens come out of ours"
+    yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each; {came}."
     yield ""
     yield "| whole pipeline | seconds | MB/s | documents/s | CPU seconds | MB a CPU second | memory |"
     yield "|---|---|---|---|---|---|---|"

@@ -114,7 +114,7 @@ def _sample(preparation: Preparation) -> Iterator[str]:
 
 
 def _compared(preparation: Preparation) -> Iterator[str]:
-    """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest, from all of the corpus."""
+    """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest."""
     places = (
         (_place(document), shard.name, row)
         for shard in preparation.shards(preparation.text)
