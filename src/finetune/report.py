@@ -249,8 +249,8 @@ def prepare_help() -> str:
         "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
-        "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays, on any number\n"
-        "of machines: data_prep/pipeline.py says how.\n\n"
+        "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"
+        "data_prep/pipeline.py says how.\n\n"
         "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
     )
 
