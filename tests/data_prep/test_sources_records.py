@@ -439,9 +439,7 @@ def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
         corpus = from_settings(CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x"))))
         assert file.stem == corpus.name
         for source in corpus.sources.values():
-            with pytest.raises(
-                (FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"
-            ):
+            with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"):
                 reading.files(source)
 
 
