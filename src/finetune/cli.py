@@ -191,6 +191,8 @@ def _report(runs: list[RunFolder]) -> int:
         state = run.state()
         if run.config().detach and state == "running":
             print(f"started {run.id}: `finetune status {run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
+        elif state == "queued" and run.scheduler() == "slurm":
+            print(f"submitted {run.id}: `finetune status {run.id}`", file=sys.stderr)
         elif state == "completed":
             report.print_summary(run)
         else:

@@ -117,15 +117,21 @@ class RunFolder:
         leftovers = (
             *self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
         )  # fmt: skip
-        for path in (self.stop_file, self.path / "outcome.json", self.path / "attempt.json", *leftovers):
+        for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
 
-    def record_attempt(self, job_id: str) -> None:
-        """The job that now works on the run; locally its id is the process id of submitit's controller."""
-        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname()})
+    def record_attempt(self, job_id: str, scheduler: str = "local") -> None:
+        """The job that works on the run from now on; its id is Slurm's, locally the process id of submitit's controller."""
+        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname(), "scheduler": scheduler})
+
+    def record_start(self) -> None:
+        """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before is past then."""
+        (self.path / "outcome.json").unlink(missing_ok=True)
+        self.write_json("started.json", {"restart": restart_count(), "host": socket.gethostname(), "time": time.time()})
 
     def record_failure(self, rank: int, error: str) -> None:
-        self.write_json(f"failure-rank-{rank}.json", {"time": time.time(), "rank": rank, "error": error})
+        body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count()}
+        self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
         """Why the run failed: the word of the rank that failed first, as the others only lost their peer.
@@ -133,6 +139,8 @@ class RunFolder:
         A rank that was killed says nothing; then it is named, instead of what its peers say of their lost connection.
         """
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
+        newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
+        failures = [body for body in failures if body.get("restart", 0) == newest]
         if not failures:
             return None
         if all("closed by peer" in body["error"] or "reset by peer" in body["error"] for body in failures):
@@ -143,24 +151,35 @@ class RunFolder:
         return str(min(failures, key=lambda body: body["time"])["error"])
 
     def state(self) -> str:
-        """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable)."""
+        """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable).
+
+        Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
+        """
         if self.is_running():
             return "running"
         if outcome := self.read_json("outcome.json"):
             return str(outcome["state"])
         if self.failure():
             return "failed"
+        if self.scheduler() == "slurm":
+            return "running" if (self.path / "started.json").exists() else "queued"
         if self.processes():  # ranks that outlived submitit's controller
             return "running"
         return "dead" if (self.path / "attempt.json").exists() else "queued"
 
+    def scheduler(self) -> str | None:
+        """Who was given the run: local or slurm; None before its submission."""
+        attempt = self.read_json("attempt.json")
+        return None if attempt is None else str(attempt.get("scheduler", "local"))
+
     def is_running(self) -> bool:
-        """True from the start of the job's processes to their end. It does not take the run's lock, which a rank may want.
+        """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which
+        a rank may want.
 
         A run of another machine counts as running while its metrics were written to in the last ten minutes.
         """
         attempt = self.read_json("attempt.json")
-        if attempt is None:
+        if attempt is None or self.scheduler() == "slurm":
             return False
         if attempt["host"] != socket.gethostname():
             ended = (self.path / "outcome.json").exists() or self.failure() is not None
@@ -190,6 +209,11 @@ class RunFolder:
             if "train/loss" in record["values"]:
                 return {"step": record["step"], **record["values"]}
         return {}
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job before; 0 outside of Slurm."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

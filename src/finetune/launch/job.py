@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -14,10 +16,11 @@ import submitit
 from filelock import Timeout
 
 from finetune.config import TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.run_folder import RunFolder, restart_count
 
 SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
 ALL_GPUS = "all"
+MEETING_SECONDS = 600
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,11 @@ def run_job(path: str) -> None:
         except Timeout:
             logger.error("run %s is in use by another process: nothing done", run.id)
             os._exit(1)
+        run.record_start()
     try:
         config = run.config()
         _prepare_environment(config, environment)
-        state = _train(config, run, environment.job_id)
+        state = _train(config, run, environment)
         if rank == 0:
             run.write_json("outcome.json", {"state": state})
     except BaseException as error:
@@ -60,12 +64,41 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         HF_DATASETS_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
     )
+    if environment.cluster == "slurm":  # the batch script has set the profile's variables, Slurm which GPUs are ours
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.cluster.ranks_per_node)))
     if os.environ[SHELL_GPUS] == ALL_GPUS:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[SHELL_GPUS]
     os.environ.update(config.cluster.env)
+
+
+def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
+    """Where the ranks of this attempt find each other, as torch.distributed's URL.
+
+    On one machine a file: no port to race for. Over nodes rank 0's address, which it tells the others through the run folder:
+    file locks, which a file as meeting point needs, do not work between the nodes of every shared file system. Both are new
+    for every attempt.
+    """
+    file = run.jobs / f"rendezvous-{environment.job_id}-{restart_count()}"
+    if environment.cluster != "slurm":
+        return f"file://{file}"
+    if environment.global_rank == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(f"tcp://{socket.gethostname()}{suffix}:{port}", encoding="utf-8")
+        os.replace(temporary, file)
+    deadline = time.monotonic() + MEETING_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(f"rank 0 did not start within {MEETING_SECONDS} s, or this node does not see {run.path}")
+        time.sleep(0.2)
+        os.scandir(run.jobs).close()  # some network file systems look again only then
+    return file.read_text(encoding="utf-8")
 
 
 def _keep_freed_memory() -> None:
@@ -76,7 +109,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
-def _train(config: TrainConfig, run: RunFolder, job_id: str) -> str:
+def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment) -> str:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
     import torch
     import torch.distributed as dist
@@ -95,8 +128,7 @@ def _train(config: TrainConfig, run: RunFolder, job_id: str) -> str:
     logger.info("%d ranks, this one on %s", world.size, world.device)
     if world.device.type == "cpu":
         _keep_freed_memory()
-    # A file as meeting point: no port to race for. It must be new for every attempt.
-    init_distributed(world, f"file://{run.jobs}/rendezvous-{job_id}")
+    init_distributed(world, _meeting_point(run, environment, config.cluster.master_suffix))
     state = train(config, run, world)
     world.barrier()
     dist.destroy_process_group()

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import job
+from finetune.launch import job, slurm
 from finetune.launch.follow import follow
 from finetune.run_folder import RunFolder
 
@@ -55,6 +55,13 @@ def submit(points: list[TrainConfig]) -> list[RunFolder]:
     for point in _one_of_each_input(frozen):
         base.check_inputs(point)
     runs = [_freeze(point) for point in frozen]
+    if frozen[0].cluster.scheduler == "slurm":
+        if len(runs) == 1:
+            slurm.submit_array(runs, runs[0].jobs, runs[0].id)
+        else:
+            sweep = _new_id(frozen[0].name)
+            slurm.submit_array(runs, Path(frozen[0].runs_dir) / "sweeps" / sweep, sweep)
+        return runs
     for run in runs:
         start(run)
         if run.stop_file.exists():  # Ctrl-C is meant for the whole sweep; the rest stays queued
@@ -120,9 +127,12 @@ def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
     return list({repr((point.data, point.model)): point for point in points}.values())
 
 
+def _new_id(name: str) -> str:
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
 def _freeze(config: TrainConfig) -> RunFolder:
-    run_id = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    run = RunFolder(Path(config.runs_dir) / run_id)
+    run = RunFolder(Path(config.runs_dir) / _new_id(config.name))
     run.path.mkdir(parents=True)
     run.write_json("provenance.json", _provenance())
     configuration.save(config, run.config_file)
