@@ -32,7 +32,7 @@ class StopFlag:
     """
 
     def __init__(self, file: Path, deadline: float | None = None) -> None:
-        self._file, self._deadline = file, deadline
+        self._file, self.deadline = file, deadline
         self._signal: str | None = None
 
     def listen(self) -> None:
@@ -56,4 +56,4 @@ class StopFlag:
         return self._signal or ("the job's time is nearly up" if self._is_late() else "another rank was asked to")
 
     def _is_late(self) -> bool:
-        return self._deadline is not None and time.time() >= self._deadline
+        return self.deadline is not None and time.time() >= self.deadline

@@ -1,9 +1,9 @@
 """What the batch script of a Slurm job does around srun: it opens an attempt, and afterwards decides whether the run comes back.
 
-    trap : TERM                                   # a requeue from outside must leave time for the last line
-    python -m finetune.launch.requeue begin RUN   # 0: start the ranks; 75: the job was put back into the queue; 1: it must not run
+    trap : TERM                                          # a requeue from outside must leave time for the last line
+    python -m finetune.launch.requeue begin RUN          # 0: start the ranks; 75: back in the queue; 1: it must not run again
     srun …
-    python -m finetune.launch.requeue end RUN $?  # its exit code is the job's
+    python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
 It runs on the batch host, outside of a container, where scontrol is: only the standard library and finetune.attempts.
 """
@@ -36,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="finetune.launch.requeue", description=__doc__.partition("\n")[0])
     parser.add_argument("when", choices=("begin", "end"))
     parser.add_argument("run", type=Path)
-    parser.add_argument("code", type=int, nargs="?", help="srun's exit code (end)")
+    parser.add_argument("--code", type=int, help="srun's exit code (end)")
     parser.add_argument("--max-restarts", type=int, required=True)
     parser.add_argument("--on-interrupt", choices=("requeue", "resubmit", "stop"), required=True)
-    parser.add_argument("--script", help="of this job, for resubmit")
     parser.add_argument("--world-size", type=int, required=True)
     options = parser.parse_args(arguments)
     job = Job(options)
-    return begin(options.run, job) if options.when == "begin" else end(options.run, job, options.code)
+    run = options.run.resolve()  # through a sweep's points/<index>
+    return begin(run, job) if options.when == "begin" else end(run, job, options.code)
 
 
 class Job:
