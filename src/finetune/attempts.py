@@ -76,9 +76,7 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
         return Decision(again=False, words=ending.detail, failed=True)
     alike = [e for e in earlier if e.cause == DIED and e.died_at == ending.died_at] if ending.cause == DIED else []
     if len(alike) + 1 >= REPEATS:
-        where = (
-            f"at step {ending.died_at}" if ending.last_step > ending.from_step or ending.from_step else "before its first step"
-        )
+        where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
         return Decision(again=False, words=f"died {len(alike) + 1} times {where}: {ending.detail}", failed=True)
     used = sum(e.uses_a_restart for e in [*earlier, ending])
     if used > max_restarts:

@@ -137,7 +137,7 @@ class RunFolder:
         self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
-        """Why the run failed: the diagnosis of its batch script, or the word of the rank that failed first (attempts.first_word)."""
+        """Why the run failed: its batch script's diagnosis, or the word of the rank that failed first (attempts.first_word)."""
         if verdict := self.read_json("failure.json"):
             return str(verdict["error"])
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
@@ -146,8 +146,8 @@ class RunFolder:
         return attempts.first_word(failures, self.config().cluster.world_size)
 
     def state(self) -> str:
-        """queued, running, completed, stopped (asked to; resumable), interrupted (by a signal or its time's end; resumable), failed,
-        or dead (killed; resumable).
+        """queued, running, completed, failed, or, resumable: stopped (asked to), interrupted (by a signal or its time's end), dead
+        (killed).
 
         Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
         """

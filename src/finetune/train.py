@@ -161,7 +161,8 @@ def put_together(
         config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
         at_start=engine.state_on_main() if model.is_adapter(trained) else None,
         checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
-        spool=spool, stop=stop, stop_point=stop_point, watchdog=watchdog, clock=Clock(world.device), peak=peak, flops_per_token=flops,
+        spool=spool, stop=stop, stop_point=stop_point, watchdog=watchdog,
+        clock=Clock(world.device), peak=peak, flops_per_token=flops,
         num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
         skipped=(folder.read_json("skipped.json") or {"batches": []})["batches"],
     )  # fmt: skip

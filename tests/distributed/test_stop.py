@@ -1,5 +1,5 @@
-"""Laws of leaving early, on two real ranks of which one is told: both leave after the same step or batch, nothing is lost, and the
-run that goes on is the run that was never interrupted."""
+"""Laws of leaving early, on two real ranks of which one is told: both leave after the same step or batch, nothing is lost, and
+the run that goes on is the run that was never interrupted."""
 
 from __future__ import annotations
 

@@ -333,7 +333,8 @@ FAULTS = {
     f.__name__: f
     for f in (
         mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step, no_number, spike,
-        rank_1_hangs, loaded_whole, term_in_evaluation, term_in_last_evaluation, usr2_while_loading, usr2_in_step, weight_left_random, slice_at_wrong_offset,
+        rank_1_hangs, loaded_whole, term_in_evaluation, term_in_last_evaluation,
+        usr2_while_loading, usr2_in_step, weight_left_random, slice_at_wrong_offset,
     )
 }  # fmt: skip
 

@@ -60,7 +60,7 @@ def run_job(path: str) -> None:
 
 
 def _deadline(config: TrainConfig) -> float | None:
-    """When to leave at the latest, in seconds since the epoch, should the scheduler's signal not come; None: the job has no end."""
+    """When to leave at the latest (seconds since the epoch), should the scheduler's signal not come; None: the job has no end."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")  # the batch script sets it where Slurm does not
     return int(end) - config.cluster.signal_lead_s if end.isdigit() else None
 

@@ -141,8 +141,8 @@ def _check_sums(world: World, nodes: list[str]) -> None:
         suspects = suspected(world.everyone(_wrong_broadcasts(world)), nodes)
     if not suspects:
         raise ValueError(
-            f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} wrong numbers on a rank), and "
-            f"no node alone is to blame: the network library corrupts data; set what your site documents for NCCL "
+            f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers on a rank), and no "
+            f"node alone is to blame: the network library corrupts data; set what your site documents for NCCL "
             f"(cluster.env_many_nodes), or NCCL_PROTO=^LL128"
         )
     named = ", ".join(sorted(suspects))

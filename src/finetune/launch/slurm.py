@@ -115,8 +115,8 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where Slurm's
-    commands are, with any Python, as it needs no library."""
+    """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
+    Slurm's commands are, with any Python, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
     python = "python3" if cluster.python else shlex.quote(sys.executable)
