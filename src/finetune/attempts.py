@@ -21,6 +21,7 @@ DIED = "died"  # a rank crashed, hung or was killed
 PREFLIGHT = "failed preflight"
 DEAD_NODE = "dead node"
 REPEATS = 2  # deaths at one step, after which it is the run's own fault
+PREFLIGHTS = 3  # failed ones in a row, after which it is no single node's
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     if len(alike) + 1 >= REPEATS:
         where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
         return Decision(again=False, words=f"died {len(alike) + 1} times {where}: {ending.detail}", failed=True)
+    if [e.cause for e in [*earlier, ending][-PREFLIGHTS:]] == [PREFLIGHT] * PREFLIGHTS:
+        return Decision(again=False, words=f"failed {PREFLIGHTS} preflights in a row: {ending.detail}", failed=True)
     used = sum(e.uses_a_restart for e in [*earlier, ending])
     if used > max_restarts:
         words = f"gave up after {max_restarts} restarts (cluster.max_restarts); the last attempt: {ending.cause}, {ending.detail}"

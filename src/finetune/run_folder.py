@@ -146,7 +146,7 @@ class RunFolder:
         return attempts.first_word(failures, self.config().cluster.world_size)
 
     def state(self) -> str:
-        """queued, running, completed, failed, or, resumable: stopped (asked to), interrupted (by a signal or its time's end), dead
+        """queued, running, completed, failed; resumable: stopped (asked to), interrupted (by a signal or its time's end), dead
         (killed).
 
         Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.

@@ -76,7 +76,7 @@ def check_device(config: TrainConfig, world: World) -> None:
     import torch
 
     node = node_name()
-    asked = config.cluster.gpu_request != "none" and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    asked = config.cluster.gpu_request != "none" and config.cluster.env.get("CUDA_VISIBLE_DEVICES") != ""
     if asked and not torch.cuda.is_available():
         raise PreflightError(f"{node} shows no GPU to torch {torch.__version__}: driver, or a build of torch for CPUs", [node])
     if world.device.type != "cuda":

@@ -199,7 +199,10 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     for kind, cause in (("mistake", attempts.MISTAKE), ("preflight", attempts.PREFLIGHT)):
         if chosen := [body for body in failures if body.get("kind") == kind]:
             bad = tuple(sorted({node for body in chosen for node in body.get("nodes", [])}))
-            return ending(cause, str(min(chosen, key=lambda body: body["time"])["error"]), bad)
+            word = str(min(chosen, key=lambda body: body["time"])["error"])
+            if 1 < len(attempt.nodes) == len(bad):  # then it is no node's fault
+                return ending(attempts.MISTAKE, f"{word} (and so it is on every node)")
+            return ending(cause, word, bad)
     if code is None:
         return ending(attempts.KILLED, "it ended without a word: requeue, preemption or time limit with too little grace time")
     if code in SIGNALLED and not failures:
