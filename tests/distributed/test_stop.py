@@ -16,7 +16,7 @@ from tests.distributed.test_laws import assert_same, law_config, make_run, spool
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 # where each leaves, and with how many steps in its checkpoint
-FAULTS = {"term_in_evaluation": 8, "term_in_last_evaluation": 24, "usr2_while_loading": 0, "usr2_in_step": 13}
+FAULTS = {"term_in_evaluation": 4, "term_in_last_evaluation": 24, "usr2_while_loading": 0, "usr2_in_step": 13}
 LEFT = {**FAULTS, "deadline": 0, "stop_file": 0, "stop_file_and_deadline": 0}
 
 

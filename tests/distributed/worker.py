@@ -205,7 +205,7 @@ def _signalled(number: int, where: str, name: str, rank: int, call: int) -> Any:
 
 
 def term_in_evaluation() -> Any:
-    """Rank 1 is told to end in the middle of the evaluation after step 8, the second of the run."""
+    """Rank 1 is told to end in the middle of the evaluation after step 4, the second of the run."""
     import finetune.data as module
 
     honest, calls = module.PackedData.once, []
