@@ -68,6 +68,7 @@ class DataConfig:
         "auto",
         "documents longer than a pack: split, truncate, drop, or auto: drop where a loss mask says what to learn, else split",
     )
+    stage: bool = setting(False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts")
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
@@ -175,6 +176,8 @@ class TrainConfig:
             )
         if self.adapter and self.model.from_scratch:
             raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
+        if self.data.stage and not self.cluster.node_local:
+            raise ValueError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
             raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
         per_pass = self.micro_batch_size * self.cluster.world_size

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from finetune import attempts
 from finetune import config as configuration
 from finetune.config import TrainConfig
 
@@ -115,7 +117,7 @@ class RunFolder:
     def begin_attempt(self) -> None:
         """Forget how the last attempt ended."""
         leftovers = (
-            *self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
+            *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
         )  # fmt: skip
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
@@ -129,29 +131,23 @@ class RunFolder:
         (self.path / "outcome.json").unlink(missing_ok=True)
         self.write_json("started.json", {"restart": restart_count(), "host": socket.gethostname(), "time": time.time()})
 
-    def record_failure(self, rank: int, error: str) -> None:
-        body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count()}
+    def record_failure(self, rank: int, error: str, kind: str = "crash", nodes: Sequence[str] = ()) -> None:
+        """What a rank failed of. `kind` is mistake, preflight, hang or crash, `nodes` those to blame: see launch/requeue.py."""
+        body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count(), "kind": kind, "nodes": list(nodes)}
         self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
-        """Why the run failed: the word of the rank that failed first, as the others only lost their peer.
-
-        A rank that was killed says nothing; then it is named, instead of what its peers say of their lost connection.
-        """
+        """Why the run failed: its batch script's diagnosis, or the word of the rank that failed first (attempts.first_word)."""
+        if verdict := self.read_json("failure.json"):
+            return str(verdict["error"])
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
         newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
         failures = [body for body in failures if body.get("restart", 0) == newest]
-        if not failures:
-            return None
-        if all("closed by peer" in body["error"] or "reset by peer" in body["error"] for body in failures):
-            silent = set(range(self.config().cluster.world_size)) - {body["rank"] for body in failures}
-            if silent:
-                names = ", ".join(f"rank {rank}" for rank in sorted(silent))
-                return f"{names} ended without a word (killed? out of memory?), and the other ranks with it"
-        return str(min(failures, key=lambda body: body["time"])["error"])
+        return attempts.first_word(failures, self.config().cluster.world_size)
 
     def state(self) -> str:
-        """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable).
+        """queued, running, completed, failed, or, resumable: stopped (asked to), interrupted (by a signal or its time's end), dead
+        (killed).
 
         Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
         """

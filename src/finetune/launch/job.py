@@ -16,7 +16,9 @@ import submitit
 from filelock import Timeout
 
 from finetune.config import TrainConfig
+from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
+from finetune.stop import StopFlag
 
 SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
 ALL_GPUS = "all"
@@ -31,6 +33,8 @@ def run_job(path: str) -> None:
     run = RunFolder(Path(path))
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
+    stop = StopFlag(run.stop_file)
+    stop.listen()  # before the imports, which take longer than some schedulers wait
     lock = run.lock
     if rank == 0:  # two processes that write one run would ruin it
         try:
@@ -41,16 +45,24 @@ def run_job(path: str) -> None:
         run.record_start()
     try:
         config = run.config()
+        stop.deadline = _deadline(config)
         _prepare_environment(config, environment)
-        state = _train(config, run, environment)
+        preflight.check_node(config, run)
+        state = _train(config, run, environment, stop)
         if rank == 0:
             run.write_json("outcome.json", {"state": state})
     except BaseException as error:
         traceback.print_exc()
-        run.record_failure(rank, _one_line(error))
+        run.record_failure(rank, _one_line(error), _kind(error), getattr(error, "nodes", ()))
         # Peers wait in a collective: leave at once, without the destructors that would wait for them.
         sys.stderr.flush()
         os._exit(1)
+
+
+def _deadline(config: TrainConfig) -> float | None:
+    """When to leave at the latest (seconds since the epoch), should the scheduler's signal not come; None: the job has no end."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")  # the batch script sets it where Slurm does not
+    return int(end) - config.cluster.signal_lead_s if end.isdigit() else None
 
 
 def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironment) -> None:
@@ -95,7 +107,7 @@ def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix:
     deadline = time.monotonic() + MEETING_SECONDS
     while not file.exists():
         if time.monotonic() > deadline:
-            raise ValueError(f"rank 0 did not start within {MEETING_SECONDS} s, or this node does not see {run.path}")
+            raise preflight.PreflightError(f"{preflight.node_name()} heard nothing of rank 0 within {MEETING_SECONDS} s", [])
         time.sleep(0.2)
         os.scandir(run.jobs).close()  # some network file systems look again only then
     return file.read_text(encoding="utf-8")
@@ -109,13 +121,14 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
-def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment) -> str:
+def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
     import torch
     import torch.distributed as dist
 
     from finetune.distributed import World, configure_logging
     from finetune.engine import init_distributed
+    from finetune.launch.staging import staged
     from finetune.train import train
 
     world = World()
@@ -128,11 +141,21 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
     logger.info("%d ranks, this one on %s", world.size, world.device)
     if world.device.type == "cpu":
         _keep_freed_memory()
+    preflight.check_device(config, world)
     init_distributed(world, _meeting_point(run, environment, config.cluster.master_suffix))
-    state = train(config, run, world)
+    preflight.check_together(run, world)
+    with staged(config, run, world) as with_local_corpus:
+        state = train(with_local_corpus, run, world, stop)
     world.barrier()
     dist.destroy_process_group()
     return state
+
+
+def _kind(error: BaseException) -> str:
+    """What requeue.py makes of it: a user's mistake comes again however often the job does."""
+    if isinstance(error, preflight.PreflightError):
+        return "preflight"
+    return "mistake" if isinstance(error, ValueError | FileNotFoundError) else "crash"
 
 
 def _one_line(error: BaseException) -> str:
@@ -140,6 +163,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return (
         text
-        if isinstance(error, ValueError | FileNotFoundError)
+        if isinstance(error, ValueError | FileNotFoundError | preflight.PreflightError)
         else f"{type(error).__name__}: {text[:500]} (traceback in jobs/)"
     )

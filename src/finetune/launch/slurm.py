@@ -21,6 +21,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import DelayedSubmission
 
+from finetune import attempts
 from finetune.cluster import ClusterConfig
 from finetune.config import TrainConfig
 from finetune.launch import job
@@ -68,9 +69,9 @@ def _job_folder(runs: list[RunFolder], folder: Path) -> Path:
 
 
 def render_script(config: TrainConfig, name: str, job_folder: Path, num_points: int | None) -> str:
-    """The batch script. After srun the batch shell hands over to requeue.py and does what it prints: Slurm's own commands exist
-    here, which inside a container they may not."""
+    """The batch script: environment, requeue.py, srun, requeue.py."""
     cluster = config.cluster
+    before, after = _requeue_lines(cluster, job_folder)
     executor = submitit.SlurmExecutor(folder=job_folder, python=_python(cluster))
     options = {"requeue": True, **_gpus(cluster), **cluster.sbatch}
     if cluster.memory_per_node:
@@ -81,7 +82,7 @@ def render_script(config: TrainConfig, name: str, job_folder: Path, num_points: 
         constraint=cluster.constraint, signal_delay_s=cluster.signal_lead_s, array_parallelism=cluster.array_parallelism,
         wckey=None, stderr_to_stdout=True, additional_parameters=options,
         srun_args=["--kill-on-bad-exit=1", "--wait=60", *cluster.srun],
-        setup=environment_lines(cluster), teardown=_teardown(cluster, job_folder),
+        setup=[*environment_lines(cluster), *before], teardown=after,
     )  # fmt: skip
     executor.parameters["map_count"] = num_points
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -113,14 +114,21 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
     }[cluster.gpu_request]
 
 
-def _teardown(cluster: ClusterConfig, job_folder: Path) -> list[str]:
+def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
+    """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
+    Slurm's commands are, with any Python, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
-    jobs = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
-    return [
-        "status=$?",
-        f'eval "$({_python(cluster)} -m finetune.launch.requeue {jobs} $status)"',
-        "exit $status",
+    run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
+    python = "python3" if cluster.python else shlex.quote(sys.executable)
+    code = shlex.quote(str(Path(attempts.__file__).parents[1]))
+    policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
+    before = [
+        "trap : TERM USR2  # what ends the ranks must leave this script the time for its last line",
+        f'requeue() {{ PYTHONPATH="$PYTHONPATH:"{code} {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
+        'export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j $SLURM_JOB_ID -o %e)" +%s)}"',
+        "requeue begin || exit",
     ]
+    return before, ["requeue end --code $?"]
 
 
 def slurm_command(*command: str, timeout: float = 60) -> str:

@@ -21,7 +21,10 @@ from finetune.run_folder import RunFolder
 RUN_ID_TAG = "finetune.run_id"
 METRICS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 PARAMS_PER_BATCH = 100
-STATUS = {"completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED", "queued": "SCHEDULED"}
+STATUS = {
+    "completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED", "interrupted": "SCHEDULED",
+    "queued": "SCHEDULED",
+}  # fmt: skip
 
 
 def default_uri(runs_dir: str | Path) -> str:
