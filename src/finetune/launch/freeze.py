@@ -6,7 +6,6 @@ the checkout reaches nothing that is queued, and a sweep of a thousand points is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from finetune.config import TrainConfig
 from finetune.run_folder import RunFolder
 
 PACKAGES = (
-    "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit", "numpy",
+    "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit",
+    "numpy",
 )  # fmt: skip
 CODE = ".code"
 NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
@@ -113,7 +114,9 @@ def snapshot_code(runs_dir: Path) -> Path:
     files = {path: content for root in _sources() for path, content in _files(root)}
     for path, content in files.items():
         if match := re.search(_TOKEN, content.decode(errors="replace")):
-            raise ValueError(f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it")
+            raise ValueError(
+                f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
+            )
     digest = _digest(files)
     folder = runs_dir / CODE / digest
     if folder.is_dir() and _digest({p.relative_to(folder): p.read_bytes() for p in _walk(folder)}) == digest:
@@ -125,10 +128,10 @@ def snapshot_code(runs_dir: Path) -> Path:
             (temporary / path).write_bytes(content)
         if folder.is_dir():  # somebody changed it
             folder.rename(temporary.with_suffix(".changed"))
-        with contextlib.suppress(FileExistsError, IsADirectoryError):
-            os.rename(temporary, folder)
+        os.replace(temporary, folder)
     except OSError as fault:
-        raise unwritable(runs_dir, fault) from None
+        if not folder.is_dir():  # else another submission wrote the same in this moment
+            raise unwritable(runs_dir, fault) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -189,7 +192,5 @@ def check_no_secrets(config: TrainConfig) -> None:
                     f"{key} holds what looks like a secret, and configs are written to disk: "
                     f"export it in your shell instead, which jobs inherit"
                 )
-
-    from dataclasses import asdict
 
     walk("", asdict(config))

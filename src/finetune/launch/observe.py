@@ -75,7 +75,8 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
     if job is not None and job.state in AT_WORK:
         # its ranks have ended, its batch script has not: what the folder says comes true in a moment
         return Observed(run, "running", True, "", restarts, job.nodes, job_id)
-    if state in ("queued", "running"):  # the ranks said nothing of an end
+    cancelled = job is not None and job.state == "CANCELLED" and state != "completed"
+    if state in ("queued", "running") or (cancelled and state != "cancelled"):  # the ranks said nothing of such an end
         state, reason = _silent_end(run, job)
         run.write_json("outcome.json", {"state": state, "reason": reason})
     outcome = run.read_json("outcome.json") or {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from finetune import base
 from finetune import config as configuration
@@ -18,7 +17,7 @@ from finetune.launch import local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.run_folder import RunFolder
 
-RESUMABLE = ("queued", "stopped", "failed", "dead", "cancelled")
+RETRIED = ("failed", "dead", "cancelled", "interrupted")
 
 
 def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolder]:
@@ -32,8 +31,7 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
     """
     frozen = [point.frozen() for point in points]
     _check_together(frozen)
-    if on_slurm := frozen[0].cluster.scheduler == "slurm" and not slurm.in_allocation():
-        slurm.check(frozen[0].cluster, len(frozen))
+    on_slurm = _goes_to_queue(frozen[0], len(frozen))
     for point in frozen:
         check_no_secrets(point)
     for point in _one_of_each_input(frozen):
@@ -51,7 +49,8 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
-    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint; or, with more steps, one that is done.
+    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint; with more steps, with one that is
+    completed.
 
     Args:
         overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
@@ -70,8 +69,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
     base.check_inputs(config)
     check_no_secrets(config)
-    if config.cluster.scheduler == "slurm" and not slurm.in_allocation():
-        slurm.check(config.cluster, 1)
+    _goes_to_queue(config, 1)
     if overrides:
         temporary = run.path / ".config.yaml.tmp"
         configuration.save(config, temporary)
@@ -81,7 +79,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """Submit again those that failed, died or were cancelled; each goes on from its newest checkpoint. Those it submitted."""
-    failed = [now.run for now in observe.observe(runs) if now.state in ("failed", "dead", "cancelled")]
+    failed = [now.run for now in observe.observe(runs) if now.state in RETRIED and not now.alive]
     for run in failed:
         base.check_inputs(run.config())
     if failed:
@@ -94,10 +92,27 @@ def _start_again(runs: list[RunFolder]) -> None:
     for run in runs:
         by_kind.setdefault((repr(run.config().cluster), run.sweep()), []).append(run)
     for (_, sweep), together in by_kind.items():
-        if together[0].config().cluster.scheduler == "slurm" and not slurm.in_allocation():
+        if _goes_to_queue(together[0].config(), len(together)):
             _to_slurm(together, sweep)
         else:
             local.start_in_turn(together)
+
+
+def _goes_to_queue(config: TrainConfig, num_points: int) -> bool:
+    """Whether Slurm starts it, or this shell, because it is a run of this machine or the shell has an allocation.
+
+    Raises:
+        ValueError: where it goes it cannot run.
+    """
+    if config.cluster.scheduler == "local":
+        return False
+    if slurm.in_allocation():
+        local.check_allocation(config)
+        return False
+    if config.debug:
+        raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
+    slurm.check(config.cluster, num_points)
+    return True
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None) -> None:
