@@ -10,12 +10,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
-    from finetune.run_folder import RunFolder
 
 USAGE = """\
 usage: finetune VERB …
@@ -26,19 +26,29 @@ Fine-tune open language models on Norwegian public-sector text.
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
-  status [RUN …]             what the runs are doing, or how they ended
+  status [RUN …] [--watch]   what the runs are doing, or how they ended
+  logs RUN [-f] [--rank N]   what a rank has written
+  cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
+  retry RUN …                submit again what failed
+  prune [RUN …]              free what completed runs need no more
   sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
   ui                         open MLflow's user interface on the runs
+  completion bash|zsh        print what makes verbs and run ids complete in the shell
+
+RUN is the id of a run, or of a sweep for all its points.
 
 `finetune VERB --help` says more. `finetune train --help` lists every setting.
 """
+
+RUN_COMMANDS = ("resume", "status", "logs", "cancel", "retry", "prune", "sync")  # of run_commands.py
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "prepare": prepare, "train": train, "resume": resume, "evaluate": evaluate, "status": status, "sync": sync, "ui": ui,
+        "prepare": prepare, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -73,21 +83,30 @@ def train(arguments: list[str]) -> int:
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
 
-def resume(arguments: list[str]) -> int:
-    parser = _parser("resume", "Go on with a run, from its newest checkpoint that verifies.")
-    parser.add_argument("run", help="run id")
-    parser.add_argument("settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2")
-    options = parser.parse_args(arguments)
-    from finetune.launch import submit
-    from finetune.run_folder import RunFolder
+def _run_command(verb: str, arguments: list[str]) -> int:
+    from finetune import run_commands
 
-    run = RunFolder.find(options.run, options.runs_dir)
-    submit.resume(run, options.settings)
-    return _report([run])
+    code: int = getattr(run_commands, verb)(arguments)
+    return code
+
+
+def completion(arguments: list[str]) -> int:
+    """finetune completion bash|zsh"""
+    from finetune.completion import script, words
+
+    if arguments[:1] == ["words"]:  # what the script itself asks
+        print("\n".join(words(arguments[1:])))
+        return 0
+    print(script(arguments[0] if arguments else ""), end="")
+    return 0
 
 
 def evaluate(arguments: list[str]) -> int:
-    parser = _parser("evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split.")
+    from finetune import run_commands
+
+    parser = run_commands.parser(
+        "evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split."
+    )
     parser.add_argument("model", help="run id, or model folder")
     parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
@@ -97,31 +116,16 @@ def evaluate(arguments: list[str]) -> int:
     return _evaluate(options)
 
 
-def status(arguments: list[str]) -> int:
-    parser = _parser("status", "What the runs are doing, or how they ended; read from disk, from any shell.")
-    parser.add_argument("runs", nargs="*", help="run ids (all)")
-    options = parser.parse_args(arguments)
-    from finetune import report
-
-    report.print_status(_runs(options))
-    return 0
-
-
-def sync(arguments: list[str]) -> int:
-    parser = _parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
-    parser.add_argument("runs", nargs="*", help="run ids (all)")
-    options = parser.parse_args(arguments)
-    return _sync(_runs(options))
-
-
 def ui(arguments: list[str]) -> int:
-    parser = _parser("ui", "Bring MLflow's database up to date and open its user interface.")
+    from finetune import run_commands
+
+    parser = run_commands.parser("ui", "Bring MLflow's database up to date and open its user interface.")
     parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     options = parser.parse_args(arguments)
     from finetune.tracking.sender import default_uri
 
-    _sync(_runs(options))
+    run_commands.sync_runs(run_commands.chosen(options))
     uri = default_uri(options.runs_dir)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its workers are for features we do not use
@@ -168,42 +172,24 @@ def to_train_config(node: Any) -> TrainConfig:
     return config
 
 
-def run_points(points: list[TrainConfig]) -> list[float | None]:
-    """Submit the points, print what came of each, and give their held-out losses (None where there is none).
+def run_points(points: list[TrainConfig], sweep: str | None = None, go_on: bool = False) -> list[float | None]:
+    """Submit the points, print what comes of each, and give their held-out losses (None where there is none, or not yet).
+
+    Args:
+        sweep: id of the sweep whose points they are.
+        go_on: a failed run is for the sweeper to judge.
 
     Raises:
         SystemExit: a run failed; all of them have been tried.
     """
+    from finetune import run_commands
     from finetune.launch.submit import submit
 
-    runs = submit(points)
-    if code := _report(runs):
+    runs = submit(points, sweep)
+    code = run_commands.report_runs(runs)
+    if code and not go_on:
         raise SystemExit(code)
     return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
-
-
-def _report(runs: list[RunFolder]) -> int:
-    """Say how runs ended, or that they go on by themselves; the exit code that says it."""
-    from finetune import report
-
-    failed = 0
-    for run in runs:
-        state = run.state()
-        if run.config().detach and state == "running":
-            print(f"started {run.id}: `finetune status {run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
-        elif state == "queued" and run.scheduler() == "slurm":
-            print(f"submitted {run.id}: `finetune status {run.id}`", file=sys.stderr)
-        elif state == "completed":
-            report.print_summary(run)
-        else:
-            failed += 1
-            reason = run.failure() or "its processes are gone; the logs are in jobs/"
-            detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started"}.get(state, f"{state}: {reason}")
-            print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
-        print(run.id, flush=True)
-    if failed and len(runs) > 1:
-        print(f"error: {failed} of {len(runs)} runs did not complete", file=sys.stderr)
-    return 1 if failed else 0
 
 
 # --- plumbing --------------------------------------------------------------------------------------------------------
@@ -320,38 +306,6 @@ def _words(fault: Exception) -> str:
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"finetune {verb}", description=description)
-    parser.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
-    return parser
-
-
-def _runs(options: argparse.Namespace) -> list[RunFolder]:
-    from finetune.run_folder import RunFolder
-
-    if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
-        raise FileNotFoundError(f"--runs-dir {options.runs_dir} does not exist")
-    wanted = getattr(options, "runs", [])
-    return [RunFolder.find(run_id, options.runs_dir) for run_id in wanted] or RunFolder.all(options.runs_dir)
-
-
-def _sync(runs: list[RunFolder]) -> int:
-    from finetune.tracking import sender
-
-    failed = 0
-    for run in runs:
-        try:
-            sender.sync(run)
-        except Exception as fault:  # one run, or one server, must not keep the others from theirs
-            failed += 1
-            print(
-                f"error: run {run.id} is not in MLflow: {type(fault).__name__}: {' '.join(str(fault).split())[:300]}",
-                file=sys.stderr,
-            )
-    print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

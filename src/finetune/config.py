@@ -131,10 +131,16 @@ class TrainConfig:
     hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
     experiment: str = setting("finetune", "MLflow experiment")
     tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
-    detach: bool = setting(False, "return at once and leave the run in the background")
+    detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
+    wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
 
     def __post_init__(self) -> None:
         self.model.check()
+        if self.detach and (self.wait or self.debug):
+            raise ValueError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
+        if self.debug and self.cluster.world_size > 1:
+            raise ValueError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
             at_least(name, getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
@@ -223,10 +229,10 @@ def _refuse_extra(config: Any, prefix: str) -> None:
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
 
 
-# What a resumed run may change: how the work is cut and watched, not what is learned from it.
+# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a step.
 CHANGEABLE = (
-    "cluster", "micro_batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "on_bad_step", "max_rewinds",
-    "spike_stds", "hang_timeout_min", "detach",
+    "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
+    "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
 )  # fmt: skip
 
 

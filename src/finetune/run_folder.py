@@ -122,9 +122,9 @@ class RunFolder:
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
 
-    def record_attempt(self, job_id: str, scheduler: str = "local") -> None:
+    def record_attempt(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
         """The job that works on the run from now on; its id is Slurm's, locally the process id of submitit's controller."""
-        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname(), "scheduler": scheduler})
+        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname(), "scheduler": scheduler, "code": code})
 
     def record_start(self) -> None:
         """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before is past then."""
@@ -146,8 +146,8 @@ class RunFolder:
         return attempts.first_word(failures, self.config().cluster.world_size)
 
     def state(self) -> str:
-        """queued, running, completed, failed; resumable: stopped (asked to), interrupted (by a signal or its time's end), dead
-        (killed).
+        """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead
+        (killed); all but the first three can be resumed.
 
         Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
         """
@@ -162,6 +162,21 @@ class RunFolder:
         if self.processes():  # ranks that outlived submitit's controller
             return "running"
         return "dead" if (self.path / "attempt.json").exists() else "queued"
+
+    def sweep(self) -> str | None:
+        """Id of the sweep that the run is a point of, if it is."""
+        found = (self.read_json("provenance.json") or {}).get("sweep")
+        return None if found is None else str(found)
+
+    def code(self) -> str | None:
+        """Digest of the code that its job imports (launch/freeze.py); None if it imports what is installed."""
+        found = (self.read_json("attempt.json") or {}).get("code")
+        return None if found is None else str(found)
+
+    def log(self, rank: int) -> Path | None:
+        """What a rank wrote in the newest job of the run."""
+        found = [(path.stat().st_mtime, path) for path in self.jobs.glob(f"*_{rank}_log.out")]
+        return max(found)[1] if found else None
 
     def scheduler(self) -> str | None:
         """Who was given the run: local or slurm; None before its submission."""
@@ -191,20 +206,30 @@ class RunFolder:
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
     def last_metrics(self) -> dict[str, Any]:
-        """The newest training step in the spool: its step and its values; empty before the first."""
+        """The newest training step in the spool: its step and its values, and "seconds_a_step" over the last ones since the job
+        began, where there are several; empty before the first."""
         if not self.metrics.exists():
             return {}
         with self.metrics.open("rb") as file:
             file.seek(max(0, self.metrics.stat().st_size - 65536))
             lines = file.read().splitlines()
-        for line in reversed(lines):
+        steps = []
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # a line still being written
+                continue  # a line still being written, or begun before what we read
             if "train/loss" in record["values"]:
-                return {"step": record["step"], **record["values"]}
-        return {}
+                steps.append(record)
+        if not steps:
+            return {}
+        last = steps[-1]
+        since = 1000 * float((self.read_json("started.json") or {}).get("time", 0))
+        first = next((step for step in steps if step["time_ms"] >= since), last)
+        pace = {}
+        if last["step"] > first["step"]:
+            pace = {"seconds_a_step": (last["time_ms"] - first["time_ms"]) / 1000 / (last["step"] - first["step"])}
+        return {"step": last["step"], **pace, **last["values"]}
 
 
 def restart_count() -> int:

@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
     from finetune.distributed import World
     from finetune.run_folder import RunFolder
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=World().rank, world_size=RANKS)
     preflight.PATIENCE_SECONDS = 0.5
     world, said = World(), {}
     for case in CASES:

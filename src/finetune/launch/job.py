@@ -45,11 +45,7 @@ def run_job(path: str) -> None:
             os._exit(1)
         run.record_start()
     try:
-        config = run.config()
-        stop.deadline = _deadline(config)
-        _prepare_environment(config, environment)
-        preflight.check_node(config, run)
-        state = _train(config, run, environment, stop)
+        state = train_as_rank(run, environment, stop)
         if rank == 0:
             run.write_json("outcome.json", {"state": state})
     except BaseException as error:
@@ -58,6 +54,15 @@ def run_job(path: str) -> None:
         # Peers wait in a collective: leave at once, without the destructors that would wait for them.
         sys.stderr.flush()
         os._exit(1)
+
+
+def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:
+    """What a job is there for; what goes wrong is raised."""
+    config = run.config()
+    stop.deadline = _deadline(config)
+    _prepare_environment(config, environment)
+    preflight.check_node(config, run)
+    return _train(config, run, environment, stop)
 
 
 def _deadline(config: TrainConfig) -> float | None:

@@ -130,12 +130,12 @@ def end(run: Path, job: Job, code: int) -> int:
     ending = ending_of(run, last, code, job.options.world_size)
     before = [a.ending for a in attempts.of_submission(earlier[:-1], job.id) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
-    clean_up(run, len(job.nodes))
     if not decision.again:
         attempts.end(run, last.number, ending, decision.words, time.time())
         say(decision.words)
         if decision.failed:
             fail(run, decision.words)
+        clean_up(run, len(job.nodes))
         return GO if ending.cause == attempts.COMPLETED else FAILED
     return _again(run, job, last, ending, decision.words)
 
@@ -153,8 +153,10 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
             way = "requeue"
             job.exclude(without)
         elif way == "requeue":
+            clean_up(run, len(job.nodes))
             job.requeue(without)
         elif way == "resubmit":
+            clean_up(run, len(job.nodes))
             next_job = resubmit(run, job, without)
         else:
             words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
@@ -173,8 +175,29 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
 
 
 def resubmit(run: Path, job: Job, without: list[str]) -> str:
-    """Submit the same script again, as a job of its own; its id."""
-    raise RuntimeError("resubmit is not there yet")
+    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there.
+
+    Raises:
+        RuntimeError: Slurm refuses.
+    """
+    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.raw_id, check=True))
+    if script is None:
+        raise RuntimeError(f"Slurm does not know the script of job {job.raw_id}")
+    index = job.id.partition("_")[2]
+    options = [f"--array={index}"] if index else []
+    options += [f"--exclude={','.join(without)}"] if without else []
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    command = ["sbatch", "--parsable", "--hold", *options, script[1]]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=60, check=False)
+    if done.returncode:
+        raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")
+    raw_id = done.stdout.strip().partition(";")[0]
+    new_id = f"{raw_id}_{index}" if index else raw_id
+    shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
+    submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
+    write_json(run / "attempt.json", submitted)
+    scontrol("release", raw_id, check=True)
+    return new_id
 
 
 # --- how an attempt ended ----------------------------------------------------------------------------------------------
@@ -192,7 +215,8 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     def ending(cause: str, detail: str = "", bad_nodes: tuple[str, ...] = ()) -> Ending:
         return Ending(cause, attempt.from_step, max(reached, attempt.from_step), saved, detail, bad_nodes)
 
-    if outcome := read_json(run / "outcome.json"):
+    outcome = read_json(run / "outcome.json") or {}
+    if outcome.get("state") in (attempts.COMPLETED, attempts.STOPPED, attempts.INTERRUPTED):
         detail = {"interrupted": "time limit, preemption or requeue: all ranks saved and left"}.get(outcome["state"], "")
         return ending(outcome["state"], detail)
     failures = [body for path in sorted(run.glob("failure-rank-*.json")) if (body := read_json(path))]
@@ -281,14 +305,12 @@ def forget_ending(run: Path) -> None:
 
 def fail(run: Path, words: str) -> None:
     """The run has ended for good: `finetune status` shows why."""
-    temporary = run / ".failure.json.tmp"
-    temporary.write_text(json.dumps({"time": time.time(), "error": words}, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, run / "failure.json")
+    write_json(run / "failure.json", {"time": time.time(), "error": words})
 
 
 def clean_up(run: Path, num_nodes: int) -> None:
     """Remove what ranks that were killed left on their nodes' own disks (launch/staging.py); it may take seconds, not more."""
-    staged = read_json(run / "jobs" / "staged.json")
+    staged = read_json(run / "staged.json")
     if not staged or not shutil.which("srun"):
         return
     command = ["srun", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap", "rm", "-rf", "--", staged["folder"]]
@@ -296,7 +318,14 @@ def clean_up(run: Path, num_nodes: int) -> None:
         subprocess.run(command, timeout=30, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
         say(f"{staged['folder']} may be left on a node")
-    (run / "jobs" / "staged.json").unlink(missing_ok=True)
+    (run / "staged.json").unlink(missing_ok=True)
+
+
+def write_json(path: Path, body: dict[str, Any]) -> None:
+    """Atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
         raise ValueError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")
     folder = parent / f"finetune-{run.id}"
     if world.is_main:
-        run.write_json(f"{run.jobs.name}/{NOTE}", {"folder": str(folder)})
+        run.write_json(NOTE, {"folder": str(folder)})
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
     faults = [fault for fault in world.everyone(fault) if fault]
@@ -54,7 +54,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
         if world.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if world.is_main:
-            (run.jobs / NOTE).unlink(missing_ok=True)
+            (run.path / NOTE).unlink(missing_ok=True)
 
 
 def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
