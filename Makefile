@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: run test fast slow format bench-peers clean
+.PHONY: run test fast slow chaos format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -22,6 +22,10 @@ fast: $(VENV)/.dev
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
+
+# runs on the real test cluster that are cut off, killed, preempted and powered down at random moments: half an hour
+chaos: $(VENV)/.dev
+	$(BIN)/python -m slurm.testcluster.chaos $(CHAOS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

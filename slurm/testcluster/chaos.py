@@ -36,7 +36,7 @@ MODEL = {
 }  # fmt: skip
 SETTINGS = [
     "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
-    "data.sequence_length=256", "global_batch_size=16", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
+    "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
     "checkpoint_every=8", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", "cluster.signal_lead_s=20",
 ]  # fmt: skip
 # a rank that crashes at this step of the run, whatever the attempt; put on the ranks' PYTHONPATH
@@ -107,6 +107,11 @@ class Sandbox:
             if {"submitit.core._submit", str(run.jobs)} <= set(words) and "srun" not in words[0]:
                 found[int(process.environ()["SLURM_PROCID"])] = process
         return found
+
+    def on_node(self, node: str, *command: str) -> str:
+        """Run a command where a node's own disk is; what it printed."""
+        pid = (self.cluster.base / "run" / f"{node}.pid").read_text()
+        return subprocess.run(["nsenter", "-t", pid, "-m", *command], capture_output=True, text=True, check=True).stdout
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: float = 0.1) -> None:
@@ -260,11 +265,11 @@ def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
     return min(when for _, when in times if when > history[1].time) - before
 
 
-def restart_limit(box: Sandbox, chance: random.Random) -> Outcome:
+def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2) -> Outcome:
     """Killed in every attempt, the run must give up after its restarts, and not before."""
-    outcome = Outcome("killed again and again, max_restarts=2")
-    run = box.submit("cluster.max_restarts=2")
-    for number in range(1, 4):
+    outcome = Outcome(f"killed again and again, max_restarts={max_restarts}")
+    run = box.submit(f"cluster.max_restarts={max_restarts}")
+    for number in range(1, max_restarts + 2):
         wait_for(lambda n=number: len(attempts.read(run.path)) == n, 200, f"attempt {number}")  # type: ignore
         step = attempts.read(run.path)[-1].from_step + 1 + number  # another one each time: not the same crash
         wait_for(lambda s=step: by_step_since(run) >= s, 200, f"step {step} of attempt {number}", pause=0.02)  # type: ignore
@@ -272,7 +277,7 @@ def restart_limit(box: Sandbox, chance: random.Random) -> Outcome:
         wait_for(lambda n=number: attempts.read(run.path)[n - 1].ending, 200, f"the end of attempt {number}")  # type: ignore
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
-    if outcome.requeues != 2 or "gave up after 2 restarts" not in str(run.failure()):
+    if outcome.requeues != max_restarts or f"gave up after {max_restarts} restarts" not in str(run.failure()):
         outcome.faults.append(f"{outcome.requeues} restarts, {run.failure()}")
     outcome.causes = [str(run.failure())]
     return outcome
