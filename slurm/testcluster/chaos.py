@@ -29,7 +29,7 @@ from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4
-STEPS, EVALUATE_EVERY = 40, 10
+STEPS, EVALUATE_EVERY, LEAD_SECONDS = 40, 10, 20
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
@@ -37,7 +37,7 @@ MODEL = {
 SETTINGS = [
     "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
     "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
-    "checkpoint_every=8", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", "cluster.signal_lead_s=20",
+    "checkpoint_every=8", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
 ]  # fmt: skip
 # a rank that crashes at this step of the run, whatever the attempt; put on the ranks' PYTHONPATH
 CRASH = """\
@@ -122,7 +122,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: 
         time.sleep(pause)
 
 
-# --- events: each befalls a run that trains; those before `at` are in its settings -------------------------------------
+# --- events: each befalls a run that trains ---------------------------------------
 
 
 def at_step(run: RunFolder, chance: random.Random) -> None:
@@ -133,8 +133,13 @@ def at_step(run: RunFolder, chance: random.Random) -> None:
 
 
 def time_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    """Slurm's own doing: see TIME_LIMIT."""
-    wait_for(lambda: attempts.read(run.path) and attempts.read(run.path)[0].ending, 300, "the time limit")
+    """The job's end is moved to soon after a random moment: Slurm gives limits in whole minutes. In the queue it gets its time
+    back, as a new attempt has the whole of it."""
+    at_step(run, chance)
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + LEAD_SECONDS + 2))
+    box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", f"EndTime={end}")
+    wait_for(lambda: box.queue_state(run) == "PENDING", 100, "the job to be back in the queue")
+    box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", "TimeLimit=20")
 
 
 def preemption(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
@@ -173,20 +178,14 @@ def term_in_evaluation(box: Sandbox, run: RunFolder, chance: random.Random) -> N
     box.ranks(run)[chance.randint(0, 1)].terminate()
 
 
-def time_limit_settings(chance: random.Random) -> list[str]:
-    """Slurm's shortest limit; the ranks are told to leave at a random moment before it."""
-    return ["cluster.timeout_min=1", f"cluster.signal_lead_s={chance.randint(15, 30)}"]
-
-
 @dataclass(frozen=True)
 class Event:
     befall: Callable[[Sandbox, RunFolder, random.Random], None]
-    settings: Callable[[random.Random], list[str]] = lambda chance: []
     restarts: bool = True
 
 
 EVENTS = {
-    "time limit": Event(time_limit, time_limit_settings),
+    "time limit": Event(time_limit),
     "preemption by the urgent partition": Event(preemption),
     "kill -9 of a rank": Event(kill_rank),
     "power cut of a node": Event(power_cut),
@@ -240,7 +239,7 @@ def compare(run: RunFolder, whole: RunFolder, outcome: Outcome) -> None:
 def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) -> Outcome:
     """One run, one event."""
     event, outcome = EVENTS[name], Outcome(name)
-    run = box.submit(*event.settings(chance))
+    run = box.submit()
     began = time.time()
     event.befall(box, run, chance)
     box.wait_for_end(run)

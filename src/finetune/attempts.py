@@ -148,6 +148,13 @@ def excluded_nodes(run: Path) -> list[str]:
     return sorted({node for attempt in read(run) if attempt.ending for node in attempt.ending.bad_nodes})
 
 
+def last_restart(run: Path) -> str:
+    """Why the run was started anew the last time, and the nodes that it avoids; "" if it never was."""
+    words = [attempt.words for attempt in read(run) if attempt.ending]
+    avoided = ", ".join(excluded_nodes(run))
+    return f"restarted: {words[-1]}{f' (avoids {avoided})' if avoided else ''}" if words else ""
+
+
 def first_word(failures: list[dict[str, Any]], world_size: int) -> str | None:
     """Why ranks failed: the word of the one that failed first, as the others only lost their peer; None if nobody said anything.
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune import attempts
 from finetune.config import DataConfig, TrainConfig, conf_dir
 from finetune.launch.observe import Observed
 from finetune.run_folder import RunFolder
@@ -44,6 +45,8 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
     for one in seen:
         if one.reason and one.state not in ("queued", "completed", "cancelled"):
             out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
+        if one.alive and (words := attempts.last_restart(one.run.path)):
+            out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
     if len(seen) > 5:
         counts = Counter(one.state for one in seen)
         out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")

@@ -344,8 +344,8 @@ def save_checkpoint(run: Run, step: int, held_out: HeldOut | None, step_seconds:
         stalled = run.checkpoints.save(run.engine, step, run.skipped, held_out.loss if held_out else None)
     run.watchdog.beat()
     run.spool.log(step, {"checkpoint/seconds": stalled})
-    grace, needed = run.config.cluster.signal_lead_s, stalled + step_seconds
-    if needed > grace:
+    cluster, needed = run.config.cluster, stalled + step_seconds
+    if cluster.scheduler != "local" and needed > (grace := cluster.signal_lead_s):
         logger.warning(
             "the grace time is too short: finishing a step and saving takes %.0f s, and a job is warned %d s before it is "
             "killed: an interruption loses the steps since the last checkpoint; raise cluster.signal_lead_s to %d", needed, grace,

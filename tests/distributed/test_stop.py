@@ -4,11 +4,14 @@ the run that goes on is the run that was never interrupted."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune import config as configuration
+from finetune.config import ClusterConfig
 from finetune.run_folder import RunFolder
 from tests.distributed import worker
 from tests.distributed.test_laws import assert_same, law_config, make_run, spool
@@ -26,6 +29,8 @@ def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("left")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
     cases: dict[str, dict[str, Any]] = {name: make_run(folder, name, config) for name in ("whole", *LEFT)}
+    hurried = ClusterConfig(scheduler="slurm", ranks_per_node=2, signal_lead_s=0)  # less than any checkpoint takes
+    configuration.save(replace(config, cluster=hurried), folder / "runs" / "usr2_in_step" / "config.yaml")
     faulty = [{**case, "fault": name} if name in FAULTS else case for name, case in cases.items()]
     for name in ("deadline", "stop_file_and_deadline"):
         next(case for case in faulty if case["run"] == cases[name]["run"])["deadline"] = time.time() - 1
@@ -62,6 +67,11 @@ def test_the_run_that_goes_on_was_never_interrupted(left: dict[str, RunFolder], 
 @pytest.mark.parametrize("name", LEFT)
 def test_an_evaluation_that_was_cut_short_is_made_up_for(left: dict[str, RunFolder], name: str) -> None:
     assert evaluations(left[name]) == pytest.approx(evaluations(left["whole"]), abs=1e-6)
+
+
+def test_too_short_a_grace_time_is_said(left: dict[str, RunFolder]) -> None:
+    said = {name for name, run in left.items() if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))}
+    assert said == {"usr2_in_step"}
 
 
 def evaluations(run: RunFolder) -> dict[int, float]:
