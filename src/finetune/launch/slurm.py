@@ -155,7 +155,8 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     before = [
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last line",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
-        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j $SLURM_JOB_ID -o %e)" +%s)  # only newer ones set it',
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
+        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
         "requeue begin || exit",
     ]
     return before, ["requeue end --code $?"]
