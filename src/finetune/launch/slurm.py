@@ -26,6 +26,7 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job
+from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.run_folder import RunFolder
 
@@ -109,26 +110,9 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     return f"{text}\n"
 
 
-def environment_lines(cluster: ClusterConfig) -> list[str]:
-    """Shell lines that make a node ready for the job; slurm/env/<cluster>.sh holds the same."""
-    variables = {**cluster.env, **(cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node)}
-    return [
-        *(f"module {command}" for command in cluster.modules),
-        *(f"export {key}={_quoted(value)}" for key, value in variables.items()),
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself",
-        *cluster.setup,
-    ]
-
-
 def code_line(code: Path) -> str:
     """The frozen code goes before what is installed."""
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-
-
-def _quoted(value: str) -> str:
-    """For the shell; variables of the job, such as $SLURM_JOB_ID, are put in there."""
-    escaped = re.sub(r'(["\\`])', r"\\\1", value)
-    return f'"{escaped}"' if "$" in value else shlex.quote(value)
 
 
 def _python(cluster: ClusterConfig) -> str:
