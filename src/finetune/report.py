@@ -52,6 +52,15 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
         out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
 
 
+def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
+    """Preparations on Slurm: id, the job of each step, the state of each job."""
+    table = Table("prepare run", "step", "job", "state", box=None)
+    for run_id, jobs, states in preparations:
+        for step, job in jobs.items():
+            table.add_row(run_id, step, job, states[job].lower() or "unknown to Slurm by now")
+    console(stderr=False).print(table)
+
+
 def duration(seconds: float) -> str:
     """As people say it: 45 s, 12 min, 3 h 05, 2 d 04 h."""
     minutes = round(seconds / 60)

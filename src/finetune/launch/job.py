@@ -16,6 +16,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
+from finetune import base
 from finetune.config import TrainConfig
 from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
@@ -62,6 +63,8 @@ def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: St
     stop.deadline = _deadline(config)
     _prepare_environment(config, environment)
     preflight.check_node(config, run)
+    if config.after and environment.global_rank == 0:  # its corpus was not there when it was submitted
+        base.check_inputs(config)
     return _train(config, run, environment, stop)
 
 

@@ -75,6 +75,28 @@ def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
     return next((job_id for job_id, job in jobs.items() if job.name in names and job.state in WAITING), None)
 
 
+def states(job_ids: list[str]) -> dict[str, str]:
+    """Slurm's word for each job; of an array that of its last task to end. "" where it has forgotten.
+
+    Raises:
+        ValueError: Slurm does not answer.
+    """
+    queue = _squeue()
+    if queue is None:
+        raise ValueError("Slurm does not answer: try again later")
+    known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
+    found = {}
+    for job_id in job_ids:
+        tasks = {job.state for key, job in known.items() if _array(key) == job_id}
+        order = (*AT_WORK, *WAITING, *sorted(tasks - {"COMPLETED"}), "COMPLETED")
+        found[job_id] = next((state for state in order if state in tasks), "")
+    return found
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
 def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
     reason = run.failure() or "" if state in ("failed", "dead") else ""
