@@ -29,7 +29,7 @@ from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4
-STEPS, EVALUATE_EVERY, LEAD_SECONDS = 40, 10, 20
+STEPS, EVALUATE_EVERY, LEAD_SECONDS = 30, 8, 20
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
@@ -37,7 +37,7 @@ MODEL = {
 SETTINGS = [
     "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
     "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
-    "checkpoint_every=8", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
+    "checkpoint_every=6", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
 ]  # fmt: skip
 # a rank that crashes at this step of the run, whatever the attempt; put on the ranks' PYTHONPATH
 CRASH = """\
@@ -79,7 +79,7 @@ class Sandbox:
     def prepare(self) -> None:
         (self.folder / "my" / "model").mkdir(parents=True)
         (self.folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": MODEL}))
-        self.finetune("prepare", "corpus=sample", "corpus.split.validation_share=0.3")
+        self.finetune("prepare", "corpus=sample", "corpus.split.validation_share=0.3", "corpus.tokenizer.vocab_size=2000")
 
     def submit(self, *settings: str) -> RunFolder:
         return RunFolder.find(self.finetune("train", *SETTINGS, *settings).splitlines()[-1], self.folder / "runs")
@@ -127,7 +127,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: 
 
 def at_step(run: RunFolder, chance: random.Random) -> None:
     """Wait for a random step in the middle, and a random part of a step."""
-    step = chance.randint(3, STEPS - 10)
+    step = chance.randint(3, STEPS - 12)
     wait_for(lambda: run.last_metrics().get("step", 0) >= step, 300, f"step {step} of {run.path}", pause=0.02)
     time.sleep(chance.uniform(0, 0.4))
 
