@@ -34,6 +34,7 @@ CASES: dict[str, tuple[Ending, list[Ending], bool, str]] = {
     "a dead node in between": (
         ending(DIED, 17, 10, 10), [ending(DIED, 17, 10), ending(DEAD_NODE, 12, 10, 10)], False, "died 2 times at step 18",
     ),
+    "an interruption at the step of a crash": (ending(DIED, 17, 17, 17), [ending(INTERRUPTED, 17, 17)], True, "died after"),
     "twice before any step": (ending(DIED), [ending(DIED)], False, "died 2 times before the end of its first step: why"),
     "one step further": (ending(DIED, 18, 10, 10), [ending(DIED, 17, 10)], True, "died after step 18"),
     "a dead node at the step of a crash": (ending(DEAD_NODE, 17, 10, 10), [ending(DIED, 17, 10)], True, ""),
