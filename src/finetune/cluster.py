@@ -33,6 +33,7 @@ class SiteConfig:
     max_array_size: int | None = setting(None, "most points of a sweep")
     whole_nodes: bool = setting(False, "a job gets, and pays for, whole nodes")
     account_pattern: str | None = setting(None, "regular expression of account names")
+    account_example: str | None = setting(None, "an account's name")
     account_hint: str | None = setting(None, "how a user finds the account's name")
     internet: bool = setting(False, "compute nodes reach the internet, perhaps through a proxy")
     purge_days: int | None = setting(None, "days after which the work area deletes files")
@@ -119,9 +120,8 @@ class ClusterConfig:
             )
         if site.account_pattern and (self.account is None or not re.fullmatch(site.account_pattern, self.account)):
             hint = f" ({site.account_hint})" if site.account_hint else ""
-            raise ValueError(
-                f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {site.account_pattern}{hint}"
-            )
+            wanted = site.account_example or site.account_pattern
+            raise ValueError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
 
     @property
     def world_size(self) -> int:

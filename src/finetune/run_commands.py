@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import time
@@ -283,6 +284,9 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
             if not quiet:
                 print(f"error: run {run.id} is not in MLflow: {reason}", file=sys.stderr)
+    for sweep in {run.sweep() for run in runs} - {None}:
+        with contextlib.suppress(Exception):  # of whose points something was said above
+            sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])
     if failed and quiet:
         print(f"MLflow is behind by {failed} runs ({reason}): `finetune sync` catches up", file=sys.stderr)
     elif not quiet:

@@ -83,7 +83,8 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     if environment.cluster == "slurm":
-        os.environ.update(config.cluster.env)  # again: Slurm says which GPUs are ours after the batch script hid pretended ones
+        variables = {key: os.path.expandvars(value) for key, value in config.cluster.env.items()}
+        os.environ.update(variables)  # again: Slurm says which GPUs are ours after the batch script hid pretended ones
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.cluster.ranks_per_node)))

@@ -19,6 +19,7 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.config import TrainConfig
 from finetune.launch import job, slurm
+from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, follow
 from finetune.launch.freeze import snapshot_code
 from finetune.run_folder import RunFolder
@@ -90,7 +91,7 @@ def _srun(run: RunFolder, config: TrainConfig) -> Controller:
         shlex.quote(str(run.jobs)),
     ]
     lines = [
-        *slurm.environment_lines(config.cluster),
+        *environment_lines(config.cluster),
         slurm.code_line(snapshot_code(run.path.parent)),
         "export SUBMITIT_EXECUTOR=slurm",
     ]
@@ -116,7 +117,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
     """The one rank in this shell: what is typed goes to the debugger."""
     program = f"-m finetune.launch.debug {shlex.quote(str(run.path))}"
     if config.cluster.scheduler == "slurm":
-        lines = slurm.environment_lines(config.cluster)
+        lines = environment_lines(config.cluster)
         terminal = ["--pty"] if sys.stdin.isatty() else []
         command = " ".join([*_step(config, *terminal), config.cluster.python or shlex.quote(sys.executable), program])
     else:

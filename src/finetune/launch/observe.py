@@ -15,6 +15,7 @@ from finetune.run_folder import RunFolder
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING")
+UNKNOWN = ""
 SECONDS = 15  # that a Slurm command may take
 
 
@@ -27,6 +28,7 @@ class Job:
     restarts: int = 0
     nodes: str = ""
     start: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,30 @@ class Observed:
 
 def observe(runs: list[RunFolder]) -> list[Observed]:
     """One for each run, in their order. Slurm is asked once for all of them, if any was given to it."""
-    attempts = {run.id: run.read_json("attempt.json") or {} for run in runs}
-    ours = {run.id: str(attempts[run.id]["job_id"]) for run in runs if attempts[run.id].get("scheduler") == "slurm"}
-    jobs = _squeue() if ours else {}
+    ours = {run.id: _job_of(run) for run in runs}
+    jobs = _squeue() if any(job is not None for job in ours.values()) else {}
     if jobs is not None:
-        left = [ours[run.id] for run in runs if run.id in ours and ours[run.id] not in jobs and not run.read_json("outcome.json")]
+        for run in runs:
+            if ours[run.id] == UNKNOWN:
+                ours[run.id] = _left_behind(run, jobs)
+        left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.read_json("outcome.json")]
         jobs = {**(_sacct(left) if left else {}), **jobs}
-    return [_of_slurm(run, ours[run.id], jobs) if run.id in ours else _of_this_machine(run) for run in runs]
+    return [_of_slurm(run, job, jobs) if (job := ours[run.id]) else _of_this_machine(run) for run in runs]
+
+
+def _job_of(run: RunFolder) -> str | None:
+    """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
+    attempt = run.read_json("attempt.json")
+    if attempt is None:
+        interrupted = run.config().cluster.scheduler == "slurm" and not run.read_json("outcome.json")
+        return UNKNOWN if interrupted else None
+    return str(attempt["job_id"]) if attempt.get("scheduler") == "slurm" else None
+
+
+def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
+    """The held job, or array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
+    names = {run.id, run.sweep()}
+    return next((job_id for job_id, job in jobs.items() if job.name in names and job.state in WAITING), None)
 
 
 def _of_this_machine(run: RunFolder) -> Observed:
@@ -103,7 +122,7 @@ def _why(job: Job) -> str:
 
 def _squeue() -> dict[str, Job] | None:
     """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not answer."""
-    fields = ("JobArrayID:64", "State:24", "Reason:96", "StartTime:24", "RestartCnt:8", "NodeList:200")
+    fields = ("JobArrayID:64", "State:24", "Reason:96", "StartTime:24", "RestartCnt:8", "NodeList:200", "Name:200")
     columns = ",".join(f"{field}|" for field in fields)
     lines = _lines("squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns)
     if lines is None:
@@ -112,8 +131,8 @@ def _squeue() -> dict[str, Job] | None:
     for line in lines:
         values = [value.strip() for value in line.split("|")]
         if len(values) >= len(fields):
-            job_id, state, reason, start, restarts, nodes = values[: len(fields)]
-            jobs[job_id] = Job(state, reason, int(restarts) if restarts.isdigit() else 0, nodes, start)
+            job_id, state, reason, start, restarts, nodes, name = values[: len(fields)]
+            jobs[job_id] = Job(state, reason, int(restarts) if restarts.isdigit() else 0, nodes, start, name)
     return jobs
 
 

@@ -51,15 +51,15 @@ class Job:
 
     def __init__(self, options: argparse.Namespace) -> None:
         env = os.environ
-        self.raw_id = env["SLURM_JOB_ID"]
+        # never an array task's SLURM_JOB_ID: that of one of them is the array's too, and names all of them
         array = env.get("SLURM_ARRAY_JOB_ID")
-        self.id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else self.raw_id
+        self.id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
         self.nodes = hostnames(env["SLURM_JOB_NODELIST"])
         self.options = options
 
     def state(self) -> str:
         """RUNNING, PENDING (somebody put it back into the queue), CANCELLED, …; "" if Slurm does not say."""
-        found = re.search(r"JobState=(\w+)", scontrol("show", "job", self.raw_id))
+        found = re.search(r"JobState=(\w+)", scontrol("show", "job", self.id))
         return found[1] if found else ""
 
     def requeue(self, without: list[str]) -> None:
@@ -68,13 +68,13 @@ class Job:
         Raises:
             RuntimeError: Slurm refuses.
         """
-        scontrol("requeue", self.raw_id, check=True)
+        scontrol("requeue", self.id, check=True)
         self.exclude(without)
 
     def exclude(self, nodes: list[str]) -> None:
         """Keep a job that waits in the queue away from nodes. It cannot start before this script has ended."""
         if nodes:
-            scontrol("update", f"jobid={self.raw_id}", f"ExcNodeList={','.join(nodes)}", check=True)
+            scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=True)
 
 
 def begin(run: Path, job: Job) -> int:
@@ -179,9 +179,9 @@ def resubmit(run: Path, job: Job, without: list[str]) -> str:
     Raises:
         RuntimeError: Slurm refuses.
     """
-    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.raw_id, check=True))
+    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.id, check=True))
     if script is None:
-        raise RuntimeError(f"Slurm does not know the script of job {job.raw_id}")
+        raise RuntimeError(f"Slurm does not know the script of job {job.id}")
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []

@@ -26,6 +26,7 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job
+from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.run_folder import RunFolder
 
@@ -109,26 +110,9 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     return f"{text}\n"
 
 
-def environment_lines(cluster: ClusterConfig) -> list[str]:
-    """Shell lines that make a node ready for the job; slurm/env/<cluster>.sh holds the same."""
-    variables = {**cluster.env, **(cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node)}
-    return [
-        *(f"module {command}" for command in cluster.modules),
-        *(f"export {key}={_quoted(value)}" for key, value in variables.items()),
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself",
-        *cluster.setup,
-    ]
-
-
 def code_line(code: Path) -> str:
     """The frozen code goes before what is installed."""
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-
-
-def _quoted(value: str) -> str:
-    """For the shell; variables of the job, such as $SLURM_JOB_ID, are put in there."""
-    escaped = re.sub(r'(["\\`])', r"\\\1", value)
-    return f'"{escaped}"' if "$" in value else shlex.quote(value)
 
 
 def _python(cluster: ClusterConfig) -> str:
@@ -155,7 +139,8 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     before = [
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last line",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
-        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j $SLURM_JOB_ID -o %e)" +%s)  # only newer ones set it',
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
+        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
         "requeue begin || exit",
     ]
     return before, ["requeue end --code $?"]
