@@ -68,7 +68,11 @@ class Job:
         Raises:
             RuntimeError: Slurm refuses.
         """
-        scontrol("requeue", self.id, check=True)
+        try:
+            scontrol("requeue", self.id, check=True)
+        except RuntimeError:
+            if self.state() != "PENDING":  # as where Slurm missed a node in this very moment
+                raise
         self.exclude(without)
 
     def exclude(self, nodes: list[str]) -> None:
@@ -104,7 +108,7 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     if last.ending is not None:
         if dead:
             ending = replace(last.ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
-            attempts.end(run, last.number, ending, f"{last.words} ({ending.detail})", time.time())
+            attempts.end(run, last.number, ending, f"{ending.cause} after step {ending.last_step}: {ending.detail}", time.time())
         return None
     ending = ending_of(run, last, None, job.options.world_size)
     if dead and ending.cause in (attempts.DIED, attempts.KILLED):
