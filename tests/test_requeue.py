@@ -68,7 +68,7 @@ def test_decision(case: str) -> None:
 # --- the batch script's calls ------------------------------------------------------------------------------------------
 
 SCONTROL = """\
-#!{python}
+#!{python} -IS
 import json, os, sys
 words = sys.argv[1:]
 with open("{log}", "a") as log:
