@@ -158,6 +158,8 @@ def check(cluster: ClusterConfig, num_points: int) -> None:
     if cluster.site.max_array_size is not None and num_points > cluster.site.max_array_size:
         raise ValueError(f"a sweep of {num_points} points: {cluster.name} takes arrays of {cluster.site.max_array_size} at most")
     _check_architecture(cluster)
+    for program in ("sbatch", "srun", "scontrol"):
+        _require(program)
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), num_points if num_points > 1 else None)
     slurm_command("sbatch", "--test-only", stdin=script)
     _check_partition(cluster)
@@ -213,8 +215,7 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     Raises:
         ValueError: it is not on PATH, does not answer, or Slurm refused; in Slurm's own words.
     """
-    if shutil.which(command[0]) is None:
-        raise ValueError(f"{command[0]} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
+    _require(command[0])
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -224,3 +225,8 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
         words = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
         raise ValueError(f"Slurm refuses ({command[0]}): {words}")
     return done.stdout.strip()
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise ValueError(f"{program} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
