@@ -73,7 +73,7 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, who
 
 def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFolder) -> None:
     """The disk of node 1, to which the corpus is to be copied, cannot be written; nothing of the copies is left in the end."""
-    local = box.cluster.shared
+    local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
     try:
         run = box.submit(f"cluster.node_local={local}", "data.stage=true")
