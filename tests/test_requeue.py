@@ -34,6 +34,7 @@ CASES: dict[str, tuple[Ending, list[Ending], bool, str]] = {
     "a dead node in between": (
         ending(DIED, 17, 10, 10), [ending(DIED, 17, 10), ending(DEAD_NODE, 12, 10, 10)], False, "died 2 times at step 18",
     ),
+    "an interruption at the step of a crash": (ending(DIED, 17, 17, 17), [ending(INTERRUPTED, 17, 17)], True, "died after"),
     "twice before any step": (ending(DIED), [ending(DIED)], False, "died 2 times before the end of its first step: why"),
     "one step further": (ending(DIED, 18, 10, 10), [ending(DIED, 17, 10)], True, "died after step 18"),
     "a dead node at the step of a crash": (ending(DEAD_NODE, 17, 10, 10), [ending(DIED, 17, 10)], True, ""),
@@ -67,7 +68,7 @@ def test_decision(case: str) -> None:
 # --- the batch script's calls ------------------------------------------------------------------------------------------
 
 SCONTROL = """\
-#!{python}
+#!{python} -IS
 import json, os, sys
 words = sys.argv[1:]
 with open("{log}", "a") as log:
@@ -76,7 +77,8 @@ answers = json.load(open("{answers}"))
 if words[:2] == ["show", "hostnames"]:
     print("\\n".join(words[2].split("+")))
 elif words[:2] == ["show", "job"]:
-    print("JobId=7 JobState=" + answers.get("job", "RUNNING") + " Reason=None")
+    first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
+    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=None")
 elif words[:2] == ["show", "node"]:
     print("NodeName=" + words[2] + " " + answers.get(words[2], "BootTime=2020-01-01T00:00:00 State=ALLOCATED"))
 elif "refuses" in answers:
@@ -292,6 +294,16 @@ def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:
     batch.train(10)
     batch.end(137)
     assert batch.told()[-1] == "requeue 8"
+
+
+def test_slurm_may_requeue_it_in_between(batch: Batch) -> None:
+    """Between the question for its state and our request: Slurm then refuses ours."""
+    batch.begin()
+    batch.write("outcome.json", state="interrupted")
+    batch.say(job_first="RUNNING", job="PENDING", refuses="Job is pending execution for job 7")
+    batch.end(0)
+    assert not (batch.run / "failure.json").exists()
+    assert batch.causes() == [INTERRUPTED]
 
 
 def test_a_run_that_cannot_come_back_says_so(batch: Batch) -> None:

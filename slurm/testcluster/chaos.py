@@ -18,9 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 
@@ -29,7 +32,9 @@ from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4
-STEPS, EVALUATE_EVERY, LEAD_SECONDS = 40, 10, 20
+STEPS, EVALUATE_EVERY, CRASH_STEP = 30, 8, 12
+LEAD_SECONDS = 20
+PATIENCE = 900.0  # seconds; on a machine that does other things, a rank takes a minute to start
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
@@ -37,7 +42,7 @@ MODEL = {
 SETTINGS = [
     "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
     "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
-    "checkpoint_every=8", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
+    "checkpoint_every=6", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
 ]  # fmt: skip
 # a rank that crashes at this step of the run, whatever the attempt; put on the ranks' PYTHONPATH
 CRASH = """\
@@ -79,7 +84,7 @@ class Sandbox:
     def prepare(self) -> None:
         (self.folder / "my" / "model").mkdir(parents=True)
         (self.folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": MODEL}))
-        self.finetune("prepare", "corpus=sample", "corpus.split.validation_share=0.3")
+        self.finetune("prepare", "corpus=sample", "corpus.split.validation_share=0.3", "corpus.tokenizer.vocab_size=2000")
 
     def submit(self, *settings: str) -> RunFolder:
         return RunFolder.find(self.finetune("train", *SETTINGS, *settings).splitlines()[-1], self.folder / "runs")
@@ -96,7 +101,7 @@ class Sandbox:
         except (RuntimeError, subprocess.TimeoutExpired) as fault:
             return "" if "Invalid job id" in str(fault) else "unknown"  # the controller is away
 
-    def wait_for_end(self, run: RunFolder, seconds: float = 600) -> None:
+    def wait_for_end(self, run: RunFolder, seconds: float = PATIENCE) -> None:
         wait_for(lambda: self.queue_state(run) == "", seconds, f"the end of {run.path}")
 
     def ranks(self, run: RunFolder) -> dict[int, psutil.Process]:
@@ -127,8 +132,8 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: 
 
 def at_step(run: RunFolder, chance: random.Random) -> None:
     """Wait for a random step in the middle, and a random part of a step."""
-    step = chance.randint(3, STEPS - 10)
-    wait_for(lambda: run.last_metrics().get("step", 0) >= step, 300, f"step {step} of {run.path}", pause=0.02)
+    step = chance.randint(3, STEPS - 12)
+    wait_for(lambda: run.last_metrics().get("step", 0) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.02)
     time.sleep(chance.uniform(0, 0.4))
 
 
@@ -138,7 +143,7 @@ def time_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
     at_step(run, chance)
     end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + LEAD_SECONDS + 2))
     box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", f"EndTime={end}")
-    wait_for(lambda: box.queue_state(run) == "PENDING", 100, "the job to be back in the queue")
+    wait_for(lambda: box.queue_state(run) == "PENDING", PATIENCE, "the job to be back in the queue")
     box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", "TimeLimit=20")
 
 
@@ -156,7 +161,7 @@ def power_cut(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
     at_step(run, chance)
     node = chance.choice(attempts.read(run.path)[-1].nodes)
     box.cluster.cut_power(node)
-    wait_for(lambda: box.queue_state(run) not in ("RUNNING", "COMPLETING", "unknown"), 120, f"Slurm to miss {node}")
+    wait_for(lambda: box.queue_state(run) not in ("RUNNING", "COMPLETING", "unknown"), PATIENCE, f"Slurm to miss {node}")
     box.cluster.boot(node)  # at once, so that it could be given to the run again
 
 
@@ -174,7 +179,7 @@ def outside_requeue(box: Sandbox, run: RunFolder, chance: random.Random) -> None
 
 def term_in_evaluation(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
     step = chance.choice(range(EVALUATE_EVERY, STEPS, EVALUATE_EVERY))
-    wait_for(lambda: run.last_metrics().get("step", 0) >= step, 300, f"step {step} of {run.path}", pause=0.002)
+    wait_for(lambda: run.last_metrics().get("step", 0) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.002)
     box.ranks(run)[chance.randint(0, 1)].terminate()
 
 
@@ -240,7 +245,6 @@ def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) ->
     """One run, one event."""
     event, outcome = EVENTS[name], Outcome(name)
     run = box.submit()
-    began = time.time()
     event.befall(box, run, chance)
     box.wait_for_end(run)
     compare(run, whole, outcome)
@@ -253,7 +257,7 @@ def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) ->
         outcome.seconds = _seconds_away(run, history)
     if event.befall is power_cut and set(attempts.excluded_nodes(run.path)) & set(history[-1].nodes):
         outcome.faults.append("it ran on the dead node again")
-    print(f"  {name}: {outcome.causes}, {time.time() - began:.0f} s, {outcome.faults or 'same'} ({run.path})", flush=True)
+    outcome.faults = [f"{fault} ({run.path})" for fault in outcome.faults]
     return outcome
 
 
@@ -269,11 +273,11 @@ def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2) ->
     outcome = Outcome(f"killed again and again, max_restarts={max_restarts}")
     run = box.submit(f"cluster.max_restarts={max_restarts}")
     for number in range(1, max_restarts + 2):
-        wait_for(lambda n=number: len(attempts.read(run.path)) == n, 200, f"attempt {number}")  # type: ignore
+        wait_for(lambda n=number: len(attempts.read(run.path)) == n, PATIENCE, f"attempt {number}")  # type: ignore
         step = attempts.read(run.path)[-1].from_step + 1 + number  # another one each time: not the same crash
-        wait_for(lambda s=step: by_step_since(run) >= s, 200, f"step {step} of attempt {number}", pause=0.02)  # type: ignore
+        wait_for(lambda s=step: by_step_since(run) >= s, PATIENCE, f"step {step} of attempt {number}", pause=0.02)  # type: ignore
         box.ranks(run)[chance.randint(0, 1)].kill()
-        wait_for(lambda n=number: attempts.read(run.path)[n - 1].ending, 200, f"the end of attempt {number}")  # type: ignore
+        wait_for(lambda n=number: attempts.read(run.path)[n - 1].ending, PATIENCE, f"the end of attempt {number}")  # type: ignore
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
     if outcome.requeues != max_restarts or f"gave up after {max_restarts} restarts" not in str(run.failure()):
@@ -288,7 +292,7 @@ def by_step_since(run: RunFolder) -> int:
     return max((int(r["step"]) for r in spool(run) if r["time_ms"] > began and "train/loss" in r["values"]), default=0)  # type: ignore
 
 
-def same_crash(box: Sandbox, step: int = 12) -> Outcome:
+def same_crash(box: Sandbox, chance: random.Random, step: int = CRASH_STEP) -> Outcome:
     """A crash that repeats at one step must end the run with its diagnosis."""
     outcome = Outcome(f"crash at step {step} in every attempt")
     folder = box.folder / "crash"
@@ -303,6 +307,12 @@ def same_crash(box: Sandbox, step: int = 12) -> Outcome:
     return outcome
 
 
+LIMITS: dict[str, Callable[[Sandbox, random.Random], Outcome]] = {
+    "killed again and again, max_restarts=2": restart_limit,
+    f"crash at step {CRASH_STEP} in every attempt": same_crash,
+}
+
+
 def table(outcomes: list[Outcome]) -> str:
     columns = ("event", "steps lost", "seconds until running again", "requeues", "largest loss difference", "result")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -315,31 +325,47 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def survey(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> list[Outcome]:
+    """All runs, as many at a time as there are clusters: what befalls a run must not befall its neighbours."""
+    free: SimpleQueue[Sandbox] = SimpleQueue()
+    for box in boxes:
+        free.put(box)
+    whole = boxes[0].submit()
+    boxes[0].wait_for_end(whole)
+    assert whole.state() == "completed", whole.failure()
+
+    def one(name: str, chance: random.Random) -> Outcome:
+        box, began = free.get(), time.time()
+        try:
+            outcome = LIMITS[name](box, chance) if name in LIMITS else disturb(box, name, whole, chance)
+        except Exception as fault:
+            outcome = Outcome(name, faults=[f"{type(fault).__name__}: {fault}"])
+        free.put(box)
+        print(f"{table([outcome]).splitlines()[-1]} {', '.join(outcome.causes)}, {time.time() - began:.0f} s", flush=True)
+        return outcome
+
+    names = [name for number in range(times) for name in (*EVENTS, *(LIMITS if number == 0 else ())) if name in chosen]
+    with ThreadPoolExecutor(len(boxes)) as pool:
+        return list(pool.map(one, names, [random.Random(f"{seed}/{index}") for index in range(len(names))]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--times", type=int, default=3, help="runs of each event")
-    parser.add_argument("--only", nargs="*", choices=[*EVENTS, "limits", "none"], help="these events")
+    parser.add_argument("--times", type=int, default=3, help="runs of each event (3)")
+    parser.add_argument("--only", nargs="*", choices=[*EVENTS, *LIMITS], help="these events")
+    parser.add_argument("--clusters", type=int, default=2, help="test clusters, each with one run at a time (2)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments")
     options = parser.parse_args()
-    chosen = options.only or [*EVENTS, "limits"]
-    chance, outcomes, began = random.Random(options.seed), [], time.time()
+    began = time.time()
     print(f"seed {options.seed}", flush=True)
-    cluster = Cluster("chaos")
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        box = Sandbox(Path(folder), cluster)
-        box.prepare()
-        cluster.up(owner=os.getpid())
-        try:
-            whole = box.submit()
-            box.wait_for_end(whole)
-            assert whole.state() == "completed", whole.failure()
-            for name in [name for _ in range(options.times) for name in EVENTS if name in chosen]:
-                outcomes.append(disturb(box, name, whole, chance))
-            if "limits" in chosen:
-                outcomes += [restart_limit(box, chance), same_crash(box)]
-        finally:
-            cluster.down()
-    print(f"\n{table(outcomes)}\n\n{time.time() - began:.0f} s, seed {options.seed}")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, ExitStack() as stack:
+        boxes = [Sandbox(Path(folder), Cluster(f"chaos-{os.getpid()}-{number}")) for number in range(options.clusters)]
+        boxes[0].prepare()
+        for box in boxes:
+            box.cluster.up(owner=os.getpid())
+            stack.callback(box.cluster.down)
+        outcomes = survey(boxes, options.only or [*EVENTS, *LIMITS], options.times, options.seed)
+    print(f"\n{table(outcomes)}\n\n{time.time() - began:.0f} s, seed {options.seed}, {options.clusters} clusters at once")
     sys.exit(1 if any(outcome.faults for outcome in outcomes) else 0)
 
 

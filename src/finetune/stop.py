@@ -50,10 +50,10 @@ class StopFlag:
         return INTERRUPTED if self._signal or self._is_late() else GO_ON
 
     def describe(self) -> str:
-        """What set this rank's flag, in words."""
+        """What set this rank's flag, in words; "" if it is not set."""
         if self._file.exists():
-            return "asked to stop"
-        return self._signal or ("the job's time is nearly up" if self._is_late() else "another rank was asked to")
+            return "a stop file"
+        return self._signal or ("the job's time was nearly up" if self._is_late() else "")
 
     def _is_late(self) -> bool:
         return self.deadline is not None and time.time() >= self.deadline

@@ -122,7 +122,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
                 summarise(run, progress, after)
             run.engine.close()
         except Leave as leave:  # before the first step, or in an evaluation of what a checkpoint holds
-            logger.info("leaving (%s): %s", STATES[leave.reason], stop.describe())
+            logger.info("leaving (%s): %s", STATES[leave.reason], stop.describe() or "another rank was asked to")
             return STATES[leave.reason]
     return STATES.get(progress.stop, "completed")
 
@@ -215,7 +215,8 @@ def run_steps(run: Run, progress: Progress) -> Progress:
         if step == run.num_steps or progress.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
             save_checkpoint(run, step, progress.held_out, result.seconds)
     if progress.stop:
-        logger.info("leaving after step %d (%s): %s", step, STATES[progress.stop], run.stop.describe())
+        why = run.stop.describe() or "another rank was asked to"
+        logger.info("leaving after step %d (%s): %s", step, STATES[progress.stop], why)
     return progress
 
 

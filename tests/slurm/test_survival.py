@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,16 @@ from finetune import attempts
 from finetune.run_folder import RunFolder
 from slurm.testcluster import chaos
 from slurm.testcluster.chaos import Outcome, Sandbox, wait_for
-from slurm.testcluster.cluster import Cluster, why_not
+from tests.slurm.conftest import Shell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Cluster("survival")
-    cluster.up(owner=os.getpid())
-    sandbox = Sandbox(tmp_path_factory.mktemp("survival"), cluster)
+def box(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    sandbox = Sandbox(tmp_path_factory.mktemp("survival"), shell.cluster)
     sandbox.prepare()
-    yield sandbox
-    cluster.down()
+    return sandbox
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def test_a_run_comes_back_and_is_the_same(box: Sandbox, whole: RunFolder, event:
 
 
 def test_a_crash_that_repeats_ends_the_run_with_its_diagnosis(box: Sandbox) -> None:
-    outcome = chaos.same_crash(box)
+    outcome = chaos.same_crash(box, random.Random(0))
     assert outcome.faults == []
     assert outcome.requeues == 1
 
@@ -68,9 +62,9 @@ def test_the_restart_limit_holds(box: Sandbox) -> None:
 def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, whole: RunFolder) -> None:
     run = box.submit("cluster.on_interrupt=resubmit")
     first_job = box.job(run)
-    wait_for(lambda: run.last_metrics().get("step", 0) >= 3, 300, "step 3")
+    wait_for(lambda: run.last_metrics().get("step", 0) >= 3, 600, "step 3")
     box.ranks(run)[1].terminate()
-    wait_for(lambda: box.job(run) != first_job, 100, "another job")
+    wait_for(lambda: box.job(run) != first_job, 600, "another job")
     box.wait_for_end(run)
     assert endings(run) == ["interrupted", "completed"]
     assert attempts.read(run.path)[0].next_job == attempts.read(run.path)[1].job != first_job
@@ -79,7 +73,7 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, who
 
 def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFolder) -> None:
     """The disk of node 1, to which the corpus is to be copied, cannot be written; nothing of the copies is left in the end."""
-    local = box.cluster.shared
+    local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
     try:
         run = box.submit(f"cluster.node_local={local}", "data.stage=true")
@@ -99,7 +93,7 @@ def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFold
 
 def test_a_stop_file_stops_the_run_for_good(box: Sandbox) -> None:
     run = box.submit()
-    wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 300, "step 2")
+    wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 600, "step 2")
     Path(run.stop_file).touch()
     box.wait_for_end(run)
     assert endings(run) == ["stopped"]

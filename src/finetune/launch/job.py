@@ -48,7 +48,7 @@ def run_job(path: str) -> None:
     try:
         state = train_as_rank(run, environment, stop)
         if rank == 0:
-            run.write_json("outcome.json", {"state": state})
+            run.write_json("outcome.json", {"state": state, "asked_by": stop.describe()})
     except BaseException as error:
         traceback.print_exc()
         run.record_failure(rank, _one_line(error), _kind(error), getattr(error, "nodes", ()))

@@ -68,7 +68,11 @@ class Job:
         Raises:
             RuntimeError: Slurm refuses.
         """
-        scontrol("requeue", self.id, check=True)
+        try:
+            scontrol("requeue", self.id, check=True)
+        except RuntimeError:
+            if self.state() != "PENDING":  # as where Slurm missed a node in this very moment
+                raise
         self.exclude(without)
 
     def exclude(self, nodes: list[str]) -> None:
@@ -104,7 +108,7 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     if last.ending is not None:
         if dead:
             ending = replace(last.ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
-            attempts.end(run, last.number, ending, f"{last.words} ({ending.detail})", time.time())
+            attempts.end(run, last.number, ending, f"{ending.cause} after step {ending.last_step}: {ending.detail}", time.time())
         return None
     ending = ending_of(run, last, None, job.options.world_size)
     if dead and ending.cause in (attempts.DIED, attempts.KILLED):
@@ -144,33 +148,32 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
     """Bring the run back, in the way its site allows."""
     state = job.state()
     without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
-    way, next_job = job.options.on_interrupt, None
+    way = "requeue" if state == "PENDING" else job.options.on_interrupt  # Slurm, or a person, may have done it already
     if state.startswith("CANCELLED"):
-        attempts.end(run, last.number, ending, f"{words}; cancelled", time.time())
+        way, words = "cancelled", f"{words}; cancelled"
+    elif way == "stop":
+        words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
+    attempts.end(run, last.number, ending, words, time.time())  # first of all: a requeue ends this script
+    avoided = f", without {', '.join(without)}" if without else ""
+    say(f"{words}: {way}{avoided}")
+    if way in ("cancelled", "stop"):
         return FAILED
+    if state != "PENDING":
+        clean_up(run, len(job.nodes))
+    forget_ending(run)
     try:
-        if state == "PENDING":  # Slurm, or a person, has done it already
-            way = "requeue"
+        if state == "PENDING":
             job.exclude(without)
         elif way == "requeue":
-            clean_up(run, len(job.nodes))
             job.requeue(without)
-        elif way == "resubmit":
-            clean_up(run, len(job.nodes))
-            next_job = resubmit(run, job, without)
         else:
-            words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
+            attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
     except RuntimeError as fault:
         words = f"{words}; it cannot come back: {fault}"
         attempts.end(run, last.number, ending, words, time.time())
         say(words)
         fail(run, words)
         return FAILED
-    attempts.end(run, last.number, ending, words, time.time(), next_job)
-    if way != "stop":
-        forget_ending(run)
-    avoided = f", without {', '.join(without)}" if without else ""
-    say(f"{words}: {way}{avoided}")
     return BACK_IN_QUEUE
 
 
@@ -217,8 +220,8 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
 
     outcome = read_json(run / "outcome.json") or {}
     if outcome.get("state") in (attempts.COMPLETED, attempts.STOPPED, attempts.INTERRUPTED):
-        detail = {"interrupted": "time limit, preemption or requeue: all ranks saved and left"}.get(outcome["state"], "")
-        return ending(outcome["state"], detail)
+        who = outcome.get("asked_by") or "another rank was asked to leave"
+        return ending(outcome["state"], f"{who}: all ranks saved and left" if outcome["state"] == attempts.INTERRUPTED else "")
     failures = [body for path in sorted(run.glob("failure-rank-*.json")) if (body := read_json(path))]
     for kind, cause in (("mistake", attempts.MISTAKE), ("preflight", attempts.PREFLIGHT)):
         if chosen := [body for body in failures if body.get("kind") == kind]:
