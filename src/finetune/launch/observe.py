@@ -70,9 +70,13 @@ def _job_of(run: RunFolder) -> str | None:
 
 
 def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """The held job, or array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
+    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
     names = {run.id, run.sweep()}
-    return next((job_id for job_id, job in jobs.items() if job.name in names and job.state in WAITING), None)
+    for job_id, job in list(jobs.items()):
+        if job.name in names and job.state in WAITING:
+            jobs.setdefault(_array(job_id), job)
+            return _array(job_id)
+    return None
 
 
 def states(job_ids: list[str]) -> dict[str, str]:
