@@ -136,8 +136,9 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
 
 
 def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
+    shell.empty_queue()
     with shell.closed():
-        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob(stage[01])")) for _ in range(2)]
+        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")) for _ in range(2)]
         ids = []
         for submitted in both:
             out, err = submitted.communicate(timeout=120)
@@ -156,6 +157,7 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
 @pytest.mark.parametrize("moment", ["sbatch", "release"])
 def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tmp_path: Path, moment: str) -> None:
     """Killed after Slurm took the array and before it said so; killed before the release."""
+    shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name
     real = shutil.which(name)
