@@ -107,6 +107,12 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     shell.finetune("resume", far.id, "max_steps=9")
     assert far.summary()["steps"] == 9  # type: ignore[index]
     assert len(losses(far)) == 9
+    assert "add --yes" in shell.finetune("prune", far.id).stderr
+    assert far.checkpoints.is_dir()
+    shell.finetune("prune", far.id, "--yes")
+    assert not far.checkpoints.exists()
+    assert Path(far.summary()["result"]).is_dir()  # type: ignore[index]
+    assert "completed" in shell.finetune("status", far.id).stdout
 
 
 def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell: Shell, tmp_path: Path) -> None:
