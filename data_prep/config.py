@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 _NAME = re.compile(r"\w[\w.-]*")
-READERS = ("jsonl", "chat", "text", "lovdata")
+READERS = (
+    "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid", "regjeringen", "einnsyn",
+    "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
+)  # fmt: skip
 TARGETS = ("answers", "everything")
+
+
+@dataclass(kw_only=True)
+class LimitsConfig:
+    """What a file from outside may ask of us before it is taken for an attack or a fault.
+
+    Attributes:
+        max_record_bytes: of one record: a line, an element of an array, a document that must be read whole.
+        max_unpacked_bytes: of one file, all its members together.
+        max_ratio: of unpacked to packed bytes, once a file has unpacked to 16 MiB. Text packs 3 to 30 times; a bomb 1,000.
+        max_depth: of archives and compressed files inside each other; a .tar.gz with .json.gz inside is three deep.
+    """
+
+    max_record_bytes: int = 64 * 2**20
+    max_unpacked_bytes: int = 2**40
+    max_ratio: float = 200.0
+    max_depth: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("max_record_bytes", "max_unpacked_bytes", "max_ratio", "max_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} is {getattr(self, name)}: give at least 1")
+
+
+@dataclass(kw_only=True)
+class MixtureRule:
+    """How much of a source's documents of some written standards and years goes into the corpus.
+
+    Attributes:
+        languages: ISO 639-3 codes, as the language stage found them. Empty: any.
+        years: first and last year of the document's date, both included. Empty: any, and documents without a date.
+        weight: how often each document is used: 0.25 takes a quarter of them, 2.5 takes each twice and half of them a third time.
+            Validation documents are never repeated.
+        max_tokens: training tokens at which this rule has enough; what is beyond is left out by the same order as with a weight
+            below one, of validation in the same proportion.
+    """
+
+    languages: list[str] = field(default_factory=list)
+    years: list[int] = field(default_factory=list)
+    weight: float = 1.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
+            raise ValueError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
+        if not 0 <= self.weight <= 100:
+            raise ValueError(f"mixture.weight is {self.weight}: give how often each document is used, from 0 to 100")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"mixture.max_tokens is {self.max_tokens}: give at least 1, or leave it out")
 
 
 @dataclass(kw_only=True)
@@ -17,30 +69,58 @@ class SourceConfig:
 
     Attributes:
         reader: name of a module in data_prep.sources.
-        path: a file, a folder, or an archive, as that reader takes it.
+        path: a file, a folder, or an archive, as that reader takes it. Files may be packed by gzip, zstd, bzip2 or xz, and lie in
+            tar or zip archives.
         license: SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card.
         attribution: the words a licence asks for, if it asks for any.
-        fields: for `jsonl` and `chat`: our name -> the key in the record, where they differ.
+        language: ISO 639-3 code that the source claims for documents that claim none themselves.
+        fields: for records (jsonl, chat, table …): our name -> the key or column in the record, where they differ.
+        options: what this reader alone understands; each reader's help names them.
+        max_broken_share: the stage stops when more than this share of the source's records cannot be read …
+        max_broken: … and they are more than this many.
+        limits: on what a file may unpack to.
+        mixture: rules, the first that fits a document decides; a document that none fits is left out. Empty: everything, once.
     """
 
     reader: str
     path: str
     license: str
     attribution: str = ""
+    language: str = ""
     fields: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    max_broken_share: float = 0.01
+    max_broken: int = 10
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    mixture: list[MixtureRule] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"max_broken_share is {self.max_broken_share}: give a share from 0 to 1")
 
 
 @dataclass(kw_only=True)
 class LanguageConfig:
-    """Written standards kept (ISO 639-3), and the length under which no detector is to be trusted.
+    """Written standards kept (ISO 639-3), and how far a source's word is taken.
 
     Attributes:
-        keep: codes among nob, nno, dan, swe, eng, sme.
+        keep: codes among nob, nno, dan, swe, eng, sme. Documents in both Norwegian standards (`nor`) are kept where both are.
         min_characters: shorter documents keep the language their source claims, and are dropped if it claims none.
+        claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
+            another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
+        mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
     min_characters: int = 60
+    claim_weight: float = 0.5
+    mixed_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.claim_weight <= 1:
+            raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
+        if not 0 < self.mixed_share <= 0.5:
+            raise ValueError(f"language.mixed_share is {self.mixed_share}: give a share above 0, up to 0.5")
 
 
 @dataclass(kw_only=True)
@@ -144,20 +224,52 @@ class CorpusConfig:
                 raise ValueError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
             if source.reader not in READERS:
                 raise ValueError(f"sources.{name}.reader is '{source.reader}': choose one of {', '.join(READERS)}")
+            if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
+                raise ValueError(
+                    f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
+                    f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
+                )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
 
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """The root of `finetune prepare`."""
+    """The root of `finetune prepare`.
+
+    Attributes:
+        corpora_dir: where corpus folders are written.
+        downloads_dir: where raw sources lie, for corpus files that say ${downloads_dir}, as corpus=mixture does.
+        workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
+        shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
+    """
 
     corpus: CorpusConfig
     corpora_dir: str = "corpora"
+    downloads_dir: str = "downloads"
+    workers: int | None = None
+    shard_characters: int = 16_000_000
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: give at least 1, or leave it out")
+        if self.shard_characters < 1:
+            raise ValueError(f"shard_characters is {self.shard_characters}: give at least 1")
 
 
 def as_settings(config: Any) -> dict[str, Any]:
     """A dataclass as plain data, for fingerprints and manifests."""
-    from dataclasses import asdict
-
     return asdict(config)
+
+
+def from_settings(schema: Any, value: Any) -> Any:
+    """What `as_settings` made, as `schema` again: a dataclass, or a list, a mapping or an option of them."""
+    if is_dataclass(schema):
+        kinds = get_type_hints(schema)
+        return schema(**{name: from_settings(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
+    inner = [kind for kind in get_args(schema) if kind is not type(None)]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {name: from_settings(inner[1], part) for name, part in value.items()}
+    if isinstance(value, list) and inner:
+        return [from_settings(inner[0], part) for part in value]
+    return from_settings(inner[0], value) if isinstance(value, dict) and inner else value

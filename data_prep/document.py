@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
+
+MAX_BROKEN = 100_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Document:
         license: the source's licence.
         group: documents that must fall on the same side of a split share a group (an act, a case, a meeting).
         language: ISO 639-3 code; until the language stage, what the source claims, or "".
-        title, date: as the source gives them, or "".
+        title, date, url: as the source gives them, or "". A date begins with its year.
         split: "train" or "validation" once the split stage has run, else "".
         turns: of a conversation, or a prompt and its completion; every stage that reads or changes text treats each of them.
         mask: of a document with turns, TRL's name for the column that says which of its tokens are targets.
@@ -49,6 +52,7 @@ class Document:
     language: str = ""
     title: str = ""
     date: str = ""
+    url: str = ""
     split: str = ""
     turns: list[Turn] = field(default_factory=list)
     mask: str = ""
@@ -58,9 +62,9 @@ class Document:
         """All that is said in it, for stages that judge a document as one."""
         return "\n\n".join(turn.content for turn in self.turns) if self.turns else self.text
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Document:
-        return cls(**{**row, "turns": [Turn(**turn) for turn in row["turns"]]})
+    @property
+    def characters(self) -> int:
+        return len(self.text) + sum(len(turn.content) for turn in self.turns)
 
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("target", pa.bool_())]))
@@ -77,15 +81,71 @@ class Drop:
     detail: str = ""
 
 
+class Unreadable(ValueError):
+    """A record, member or file that cannot be read, in one line. Whoever knows its place quarantines it."""
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where a record stands: the file's path under the source's, the member of an archive, and where in that.
+
+    Attributes:
+        member: names of nested members are joined by "!"; "" if the file is no archive.
+        at: "line 17", "record 3", "byte 8192", or "" for all of it.
+    """
+
+    source: str
+    file: str
+    member: str = ""
+    at: str = ""
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.file, self.member, self.at.rpartition(" ")[2]) if part)
+
+
+@dataclass(slots=True)
+class Broken:
+    """A record that is quarantined: its place, and its fault in one line."""
+
+    source: str
+    file: str
+    member: str
+    at: str
+    error: str
+
+
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count."""
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a place."""
 
     drops: list[Drop] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    broken: list[Broken] = field(default_factory=list)
 
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
         self.drops.append(Drop(document.id, document.source, reason, detail))
 
+    def quarantine(self, place: Place, error: str | Exception) -> None:
+        """Note a broken record.
+
+        Raises:
+            ValueError: they are so many that they would fill the memory.
+        """
+        if len(self.broken) >= MAX_BROKEN:
+            raise ValueError(f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}")
+        line = " ".join(str(error).split())[:500]
+        self.broken.append(Broken(place.source, place.file, place.member, place.at, line))
+
+    @contextmanager
+    def quarantining(self, place: Place) -> Iterator[None]:
+        """What turns out to be Unreadable inside is quarantined, and reading goes on behind."""
+        try:
+            yield
+        except Unreadable as fault:
+            self.quarantine(place, fault)
+
     def drop_reasons(self) -> dict[str, int]:
         return dict(sorted(Counter(drop.reason for drop in self.drops).items()))
+
+
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in Broken.__dataclass_fields__])

@@ -1,68 +1,36 @@
-"""Preparation from raw text to a corpus folder. Read `prepare` first.
+"""Preparation from raw text to a corpus folder. Read `prepare` first, then preparation.py.
 
-Every stage reads the files of the one before and writes its own, with a marker that holds its fingerprint: a hash of the
-stage's version, its settings and the fingerprint of its input. A stage whose marker fits is skipped; a changed file or
-setting changes the fingerprints from there on. Nothing is published half: folders are written beside and renamed.
+The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a shard to put through
+a stage. Here processes of this machine do them. A scheduler may as well, one array a step, in order, on any machines that see the
+folder: `plan` says which steps there are and writes down what they need, and
+
+    python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
+
+does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are given without --task.
+The corpus is the same, byte for byte, whoever does what in whatever order; what is killed is run again, and does what is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import json
+import argparse
+import errno
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from data_prep.chat_template import Row
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings
-from data_prep.document import DOCUMENT_SCHEMA, Document, Report
-from data_prep.shards import (
-    MANIFEST,
-    MASK_COLUMNS,
-    SPLITS,
-    Corpus,
-    Manifest,
-    SourceInfo,
-    StageInfo,
-    sha256_file,
-    tokenizer_digest,
-)
-from data_prep.stages import deduplicate, deidentify, language, normalise, split, tokenise
-
-TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split)
-READ_VERSION = 2
-MARKER = "stage.json"
-DOCUMENTS_PER_PART = 5000
+from data_prep import publish
+from data_prep.config import PrepareConfig
+from data_prep.preparation import LAST_STEPS, Preparation, Step
+from data_prep.shards import MANIFEST, Manifest
+from data_prep.stages import tokenise
+from data_prep.workers import Workers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stage:
-    """A finished text stage on disk: `parts` are its Parquet files in order, `info` what it did."""
-
-    folder: Path
-    fingerprint: str
-    parts: list[Path]
-    info: StageInfo
-    skipped: bool
-
-    def documents(self, split: str | None = None) -> Iterator[Document]:
-        for part in self.parts:
-            for row in pq.read_table(part).to_pylist():
-                if split is None or row["split"] == split:
-                    yield Document.from_row(row)
 
 
 @dataclass
@@ -75,257 +43,152 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Run the whole pipeline for one corpus.
+    """Run the whole pipeline for one corpus, with processes of this machine.
 
     Raises:
         FileNotFoundError: a source's path does not exist or holds nothing to read.
+        OSError: the disk is full, or the folder cannot be written to; what is finished is kept.
         ValueError: a setting is wrong, another prepare holds the folder, or no document survived.
     """
-    corpus = config.corpus
-    folder = Path(config.corpora_dir) / corpus.name
-    work = folder.with_name(f".{corpus.name}.stages")
+    folder, work = _folders(config)
+    worked: set[str] = set()
+    with _explained(work), _alone(work):
+        preparation = Preparation.plan(config, folder, work)
+        manifest = publish.current(folder, preparation.fingerprint)
+        if manifest is None:
+            with Workers(config.workers or preparation.sensible_workers()) as workers:
+                for step in preparation.steps():
+                    if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
+                        worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
+            manifest = Manifest.read(folder)
+    return Prepared(folder, manifest, [stage.name for stage in manifest.stages if stage.name not in worked])
+
+
+def plan(config: PrepareConfig) -> list[Step]:
+    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in order.
+
+    Returns:
+        The steps; none if the corpus is there already, as it would become.
+
+    Raises: as `prepare`.
+    """
+    folder, work = _folders(config)
+    with _explained(work), _alone(work):
+        preparation = Preparation.plan(config, folder, work)
+        return [] if publish.current(folder, preparation.fingerprint) else preparation.steps()
+
+
+def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
+    """Do the share `task` (from 0) of `of` of a step. Any number of them may run at once, on any machines.
+
+    Args:
+        work: `corpora/.NAME.stages`.
+
+    Returns:
+        How many shards there were to do; 0 if they were done before.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+        ValueError: no such step, an earlier step is not finished, or a `prepare` has taken the folder over.
+    """
+    work = Path(work).absolute()
+    with _explained(work), _beside_others(work):
+        preparation = Preparation.load(work)
+        chosen = next((known for known in preparation.steps() if known.name == step), None)
+        if chosen is None or not 0 <= task < of:
+            names = ", ".join(known.name for known in preparation.steps())
+            raise ValueError(f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}")
+        os.chdir(preparation.cwd)  # paths of a config are relative to where it was given
+        return sum(run_step(str(work), step, number) for number in range(task, len(preparation.sizes(chosen)), of))
+
+
+def run_step(work: str, step: str, number: int) -> bool:
+    """Do one task of a step; False if it was done before."""
+    preparation = Preparation.load(Path(work))
+    return publish.run(preparation, step, number) if step in LAST_STEPS else preparation.run(step, number)
+
+
+def _folders(config: PrepareConfig) -> tuple[Path, Path]:
+    """Of the corpus, and of its stages.
+
+    Raises:
+        FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
+    """
+    tokenise.settings(config.corpus)  # what it would refuse at the end of an hour, it refuses now
+    folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise ValueError(
             f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
         )
-    tokenise.settings(corpus)  # what it would refuse at the end of an hour, it refuses now
+    return folder, folder.with_name(f".{folder.name}.stages")
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """No other prepare, and no task of a scheduler, may work in the folder meanwhile."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
-            digests = {name: _source_digest(source) for name, source in corpus.sources.items()}
-            stages = [_read_stage(corpus, digests, work)]
-            for number, module in enumerate(TEXT_STAGES, start=1):
-                stages.append(_text_stage(number, module, stages[-1], corpus, work))
-            manifest, skipped = _publish(corpus, digests, stages, folder, work)
+            yield
     except Timeout:
+        folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
         raise ValueError(f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir") from None
-    return Prepared(folder, manifest, [stage.info.name for stage in stages if stage.skipped] + (["tokenise"] if skipped else []))
 
 
-def _source_digest(source: SourceConfig) -> str:
-    """Of the raw files' names and bytes, not of where they lie."""
-    hasher = hashlib.sha256()
-    for path in _reader(source).files(source):
-        hasher.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return hasher.hexdigest()
+@contextmanager
+def _beside_others(work: Path) -> Iterator[None]:
+    """Tasks share the folder with each other, but not with a `prepare`: FileLock and this take the same flock."""
+    import fcntl
+
+    if not (work / "plan.json").is_file():
+        raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`")
+    with (work / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"a `finetune prepare` is at work in {work}, and does the tasks itself") from None
+        yield
 
 
-def _reader(source: SourceConfig) -> ModuleType:
-    return importlib.import_module(f"data_prep.sources.{source.reader}")
+_FULL = "free some space and run it again: it goes on where it stopped"
+_CLOSED = "choose a corpora_dir that can be written to"
+_REMEDIES = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+    errno.EROFS: _CLOSED, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
+}  # fmt: skip
 
 
-def _read_stage(corpus: CorpusConfig, digests: dict[str, str], work: Path) -> Stage:
-    settings = {
-        name: {**{key: value for key, value in as_settings(source).items() if key != "path"}, "sha256": digests[name]}
-        for name, source in corpus.sources.items()
-    }
-
-    def documents(report: Report) -> Iterator[Document]:
-        for name, source in corpus.sources.items():
-            logger.info("reading %s", name)
-            yield from _reader(source).read(name, source, report)
-
-    return _run_stage("0-read", "read", READ_VERSION, settings, "", documents, work)
-
-
-def _text_stage(number: int, module: ModuleType, before: Stage, corpus: CorpusConfig, work: Path) -> Stage:
-    name = module.__name__.rpartition(".")[2]
-
-    def documents(report: Report) -> Iterator[Document]:
-        report.counts["documents_in"] = before.info.documents_out
-        yield from module.run(before.documents(), corpus, report)
-
-    return _run_stage(f"{number}-{name}", name, module.VERSION, module.settings(corpus), before.fingerprint, documents, work)
-
-
-def _run_stage(
-    folder_name: str, name: str, version: int, settings: dict[str, Any], before: str,
-    documents: Callable[[Report], Iterator[Document]], work: Path,
-) -> Stage:  # fmt: skip
-    fingerprint = _fingerprint(name, version, settings, before)
-    folder = work / folder_name
-    if (done := _finished(folder, fingerprint)) is not None:
-        return done
-    logger.info("stage %s", name)
-    temporary = work / f".{folder_name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    report = Report()
-    written, parts = 0, 0
-    stream = documents(report)
-    while batch := list(islice(stream, DOCUMENTS_PER_PART)):
-        table = pa.Table.from_pylist([asdict(document) for document in batch], schema=DOCUMENT_SCHEMA)
-        pq.write_table(table, temporary / f"part-{parts:05d}.parquet", compression="zstd")
-        written, parts = written + len(batch), parts + 1
-    _write_drops(temporary, report)
-    info = _stage_info(name, version, settings, report, written)
-    files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-    marker = {"fingerprint": fingerprint, "files": files, "info": asdict(info)}
-    (temporary / MARKER).write_text(json.dumps(marker, indent=1, ensure_ascii=False), encoding="utf-8")
-    _replace_folder(temporary, folder)
-    return Stage(folder, fingerprint, _parts(folder), info, skipped=False)
-
-
-_DROP_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "detail")])
-
-
-def _write_drops(folder: Path, report: Report) -> None:
-    pq.write_table(pa.Table.from_pylist([asdict(d) for d in report.drops], schema=_DROP_SCHEMA), folder / "drops.parquet")
-
-
-def _stage_info(name: str, version: int, settings: dict[str, Any], report: Report, documents_out: int) -> StageInfo:
-    return StageInfo(
-        name=name,
-        version=version,
-        settings=settings,
-        documents_in=report.counts.pop("documents_in", documents_out + len(report.drops)),
-        documents_out=documents_out,
-        dropped=report.drop_reasons(),
-        counts={key: count for key, count in sorted(report.counts.items()) if count},
-    )
-
-
-def _finished(folder: Path, fingerprint: str) -> Stage | None:
-    """The stage on disk, if it ran with this fingerprint and its files are still what it wrote."""
+@contextmanager
+def _explained(work: Path) -> Iterator[None]:
+    """A disk that is full, or may not be written to, in one line. Arrow's errors say so in words only."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        intact = all(sha256_file(folder / name) == sha256 for name, sha256 in marker["files"].items())
-        if marker["fingerprint"] == fingerprint and intact:
-            return Stage(folder, fingerprint, _parts(folder), StageInfo(**marker["info"]), skipped=True)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no marker, or not one of ours: run the stage
-    return None
+        yield
+    except OSError as fault:
+        code = next((code for code in _REMEDIES if fault.errno == code or os.strerror(code) in str(fault)), None)
+        if code is None or (fault.filename and work.parent.absolute() not in Path(fault.filename).absolute().parents):
+            raise
+        raise OSError(f"{work.parent}: {os.strerror(code)}: {_REMEDIES[code]}") from fault
 
 
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
-
-
-def _publish(
-    corpus: CorpusConfig, digests: dict[str, str], stages: list[Stage], folder: Path, work: Path
-) -> tuple[Manifest, bool]:
-    """Tokenise the last text stage into the corpus folder; True if the folder already was that."""
-    text = stages[-1]
-    settings = tokenise.settings(corpus)
-    attributions = {name: source.attribution for name, source in corpus.sources.items()}
-    fingerprint = _fingerprint("tokenise", tokenise.VERSION, {**settings, "attributions": attributions}, text.fingerprint)
-    if (current := _current(folder, fingerprint)) is not None:
-        return current, True
-    _require_documents(corpus, [stage.info for stage in stages])
-    logger.info("stage tokenise")
-    temporary = folder.with_name(f".{corpus.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+def main() -> None:
+    """`python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, says which there are."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation.")
+    parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
+    parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")
+    parser.add_argument("--task", type=int, default=0, help="which share of the step, from 0 (0)")
+    parser.add_argument("--of", type=int, default=1, help="into how many shares the step is cut (1)")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        manifest = _tokenise(corpus, digests, stages, settings, fingerprint, temporary, work)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _replace_folder(temporary, folder)
-    return manifest, False
+        if options.step is None:
+            for step in Preparation.load(Path(options.folder)).steps():
+                logger.info("%s %s", step.name, "in shares" if step.cut else "as one")
+        else:
+            done = run_task(options.folder, options.step, options.task, options.of)
+            logger.info("%s, share %d of %d: %d done", options.step, options.task, options.of, done)
+    except (ValueError, OSError) as fault:
+        parser.exit(2, f"error: {' '.join(str(fault).split())}\n")
 
 
-def _tokenise(
-    corpus: CorpusConfig, digests: dict[str, str], stages: list[Stage], settings: dict[str, Any], fingerprint: str,
-    temporary: Path, work: Path,
-) -> Manifest:  # fmt: skip
-    text, report = stages[-1], Report()
-    train_texts = (document.whole_text for document in text.documents("train"))
-    tokeniser = tokenise.Tokeniser(corpus, train_texts, temporary / "tokenizer")
-    unigram = tokenise.UnigramCounter(tokeniser.vocab_size)
-    mask_column = _mask_column(corpus, text)
-    sources = {
-        name: SourceInfo(license=source.license, attribution=source.attribution, sha256=digests[name])
-        for name, source in corpus.sources.items()
-    }
-
-    def observe(document: Document, row: Row) -> None:
-        unigram.add(document.split, row)
-        source, key = sources[document.source], f"{document.split}/{document.language}"
-        for counts, number in (
-            (source.documents, 1), (source.tokens, len(row.input_ids)), (source.supervised_tokens, sum(row.mask[1:])),
-        ):  # fmt: skip
-            counts[key] = counts.get(key, 0) + number
-
-    shards = {
-        name: tokenise.write_split(
-            temporary, name, text.documents(name), tokeniser, mask_column, corpus.shard_tokens, observe, report
-        )
-        for name in SPLITS
-    }  # fmt: skip
-    folder = work / f"{len(stages)}-tokenise"
-    folder.mkdir(exist_ok=True)
-    _write_drops(folder, report)
-    info = _stage_info("tokenise", tokenise.VERSION, settings, report, text.info.documents_out - len(report.drops))
-    infos = [*(stage.info for stage in stages), info]
-    if not shards["train"]:
-        _require_documents(corpus, infos)
-    manifest = Manifest(
-        name=corpus.name,
-        fingerprint=fingerprint,
-        mask_column=mask_column,
-        unigram_loss=unigram.validation_loss(),
-        tokenizer={
-            "sha256": tokenizer_digest(tokeniser.folder),
-            "vocab_size": tokeniser.vocab_size,
-            "eos_token_id": tokeniser.eos_token_id,
-        },
-        splits=shards,
-        sources=sources,
-        stages=infos,
-    )
-    manifest.write(temporary)
-    return manifest
-
-
-def _mask_column(corpus: CorpusConfig, text: Stage) -> str | None:
-    """One name for a corpus: that of its conversations, else that of its prompts and completions; none if all is a target."""
-    if corpus.chat.targets == "everything":
-        return None
-    wanted = {mask for part in text.parts for mask in pq.read_table(part, columns=["mask"])["mask"].unique().to_pylist()}
-    return next((name for name in reversed(MASK_COLUMNS) if name in wanted), None)
-
-
-def _current(folder: Path, fingerprint: str) -> Manifest | None:
-    """The corpus on disk, if it was made with this fingerprint and every byte is still as written."""
-    try:
-        published = Corpus(folder)
-        published.verify()
-    except (FileNotFoundError, ValueError) as fault:
-        if folder.exists():
-            logger.warning("making %s again: %s", folder, fault)
-        return None
-    return published.manifest if published.manifest.fingerprint == fingerprint else None
-
-
-def _require_documents(corpus: CorpusConfig, stages: list[StageInfo]) -> None:
-    """Raises ValueError if the last stage left nothing to train on."""
-    if stages[-1].counts.get("train"):
-        return
-    reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
-    dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
-    if stages[-1].name == "tokenise":
-        remedy = "check corpus.chat.template; drops.parquet of the stage says why of each"
-    elif stages[-1].documents_out:
-        remedy = "lower split.validation_share"
-    else:
-        remedy = "check the sources' `path` and `language.keep`"
-    read = stages[0].documents_out
-    raise ValueError(f"corpus {corpus.name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
-
-
-def _replace_folder(temporary: Path, folder: Path) -> None:
-    """Swap in a finished folder. Readers that mapped the old files keep them: an open file outlives its name."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name.lstrip('.')}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(temporary, folder)
-
-
-def _fingerprint(name: str, version: int, settings: dict[str, Any], before: str) -> str:
-    body = json.dumps([name, version, settings, before], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(body.encode()).hexdigest()
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,8 +41,8 @@ FORMAT = "finetune-corpus"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 MASK_COLUMNS = ("completion_mask", "assistant_masks")
-TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 ROWS_PER_BATCH = 1000
+TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
 @dataclass(kw_only=True)
@@ -202,32 +204,37 @@ class Corpus:
 
 
 class ShardWriter:
-    """Writes one split of a corpus folder as numbered shards, each closed once it holds `shard_tokens` tokens."""
+    """Writes one split of a corpus folder as numbered shards, each closed at the row that brings it to `shard_tokens`."""
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
         self.schema = _schema(mask_column)
         self.shards: list[ShardInfo] = []
-        self._rows: list[Mapping[str, Any]] = []
-        self._tokens = self._documents = 0
+        self._tokens = self._documents = self._waiting = 0
+        self._batches: list[pa.RecordBatch] = []
         self._stream: pa.RecordBatchStreamWriter | None = None
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        if self._stream is None:
-            (self.folder / self.split).mkdir(parents=True, exist_ok=True)
-            self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
-        self._rows.append(row)
-        self._tokens += len(row["input_ids"])
-        self._documents += 1
-        if len(self._rows) >= ROWS_PER_BATCH:
-            self._flush()
-        if self._tokens >= self.shard_tokens:
-            self.close()
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Append rows, in the columns of `schema`."""
+        ends = np.cumsum(pc.list_value_length(rows["input_ids"]).to_numpy())
+        begin, tokens = 0, 0
+        while begin < rows.num_rows:
+            full = int(np.searchsorted(ends, tokens + self.shard_tokens - self._tokens)) + 1
+            end = min(full, begin + ROWS_PER_BATCH - self._waiting, rows.num_rows)
+            self._batches.append(rows.slice(begin, end - begin))
+            self._waiting += end - begin
+            self._documents += end - begin
+            self._tokens += int(ends[end - 1]) - tokens
+            begin, tokens = end, int(ends[end - 1])
+            if self._tokens >= self.shard_tokens:
+                self.close()
+            elif self._waiting == ROWS_PER_BATCH:
+                self._flush()
 
     def close(self) -> list[ShardInfo]:
         """Finish the open shard; the shards written so far."""
+        self._flush()
         if self._stream is not None:
-            self._flush()
             self._stream.close()
             path = self.folder / self._file
             self.shards.append(
@@ -242,15 +249,20 @@ class ShardWriter:
             self._stream, self._tokens, self._documents = None, 0, 0
         return self.shards
 
+    def _flush(self) -> None:
+        """Write what waits as one batch: how rows came in pieces leaves no trace."""
+        if not self._batches:
+            return
+        if self._stream is None:
+            (self.folder / self.split).mkdir(parents=True, exist_ok=True)
+            self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
+        (whole,) = pa.Table.from_batches(self._batches).combine_chunks().to_batches()
+        self._stream.write_batch(whole)
+        self._batches, self._waiting = [], 0
+
     @property
     def _file(self) -> str:
         return f"{self.split}/shard-{len(self.shards):05d}.arrow"
-
-    def _flush(self) -> None:
-        if self._rows:
-            assert self._stream is not None
-            self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self.schema))
-            self._rows = []
 
 
 def _schema(mask_column: str | None) -> pa.Schema:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from data_prep.shards import Manifest, ShardWriter, SourceInfo, tokenizer_digest
 from data_prep.stages.tokenise import SPECIAL_TOKENS, add_tokens
@@ -44,6 +45,7 @@ def write_corpus(
         writer = ShardWriter(folder, split, mask_column, shard_tokens=4000)
         lengths = np.clip(np.exp(rng.uniform(np.log(3), np.log(longest), count)).astype(int), 3, longest)
         lengths[:2] = 3, longest
+        rows = []
         for i, length in enumerate(lengths):
             start = rng.integers(4, vocab_size)
             noise = rng.integers(4, vocab_size, length)
@@ -60,7 +62,8 @@ def write_corpus(
             }
             if mask_column:
                 row[mask_column] = (np.arange(length) >= length // 2).astype(int).tolist()
-            writer.write(row)
+            rows.append(row)
+        writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
         shards[split] = writer.close()
     Manifest(
         name=folder.name,

@@ -21,7 +21,7 @@ WORDS = ["skolegård", "máhttu"]
 
 def make(config: TokenizerConfig, texts: list[str], folder: Path) -> Tokenizer:
     source = SourceConfig(reader="text", path="none", license="CC0-1.0")
-    tokenise.Tokeniser(CorpusConfig(name="none", sources={"none": source}, tokenizer=config), texts, folder)
+    tokenise.place_files(CorpusConfig(name="none", sources={"none": source}, tokenizer=config), texts, folder)
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 

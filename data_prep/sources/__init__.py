@@ -1,1 +1,8 @@
-"""One file a source: each has `read(name, config, report)`, which yields Documents, and says which files it reads."""
+"""One file a format. A reader has
+
+    files(source)                        the raw files of a source, in a fixed order
+    read(name, source, report, paths)    the documents of those of the files, in order; what is no document goes into the report
+
+Reading is cut into tasks by file, a large file alone or some small ones together, so `read` may keep nothing from one file to the
+next, and what it says of a file must not depend on which others are read with it.
+"""

@@ -11,7 +11,7 @@ makes a record unsupported: it is dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,21 @@ class Malformed(ValueError):
         self.reason = reason
 
 
-def files(config: SourceConfig) -> list[Path]:
-    return jsonl.files(config)
+def files(source: SourceConfig) -> list[Path]:
+    return jsonl.files(source)
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    for place, record in jsonl.records(name, config, report):
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, record in jsonl.records(name, source, report, paths):
         try:
-            turns, mask = conversation(record, config.fields)
+            turns, mask = conversation(record, source.fields)
         except Malformed as fault:
-            report.drops.append(Drop(place, name, fault.reason, str(fault)))
+            if fault.reason == "unreadable_record":
+                report.quarantine(where, fault)
+            else:
+                report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
             continue
-        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, place, name, config))
+        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, source))
 
 
 def conversation(record: dict[str, Any], fields: dict[str, str]) -> tuple[list[Turn], str]:

@@ -1,33 +1,117 @@
-"""What every reader shares: finding files in a fixed order, and decoding bytes without losing a document."""
+"""What every reader shares: finding files in a fixed order, and their members, lines and text without losing a document."""
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.document import Report
+from data_prep import containers
+from data_prep.config import SourceConfig
+from data_prep.containers import Member
+from data_prep.document import Place, Report, Unreadable
+
+# A text may hold a stray NUL, which means nothing. One in a thousand bytes, and it is no text.
+NUL_SHARE = 0.001
 
 
-def find(path: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files under `path` (or `path` itself) in name order.
+def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or not, and archives.
 
     Raises:
-        FileNotFoundError: `path` does not exist, or holds no file with one of the suffixes.
+        FileNotFoundError: the path does not exist, or holds no such file.
     """
-    root = Path(path)
+    root = Path(source.path)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise FileNotFoundError(f"source path {path} does not exist: check `path` in the corpus file")
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+        raise FileNotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
+    wanted = _wanted(suffixes)
+    files = sorted(
+        p
+        for p in root.rglob("*")
+        if (wanted(containers.unpacked_name(p.name)) or containers.is_archive_name(p.name)) and p.is_file()
+    )
     if not files:
-        raise FileNotFoundError(f"source path {path} holds no {' or '.join(suffixes)} file")
+        raise FileNotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
     return files
 
 
-def decode(raw: bytes, report: Report) -> str:
-    """UTF-8 where it is UTF-8, else Windows-1252, the usual stray in Norwegian archives; the stray is counted."""
+def members(
+    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    kinds: tuple[str | None, ...] = (None,),
+) -> Iterator[Member]:  # fmt: skip
+    """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is quarantined."""
+    for path in paths:
+        for member in containers.members(path, place(name, source, path), _wanted(suffixes), source.limits, report):
+            try:
+                found = containers.kind_of(member.stream.peek(16)[:16])
+            except Unreadable as fault:
+                report.quarantine(member.place, fault)
+                continue
+            if found not in kinds:
+                wanted = " or ".join(kind or "text" for kind in kinds)
+                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {wanted}")
+            else:
+                yield member
+
+
+def contents(
+    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    kinds: tuple[str | None, ...] = (None,),
+) -> Iterator[tuple[Place, bytes]]:  # fmt: skip
+    """The members that can be read whole, with their places."""
+    for member in members(name, source, report, paths, suffixes, kinds):
+        with report.quarantining(member.place):
+            yield member.place, member.whole()
+
+
+def place(name: str, source: SourceConfig, path: Path) -> Place:
+    """The place of a file, called by its path under the source's, so that it does not depend on where the source lies."""
+    root = Path(source.path)
+    return Place(name, path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name)
+
+
+def stem(where: Place) -> str:
+    """A document's id by its place: file and member, without endings."""
+    parts = [containers.unpacked_name(part) for part in (where.file, *where.member.split("!")) if part]
+    return ":".join([*parts[:-1], str(Path(parts[-1]).with_suffix(""))])
+
+
+def decode(raw: bytes, report: Report, declared: str = "") -> str:
+    """UTF-8 where it is UTF-8; else what the document declares; else byte by byte what is no UTF-8 is taken for Windows-1252,
+    the usual stray in Norwegian archives. Strays are counted.
+
+    Raises:
+        Unreadable: it is no text at all.
+    """
+    if nuls := raw.count(0):
+        if nuls > max(1, len(raw) * NUL_SHARE):
+            raise Unreadable(f"{nuls} NUL bytes among {len(raw)}: not a text")
+        report.counts["nul_bytes_removed"] += nuls
+        raw = raw.replace(b"\0", b"")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
+        if declared and declared.lower().replace("_", "-") not in ("utf-8", "utf8"):
+            try:
+                text = raw.decode(declared)
+            except (UnicodeError, LookupError):
+                pass
+            else:
+                report.counts["decoded_as_declared"] += 1
+                return text
         report.counts["decoded_as_cp1252"] += 1
-        return raw.decode("cp1252", errors="replace")
+        return raw.decode("utf-8-sig", errors="cp1252")
+
+
+def _wanted(suffixes: tuple[str, ...]) -> containers.Wanted:
+    return lambda name: name.lower().endswith(suffixes)
+
+
+def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("cp1252", _as_cp1252)

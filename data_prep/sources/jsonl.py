@@ -1,52 +1,55 @@
-"""JSON lines, or one JSON array of records, plain or gzipped. Only `text` is required; `fields` maps other key names."""
+"""JSON lines, or one JSON array of records. Only `text` is required; `fields` maps other key names."""
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import json
-import zlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Report
-from data_prep.sources.files import decode, find
+from data_prep.containers import Member, break_off
+from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.sources.files import decode, find, members
 
-OPTIONAL = ("id", "group", "language", "title", "date")
+_DECODER = json.JSONDecoder()
+_SEPARATORS = re.compile(r"[\s,]*")
+SUFFIXES = (".jsonl", ".json", ".ndjson")
+OPTIONAL = ("id", "group", "language", "title", "date", "url")
 
 
-def files(config: SourceConfig) -> list[Path]:
-    return find(config.path, (".jsonl", ".json", ".jsonl.gz", ".json.gz"))
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    key = config.fields.get("text", "text")
-    for place, record in records(name, config, report):
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    key = source.fields.get("text", "text")
+    for where, record in records(name, source, report, paths):
         if isinstance(record.get(key), str):
-            yield Document(text=clean(record[key]), **described(record, place, name, config))
+            yield Document(text=clean(record[key]), **described(record, where, source))
         else:
-            report.drops.append(Drop(place, name, "unreadable_record", f"no string under '{key}'"))
+            report.quarantine(where, f"no string under '{key}'")
 
 
-def records(name: str, config: SourceConfig, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every JSON object of the source's files, with its place; what is none is dropped."""
-    for path in files(config):
-        for number, value in _values(path, report):
-            place = f"{path.name}:{number}"
+def records(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Every JSON object of the files, with its place; what is none is quarantined."""
+    for member in members(name, source, report, paths, SUFFIXES):
+        for where, value in _values(member, source, report):
             if isinstance(value, dict):
-                yield place, value
+                yield where, value
             else:
-                fault = str(value) if isinstance(value, ValueError) else f"a JSON {type(value).__name__}, not an object"
-                report.drops.append(Drop(place, name, "unreadable_record", fault))
+                report.quarantine(where, f"a JSON {type(value).__name__}, not an object")
 
 
-def described(record: dict[str, Any], place: str, name: str, config: SourceConfig) -> dict[str, Any]:
+def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dict[str, Any]:
     """What a record says about itself, as Document's attributes. A record without an id is called by its place."""
-    keys = {ours: config.fields.get(ours, ours) for ours in OPTIONAL}
+    keys = {ours: source.fields.get(ours, ours) for ours in OPTIONAL}
     values = {ours: clean(record[theirs]) for ours, theirs in keys.items() if record.get(theirs) is not None}
-    document_id = values.setdefault("id", place)
-    return {"group": document_id, **values, "source": name, "license": config.license}
+    document_id = values.setdefault("id", str(where))
+    return {"group": document_id, **values, "source": where.source, "license": source.license}
 
 
 def clean(value: object) -> str:
@@ -54,27 +57,62 @@ def clean(value: object) -> str:
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _values(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
-    """What the file holds, numbered from 1: parsed, or the ValueError that says why not."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            if lines.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                lines.seek(0)
-                if isinstance(array := _parsed(decode(lines.read(), report)), list):
-                    yield from enumerate(array, start=1)
-                    return
-            lines.seek(0)
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _parsed(decode(line, report))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable gzip file ({error}): download it again") from None
+def parse(text: str) -> Any:
+    """A JSON value.
 
-
-def _parsed(text: str) -> Any:
+    Raises:
+        Unreadable: it is none, or none that can be held (5,000 digits, brackets a thousand deep).
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as fault:
-        return ValueError(f"not JSON: {fault.msg}")
-    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits, brackets a thousand deep
-        return ValueError(f"not JSON that can be read: {fault}")
+        raise Unreadable(f"not JSON: {fault.msg} at character {fault.pos}") from None
+    except (ValueError, RecursionError) as fault:
+        raise Unreadable(f"not JSON that can be read: {fault}") from None
+
+
+def _values(member: Member, source: SourceConfig, report: Report) -> Iterator[tuple[Place, Any]]:
+    with report.quarantining(member.place):
+        if member.stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+            yield from _elements(member, source.limits.max_record_bytes, report)
+            return
+    for where, line in member.lines():
+        if line.strip():
+            with report.quarantining(where):
+                yield where, parse(decode(line, report))
+
+
+def _elements(member: Member, limit: int, report: Report) -> Iterator[tuple[Place, Any]]:
+    """The elements of an array, held one at a time. A fault ends them: behind it nothing says where the next one begins."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("cp1252")
+    text, at, number, ended = "", 0, 1, False
+
+    def more() -> bool:
+        nonlocal text, at, ended
+        if len(text) - at > limit:
+            raise Unreadable(f"record {number} is over limits.max_record_bytes; the rest of the array cannot be read")
+        raw = member.stream.read(max(2**16, len(text) - at))
+        text, at, ended = text[at:] + decoder.decode(raw, final=not raw), 0, not raw
+        return not ended
+
+    more()
+    at = text.index("[") + 1
+    while True:
+        at = _SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
+        if text[at : at + 1] == "]":
+            return
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except json.JSONDecodeError as fault:
+            is_cut = fault.pos >= len(text) - 16 or fault.msg.startswith("Unterminated string")
+            if not ended and is_cut and (more() or text[at:].strip()):
+                continue
+            fault_line = f"not JSON: {fault.msg}; the rest of the array cannot be read"
+        except (ValueError, RecursionError) as fault:
+            fault_line = f"not JSON that can be read: {fault}; the rest of the array cannot be read"
+        else:
+            yield replace(member.place, at=f"record {number}"), value
+            number, at = number + 1, end
+            continue
+        break_off(report, replace(member.place, at=f"record {number}"), Unreadable(fault_line))
+        return

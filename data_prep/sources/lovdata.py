@@ -11,16 +11,17 @@ texts only, provisions not yet in force (`futureLegalArticle`): in Lovtidend the
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lxml import etree, html
+from lxml import html
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Report
-from data_prep.sources.files import decode, find
+from data_prep.document import Document, Report, Unreadable
+from data_prep.sources.files import contents, find
+from data_prep.sources.markup import parse_html
 
+SUFFIXES = (".xml", ".html")
 LANGUAGES = {"nb": "nob", "no": "nob", "nn": "nno", "se": "sme"}
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
@@ -47,34 +48,27 @@ BLOCK_TAGS = {
 }
 
 
-def files(config: SourceConfig) -> list[Path]:
-    return find(config.path, (".xml", ".html", ".tar.bz2"))
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    for path in files(config):
-        members = _archive_members(path) if path.name.endswith(".tar.bz2") else iter([(path.stem, path.read_bytes())])
-        for member, raw in members:
-            try:
-                yield parse(raw, name, config.license, report)
-            except ValueError as fault:
-                report.drops.append(Drop(member, name, "unreadable_record", str(fault)))
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, raw in contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(where):
+            yield parse(raw, name, source.license, report)
 
 
 def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     """One Lovdata file as a Document.
 
     Raises:
-        ValueError: the bytes are not a Lovdata document.
+        Unreadable: the bytes are not a Lovdata document.
     """
-    try:
-        root = html.document_fromstring(decode(raw, report), parser=html.HTMLParser(huge_tree=True, no_network=True))
-    except (etree.ParserError, etree.XMLSyntaxError) as error:
-        raise ValueError(f"not markup: {error}") from None
+    root = parse_html(raw, report)
     body = root.find(".//main")
     dokid, refid = _header(root, "dokid"), _header(root, "refid")
     if body is None or not (dokid or refid):
-        raise ValueError("not a Lovdata document: no main.documentBody, or no dokid in the header")
+        raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
     consolidated = dokid.startswith(("NL/", "SF/"))
     return Document(
         id=dokid or refid,
@@ -86,19 +80,6 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         title=_header(root, "title"),
         date=_header(root, "dateInForce"),
     )
-
-
-def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Regular XML files of an archive, read as a stream in archive order; nothing is ever unpacked to disk."""
-    try:
-        with tarfile.open(path, "r|bz2") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith((".xml", ".html")):
-                    stream = archive.extractfile(member)
-                    assert stream is not None  # isfile() above
-                    yield Path(member.name).stem, stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable tar.bz2 archive ({error}): download it again") from None
 
 
 def _header(root: html.HtmlElement, name: str) -> str:

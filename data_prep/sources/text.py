@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
-from data_prep.sources.files import decode, find
+from data_prep.sources.files import contents, decode, find, stem
+
+SUFFIXES = (".txt",)
 
 
-def files(config: SourceConfig) -> list[Path]:
-    return find(config.path, (".txt",))
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
 
 
-def read(name: str, config: SourceConfig, report: Report) -> Iterator[Document]:
-    root = Path(config.path)
-    for path in files(config):
-        place = path.relative_to(root).with_suffix("").as_posix() if root.is_dir() else path.stem
-        text = decode(path.read_bytes(), report)
-        lines = text.splitlines()
-        title = lines[0].strip() if len(lines) > 1 and not lines[1].strip() else ""
-        yield Document(id=place, text=text, title=title, source=name, license=config.license, group=place)
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, raw in contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(where):
+            text = decode(raw, report)
+            lines = text.splitlines()
+            title = lines[0].strip() if len(lines) > 1 and not lines[1].strip() else ""
+            place = stem(where)
+            yield Document(id=place, text=text, title=title, source=name, license=source.license, group=place)

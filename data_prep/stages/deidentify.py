@@ -6,7 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
@@ -37,16 +41,24 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
     return {"national_identity_number": config.deidentify.national_identity_number}
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    replacement = config.deidentify.national_identity_number
-    aliases: dict[str, str] = {}
+def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
+    """Ids and groups that hold such numbers."""
+    names = (name for document in documents for name in (document.id, document.group))
+    return pa.table({"name": pa.array(dict.fromkeys(name for name in names if mask(name, "")[1]), pa.string())})
 
-    def alias(name: str) -> str:
-        """Case and file names hold such numbers too. Two groups must stay two, and a hash of eleven digits can be undone:
-        they are numbered in order of appearance."""
-        if mask(name, "")[1]:
-            return mask(name, aliases.setdefault(name, f"{replacement}{len(aliases) + 1}"))[0]
-        return name
+
+def decide(collected: list[Path], config: CorpusConfig) -> pa.Table:
+    """What they are called instead. Two groups must stay two, and a hash of eleven digits can be undone: they are numbered in
+    order of appearance."""
+    names = dict.fromkeys(name for path in collected for name in pq.read_table(path)["name"].to_pylist())
+    replacement = config.deidentify.national_identity_number
+    aliases = [mask(name, f"{replacement}{number}")[0] for number, name in enumerate(names, start=1)]
+    return pa.table({"name": pa.array(names, pa.string()), "alias": pa.array(aliases, pa.string())})
+
+
+def run(documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    replacement = config.deidentify.national_identity_number
+    aliases = dict(zip(decided["name"].to_pylist(), decided["alias"].to_pylist(), strict=True))
 
     def masked(text: str) -> str:
         text, found = mask(text, replacement)
@@ -59,7 +71,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         for turn in document.turns:
             turn.content = masked(turn.content)
         names = document.id, document.group
-        document.id, document.group = alias(document.id), alias(document.group)
+        document.id, document.group = (aliases.get(name, name) for name in names)
         report.counts["masked_in_names"] += names != (document.id, document.group)
         yield document
 

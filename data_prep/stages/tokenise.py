@@ -5,26 +5,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
-from data_prep.config import ChatConfig, CorpusConfig, TokenizerConfig, as_settings
+from data_prep.config import ChatConfig, CorpusConfig, as_settings
 from data_prep.document import Document, Report
-from data_prep.shards import SPLITS, ShardInfo, ShardWriter, sha256_file, tokenizer_digest
+from data_prep.shards import sha256_file, tokenizer_digest
 
 VERSION = 2
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE_FILE = "chat_template.jinja"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
-BATCH = 512
 
 
 def settings(config: CorpusConfig) -> dict[str, Any]:
@@ -49,18 +46,14 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
 
 
 class Tokeniser:
-    """Turns documents into rows of tokens, with the tokenizer whose files it puts into `folder`.
-
-    Args:
-        train_texts: what a tokenizer is trained on, if none is given.
+    """Turns documents into rows of tokens, with the tokenizer that `place_files` put into `folder`.
 
     Raises:
-        ValueError: the given tokenizer has no end-of-sequence token, or has one of the tokens to add.
+        ValueError: the tokenizer has no end-of-sequence token.
     """
 
-    def __init__(self, config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
+    def __init__(self, config: CorpusConfig, folder: Path) -> None:
         self.folder, self._config = folder, config
-        _place_files(config.tokenizer, config.chat, train_texts, folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -152,66 +145,25 @@ def _decoder_of_added(decoder: dict[str, Any] | None, tokens: list[str]) -> dict
     return {"type": "Sequence", "decoders": [*replacements, *steps]}
 
 
-def write_split(
-    folder: Path, split: str, documents: Iterator[Document], tokeniser: Tokeniser, mask_column: str | None, shard_tokens: int,
-    observe: Callable[[Document, Row], None], report: Report,
-) -> list[ShardInfo]:  # fmt: skip
-    """Tokenise one split into shards; `observe` sees every row with its document."""
-    writer = ShardWriter(folder, split, mask_column, shard_tokens)
-    while batch := list(islice(documents, BATCH)):
-        for document, rows in tokeniser.rows(batch, report):
-            report.counts["rows_of_single_turns"] += len(rows) - 1
-            for number, row in enumerate(rows, start=1):
-                observe(document, row)
-                writer.write(
-                    {
-                        "id": document.id if number == len(rows) else f"{document.id}#{number}",
-                        "source": document.source,
-                        "license": document.license,
-                        "language": document.language,
-                        "group": document.group,
-                        "input_ids": row.input_ids,
-                        **({mask_column: row.mask} if mask_column else {}),
-                    }
-                )
-    return writer.close()
+def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
+    """Put the corpus' tokenizer and chat template into `folder`: those that are given, or one trained on `train_texts`.
 
-
-class UnigramCounter:
-    """Frequencies of targets by split, for the loss of a model that knows only frequencies.
-
-    The first token of each row is left out, as training never predicts it either.
+    Raises:
+        ValueError: the given tokenizer has one of the tokens to add.
     """
-
-    def __init__(self, vocab_size: int) -> None:
-        self.counts = {split: np.zeros(vocab_size, dtype=np.int64) for split in SPLITS}
-
-    def add(self, split: str, row: Row) -> None:
-        ids, mask = np.asarray(row.input_ids[1:], np.int64), np.asarray(row.mask[1:], np.bool_)
-        np.add.at(self.counts[split], ids[mask], 1)
-
-    def validation_loss(self) -> float | None:
-        """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""
-        train, validation = self.counts["train"], self.counts["validation"]
-        if not validation.sum():
-            return None
-        log_probabilities = np.log(train + 1) - np.log(train.sum() + len(train))
-        return float(-(validation * log_probabilities).sum() / validation.sum())
-
-
-def _place_files(config: TokenizerConfig, chat: ChatConfig, train_texts: Iterable[str], folder: Path) -> None:
     folder.mkdir(parents=True)
-    if config.path is None:
-        _train(config.vocab_size, train_texts, folder)
+    given, template = config.tokenizer.path, config.chat.template
+    if given is None:
+        _train(config.tokenizer.vocab_size, train_texts, folder)
     else:
         for name in FILES:
-            if (Path(config.path) / name).is_file():
-                shutil.copyfile(Path(config.path) / name, folder / name)
-        add_tokens(folder / "tokenizer.json", config.add_tokens)
-    if chat.template == "default" or (chat.template is None and config.path is None):
+            if (Path(given) / name).is_file():
+                shutil.copyfile(Path(given) / name, folder / name)
+        add_tokens(folder / "tokenizer.json", config.tokenizer.add_tokens)
+    if template == "default" or (template is None and given is None):
         (folder / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE, encoding="utf-8")
-    elif chat.template is not None:
-        shutil.copyfile(chat.template, folder / TEMPLATE_FILE)
+    elif template is not None:
+        shutil.copyfile(template, folder / TEMPLATE_FILE)
 
 
 def _template_setting(chat: ChatConfig) -> str | None:

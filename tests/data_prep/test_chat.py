@@ -17,7 +17,7 @@ from data_prep.document import Document, Report, Turn
 from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
 from data_prep.stages import normalise
-from data_prep.stages.tokenise import Tokeniser
+from data_prep.stages.tokenise import Tokeniser, place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3
 from tests.data_prep.test_deidentify import numbers
 from tests.data_prep.test_sample import SAMPLE
@@ -56,7 +56,14 @@ def learned(prepared: Prepared) -> list[str]:
 
 def drops(prepared: Prepared) -> dict[str, str]:
     stages = prepared.folder.with_name(".mine.stages")
-    return {row["id"]: row["reason"] for file in stages.glob("*/drops.parquet") for row in pq.read_table(file).to_pylist()}
+    return {row["id"]: row["reason"] for file in stages.glob("*/drops-*.parquet") for row in pq.read_table(file).to_pylist()}
+
+
+def quarantined(prepared: Prepared) -> dict[str, str]:
+    files = prepared.folder.with_name(".mine.stages").glob("*/quarantine-*.parquet")
+    return {
+        f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"] for f in files for row in pq.read_table(f).to_pylist()
+    }
 
 
 @pytest.mark.parametrize(
@@ -127,7 +134,8 @@ MALFORMED: list[tuple[Any, str]] = [
 
 def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [*(record for record, _ in MALFORMED), {"messages": MESSAGES}]})
-    assert drops(prepared) == {f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)}
+    refused = drops(prepared) | dict.fromkeys(quarantined(prepared), "unreadable_record")
+    assert refused == {f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)}
     assert learned(prepared) == [f"{TOLD}</s>"]
 
 
@@ -139,7 +147,7 @@ def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
-    assert drops(prepared) == {"chats.json:2": "unreadable_record"}
+    assert quarantined(prepared) == {"chats.json:2": "a JSON int, not an object"}
 
 
 def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
@@ -154,7 +162,7 @@ def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
     (text,) = learned(prepared)
     assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske</s>", "its layout is its own"
-    everything = (prepared.folder.with_name(".mine.stages") / "4-deidentify" / "part-00000.parquet").read_bytes()
+    everything = (prepared.folder.with_name(".mine.stages") / "4-deidentify" / "part-00000-000.parquet").read_bytes()
     assert number[6:].encode() not in everything
     (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
     assert masked.counts == {"masked_synthetic": 2}
@@ -174,6 +182,11 @@ def corpus_config(folder: Path, **settings: Any) -> CorpusConfig:
     return CorpusConfig(name="x", sources=sources, tokenizer=TokenizerConfig(path=str(folder)), **settings)
 
 
+def tokeniser_of(config: CorpusConfig, tmp_path: Path) -> Tokeniser:
+    place_files(config, [], tmp_path / "tokenizer")
+    return Tokeniser(config, tmp_path / "tokenizer")
+
+
 def plain(prompt: str, completion: str) -> Document:
     turns = [Turn(role="", content=prompt, target=False), Turn(role="", content=completion, target=True)]
     return Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns, mask="completion_mask")
@@ -181,7 +194,7 @@ def plain(prompt: str, completion: str) -> Document:
 
 def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path: Path) -> None:
     """BOS as the tokenizer puts it, once; no token spans the border, even where one could."""
-    tokeniser = Tokeniser(corpus_config(folder), [], tmp_path / "tokenizer")
+    tokeniser = tokeniser_of(corpus_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for prompt, completion in (("Frist", "en er 1. mars."), ("Svar: ", " ja"), ("assistant\n", "\nFristen</s>")):
         ((_, (row,)),) = tokeniser.rows([plain(prompt, completion)], Report())
@@ -195,7 +208,7 @@ def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path
 
 
 def test_a_plain_completion_gets_no_space_that_is_not_there(spaced: Path, tmp_path: Path) -> None:
-    tokeniser = Tokeniser(corpus_config(spaced), [], tmp_path / "tokenizer")
+    tokeniser = tokeniser_of(corpus_config(spaced), tmp_path)
     tokenizer = Tokenizer.from_file(str(spaced / "tokenizer.json"))
     ((_, (row,)),) = tokeniser.rows([plain("mars", "erer")], Report())
     assert "".join(tokenizer.id_to_token(t) for t in row.input_ids) == "▁marserer</s>"
@@ -206,7 +219,7 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(config))
     (tmp_path / "plain" / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
-    tokeniser, report = Tokeniser(corpus_config(tmp_path / "plain"), [], tmp_path / "tokenizer"), Report()
+    tokeniser, report = tokeniser_of(corpus_config(tmp_path / "plain"), tmp_path), Report()
     assert [document.id for document, _ in tokeniser.rows([plain("", ""), plain("a", "b")], report)] == ["1"]
     assert report.drop_reasons() == {"no_supervised_tokens": 1}
 
@@ -246,7 +259,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
     assert "tokenise" in prepare(tmp_path, records, chat=chat).skipped
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}")
     again = prepare(tmp_path, records, chat=chat)
-    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split"]
+    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "mixture"]
     assert rows(again) != first
 
 

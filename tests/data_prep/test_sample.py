@@ -44,7 +44,7 @@ def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, s
 
 def drops(prepared: pipeline.Prepared) -> dict[str, str]:
     folder = prepared.folder.with_name(".sample.stages")
-    return {row["id"]: row["reason"] for file in folder.glob("*/drops.parquet") for row in pq.read_table(file).to_pylist()}
+    return {row["id"]: row["reason"] for file in folder.glob("*/drops-*.parquet") for row in pq.read_table(file).to_pylist()}
 
 
 def test_the_sample_is_large_varied_and_in_both_standards() -> None:
@@ -147,7 +147,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
 def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(prepared: pipeline.Prepared, tmp_path: Path) -> None:
     before = checksums(prepared.folder)
     again = pipeline.prepare(sample_config(prepared.folder.parent))
-    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "tokenise"]
+    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "mixture", "tokenise"]
     assert checksums(prepared.folder) == before
     elsewhere = pipeline.prepare(sample_config(tmp_path))
     assert checksums(elsewhere.folder) == before

@@ -1,0 +1,131 @@
+"""How well languages and Norwegian's two written standards are told apart, beside py3langid alone.
+
+    python -m benchmarks.language --ud FOLDER --nav FILE [--record]
+
+FOLDER holds Universal Dependencies' files of gold sentences (CONLL-U, names that begin no_bokmaal, no_nynorsk, da_, sv_, en_, sme_):
+nothing was trained or tuned on them. FILE is NAV's letters in parallel; only the files that data_prep/written_standard/train.py
+kept out of the training are read. Each sentence is judged by itself, which is harder than the documents and long paragraphs the
+pipeline judges. `--record` writes the tables into RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from data_prep.stages import language
+from data_prep.written_standard.table import shipped_table, words
+from data_prep.written_standard.train import is_test, nav_records
+
+UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
+LENGTHS = (0, 30, 60)
+Confusion = dict[str, Counter[str]]  # gold -> what was said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ud", type=Path, required=True)
+    parser.add_argument("--nav", type=Path, required=True)
+    parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
+    options = parser.parse_args()
+    body = report(ud_sentences(options.ud), nav_pairs(options.nav))
+    print(body)
+    if options.record:
+        from benchmarks.harness import write_section
+
+        write_section("language", body)
+
+
+def ud_sentences(folder: Path) -> list[tuple[str, str]]:
+    """(language, sentence) of every sentence of the folder's files."""
+    return [
+        (code, line.removeprefix("# text = "))
+        for code, prefix in UD_FILES.items()
+        for file in sorted(folder.glob(f"{prefix}*.conllu"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.startswith("# text = ")
+    ]
+
+
+def nav_pairs(file: Path) -> list[tuple[str, str]]:
+    """(standard, text) of both sides of the test files' pairs; texts that are the same in both standards are left out."""
+    pairs = [record for record in nav_records(file) if is_test(record["path"]) and record.get("nob") and record.get("nno")]
+    return [(code, pair[code]) for pair in pairs if pair["nob"] != pair["nno"] for code in ("nob", "nno")]
+
+
+def confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) -> Confusion:
+    counts: Confusion = {}
+    for gold, text in texts:
+        counts.setdefault(gold, Counter())[detect(text)] += 1
+    return counts
+
+
+def accuracy(counts: Confusion) -> float:
+    return sum(counts[gold][gold] for gold in counts) / sum(said.total() for said in counts.values())
+
+
+def recall(counts: Confusion, code: str) -> float:
+    return counts[code][code] / counts[code].total()
+
+
+def table_alone(text: str) -> str:
+    return "nno" if shipped_table().score(words(text)) > 0 else "nob"
+
+
+def py3langid_alone(text: str) -> str:
+    return language.CODES[language.identifier().classify(text)[0]]
+
+
+def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]]) -> str:
+    lines = [
+        "## Languages and written standards",
+        "",
+        "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and documents.",
+        "UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of files that were",
+        "kept out of the training, both standards; some of their texts say nothing of either, as `Telefon: {felt}`. Accuracy over all",
+        "sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall.",
+        "",
+        "| texts | sentences | py3langid alone | ours | recall nob | recall nno | recall dan |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    largest = {}
+    for name, texts in (("UD", ud), ("NAV", nav)):
+        for length in LENGTHS:
+            chosen = [(code, text) for code, text in texts if len(text) >= length]
+            alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
+            codes = [f"{recall(ours, code):.1%}" if code in ours else "–" for code in ("nob", "nno", "dan")]
+            what = _what(name, length)
+            lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
+            largest[what] = ours
+    lines += ["", "Bokmål or Nynorsk only, by the table alone, of texts that are one of the two:", ""]
+    lines += ["| texts | sentences | accuracy | recall nob | recall nno |", "|---|---|---|---|---|"]
+    for name, texts in (("UD", ud), ("NAV", nav)):
+        for length in LENGTHS:
+            chosen = [(code, text) for code, text in texts if len(text) >= length and code in ("nob", "nno")]
+            counts = confusion(chosen, table_alone)
+            recalls = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
+            lines.append(f"| {_what(name, length)} | {len(chosen):,} | **{accuracy(counts):.1%}** | {recalls} |")
+    for what in ("UD, at least 30 characters", "NAV, all"):
+        lines += ["", f"{what}: gold by row, what was said by column", "", *_table(largest[what])]
+    return "\n".join(lines) + "\n"
+
+
+def _what(name: str, length: int) -> str:
+    return f"{name}, at least {length} characters" if length else f"{name}, all"
+
+
+def _both(counts: Confusion) -> str:
+    mean = sum(recall(counts, code) for code in counts) / len(counts)
+    return f"{accuracy(counts):.1%} ({mean:.1%})"
+
+
+def _table(counts: Confusion) -> list[str]:
+    columns = [code for code in UD_FILES if any(said[code] for said in counts.values())]
+    head = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return head + [f"| {gold} | {' | '.join(str(said[code]) for code in columns)} |" for gold, said in counts.items()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""What there is to do for a corpus, and what is done of it; `pipeline` says when.
+
+What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the fingerprint of the
+shard it is made of, back to the raw file; or of all shards, where a stage judges by the whole corpus. A shard that is on disk
+with its fingerprint is not done again: so a killed preparation goes on, and a changed setting costs only what it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_prep import reading
+from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
+from data_prep.document import Document, Report
+from data_prep.shards import StageInfo, sha256_file
+from data_prep.stage_files import Done, ShardFile, StageFolder, write_json, write_table
+from data_prep.stages import deduplicate, deidentify, language, mixture, normalise, split, tokenise
+
+TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split, mixture)
+LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
+READ_VERSION = 4
+_NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
+TASK_BYTES, TASK_FILES = 32_000_000, 2000  # small files are read together until they are this much
+SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the work. `cut`: its tasks may run beside each other; else it is one task."""
+
+    name: str
+    cut: bool = True
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Raw files of one source that are read together: where they lie, what they are called under their source, and sha256."""
+
+    source: str
+    paths: list[str]
+    names: list[str]
+    sha256: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a stage: its name, the same in every stage, and the fingerprint of all that it depends on."""
+
+    name: str
+    fingerprint: str
+
+
+class Preparation:
+    """A plan, and what is on disk of it."""
+
+    def __init__(self, work: Path, body: dict[str, Any]) -> None:
+        self.work, self.folder, self.cwd = work, Path(body["folder"]), body["cwd"]
+        self.shard_characters: int = body["shard_characters"]
+        self.corpus: CorpusConfig = from_settings(CorpusConfig, body["corpus"])
+        self.tasks = [ReadTask(**task) for task in body["tasks"]]
+        self._shards: dict[int, list[Shard]] = {}
+
+    @staticmethod
+    def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
+        """Find the raw files, take their checksums, and write down all that a task must be told.
+
+        Raises:
+            FileNotFoundError: a source's path does not exist or holds nothing to read.
+            ValueError: a setting is wrong.
+        """
+        corpus = config.corpus
+        tasks = [asdict(task) for name in corpus.sources for task in _read_tasks(name, corpus)]
+        body = {"corpus": as_settings(corpus), "folder": str(folder.absolute()), "cwd": str(Path.cwd()), "tasks": tasks}
+        write_json(work / "plan.json", {**body, "shard_characters": config.shard_characters})
+        preparation = Preparation.load(work)
+        preparation.prune()
+        return preparation
+
+    @staticmethod
+    def load(work: Path) -> Preparation:
+        """Raises ValueError if the folder holds no plan."""
+        try:
+            stat = (work / "plan.json").stat()
+        except OSError:
+            raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
+        return _loaded(work.absolute(), stat.st_mtime_ns, stat.st_size)
+
+    # --- what there is to do ---------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        found = [Step("read")]
+        for module in TEXT_STAGES:
+            name = _name(module)
+            if hasattr(module, "decide"):
+                found += [Step(f"{name}.collect"), Step(f"{name}.decide", cut=False)]
+            found.append(Step(name))
+        return [*found, *(Step(name, cut=name == "tokenise") for name in LAST_STEPS)]
+
+    def sizes(self, step: Step) -> list[int]:
+        """Of each task of a step, what it has to work through: bytes of files, else characters."""
+        if step.name == "read":
+            return [task.bytes for task in self.tasks]
+        if not step.cut:
+            return [1]
+        return [done.characters_out for done in self.done(self._number(step.name) - 1)]
+
+    def run(self, step: str, number: int) -> bool:
+        """Do one task of a step up to the last text stage. False if it was done before."""
+        if step == "read":
+            return self._read(number)
+        stage, phase = self._number(step), step.partition(".")[2]
+        if phase == "collect":
+            return self._collect(stage, number)
+        return self._decide(stage) if phase == "decide" else self._apply(stage, number)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every raw file and setting: of the corpus that comes out."""
+        stages = [(_name(module), module.VERSION, module.settings(self.corpus)) for module in TEXT_STAGES]
+        return digest("corpus", READ_VERSION, stages, tokenise.VERSION, tokenise.settings(self.corpus), self.source_settings)
+
+    def sensible_workers(self) -> int:
+        return min(len(os.sched_getaffinity(0)), 1 + sum(task.bytes for task in self.tasks) // SMALL)
+
+    @cached_property
+    def source_settings(self) -> dict[str, dict[str, Any]]:
+        """All that a source is, with the digest of its raw files' names and bytes; not where they lie."""
+        settings = {}
+        for name, source in self.corpus.sources.items():
+            files = [file for task in self.tasks if task.source == name for file in zip(task.names, task.sha256, strict=True)]
+            kept = {key: value for key, value in as_settings(source).items() if key != "path"}
+            settings[name] = {**kept, "sha256": digest(files)}
+        return settings
+
+    def shards(self, stage: int) -> list[Shard]:
+        """The shards of a stage, in order: names, and what their fingerprints must be.
+
+        Raises:
+            ValueError: reading is not finished, so that nobody knows.
+        """
+        if stage not in self._shards:
+            self._shards[stage] = self._read_shards() if stage == 0 else self._stage_shards(stage)
+        return self._shards[stage]
+
+    def _read_shards(self) -> list[Shard]:
+        found = []
+        for number in range(len(self.tasks)):
+            parts = self._parts_of(number)
+            if parts is None:
+                raise ValueError(f"step read: task {number} is not done: run it first")
+            found += [Shard(name, digest(self._task_fingerprint(number), name)) for name in parts]
+        self._check_broken([self.marker(0, shard) for shard in found])
+        return found
+
+    def _check_broken(self, read: list[Done]) -> None:
+        """Raises ValueError if more of a source is broken than it may be. What was read is kept."""
+        counts = sum((Counter(marker.counts) for marker in read), Counter())
+        for name, source in self.corpus.sources.items():
+            broken = counts[f"quarantined_{name}"]
+            first = next((record for record in self.stage(0).quarantined() if record.source == name), None) if broken else None
+            reading.check_broken_share(
+                name, source, counts[f"read_{name}"], broken, Report(broken=[first] if first is not None else [])
+            )
+
+    def _stage_shards(self, stage: int) -> list[Shard]:
+        before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)
+        decision = digest(setting, [shard.fingerprint for shard in before]) if self._decides(stage) else ""
+        return [Shard(shard.name, digest(setting, shard.fingerprint, decision)) for shard in before]
+
+    def _stage_fingerprint(self, stage: int) -> str:
+        module = TEXT_STAGES[stage - 1]
+        return digest(_name(module), module.VERSION, module.settings(self.corpus))
+
+    def _decides(self, stage: int) -> bool:
+        return hasattr(TEXT_STAGES[stage - 1], "decide")
+
+    def _number(self, step: str) -> int:
+        return self._stages.index(step.partition(".")[0])
+
+    # --- what is on disk -------------------------------------------------------------------------------------------------
+
+    def stage(self, number: int) -> StageFolder:
+        """The folder of a stage: 0 is read, then the text stages; what comes behind the last is tokenise."""
+        return StageFolder(self.work / f"{number}-{self._stages[number]}")
+
+    @property
+    def _stages(self) -> list[str]:
+        return ["read", *map(_name, TEXT_STAGES), "tokenise"]
+
+    @property
+    def text(self) -> int:
+        """The number of the last text stage."""
+        return len(TEXT_STAGES)
+
+    def done(self, stage: int) -> list[Done]:
+        """The markers of all shards of a stage.
+
+        Raises:
+            ValueError: one is not there.
+        """
+        return [self.marker(stage, shard) for shard in self.shards(stage)]
+
+    def marker(self, stage: int, shard: Shard) -> Done:
+        """Raises ValueError if the stage has not done this shard."""
+        folder = self.stage(stage)
+        marker = folder.done(shard.name, shard.fingerprint, verify=False)
+        if marker is None:
+            raise ValueError(f"step {folder.name}: shard {shard.name} is not done: run it first")
+        return marker
+
+    def documents(self, stage: int, columns: list[str] | None = None) -> Iterator[Document]:
+        """All that a stage let through, in order."""
+        return self.stage(stage).documents([shard.name for shard in self.shards(stage)], columns)
+
+    def info(self, stage: int) -> StageInfo:
+        """What reading, or a text stage, did to all shards together."""
+        if stage == 0:
+            return stage_info("read", READ_VERSION, self.source_settings, self.done(0))
+        module = TEXT_STAGES[stage - 1]
+        return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
+
+    def prune(self) -> None:
+        """Delete what was half written, stages that there are no longer, and what is left of shards that there are no longer."""
+        known = {self.stage(number).path for number in range(self.text + 2)}
+        for path in self.work.iterdir():
+            if path.is_dir() and path.name[:1].isdigit() and path not in known:
+                shutil.rmtree(path)
+        for path in self.work.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    # --- doing it --------------------------------------------------------------------------------------------------------
+
+    def _task_fingerprint(self, number: int) -> str:
+        task = self.tasks[number]
+        settings = {key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ}
+        return digest("read", READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
+
+    def _parts_of(self, number: int) -> list[str] | None:
+        """The shards that a task of reading gave, once it has."""
+        try:
+            body = json.loads((self.stage(0).path / f"task-{number:05d}.json").read_text(encoding="utf-8"))
+            return list(body["shards"]) if body["fingerprint"] == self._task_fingerprint(number) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _read(self, number: int) -> bool:
+        task, folder, fingerprint = self.tasks[number], self.stage(0), self._task_fingerprint(number)
+        parts = self._parts_of(number)
+        if parts is not None and all(folder.done(part, digest(fingerprint, part)) for part in parts):
+            return False
+        folder.path.mkdir(parents=True, exist_ok=True)
+        report, source = Report(), self.corpus.sources[task.source]
+        documents = reading.read(task.source, source, report, [Path(path) for path in task.paths])
+        names: list[str] = []
+        document = next(documents, None)
+        while document is not None or not names:  # at least one, to hold what was refused
+            name = f"{number:05d}-{len(names):03d}"
+            with ShardFile(folder.part(name)) as file:
+                while document is not None and file.characters < self.shard_characters:
+                    file.add(document)
+                    document = next(documents, None)
+            said = Report() if document is not None else report  # what a task has to report goes with its last shard
+            folder.close(name, digest(fingerprint, name), file, said)
+            names.append(name)
+        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
+        return True
+
+    def _apply(self, stage: int, number: int) -> bool:
+        shard, folder, module = self.shards(stage)[number], self.stage(stage), TEXT_STAGES[stage - 1]
+        before = self.marker(stage - 1, self.shards(stage - 1)[number])
+        if folder.done(shard.name, shard.fingerprint) is not None:
+            return False
+        report, decided = Report(), []
+        if self._decides(stage):
+            path = folder.path / "decided.parquet"
+            cut = [("shard", "==", number)] if "shard" in pq.read_schema(path).names else None
+            decided.append(pq.read_table(path, filters=cut))
+        documents = self.stage(stage - 1).documents([shard.name])
+        folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
+        return True
+
+    def _decision(self, stage: int) -> str:
+        """The fingerprint of what a stage decides by: all shards before it."""
+        return digest("decided", self._stage_fingerprint(stage), [shard.fingerprint for shard in self.shards(stage - 1)])
+
+    def _collect(self, stage: int, number: int) -> bool:
+        shard, folder = self.shards(stage - 1)[number], self.stage(stage)
+        self.marker(stage - 1, shard)
+        name, fingerprint = f"collected-{shard.name}", digest("collected", self._stage_fingerprint(stage), shard.fingerprint)
+        if folder.done("decided", self._decision(stage)) or folder.done(name, fingerprint):
+            return False
+        table = TEXT_STAGES[stage - 1].collect(self.stage(stage - 1).documents([shard.name]), self.corpus)
+        write_table(folder.path / f"{name}.parquet", table)
+        folder.finish(name, fingerprint, [f"{name}.parquet"])
+        return True
+
+    def _decide(self, stage: int) -> bool:
+        folder, fingerprint = self.stage(stage), self._decision(stage)
+        if folder.done("decided", fingerprint):
+            return False
+        collected = [folder.path / f"collected-{shard.name}.parquet" for shard in self.shards(stage - 1)]
+        if missing := next((path for path in collected if not path.is_file()), None):
+            raise ValueError(f"step {folder.name}.collect: {missing.name} is not done: run it first")
+        write_table(folder.path / "decided.parquet", TEXT_STAGES[stage - 1].decide(collected, self.corpus))
+        folder.finish("decided", fingerprint, ["decided.parquet"])
+        for path in collected:
+            path.unlink()
+            path.with_name(f"done-{path.stem}.json").unlink(missing_ok=True)
+        return True
+
+
+def stage_info(name: str, version: int, settings: dict[str, Any], shards: list[Done]) -> StageInfo:
+    """What a stage did, summed over its shards."""
+    dropped, counts = Report().counts, Report().counts
+    for shard in shards:
+        dropped.update(shard.dropped)
+        counts.update(shard.counts)
+    return StageInfo(
+        name=name, version=version, settings=settings, documents_in=sum(shard.documents_in for shard in shards),
+        documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
+        counts=dict(sorted(counts.items())),
+    )  # fmt: skip
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+@lru_cache(maxsize=1)
+def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
+    return Preparation(work, json.loads((work / "plan.json").read_text(encoding="utf-8")))
+
+
+def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:
+    """A source's files in tasks: large ones alone, small ones together. It depends on the files only."""
+    source = corpus.sources[name]
+    files, root = reading.files(source), Path(source.path)
+    names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
+    sizes = [path.stat().st_size for path in files]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        sums = list(pool.map(sha256_file, files))
+    begin = gathered = 0
+    for end, size in enumerate(sizes, start=1):
+        gathered += size
+        full = gathered >= TASK_BYTES or end - begin >= TASK_FILES
+        if full or end == len(files) or gathered + sizes[end] > TASK_BYTES:
+            paths = [str(path.absolute()) for path in files[begin:end]]
+            yield ReadTask(name, paths, names[begin:end], sums[begin:end], gathered)
+            begin, gathered = end, 0

@@ -1,0 +1,66 @@
+"""The read stage's door to data_prep.sources: which files a source has, and the documents in some of them.
+
+The files of a source may be read by different processes, in any order and grouping: a document depends on its own file alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Report
+
+
+def files(source: SourceConfig) -> list[Path]:
+    """The source's files in name order.
+
+    Raises:
+        FileNotFoundError: its path does not exist, or holds no file for this reader.
+        ValueError: an option is not one of the reader's.
+    """
+    return _reader(source).files(source)  # type: ignore[no-any-return]
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    """Documents of `paths`, which are some or all of `files(source)`.
+
+    Counts `read_<name>` and `quarantined_<name>` in the report, whose `broken` records stand in file order.
+
+    Raises:
+        ValueError: more broken records than a report can hold (see Report.quarantine).
+    """
+    reader = _reader(source)
+    for path in paths:
+        num_read, before = 0, len(report.broken)
+        for document in reader.read(name, source, report, [path]):
+            document.language = document.language or source.language
+            num_read += 1
+            yield document
+        report.counts[f"read_{name}"] += num_read
+        report.counts[f"quarantined_{name}"] += len(report.broken) - before
+
+
+def check_broken_share(name: str, source: SourceConfig, num_read: int, num_broken: int, report: Report) -> None:
+    """To be asked once all files of a source are read, with the sums of their counts.
+
+    Raises:
+        ValueError: too many of its records were broken, or nothing of it could be read.
+    """
+    few = num_broken <= source.max_broken or num_broken <= source.max_broken_share * (num_read + num_broken)
+    if not num_broken or (few and num_read):
+        return
+    first = next(broken for broken in report.broken if broken.source == name)
+    place = ":".join(part for part in (first.file, first.member, first.at) if part)
+    if not num_read:
+        raise ValueError(f"source {name}: nothing of it can be read; {place}: {first.error}")
+    raise ValueError(
+        f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
+        f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"
+    )
+
+
+def _reader(source: SourceConfig) -> ModuleType:
+    return importlib.import_module(f"data_prep.sources.{source.reader}")

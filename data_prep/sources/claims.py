@@ -1,0 +1,69 @@
+"""What sources claim about their documents, in our words: languages, dates, and a reader's own options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from data_prep.config import SourceConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+
+_LANGUAGES = {
+    "nob": ("nb", "no", "nob", "nor", "nb-no", "no-nb", "bokmål"), "nno": ("nn", "nno", "nn-no", "no-nn", "nynorsk"),
+    "eng": ("en", "eng"), "dan": ("da", "dan"), "swe": ("sv", "swe"), "sme": ("se", "sme"), "smj": ("smj",), "sma": ("sma",),
+}  # fmt: skip
+_CODES = {name: code for code, names in _LANGUAGES.items() for name in names}
+_MONTHS = (
+    "januar", "februar", "mars", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "desember",
+)  # fmt: skip
+_ISO = re.compile(r"\b(1[5-9]\d\d|20\d\d)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
+_WRITTEN = re.compile(rf"\b(\d{{1,2}})\.?\s+({'|'.join(_MONTHS)})\s+(1[5-9]\d\d|20\d\d)", re.IGNORECASE)
+_DOTTED = re.compile(r"\b(\d{1,2})\.(\d{1,2})\.(1[5-9]\d\d|20\d\d)\b")
+_YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
+
+
+def language(claim: object) -> str:
+    """ISO 639-3 code of what a source calls a language, or "" if we do not know it: nb, NN, no, en-GB …"""
+    name = str(claim or "").strip().lower().replace("_", "-")
+    return _CODES.get(name) or _CODES.get(name.partition("-")[0], "")
+
+
+def date(claim: object) -> str:
+    """The first date in a text as 2014-02-13, or its year, or "": 2014-02-13T10:00, 13. februar 2014, 13.2.2014, 2014."""
+    text = str(claim or "")
+    if match := _ISO.search(text):
+        return match[0]
+    if match := _WRITTEN.search(text):
+        return f"{match[3]}-{_MONTHS.index(match[2].lower()) + 1:02d}-{int(match[1]):02d}"
+    if (match := _DOTTED.search(text)) and int(match[2]) <= 12:
+        return f"{match[3]}-{int(match[2]):02d}-{int(match[1]):02d}"
+    return match[0] if (match := _YEAR.search(text)) else ""
+
+
+def options(source: SourceConfig, kind: type[Options]) -> Options:
+    """The source's options as the reader's dataclass.
+
+    Raises:
+        ValueError: one is not among them, or has a value that it cannot have.
+    """
+    known = {field.name: field for field in fields(kind)}
+    if unknown := sorted(set(source.options) - set(known)):
+        raise ValueError(f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}")
+    values: dict[str, Any] = {}
+    for name, value in source.options.items():
+        default = getattr(kind(), name)
+        if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
+            raise ValueError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
+        values[name] = value
+    return kind(**values)
+
+
+def choose(name: str, value: str, among: tuple[str, ...]) -> None:
+    """Raises ValueError if an option is none of its values."""
+    if value not in among:
+        raise ValueError(f"options.{name} is '{value}': choose one of {', '.join(among)}")

@@ -1,0 +1,72 @@
+"""Universal Dependencies (CoNLL-U): for evaluation, as treebanks are small. One document a sentence, or what `# newdoc` begins.
+
+The text is the treebank's own (`# text = `), not its words put together. The language is that of the file's name
+(no_bokmaal-ud-dev.conllu) unless the corpus file says another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.config import SourceConfig
+from data_prep.containers import Member
+from data_prep.document import Document, Place, Report
+from data_prep.sources import claims
+from data_prep.sources.files import decode, find, members, stem
+
+SUFFIXES = (".conllu",)
+TREEBANKS = {"no_bokmaal": "nob", "no_nynorsk": "nno", "no_nynorsklia": "nno"}
+
+
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for member in members(name, source, report, paths, SUFFIXES):
+        treebank = member.name.rpartition("/")[2].partition("-ud")[0]
+        language = TREEBANKS.get(treebank) or claims.language(treebank.partition("_")[0])
+        base, document, texts = stem(member.place), "", list[str]()
+        for place, newdoc, sent_id, text in _sentences(member, report):
+            if newdoc or not document:
+                if texts:
+                    yield _document(f"{base}:{document}", texts, language, source, name)
+                document, texts = newdoc, []
+            if document:
+                texts.append(text)
+            else:
+                yield _document(f"{base}:{sent_id or place.at.rpartition(' ')[2]}", [text], language, source, name)
+        if texts:
+            yield _document(f"{base}:{document}", texts, language, source, name)
+
+
+def _document(identity: str, texts: list[str], language: str, source: SourceConfig, name: str) -> Document:
+    return Document(id=identity, text=" ".join(texts), source=name, license=source.license, group=identity, language=language)
+
+
+def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str, str]]:
+    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are quarantined."""
+    comments: dict[str, str] = {}
+    start, has_words = member.place, False
+    for where, line in member.lines():
+        text = decode(line, report).rstrip("\r\n")
+        if text.startswith("#"):
+            key, _, value = text[1:].partition("=")
+            comments[key.strip()] = value.strip()
+            start = start if len(comments) > 1 else where
+        elif text:
+            has_words = True
+        elif has_words:
+            yield from _closed(start, comments, report)
+            comments, has_words = {}, False
+    if has_words:
+        yield from _closed(start, comments, report)
+
+
+def _closed(start: Place, comments: dict[str, str], report: Report) -> Iterator[tuple[Place, str, str, str]]:
+    if comments.get("text"):
+        yield start, comments.get("newdoc id", ""), comments.get("sent_id", ""), comments["text"]
+    else:
+        report.quarantine(replace(start), "a sentence without its text (# text = …)")

@@ -1,0 +1,237 @@
+"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms.
+
+One document is one case (saksmappe) or meeting (moetemappe) with its entries: titles, dates and kinds of documents, and by what
+law something is withheld. Entries whose case is in another file are documents of their own, in the case's group.
+
+Nothing that is withheld is ever read, in either format, as only the terms below are looked at. JSON-LD marks it: `*_SENSITIV`
+(and `*_LIST`, which is cut from it) holds the whole title, `offentligTittel` and a document's `tittel` the public one. Noark 5
+has no such mark: `tittel` there is the whole title, and only `offentligTittel` the public one. A document within an entry has no
+`offentligTittel`; its `tittel` is read only where nothing around it is withheld and the entry's two titles are the same. Names
+of persons (correspondents, officers, participants) are left out in both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lxml import etree
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.sources import claims
+from data_prep.sources.files import contents, decode, find, stem
+from data_prep.sources.jsonl import clean, parse
+from data_prep.sources.markup import local_name, parse_xml, squeeze
+
+SUFFIXES = (".xml", ".jsonld", ".json")
+NOARK = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
+FOLDERS = {"saksmappe": "Sak", "moetemappe": "Møte"}
+ENTRIES = {
+    "journalpost": "Journalpost", "moetesaksregistrering": "Møtesak", "moetedokumentregistrering": "Møtedokument",
+    "basisregistrering": "Registrering", "registrering": "Registrering",
+}  # fmt: skip
+TYPES = ("journalposttype", "moetesakstype", "moetedokumentregistreringstype")
+KIND_WORDS = re.compile(r"(?<=[a-zæøå])(?=[A-ZÆØÅ])")
+
+
+@dataclass
+class Node:
+    """A folder, an entry or a document. `terms` holds public terms alone; `is_withheld` that a part of it is not public."""
+
+    id: str
+    kind: str
+    parent: str = ""
+    terms: dict[str, str] = field(default_factory=dict)
+    documents: list[tuple[int, str, str]] = field(default_factory=list)
+    is_withheld: bool = False
+
+
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for where, raw in contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(where):
+            if raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+                nodes = list(_of_json_ld(parse(decode(raw, report))))
+            else:
+                nodes = list(_of_noark(parse_xml(raw, report)))
+            if not nodes:
+                report.counts["files_without_entries"] += 1
+            yield from _documents(nodes, where, source, report)
+
+
+def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Report) -> Iterator[Document]:
+    folders = {node.id: node for node in nodes if node.kind in FOLDERS}
+    entries: dict[str, list[Node]] = {}
+    for node in nodes:
+        if node.kind in ENTRIES:
+            entries.setdefault(node.parent if node.parent in folders else node.id, []).append(node)
+    loose = [node for node in nodes if node.kind in ENTRIES and node.parent not in folders]
+    for head in [*folders.values(), *loose]:
+        lines = [_folder_line(head)] if head.kind in FOLDERS else []
+        lines += [_entry_lines(entry) for entry in entries.get(head.id, [])]
+        if not any(node.terms.get("title") or node.documents for node in (head, *entries.get(head.id, []))):
+            report.counts["without_public_titles"] += 1
+        else:
+            text = "\n\n".join(line for line in lines if line)
+            yield Document(
+                id=f"{stem(where)}:{head.id}", text=text, source=where.source, license=source.license,
+                group=head.parent if head.kind in ENTRIES and head.parent else head.id, title=head.terms.get("title", ""),
+                date=next((d for d in (claims.date(head.terms.get(key)) for key in ("date", "journaldato", "saksaar")) if d), ""),
+            )  # fmt: skip
+
+
+def _folder_line(node: Node) -> str:
+    terms = node.terms
+    number = "/".join(terms[key] for key in ("saksaar", "sakssekvensnummer") if terms.get(key)) or terms.get("moetenummer", "")
+    number = number if any(map(str.isdigit, number)) else ""
+    name = f"{FOLDERS[node.kind]} {number}".strip()
+    where = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
+    when = claims.date(terms.get("date"))
+    lines = [f"{name}: {terms['title']}" if terms.get("title") else name, ", ".join([*where, *([when] if when else [])])]
+    return "\n".join(line for line in lines if line)
+
+
+def _entry_lines(node: Node) -> str:
+    terms = node.terms
+    kind = terms.get("type") or ENTRIES[node.kind]
+    number = terms.get("journalpostnummer") or "/".join(
+        terms[key] for key in ("moetesaksaar", "moetesakssekvensnummer") if terms.get(key)
+    )
+    date = claims.date(terms.get("dokumentetsDato")) or claims.date(terms.get("journaldato"))
+    head = " ".join(part for part in (kind, number, f"({date})" if date else "") if part)
+    lines = [f"{head}: {terms['title']}" if terms.get("title") else head]
+    lines += [f"{role}: {title}" for _, role, title in sorted(node.documents) if title != terms.get("title")]
+    if node.is_withheld and (terms.get("tilgangsrestriksjon") or terms.get("skjermingshjemmel")):
+        parts = (terms.get("tilgangsrestriksjon"), terms.get("skjermingshjemmel"))
+        lines.append(": ".join(part for part in parts if part))
+    return "\n".join(lines) if terms.get("title") or len(lines) > 1 else ""
+
+
+_TERMS = {
+    "saksaar", "sakssekvensnummer", "moetenummer", "moetested", "utvalg", "administrativEnhet", "journalpostnummer",
+    "journaldato", "dokumentetsDato", "moetesaksaar", "moetesakssekvensnummer",
+}  # fmt: skip
+_DATES = ("moetedato", "saksdato")
+
+
+def _of_noark(root: etree._Element) -> Iterator[Node]:
+    if local_name(root) != "arkiv" and not any(local_name(e) in ("mappe", "registrering") for e in root.iter()):
+        raise Unreadable(f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it")
+    for element in root.iter("{*}mappe", "{*}registrering"):
+        xsi = next((value for key, value in element.attrib.items() if str(key).endswith("}type")), local_name(element))
+        kind = str(xsi).rpartition(":")[2].lower()
+        if kind not in FOLDERS and kind not in ENTRIES:
+            continue
+        children = {local_name(child): squeeze(child.itertext()) for child in element if len(child) == 0}
+        parent = next((a for a in element.iterancestors("{*}mappe")), None)
+        node = Node(children.get("systemID") or children.get("registreringsID", ""), kind, _system_id(parent))
+        node.is_withheld = any(e is not None and e.find("{*}skjerming") is not None for e in (element, parent))
+        node.terms = _public_terms(children)
+        if (shield := element.find("{*}skjerming")) is not None:
+            node.terms |= {local_name(e): squeeze(e.itertext()) for e in shield if local_name(e) in _SHIELD}
+        if not node.is_withheld and children.get("tittel") == children.get("offentligTittel"):
+            for number, document in enumerate(element.findall("{*}dokumentbeskrivelse")):
+                if document.find("{*}skjerming") is None:
+                    values = {local_name(e): squeeze(e.itertext()) for e in document if len(e) == 0}
+                    node.documents.append((number, _role(values), values.get("tittel", "")))
+        node.documents = [document for document in node.documents if document[2]]
+        yield node
+
+
+_SHIELD = ("tilgangsrestriksjon", "skjermingshjemmel")
+
+
+def _system_id(folder: etree._Element | None) -> str:
+    return "" if folder is None else folder.findtext("{*}systemID") or ""
+
+
+def _public_terms(values: Mapping[str, str]) -> dict[str, str]:
+    """Of all terms, those that are public."""
+    terms = {key: values[key] for key in _TERMS if values.get(key)}
+    terms["title"] = values.get("offentligTittel", "")
+    terms["date"] = next((values[key] for key in _DATES if values.get(key)), "")
+    terms["type"] = next((_words(values[key]) for key in TYPES if values.get(key)), "")
+    return terms
+
+
+def _role(values: Mapping[str, str]) -> str:
+    return _words(values.get("tilknyttetRegistreringSom", "")) or "Dokument"
+
+
+def _words(term: str) -> str:
+    """inngåendeDokument as Inngående dokument."""
+    return " ".join(KIND_WORDS.sub(" ", term.rpartition(":")[2]).split()).capitalize()
+
+
+def _of_json_ld(body: Any) -> Iterator[Node]:
+    objects: dict[str, dict[str, Any]] = {}
+    _gather(body, objects, "")
+    for identity, values in objects.items():
+        kind = values["kind"]
+        if kind not in FOLDERS and kind not in ENTRIES:
+            continue
+        texts = {key: _text(value) for key, value in values.items()}
+        node = Node(identity, kind, _reference(values.get("parent")) or values["inside"], _public_terms(texts))
+        for reference in _references(values.get("dokumentbeskrivelse")):
+            document = {key: _text(value) for key, value in objects.get(reference, {}).items() if key in _DOCUMENT}
+            if document.get("tittel"):
+                number = document.get("dokumentnummer", "")
+                node.documents.append((int(number) if number.isdigit() else 0, _role(document), document["tittel"]))
+        if shield := objects.get(_reference(values.get("skjerming"))):
+            node.is_withheld = True
+            node.terms |= {key: _text(shield[key]) for key in _SHIELD if key in shield}
+        yield node
+
+
+_DOCUMENT = ("tittel", "dokumentnummer", "tilknyttetRegistreringSom")
+_SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
+
+
+def _gather(value: Any, objects: dict[str, dict[str, Any]], inside: str) -> None:
+    """Every object with an id, however nested, under its terms' own names; nested ones are replaced by references."""
+    if isinstance(value, list):
+        for element in value:
+            _gather(element, objects, inside)
+        return
+    if not isinstance(value, dict):
+        return
+    types = value.get("@type")
+    kind = _term(str(types[0] if isinstance(types, list) and types else types or "")).lower()
+    identity = clean(value.get("@id") or f"_:{len(objects)}").rpartition("/")[2]
+    is_object = bool(kind) and "@value" not in value
+    if is_object:
+        known = objects.setdefault(identity, {"kind": kind, "inside": inside})
+        known |= {_term(key): element for key, element in value.items() if not key.startswith("@")}
+    for key, element in value.items():
+        if key != "@context" and not key.endswith(("_SENSITIV", "_LIST")):
+            _gather(element, objects, identity if is_object else inside)
+
+
+def _term(name: str) -> str:
+    """arkiv:møtesaksår, or the same behind the whole address, as moetesaksaar, Noark's own spelling."""
+    return re.split(r"[/:#]", name)[-1].translate(_SPELLINGS)
+
+
+def _text(value: Any) -> str:
+    """The value of a term: a string, {"@value": …}, a reference to a word of the standard, or the first of a list of these."""
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    if isinstance(value, dict):
+        value = value.get("@value", value.get("@id", ""))
+    text = clean(value) if isinstance(value, str | int | float) else ""
+    return text.removeprefix(NOARK)
+
+
+def _references(value: Any) -> list[str]:
+    return [_reference(element) for element in (value if isinstance(value, list) else [value]) if element]
+
+
+def _reference(value: Any) -> str:
+    return _text(value).rpartition("/")[2]

@@ -1,0 +1,111 @@
+"""A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or can be downloaded.
+
+Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction and output are read
+as `chat` reads them. Options: `split`, `subset` (the Hub calls it configuration) and `revision` of a name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Drop, Place, Report, Unreadable
+from data_prep.sources import chat, claims
+from data_prep.sources.files import place
+from data_prep.sources.jsonl import clean, described
+
+
+@dataclass
+class Options:
+    """split: its name. subset, revision: of a data set on the Hub; empty: the default one, the newest in the cache."""
+
+    split: str = "train"
+    subset: str = ""
+    revision: str = ""
+
+
+def files(source: SourceConfig) -> list[Path]:
+    """The Arrow files of the split.
+
+    Raises:
+        FileNotFoundError: it is neither on disk nor to be had.
+        ValueError: the folder is not a saved data set, or has no such split.
+    """
+    options = claims.options(source, Options)
+    folder = Path(source.path)
+    return _saved(folder, options.split) if folder.is_dir() else _of_hub(source.path, options)
+
+
+def _saved(folder: Path, split: str) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split not in splits:
+            raise ValueError(f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}")
+        folder = folder / split
+    state = folder / "state.json"
+    if not state.is_file():
+        raise ValueError(
+            f"{folder} is no data set saved by save_to_disk (no state.json): read Parquet and CSV files by reader table, JSON by "
+            f"jsonl"
+        )
+    names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{state} names a file outside of its folder, {outside[0]}: save the data set again")
+    return [folder / name for name in names]
+
+
+def _of_hub(name: str, options: Options) -> list[Path]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(name, options.subset or None, split=options.split, revision=options.revision or None)
+    except Exception as fault:  # offline it raises one of many
+        line = " ".join(str(fault).split())[:200]
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise FileNotFoundError(
+            f"data set {name}, split {options.split}, is no folder here, and cannot be had from the cache or the Hub{offline}: "
+            f"{line}. Where there is internet, save it by save_to_disk, and give that folder as path"
+        ) from None
+    return [Path(file["filename"]) for file in found.cache_files]
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    key = source.fields.get("text", "text")
+    for path in paths:
+        for where, row in _rows(path, place(name, source, path), report):
+            about = described({k: v for k, v in row.items() if v is not None}, where, source)
+            about |= {"date": claims.date(about.get("date")), "language": claims.language(about.get("language"))}
+            if isinstance(row.get(key), str):
+                yield Document(text=clean(row[key]), **about)
+                continue
+            try:
+                turns, mask = chat.conversation(row, source.fields)
+            except chat.Malformed as fault:
+                if fault.reason == "unreadable_record":
+                    report.quarantine(where, f"no text in column '{key}', and {fault}")
+                else:
+                    report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
+                continue
+            yield Document(text="", turns=turns, mask=mask, **about)
+
+
+def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+    number = 0
+    with report.quarantining(file):
+        try:
+            with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+                for batch in batches:
+                    for at in range(0, len(batch), 256):
+                        for row in batch.slice(at, 256).to_pylist():
+                            number += 1
+                            yield replace(file, at=f"row {number}"), row
+        except (pa.ArrowException, OSError) as fault:
+            raise Unreadable(f"breaks off behind row {number}: {fault}") from None

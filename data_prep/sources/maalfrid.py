@@ -1,0 +1,50 @@
+"""Målfrid (Språkbanken): web pages and files of state institutions, one JSON line each, with `lang`, `url` and the full text.
+
+The text stands under `fulltext`, `text` or `content`, depending on the year; `fields: {text: …}` names another key. Pages below
+one folder of one site are a group, as they repeat each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Report
+from data_prep.sources import claims, jsonl
+
+TEXT_KEYS = ("fulltext", "text", "content")
+
+
+def files(source: SourceConfig) -> list[Path]:
+    return jsonl.files(source)
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    keys = (source.fields["text"],) if "text" in source.fields else TEXT_KEYS
+    for where, record in jsonl.records(name, source, report, paths):
+        text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
+        url = record.get(source.fields.get("url", "url"))
+        if text is None or not isinstance(url, str):
+            report.quarantine(where, f"no string under '{' or '.join(keys) if text is None else 'url'}'")
+            continue
+        described = jsonl.described(record, where, source)
+        if "id" not in record:
+            described["id"] = jsonl.clean(url)
+        described |= {
+            "group": site_folder(jsonl.clean(url)),
+            "language": claims.language(record.get(source.fields.get("language", "lang"))),
+            "date": claims.date(described.get("date", "")),
+        }
+        yield Document(text=jsonl.clean(text), **described)
+
+
+def site_folder(url: str) -> str:
+    """The site and the first folder of an address: what stands below it shares menus and phrases."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are no IPv6 address
+        return url
+    folders = parts.path.split("/")
+    return f"{parts.netloc.removeprefix('www.')}/{folders[1] if len(folders) > 2 else ''}"

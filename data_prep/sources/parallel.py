@@ -1,0 +1,118 @@
+"""The same text in several languages, as JSON lines with a key for each: {"id", "path", "nob", "nno", "eng"}.
+
+Options: `form` is what becomes of a record: `messages` or `prompt_completion`, one for each of `pairs` ("nob-nno" learns Nynorsk
+from Bokmål: rewriting within Norwegian, translation otherwise), or `text`, where each language's pieces of one letter are one
+document of running text. All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
+
+Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields ({felt}) differ in
+number: a model would learn to lose them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Place, Report, Turn
+from data_prep.sources import claims, jsonl
+
+LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
+FORMS = ("messages", "prompt_completion", "text")
+_FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
+# What is asked for stands in the language that is wanted; Norwegian of one's own written standard is rewritten, not translated.
+REWRITE = {"nno": "Skriv om teksten til nynorsk:", "nob": "Skriv om teksten til bokmål:"}
+TRANSLATE = {
+    "nno": "Omset teksten til nynorsk:", "nob": "Oversett teksten til bokmål:", "eng": "Translate the text into English:",
+    "sme": "Jorgal teavstta davvisámegillii:", "dan": "Oversæt teksten til dansk:", "swe": "Översätt texten till svenska:",
+}  # fmt: skip
+
+
+@dataclass
+class Options:
+    """form: one of FORMS. pairs: "from-to", of languages that are keys of the records."""
+
+    form: str = "messages"
+    pairs: list[str] = field(default_factory=lambda: ["nob-nno", "nno-nob"])
+
+    def __post_init__(self) -> None:
+        claims.choose("form", self.form, FORMS)
+        for pair in self.pairs:
+            a, _, b = pair.partition("-")
+            if a not in LANGUAGES or b not in LANGUAGES or a == b:
+                raise ValueError(f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno")
+
+
+def files(source: SourceConfig) -> list[Path]:
+    claims.options(source, Options)
+    return jsonl.files(source)
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    options = claims.options(source, Options)
+    records = _texts(jsonl.records(name, source, report, paths), source, report)
+    if options.form == "text":
+        for (file, group), pieces in groupby(records, key=lambda piece: (piece[0].file, piece[2])):
+            yield from _letters(file, group, list(pieces), source)
+        return
+    for _, described, _, texts in records:
+        for pair in options.pairs:
+            a, _, b = pair.partition("-")
+            if fault := _fault(texts.get(a, ""), texts.get(b, "")):
+                report.counts[fault] += 1
+            else:
+                turns = _turns(texts[a], texts[b], a, b, options.form)
+                mask = "assistant_masks" if options.form == "messages" else "completion_mask"
+                yield Document(text="", turns=turns, mask=mask, **described | {"id": f"{described['id']}:{pair}", "language": b})
+
+
+Record = tuple[Place, dict[str, Any], str, dict[str, str]]
+
+
+def _texts(records: Iterator[tuple[Place, dict[str, Any]]], source: SourceConfig, report: Report) -> Iterator[Record]:
+    """Place, what the record says of itself, its group, and its text by language."""
+    for where, record in records:
+        values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
+        texts = {language: jsonl.clean(value).strip() for language, value in values.items() if isinstance(value, str)}
+        if wrong := [language for language, value in values.items() if value is not None and not isinstance(value, str)]:
+            report.quarantine(where, f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
+        elif not any(texts.values()):
+            report.quarantine(where, f"no text under any of {', '.join(LANGUAGES)}")
+        else:
+            described = jsonl.described(record, where, source)
+            if "group" not in source.fields and "group" not in record and isinstance(record.get("path"), str):
+                described["group"] = jsonl.clean(record["path"])
+            yield where, described, described["group"], texts
+
+
+def _letters(file: str, group: str, pieces: list[Record], source: SourceConfig) -> Iterator[Document]:
+    for language in LANGUAGES:
+        texts = [texts[language] for _, _, _, texts in pieces if texts.get(language)]
+        if texts:
+            first = pieces[0][1]
+            yield Document(
+                id=f"{first['id']}:{language}", text="\n\n".join(texts), source=first["source"], license=source.license,
+                group=group, language=language,
+            )  # fmt: skip
+
+
+def _fault(a: str, b: str) -> str:
+    if not a or not b:
+        return "pairs_with_an_empty_side"
+    if a == b:
+        return "pairs_of_the_same_text"
+    return "pairs_with_other_merge_fields" if len(_FIELD.findall(a)) != len(_FIELD.findall(b)) else ""
+
+
+def _turns(text: str, wanted: str, a: str, b: str, form: str) -> list[Turn]:
+    instruction = (REWRITE if a in REWRITE and b in REWRITE else TRANSLATE)[b]
+    if form == "messages":
+        return [
+            Turn(role="user", content=f"{instruction}\n\n{text}", target=False),
+            Turn(role="assistant", content=wanted, target=True),
+        ]
+    return [Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False), Turn(role="", content=wanted, target=True)]

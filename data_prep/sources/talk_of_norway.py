@@ -1,0 +1,56 @@
+"""Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences, as CSV or one a line.
+
+Of a row with a speaker, name and party stand before what is said. All speeches of a transcript, else of a day, are a group.
+Files of lines (.txt) are sentences out of context; their name ends in their written standard, as in …_nob.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep import containers
+from data_prep.config import SourceConfig
+from data_prep.document import Document, Place, Report
+from data_prep.sources import claims, table
+from data_prep.sources.files import decode, find, members
+
+SUFFIXES = (".csv", ".txt")
+
+
+def files(source: SourceConfig) -> list[Path]:
+    return find(source, SUFFIXES)
+
+
+def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
+    for member in members(name, source, report, paths, SUFFIXES):
+        if member.name.lower().endswith(".csv"):
+            for where, row in table.csv_rows(member, ",", ("text",), source, report):
+                yield _speech(row, where, source)
+        else:
+            yield from _sentences(member, source, report)
+
+
+def _speech(row: dict[str, str], where: Place, source: SourceConfig) -> Document:
+    speaker = row.get("rep_name") or " ".join(row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key))
+    speaker = speaker or ("Presidenten" if row.get("speaker_role", "").lower() == "president" else "")
+    party = row.get("party_id") or row.get("party_name") or ""
+    who = f"{speaker} ({party}): " if speaker and party else f"{speaker}: " if speaker else ""
+    day = claims.date(row.get("date"))
+    return Document(
+        id=row.get("id") or str(where), text=who + row["text"], source=where.source, license=source.license, date=day,
+        group=row.get("transcript") or row.get("debate_reference") or day or str(where),
+        language=claims.language(row.get("language")), title=row.get("debate_title") or row.get("title") or "",
+    )  # fmt: skip
+
+
+def _sentences(member: containers.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
+    language = claims.language(Path(member.name).stem.rpartition("_")[2])
+    for where, line in member.lines():
+        with report.quarantining(where):
+            if text := decode(line, report).strip():
+                where = replace(where, at=f"{where.at}")
+                yield Document(
+                    id=str(where), text=text, source=where.source, license=source.license, group=str(where), language=language
+                )

@@ -1,0 +1,227 @@
+"""What the stages leave on disk, shard by shard: the documents that went on, those that did not, and a marker that says so.
+
+    .<corpus>.stages/
+      plan.json                         the settings, the raw files and their checksums: all that a task must be told
+      0-read/task-00003.json            which shards the fourth task of reading gave
+      1-normalise/
+        part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
+        drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail
+        quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
+        done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
+      3-deduplicate/
+        collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard; deleted once decided
+        decided.parquet                 what it decided
+
+A file is written beside and renamed, so it is whole or not there, and a shard counts as done when its marker has the fingerprint
+of its input and settings, and its files the checksums of the marker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Document, Drop, Report, Turn
+from data_prep.shards import sha256_file
+
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
+DROP_SCHEMA = pa.schema([(column.name, pa.string()) for column in fields(Drop)])
+
+
+@dataclass(kw_only=True)
+class Done:
+    """A shard's marker.
+
+    Attributes:
+        fingerprint: of input and settings.
+        files: names, and sha256 of what is in them.
+        characters_out: of the documents that went on.
+        dropped, counts: as in StageInfo.
+        masks: of the tokenise stage: the mask columns that its documents ask for.
+        seconds: what the stage took.
+    """
+
+    fingerprint: str
+    files: dict[str, str]
+    documents_in: int = 0
+    documents_out: int = 0
+    characters_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    masks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class StageFolder:
+    """The files of one stage of a corpus, `.<corpus>.stages/<number>-<name>`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name.partition("-")[2]
+
+    def documents(self, shards: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[Document]:
+        """The documents that the stage let through, in order; of all its shards, if none are named.
+
+        Args:
+            columns: fields to read; the others are left empty.
+        """
+        for shard in self.shards() if shards is None else shards:
+            yield from read_documents(self.part(shard), columns)
+
+    def drops(self) -> Iterator[Drop]:
+        """What the stage refused, in order."""
+        for shard in self.shards():
+            for row in pq.read_table(self.path / f"drops-{shard}.parquet").to_pylist():
+                yield Drop(**row)
+
+    def quarantined(self) -> Iterator[Broken]:
+        """The records that reading could not make a document of, in order."""
+        for path in sorted(self.path.glob("quarantine-*.parquet")):
+            for row in pq.read_table(path).to_pylist():
+                yield Broken(**row)
+
+    def shards(self) -> list[str]:
+        """Names of the shards that are done."""
+        return sorted(path.stem.partition("-")[2] for path in self.path.glob("done-[0-9]*.json"))
+
+    def part(self, shard: str) -> Path:
+        return self.path / f"part-{shard}.parquet"
+
+    def done(self, name: str, fingerprint: str, verify: bool = True) -> Done | None:
+        """The marker done-`name`.json, if it has this fingerprint and its files are still what was written."""
+        try:
+            marker = Done(**json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8")))
+            if marker.fingerprint != fingerprint:
+                return None
+            if verify and any(sha256_file(self.path / file) != sha256 for file, sha256 in marker.files.items()):
+                return None
+            return marker
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None  # no marker, or not one of ours: the shard is to be done
+
+    def finish(self, name: str, fingerprint: str, files: list[str], **what: Any) -> Done:
+        """Write the marker of files that are in place."""
+        marker = Done(fingerprint=fingerprint, files={file: sha256_file(self.path / file) for file in files}, **what)
+        write_json(self.path / f"done-{name}.json", asdict(marker))
+        return marker
+
+    def write(self, shard: str, fingerprint: str, documents: Iterable[Document], report: Report, before: Done) -> Done:
+        """Write a shard: its documents, and then, as the report is full, its drops and its marker. `before` is its input's."""
+        began = time.perf_counter()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ShardFile(self.part(shard)) as file:
+            for document in documents:
+                file.add(document)
+        return self.close(shard, fingerprint, file, report, before.documents_out, time.perf_counter() - began)
+
+    def close(
+        self, shard: str, fingerprint: str, file: ShardFile, report: Report, documents_in: int | None = None, seconds: float = 0.0
+    ) -> Done:
+        """Write drops and marker of a shard whose part is in place. Into reading came what came out or was refused."""
+        return self.report(
+            shard, fingerprint, report, [self.part(shard).name], seconds=round(seconds, 3),
+            documents_in=file.written + len(report.drops) if documents_in is None else documents_in,
+            documents_out=file.written, characters_out=file.characters,
+        )  # fmt: skip
+
+    def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
+        """Write drops and marker of a shard whose files are in place."""
+        beside = {f"drops-{shard}.parquet": pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA)}
+        if report.broken:
+            broken = [asdict(record) for record in report.broken]
+            beside[f"quarantine-{shard}.parquet"] = pa.Table.from_pylist(broken, QUARANTINE_SCHEMA)
+        for name, table in beside.items():
+            write_table(self.path / name, table)
+        counts = {key: count for key, count in sorted(report.counts.items()) if count}
+        return self.finish(shard, fingerprint, [*files, *beside], dropped=report.drop_reasons(), counts=counts, **what)
+
+
+class ShardFile:
+    """Documents on their way into a Parquet file, some at a time. As a context: the file is there, whole, once it ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self.written = self.characters = 0
+        self._replaced = replacing(path)
+        self._batch: list[Document] = []
+        self._waiting = 0
+
+    def __enter__(self) -> ShardFile:
+        self._writer = pq.ParquetWriter(self._replaced.__enter__(), DOCUMENT_SCHEMA, compression="zstd")
+        return self
+
+    def add(self, document: Document) -> None:
+        self._batch.append(document)
+        length = document.characters
+        self.characters += length
+        self._waiting += length
+        if len(self._batch) == BATCH_DOCUMENTS or self._waiting >= BATCH_CHARACTERS:
+            self._flush()
+
+    def __exit__(self, kind: Any, fault: Any, trace: Any) -> None:
+        try:
+            if fault is None:
+                self._flush()
+        finally:
+            self._writer.close()
+            self._replaced.__exit__(kind, fault, trace)
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write_table(_to_table(self._batch))
+            self.written, self._batch, self._waiting = self.written + len(self._batch), [], 0
+
+
+def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
+    """A shard's documents, a row group at a time."""
+    file = pq.ParquetFile(path)
+    empty: dict[str, Any] = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group, columns=columns).to_pydict()
+        if "turns" in rows:
+            rows["turns"] = [[Turn(**turn) for turn in turns] for turns in rows["turns"]]
+        elif columns:
+            rows["turns"] = [[] for _ in next(iter(rows.values()))]
+        names = tuple(rows)
+        for values in zip(*rows.values(), strict=True):
+            yield Document(**{**empty, **dict(zip(names, values, strict=True))})
+
+
+def _to_table(documents: list[Document]) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [getattr(d, name) for d in documents] for name in DOCUMENT_SCHEMA.names}
+    columns["turns"] = [[{"role": t.role, "content": t.content, "target": t.target} for t in turns] for turns in columns["turns"]]
+    return pa.Table.from_pydict(columns, DOCUMENT_SCHEMA)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` if the block ends well and is deleted if not. Two processes may race: each
+    has a name of its own, and both write the same."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_json(path: Path, body: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,260 @@
+"""The corpus is a function of raw files and settings: not of how many processes there are, who ends first, where shards end, or
+how often it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import pipeline
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from data_prep.preparation import Preparation
+from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
+
+SHARD = 8_000  # characters: the sample becomes thirty shards
+
+
+def config(corpora_dir: Path, **changes: object) -> PrepareConfig:
+    made = sample_config(corpora_dir)
+    for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checksums of the corpus that one process makes."""
+    return checksums(pipeline.prepare(config(tmp_path_factory.mktemp("one"))).folder)
+
+
+def steps(corpora_dir: Path) -> tuple[Path, list[pipeline.Step]]:
+    return corpora_dir / ".sample.stages", pipeline.plan(config(corpora_dir))
+
+
+def markers(corpora_dir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (corpora_dir / ".sample.stages").glob("*/done-*.json")}
+
+
+def python(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "data_prep.pipeline", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) -> None:
+    work, planned = steps(tmp_path)
+    pipeline.run_task(work, "read")
+    preparation = Preparation.load(work)
+    assert len(preparation.tasks) == 5
+    assert len(preparation.shards(0)) >= 30
+    assert [step.name for step in planned if not step.cut] == ["deduplicate.decide", "deidentify.decide", "tokenizer", "publish"]
+
+
+def test_two_processes_make_the_same_corpus(expected: dict[str, str], tmp_path: Path) -> None:
+    assert checksums(pipeline.prepare(config(tmp_path, workers=2)).folder) == expected
+
+
+def test_where_shards_end_leaves_no_trace(expected: dict[str, str], tmp_path: Path) -> None:
+    assert checksums(pipeline.prepare(config(tmp_path, shard_characters=16_000_000)).folder) == expected
+
+
+def test_the_order_in_which_tasks_end_leaves_no_trace(expected: dict[str, str], tmp_path: Path) -> None:
+    work, planned = steps(tmp_path)
+    for step in planned:
+        shares = list(range(7 if step.cut else 1))
+        random.Random(step.name).shuffle(shares)
+        for share in shares:
+            pipeline.run_task(work, step.name, share, len(shares))
+    assert checksums(tmp_path / "sample") == expected
+    assert pipeline.plan(config(tmp_path)) == [], "a corpus that is there needs no steps"
+
+
+def test_an_array_of_four_with_one_killed_midway_goes_on(expected: dict[str, str], tmp_path: Path) -> None:
+    work, planned = steps(tmp_path)
+    for step in planned:
+        if step.name != "normalise":
+            for share in range(4 if step.cut else 1):
+                pipeline.run_task(work, step.name, share, 4 if step.cut else 1)
+            continue
+        tasks = [python(work, step.name, "--task", str(share), "--of", "4") for share in range(4)]
+        await_markers(work / "1-normalise", 1, tasks)
+        tasks[2].kill()
+        assert [task.wait() for task in tasks].count(0) >= 3
+        before = markers(tmp_path)
+        assert tasks[2].returncode == 0 or pipeline.run_task(work, step.name, 2, 4) > 0
+        assert before.items() <= markers(tmp_path).items(), "what was done was done again"
+    assert checksums(tmp_path / "sample") == expected
+
+
+@pytest.mark.parametrize("stage", ["0-read", "2-language", "*-tokenise"])
+def test_killed_at_any_moment_it_goes_on(expected: dict[str, str], tmp_path: Path, stage: str) -> None:
+    code = f"""
+from pathlib import Path
+from data_prep import pipeline
+from tests.data_prep.test_pipeline import config
+if __name__ == "__main__":
+    pipeline.prepare(config(Path({str(tmp_path)!r}), workers=2))
+"""
+    (tmp_path / "killed.py").write_text(code)
+    here = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "killed.py"], env={**os.environ, "PYTHONPATH": str(here)}, start_new_session=True
+    )
+    await_markers(tmp_path / ".sample.stages" / stage, 2, [process])
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "sample").exists()
+    before = markers(tmp_path) if stage != "0-read" else {}  # a file that was not read to its end is read again
+    assert before or stage == "0-read"
+    prepared = pipeline.prepare(config(tmp_path))
+    assert checksums(prepared.folder) == expected
+    assert before.items() <= markers(tmp_path).items(), "what was done was done again"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def await_markers(folder: Path, count: int, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(folder.parent.glob(f"{folder.name}/done-0*.json"))) < count:
+        assert time.monotonic() < deadline
+        assert any(process.poll() is None for process in processes), "ended before it could be killed"
+        time.sleep(0.005)
+
+
+def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str], tmp_path: Path) -> None:
+    pipeline.prepare(config(tmp_path))
+    before = markers(tmp_path)
+    part = tmp_path / ".sample.stages" / "2-language" / "part-00001-000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    shutil.rmtree(tmp_path / "sample")
+    assert checksums(pipeline.prepare(config(tmp_path)).folder) == expected
+    changed = {
+        path.relative_to(tmp_path / ".sample.stages") for path, when in markers(tmp_path).items() if before.get(path) != when
+    }
+    assert changed == {Path("2-language/done-00001-000.json")}
+
+
+def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> None:
+    for name in ("letters", "minutes"):
+        shutil.copy(SAMPLE / f"{name}.jsonl", tmp_path)
+    sources = {
+        name: SourceConfig(reader="jsonl", path=str(tmp_path / f"{name}.jsonl"), license="CC0-1.0")
+        for name in ("letters", "minutes")
+    }
+    corpus = CorpusConfig(name="sample", sources=sources, tokenizer=TokenizerConfig(vocab_size=400))
+    prepared = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path), workers=1, shard_characters=SHARD)
+    pipeline.prepare(prepared)
+    before = markers(tmp_path)
+    text = "Kommunen har behandlet søknaden om bruksendring og gir tillatelse til tiltaket etter loven."
+    with (tmp_path / "minutes.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "new", "text": text}) + "\n")
+    assert pipeline.prepare(prepared).skipped == []
+    same = {path.parent.name for path, when in markers(tmp_path).items() if before.get(path) == when}
+    assert {"0-read", "1-normalise", "2-language"} <= same
+    assert all(when == before[path] for path, when in markers(tmp_path).items() if path.match("1-normalise/done-00000-*.json"))
+
+
+# --- the disk, and others in the folder ------------------------------------------------------------------------------------
+
+
+def command(tmp_path: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "finetune.cli", "prepare", "corpus=sample", f"corpora_dir={tmp_path}", "workers=2"]
+    return subprocess.run([*arguments, f"shard_characters={SHARD}"], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        line = refused(command(disk))
+        assert "No space left on device: free some space" in line
+        assert not (disk / "sample").exists()
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        done = command(disk)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
+    """As a quota does it; the corpus that was there stays."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+
+    line = refused(command(tmp_path, preexec_fn=limited))
+    assert "File too large" in line
+    assert not (tmp_path / "sample").exists()
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid():
+        disk.chmod(0o555)
+        assert "can be written to" in refused(command(disk))
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False, capture_output=True).returncode:
+        pytest.skip("a disk that cannot be written to cannot be mounted here")
+    try:
+        assert "Read-only file system: choose a corpora_dir" in refused(command(disk))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
+    work, _ = steps(tmp_path)
+    with pipeline._alone(work), pytest.raises(ValueError, match="does the tasks itself"):
+        pipeline.run_task(work, "read")
+    with pipeline._beside_others(work), pytest.raises(ValueError, match="another `finetune prepare` is writing"):
+        pipeline.prepare(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["normalise"], "step read: task 0 is not done"),
+        (["clean"], "in step 'clean': tasks count from 0, and the steps are read, normalise"),
+        (["read", "--task", "4", "--of", "4"], "no task 4 of 4"),
+    ],
+)
+def test_a_wrong_task_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    work, _ = steps(tmp_path)
+    process = python(work, *arguments)
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert words in said
+    assert said.startswith("error: ")
+
+
+def test_steps_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    work, _ = steps(tmp_path)
+    pipeline.run_task(work, "read")
+    with pytest.raises(ValueError, match="step normalise: shard 00000-000 is not done"):
+        pipeline.run_task(work, "language")
+    pipeline.run_task(work, "normalise")
+    pipeline.run_task(work, "language")
+    with pytest.raises(ValueError, match=r"step deduplicate\.collect: collected-00000-000.parquet is not done"):
+        pipeline.run_task(work, "deduplicate.decide")
