@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not distributed and not end_to_end"
+	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm"
 
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev

@@ -6,6 +6,7 @@ People read stderr; stdout carries only what a script would want, such as the ru
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
@@ -40,6 +41,7 @@ RUN is the id of a run, or of a sweep for all its points.
 `finetune VERB --help` says more. `finetune train --help` lists every setting.
 """
 
+BYTES_A_TASK = 32_000_000  # of raw text, for each task of a preparation on Slurm
 RUN_COMMANDS = ("resume", "status", "logs", "cancel", "retry", "prune", "sync")  # of run_commands.py
 
 
@@ -74,12 +76,13 @@ def prepare(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """finetune train [recipe=NAME] [key=value …] [-m]"""
+    """finetune train [recipe=NAME] [key=value …] [-m] [--after PREPARE_RUN]"""
     if _wants_help(arguments):
         from finetune import report
 
         print(report.train_help(), end="")
         return 0
+    arguments = _after(arguments)
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
 
@@ -149,15 +152,50 @@ def ui(arguments: list[str]) -> int:
 
 
 def _prepare(node: Any) -> None:
-    from data_prep.config import PrepareConfig
     from data_prep.pipeline import prepare as run_pipeline
     from finetune import report
     from finetune.config import from_omegaconf
 
     _log_to_stderr()
-    prepared = run_pipeline(from_omegaconf(node, PrepareConfig))
+    config = from_omegaconf(node, _prepare_schema())
+    if config.cluster.scheduler == "slurm":
+        _prepare_on_slurm(config)
+        return
+    prepared = run_pipeline(config)
     report.print_corpus(prepared)
     print(prepared.folder)
+
+
+def _prepare_schema() -> type[Any]:
+    """data_prep's own settings, and where it runs, which is no business of data_prep."""
+    from data_prep.config import PrepareConfig
+    from finetune.cluster import ClusterConfig
+
+    fields = [("cluster", ClusterConfig, dataclasses.field(default_factory=ClusterConfig))]
+    return dataclasses.make_dataclass("PrepareOnCluster", fields, bases=(PrepareConfig,), kw_only=True)
+
+
+def _prepare_on_slurm(config: Any) -> None:
+    from data_prep.pipeline import plan
+    from data_prep.preparation import Preparation, Step
+    from finetune.launch import chain
+
+    folder = Path(config.corpora_dir) / config.corpus.name
+    steps = plan(config)
+    if not steps:
+        print(f"corpus {folder} is there already, as it would become", file=sys.stderr)
+        print(folder)
+        return
+    work = folder.with_name(f".{folder.name}.stages")
+    size = sum(Preparation.load(work).sizes(Step("read")))
+    num_tasks = min(config.cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
+    run = chain.submit(config.corpus.name, work, [(step.name, step.cut) for step in steps], num_tasks, config.cluster)
+    print(
+        f"submitted {run.id}: {len(steps)} steps, each after the one before, in arrays of {num_tasks}\n"
+        f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",
+        file=sys.stderr,
+    )
+    print(run.id)
 
 
 def _train(node: Any) -> None:
@@ -201,12 +239,11 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from data_prep.config import PrepareConfig
     from finetune.config import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
-    store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="prepare_schema", node=_prepare_schema())
     OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
     sys.argv = [f"finetune {config_name}", *map(_quote, _options_first(arguments))]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
@@ -249,6 +286,12 @@ def _quote(argument: str) -> str:
         return argument
     delimiters = r",\[\](){}\s"
     return key + equals + re.sub(rf"[^{delimiters}]*[^\x00-\x7f{delimiters}][^{delimiters}]*", lambda word: f"'{word[0]}'", value)
+
+
+def _after(arguments: list[str]) -> list[str]:
+    """`--after ID` as the setting that it stands for."""
+    joined = re.sub(r"(^|\0)--after[=\0]", r"\1after=", "\0".join(arguments))
+    return joined.split("\0") if arguments else []
 
 
 def _expand(argument: str) -> list[str]:

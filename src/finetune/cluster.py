@@ -47,6 +47,20 @@ class SiteConfig:
 
 
 @dataclass(kw_only=True)
+class PrepareJobs:
+    """What `finetune prepare` asks Slurm for: jobs of one core, without GPUs, of the login nodes' architecture."""
+
+    partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default")
+    tasks: int = setting(32, "tasks of a step's array, at most")
+    memory: str = setting("8G", "of a task")
+    timeout_min: int = setting(240, "minutes of a task")
+
+    def check(self) -> None:
+        at_least("cluster.prepare.tasks", self.tasks, 1)
+        at_least("cluster.prepare.timeout_min", self.timeout_min, 1)
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where ranks run, and how they are asked for."""
 
@@ -82,6 +96,7 @@ class ClusterConfig:
     max_restarts: int = setting(20, "times that a run comes back by itself")
     signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks are told to save")
     node_local: str | None = setting(None, "folder on each node's own disk, as $SCRATCH; may hold variables of the job")
+    prepare: PrepareJobs = field(default_factory=PrepareJobs)
     site: SiteConfig = field(default_factory=SiteConfig)
 
     def __post_init__(self) -> None:
@@ -93,6 +108,7 @@ class ClusterConfig:
         one_of("cluster.gpu_request", self.gpu_request, GPU_REQUESTS)
         one_of("cluster.on_interrupt", self.on_interrupt, ON_INTERRUPT)
         self.site.check()
+        self.prepare.check()
         if self.scheduler == "local" and self.nodes > 1:
             raise ValueError(
                 f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine alone: choose a Slurm profile"

@@ -131,6 +131,9 @@ class TrainConfig:
     hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
     experiment: str = setting("finetune", "MLflow experiment")
     tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
+    after: str | None = setting(
+        None, "id of a prepare run on Slurm, after whose good end this run starts (--after ID is the same)"
+    )
     detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
     wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
     debug: bool = setting(False, "one rank, in this shell, under Python's debugger")

@@ -33,23 +33,37 @@ def status_table(seen: list[Observed]) -> Table:
         left = ""
         if one.state == "running" and "seconds_a_step" in last:
             left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
-        state = f"{one.state} ({one.reason})" if one.state == "queued" and one.reason else one.state
+        state = f"{one.state} ({one.reason})" if _fits(one) else one.state
         held_out = _before_after(summary) if summary else ""
         table.add_row(one.run.id, state, steps, loss, speed, left, str(one.restarts or ""), held_out)
     return table
+
+
+def _fits(one: Observed) -> bool:
+    """Why a run waits is mostly a word."""
+    return one.state == "queued" and 0 < len(one.reason) < 60
 
 
 def print_status(seen: list[Observed], stderr: bool = False) -> None:
     out = console(stderr=stderr)
     out.print(status_table(seen))
     for one in seen:
-        if one.reason and one.state not in ("queued", "completed", "cancelled"):
+        if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
             out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
         if one.alive and (words := attempts.last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
     if len(seen) > 5:
         counts = Counter(one.state for one in seen)
         out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
+
+
+def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
+    """Preparations on Slurm: id, the job of each step, the state of each job."""
+    table = Table("prepare run", "step", "job", "state", box=None)
+    for run_id, jobs, states in preparations:
+        for step, job in jobs.items():
+            table.add_row(run_id, step, job, states[job].lower() or "unknown to Slurm by now")
+    console(stderr=False).print(table)
 
 
 def duration(seconds: float) -> str:

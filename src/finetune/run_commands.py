@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from finetune.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from finetune.launch.chain import PrepareRun
     from finetune.launch.observe import Observed
 
 WATCH_SECONDS = 3.0
@@ -43,17 +44,34 @@ def resume(arguments: list[str]) -> int:
 def status(arguments: list[str]) -> int:
     options_of = parser("status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell.")
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
+    options_of.add_argument("--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)")
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
     from finetune import report
     from finetune.launch.observe import observe
 
+    if prepared := _prepare_runs(options):
+        report.print_steps([(run.id, run.jobs, run.states()) for run in prepared])
+        options.runs = [name for name in options.runs if name not in {run.id for run in prepared}]
+        if not options.runs:
+            return 0
     runs = chosen(options)
     if options.watch:
         watch(runs)
     else:
         report.print_status(observe(runs))
     return 0
+
+
+def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
+    """Those of the named runs that are preparations."""
+    from finetune.launch.chain import PrepareRun
+
+    found = []
+    for name in options.runs:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(PrepareRun.find(name, options.corpora_dir))
+    return found
 
 
 def logs(arguments: list[str]) -> int:

@@ -174,11 +174,27 @@ def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tm
     assert set(shell.queue().values()) == {"PENDING"}
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith(f"killed-{moment}-")]
     assert len(runs) == 2
-    table = shell.finetune("status", str(runs[0].sweep())).stdout
+    table = " ".join(shell.finetune("status", str(runs[0].sweep())).stdout.split())
     assert table.count("its submission was interrupted") == 2
     shell.finetune("cancel", str(runs[0].sweep()))
     assert not shell.queue()
     assert not any(run.metrics.exists() for run in runs)
+
+
+def test_a_preparation_is_a_chain_of_arrays_and_a_training_starts_behind_it(shell: Shell) -> None:
+    chained = ["corpus=sample", "corpora_dir=chained", "cluster=testcluster", "cluster.prepare.tasks=2", "shard_characters=20000"]
+    prepared = shell.finetune("prepare", *chained).stdout.strip()
+    (run,) = shell.runs(
+        shell.finetune("train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared).stdout
+    )
+    assert "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split())
+    wait_for(lambda: not observe_in(shell, run).alive)
+    assert run.state() == "completed", run.failure()
+    steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
+    assert len(steps) > 8
+    assert all(step.split()[-1] == "completed" for step in steps), steps
+    assert "is there already" in shell.finetune("prepare", *chained).stderr
+    assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
 
 
 def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:

@@ -69,9 +69,9 @@ def discard(runs: list[RunFolder]) -> None:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
-def unwritable(folder: Path, fault: OSError) -> ValueError:
+def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> ValueError:
     """A full or closed file system, in words."""
-    return ValueError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with runs_dir=…")
+    return ValueError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
 
 
 def new_id(name: str) -> str:

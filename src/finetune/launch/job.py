@@ -16,6 +16,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
+from finetune import base
 from finetune.config import TrainConfig
 from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
@@ -62,6 +63,8 @@ def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: St
     stop.deadline = _deadline(config)
     _prepare_environment(config, environment)
     preflight.check_node(config, run)
+    if config.after and environment.global_rank == 0:  # its corpus was not there when it was submitted
+        base.check_inputs(config)
     return _train(config, run, environment, stop)
 
 
@@ -177,7 +180,12 @@ def _kind(error: BaseException) -> str:
     """What requeue.py makes of it: a user's mistake comes again however often the job does."""
     if isinstance(error, preflight.PreflightError):
         return "preflight"
-    return "mistake" if isinstance(error, ValueError | FileNotFoundError) else "crash"
+    return "mistake" if _is_mistake(error) else "crash"
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Written for people. transformers refuses a config that makes no sense with an error of its own."""
+    return isinstance(error, ValueError | FileNotFoundError) or type(error).__name__.startswith("StrictDataclass")
 
 
 def _one_line(error: BaseException) -> str:
@@ -185,6 +193,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return (
         text
-        if isinstance(error, ValueError | FileNotFoundError | preflight.PreflightError)
+        if _is_mistake(error) or isinstance(error, preflight.PreflightError)
         else f"{type(error).__name__}: {text[:500]} (traceback in jobs/)"
     )

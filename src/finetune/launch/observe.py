@@ -70,9 +70,35 @@ def _job_of(run: RunFolder) -> str | None:
 
 
 def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """The held job, or array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
+    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
     names = {run.id, run.sweep()}
-    return next((job_id for job_id, job in jobs.items() if job.name in names and job.state in WAITING), None)
+    for job_id, job in list(jobs.items()):
+        if job.name in names and job.state in WAITING:
+            jobs.setdefault(_array(job_id), job)
+            return _array(job_id)
+    return None
+
+
+def states(job_ids: list[str]) -> dict[str, str]:
+    """Slurm's word for each job; of an array that of its last task to end. "" where it has forgotten.
+
+    Raises:
+        ValueError: Slurm does not answer.
+    """
+    queue = _squeue()
+    if queue is None:
+        raise ValueError("Slurm does not answer: try again later")
+    known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
+    found = {}
+    for job_id in job_ids:
+        tasks = {job.state for key, job in known.items() if _array(key) == job_id}
+        order = (*AT_WORK, *WAITING, *sorted(tasks - {"COMPLETED"}), "COMPLETED")
+        found[job_id] = next((state for state in order if state in tasks), "")
+    return found
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
 
 
 def _of_this_machine(run: RunFolder) -> Observed:

@@ -35,13 +35,14 @@ POINTS = "points"
 SLURM_SECONDS = 120  # that a submission may take
 
 
-def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path) -> str:
+def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
     """Submit the runs as one job (one run) or one job array (several; task i is runs[i]).
 
     Args:
         folder: of this submission; the rendered script lies there, and points/<index> of an array.
         name: of the job in Slurm's queue.
         code: folder that the job imports our packages from.
+        after: a job that must have ended well first.
 
     Returns:
         the job id; the array's tasks have <job id>_<index>.
@@ -52,7 +53,8 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
     array, job_id = len(runs) > 1, None
     try:
         script = _write_files(runs, folder, name, code)
-        job_id = slurm_command("sbatch", "--parsable", "--hold", str(script)).partition(";")[0]
+        wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+        job_id = slurm_command("sbatch", "--parsable", "--hold", *wait, str(script)).partition(";")[0]
         for index, run in enumerate(runs):
             task = f"{job_id}_{index}" if array else job_id
             DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{task}_submitted.pkl")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import local, observe, slurm
+from finetune.launch import chain, local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.run_folder import RunFolder
 
@@ -34,14 +34,15 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
     on_slurm = _goes_to_queue(frozen[0], len(frozen))
     for point in frozen:
         check_no_secrets(point)
+    after = _waits_for(frozen, on_slurm)
     for point in _one_of_each_input(frozen):
-        base.check_inputs(point)
+        base.check_inputs(point, corpus_is_there=after is None)
     runs = freeze(frozen, sweep)
     if not on_slurm:
         local.start_in_turn(runs)
         return runs
     try:
-        _to_slurm(runs, sweep)
+        _to_slurm(runs, sweep, after)
     except BaseException:
         discard(runs)
         raise
@@ -115,15 +116,29 @@ def _goes_to_queue(config: TrainConfig, num_points: int) -> bool:
     return True
 
 
-def _to_slurm(runs: list[RunFolder], sweep: str | None) -> None:
+def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
+    """The job that makes the points' corpus, if it is still to be made.
+
+    Raises:
+        ValueError: it failed; or the points are not for Slurm's queue.
+    """
+    first = points[0]
+    if first.after is None:
+        return None
+    if not on_slurm:
+        raise ValueError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
+    return chain.dependency(first.after, first.data.corpora_dir, first.data.corpus_folder)
+
+
+def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
     """One job, or one array whose script and index of points lie in runs/sweeps/<sweep>/<number of the submission>/."""
     code = snapshot_code(runs[0].path.parent)
     if len(runs) == 1:
-        slurm.submit_array(runs, runs[0].jobs, runs[0].id, code)
+        slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
         return
     name = sweep or new_id("retry")
     folder = runs[0].path.parent / "sweeps" / name
-    slurm.submit_array(runs, folder / str(len(list(folder.glob("*/points")))), name, code)
+    slurm.submit_array(runs, folder / str(len(list(folder.glob("*/points")))), name, code, after)
 
 
 def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
@@ -138,8 +153,8 @@ def _check_together(points: list[TrainConfig]) -> None:
         ValueError: they cannot be submitted together.
     """
     first = points[0]
-    if any(point.cluster != first.cluster or point.runs_dir != first.runs_dir for point in points):
-        raise ValueError("the points of a sweep are one job array, which has one shape: do not sweep over cluster.… or runs_dir")
+    if any((point.cluster, point.runs_dir, point.after) != (first.cluster, first.runs_dir, first.after) for point in points):
+        raise ValueError("a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after")
     if len(points) == 1:
         return
     if first.debug:
