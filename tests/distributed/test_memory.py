@@ -22,8 +22,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(240
 
 RANKS = 4
 SHARE = 0.7  # of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
-LARGE = {**LLAMA, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 120, "num_attention_heads": 16,
-         "num_key_value_heads": 16, "max_position_embeddings": 64}  # fmt: skip
+# few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width
+LARGE = {**LLAMA, "hidden_size": 1536, "intermediate_size": 3072, "num_hidden_layers": 48, "num_attention_heads": 24,
+         "num_key_value_heads": 24, "max_position_embeddings": 64}  # fmt: skip
 # DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for gradients on their way
 ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
         "reduce_bucket_size": 1e6}  # fmt: skip
@@ -53,14 +54,11 @@ def large_run(folder: Path, base: Path, corpus: Path) -> dict[str, str]:
     config = TrainConfig(
         data=DataConfig(corpus=str(corpus), sequence_length=32), model=ModelConfig(path=str(base)), adapter=dict(LORA), zero=ZERO,
         cluster=ClusterConfig(ranks_per_node=RANKS), global_batch_size=RANKS, micro_batch_size=1, max_steps=2, lr=1e-3,
-        check_first_loss=False,
+        activation_checkpointing=True, check_first_loss=False,
     )  # fmt: skip
     return make_run(folder, "large", config)
 
 
-# The load, the adapter, DeepSpeed's start, all guards and the first evaluation were seen to stay under the limit; the first
-# training step's forward pass then went over it. Remove this once it has been seen to pass.
-@pytest.mark.xfail(strict=False, reason="not yet seen to pass from end to end")
 def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_path: Path) -> None:
     folder, size = base
     corpus = write_corpus(tmp_path / "tiny", num_documents=16, longest=24, seed=5)
