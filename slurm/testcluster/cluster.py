@@ -240,9 +240,10 @@ class Cluster:
         self._start_database()
         _detached(["slurmdbd", "-D"], self.base / "log" / "slurmdbd.out", SLURM_CONF=str(self.conf))
         self._wait_for(lambda: _listens(f"10.77.{self.slot}.254", 20000 + self.slot), "slurmdbd", 20)
-        user = ["add", "user", "root", f"account={ACCOUNT}"]
-        for words in (["add", "cluster", "testcluster"], ["add", "account", ACCOUNT, "cluster=testcluster"], user):
-            self.slurm("sacctmgr", "-i", "-Q", *words)
+        if not self.slurm("sacctmgr", "-n", "show", "account", ACCOUNT).strip():
+            user = ["add", "user", "root", f"account={ACCOUNT}"]
+            for words in (["add", "cluster", "testcluster"], ["add", "account", ACCOUNT, "cluster=testcluster"], user):
+                self.slurm("sacctmgr", "-i", "-Q", *words)
 
     def stop_accounting(self) -> None:
         self._end("slurmdbd")

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -166,6 +166,7 @@ def _prepare(node: Any) -> None:
     print(prepared.folder)
 
 
+@cache
 def _prepare_schema() -> type[Any]:
     """data_prep's own settings, and where it runs, which is no business of data_prep."""
     from data_prep.config import PrepareConfig

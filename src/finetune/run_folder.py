@@ -143,7 +143,7 @@ class RunFolder:
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
         newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
         failures = [body for body in failures if body.get("restart", 0) == newest]
-        return attempts.first_word(failures, self.config().cluster.world_size)
+        return attempts.first_word(failures, self.config().cluster.world_size) if failures else None
 
     def state(self) -> str:
         """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead

@@ -6,6 +6,7 @@ would look up its annotations.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -25,6 +26,7 @@ class FinetuneLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # Optuna's sweeper writes there, and does not make it
         self.sweep: str | None = None
         self.learns = not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 

@@ -37,7 +37,7 @@ class Shell:
     def run(self, *command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command, cwd=self.folder, env={**self.environment, **environment}, capture_output=True, text=True, check=False,
-            timeout=400,
+            timeout=800,
         )  # fmt: skip
         assert done.returncode == code, f"{done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
@@ -110,7 +110,7 @@ def losses(run: RunFolder) -> list[float]:
     return [record["values"]["train/loss"] for record in records if "train/loss" in record["values"]]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 180) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -107,6 +107,12 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     shell.finetune("resume", far.id, "max_steps=9")
     assert far.summary()["steps"] == 9  # type: ignore[index]
     assert len(losses(far)) == 9
+    assert "add --yes" in shell.finetune("prune", far.id).stderr
+    assert far.checkpoints.is_dir()
+    shell.finetune("prune", far.id, "--yes")
+    assert not far.checkpoints.exists()
+    assert Path(far.summary()["result"]).is_dir()  # type: ignore[index]
+    assert "completed" in shell.finetune("status", far.id).stdout
 
 
 def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell: Shell, tmp_path: Path) -> None:
@@ -136,8 +142,9 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
 
 
 def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
+    shell.empty_queue()
     with shell.closed():
-        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob(stage[01])")) for _ in range(2)]
+        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")) for _ in range(2)]
         ids = []
         for submitted in both:
             out, err = submitted.communicate(timeout=120)
@@ -156,6 +163,7 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
 @pytest.mark.parametrize("moment", ["sbatch", "release"])
 def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tmp_path: Path, moment: str) -> None:
     """Killed after Slurm took the array and before it said so; killed before the release."""
+    shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name
     real = shutil.which(name)
