@@ -78,7 +78,7 @@ if words[:2] == ["show", "hostnames"]:
     print("\\n".join(words[2].split("+")))
 elif words[:2] == ["show", "job"]:
     first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
-    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=None")
+    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + answers.get("reason", "None"))
 elif words[:2] == ["show", "node"]:
     print("NodeName=" + words[2] + " " + answers.get(words[2], "BootTime=2020-01-01T00:00:00 State=ALLOCATED"))
 elif "refuses" in answers:
@@ -265,19 +265,22 @@ def test_a_requeue_from_outside_is_told_from_a_crash(batch: Batch) -> None:
     assert batch.causes() == [KILLED, INTERRUPTED, None]
 
 
-def test_what_slurm_has_requeued_already_is_not_requeued_again(batch: Batch) -> None:
+@pytest.mark.parametrize("left", ["interrupted", None])
+def test_a_job_that_slurm_ends_is_left_to_it(batch: Batch, left: str | None) -> None:
+    """It shows a requeue from outside and a cancellation alike: one needs no help, the other must stay cancelled."""
     batch.begin()
-    batch.write("outcome.json", state="interrupted")
-    batch.say(job="PENDING")
-    batch.end(0)
+    if left:
+        batch.write("outcome.json", state=left)
+    batch.say(job="COMPLETING")
+    batch.end(0 if left else 143)
     assert batch.told() == []
 
 
-def test_a_cancelled_run_stays_cancelled(batch: Batch) -> None:
+def test_a_time_limit_that_came_too_early_is_ours(batch: Batch) -> None:
     batch.begin()
-    batch.say(job="CANCELLED")
-    assert batch.end(143) == 1
-    assert batch.told() == []
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.end(143)
+    assert batch.told() == ["requeue 7"]
 
 
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:
@@ -300,7 +303,7 @@ def test_slurm_may_requeue_it_in_between(batch: Batch) -> None:
     """Between the question for its state and our request: Slurm then refuses ours."""
     batch.begin()
     batch.write("outcome.json", state="interrupted")
-    batch.say(job_first="RUNNING", job="PENDING", refuses="Job is pending execution for job 7")
+    batch.say(job_first="RUNNING", job="COMPLETING", refuses="Job is pending execution for job 7")
     batch.end(0)
     assert not (batch.run / "failure.json").exists()
     assert batch.causes() == [INTERRUPTED]

@@ -216,6 +216,8 @@ class Outcome:
 
 def spool(run: RunFolder) -> list[dict[str, float]]:
     """Lines of metrics.jsonl, in order."""
+    if not run.metrics.exists():
+        return []
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 

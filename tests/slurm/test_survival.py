@@ -98,3 +98,13 @@ def test_a_stop_file_stops_the_run_for_good(box: Sandbox) -> None:
     box.wait_for_end(run)
     assert endings(run) == ["stopped"]
     assert run.state() == "stopped"
+
+
+def test_a_cancelled_job_does_not_come_back(box: Sandbox) -> None:
+    """Its ranks hear the same signal as at a requeue, and save; its batch script must not bring it back."""
+    run = box.submit()
+    wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 600, "step 2")
+    box.cluster.slurm("scancel", box.job(run))
+    box.wait_for_end(run)
+    assert len(attempts.read(run.path)) == 1
+    assert "CANCELLED" in box.cluster.slurm("scontrol", "show", "job", box.job(run))

@@ -57,10 +57,14 @@ class Job:
         self.nodes = hostnames(env["SLURM_JOB_NODELIST"])
         self.options = options
 
-    def state(self) -> str:
-        """RUNNING, PENDING (somebody put it back into the queue), CANCELLED, …; "" if Slurm does not say."""
-        found = re.search(r"JobState=(\w+)", scontrol("show", "job", self.id))
-        return found[1] if found else ""
+    def is_ours(self) -> bool:
+        """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue from outside, which
+        needs no second one, or after a cancellation, which must be the end. (Both show as COMPLETING.) A time limit is ours."""
+        shown = scontrol("show", "job", self.id)
+        state, reason = (re.search(rf"\b{key}=(\w+)", shown) for key in ("JobState", "Reason"))
+        if state is None or state[1] == "RUNNING":
+            return True
+        return state[1] in ("COMPLETING", "TIMEOUT") and reason is not None and reason[1] == "TimeLimit"
 
     def requeue(self, without: list[str]) -> None:
         """Put it back into the queue. Slurm ends this script, which is part of the job, a moment later.
@@ -71,14 +75,14 @@ class Job:
         try:
             scontrol("requeue", self.id, check=True)
         except RuntimeError:
-            if self.state() != "PENDING":  # as where Slurm missed a node in this very moment
-                raise
+            if self.is_ours():
+                raise  # else Slurm did so in this very moment, as where it missed a node
         self.exclude(without)
 
-    def exclude(self, nodes: list[str]) -> None:
+    def exclude(self, nodes: list[str], check: bool = True) -> None:
         """Keep a job that waits in the queue away from nodes. It cannot start before this script has ended."""
         if nodes:
-            scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=True)
+            scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=check)
 
 
 def begin(run: Path, job: Job) -> int:
@@ -146,28 +150,25 @@ def end(run: Path, job: Job, code: int) -> int:
 
 def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
     """Bring the run back, in the way its site allows."""
-    state = job.state()
     without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
-    way = "requeue" if state == "PENDING" else job.options.on_interrupt  # Slurm, or a person, may have done it already
-    if state.startswith("CANCELLED"):
-        way, words = "cancelled", f"{words}; cancelled"
-    elif way == "stop":
+    way = job.options.on_interrupt if job.is_ours() else "left to Slurm, which ends the job"
+    if way == "stop":
         words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
     attempts.end(run, last.number, ending, words, time.time())  # first of all: a requeue ends this script
     avoided = f", without {', '.join(without)}" if without else ""
     say(f"{words}: {way}{avoided}")
-    if way in ("cancelled", "stop"):
+    if way == "stop":
         return FAILED
-    if state != "PENDING":
-        clean_up(run, len(job.nodes))
     forget_ending(run)
     try:
-        if state == "PENDING":
-            job.exclude(without)
-        elif way == "requeue":
+        if way == "requeue":
+            clean_up(run, len(job.nodes))
             job.requeue(without)
-        else:
+        elif way == "resubmit":
+            clean_up(run, len(job.nodes))
             attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
+        else:
+            job.exclude(without, check=False)  # a job that was cancelled has no queue to be kept in
     except RuntimeError as fault:
         words = f"{words}; it cannot come back: {fault}"
         attempts.end(run, last.number, ending, words, time.time())
