@@ -7,6 +7,7 @@ and cuts where a shard of the corpus is full: where the shards of the stages end
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import shutil
@@ -48,7 +49,7 @@ from data_prep.stages.tokenise import Tokeniser
 
 BATCH = 512
 ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
-COMPARED_SHARDS, COMPARED_DOCUMENTS = 50, 20
+COMPARED_DOCUMENTS = 1000
 TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
 TOKEN_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]
@@ -113,11 +114,19 @@ def _sample(preparation: Preparation) -> Iterator[str]:
 
 
 def _compared(preparation: Preparation) -> Iterator[str]:
-    """Texts on which the encoders are compared: the first of some shards from all over the corpus, not of great length."""
-    names = [shard.name for shard in preparation.shards(preparation.text)]
-    for name in names[:: max(1, len(names) // COMPARED_SHARDS)]:
-        documents = preparation.stage(preparation.text).documents([name], ["text"])
-        yield from (text for document in islice(documents, COMPARED_DOCUMENTS) if (text := document.text[:COMPARED_CHARACTERS]))
+    """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest."""
+    places = (
+        (_place(document), shard.name, row)
+        for shard in preparation.shards(preparation.text)
+        for row, document in enumerate(preparation.stage(preparation.text).documents([shard.name], ["id", "source"]))
+    )
+    chosen: dict[str, set[int]] = {}
+    for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, places):
+        chosen.setdefault(shard_name, set()).add(row)
+    for shard_name, rows in sorted(chosen.items()):
+        for row, document in enumerate(preparation.stage(preparation.text).documents([shard_name], ["text"])):
+            if row in rows and document.text:
+                yield document.text[:COMPARED_CHARACTERS]
 
 
 def _place(document: Document) -> float:

@@ -10,6 +10,9 @@ goes; of what is left, if anything, again the best is kept: a chain of small cha
 kept resembles. Better is, in this order: longer by a tenth, later date, more words, more fields filled in, earlier in the
 corpus file.
 
+Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what is to be learned is
+the same up to case and punctuation, and then by what was asked. Questions on one long text are no duplicates of each other.
+
 Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force) stays in each of
 them and is counted: `shared_paragraphs` are the different paragraphs that more than one document has, `shared_paragraph_copies`
 how often they occur beyond once, among the documents that are kept.
@@ -23,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -48,6 +52,8 @@ PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
 MAX_COMPARED = 64  # kept documents of a bucket that a further one is compared with; beyond, a bucket is a form, not a duplicate
 PARAGRAPHS_AT_ONCE = 20_000_000
 
+_WORD = re.compile(r"\w+")
+
 Integers = NDArray[np.int64]
 
 
@@ -61,7 +67,7 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
     tables = []
     while batch := _batch(documents):
         texts = [_said(document) for document in batch]
-        values, begins, num_words = ngrams(texts, NGRAM)
+        values, begins, num_words = _ngrams(batch)
         paragraphs = [_paragraphs(text) for text in texts]
         columns = {
             "name": pa.array([f"{document.source}/{document.id}" for document in batch], pa.string()),
@@ -128,6 +134,21 @@ def _batch(documents: Iterator[Document]) -> list[Document]:
 
 def _said(document: Document) -> str:
     return "\n".join([document.text, *(f"{turn.role}: {turn.content}" for turn in document.turns)])
+
+
+def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
+    """The 5-grams of each document; those of a conversation are of what is asked, and other numbers for every other answer."""
+    asked = ["\n".join([d.text, *(turn.content for turn in d.turns if not turn.target)]) for d in batch]
+    values, begins, num_words = ngrams(asked, NGRAM)
+    for place, document in enumerate(batch):
+        if document.turns:
+            own = slice(begins[place], begins[place + 1])
+            answers = " ".join(turn.content for turn in document.turns if turn.target)
+            answer = " ".join(_WORD.findall(answers.casefold())).encode()
+            salt = np.uint32(int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "big"))
+            values[own] = np.sort(values[own] ^ salt)
+            num_words[place] += answer.count(b" ") + 1
+    return values, begins, num_words
 
 
 def _key(text: str) -> bytes:

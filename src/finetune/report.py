@@ -229,6 +229,8 @@ def prepare_help() -> str:
         "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
         f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
         "  corpora_dir                         where corpus folders are written (corpora)\n"
+        "  workers                             processes; the corpus is the same whatever their number (one a core)\n"
+        "  shard_characters                    text that is lost when a process is killed; leaves no trace either (16,000,000)\n"
         "  downloads_dir                       where the raw sources of corpus=mixture lie (downloads)\n"
         "  corpus.sources.NAME.path            a file, folder or archive, packed or not\n"
         "  corpus.sources.NAME.reader          how it is read: jsonl, text, chat, table, lovdata, stortinget, pdf …\n"
@@ -238,6 +240,8 @@ def prepare_help() -> str:
         "  corpus.sources.NAME.limits          on what its files may unpack to\n"
         "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
+        "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
@@ -245,6 +249,8 @@ def prepare_help() -> str:
         "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
+        "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"
+        "data_prep/pipeline.py says how.\n\n"
         "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
     )
 

@@ -60,8 +60,8 @@ def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
     right = {one for one, other in lost if one == other and int(one) < 300}
     assert len(right) >= 0.93 * len(planted)
     assert len(right) >= 0.98 * len(lost)
-    assert set(report.drop_reasons()) == {"near_duplicate"}
-    assert not kept(documents, near=False)[1].drops
+    assert {drop.reason for drop in report.drops} >= {"near_duplicate"}
+    assert set(kept(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, "some copies have no edit"
 
 
 def test_how_shards_are_cut_decides_nothing() -> None:
@@ -142,9 +142,11 @@ def test_answers_tell_conversations_apart() -> None:
         ]
         return Document(id=name, text="", source="s", license="CC0-1.0", group=name, turns=turns)
 
-    asked, answer = prose(rng, 40), prose(rng, 60)
-    made = [conversation("a", asked, answer), conversation("b", asked, prose(rng, 60)), conversation("c", asked, answer[:-1])]
-    assert kept(made)[0] == {"a", "b"}
+    asked, answer = prose(rng, 200), prose(rng, 3)
+    made = [conversation("a", asked, answer), conversation("b", asked, prose(rng, 3)), conversation("c", asked[:-2], answer)]
+    names, report = kept(made)
+    assert names == {"a", "b"}, "another answer is another lesson, however long what both are asked about"
+    assert report.drops[0].id == "c"
 
 
 def test_documents_without_words_and_empty_shards() -> None:
