@@ -283,7 +283,8 @@ def test_conversations_that_a_template_refuses_are_dropped_with_its_words(tmp_pa
         "{%- for", "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{%- for", 1
     )
     given = TokenizerConfig(path=str(with_template(folder, tmp_path / "strict", strict)))
-    refused = {"messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES]}
+    short = {"role": "assistant", "content": "Tre uker."}  # with the same answer it would be a near duplicate
+    refused = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
     prepared = prepare(tmp_path, {"chats": [refused, {"messages": MESSAGES}]}, tokenizer=given)
     assert drops(prepared) == {"chats.jsonl:1": "template_refuses"}
     assert prepared.manifest.stages[-1].dropped == {"template_refuses": 1}
