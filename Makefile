@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: run test fast slow format bench-peers clean
+.PHONY: cluster-env run test fast slow chaos format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -17,11 +17,19 @@ test: $(VENV)/.dev
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not distributed and not end_to_end"
+	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm"
 
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
+
+# runs on the real test cluster that are cut off, killed, preempted and powered down at random moments: half an hour
+chaos: $(VENV)/.dev
+	$(BIN)/python -m slurm.testcluster.chaos $(CHAOS)
+
+# slurm/env/*.sh from the profiles in conf/cluster
+cluster-env: $(VENV)/.run
+	$(BIN)/python -m finetune.launch.environment slurm/env
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

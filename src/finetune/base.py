@@ -73,20 +73,26 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
         ) from None
 
 
-def check_inputs(config: TrainConfig) -> None:
+def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
     """All that can be known wrong before a job starts: corpus intact, sources known, base complete, tokenizer the same.
+
+    Args:
+        corpus_is_there: no, if it is still to be made: then the job itself looks at it (launch/job.py).
 
     Raises:
         FileNotFoundError, ValueError: one line that names the thing and the remedy.
     """
-    corpus = open_corpus(config)
-    corpus.verify()
     if config.model.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
         )
-    if config.model.path is not None:
-        check_tokenizer(resolve(config.model.path, config.runs_dir, config.model.revision), corpus, may_extend=True)
+    model = None if config.model.path is None else resolve(config.model.path, config.runs_dir, config.model.revision)
+    if not corpus_is_there:
+        return
+    corpus = open_corpus(config)
+    corpus.verify()
+    if model is not None:
+        check_tokenizer(model, corpus, may_extend=True)
 
 
 def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:

@@ -61,7 +61,7 @@ class Checkpoints:
         if self.world.is_main:
             state = {"step": step, "skipped": list(skipped), "held_out_loss": held_out_loss, "world_size": self.world.size}
             (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
-            self.publish(temporary, self.folder / f"step-{step:08d}")
+            self.publish(temporary, self._of(step))
             for old in self._superfluous():
                 shutil.rmtree(old)
         self.world.barrier()
@@ -91,6 +91,17 @@ class Checkpoints:
             torch.manual_seed(zlib.crc32(f"{state['step']}/{self.world.rank}".encode()))
         logger.info("resumed from %s, saved by %d ranks", found.name, state["world_size"])
         return int(state["step"])
+
+    def holds(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return self._of(step).is_dir()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the weights of this checkpoint were evaluated before they were saved."""
+        return json.loads((self._of(step) / "state.json").read_text(encoding="utf-8"))["held_out_loss"] is not None
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are named, set aside and passed over.

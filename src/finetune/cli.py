@@ -6,16 +6,17 @@ People read stderr; stdout carries only what a script would want, such as the ru
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
-    from finetune.run_folder import RunFolder
 
 USAGE = """\
 usage: finetune VERB …
@@ -27,20 +28,30 @@ Fine-tune open language models on Norwegian public-sector text.
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
-  status [RUN …]             what the runs are doing, or how they ended
+  status [RUN …] [--watch]   what the runs are doing, or how they ended
+  logs RUN [-f] [--rank N]   what a rank has written
+  cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
+  retry RUN …                submit again what failed
+  prune [RUN …]              free what completed runs need no more
   sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
   ui                         open MLflow's user interface on the runs
+  completion bash|zsh        print what makes verbs and run ids complete in the shell
+
+RUN is the id of a run, or of a sweep for all its points.
 
 `finetune VERB --help` says more. `finetune train --help` lists every setting.
 """
+
+BYTES_A_TASK = 32_000_000  # of raw text, for each task of a preparation on Slurm
+RUN_COMMANDS = ("resume", "status", "logs", "cancel", "retry", "prune", "sync")  # of run_commands.py
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "prepare": prepare, "inspect": inspect, "train": train, "resume": resume, "evaluate": evaluate, "status": status,
-        "sync": sync, "ui": ui,
+        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -85,30 +96,40 @@ def inspect(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """finetune train [recipe=NAME] [key=value …] [-m]"""
+    """finetune train [recipe=NAME] [key=value …] [-m] [--after PREPARE_RUN]"""
     if _wants_help(arguments):
         from finetune import report
 
         print(report.train_help(), end="")
         return 0
+    arguments = _after(arguments)
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
 
-def resume(arguments: list[str]) -> int:
-    parser = _parser("resume", "Go on with a run, from its newest checkpoint that verifies.")
-    parser.add_argument("run", help="run id")
-    parser.add_argument("settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2")
-    options = parser.parse_args(arguments)
-    from finetune.launch import submit
-    from finetune.run_folder import RunFolder
+def _run_command(verb: str, arguments: list[str]) -> int:
+    from finetune import run_commands
 
-    run = RunFolder.find(options.run, options.runs_dir)
-    submit.resume(run, options.settings)
-    return _report([run])
+    code: int = getattr(run_commands, verb)(arguments)
+    return code
+
+
+def completion(arguments: list[str]) -> int:
+    """finetune completion bash|zsh"""
+    from finetune.completion import script, words
+
+    if arguments[:1] == ["words"]:  # what the script itself asks
+        print("\n".join(words(arguments[1:])))
+        return 0
+    print(script(arguments[0] if arguments else ""), end="")
+    return 0
 
 
 def evaluate(arguments: list[str]) -> int:
-    parser = _parser("evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split.")
+    from finetune import run_commands
+
+    parser = run_commands.parser(
+        "evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split."
+    )
     parser.add_argument("model", help="run id, or model folder")
     parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
@@ -118,31 +139,16 @@ def evaluate(arguments: list[str]) -> int:
     return _evaluate(options)
 
 
-def status(arguments: list[str]) -> int:
-    parser = _parser("status", "What the runs are doing, or how they ended; read from disk, from any shell.")
-    parser.add_argument("runs", nargs="*", help="run ids (all)")
-    options = parser.parse_args(arguments)
-    from finetune import report
-
-    report.print_status(_runs(options))
-    return 0
-
-
-def sync(arguments: list[str]) -> int:
-    parser = _parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
-    parser.add_argument("runs", nargs="*", help="run ids (all)")
-    options = parser.parse_args(arguments)
-    return _sync(_runs(options))
-
-
 def ui(arguments: list[str]) -> int:
-    parser = _parser("ui", "Bring MLflow's database up to date and open its user interface.")
+    from finetune import run_commands
+
+    parser = run_commands.parser("ui", "Bring MLflow's database up to date and open its user interface.")
     parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     options = parser.parse_args(arguments)
     from finetune.tracking.sender import default_uri
 
-    _sync(_runs(options))
+    run_commands.sync_runs(run_commands.chosen(options))
     uri = default_uri(options.runs_dir)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its workers are for features we do not use
@@ -166,15 +172,51 @@ def ui(arguments: list[str]) -> int:
 
 
 def _prepare(node: Any) -> None:
-    from data_prep.config import PrepareConfig
     from data_prep.pipeline import prepare as run_pipeline
     from finetune import report
     from finetune.config import from_omegaconf
 
     _log_to_stderr()
-    prepared = run_pipeline(from_omegaconf(node, PrepareConfig))
+    config = from_omegaconf(node, _prepare_schema())
+    if config.cluster.scheduler == "slurm":
+        _prepare_on_slurm(config)
+        return
+    prepared = run_pipeline(config)
     report.print_corpus(prepared)
     print(prepared.folder)
+
+
+@cache
+def _prepare_schema() -> type[Any]:
+    """data_prep's own settings, and where it runs, which is no business of data_prep."""
+    from data_prep.config import PrepareConfig
+    from finetune.cluster import ClusterConfig
+
+    fields = [("cluster", ClusterConfig, dataclasses.field(default_factory=ClusterConfig))]
+    return dataclasses.make_dataclass("PrepareOnCluster", fields, bases=(PrepareConfig,), kw_only=True)
+
+
+def _prepare_on_slurm(config: Any) -> None:
+    from data_prep.pipeline import plan
+    from data_prep.preparation import Preparation, Step
+    from finetune.launch import chain
+
+    folder = Path(config.corpora_dir) / config.corpus.name
+    steps = plan(config)
+    if not steps:
+        print(f"corpus {folder} is there already, as it would become", file=sys.stderr)
+        print(folder)
+        return
+    work = folder.with_name(f".{folder.name}.stages")
+    size = sum(Preparation.load(work).sizes(Step("read")))
+    num_tasks = min(config.cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
+    run = chain.submit(config.corpus.name, work, [(step.name, step.cut) for step in steps], num_tasks, config.cluster)
+    print(
+        f"submitted {run.id}: {len(steps)} steps, each after the one before, in arrays of {num_tasks}\n"
+        f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",
+        file=sys.stderr,
+    )
+    print(run.id)
 
 
 def _train(node: Any) -> None:
@@ -189,40 +231,24 @@ def to_train_config(node: Any) -> TrainConfig:
     return config
 
 
-def run_points(points: list[TrainConfig]) -> list[float | None]:
-    """Submit the points, print what came of each, and give their held-out losses (None where there is none).
+def run_points(points: list[TrainConfig], sweep: str | None = None, go_on: bool = False) -> list[float | None]:
+    """Submit the points, print what comes of each, and give their held-out losses (None where there is none, or not yet).
+
+    Args:
+        sweep: id of the sweep whose points they are.
+        go_on: a failed run is for the sweeper to judge.
 
     Raises:
         SystemExit: a run failed; all of them have been tried.
     """
+    from finetune import run_commands
     from finetune.launch.submit import submit
 
-    runs = submit(points)
-    if code := _report(runs):
+    runs = submit(points, sweep)
+    code = run_commands.report_runs(runs)
+    if code and not go_on:
         raise SystemExit(code)
     return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
-
-
-def _report(runs: list[RunFolder]) -> int:
-    """Say how runs ended, or that they go on by themselves; the exit code that says it."""
-    from finetune import report
-
-    failed = 0
-    for run in runs:
-        state = run.state()
-        if run.config().detach and state == "running":
-            print(f"started {run.id}: `finetune status {run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
-        elif state == "completed":
-            report.print_summary(run)
-        else:
-            failed += 1
-            reason = run.failure() or "its processes are gone; the logs are in jobs/"
-            detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started"}.get(state, f"{state}: {reason}")
-            print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
-        print(run.id, flush=True)
-    if failed and len(runs) > 1:
-        print(f"error: {failed} of {len(runs)} runs did not complete", file=sys.stderr)
-    return 1 if failed else 0
 
 
 # --- plumbing --------------------------------------------------------------------------------------------------------
@@ -234,12 +260,11 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from data_prep.config import PrepareConfig
     from finetune.config import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
-    store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="prepare_schema", node=_prepare_schema())
     OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
     sys.argv = [f"finetune {config_name}", *map(_quote, _options_first(arguments))]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
@@ -282,6 +307,12 @@ def _quote(argument: str) -> str:
         return argument
     delimiters = r",\[\](){}\s"
     return key + equals + re.sub(rf"[^{delimiters}]*[^\x00-\x7f{delimiters}][^{delimiters}]*", lambda word: f"'{word[0]}'", value)
+
+
+def _after(arguments: list[str]) -> list[str]:
+    """`--after ID` as the setting that it stands for."""
+    joined = re.sub(r"(^|\0)--after[=\0]", r"\1after=", "\0".join(arguments))
+    return joined.split("\0") if arguments else []
 
 
 def _expand(argument: str) -> list[str]:
@@ -341,63 +372,8 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"finetune {verb}", description=description)
-    parser.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
-    return parser
-
-
-def _runs(options: argparse.Namespace) -> list[RunFolder]:
-    from finetune.run_folder import RunFolder
-
-    if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
-        raise FileNotFoundError(f"--runs-dir {options.runs_dir} does not exist")
-    wanted = getattr(options, "runs", [])
-    return [RunFolder.find(run_id, options.runs_dir) for run_id in wanted] or RunFolder.all(options.runs_dir)
-
-
-def _sync(runs: list[RunFolder]) -> int:
-    from finetune.tracking import sender
-
-    failed = 0
-    for run in runs:
-        try:
-            sender.sync(run)
-        except Exception as fault:  # one run, or one server, must not keep the others from theirs
-            failed += 1
-            print(
-                f"error: run {run.id} is not in MLflow: {type(fault).__name__}: {' '.join(str(fault).split())[:300]}",
-                file=sys.stderr,
-            )
-    print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from data_prep.inspection import Inspection, bins, draw_lengths
-    from finetune import report
-
-    folder = Path(options.corpus)
-    inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
-    names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None:
-        names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
-    for name in names:
-        if options.tokens:
-            report.print_tokens(inspection.tokens(*name), name, options.characters)
-        else:
-            report.print_trace(inspection.trace(*name), name, options.characters)
-    if options.dropped is not None:
-        report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
-    if options.lengths:
-        report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
-    if options.picture:
-        print(draw_lengths(inspection.lengths(), options.picture))
-    if not (names or options.dropped is not None or options.lengths or options.picture):
-        report.print_corpus_overview(inspection.corpus)
-    return 0
-
-
+        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 

@@ -12,6 +12,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.cluster import ClusterConfig
+from finetune.settings import at_least, one_of, setting
+
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
@@ -20,13 +23,6 @@ QUANTIZATIONS = ("nf4",)
 PREPENDING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
 ON_BAD_STEP = ("stop", "rewind")
 LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
-
-
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field whose help text `finetune train --help` prints."""
-    if isinstance(default, dict | list):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
@@ -53,10 +49,10 @@ class ModelConfig:
             )
         if self.from_scratch and "model_type" not in self.from_scratch:
             raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
-        _one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
-        _one_of("model.kernels", self.kernels, KERNELS)
+        one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+        one_of("model.kernels", self.kernels, KERNELS)
         if self.quantization is not None:
-            _one_of("model.quantization", self.quantization, QUANTIZATIONS)
+            one_of("model.quantization", self.quantization, QUANTIZATIONS)
 
 
 @dataclass(kw_only=True)
@@ -72,10 +68,11 @@ class DataConfig:
         "auto",
         "documents longer than a pack: split, truncate, drop, or auto: drop where a loss mask says what to learn, else split",
     )
+    stage: bool = setting(False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts")
 
     def __post_init__(self) -> None:
-        _at_least("data.sequence_length", self.sequence_length, 2)
-        _one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
+        at_least("data.sequence_length", self.sequence_length, 2)
+        one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
 
     def trains_on(self, source: str) -> bool:
         return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
@@ -85,24 +82,6 @@ class DataConfig:
         """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
         folder = Path(self.corpus)
         return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
-
-
-@dataclass(kw_only=True)
-class ClusterConfig:
-    """Where ranks run."""
-
-    name: str = setting("local", "name of the profile")
-    ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
-    timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
-    env: dict[str, str] = setting({}, "environment variables of every rank")
-
-    def __post_init__(self) -> None:
-        _at_least("cluster.ranks_per_node", self.ranks_per_node, 1)
-        _at_least("cluster.timeout_min", self.timeout_min, 1)
-
-    @property
-    def world_size(self) -> int:
-        return self.ranks_per_node
 
 
 @dataclass(kw_only=True)
@@ -152,16 +131,25 @@ class TrainConfig:
     hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
     experiment: str = setting("finetune", "MLflow experiment")
     tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
-    detach: bool = setting(False, "return at once and leave the run in the background")
+    after: str | None = setting(
+        None, "id of a prepare run on Slurm, after whose good end this run starts (--after ID is the same)"
+    )
+    detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
+    wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
 
     def __post_init__(self) -> None:
         self.model.check()
+        if self.detach and (self.wait or self.debug):
+            raise ValueError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
+        if self.debug and self.cluster.world_size > 1:
+            raise ValueError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         if self.max_steps is not None:
-            _at_least("max_steps", self.max_steps, 1)
+            at_least("max_steps", self.max_steps, 1)
         for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -172,9 +160,9 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
         if self.zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
         for key in ("offload_optimizer", "offload_param"):
@@ -197,6 +185,8 @@ class TrainConfig:
             )
         if self.adapter and self.model.from_scratch:
             raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
+        if self.data.stage and not self.cluster.node_local:
+            raise ValueError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
             raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
         per_pass = self.micro_batch_size * self.cluster.world_size
@@ -242,10 +232,10 @@ def _refuse_extra(config: Any, prefix: str) -> None:
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
 
 
-# What a resumed run may change: how the work is cut and watched, not what is learned from it.
+# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a step.
 CHANGEABLE = (
-    "cluster", "micro_batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "on_bad_step", "max_rewinds",
-    "spike_stds", "hang_timeout_min", "detach",
+    "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
+    "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
 )  # fmt: skip
 
 
@@ -286,16 +276,6 @@ def describe(fault: OmegaConfBaseException) -> str:
     """OmegaConf's complaint as one line: the key, then what is wrong with its value."""
     message = (fault.msg or str(fault)).strip().splitlines()[0]
     return f"{fault.full_key}: {message}" if fault.full_key and fault.full_key not in message else message
-
-
-def _at_least(name: str, value: float, minimum: float) -> None:
-    if not value >= minimum:
-        raise ValueError(f"{name} is {value}: give at least {minimum}")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is '{value}': choose one of {', '.join(choices)}")
 
 
 def package_dir(name: str) -> str:

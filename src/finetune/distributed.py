@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +43,28 @@ class World:
         dist.all_gather(rows, values)
         return torch.stack(rows)
 
+    def highest(self, value: int) -> int:
+        """The largest of the ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        box = torch.tensor([value], device=self.device)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Each rank's value, in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
+        """The tensor of rank `source`, in place, on every rank."""
+        if self.size > 1:
+            dist.broadcast(values, source)
+        return values
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -56,24 +76,6 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-
-class StopFlag:
-    """Set by SIGTERM, SIGUSR2 or a stop file, on any rank, at any moment. The ranks agree on it once a step: see train.py."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._signalled = False
-
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._signalled = True
-
-    def is_set(self) -> bool:
-        return self._signalled or self._file.exists()
 
 
 def configure_logging(world: World) -> None:

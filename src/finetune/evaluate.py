@@ -54,7 +54,7 @@ def held_out_loss(
     """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty.
 
     Args:
-        beat: called after each batch, for the watchdog.
+        beat: called after each batch, on all ranks; it may raise to break the evaluation off.
     """
     if not data.num_packs:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections import Counter
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune import attempts
 from finetune.config import DataConfig, TrainConfig, conf_dir
+from finetune.launch.observe import Observed
 from finetune.run_folder import RunFolder
 
 
@@ -21,18 +24,57 @@ def console(stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() or sys.stderr.isatty() else 160)
 
 
-def print_status(runs: list[RunFolder]) -> None:
-    table = Table("run", "state", "step", "loss", "tok/s", "held-out loss", box=None)
-    for run in runs:
-        last, summary = run.last_metrics(), run.summary()
+def status_table(seen: list[Observed]) -> Table:
+    table = Table("run", "state", "step", "loss", "tok/s", "left", "restarts", "held-out loss", box=None)
+    for one in seen:
+        last, summary = one.run.last_metrics(), one.run.summary()
         steps = f"{last['step']}/{int(last['train/num_steps'])}" if last else ""
         loss, speed = (f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}") if last else ("", "")
-        table.add_row(run.id, run.state(), steps, loss, speed, _before_after(summary) if summary else "")
-    out = console(stderr=False)
-    out.print(table)
-    for run in runs:
-        if run.state() == "failed" and (failure := run.failure()):
-            out.print(Text(f"{run.id}: {failure}", style="red"), soft_wrap=True)
+        left = ""
+        if one.state == "running" and "seconds_a_step" in last:
+            left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
+        state = f"{one.state} ({one.reason})" if _fits(one) else one.state
+        held_out = _before_after(summary) if summary else ""
+        table.add_row(one.run.id, state, steps, loss, speed, left, str(one.restarts or ""), held_out)
+    return table
+
+
+def _fits(one: Observed) -> bool:
+    """Why a run waits is mostly a word."""
+    return one.state == "queued" and 0 < len(one.reason) < 60
+
+
+def print_status(seen: list[Observed], stderr: bool = False) -> None:
+    out = console(stderr=stderr)
+    out.print(status_table(seen))
+    for one in seen:
+        if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
+            out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
+        if one.alive and (words := attempts.last_restart(one.run.path)):
+            out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
+    if len(seen) > 5:
+        counts = Counter(one.state for one in seen)
+        out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
+
+
+def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
+    """Preparations on Slurm: id, the job of each step, the state of each job."""
+    table = Table("prepare run", "step", "job", "state", box=None)
+    for run_id, jobs, states in preparations:
+        for step, job in jobs.items():
+            table.add_row(run_id, step, job, states[job].lower() or "unknown to Slurm by now")
+    console(stderr=False).print(table)
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 45 s, 12 min, 3 h 05, 2 d 04 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
 
 
 def print_corpus(prepared: Any) -> None:

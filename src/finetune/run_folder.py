@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from finetune import attempts
 from finetune import config as configuration
 from finetune.config import TrainConfig
 
@@ -115,52 +117,80 @@ class RunFolder:
     def begin_attempt(self) -> None:
         """Forget how the last attempt ended."""
         leftovers = (
-            *self.path.glob("failure-rank-*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
+            *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
         )  # fmt: skip
-        for path in (self.stop_file, self.path / "outcome.json", self.path / "attempt.json", *leftovers):
+        for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
 
-    def record_attempt(self, job_id: str) -> None:
-        """The job that now works on the run; locally its id is the process id of submitit's controller."""
-        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname()})
+    def record_attempt(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
+        """The job that works on the run from now on; its id is Slurm's, locally the process id of submitit's controller."""
+        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname(), "scheduler": scheduler, "code": code})
 
-    def record_failure(self, rank: int, error: str) -> None:
-        self.write_json(f"failure-rank-{rank}.json", {"time": time.time(), "rank": rank, "error": error})
+    def record_start(self) -> None:
+        """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before is past then."""
+        (self.path / "outcome.json").unlink(missing_ok=True)
+        self.write_json("started.json", {"restart": restart_count(), "host": socket.gethostname(), "time": time.time()})
+
+    def record_failure(self, rank: int, error: str, kind: str = "crash", nodes: Sequence[str] = ()) -> None:
+        """What a rank failed of. `kind` is mistake, preflight, hang or crash, `nodes` those to blame: see launch/requeue.py."""
+        body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count(), "kind": kind, "nodes": list(nodes)}
+        self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
-        """Why the run failed: the word of the rank that failed first, as the others only lost their peer.
-
-        A rank that was killed says nothing; then it is named, instead of what its peers say of their lost connection.
-        """
+        """Why the run failed: its batch script's diagnosis, or the word of the rank that failed first (attempts.first_word)."""
+        if verdict := self.read_json("failure.json"):
+            return str(verdict["error"])
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
-        if not failures:
-            return None
-        if all("closed by peer" in body["error"] or "reset by peer" in body["error"] for body in failures):
-            silent = set(range(self.config().cluster.world_size)) - {body["rank"] for body in failures}
-            if silent:
-                names = ", ".join(f"rank {rank}" for rank in sorted(silent))
-                return f"{names} ended without a word (killed? out of memory?), and the other ranks with it"
-        return str(min(failures, key=lambda body: body["time"])["error"])
+        newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
+        failures = [body for body in failures if body.get("restart", 0) == newest]
+        return attempts.first_word(failures, self.config().cluster.world_size) if failures else None
 
     def state(self) -> str:
-        """queued, running, completed, stopped (asked to; resumable), failed, or dead (killed; resumable)."""
+        """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead
+        (killed); all but the first three can be resumed.
+
+        Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
+        """
         if self.is_running():
             return "running"
         if outcome := self.read_json("outcome.json"):
             return str(outcome["state"])
         if self.failure():
             return "failed"
+        if self.scheduler() == "slurm":
+            return "running" if (self.path / "started.json").exists() else "queued"
         if self.processes():  # ranks that outlived submitit's controller
             return "running"
         return "dead" if (self.path / "attempt.json").exists() else "queued"
 
+    def sweep(self) -> str | None:
+        """Id of the sweep that the run is a point of, if it is."""
+        found = (self.read_json("provenance.json") or {}).get("sweep")
+        return None if found is None else str(found)
+
+    def code(self) -> str | None:
+        """Digest of the code that its job imports (launch/freeze.py); None if it imports what is installed."""
+        found = (self.read_json("attempt.json") or {}).get("code")
+        return None if found is None else str(found)
+
+    def log(self, rank: int) -> Path | None:
+        """What a rank wrote in the newest job of the run."""
+        found = [(path.stat().st_mtime, path) for path in self.jobs.glob(f"*_{rank}_log.out")]
+        return max(found)[1] if found else None
+
+    def scheduler(self) -> str | None:
+        """Who was given the run: local or slurm; None before its submission."""
+        attempt = self.read_json("attempt.json")
+        return None if attempt is None else str(attempt.get("scheduler", "local"))
+
     def is_running(self) -> bool:
-        """True from the start of the job's processes to their end. It does not take the run's lock, which a rank may want.
+        """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which
+        a rank may want.
 
         A run of another machine counts as running while its metrics were written to in the last ten minutes.
         """
         attempt = self.read_json("attempt.json")
-        if attempt is None:
+        if attempt is None or self.scheduler() == "slurm":
             return False
         if attempt["host"] != socket.gethostname():
             ended = (self.path / "outcome.json").exists() or self.failure() is not None
@@ -176,20 +206,35 @@ class RunFolder:
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
     def last_metrics(self) -> dict[str, Any]:
-        """The newest training step in the spool: its step and its values; empty before the first."""
+        """The newest training step in the spool: its step and its values, and "seconds_a_step" over the last ones since the job
+        began, where there are several; empty before the first."""
         if not self.metrics.exists():
             return {}
         with self.metrics.open("rb") as file:
             file.seek(max(0, self.metrics.stat().st_size - 65536))
             lines = file.read().splitlines()
-        for line in reversed(lines):
+        steps = []
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # a line still being written
+                continue  # a line still being written, or begun before what we read
             if "train/loss" in record["values"]:
-                return {"step": record["step"], **record["values"]}
-        return {}
+                steps.append(record)
+        if not steps:
+            return {}
+        last = steps[-1]
+        since = 1000 * float((self.read_json("started.json") or {}).get("time", 0))
+        first = next((step for step in steps if step["time_ms"] >= since), last)
+        pace = {}
+        if last["step"] > first["step"]:
+            pace = {"seconds_a_step": (last["time_ms"] - first["time_ms"]) / 1000 / (last["step"] - first["step"])}
+        return {"step": last["step"], **pace, **last["values"]}
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job before; 0 outside of Slurm."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from finetune import base, guards, kernels, metrics, model, pretrained
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
-from finetune.distributed import StopFlag, World
+from finetune.distributed import World
 from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
 from finetune.loss import normalised
@@ -27,6 +27,7 @@ from finetune.metrics import Clock
 from finetune.partition import gathered
 from finetune.run_folder import RunFolder
 from finetune.schedule import learning_rate
+from finetune.stop import GO_ON, STATES, Leave, StopFlag
 from finetune.tracking.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Run:
     checkpoints: Checkpoints
     spool: Spool
     stop: StopFlag
+    stop_point: Callable[[], None]
     watchdog: guards.Watchdog
     clock: Clock
     peak: metrics.Peak
@@ -64,7 +66,7 @@ class StepResult:
     tokens: int
     checksum: int
     grad_norm: float
-    stop: bool
+    stop: int
     seconds: float
     data_seconds: float
     peak_memory: int
@@ -72,18 +74,26 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """Where the loop ended, and what it saw on the way: tokens that are not padding, seconds of training steps alone, and the
-    evaluation of the weights it ended with, if there was one."""
+    """Where the loop ended and why (a reason of stop.py), and what it saw on the way: tokens that are not padding, seconds of
+    training steps alone, and the evaluation of the weights it ended with, if there was one."""
 
     step: int
+    stop: int = GO_ON
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
     held_out: HeldOut | None = None
 
 
-def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
-    """Train, or go on training, the run in `folder`; all ranks call it. "completed", or "stopped" if it was asked to.
+def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> str:
+    """Train, or go on training, the run in `folder`; all ranks call it.
+
+    Args:
+        stop: asked whether to leave, on every rank, wherever all of them can leave together.
+
+    Returns:
+        "completed"; "stopped" if a person asked for it; "interrupted" if the scheduler did, or the job's time was up. Whatever
+        was trained is in a checkpoint then.
 
     Raises:
         ValueError: the user's mistake, or a guard's finding, in one line.
@@ -91,26 +101,36 @@ def train(config: TrainConfig, folder: RunFolder, world: World) -> str:
     folder.jobs.mkdir(exist_ok=True)
 
     def record(fault: str) -> None:
-        folder.record_failure(world.rank, fault)
+        folder.record_failure(world.rank, fault, "hang")
 
     with (
         guards.Watchdog(folder.stacks(world.rank), config.hang_timeout_min * 60, record) as watchdog,
         Spool(folder.metrics, enabled=world.is_main) as spool,
     ):
-        run = put_together(config, folder, world, watchdog, spool)
-        done = run.checkpoints.load_newest(run.engine)
-        if done == 0:
-            begin(run)
-        progress = run_steps(run, done)
-        if progress.step == run.num_steps:
-            after = progress.held_out or log_held_out(run, run.num_steps)
-            save_result(run)
-            summarise(run, progress, after)
-        run.engine.close()
-    return "completed" if progress.step == run.num_steps else "stopped"
+
+        def stop_point() -> None:
+            watchdog.beat()
+            if reason := world.highest(stop.reason()):
+                raise Leave(reason)
+
+        try:
+            run = put_together(config, folder, world, watchdog, spool, stop, stop_point)
+            progress = run_steps(run, begin_or_go_on(run))
+            if not progress.stop:
+                after = progress.held_out or log_held_out(run, run.num_steps)
+                save_result(run)
+                summarise(run, progress, after)
+            run.engine.close()
+        except Leave as leave:  # before the first step, or in an evaluation of what a checkpoint holds
+            logger.info("leaving (%s): %s", STATES[leave.reason], stop.describe() or "another rank was asked to")
+            return STATES[leave.reason]
+    return STATES.get(progress.stop, "completed")
 
 
-def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog: guards.Watchdog, spool: Spool) -> Run:
+def put_together(
+    config: TrainConfig, folder: RunFolder, world: World, watchdog: guards.Watchdog, spool: Spool, stop: StopFlag,
+    stop_point: Callable[[], None],
+) -> Run:  # fmt: skip
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
     packing: dict[str, Any] = {
@@ -120,31 +140,42 @@ def put_together(config: TrainConfig, folder: RunFolder, world: World, watchdog:
     data = PackedData(corpus, "train", sources=base.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
 
+    stop_point()
     trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
-    watchdog.beat()  # loading a large base takes long
+    stop_point()  # loading a large base takes long
     in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
     engine.eval()
     if compared := pretrained.files_to_compare(trained, config):
         guards.check_weights(*compared, gathered, world)
-    watchdog.beat()
+    stop_point()
     vocab_size = corpus.manifest.tokenizer["vocab_size"]
     attention = guards.choose_attention(engine.packed, config.model.attention, vocab_size, world.device)
     guards.check_target_losses(engine.packed, vocab_size, world.device)
     peak, flops = _speed_limit(trained, config, world)
     logger.info("attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, in_use, peak.flops / 1e12, peak.origin)
 
-    stop = StopFlag(folder.stop_file)
-    stop.listen()
+    stop_point()
     identity = {"zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
     return Run(
         config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
         at_start=engine.state_on_main() if model.is_adapter(trained) else None,
         checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
-        spool=spool, stop=stop, watchdog=watchdog, clock=Clock(world.device), peak=peak, flops_per_token=flops,
+        spool=spool, stop=stop, stop_point=stop_point, watchdog=watchdog,
+        clock=Clock(world.device), peak=peak, flops_per_token=flops,
         num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
         skipped=(folder.read_json("skipped.json") or {"batches": []})["batches"],
     )  # fmt: skip
+
+
+def begin_or_go_on(run: Run) -> Progress:
+    """From the newest checkpoint, or from the start. An evaluation that was cut short is made up for."""
+    progress = Progress(run.checkpoints.load_newest(run.engine))
+    if progress.step == 0:
+        begin(run)
+    elif _evaluates_after(run, progress.step) and not run.checkpoints.evaluated(progress.step):
+        progress.held_out = log_held_out(run, progress.step)
+    return progress
 
 
 def begin(run: Run) -> None:
@@ -155,14 +186,14 @@ def begin(run: Run) -> None:
             guards.check_reloads(Path(folder), run.engine.model, run.at_start)
     run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
     held_out = log_held_out(run, 0)
-    if run.config.on_bad_step == "rewind":
+    if run.config.on_bad_step == "rewind" and not run.checkpoints.holds(0):
         save_checkpoint(run, 0, held_out)
 
 
-def run_steps(run: Run, step: int) -> Progress:
-    """The training loop, from `step` on. Steps are numbered from 0; `step + 1` of them are done after one."""
-    config, check, progress = run.config, guards.StepCheck(run.config.spike_stds), Progress(step)
-    while step < run.num_steps:
+def run_steps(run: Run, progress: Progress) -> Progress:
+    """The training loop, from where `progress` is. Steps are numbered from 0; `step + 1` of them are done after one."""
+    config, check, step = run.config, guards.StepCheck(run.config.spike_stds), progress.step
+    while step < run.num_steps and not progress.stop:
         with run.clock.waiting("data"):
             data = run.data.step(_batch_of(step, run.skipped), config.global_batch_size, config.micro_batch_size)
         guards.check_planned(data.num_targets, step + 1)
@@ -179,16 +210,30 @@ def run_steps(run: Run, step: int) -> Progress:
         progress.tokens, progress.targets = progress.tokens + result.tokens, progress.targets + result.targets
         progress.seconds += result.seconds
         log_step(run, step, result, lr)
-        last = step == run.num_steps
-        evaluated = last or (config.evaluate_every and step % config.evaluate_every == 0)
-        progress.held_out = log_held_out(run, step) if evaluated else None
-        if last or result.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            save_checkpoint(run, step, progress.held_out)
-        if result.stop and not last:
-            logger.info("stopping after step %d, as asked", step)
-            break
-    progress.step = step
+        progress.step, progress.stop, progress.held_out = step, result.stop, None
+        evaluate_unless_asked_to_leave(run, progress)
+        if step == run.num_steps or progress.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            save_checkpoint(run, step, progress.held_out, result.seconds)
+    if progress.stop:
+        why = run.stop.describe() or "another rank was asked to"
+        logger.info("leaving after step %d (%s): %s", step, STATES[progress.stop], why)
     return progress
+
+
+def evaluate_unless_asked_to_leave(run: Run, progress: Progress) -> None:
+    """The evaluation that is due after a step, if one is. A wish to leave, before or amid it, comes first: there is time for a
+    checkpoint alone, and the run evaluates when it goes on."""
+    if progress.stop or not _evaluates_after(run, progress.step):
+        return
+    try:
+        progress.held_out = log_held_out(run, progress.step)
+    except Leave as leave:
+        progress.stop = leave.reason
+
+
+def _evaluates_after(run: Run, step: int) -> bool:
+    every = run.config.evaluate_every
+    return step == run.num_steps or bool(every and step % every == 0)
 
 
 def train_step(run: Run, data: Step, lr: float) -> StepResult:
@@ -216,14 +261,14 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
     with clock.phase("optimizer"):
         grad_norm = run.engine.step(lr)
     # float64 holds every one of these exactly: a CRC sum stays below 2^53 for two million packs a step
-    mine = [float(loss_sum), targets, tokens, checksum, run.stop.is_set(), clock.seconds["data"] - waited]
+    mine = [float(loss_sum), targets, tokens, checksum, run.stop.reason(), clock.seconds["data"] - waited]
     clock.settle()
     mine += [clock.now() - began, metrics.peak_memory(device)]
     ranks = run.world.gather(torch.tensor(mine, dtype=torch.float64, device=device))
     totals, worst = ranks.sum(0).tolist(), ranks.amax(0).tolist()
     return StepResult(
         loss=totals[0] / max(totals[1], 1), targets=int(totals[1]), tokens=int(totals[2]), checksum=int(totals[3]),
-        grad_norm=grad_norm, stop=totals[4] > 0, data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
+        grad_norm=grad_norm, stop=int(worst[4]), data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
     )  # fmt: skip
 
 
@@ -277,11 +322,15 @@ def log_step(run: Run, step: int, result: StepResult, lr: float) -> None:
 
 
 def log_held_out(run: Run, step: int) -> HeldOut | None:
-    """Evaluate after `step` steps, and say so in the spool."""
+    """Evaluate after `step` steps, and say so in the spool.
+
+    Raises:
+        Leave: the ranks were asked to, and left the evaluation after the same batch.
+    """
     run.engine.eval()
     with run.clock.waiting("evaluation"):
         held_out = held_out_loss(
-            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.watchdog.beat
+            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.stop_point
         )
     if held_out:
         run.spool.log(step, held_out.as_metrics())
@@ -290,11 +339,20 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     return held_out
 
 
-def save_checkpoint(run: Run, step: int, held_out: HeldOut | None) -> None:
+def save_checkpoint(run: Run, step: int, held_out: HeldOut | None, step_seconds: float = 0.0) -> None:
+    """Save, and say so if that takes longer than a job is given to leave in."""
     with run.clock.waiting("checkpoint"):
         stalled = run.checkpoints.save(run.engine, step, run.skipped, held_out.loss if held_out else None)
     run.watchdog.beat()
     run.spool.log(step, {"checkpoint/seconds": stalled})
+    cluster, needed = run.config.cluster, stalled + step_seconds
+    if cluster.scheduler != "local" and needed > (grace := cluster.signal_lead_s):
+        logger.warning(
+            "the grace time is too short: finishing a step and saving takes %.0f s, and a job is warned %d s before it is "
+            "killed: an interruption loses the steps since the last checkpoint; raise cluster.signal_lead_s to %d", needed, grace,
+            math.ceil(2 * needed),
+        )  # fmt: skip
+        run.spool.log(step, {"checkpoint/seconds_beyond_grace": needed - grace})
 
 
 def save_result(run: Run) -> None:

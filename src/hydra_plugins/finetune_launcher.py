@@ -5,7 +5,8 @@ would look up its annotations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -20,13 +21,18 @@ class FinetuneLauncherConf:
 
 
 class FinetuneLauncher(Launcher):
-    """All points of a batch are validated before any of them is started."""
+    """All points of a batch are checked before any of them is started. On Slurm a batch is one array; a sweeper that learns from
+    its results, such as Optuna's, gets them when its batch has ended."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # Optuna's sweeper writes there, and does not make it
+        self.sweep: str | None = None
+        self.learns = not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from finetune.cli import run_points, to_train_config
+        from finetune.launch.freeze import new_id
 
         points = []
         for overrides in job_overrides:
@@ -34,10 +40,18 @@ class FinetuneLauncher(Launcher):
             with open_dict(node):
                 del node["hydra"]
             points.append(to_train_config(node))
-        return [
-            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
-            for overrides, loss in zip(job_overrides, run_points(points), strict=True)
-        ]
+        if self.sweep is None:
+            self.sweep = new_id(points[0].name)
+        if self.learns:
+            points = [replace(point, wait=True) for point in points]
+        losses = run_points(points, self.sweep, go_on=self.learns)
+        return [self._told(overrides, loss) for overrides, loss in zip(job_overrides, losses, strict=True)]
+
+    def _told(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
+        if loss is None and self.learns:
+            fault = ValueError(f"{' '.join(overrides)} gave no held-out loss")
+            return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
+        return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="finetune", node=FinetuneLauncherConf, provider="finetune")

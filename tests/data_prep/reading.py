@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,8 @@ def texts(documents: list[Document]) -> list[str]:
 def faults(report: Report) -> list[tuple[str, str]]:
     """Place and error of each broken record."""
     return [(":".join(p for p in (b.file, b.member, b.at) if p), b.error) for b in report.broken]
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path

@@ -150,7 +150,7 @@ def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
-    assert quarantined(prepared) == {"chats.json:2": "a JSON int, not an object"}
+    assert quarantined(prepared) == {"chats.json:record 2": "a JSON int, not an object"}
 
 
 def test_every_stage_treats_every_turn(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def start(
     """Start the ranks; give the result to `join`.
 
     Args:
-        cases: {"run": folder, "fault": name in FAULTS or absent, "refused": True if train is to raise a ValueError}.
+        cases: {"run": folder, "fault": name in FAULTS or absent, "refused": True if train is to raise a ValueError,
+            "deadline": seconds since the epoch at which the job's time is up}.
         address_space: bytes that each rank may map, its libraries included.
     """
     folder.mkdir(parents=True)
@@ -64,6 +65,7 @@ def main(folder: Path) -> None:
     from finetune.distributed import World
     from finetune.engine import init_distributed
     from finetune.run_folder import RunFolder
+    from finetune.stop import StopFlag
     from finetune.train import train
 
     world = World()
@@ -71,9 +73,11 @@ def main(folder: Path) -> None:
     for case in json.loads((folder / "cases.json").read_text()):
         run = RunFolder(Path(case["run"]))
         undo = FAULTS[case["fault"]]() if case.get("fault") else (lambda: None)
-        outcome = {}
+        outcome: dict[str, str] = {}
+        stop = StopFlag(run.stop_file, case.get("deadline"))
+        stop.listen()
         try:
-            outcome["state"] = train(run.config(), run, world)
+            outcome["state"] = train(run.config(), run, world, stop)
         except ValueError as fault:
             if not case.get("refused"):
                 raise
@@ -180,6 +184,58 @@ def killed_at_step() -> Any:
     return lambda: setattr(module, "train_step", honest)
 
 
+def _signalled(number: int, where: str, name: str, rank: int, call: int) -> Any:
+    """One rank gets a signal inside the `call`-th call of a function; the others know nothing of it."""
+    import importlib
+
+    module: Any = importlib.import_module(where)
+    for part in name.split(".")[:-1]:
+        module = getattr(module, part)
+    name = name.split(".")[-1]
+    honest, calls = getattr(module, name), []
+
+    def broken(*args: Any, **settings: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call and int(os.environ["RANK"]) == rank:
+            os.kill(os.getpid(), number)
+        return honest(*args, **settings)
+
+    setattr(module, name, broken)
+    return lambda: setattr(module, name, honest)
+
+
+def term_in_evaluation() -> Any:
+    """Rank 1 is told to end in the middle of the evaluation after step 4, the second of the run."""
+    import finetune.data as module
+
+    honest, calls = module.PackedData.once, []
+
+    def broken(self: Any, micro_batch_size: int) -> Any:
+        calls.append(1)
+        for number, batch in enumerate(honest(self, micro_batch_size)):
+            if len(calls) == 2 and number == 1 and self.world.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    module.PackedData.once = broken
+    return lambda: setattr(module.PackedData, "once", honest)
+
+
+def term_in_last_evaluation() -> Any:
+    """As above, after the last step."""
+    return _signalled(signal.SIGTERM, "finetune.train", "evaluate_unless_asked_to_leave", 1, 24)
+
+
+def usr2_while_loading() -> Any:
+    """Rank 1 is told to end while it loads the base."""
+    return _signalled(signal.SIGUSR2, "finetune.model", "build", 1, 1)
+
+
+def usr2_in_step() -> Any:
+    """Rank 1 is told to end in its 13th step."""
+    return _signalled(signal.SIGUSR2, "finetune.engine", "Engine.step", 1, 13)
+
+
 POISONED = 18  # a batch: late enough for a mean to rise above
 
 
@@ -277,7 +333,8 @@ FAULTS = {
     f.__name__: f
     for f in (
         mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step, no_number, spike,
-        rank_1_hangs, loaded_whole, weight_left_random, slice_at_wrong_offset,
+        rank_1_hangs, loaded_whole, term_in_evaluation, term_in_last_evaluation,
+        usr2_while_loading, usr2_in_step, weight_left_random, slice_at_wrong_offset,
     )
 }  # fmt: skip
 

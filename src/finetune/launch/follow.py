@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -22,29 +23,43 @@ SYNC_SECONDS = 15.0
 ORPHAN_SECONDS = 30.0
 
 
-def follow(run: RunFolder, job: Any) -> None:
+@dataclass(frozen=True)
+class Controller:
+    """The process on this machine that a run hangs on: submitit's, which has started the ranks as its children, or srun."""
+
+    process: psutil.Process
+    is_done: Callable[[], bool]
+    owns_ranks: bool = True
+
+    def end(self) -> None:
+        if self.owns_ranks:
+            _end(self.process)
+        else:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process.terminate()  # which srun hands on; killed, it would leave the ranks alone
+
+
+def follow(run: RunFolder, controller: Controller) -> None:
     """Show progress until the job's processes are gone; then fill MLflow.
 
     The first Ctrl-C asks the ranks to save and stop at the next step; the second ends them.
     """
-    console = Console(stderr=True)
-    console.print(
-        f"[bold]{run.id}[/bold]  ranks: {len(job._sub_jobs) or 1}  folder: {_short(run.path)}", highlight=False, soft_wrap=True
-    )
+    console, num_ranks = Console(stderr=True), run.config().cluster.world_size
+    console.print(f"[bold]{run.id}[/bold]  ranks: {num_ranks}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"), console=console, transient=True,
     )  # fmt: skip
-    controller = psutil.Process(int(job.job_id))
-    watch = _RankWatch(controller, len(job._sub_jobs) or 1)
+    watch = _RankWatch(controller, num_ranks)
     with bar, _ctrl_c(run, controller, console):
         task = bar.add_task("starting", total=None, status="")
         # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first steps
         _sync(run, console)
         synced = time.monotonic()
-        while not job.done():
+        while not controller.is_done():
             time.sleep(POLL_SECONDS)
-            watch.end_orphans()
+            if controller.owns_ranks:  # srun ends a job that lost a rank by itself
+                watch.end_orphans()
             if last := run.last_metrics():
                 status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
                 bar.update(
@@ -70,14 +85,14 @@ def _sync(run: RunFolder, console: Console) -> None:
 class _RankWatch:
     """Ends a job of which a rank has died while the others wait for it in a collective."""
 
-    def __init__(self, controller: psutil.Process, num_ranks: int) -> None:
+    def __init__(self, controller: Controller, num_ranks: int) -> None:
         self._controller, self._num_ranks = controller, num_ranks
         self._incomplete_since: float | None = None
         self._started = False
 
     def end_orphans(self) -> None:
         try:
-            alive = len(self._controller.children())
+            alive = len(self._controller.process.children())
         except psutil.NoSuchProcess:
             return
         self._started = self._started or alive >= self._num_ranks
@@ -86,7 +101,7 @@ class _RankWatch:
         elif self._incomplete_since is None:
             self._incomplete_since = time.monotonic()
         elif time.monotonic() - self._incomplete_since > ORPHAN_SECONDS:
-            _end(self._controller)
+            self._controller.end()
 
 
 def _end(parent: psutil.Process) -> None:
@@ -98,10 +113,10 @@ def _end(parent: psutil.Process) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c(run: RunFolder, controller: psutil.Process, console: Console) -> Iterator[None]:
+def _ctrl_c(run: RunFolder, controller: Controller, console: Console) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         if run.stop_file.exists():
-            _end(controller)
+            controller.end()
         else:
             run.stop_file.touch()
             console.print(

@@ -1,178 +1,168 @@
 """`submit(points)` is the one way a run starts: a plain run passes one point, a sweep all of them.
 
-Each point is frozen in its run folder, then started with submitit. submitit allocates, writes logs and starts one process a
-rank; what the job does is read from the run folder alone (job.py), so editing a recipe afterwards changes nothing.
+Each point is checked, then all are frozen in their run folders (freeze.py), then given to this machine (local.py) or to Slurm
+(slurm.py) as one array. What a job does is read from its run folder alone (job.py), so editing a recipe afterwards
+changes nothing.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
-from typing import Any
-
-import submitit
-from filelock import FileLock, Timeout
+from collections.abc import Iterable
 
 from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import job
-from finetune.launch.follow import follow
+from finetune.launch import chain, local, observe, slurm
+from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.run_folder import RunFolder
 
-PACKAGES = (
-    "torch",
-    "deepspeed",
-    "transformers",
-    "accelerate",
-    "peft",
-    "datasets",
-    "tokenizers",
-    "mlflow",
-    "hydra-core",
-    "submitit",
-    "numpy",
-)
+RETRIED = ("failed", "dead", "cancelled", "interrupted")
 
 
-def submit(points: list[TrainConfig]) -> list[RunFolder]:
-    """Validate every point, freeze each in a run folder, and run them in turn; a detached run is started and left.
+def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolder]:
+    """Check every point, freeze each in a run folder, and start them: on this machine in turn, on Slurm as one array.
+
+    Args:
+        sweep: id of the sweep that the points belong to, where there is one.
 
     Raises:
-        ValueError, FileNotFoundError: a point is wrong; nothing was started then.
+        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is left.
     """
-    if len(points) > 1 and any(point.detach for point in points):
-        raise ValueError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
     frozen = [point.frozen() for point in points]
+    _check_together(frozen)
+    on_slurm = _goes_to_queue(frozen[0], len(frozen))
+    for point in frozen:
+        check_no_secrets(point)
+    after = _waits_for(frozen, on_slurm)
     for point in _one_of_each_input(frozen):
-        base.check_inputs(point)
-    runs = [_freeze(point) for point in frozen]
-    for run in runs:
-        start(run)
-        if run.stop_file.exists():  # Ctrl-C is meant for the whole sweep; the rest stays queued
-            break
+        base.check_inputs(point, corpus_is_there=after is None)
+    runs = freeze(frozen, sweep)
+    if not on_slurm:
+        local.start_in_turn(runs)
+        return runs
+    try:
+        _to_slurm(runs, sweep, after)
+    except BaseException:
+        discard(runs)
+        raise
     return runs
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
-    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint.
+    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint; with more steps, with one that is
+    completed.
 
     Args:
         overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
 
     Raises:
-        ValueError: the run is running, or has ended well; or a setting may not change.
+        ValueError: the run is queued or running, or has ended well; or a setting may not change.
     """
-    if run.state() == "completed":
-        raise ValueError(f"run {run.id} is completed: start a new one from it with model=run:{run.id}")
-    if run.state() == "running":
-        raise _in_use(run)
+    (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
+    if now.state == "completed" and not _has_more_steps(run, config):
+        raise ValueError(
+            f"run {run.id} is completed: give it more steps, as in max_steps={2 * int((run.summary() or {}).get('steps', 1))}, "
+            f"or start a new one from it with model=run:{run.id}"
+        )
+    if now.alive:
+        raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
     base.check_inputs(config)
+    check_no_secrets(config)
+    _goes_to_queue(config, 1)
     if overrides:
         temporary = run.path / ".config.yaml.tmp"
         configuration.save(config, temporary)
         os.replace(temporary, run.config_file)
-    start(run)
+    _start_again([run])
 
 
-def start(run: RunFolder) -> None:
-    """Start one run and, unless it is detached, follow it to its end.
+def retry(runs: list[RunFolder]) -> list[RunFolder]:
+    """Submit again those that failed, died or were cancelled; each goes on from its newest checkpoint. Those it submitted."""
+    failed = [now.run for now in observe.observe(runs) if now.state in RETRIED and not now.alive]
+    for run in failed:
+        base.check_inputs(run.config())
+    if failed:
+        _start_again(failed)
+    return failed
+
+
+def _start_again(runs: list[RunFolder]) -> None:
+    by_kind: dict[tuple[str, str | None], list[RunFolder]] = {}
+    for run in runs:
+        by_kind.setdefault((repr(run.config().cluster), run.sweep()), []).append(run)
+    for (_, sweep), together in by_kind.items():
+        if _goes_to_queue(together[0].config(), len(together)):
+            _to_slurm(together, sweep)
+        else:
+            local.start_in_turn(together)
+
+
+def _goes_to_queue(config: TrainConfig, num_points: int) -> bool:
+    """Whether Slurm starts it, or this shell, because it is a run of this machine or the shell has an allocation.
 
     Raises:
-        ValueError: the run is in use.
+        ValueError: where it goes it cannot run.
     """
-    config = run.config()
-    try:
-        with FileLock(run.path / ".submit.lock", timeout=0):
-            if run.state() == "running":
-                raise Timeout(str(run.lock.lock_file))
-            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
-                run.begin_attempt()
-            executor = submitit.LocalExecutor(folder=run.jobs)
-            executor.update_parameters(
-                tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
-            )
-            with _deaf_children(run):
-                submitted = executor.submit(job.run_job, str(run.path))
-            run.record_attempt(submitted.job_id)
-    except Timeout:
-        raise _in_use(run) from None
-    if not config.detach:
-        follow(run, submitted)
+    if config.cluster.scheduler == "local":
+        return False
+    if slurm.in_allocation():
+        local.check_allocation(config)
+        return False
+    if config.debug:
+        raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
+    slurm.check(config.cluster, num_points)
+    return True
 
 
-def _in_use(run: RunFolder) -> ValueError:
-    pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
-    return ValueError(f"run {run.id} is in use: it is still running (processes: {pids})")
+def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
+    """The job that makes the points' corpus, if it is still to be made.
+
+    Raises:
+        ValueError: it failed; or the points are not for Slurm's queue.
+    """
+    first = points[0]
+    if first.after is None:
+        return None
+    if not on_slurm:
+        raise ValueError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
+    return chain.dependency(first.after, first.data.corpora_dir, first.data.corpus_folder)
 
 
-def _one_of_each_input(points: list[TrainConfig]) -> list[TrainConfig]:
+def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
+    """One job, or one array whose script and index of points lie in runs/sweeps/<sweep>/<number of the submission>/."""
+    code = snapshot_code(runs[0].path.parent)
+    if len(runs) == 1:
+        slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
+        return
+    name = sweep or new_id("retry")
+    folder = runs[0].path.parent / "sweeps" / name
+    slurm.submit_array(runs, folder / str(len(list(folder.glob("*/points")))), name, code, after)
+
+
+def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
+    old = run.config()
+    return (config.max_steps or 0) > (run.summary() or {}).get("steps", 0) or config.num_epochs > old.num_epochs
+
+
+def _check_together(points: list[TrainConfig]) -> None:
+    """Points of one submission share its shape.
+
+    Raises:
+        ValueError: they cannot be submitted together.
+    """
+    first = points[0]
+    if any((point.cluster, point.runs_dir, point.after) != (first.cluster, first.runs_dir, first.after) for point in points):
+        raise ValueError("a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after")
+    if len(points) == 1:
+        return
+    if first.debug:
+        raise ValueError("debug=true is for one run: leave -m out")
+    if first.detach and first.cluster.scheduler == "local":
+        raise ValueError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
+
+
+def _one_of_each_input(points: list[TrainConfig]) -> Iterable[TrainConfig]:
     """Points of a sweep mostly share corpus and base: checksums are computed once."""
-    return list({repr((point.data, point.model)): point for point in points}.values())
-
-
-def _freeze(config: TrainConfig) -> RunFolder:
-    run_id = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    run = RunFolder(Path(config.runs_dir) / run_id)
-    run.path.mkdir(parents=True)
-    run.write_json("provenance.json", _provenance())
-    configuration.save(config, run.config_file)
-    return run
-
-
-def _provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    return {
-        "command": ["finetune", *sys.argv[1:]],
-        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "git_revision": git("rev-parse", "HEAD"),
-        "git_diff": git("diff", "HEAD"),
-    }
-
-
-@contextmanager
-def _deaf_children(run: RunFolder) -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows them (follow.py),
-    and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns at once.
-
-    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameters for any of this.
-    """
-    signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    # submitit hides GPUs that it was not told of; the job puts back what this shell sees
-    os.environ[job.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS)
-    # a rank must not take another launcher's environment for its own
-    inherited = {
-        key: os.environ.pop(key)
-        for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        if key in os.environ
-    }
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(descriptor) for descriptor in (1, 2)]
-    run.jobs.mkdir(exist_ok=True)
-    with (run.jobs / "controller.log").open("ab") as log:
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
-    try:
-        yield
-    finally:
-        for descriptor, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.environ.update(inherited)
-        for number, handler in signals.items():
-            signal.signal(number, handler)
+    return {repr((point.data, point.model)): point for point in points}.values()

@@ -19,9 +19,13 @@ from filelock import FileLock
 from finetune.run_folder import RunFolder
 
 RUN_ID_TAG = "finetune.run_id"
+SWEEP_TAG = "finetune.sweep"
 METRICS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 PARAMS_PER_BATCH = 100
-STATUS = {"completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "stopped": "KILLED", "queued": "SCHEDULED"}
+STATUS = {
+    "completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "cancelled": "KILLED", "stopped": "KILLED",
+    "interrupted": "SCHEDULED", "queued": "SCHEDULED",
+}  # fmt: skip
 
 
 def default_uri(runs_dir: str | Path) -> str:
@@ -54,24 +58,55 @@ def _client(uri: str) -> Any:
 
 
 def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
-    experiment = client.get_experiment_by_name(experiment_name)
-    if experiment is None:
-        artifacts = (run.path.parent / "mlartifacts").as_uri()
-        experiment_id = client.create_experiment(experiment_name, artifact_location=artifacts)
-    else:
-        experiment_id = experiment.experiment_id
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_ID_TAG}` = '{run.id}'", max_results=1)
-    if found and found[0].data.params:
-        return found[0]
+    experiment_id = _experiment(client, run.path.parent, experiment_name)
+    found = _find(client, experiment_id, RUN_ID_TAG, run.id)
+    if found and found.data.params:
+        return found
     from mlflow.entities import Param
 
     tags = {RUN_ID_TAG: run.id, "finetune.folder": str(run.path)}
-    created = found[0] if found else client.create_run(experiment_id, run_name=run.id, tags=tags)
+    if sweep := run.sweep():
+        parent = _find(client, experiment_id, SWEEP_TAG, sweep) or client.create_run(
+            experiment_id, run_name=sweep, tags={SWEEP_TAG: sweep}
+        )
+        tags["mlflow.parentRunId"] = parent.info.run_id
+    created = found or client.create_run(experiment_id, run_name=run.id, tags=tags)
     params = [Param(key, value[:6000]) for key, value in _flatten(run)]
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
     client.log_artifact(created.info.run_id, str(run.config_file))
     return created
+
+
+def _experiment(client: Any, runs_dir: Path, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(name, artifact_location=(runs_dir / "mlartifacts").as_uri()))
+
+
+def _find(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{tag}` = '{value}'", max_results=1)
+    return found[0] if found else None
+
+
+def finish_sweep(points: list[RunFolder]) -> None:
+    """Say of a sweep's parent run how it stands: RUNNING while a point is queued or runs, FAILED if one did not complete.
+
+    Args:
+        points: all runs of the sweep, each of which has been synced.
+    """
+    run, config = points[0], points[0].config()
+    states = {STATUS.get(point.state(), "RUNNING") for point in points}
+    status = "RUNNING" if states & {"RUNNING", "SCHEDULED"} else "FINISHED" if states == {"FINISHED"} else "FAILED"
+    with FileLock(run.path.parent / ".mlflow.lock", timeout=60):
+        client = _client(config.tracking_uri or default_uri(run.path.parent))
+        parent = _find(client, _experiment(client, run.path.parent, config.experiment), SWEEP_TAG, str(run.sweep()))
+        if parent is not None and parent.info.status != status:
+            if status == "RUNNING":
+                client.update_run(parent.info.run_id, status)
+            else:
+                client.set_terminated(parent.info.run_id, status)
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,144 @@
+"""Where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run chooses of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from finetune.settings import at_least, one_of, setting
+
+SCHEDULERS = ("local", "slurm")
+GPU_REQUESTS = ("gpus-per-node", "gpus-per-task", "gres", "none")
+ON_INTERRUPT = ("requeue", "resubmit", "stop")
+CONFIDENCES = ("tested", "documented", "community")
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+@dataclass(kw_only=True)
+class SiteConfig:
+    """What a site documents about itself. Limits in it are checked before anything is submitted; null: not known, not checked."""
+
+    docs: str | None = setting(None, "where the site documents this")
+    confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
+    verified: str | None = setting(None, "date of the documentation, or of the test")
+    accelerator: str | None = setting(None, "as in 4 x GH200")
+    login_architecture: str | None = setting(None, f"of the login nodes: {', '.join(ARCHITECTURES)}")
+    compute_architecture: str | None = setting(None, "of the compute nodes; a python of another one cannot run the job")
+    gpus_per_node: int | None = setting(None, "GPUs a node has")
+    gpu_memory_gb: float | None = setting(None, "memory of a GPU")
+    cores_per_node: int | None = setting(None, "cores a node has")
+    memory_per_node_gb: float | None = setting(None, "memory of a node")
+    max_timeout_min: int | None = setting(None, "longest job, minutes")
+    max_nodes: int | None = setting(None, "most nodes of a job")
+    max_array_size: int | None = setting(None, "most points of a sweep")
+    whole_nodes: bool = setting(False, "a job gets, and pays for, whole nodes")
+    account_pattern: str | None = setting(None, "regular expression of account names")
+    account_example: str | None = setting(None, "an account's name")
+    account_hint: str | None = setting(None, "how a user finds the account's name")
+    internet: bool = setting(False, "compute nodes reach the internet, perhaps through a proxy")
+    purge_days: int | None = setting(None, "days after which the work area deletes files")
+    billing: str | None = setting(None, "what a job is charged in")
+
+    def check(self) -> None:
+        one_of("cluster.site.confidence", self.confidence, CONFIDENCES)
+        for name in ("login_architecture", "compute_architecture"):
+            if (value := getattr(self, name)) is not None:
+                one_of(f"cluster.site.{name}", value, ARCHITECTURES)
+
+
+@dataclass(kw_only=True)
+class PrepareJobs:
+    """What `finetune prepare` asks Slurm for: jobs of one core, without GPUs, of the login nodes' architecture."""
+
+    partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default")
+    tasks: int = setting(32, "tasks of a step's array, at most")
+    memory: str = setting("8G", "of a task")
+    timeout_min: int = setting(240, "minutes of a task")
+
+    def check(self) -> None:
+        at_least("cluster.prepare.tasks", self.tasks, 1)
+        at_least("cluster.prepare.timeout_min", self.timeout_min, 1)
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Where ranks run, and how they are asked for."""
+
+    name: str = setting("local", "name of the profile")
+    scheduler: str = setting("local", f"who starts the ranks: {', '.join(SCHEDULERS)}")
+    nodes: int = setting(1, "nodes of a job")
+    ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
+    timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
+    env: dict[str, str] = setting({}, "environment variables of every rank; no secrets, they are written to disk")
+    env_one_node: dict[str, str] = setting({}, "further ones of jobs of one node")
+    env_many_nodes: dict[str, str] = setting({}, "further ones of jobs of several nodes")
+
+    account: str | None = setting(None, "who pays")
+    partition: str | None = setting(None, "Slurm partition; unset: the site's default")
+    qos: str | None = setting(None, "Slurm quality of service, as a site's devel queue")
+    constraint: str | None = setting(None, "features that nodes must have")
+    gpu_request: str = setting("none", f"how GPUs are asked for: {', '.join(GPU_REQUESTS)}")
+    gpu_type: str | None = setting(None, "type of GPU in that request, as in gres=gpu:a100:4")
+    cpus_per_rank: int = setting(1, "cores of a rank")
+    memory_per_node: str | None = setting(None, "as in 440G; unset: the site's default")
+    sbatch: dict[str, str] = setting({}, "further options of sbatch, by their long names")
+    srun: list[str] = setting([], "further options of srun")
+    array_parallelism: int = setting(256, "points of a sweep that run at once")
+
+    python: str | None = setting(None, "command of the job's Python, as in a container; unset: the one that submits")
+    modules: list[str] = setting([], "module commands before the job starts, as in 'load CUDA'")
+    setup: list[str] = setting([], "shell lines before the job starts")
+    master_suffix: str = setting("", "what makes a host's name that of its fast network, where a site needs it")
+
+    on_interrupt: str = setting(
+        "requeue", "after a time limit, preemption or dead rank: requeue, resubmit (where a site forbids requeue), or stop"
+    )
+    max_restarts: int = setting(20, "times that a run comes back by itself")
+    signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks are told to save")
+    node_local: str | None = setting(None, "folder on each node's own disk, as $SCRATCH; may hold variables of the job")
+    prepare: PrepareJobs = field(default_factory=PrepareJobs)
+    site: SiteConfig = field(default_factory=SiteConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "ranks_per_node", "timeout_min", "cpus_per_rank", "array_parallelism"):
+            at_least(f"cluster.{name}", getattr(self, name), 1)
+        for name in ("max_restarts", "signal_lead_s"):
+            at_least(f"cluster.{name}", getattr(self, name), 0)
+        one_of("cluster.scheduler", self.scheduler, SCHEDULERS)
+        one_of("cluster.gpu_request", self.gpu_request, GPU_REQUESTS)
+        one_of("cluster.on_interrupt", self.on_interrupt, ON_INTERRUPT)
+        self.site.check()
+        self.prepare.check()
+        if self.scheduler == "local" and self.nodes > 1:
+            raise ValueError(
+                f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine alone: choose a Slurm profile"
+            )
+        if self.scheduler == "slurm":
+            self._check_limits()
+
+    def _check_limits(self) -> None:
+        """What the site documents: refused before Slurm is asked."""
+        site = self.site
+        limits = {
+            "timeout_min": ("max_timeout_min", self.timeout_min),
+            "nodes": ("max_nodes", self.nodes),
+            "ranks_per_node": ("gpus_per_node", self.ranks_per_node if self.gpu_request != "none" else 0),
+            "cpus_per_rank": ("cores_per_node", self.cpus_per_rank * self.ranks_per_node),
+        }
+        for key, (limit, asked) in limits.items():
+            most = getattr(site, limit)
+            if most is not None and asked > most:
+                raise ValueError(f"cluster.{key} asks for {asked}, but {self.name} has cluster.site.{limit} {most}: ask for less")
+        if self.signal_lead_s >= self.timeout_min * 60:
+            raise ValueError(
+                f"cluster.signal_lead_s is {self.signal_lead_s}, all of a job of {self.timeout_min} minutes: lower it, "
+                f"or raise cluster.timeout_min"
+            )
+        if site.account_pattern and (self.account is None or not re.fullmatch(site.account_pattern, self.account)):
+            hint = f" ({site.account_hint})" if site.account_hint else ""
+            wanted = site.account_example or site.account_pattern
+            raise ValueError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node

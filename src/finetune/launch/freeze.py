@@ -1,0 +1,196 @@
+"""What a submission keeps of its moment: the resolved config, the code, its revision and diff, package versions. No secrets.
+
+A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import, so that an edit of
+the checkout reaches nothing that is queued, and a sweep of a thousand points is not a thousand copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import data_prep
+import finetune
+from finetune import config as configuration
+from finetune.config import TrainConfig
+from finetune.run_folder import RunFolder
+
+PACKAGES = (
+    "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit",
+    "numpy",
+)  # fmt: skip
+CODE = ".code"
+NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
+
+# Tokens by their issuers' own prefixes; long values with digits that are called a token; what is called a password; URLs.
+_TOKEN = r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
+_NAMED_TOKEN = r"(?i)((?:token|api_?key|access_?key|credentials?)[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"']*\d)([\w./+=-]{16,})"
+_PASSWORD = r"(?i)((?:password|passwd|secret)[\"']?\s*[:=]\s*)(\"[^\"]{4,}\"|'[^']{4,}'|[^\s\"'(){}\[\]]{6,}(?=\s|$))"
+_IN_URL = r"(://[^/\s:@]*:)([^/\s@]+)(@)"
+_SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:$|_)"
+
+
+def freeze(points: list[TrainConfig], sweep: str | None) -> list[RunFolder]:
+    """A new run folder for each config (which means the same from everywhere: config.frozen); all of them, or none.
+
+    Raises:
+        ValueError: the folders cannot be written.
+    """
+    runs: list[RunFolder] = []
+    origin = provenance(sweep)
+    try:
+        for config in points:
+            runs.append(RunFolder(Path(config.runs_dir) / new_id(config.name)))
+            runs[-1].path.mkdir(parents=True)
+            runs[-1].write_json("provenance.json", origin)
+            configuration.save(config, runs[-1].config_file)
+    except BaseException as fault:
+        discard(runs)
+        if isinstance(fault, OSError):
+            raise unwritable(runs[-1].path.parent, fault) from None
+        raise
+    return runs
+
+
+def discard(runs: list[RunFolder]) -> None:
+    """Remove the folders of a submission that did not come about."""
+    for run in runs:
+        shutil.rmtree(run.path, ignore_errors=True)
+
+
+def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> ValueError:
+    """A full or closed file system, in words."""
+    return ValueError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
+
+
+def new_id(name: str) -> str:
+    """Of a run or a sweep; two of the same second differ."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def provenance(sweep: str | None = None) -> dict[str, Any]:
+    """Where a submission comes from; one for all its points."""
+    source = Path(finetune.__file__).parent
+    return {
+        "command": [without_secrets(word) for word in ("finetune", *sys.argv[1:])],
+        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git_revision": _git(source, "rev-parse", "HEAD"),
+        "git_diff": without_secrets(_git(source, "diff", "HEAD") or ""),
+        "sweep": sweep,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """None where the code is no checkout, or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+def snapshot_code(runs_dir: Path) -> Path:
+    """Copy the packages as they are now, unless the same copy is there; the folder to put on PYTHONPATH.
+
+    Raises:
+        ValueError: the code holds what looks like a token, or the folder cannot be written.
+    """
+    files = {path: content for root in _sources() for path, content in _files(root)}
+    for path, content in files.items():
+        if match := re.search(_TOKEN, content.decode(errors="replace")):
+            raise ValueError(
+                f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
+            )
+    digest = _digest(files)
+    folder = runs_dir / CODE / digest
+    if folder.is_dir() and _digest({p.relative_to(folder): p.read_bytes() for p in _walk(folder)}) == digest:
+        return folder
+    temporary = folder.with_name(f".{digest}.{secrets.token_hex(4)}")
+    try:
+        for path, content in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)
+        if folder.is_dir():  # somebody changed it
+            folder.rename(temporary.with_suffix(".changed"))
+        os.replace(temporary, folder)
+    except OSError as fault:
+        if not folder.is_dir():  # else another submission wrote the same in this moment
+            raise unwritable(runs_dir, fault) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _sources() -> list[Path]:
+    return [Path(package.__file__).parent for package in (finetune, data_prep) if package.__file__]
+
+
+def _files(root: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in _walk(root):
+        yield Path(root.name) / path.relative_to(root), path.read_bytes()
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not set(path.relative_to(root).parts) & set(NOT_CODE):
+            yield path
+
+
+def _digest(files: dict[Path, bytes]) -> str:
+    hasher = hashlib.sha256()
+    for path in sorted(files):
+        hasher.update(f"{path}\0{len(files[path])}\0".encode())
+        hasher.update(files[path])
+    return hasher.hexdigest()[:16]
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def without_secrets(text: str) -> str:
+    """The text with tokens, passwords in URLs, and values that are called secret replaced."""
+    text = re.sub(_TOKEN, "[secret]", text)
+    for pattern in (_NAMED_TOKEN, _PASSWORD):
+        text = re.sub(pattern, r"\1[secret]", text)
+    return re.sub(_IN_URL, r"\1[secret]\3", text)
+
+
+def check_no_secrets(config: TrainConfig) -> None:
+    """A config is written to disk, to MLflow and into batch scripts.
+
+    Raises:
+        ValueError: it holds what looks like a secret, which is named by its key.
+    """
+
+    def walk(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for inner, item in value.items():
+                walk(f"{key}.{inner}" if key else str(inner), item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(key, item)
+        elif isinstance(value, str) and value:
+            variable = key.startswith("cluster.env") and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
+            if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
+                raise ValueError(
+                    f"{key} holds what looks like a secret, and configs are written to disk: "
+                    f"export it in your shell instead, which jobs inherit"
+                )
+
+    walk("", asdict(config))

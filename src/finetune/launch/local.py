@@ -1,0 +1,169 @@
+"""Runs that start here and now: on this machine through submitit's local executor, or with srun in the allocation that this
+shell has. One at a time, followed, unless detached.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import submitit
+from filelock import FileLock, Timeout
+from submitit.core.utils import DelayedSubmission
+
+from finetune.config import TrainConfig
+from finetune.launch import job, slurm
+from finetune.launch.environment import environment_lines
+from finetune.launch.follow import Controller, follow
+from finetune.launch.freeze import snapshot_code
+from finetune.run_folder import RunFolder
+
+
+def start_in_turn(runs: list[RunFolder]) -> None:
+    for run in runs:
+        start(run)
+        if run.stop_file.exists():  # Ctrl-C is meant for the whole sweep; the rest stays queued
+            break
+
+
+def start(run: RunFolder) -> None:
+    """Start one run and, unless it is detached, follow it to its end.
+
+    Raises:
+        ValueError: the run is in use, or the allocation is too small for it.
+    """
+    config = run.config()
+    try:
+        with FileLock(run.path / ".submit.lock", timeout=0):
+            if run.state() == "running":
+                raise Timeout(str(run.lock.lock_file))
+            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
+                run.begin_attempt()
+            if config.debug:
+                _debug(run, config)
+                return
+            controller = _srun(run, config) if config.cluster.scheduler == "slurm" else _local_ranks(run, config)
+            run.record_attempt(str(controller.process.pid))
+    except Timeout:
+        raise _in_use(run) from None
+    if not config.detach:
+        follow(run, controller)
+
+
+def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
+    executor = submitit.LocalExecutor(folder=run.jobs)
+    executor.update_parameters(
+        tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
+    )
+    with _deaf_children(run):
+        submitted = executor.submit(job.run_job, str(run.path))
+    return Controller(psutil.Process(int(submitted.job_id)), submitted.done)
+
+
+# --- in an allocation --------------------------------------------------------------------------------------------------
+
+
+def check_allocation(config: TrainConfig) -> None:
+    """Raises ValueError if the allocation that this shell has is too small for the run."""
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if config.cluster.nodes > nodes:
+        raise ValueError(
+            f"cluster.nodes is {config.cluster.nodes}, but this allocation has {nodes}: lower it, or leave the allocation"
+        )
+
+
+def _srun(run: RunFolder, config: TrainConfig) -> Controller:
+    """The ranks as a step of this allocation; its end, and not the job's, is the end of the attempt."""
+    run.jobs.mkdir(exist_ok=True)
+    job_id = os.environ["SLURM_JOB_ID"]
+    DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{job_id}_submitted.pkl")
+    srun = _step(config, "--unbuffered", f"--output={run.jobs}/%j_%t_log.out", "--kill-on-bad-exit=1", "--wait=60")
+    ranks = [
+        *srun,
+        config.cluster.python or shlex.quote(sys.executable),
+        "-u -m submitit.core._submit",
+        shlex.quote(str(run.jobs)),
+    ]
+    lines = [
+        *environment_lines(config.cluster),
+        slurm.code_line(snapshot_code(run.path.parent)),
+        "export SUBMITIT_EXECUTOR=slurm",
+    ]
+    script = run.jobs / "attached.sh"
+    script.write_text("\n".join(["#!/bin/bash", *lines, "exec " + " ".join(ranks), ""]), encoding="utf-8")
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):  # submitit would take this shell's task for the run's
+        os.environ.pop(name, None)
+    with (run.jobs / "controller.log").open("ab") as log:
+        started = subprocess.Popen(
+            ["bash", str(script)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )  # fmt: skip
+    return Controller(psutil.Process(started.pid), lambda: started.poll() is not None, owns_ranks=False)
+
+
+def _step(config: TrainConfig, *options: str) -> list[str]:
+    """srun within this allocation, beside the step that the shell itself may be."""
+    cluster = config.cluster
+    shape = [f"--nodes={cluster.nodes}", f"--ntasks={cluster.world_size}", f"--ntasks-per-node={cluster.ranks_per_node}"]
+    return ["srun", "--overlap", *shape, f"--cpus-per-task={cluster.cpus_per_rank}", *map(shlex.quote, [*options, *cluster.srun])]
+
+
+def _debug(run: RunFolder, config: TrainConfig) -> None:
+    """The one rank in this shell: what is typed goes to the debugger."""
+    program = f"-m finetune.launch.debug {shlex.quote(str(run.path))}"
+    if config.cluster.scheduler == "slurm":
+        lines = environment_lines(config.cluster)
+        terminal = ["--pty"] if sys.stdin.isatty() else []
+        command = " ".join([*_step(config, *terminal), config.cluster.python or shlex.quote(sys.executable), program])
+    else:
+        lines, command = [], f"{shlex.quote(sys.executable)} {program}"
+    run.record_attempt(str(os.getpid()))
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the debugger's
+    try:
+        subprocess.run(["bash", "-c", "\n".join([*lines, f"exec {command}"])], check=False)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _in_use(run: RunFolder) -> ValueError:
+    pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
+    return ValueError(f"run {run.id} is in use: it is still running (processes: {pids})")
+
+
+@contextmanager
+def _deaf_children(run: RunFolder) -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows them (follow.py),
+    and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns at once.
+
+    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameters for any of this.
+    """
+    signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    # submitit hides GPUs that it was not told of; the job puts back what this shell sees
+    os.environ[job.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS)
+    # a rank must not take another launcher's environment for its own
+    inherited = {
+        key: os.environ.pop(key)
+        for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if key in os.environ
+    }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
+    run.jobs.mkdir(exist_ok=True)
+    with (run.jobs / "controller.log").open("ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        for descriptor, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.environ.update(inherited)
+        for number, handler in signals.items():
+            signal.signal(number, handler)

@@ -1,0 +1,185 @@
+"""What runs are doing, from their folders and from Slurm; from any shell, whoever submitted them, with or without accounting.
+
+The folder knows what the ranks said; Slurm knows what is queued and what was killed without a word. Slurm forgets (minutes after
+the end where there is no accounting), so how a job ended is written into the folder by whoever sees it first.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from finetune.run_folder import RunFolder
+
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING")
+UNKNOWN = ""
+SECONDS = 15  # that a Slurm command may take
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or task of an array, as Slurm tells it."""
+
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    nodes: str = ""
+    start: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A run now. `state`: queued, running, completed, stopped, failed, dead, cancelled; `alive`: a job of it runs, or will."""
+
+    run: RunFolder
+    state: str
+    alive: bool
+    reason: str = ""
+    restarts: int = 0
+    nodes: str = ""
+    job_id: str = ""
+
+    def describe(self) -> str:
+        return f"{self.state} as job {self.job_id}" if self.job_id else self.state
+
+
+def observe(runs: list[RunFolder]) -> list[Observed]:
+    """One for each run, in their order. Slurm is asked once for all of them, if any was given to it."""
+    ours = {run.id: _job_of(run) for run in runs}
+    jobs = _squeue() if any(job is not None for job in ours.values()) else {}
+    if jobs is not None:
+        for run in runs:
+            if ours[run.id] == UNKNOWN:
+                ours[run.id] = _left_behind(run, jobs)
+        left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.read_json("outcome.json")]
+        jobs = {**(_sacct(left) if left else {}), **jobs}
+    return [_of_slurm(run, job, jobs) if (job := ours[run.id]) else _of_this_machine(run) for run in runs]
+
+
+def _job_of(run: RunFolder) -> str | None:
+    """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
+    attempt = run.read_json("attempt.json")
+    if attempt is None:
+        interrupted = run.config().cluster.scheduler == "slurm" and not run.read_json("outcome.json")
+        return UNKNOWN if interrupted else None
+    return str(attempt["job_id"]) if attempt.get("scheduler") == "slurm" else None
+
+
+def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
+    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
+    names = {run.id, run.sweep()}
+    for job_id, job in list(jobs.items()):
+        if job.name in names and job.state in WAITING:
+            jobs.setdefault(_array(job_id), job)
+            return _array(job_id)
+    return None
+
+
+def states(job_ids: list[str]) -> dict[str, str]:
+    """Slurm's word for each job; of an array that of its last task to end. "" where it has forgotten.
+
+    Raises:
+        ValueError: Slurm does not answer.
+    """
+    queue = _squeue()
+    if queue is None:
+        raise ValueError("Slurm does not answer: try again later")
+    known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
+    found = {}
+    for job_id in job_ids:
+        tasks = {job.state for key, job in known.items() if _array(key) == job_id}
+        order = (*AT_WORK, *WAITING, *sorted(tasks - {"COMPLETED"}), "COMPLETED")
+        found[job_id] = next((state for state in order if state in tasks), "")
+    return found
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
+def _of_this_machine(run: RunFolder) -> Observed:
+    state = run.state()
+    reason = run.failure() or "" if state in ("failed", "dead") else ""
+    return Observed(run, state, alive=state == "running", reason=reason)
+
+
+def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
+    """The queue's word holds while a job is in it; then the folder's; then the accounting's."""
+    state, job = run.state(), (jobs or {}).get(job_id)
+    started = run.read_json("started.json") or {}
+    restarts = max(job.restarts if job else 0, int(started.get("restart", 0)))
+    if jobs is None:
+        alive = state in ("queued", "running")
+        return Observed(run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id)
+    if job is not None and job.state in WAITING:
+        return Observed(run, "queued", True, _why(job), restarts, "", job_id)
+    if job is not None and job.state in AT_WORK:
+        # its ranks have ended, its batch script has not: what the folder says comes true in a moment
+        return Observed(run, "running", True, "", restarts, job.nodes, job_id)
+    cancelled = job is not None and job.state == "CANCELLED" and state != "completed"
+    if state in ("queued", "running") or (cancelled and state != "cancelled"):  # the ranks said nothing of such an end
+        state, reason = _silent_end(run, job)
+        run.write_json("outcome.json", {"state": state, "reason": reason})
+    outcome = run.read_json("outcome.json") or {}
+    reason = str(outcome.get("reason") or (run.failure() or "" if state == "failed" else ""))
+    return Observed(run, state, False, reason, restarts, "", job_id)
+
+
+def _silent_end(run: RunFolder, job: Job | None) -> tuple[str, str]:
+    if job is None:
+        return "dead", "Slurm does not know its job any more, and its ranks left no word"
+    if job.state == "CANCELLED":
+        return "cancelled", "cancelled"
+    where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
+    return "failed", f"Slurm ended the job{where}: {job.state}"
+
+
+def _why(job: Job) -> str:
+    """Why a job waits, in words where Slurm's are not enough."""
+    if job.reason in ("JobHeldUser", "JobHeldAdmin"):
+        return f"held ({job.reason}: its submission was interrupted, or somebody holds it): finetune cancel, then retry"
+    starts = f", starts about {job.start}" if job.start not in ("", "N/A") else ""
+    return f"{job.reason}{starts}" if job.reason not in ("", "None") else "about to start"
+
+
+def _squeue() -> dict[str, Job] | None:
+    """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not answer."""
+    fields = ("JobArrayID:64", "State:24", "Reason:96", "StartTime:24", "RestartCnt:8", "NodeList:200", "Name:200")
+    columns = ",".join(f"{field}|" for field in fields)
+    lines = _lines("squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns)
+    if lines is None:
+        return None
+    jobs = {}
+    for line in lines:
+        values = [value.strip() for value in line.split("|")]
+        if len(values) >= len(fields):
+            job_id, state, reason, start, restarts, nodes, name = values[: len(fields)]
+            jobs[job_id] = Job(state, reason, int(restarts) if restarts.isdigit() else 0, nodes, start, name)
+    return jobs
+
+
+def _sacct(job_ids: list[str]) -> dict[str, Job]:
+    """What accounting knows of jobs that have left the queue; nothing where there is none."""
+    found = {}
+    for first in range(0, len(job_ids), 500):  # a command line has an end
+        wanted = ",".join(job_ids[first : first + 500])
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "-o", "JobID,State,NodeList", "-j", wanted]
+        for line in _lines(*command) or []:
+            job_id, state, nodes = [*line.split("|"), "", ""][:3]
+            found[job_id] = Job(state.partition(" ")[0], nodes=nodes)  # "CANCELLED by 1000"
+    return found
+
+
+def _lines(*command: str) -> list[str] | None:
+    """What the command printed, or None if it failed, is not there, or does not answer."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None

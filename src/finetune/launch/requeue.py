@@ -1,0 +1,386 @@
+"""What the batch script of a Slurm job does around srun: it opens an attempt, and afterwards decides whether the run comes back.
+
+    trap : TERM                                          # a requeue from outside must leave time for the last line
+    python -m finetune.launch.requeue begin RUN          # 0: start the ranks; 75: back in the queue; 1: it must not run again
+    srun …
+    python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
+
+It runs on the batch host, outside of a container, where scontrol is: only the standard library and finetune.attempts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune import attempts
+from finetune.attempts import Attempt, Ending
+
+GO, FAILED, BACK_IN_QUEUE = 0, 1, 75
+SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
+TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="finetune.launch.requeue", description=__doc__.partition("\n")[0])
+    parser.add_argument("when", choices=("begin", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--code", type=int, help="srun's exit code (end)")
+    parser.add_argument("--max-restarts", type=int, required=True)
+    parser.add_argument("--on-interrupt", choices=("requeue", "resubmit", "stop"), required=True)
+    parser.add_argument("--world-size", type=int, required=True)
+    options = parser.parse_args(arguments)
+    job = Job(options)
+    run = options.run.resolve()  # through a sweep's points/<index>
+    return begin(run, job) if options.when == "begin" else end(run, job, options.code)
+
+
+class Job:
+    """This Slurm job, and what may be done with it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        env = os.environ
+        # never an array task's SLURM_JOB_ID: that of one of them is the array's too, and names all of them
+        array = env.get("SLURM_ARRAY_JOB_ID")
+        self.id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
+        self.nodes = hostnames(env["SLURM_JOB_NODELIST"])
+        self.options = options
+
+    def is_ours(self) -> bool:
+        """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue from outside, which
+        needs no second one, or after a cancellation, which must be the end. (Both show as COMPLETING.) A time limit is ours."""
+        shown = scontrol("show", "job", self.id)
+        state, reason = (re.search(rf"\b{key}=(\w+)", shown) for key in ("JobState", "Reason"))
+        if state is None or state[1] == "RUNNING":
+            return True
+        return state[1] in ("COMPLETING", "TIMEOUT") and reason is not None and reason[1] == "TimeLimit"
+
+    def requeue(self, without: list[str]) -> None:
+        """Put it back into the queue. Slurm ends this script, which is part of the job, a moment later.
+
+        Raises:
+            RuntimeError: Slurm refuses.
+        """
+        try:
+            scontrol("requeue", self.id, check=True)
+        except RuntimeError:
+            if self.is_ours():
+                raise  # else Slurm did so in this very moment, as where it missed a node
+        self.exclude(without)
+
+    def exclude(self, nodes: list[str], check: bool = True) -> None:
+        """Keep a job that waits in the queue away from nodes. It cannot start before this script has ended."""
+        if nodes:
+            scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=check)
+
+
+def begin(run: Path, job: Job) -> int:
+    """Open an attempt: close the one before, if it could not do that itself, and see whether this one may run."""
+    earlier = attempts.read(run)
+    if earlier and (verdict := _close_the_last(run, earlier, job)) is not None:
+        return verdict
+    avoided = attempts.excluded_nodes(run)
+    if unwanted := sorted(set(avoided) & set(job.nodes)):
+        say(f"Slurm gave this run {', '.join(unwanted)}, which it avoids: back into the queue")
+        try:
+            job.requeue(avoided)
+            return BACK_IN_QUEUE
+        except RuntimeError as fault:  # then a bad node is better than none: the preflight will tell
+            say(f"cannot avoid {', '.join(unwanted)}: {fault}")
+    forget_ending(run)
+    attempts.begin(run, job.id, job.nodes, time.time(), saved_step(run))
+    return GO
+
+
+def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
+    """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
+    last = earlier[-1]
+    if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
+        return None
+    dead = dead_nodes(last.nodes, last.time)
+    if last.ending is not None:
+        if dead:
+            ending = replace(last.ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
+            attempts.end(run, last.number, ending, f"{ending.cause} after step {ending.last_step}: {ending.detail}", time.time())
+        return None
+    ending = ending_of(run, last, None, job.options.world_size)
+    if dead and ending.cause in (attempts.DIED, attempts.KILLED):
+        ending = replace(ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
+    before = [a.ending for a in attempts.of_submission(earlier[:-1], last.job) if a.ending]
+    decision = attempts.decide(ending, before, job.options.max_restarts)
+    attempts.end(run, last.number, ending, decision.words, time.time())
+    say(f"attempt {last.number}: {decision.words}")
+    if last.job != job.id or decision.again:  # a person who submits again wants it to run
+        return None
+    if decision.failed:
+        fail(run, decision.words)
+    return FAILED
+
+
+def end(run: Path, job: Job, code: int) -> int:
+    """Close the attempt: note how it ended, and bring the run back or not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a requeue ends this job, we included
+    earlier = attempts.read(run)
+    if not earlier or earlier[-1].ending is not None:
+        raise RuntimeError(f"{run}: no attempt is open")
+    last = earlier[-1]
+    ending = ending_of(run, last, code, job.options.world_size)
+    before = [a.ending for a in attempts.of_submission(earlier[:-1], job.id) if a.ending]
+    decision = attempts.decide(ending, before, job.options.max_restarts)
+    if not decision.again:
+        attempts.end(run, last.number, ending, decision.words, time.time())
+        say(decision.words)
+        if decision.failed:
+            fail(run, decision.words)
+        clean_up(run, len(job.nodes))
+        return GO if ending.cause == attempts.COMPLETED else FAILED
+    return _again(run, job, last, ending, decision.words)
+
+
+def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
+    """Bring the run back, in the way its site allows."""
+    without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
+    way = job.options.on_interrupt if job.is_ours() else "left to Slurm, which ends the job"
+    if way == "stop":
+        words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
+    attempts.end(run, last.number, ending, words, time.time())  # first of all: a requeue ends this script
+    avoided = f", without {', '.join(without)}" if without else ""
+    say(f"{words}: {way}{avoided}")
+    if way == "stop":
+        return FAILED
+    forget_ending(run)
+    try:
+        if way == "requeue":
+            clean_up(run, len(job.nodes))
+            job.requeue(without)
+        elif way == "resubmit":
+            clean_up(run, len(job.nodes))
+            attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
+        else:
+            job.exclude(without, check=False)  # a job that was cancelled has no queue to be kept in
+    except RuntimeError as fault:
+        words = f"{words}; it cannot come back: {fault}"
+        attempts.end(run, last.number, ending, words, time.time())
+        say(words)
+        fail(run, words)
+        return FAILED
+    return BACK_IN_QUEUE
+
+
+def resubmit(run: Path, job: Job, without: list[str]) -> str:
+    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there.
+
+    Raises:
+        RuntimeError: Slurm refuses.
+    """
+    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.id, check=True))
+    if script is None:
+        raise RuntimeError(f"Slurm does not know the script of job {job.id}")
+    index = job.id.partition("_")[2]
+    options = [f"--array={index}"] if index else []
+    options += [f"--exclude={','.join(without)}"] if without else []
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    command = ["sbatch", "--parsable", "--hold", *options, script[1]]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=60, check=False)
+    if done.returncode:
+        raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")
+    raw_id = done.stdout.strip().partition(";")[0]
+    new_id = f"{raw_id}_{index}" if index else raw_id
+    shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
+    submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
+    write_json(run / "attempt.json", submitted)
+    scontrol("release", raw_id, check=True)
+    return new_id
+
+
+# --- how an attempt ended ----------------------------------------------------------------------------------------------
+
+
+def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) -> Ending:
+    """How an attempt ended, from what its ranks left in the run folder.
+
+    Args:
+        code: srun's exit code; None: the batch script was killed, and with it perhaps the ranks.
+    """
+    reached = last_step(run, attempt)
+    saved = saved_step(run)
+
+    def ending(cause: str, detail: str = "", bad_nodes: tuple[str, ...] = ()) -> Ending:
+        return Ending(cause, attempt.from_step, max(reached, attempt.from_step), saved, detail, bad_nodes)
+
+    outcome = read_json(run / "outcome.json") or {}
+    if outcome.get("state") in (attempts.COMPLETED, attempts.STOPPED, attempts.INTERRUPTED):
+        who = outcome.get("asked_by") or "another rank was asked to leave"
+        return ending(outcome["state"], f"{who}: all ranks saved and left" if outcome["state"] == attempts.INTERRUPTED else "")
+    failures = [body for path in sorted(run.glob("failure-rank-*.json")) if (body := read_json(path))]
+    for kind, cause in (("mistake", attempts.MISTAKE), ("preflight", attempts.PREFLIGHT)):
+        if chosen := [body for body in failures if body.get("kind") == kind]:
+            bad = tuple(sorted({node for body in chosen for node in body.get("nodes", [])}))
+            word = str(min(chosen, key=lambda body: body["time"])["error"])
+            if 1 < len(attempt.nodes) == len(bad):  # then it is no node's fault
+                return ending(attempts.MISTAKE, f"{word} (and so it is on every node)")
+            return ending(cause, word, bad)
+    if code is None:
+        return ending(attempts.KILLED, "it ended without a word: requeue, preemption or time limit with too little grace time")
+    if code in SIGNALLED and not failures:
+        return ending(attempts.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
+    absent = absent_nodes(run, attempt)
+    word = attempts.first_word(failures, world_size) or f"a rank ended without a word, exit code {code} (killed? out of memory?)"
+    if absent:
+        word += f"; no rank on {', '.join(absent)} ever reached the shared folder"
+        return ending(attempts.PREFLIGHT, word, absent)
+    return ending(attempts.DIED, word)
+
+
+def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
+    """Nodes on which no rank came as far as writing into the run folder, where others did: see preflight.py."""
+    present = {path.name for path in (run / "jobs" / "present").glob("*")}
+    absent = tuple(node for node in attempt.nodes if node not in present)
+    return absent if 0 < len(absent) < len(attempt.nodes) else ()
+
+
+def last_step(run: Path, attempt: Attempt) -> int:
+    """The last step that an attempt said in metrics.jsonl; 0 if it did none."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, (run / "metrics.jsonl").stat().st_size - 65536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # torn, or begun before what we read
+        if record["time_ms"] < attempt.time * 1000:
+            return 0
+        if "train/loss" in record["values"]:
+            return int(record["step"])
+    return 0
+
+
+def saved_step(run: Path) -> int:
+    """Steps in the newest checkpoint; 0 without one."""
+    found = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return max(found, default=0)
+
+
+def dead_nodes(nodes: tuple[str, ...], since: float) -> tuple[str, ...]:
+    """Those that are down, do not answer, or have started anew since then."""
+    return tuple(node for node in nodes if _is_dead(scontrol("show", "node", node, "--oneliner"), since))
+
+
+def _is_dead(line: str, since: float) -> bool:
+    """From what scontrol says of a node."""
+    state = re.search(r"\bState=(\S+)", line)
+    if state and ("*" in state[1] or any(word in state[1] for word in ("DOWN", "FAIL", "NOT_RESPONDING"))):
+        return True
+    starts = [datetime.fromisoformat(text).timestamp() for text in re.findall(r"\b(?:BootTime|SlurmdStartTime)=(\d\S+)", line)]
+    return any(start > since for start in starts)
+
+
+def _names_dead(nodes: tuple[str, ...]) -> str:
+    return f"{', '.join(nodes)} went down"
+
+
+# --- what is left on disk ----------------------------------------------------------------------------------------------
+
+
+def forget_ending(run: Path) -> None:
+    """How the last attempt ended is in attempts.jsonl: its files must not be taken for this one's."""
+    leftovers = [
+        run / "outcome.json", *run.glob("failure*.json"), *(run / "jobs").glob("rendezvous-*"),
+        *(run / "jobs").glob("stacks-rank-*.txt"), *(run / "jobs" / "present").glob("*"),
+    ]  # fmt: skip
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+
+
+def fail(run: Path, words: str) -> None:
+    """The run has ended for good: `finetune status` shows why."""
+    write_json(run / "failure.json", {"time": time.time(), "error": words})
+
+
+def clean_up(run: Path, num_nodes: int) -> None:
+    """Remove what ranks that were killed left on their nodes' own disks (launch/staging.py); it may take seconds, not more."""
+    staged = read_json(run / "staged.json")
+    if not staged or not shutil.which("srun"):
+        return
+    command = ["srun", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap", "rm", "-rf", "--", staged["folder"]]
+    try:
+        subprocess.run(command, timeout=30, check=False, capture_output=True)
+    except subprocess.TimeoutExpired:
+        say(f"{staged['folder']} may be left on a node")
+    (run / "staged.json").unlink(missing_ok=True)
+
+
+def write_json(path: Path, body: dict[str, Any]) -> None:
+    """Atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return body
+
+
+# --- Slurm -------------------------------------------------------------------------------------------------------------
+
+
+def scontrol(*words: str, check: bool = False) -> str:
+    """What scontrol prints; "" where it fails.
+
+    Raises:
+        RuntimeError: it failed, again and again, and `check` is set.
+    """
+    fault = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE)
+        try:
+            done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=30, check=False)
+        except FileNotFoundError:
+            fault = "scontrol is not on PATH"
+            break
+        except subprocess.TimeoutExpired:
+            fault = "the controller does not answer"
+            continue
+        if done.returncode == 0:
+            return done.stdout
+        fault = " ".join((done.stderr or done.stdout).split())
+        if "contact" not in fault.lower():  # only an absent controller is worth waiting for
+            break
+    if check:
+        raise RuntimeError(f"scontrol {' '.join(words)}: {fault}")
+    return ""
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """node[1-3,7] written out."""
+    return scontrol("show", "hostnames", nodelist, check=True).split()
+
+
+def say(words: str) -> None:
+    """Into the job's log."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: {words}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The verbs of life with runs: resume, status, logs, cancel, retry, prune, sync. Each reads disk and Slurm, from any shell."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from finetune.launch.chain import PrepareRun
+    from finetune.launch.observe import Observed
+
+WATCH_SECONDS = 3.0
+SYNC_SECONDS = 60.0
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=f"finetune {verb}", description=description)
+    made.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
+    return made
+
+
+def resume(arguments: list[str]) -> int:
+    options_of = parser(
+        "resume", "Go on with a run, from its newest checkpoint that verifies; with more steps, a completed one too."
+    )
+    options_of.add_argument("run", help="run id")
+    options_of.add_argument("settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2 or max_steps=2000")
+    options = options_of.parse_args(arguments)
+    from finetune.launch import submit
+
+    run = RunFolder.find(options.run, options.runs_dir)
+    submit.resume(run, options.settings)
+    return report_runs([run])
+
+
+def status(arguments: list[str]) -> int:
+    options_of = parser("status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell.")
+    options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
+    options_of.add_argument("--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)")
+    options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
+    options = options_of.parse_args(arguments)
+    from finetune import report
+    from finetune.launch.observe import observe
+
+    if prepared := _prepare_runs(options):
+        report.print_steps([(run.id, run.jobs, run.states()) for run in prepared])
+        options.runs = [name for name in options.runs if name not in {run.id for run in prepared}]
+        if not options.runs:
+            return 0
+    runs = chosen(options)
+    if options.watch:
+        watch(runs)
+    else:
+        report.print_status(observe(runs))
+    return 0
+
+
+def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
+    """Those of the named runs that are preparations."""
+    from finetune.launch.chain import PrepareRun
+
+    found = []
+    for name in options.runs:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(PrepareRun.find(name, options.corpora_dir))
+    return found
+
+
+def logs(arguments: list[str]) -> int:
+    options_of = parser("logs", "What a rank of a run has written.")
+    options_of.add_argument("run", help="run id")
+    options_of.add_argument(
+        "--rank", type=int, default=0, help="of which rank (0, whose log also holds the batch script's words)"
+    )
+    options_of.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    options = options_of.parse_args(arguments)
+    from finetune.launch.observe import observe
+
+    run = RunFolder.find(options.run, options.runs_dir)
+    if not 0 <= options.rank < run.config().cluster.world_size:
+        raise ValueError(f"--rank {options.rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
+    shown: Path | None = None
+    position, asked = 0, 0.0
+    alive = True
+    while True:
+        log = run.log(options.rank)
+        if log is not None:
+            if log != shown:  # another job of the run: resubmitted, or resumed
+                shown, position = log, 0
+            position = _print_from(log, position)
+        if not (options.follow and alive):
+            break
+        time.sleep(0.5)
+        if time.monotonic() - asked > WATCH_SECONDS:  # one more look at the log after the end
+            (now,) = observe([run])
+            alive, asked = now.alive, time.monotonic()
+    if shown is None:
+        (now,) = observe([run])
+        print(f"run {run.id} has no log of rank {options.rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
+    return 0
+
+
+def _print_from(log: Path, position: int) -> int:
+    with log.open("rb") as file:
+        file.seek(position if position <= log.stat().st_size else 0)  # begun anew
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.flush()
+        return file.tell()
+
+
+def cancel(arguments: list[str]) -> int:
+    options_of = parser("cancel", "Take runs out of the queue; stop running ones at their next step, with a checkpoint.")
+    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
+    options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
+    options = options_of.parse_args(arguments)
+    from finetune.launch import end
+
+    for run, words in end.cancel(chosen(options), options.now):
+        print(f"{run.id}: {words}", file=sys.stderr)
+    return 0
+
+
+def retry(arguments: list[str]) -> int:
+    options_of = parser("retry", "Submit again what failed, died or was cancelled; each goes on from its newest checkpoint.")
+    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
+    options = options_of.parse_args(arguments)
+    from finetune.launch import submit
+
+    again = submit.retry(chosen(options))
+    if not again:
+        print("nothing to retry: none of these runs failed, died or was cancelled", file=sys.stderr)
+        return 0
+    return report_runs(again)
+
+
+def prune(arguments: list[str]) -> int:
+    options_of = parser("prune", "Free what completed runs need no more: checkpoints, job files, code that no run uses.")
+    options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
+    options_of.add_argument("--failed", action="store_true", help="and whole folders of runs that failed, died or were cancelled")
+    options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
+    options = options_of.parse_args(arguments)
+    from finetune.launch import end
+
+    total = 0
+    for path, size in end.prunable(chosen(options), Path(options.runs_dir), options.failed):
+        total += size
+        print(f"{size / 2**20:10.1f} MiB  {path}", file=sys.stderr)
+        if options.yes:
+            end.remove(path)
+    done = (
+        "freed"
+        if options.yes
+        else "would be freed: add --yes. A completed run without checkpoints cannot be resumed with more steps"
+    )
+    print(f"{total / 2**20:10.1f} MiB  {done}", file=sys.stderr)
+    return 0
+
+
+def sync(arguments: list[str]) -> int:
+    options_of = parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
+    options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
+    return sync_runs(chosen(options_of.parse_args(arguments)))
+
+
+# --- what verbs share --------------------------------------------------------------------------------------------------
+
+
+def chosen(options: argparse.Namespace) -> list[RunFolder]:
+    """The runs that a command names, a sweep standing for its points; all if it names none.
+
+    Raises:
+        FileNotFoundError: there is no such run, sweep or folder.
+    """
+    if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
+        raise FileNotFoundError(f"--runs-dir {options.runs_dir} does not exist")
+    every = RunFolder.all(options.runs_dir)
+    wanted = getattr(options, "runs", [])
+    if not wanted:
+        return every
+    found: dict[str, RunFolder] = {}
+    for name in wanted:
+        points = [run for run in every if run.sweep() == name]
+        for run in points or [RunFolder.find(name, options.runs_dir)]:
+            found[run.id] = run
+    return list(found.values())
+
+
+def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None) -> list[Observed]:
+    """A live table until all runs have ended, or Ctrl-C; then how they ended.
+
+    Args:
+        also: called between two looks.
+    """
+    from rich.live import Live
+
+    from finetune import report
+    from finetune.launch.observe import observe
+
+    now = observe(runs)
+    with Live(report.status_table(now), console=report.console(), auto_refresh=False, transient=True) as live:
+        while any(one.alive for one in now):
+            also()
+            time.sleep(WATCH_SECONDS)
+            now = observe(runs)
+            live.update(report.status_table(now), refresh=True)
+    report.print_status(now, stderr=True)
+    return now
+
+
+def report_runs(runs: list[RunFolder]) -> int:
+    """Say what became of submitted runs: how they ended, or that they go on by themselves, with what comes next. With wait=true
+    it waits for the end first. The exit code that says it; stdout carries the run ids."""
+    from finetune.launch.observe import observe
+
+    config, now = runs[0].config(), observe(runs)
+    if config.wait and any(one.alive for one in now):
+        _say_submitted(now)
+        now = _wait(runs)
+    elif any(one.alive for one in now):
+        _say_submitted([one for one in now if one.alive])
+    failed = [one for one in now if not one.alive and one.state != "completed"]
+    for one in now:
+        _say_ended(one)
+        print(one.run.id, flush=True)
+    if failed and len(runs) > 1:
+        print(f"error: {len(failed)} of {len(runs)} runs did not complete", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _say_submitted(now: list[Observed]) -> None:
+    first, sweep = now[0], now[0].run.sweep()
+    if first.run.scheduler() == "local":
+        for one in now:
+            print(f"started {one.run.id}: `finetune status {one.run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
+        return
+    name = sweep if sweep and len(now) > 1 else first.run.id
+    for one in now[:20]:
+        print(f"  {one.run.id}  job {one.job_id}", file=sys.stderr)
+    if len(now) > 20:
+        print(f"  … and {len(now) - 20} more", file=sys.stderr)
+    print(
+        f"submitted {f'sweep {name}: {len(now)} runs' if len(now) > 1 else f'run {name}'}\n"
+        f"  finetune status {name} --watch    finetune logs {first.run.id} -f    finetune cancel {name}",
+        file=sys.stderr,
+    )
+
+
+def _say_ended(one: Observed) -> None:
+    from finetune import report
+
+    if one.alive:
+        return
+    if one.state == "completed":
+        report.print_summary(one.run)
+        return
+    run, reason = one.run, one.reason or "its processes are gone; the logs are in jobs/"
+    detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
+        one.state, f"{one.state}: {reason}"
+    )
+    print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
+
+
+def _wait(runs: list[RunFolder]) -> list[Observed]:
+    from finetune.launch.observe import observe
+
+    synced = time.monotonic()
+
+    def sync_now_and_then() -> None:
+        nonlocal synced
+        if time.monotonic() - synced > SYNC_SECONDS:
+            sync_runs(runs, quiet=True)
+            synced = time.monotonic()
+
+    try:
+        now = watch(runs, sync_now_and_then)
+    except KeyboardInterrupt:
+        print("no longer waiting; the runs go on", file=sys.stderr)
+        return observe(runs)
+    sync_runs(runs, quiet=True)
+    return now
+
+
+def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
+    from finetune.launch.observe import observe
+    from finetune.tracking import sender
+
+    observe(runs)  # writes down the ends that only Slurm saw
+    failed = 0
+    for run in runs:
+        try:
+            sender.sync(run)
+        except Exception as fault:  # one run, or one server, must not keep the others from theirs
+            failed += 1
+            reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
+            if not quiet:
+                print(f"error: run {run.id} is not in MLflow: {reason}", file=sys.stderr)
+    for sweep in {run.sweep() for run in runs} - {None}:
+        with contextlib.suppress(Exception):  # of whose points something was said above
+            sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])
+    if failed and quiet:
+        print(f"MLflow is behind by {failed} runs ({reason}): `finetune sync` catches up", file=sys.stderr)
+    elif not quiet:
+        print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
+    return 1 if failed else 0

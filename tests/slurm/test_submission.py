@@ -1,0 +1,237 @@
+"""Submission on the real test cluster: a sweep is one array, what is queued is frozen, and nothing half-submitted ever runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import data_prep
+import finetune
+from finetune.config import conf_dir
+from finetune.launch.observe import observe
+from finetune.run_folder import RunFolder
+from tests.slurm.conftest import Shell, losses, training, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+# of 2 × 3 points one is impossible: 32 is no multiple of 3, 48 is
+GRID = [
+    "model.from_scratch.num_key_value_heads=1",
+    "model.from_scratch.hidden_size=32,48",
+    "model.from_scratch.num_attention_heads=2,3,4",
+]
+
+
+@pytest.fixture(scope="module")
+def sweep(shell: Shell) -> tuple[subprocess.CompletedProcess[str], list[RunFolder]]:
+    """The 2×3 sweep on 2 nodes × 2 ranks a point, two points at a time, followed to its end."""
+    shape = ["cluster.nodes=2", "cluster.ranks_per_node=2", "cluster.array_parallelism=2"]
+    done = shell.finetune("train", "-m", *training("name=grid", "wait=true", *shape, *GRID), code=1)
+    return done, shell.runs(done.stdout)
+
+
+def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
+    shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
+) -> None:
+    done, runs = sweep
+    assert len(runs) == 6
+    (array,) = {str(run.read_json("attempt.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
+    (bad,) = [run for run in runs if (heads := run.config().model.from_scratch)["hidden_size"] % heads["num_attention_heads"]]
+    for run in runs:
+        assert run.state() == ("failed" if run == bad else "completed"), run.failure()
+        if run != bad:
+            assert len(losses(run)) == 6
+    assert "1 of 6 runs did not complete" in done.stderr
+    accounted = shell.cluster.slurm("sacct", "-n", "-X", "-P", "-j", array, "-o", "JobID,State,ExitCode,NNodes").split()
+    index = runs.index(bad)
+    assert sorted(accounted) == sorted(
+        f"{array}_{i}|{'FAILED|1:0' if i == index else 'COMPLETED|0:0'}|2" for i in range(6)
+    )  # fmt: skip
+    script = next((shell.folder / "runs" / "sweeps").glob("grid-*/0/submit.sh")).read_text()
+    assert "#SBATCH --array=0-5%2" in script
+    table = shell.finetune("status", str(runs[0].sweep())).stdout
+    assert "6 runs: 5 completed, 1 failed" in table
+    assert str(bad.failure()) in table
+
+
+def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
+    shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
+) -> None:
+    _, runs = sweep
+    for run in runs:
+        provenance = run.read_json("provenance.json")
+        assert provenance is not None
+        assert {"torch", "deepspeed", "submitit"} <= provenance["packages"].keys()
+        assert {"git_revision", "git_diff", "command", "sweep"} <= provenance.keys()
+        assert sum(path.is_file() for path in run.path.rglob("*")) < 60  # a thousand points stay below a quota of 100,000
+        (submitted,) = run.jobs.glob("*_submitted.pkl")
+        names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
+        assert {"finetune.launch.job", "run_job", str(run.path)} <= set(names)
+        assert not any("omegaconf" in name or "hydra" in name for name in names)
+    (code,) = {run.code() for run in runs}
+    assert code is not None
+    assert (shell.folder / "runs" / ".code" / code / "finetune" / "train.py").is_file()
+
+
+def test_mlflow_has_a_parent_with_its_points(
+    shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    _, runs = sweep
+    client = MlflowClient(f"sqlite:///{shell.folder / 'runs' / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (parent,) = client.search_runs(experiments, f"tags.`finetune.sweep` = '{runs[0].sweep()}'")
+    children = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.data.tags["finetune.run_id"]: child.info.status for child in children} == {
+        run.id: "FINISHED" if run.state() == "completed" else "FAILED" for run in runs
+    }
+    assert parent.info.status == "FAILED"
+
+
+def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_steps_go_on_from_there(shell: Shell) -> None:
+    (far,) = shell.runs(shell.finetune("train", *training("cluster.nodes=2", "wait=true")).stdout)
+    (here,) = shell.runs(shell.finetune("train", *training("cluster.ranks_per_node=2", cluster="local")).stdout)
+    assert losses(far) == pytest.approx(losses(here), abs=1e-6)
+    assert "is completed: give it more steps" in shell.finetune("resume", far.id, code=2).stderr
+    shell.finetune("resume", far.id, "max_steps=9")
+    assert far.summary()["steps"] == 9  # type: ignore[index]
+    assert len(losses(far)) == 9
+    assert "add --yes" in shell.finetune("prune", far.id).stderr
+    assert far.checkpoints.is_dir()
+    shell.finetune("prune", far.id, "--yes")
+    assert not far.checkpoints.exists()
+    assert Path(far.summary()["result"]).is_dir()  # type: ignore[index]
+    assert "completed" in shell.finetune("status", far.id).stdout
+
+
+def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell: Shell, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for package in (finetune, data_prep):
+        shutil.copytree(Path(str(package.__file__)).parent, checkout / package.__name__)
+    shutil.copytree(conf_dir(), checkout / "finetune" / "conf", dirs_exist_ok=True)
+    my = shell.folder / "my" / "recipe"
+    my.mkdir()
+    (my / "edited.yaml").write_text("# @package _global_\nlr: 0.003\n")
+    with shell.closed():
+        (run,) = shell.runs(shell.finetune("train", *training("recipe=edited"), PYTHONPATH=str(checkout)).stdout)
+        (my / "edited.yaml").write_text("# @package _global_\nlr: 100.0\n")
+        (checkout / "finetune" / "train.py").write_text("raise RuntimeError('edited')\n")
+    wait_for(lambda: not observe_in(shell, run).alive)
+    assert run.state() == "completed", run.failure()
+    assert run.config().lr == 0.003
+    assert "edited" not in run.log(0).read_text()  # type: ignore[union-attr]
+
+
+def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
+    os.environ["SLURM_CONF"] = str(shell.cluster.conf)
+    try:
+        return observe([run])[0]
+    finally:
+        del os.environ["SLURM_CONF"]
+
+
+def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
+    shell.empty_queue()
+    with shell.closed():
+        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")) for _ in range(2)]
+        ids = []
+        for submitted in both:
+            out, err = submitted.communicate(timeout=120)
+            assert submitted.returncode == 0, err
+            ids.append(out.split())
+        assert len({*ids[0], *ids[1]}) == 12
+        assert len(shell.queue()) == 12
+        runs = shell.runs("\n".join([*ids[0], *ids[1]]))
+        assert len({run.sweep() for run in runs}) == 2
+        assert len({(run.config().seed, run.config().zero["stage"]) for run in runs}) == 6
+        shell.finetune("cancel", *(str(sweep) for sweep in {run.sweep() for run in runs}))
+        assert not shell.queue()
+        assert {run.state() for run in runs} == {"cancelled"}
+
+
+@pytest.mark.parametrize("moment", ["sbatch", "release"])
+def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tmp_path: Path, moment: str) -> None:
+    """Killed after Slurm took the array and before it said so; killed before the release."""
+    shell.empty_queue()
+    name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
+    fake = tmp_path / name
+    real = shutil.which(name)
+    when = '[[ " $* " == *" --hold "* ]]' if moment == "sbatch" else '[[ "$1" == release ]]'
+    kill = "kill -9 $PPID"
+    body = f'{real} "$@" >/dev/null; {kill}' if moment == "sbatch" else kill
+    fake.write_text(f'#!/bin/bash\nif {when}; then {body}; exit 1; fi\nexec {real} "$@"\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    submitted = subprocess.run(
+        [sys.executable, "-m", "finetune.cli", "train", "-m", *training(f"name=killed-{moment}", "seed=1,2")],
+        cwd=shell.folder, env={**shell.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert submitted.returncode == -signal.SIGKILL
+    assert set(shell.queue().values()) == {"PENDING"}  # held, though the partition is open and idle
+    time.sleep(3)
+    assert set(shell.queue().values()) == {"PENDING"}
+    runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith(f"killed-{moment}-")]
+    assert len(runs) == 2
+    table = " ".join(shell.finetune("status", str(runs[0].sweep())).stdout.split())
+    assert table.count("its submission was interrupted") == 2
+    shell.finetune("cancel", str(runs[0].sweep()))
+    assert not shell.queue()
+    assert not any(run.metrics.exists() for run in runs)
+
+
+def test_a_preparation_is_a_chain_of_arrays_and_a_training_starts_behind_it(shell: Shell) -> None:
+    chained = ["corpus=sample", "corpora_dir=chained", "cluster=testcluster", "cluster.prepare.tasks=2", "shard_characters=20000"]
+    prepared = shell.finetune("prepare", *chained).stdout.strip()
+    (run,) = shell.runs(
+        shell.finetune("train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared).stdout
+    )
+    assert "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split())
+    wait_for(lambda: not observe_in(shell, run).alive)
+    assert run.state() == "completed", run.failure()
+    steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
+    assert len(steps) > 8
+    assert all(step.split()[-1] == "completed" for step in steps), steps
+    assert "is there already" in shell.finetune("prepare", *chained).stderr
+    assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
+
+
+def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
+    study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1"]
+    study += ["hydra.sweeper.direction=minimize", "max_steps=2", "lr=interval(1e-4,1e-2)", "name=optuna"]
+    shell.finetune("train", "-m", *training(*study))
+    runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("optuna-")]
+    assert {run.state() for run in runs} == {"completed"}
+    arrays = [str((run.read_json("attempt.json") or {})["job_id"]) for run in runs]
+    assert sorted("_" in job for job in arrays) == [False, True, True]
+    assert len({run.sweep() for run in runs}) == 1
+    (found,) = (shell.folder / "runs" / "sweeps").glob("*/optimization_results.yaml")
+    best = min(run.summary()["after"]["loss"] for run in runs)  # type: ignore[index]
+    assert f"best_value: {best}" in found.read_text()
+
+
+def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger(shell: Shell) -> None:
+    allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
+    command = [sys.executable, "-m", "finetune.cli", "train", *training("max_steps=2", "cluster.ranks_per_node=2")]
+    (run,) = shell.runs(shell.run(*allocation, *command).stdout)
+    assert run.state() == "completed"
+    assert run.read_json("started.json")["host"].startswith("node")  # type: ignore[index]
+    too_big = shell.run(*allocation, *command, "cluster.nodes=2", code=2)
+    assert "this allocation has 1" in too_big.stderr
+    assert "needs an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
+    debugged = subprocess.run(
+        [*allocation, *command, "cluster.ranks_per_node=1", "debug=true"], cwd=shell.folder, env=shell.environment,
+        input="p run.id\nc\n", capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert debugged.returncode == 0, debugged.stderr[-2000:]
+    assert "(Pdb) 'run-" in debugged.stdout
+    assert json.loads((shell.runs(debugged.stdout.split()[-1])[0].path / "outcome.json").read_text())["state"] == "completed"

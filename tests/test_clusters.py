@@ -1,0 +1,144 @@
+"""Profiles of clusters, what a submission freezes, and that no secret gets into it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune.cluster import ClusterConfig
+from finetune.completion import words
+from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.launch import freeze, slurm
+from finetune.launch.environment import environment_file, profiles
+from tests.models import LLAMA
+
+ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
+
+
+def test_each_profile_has_its_environment_rendered_and_no_other_is_there() -> None:
+    rendered = {name: environment_file(cluster) for name, cluster in profiles().items()}
+    on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
+    assert on_disk == rendered, "run `make cluster-env`"
+    assert {"olivia", "lumi", "saga", "betzy", "idun", "testcluster"} <= rendered.keys()
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
+    cluster = profiles()[name]
+    assert cluster.name == name
+    for nodes, points in ((1, None), (2, 3)):
+        script = slurm.render_script(
+            replace(cluster, nodes=nodes), "sweep", Path("/runs/s w/points/%a"), Path("/runs/.code/ab"), points
+        )
+        checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        assert ("#SBATCH --array=0-2%3\n" in script) == (points is not None)
+        assert f"#SBATCH --ntasks-per-node={cluster.ranks_per_node}\n" in script
+        assert "--kill-on-bad-exit=1" in script
+        assert ("NCCL_NET='AWS Libfabric'" in script) == (name == "olivia" and nodes == 2)
+    checked = subprocess.run(["bash", "-n", str(ENVIRONMENTS / f"{name}.sh")], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_variables_of_the_job_are_left_to_the_job() -> None:
+    cluster = ClusterConfig(env={"A": "/tmp/$SLURM_JOB_ID/x", "B": 'say "no" `now`', "C": 'it\'s $HOME "x" `y`'})
+    lines = "\n".join(line for line in environment_file(cluster).splitlines() if line.startswith("export"))
+    shown = subprocess.run(
+        ["bash", "-c", f'{lines}\nprintf "%s\\n" "$A" "$B" "$C"'], capture_output=True, text=True, check=True,
+        env={"SLURM_JOB_ID": "7", "HOME": "/h"},
+    ).stdout.splitlines()  # fmt: skip
+    assert shown == ["/tmp/7/x", 'say "no" `now`', 'it\'s /h "x" `y`']
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
+        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine"),
+        ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
+        ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
+        ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
+    ],
+)
+def test_settings_of_a_cluster_that_make_no_sense(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ClusterConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_an_account_must_look_like_the_sites() -> None:
+    olivia = profiles()["olivia"]
+    for account in (None, "project_465000000"):
+        with pytest.raises(ValueError, match=r"olivia wants one like nn9999k \(`projects` lists yours\)"):
+            replace(olivia, account=account)
+
+
+def config(**settings: object) -> TrainConfig:
+    model = ModelConfig(from_scratch=dict(LLAMA))
+    return TrainConfig(model=model, data=DataConfig(corpus="c"), **settings)  # type: ignore[arg-type]
+
+
+def test_no_secret_is_written_down() -> None:
+    token, password = "hf_" + "a1B2" * 8, "hunter2hunter2"
+    text = f"""
+-TOKEN = "{token}"
++uri: https://me:{password}@mlflow.example.no/
++export WANDB_API_KEY={"0123456789abcdef" * 2}
++password: "{password}"
++max_tokens: 1048576
++tokenizer = load_tokenizer(path, revision2)
+"""
+    shown = freeze.without_secrets(text)
+    assert token not in shown
+    assert password not in shown
+    assert "0123456789abcdef" not in shown
+    assert "max_tokens: 1048576" in shown
+    assert "tokenizer = load_tokenizer(path, revision2)" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"tracking_uri": "https://me:secret@mlflow.example.no"}, "tracking_uri"),
+        ({"cluster": ClusterConfig(env={"MLFLOW_TRACKING_PASSWORD": "x"})}, "cluster.env.MLFLOW_TRACKING_PASSWORD"),
+        ({"experiment": "ghp_" + "a1B2" * 8}, "experiment"),
+    ],
+)
+def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(key)} holds what looks like a secret"):
+        freeze.check_no_secrets(config(**settings))
+    freeze.check_no_secrets(config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"})))
+
+
+def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Path) -> None:
+    first = freeze.snapshot_code(tmp_path)
+    assert freeze.snapshot_code(tmp_path) == first
+    assert (first / "finetune" / "train.py").is_file()
+    assert (first / "data_prep" / "shards.py").is_file()
+    assert not list(first.rglob("__pycache__"))
+    (first / "finetune" / "train.py").write_text("pass\n")
+    assert freeze.snapshot_code(tmp_path) == first
+    assert "def train(" in (first / "finetune" / "train.py").read_text()
+    assert not list((tmp_path / ".code").glob(".*[!d]"))
+
+
+def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run in ("base-1", "base-2", "lora-1"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").touch()
+    (tmp_path / "runs" / "sweeps" / "base-sweep" / "0" / "points").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert words(["re"]) == ["resume", "retry"]
+    assert words(["logs", "base"]) == ["base-1", "base-2", "base-sweep"]
+    assert words(["logs", "--runs-dir", "nowhere", ""]) == []
+    assert words(["prepare", ""]) == []
+
+
+def test_profiles_say_how_they_are_known() -> None:
+    for name, cluster in profiles().items():
+        assert cluster.site.confidence in ("tested", "documented", "community")
+        first = (conf_dir() / "cluster" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# ")

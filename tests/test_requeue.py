@@ -1,0 +1,326 @@
+"""What becomes of a run after its ranks have ended: the decision as a table, and what the batch script's two calls do to the run
+folder. Slurm itself is a program on PATH here; the real one is in tests/slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import attempts
+from finetune.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
+from finetune.launch import requeue
+
+
+def ending(cause: str, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:
+    return Ending(cause, from_step=start, last_step=last, saved_step=saved, detail=detail)
+
+
+# how it ended, how the attempts before did, whether it comes back, a part of the words
+CASES: dict[str, tuple[Ending, list[Ending], bool, str]] = {
+    "done": (ending(COMPLETED, 30, 30), [], False, "completed"),
+    "a person's wish": (ending(STOPPED, 12, 12), [], False, "stopped as asked"),
+    "a user's mistake": (ending(MISTAKE, detail="lr is too high"), [], False, "lr is too high"),
+    "time limit": (ending(INTERRUPTED, 12, 12), [], True, "interrupted after step 12"),
+    "dead rank": (ending(DIED, 17, 10), [], True, "died after step 17"),
+    "dead node": (ending(DEAD_NODE, 17, 10), [], True, "dead node"),
+    "bad node": (ending(PREFLIGHT), [], True, "failed preflight"),
+    "twice at one step": (ending(DIED, 17, 10, 10), [ending(DIED, 17, 10)], False, "died 2 times at step 18: why"),
+    "a dead node in between": (
+        ending(DIED, 17, 10, 10), [ending(DIED, 17, 10), ending(DEAD_NODE, 12, 10, 10)], False, "died 2 times at step 18",
+    ),
+    "an interruption at the step of a crash": (ending(DIED, 17, 17, 17), [ending(INTERRUPTED, 17, 17)], True, "died after"),
+    "twice before any step": (ending(DIED), [ending(DIED)], False, "died 2 times before the end of its first step: why"),
+    "one step further": (ending(DIED, 18, 10, 10), [ending(DIED, 17, 10)], True, "died after step 18"),
+    "a dead node at the step of a crash": (ending(DEAD_NODE, 17, 10, 10), [ending(DIED, 17, 10)], True, ""),
+    "three preflights": (ending(PREFLIGHT), [ending(PREFLIGHT)] * 2, False, "3 preflights in a row"),
+    "three preflights, not in a row": (
+        ending(PREFLIGHT), [ending(PREFLIGHT), ending(INTERRUPTED, 9, 9), ending(PREFLIGHT)], True, "",
+    ),
+    "as many restarts as allowed": (ending(DIED, 23, 20, 10), [ending(DIED, 17, 10), ending(DEAD_NODE, 19, 10, 10)], True, ""),
+    "one more": (
+        ending(DIED, 33, 30, 20), [ending(DIED, 17, 10), ending(DEAD_NODE, 19, 10, 10), ending(DIED, 23, 20, 10)], False,
+        "gave up after 3 restarts (cluster.max_restarts); the last attempt: died, why",
+    ),
+    "time limits that brought it further are free": (
+        ending(INTERRUPTED, 90, 90, 80), [ending(INTERRUPTED, 10 * n, 10 * n, 10 * n - 10) for n in range(1, 9)], True, "",
+    ),
+    "those that did not are not": (ending(INTERRUPTED, 9, 9, 9), [ending(INTERRUPTED, 9, 9, 9)] * 3, False, "gave up after 3"),
+    "killed without having saved": (ending(KILLED, 15, 10, 10), [ending(KILLED, 14, 10, 10)] * 3, False, "gave up after 3"),
+    "killed, having saved": (ending(KILLED, 25, 20, 10), [ending(KILLED, 14, 10, 0)] * 3, True, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_decision(case: str) -> None:
+    how, earlier, again, words = CASES[case]
+    decision = decide(how, earlier, max_restarts=3)
+    assert decision.again == again
+    assert words in decision.words
+    assert decision.failed == (not again and how.cause not in (COMPLETED, STOPPED))
+
+
+# --- the batch script's calls ------------------------------------------------------------------------------------------
+
+SCONTROL = """\
+#!{python} -IS
+import json, os, sys
+words = sys.argv[1:]
+with open("{log}", "a") as log:
+    log.write(" ".join(words) + "\\n")
+answers = json.load(open("{answers}"))
+if words[:2] == ["show", "hostnames"]:
+    print("\\n".join(words[2].split("+")))
+elif words[:2] == ["show", "job"]:
+    first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
+    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + answers.get("reason", "None"))
+elif words[:2] == ["show", "node"]:
+    print("NodeName=" + words[2] + " " + answers.get(words[2], "BootTime=2020-01-01T00:00:00 State=ALLOCATED"))
+elif "refuses" in answers:
+    print(answers["refuses"], file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+class Batch:
+    """A run folder, and the two calls of its batch script in a pretended job."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run = folder / "run"
+        (self.run / "jobs").mkdir(parents=True)
+        self.log, self.answers = folder / "log", folder / "answers"
+        self.answers.write_text("{}")
+        program = folder / "bin" / "scontrol"
+        program.parent.mkdir()
+        program.write_text(SCONTROL.format(python=sys.executable, log=self.log, answers=self.answers))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(requeue.signal, "signal", lambda *_: None)  # the test's own process must go on hearing
+        self.setenv = monkeypatch.setenv
+        self.job = "7"
+
+    def call(self, when: str, *arguments: str, nodes: str = "n1+n2", on_interrupt: str = "requeue") -> int:
+        self.setenv("SLURM_JOB_ID", self.job)
+        self.setenv("SLURM_JOB_NODELIST", nodes)
+        policy = ["--max-restarts", "3", "--on-interrupt", on_interrupt, "--world-size", "2"]
+        return requeue.main([when, str(self.run), *arguments, *policy])
+
+    def begin(self, nodes: str = "n1+n2") -> int:
+        return self.call("begin", nodes=nodes)
+
+    def end(self, code: int, on_interrupt: str = "requeue") -> int:
+        return self.call("end", "--code", str(code), on_interrupt=on_interrupt)
+
+    def say(self, **answers: str) -> None:
+        self.answers.write_text(json.dumps(answers))
+
+    def told(self) -> list[str]:
+        """What Slurm was asked to do."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if not line.startswith("show")]
+
+    def write(self, name: str, **body: Any) -> None:
+        (self.run / name).write_text(json.dumps(body))
+
+    def train(self, *steps: int, saved: int | None = None) -> None:
+        with (self.run / "metrics.jsonl").open("a") as file:
+            for step in steps:
+                file.write(json.dumps({"step": step, "time_ms": time.time() * 1000 + 1, "values": {"train/loss": 1.0}}) + "\n")
+        if saved is not None:
+            (self.run / "checkpoints" / f"step-{saved:08d}").mkdir(parents=True)
+
+    def causes(self) -> list[str | None]:
+        return [attempt.ending.cause if attempt.ending else None for attempt in attempts.read(self.run)]
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    return Batch(tmp_path, monkeypatch)
+
+
+def test_a_completed_run_is_over(batch: Batch) -> None:
+    assert batch.begin() == 0
+    batch.train(1, 2, 3, saved=3)
+    batch.write("outcome.json", state="completed")
+    assert batch.end(0) == 0
+    assert (batch.causes(), batch.told()) == ([COMPLETED], [])
+
+
+def test_a_stopped_run_stays_where_it_is(batch: Batch) -> None:
+    batch.begin()
+    batch.write("outcome.json", state="stopped")
+    assert batch.end(0) == 1, "a job that depends on its result must not start"
+    assert (batch.causes(), batch.told()) == ([STOPPED], [])
+
+
+def test_an_interrupted_run_goes_back_into_the_queue(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2, saved=2)
+    batch.write("outcome.json", state="interrupted")
+    batch.end(0)
+    assert (batch.causes(), batch.told()) == ([INTERRUPTED], ["requeue 7"])
+    assert not (batch.run / "outcome.json").exists(), "the next attempt would take it for its own"
+
+
+def test_a_killed_rank_brings_the_run_back_and_is_named(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2, 3)
+    (batch.run / "jobs" / "present").mkdir()
+    for node in ("n1", "n2"):
+        (batch.run / "jobs" / "present" / node).touch()
+    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    batch.end(137)
+    (attempt,) = attempts.read(batch.run)
+    assert attempt.ending is not None
+    assert (attempt.ending.cause, attempt.ending.last_step, attempt.ending.died_at) == (DIED, 3, 4)
+    assert "rank 1 ended without a word" in attempt.words
+    assert batch.told() == ["requeue 7"]
+    assert not list(batch.run.glob("failure*"))
+
+
+def test_a_mistake_is_not_repeated(batch: Batch) -> None:
+    batch.begin()
+    batch.write("failure-rank-1.json", time=1.0, rank=1, error="lr is too high: lower it", kind="mistake", nodes=[])
+    assert batch.end(1) == 1
+    assert batch.told() == []
+    assert json.loads((batch.run / "failure.json").read_text())["error"] == "lr is too high: lower it"
+
+
+def test_a_node_that_fails_its_preflight_is_avoided_from_then_on(batch: Batch) -> None:
+    batch.begin()
+    batch.write("failure-rank-1.json", time=1.0, rank=1, error="preflight: n2 …", kind="preflight", nodes=["n2"])
+    batch.end(1)
+    assert batch.told() == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
+    # Slurm by itself could forget: the run then goes back rather than onto that node
+    assert batch.begin(nodes="n2+n3") == requeue.BACK_IN_QUEUE
+    assert batch.told()[2:] == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
+    assert batch.begin(nodes="n1+n3") == 0
+    batch.write("failure-rank-0.json", time=1.0, rank=0, error="RuntimeError: …", kind="crash", nodes=[])
+    batch.end(1)
+    assert batch.told()[-1] == "update jobid=7 ExcNodeList=n2"
+
+
+def test_what_fails_on_every_node_is_no_nodes_fault(batch: Batch) -> None:
+    batch.begin()
+    for rank, node in enumerate(("n1", "n2")):
+        batch.write(f"failure-rank-{rank}.json", time=1.0, rank=rank, error="preflight: no GPU", kind="preflight", nodes=[node])
+    assert batch.end(1) == 1
+    assert batch.told() == []
+
+
+def test_a_node_from_which_no_rank_was_ever_heard_is_avoided(batch: Batch) -> None:
+    batch.begin()
+    (batch.run / "jobs" / "present").mkdir()
+    (batch.run / "jobs" / "present" / "n1").touch()
+    batch.end(1)
+    assert batch.told() == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
+
+
+DOWN = {
+    "down": "BootTime=2020-01-01T00:00:00 State=DOWN+CLOUD",
+    "silent": "BootTime=2020-01-01T00:00:00 State=ALLOCATED*",
+    "started anew": "BootTime=2020-01-01T00:00:00 SlurmdStartTime=2100-01-01T00:00:00 State=IDLE",
+}
+
+
+@pytest.mark.parametrize("how", DOWN)
+def test_a_power_cut_is_found_out_by_the_next_attempt(batch: Batch, how: str) -> None:
+    batch.begin()
+    batch.train(1, 2, 3)
+    batch.say(n2=DOWN[how])
+    assert batch.begin(nodes="n1+n3") == 0  # nobody called end
+    assert batch.causes() == [DEAD_NODE, None]
+    assert attempts.excluded_nodes(batch.run) == ["n2"]
+    first, second = attempts.read(batch.run)
+    assert first.ending is not None
+    assert first.ending.last_step == 3
+    assert second.nodes == ("n1", "n3")
+
+
+def test_a_node_found_dead_afterwards_explains_a_dead_rank(batch: Batch) -> None:
+    batch.begin()
+    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    batch.end(1)
+    batch.say(n2=DOWN["down"])
+    assert batch.begin(nodes="n1+n3") == 0
+    assert batch.causes() == [DEAD_NODE, None]
+
+
+def test_a_requeue_from_outside_is_told_from_a_crash(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2)
+    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    assert batch.begin() == 0
+    assert batch.causes() == [KILLED, None]
+    # this time the ranks had time to save, the batch script not
+    batch.write("outcome.json", state="interrupted")
+    assert batch.begin() == 0
+    assert batch.causes() == [KILLED, INTERRUPTED, None]
+
+
+@pytest.mark.parametrize("left", ["interrupted", None])
+def test_a_job_that_slurm_ends_is_left_to_it(batch: Batch, left: str | None) -> None:
+    """It shows a requeue from outside and a cancellation alike: one needs no help, the other must stay cancelled."""
+    batch.begin()
+    if left:
+        batch.write("outcome.json", state=left)
+    batch.say(job="COMPLETING")
+    batch.end(0 if left else 143)
+    assert batch.told() == []
+
+
+def test_a_time_limit_that_came_too_early_is_ours(batch: Batch) -> None:
+    batch.begin()
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.end(143)
+    assert batch.told() == ["requeue 7"]
+
+
+def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:
+    for step in range(1, 4):
+        batch.begin()
+        batch.train(step)
+        batch.end(137)
+    batch.begin()
+    batch.train(9)
+    assert batch.end(137) == 1
+    assert "gave up after 3 restarts" in json.loads((batch.run / "failure.json").read_text())["error"]
+    batch.job = "8"
+    assert batch.begin() == 0
+    batch.train(10)
+    batch.end(137)
+    assert batch.told()[-1] == "requeue 8"
+
+
+def test_slurm_may_requeue_it_in_between(batch: Batch) -> None:
+    """Between the question for its state and our request: Slurm then refuses ours."""
+    batch.begin()
+    batch.write("outcome.json", state="interrupted")
+    batch.say(job_first="RUNNING", job="COMPLETING", refuses="Job is pending execution for job 7")
+    batch.end(0)
+    assert not (batch.run / "failure.json").exists()
+    assert batch.causes() == [INTERRUPTED]
+
+
+def test_a_run_that_cannot_come_back_says_so(batch: Batch) -> None:
+    batch.begin()
+    batch.write("outcome.json", state="interrupted")
+    batch.say(refuses="Requested operation is presently disabled")
+    assert batch.end(0) == 1
+    assert "presently disabled" in json.loads((batch.run / "failure.json").read_text())["error"]
+
+
+def test_a_torn_line_of_attempts_costs_nothing_else(batch: Batch) -> None:
+    batch.begin()
+    with (batch.run / "attempts.jsonl").open("a") as file:
+        file.write('{"event": "end", "attem')
+    batch.say(n1=DOWN["down"])
+    assert batch.begin(nodes="n2+n3") == 0
+    assert batch.causes() == [DEAD_NODE, None]

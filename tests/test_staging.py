@@ -1,0 +1,98 @@
+"""The corpus on a node's own disk: whole, verified, used, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.shards import Corpus
+from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.distributed import World
+from finetune.launch.preflight import PreflightError
+from finetune.launch.staging import staged
+from finetune.run_folder import RunFolder
+
+ALONE = World(rank=0, size=1, local_rank=0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    (tmp_path / "run-1" / "jobs").mkdir(parents=True)
+    return RunFolder(tmp_path / "run-1")
+
+
+def config_of(corpus: Path, node_local: str, stage: bool = True) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(corpus=str(corpus), stage=stage),
+        cluster=ClusterConfig(node_local=node_local),
+        model=ModelConfig(path="x"),
+    )
+
+
+def test_training_reads_the_copy_which_is_gone_afterwards(
+    law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOB_DISK", str(tmp_path / "disk"))
+    config = config_of(law_corpus, "$JOB_DISK/scratch")
+    with staged(config, run, ALONE) as local:
+        copy = local.data.corpus_folder
+        assert copy == tmp_path / "disk" / "scratch" / "finetune-run-1"
+        Corpus(copy).verify()
+        assert Corpus(copy).manifest.digest == Corpus(law_corpus).manifest.digest
+        assert (copy / "tokenizer" / "tokenizer.json").is_file()
+        assert json.loads((run.path / "staged.json").read_text()) == {"folder": str(copy)}
+    assert not copy.exists()
+    assert not (run.path / "staged.json").exists()
+
+
+def test_without_being_asked_nothing_is_copied(law_corpus: Path, run: RunFolder, tmp_path: Path) -> None:
+    config = config_of(law_corpus, str(tmp_path / "disk"), stage=False)
+    with staged(config, run, ALONE) as local:
+        assert local is config
+    assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize("damage", ["torn", "another"])
+def test_what_a_killed_attempt_left_is_replaced_unless_it_is_whole(
+    law_corpus: Path, run: RunFolder, tmp_path: Path, damage: str
+) -> None:
+    left = tmp_path / "disk" / "finetune-run-1"
+    shutil.copytree(law_corpus, left)
+    shard = next((left / "train").glob("*.arrow"))
+    if damage == "torn":
+        shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+    else:
+        manifest = json.loads((left / "manifest.json").read_text())
+        (left / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another corpus"}))
+    with staged(config_of(law_corpus, str(tmp_path / "disk")), run, ALONE) as local:
+        assert Corpus(local.data.corpus_folder).manifest.digest == Corpus(law_corpus).manifest.digest
+        Corpus(local.data.corpus_folder).verify()
+
+
+def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
+    law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    broken = shutil.copytree(law_corpus, tmp_path / "broken")
+    shard = next((broken / "train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+    with (
+        pytest.raises(PreflightError, match="n3 could not copy the corpus") as fault,
+        staged(config_of(broken, str(tmp_path / "disk")), run, ALONE),
+    ):
+        pass
+    assert fault.value.nodes == ("n3",)
+    assert not (tmp_path / "disk" / "finetune-run-1").exists()
+
+
+def test_a_variable_that_the_job_lacks_is_named(law_corpus: Path, run: RunFolder) -> None:
+    with pytest.raises(ValueError, match="NO_SUCH_DISK"), staged(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE):
+        pass
+
+
+def test_staging_needs_a_place(law_corpus: Path) -> None:
+    with pytest.raises(ValueError, match=r"cluster\.node_local"):
+        TrainConfig(data=DataConfig(corpus=str(law_corpus), stage=True), model=ModelConfig(path="x"))
