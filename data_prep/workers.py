@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -76,16 +77,25 @@ class Workers:
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
             # spawn: a fork would copy threads of Arrow and the tokenizers in whatever state they are
-            self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"), initializer=_one_thread)
+            self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"), initializer=_begin)
         return self._pool.submit(work, *arguments)
 
 
-def _one_thread() -> None:
-    """The processes share the cores among them: libraries in them need no threads of their own."""
+def _begin() -> None:
+    """The processes share the cores among them: libraries in them need no threads of their own. If the one that started them is
+    killed, so are they: nobody would tell them what to do."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     import pyarrow as pa
 
     pa.set_cpu_count(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Rate(TextColumn):

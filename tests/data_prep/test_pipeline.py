@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep import pipeline
@@ -112,8 +113,10 @@ if __name__ == "__main__":
         [sys.executable, tmp_path / "killed.py"], env={**os.environ, "PYTHONPATH": str(here)}, start_new_session=True
     )
     await_markers(tmp_path / ".sample.stages" / stage, 2, [process])
-    os.killpg(process.pid, signal.SIGKILL)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    assert not psutil.wait_procs(helpers, timeout=60)[1], "its processes outlive it"
     assert not (tmp_path / "sample").exists()
     before = markers(tmp_path) if stage != "0-read" else {}  # a file that was not read to its end is read again
     assert before or stage == "0-read"
