@@ -372,8 +372,31 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
-        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
+def _inspect(options: argparse.Namespace) -> int:
+    from data_prep.inspection import Inspection, bins, draw_lengths
+    from finetune import report
+
+    folder = Path(options.corpus)
+    inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
+    names = [name for wanted in options.documents for name in inspection.find(wanted)]
+    if options.dropped is None:
+        names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
+    for name in names:
+        if options.tokens:
+            report.print_tokens(inspection.tokens(*name), name, options.characters)
+        else:
+            report.print_trace(inspection.trace(*name), name, options.characters)
+    if options.dropped is not None:
+        report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+    if options.lengths:
+        report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
+    if options.picture:
+        print(draw_lengths(inspection.lengths(), options.picture))
+    if not (names or options.dropped is not None or options.lengths or options.picture):
+        report.print_corpus_overview(inspection.corpus)
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
