@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def submit(name: str, work: Path, steps: list[tuple[str, bool]], num_tasks: int,
         if jobs:
             with contextlib.suppress(ValueError):
                 slurm.slurm_command("scancel", *jobs.values())
+        shutil.rmtree(folder, ignore_errors=True)
         if isinstance(fault, OSError):
             raise unwritable(folder, fault, "corpora_dir") from None
         raise
