@@ -202,10 +202,10 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
         print(f"making the environment of {peer} in {folder} (some minutes)", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        torch = next(line for line in requirements.read_text().splitlines() if line.startswith("torch=="))
+        torch = [line for line in requirements.read_text().splitlines() if line.startswith("torch==")]
         source = ["--no-index", "--find-links", wheels] if wheels else []
         # torch alone, with what it needs; the rest is a whole lock: resolved again, some pins exclude each other
-        for what in ([torch], ["--no-deps", "-r", str(requirements)]):
+        for what in ([torch] if torch else []) + [["--no-deps", "-r", str(requirements)]]:
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *source, *what], check=True)
         (folder / ".done").touch()
     return python
@@ -298,6 +298,15 @@ def revision() -> str:
     asked = ["git", "-C", str(HERE.parent), "describe", "--always", "--abbrev=10", "--dirty=+"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def origin(module: str) -> str:
+    """A line that says what a table was made by, of which revision, when, and on what."""
+    where = machine()
+    return (
+        f"`{command(module)}`, revision {revision()}, {time.strftime('%Y-%m-%d')}; {where['cpu']}, {where['cores']} cores, "
+        f"{where['memory_gib']} GiB, Python {where['python']}."
+    )
 
 
 def summary(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:

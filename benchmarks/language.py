@@ -2,8 +2,8 @@
 
     python -m benchmarks.language --ud FOLDER --nav FILE [--record]
 
-FOLDER holds Universal Dependencies' files of gold sentences (CONLL-U, names that begin no_bokmaal, no_nynorsk, da_, sv_, en_, sme_):
-nothing was trained or tuned on them. FILE is NAV's letters in parallel; only the files that data_prep/written_standard/train.py
+FOLDER holds Universal Dependencies' files of gold sentences (CoNLL-U, names that begin no_bokmaal, no_nynorsk, da_, sv_, en_,
+sme_): nothing was trained or tuned on them. FILE is NAV's letters in parallel; only the files that train.py beside the table
 kept out of the training are read. Each sentence is judged by itself, which is harder than the documents and long paragraphs the
 pipeline judges. `--record` writes the tables into RESULTS.md.
 """
@@ -82,10 +82,10 @@ def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]]) -> str:
     lines = [
         "## Languages and written standards",
         "",
-        "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and documents.",
-        "UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of files that were",
-        "kept out of the training, both standards; some of their texts say nothing of either, as `Telefon: {felt}`. Accuracy over all",
-        "sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall.",
+        "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and",
+        "documents. UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of",
+        "files that were kept out of the training, both standards; some say nothing of either, as `Telefon: {felt}`. Accuracy",
+        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall.",
         "",
         "| texts | sentences | py3langid alone | ours | recall nob | recall nno | recall dan |",
         "|---|---|---|---|---|---|---|",

@@ -124,6 +124,126 @@ class LanguageConfig:
 
 
 @dataclass(kw_only=True)
+class DeduplicateConfig:
+    """Which documents say the same. Exact duplicates always do.
+
+    Attributes:
+        near: whether near duplicates are sought too.
+        similarity: Jaccard similarity of the sets of word 5-grams from which on two documents say the same. A copy in which 3% of
+            the words were changed has about 0.75.
+        bands: into how many bands the 128 minima of MinHash are cut: more find less similar documents, and compare more.
+    """
+
+    near: bool = True
+    similarity: float = 0.6
+    bands: int = 21
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1:
+            raise ValueError(f"deduplicate.similarity is {self.similarity}: give a share above 0, up to 1")
+        if not 1 <= self.bands <= 64:
+            raise ValueError(f"deduplicate.bands is {self.bands}: give 1 to 64")
+
+
+@dataclass(kw_only=True)
+class BoilerplateConfig:
+    """Cutting of what a site repeats at the head and foot of its documents.
+
+    Attributes:
+        readers: whose sources have such a frame; laws, minutes and the like are left as they are.
+        min_documents: a line stands in at least so many documents of its site …
+        min_share: … and in at least this share of them, before it counts as repeated.
+        max_cut: a document that would lose more than this share is a copy of another, and is left whole.
+    """
+
+    readers: list[str] = field(default_factory=lambda: ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"])
+    min_documents: int = 3
+    min_share: float = 0.03
+    max_cut: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.min_documents < 2:
+            raise ValueError(f"boilerplate.min_documents is {self.min_documents}: what stands in one document is not repeated")
+        for name in ("min_share", "max_cut"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"boilerplate.{name} is {getattr(self, name)}: give a share from 0 to 1")
+
+
+@dataclass(kw_only=True)
+class QualityConfig:
+    """Limits outside which a document of running text is dropped, by the rule's name; data_prep/stages/quality.py says what each
+    measures, and where it comes from. A limit of null switches its rule off. Conversations, prompts and answers are not judged.
+
+    Attributes:
+        skip_sources: names of sources that are not judged.
+        min_words, max_words: words.
+        min_word_length, max_word_length: mean length of words, characters.
+        min_letter_words: share of words that have a letter.
+        min_function_words: different ones of the language's commonest small words; Norwegian, Danish, Swedish and English.
+        max_symbol_share: of `#`, `…` and their kin to words.
+        max_bullet_lines, max_ellipsis_lines: share of lines that begin with a bullet, that end in an ellipsis.
+        max_code_share: share of the characters that are braces, angle brackets, semicolons and the like.
+        max_lorem_ipsum: share of the words that are a printer's dummy text.
+        max_broken_share: share of the characters that are U+FFFD or for private use: letters that were lost.
+        max_spaced_letters: share of words that are one letter, as in s p a c e d text from a PDF.
+        max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before.
+        max_top_ngrams: share of the characters in the commonest sequence of 2, 3 and 4 words.
+        max_duplicate_ngrams: share of the characters in sequences of 5 words that stood before.
+        repetition_from: words; shorter documents are not looked at for repetition.
+    """
+
+    skip_sources: list[str] = field(default_factory=list)
+    min_words: int | None = 5
+    max_words: int | None = 1_000_000
+    min_word_length: float | None = 2.5
+    max_word_length: float | None = 12.0
+    min_letter_words: float | None = 0.35
+    min_function_words: int | None = 2
+    max_symbol_share: float | None = 0.1
+    max_bullet_lines: float | None = 0.95
+    max_ellipsis_lines: float | None = 0.3
+    max_code_share: float | None = 0.1
+    max_lorem_ipsum: float | None = 0.5
+    max_broken_share: float | None = 0.001
+    max_spaced_letters: float | None = 0.3
+    max_duplicate_lines: float | None = 0.5
+    max_duplicate_paragraphs: float | None = 0.5
+    max_top_ngrams: list[float] | None = field(default_factory=lambda: [0.45, 0.3, 0.25])
+    max_duplicate_ngrams: float | None = 0.65
+    repetition_from: int = 100
+
+    def __post_init__(self) -> None:
+        if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
+            raise ValueError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
+
+
+@dataclass(kw_only=True)
+class DecontaminateConfig:
+    """Removal of what evaluation sets hold.
+
+    Attributes:
+        sets: name -> a file or folder: JSON, JSON lines (gzipped too), SQuAD, or text files; every string of a record counts.
+        words: a sequence of so many words that stands in an evaluation set too is an overlap. Shorter texts of a set are looked
+            for whole, down to `min_words`.
+        min_words: texts of a set with fewer words are not looked for: everybody says them.
+        action: `drop` the document, or `cut` the paragraphs that hold an overlap; a conversation is dropped in both.
+    """
+
+    sets: dict[str, str] = field(default_factory=dict)
+    words: int = 13
+    min_words: int = 8
+    action: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.action not in ("drop", "cut"):
+            raise ValueError(f"decontaminate.action is '{self.action}': choose drop or cut")
+        if not 1 <= self.min_words <= self.words:
+            raise ValueError(f"decontaminate.min_words is {self.min_words}: give 1 to {self.words}, which is decontaminate.words")
+        if bad := [name for name in self.sets if not _NAME.fullmatch(name)]:
+            raise ValueError(f"decontaminate.sets names '{bad[0]}': use letters, digits, '-', '_' and '.'")
+
+
+@dataclass(kw_only=True)
 class DeidentifyConfig:
     """Masking of national identity numbers.
 
@@ -159,13 +279,18 @@ class TokenizerConfig:
         path: a folder with tokenizer.json (a model folder on disk). Unset: train one.
         vocab_size: size of a trained byte-level BPE vocabulary, special tokens included.
         add_tokens: words or pieces that become one token each, on top of the tokenizer at `path`; training enlarges the model.
+        library: what encodes running text: `auto` takes gigatoken where it is installed and proves to give the same tokens on a
+            sample of the corpus; `tokenizers` takes tokenizers.
     """
 
     path: str | None = None
     vocab_size: int = 8000
     add_tokens: list[str] = field(default_factory=list)
+    library: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.library not in ("auto", "tokenizers"):
+            raise ValueError(f"tokenizer.library is '{self.library}': choose auto or tokenizers")
         if self.vocab_size < 300:
             raise ValueError(f"tokenizer.vocab_size is {self.vocab_size}: a byte-level vocabulary needs at least 300")
         if self.add_tokens and self.path is None:
@@ -205,7 +330,11 @@ class CorpusConfig:
 
     name: str
     sources: dict[str, SourceConfig]
+    boilerplate: BoilerplateConfig = field(default_factory=BoilerplateConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

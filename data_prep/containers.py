@@ -409,11 +409,11 @@ def kind_of(head: bytes) -> str | None:
 def _as_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
     encoding = next((name for bom, name in WIDE if head.startswith(bom)), None)
     if encoding is None and len(head) >= 4 and kind_of(head) is None:
-        # Without a mark, every other byte of the first ASCII letters is zero.
+        # Without a mark: of most letters of Latin scripts, every other byte is zero.
         even, odd = head[0:64:2], head[1:64:2]
-        if not any(odd) and all(even):
+        if all(even) and odd.count(0) > 0.7 * len(odd):
             encoding = "utf-16-le"
-        elif not any(even) and all(odd):
+        elif all(odd) and even.count(0) > 0.7 * len(even):
             encoding = "utf-16-be"
     return io.BufferedReader(_Transcoded(stream, encoding), CHUNK) if encoding else stream
 

@@ -56,10 +56,14 @@ def prepare(config: PrepareConfig) -> Prepared:
         preparation = Preparation.plan(config, folder, work)
         manifest = publish.current(folder, preparation.fingerprint)
         if manifest is None:
-            with Workers(config.workers or preparation.sensible_workers()) as workers:
-                for step in preparation.steps():
-                    if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
-                        worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
+            try:
+                with Workers(config.workers or preparation.sensible_workers()) as workers:
+                    for step in preparation.steps():
+                        if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
+                            worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
+            except BaseException:
+                preparation.prune()  # what processes were at when they were stopped
+                raise
             manifest = Manifest.read(folder)
     return Prepared(folder, manifest, [stage.name for stage in manifest.stages if stage.name not in worked])
 

@@ -27,9 +27,22 @@ from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_sett
 from data_prep.document import Document, Report
 from data_prep.shards import StageInfo, sha256_file
 from data_prep.stage_files import Done, ShardFile, StageFolder, write_json, write_table
-from data_prep.stages import deduplicate, deidentify, language, mixture, normalise, split, tokenise
+from data_prep.stages import (
+    boilerplate,
+    decontaminate,
+    deduplicate,
+    deidentify,
+    language,
+    mixture,
+    normalise,
+    quality,
+    split,
+    tokenise,
+)
 
-TEXT_STAGES: tuple[ModuleType, ...] = (normalise, language, deduplicate, deidentify, split, mixture)
+TEXT_STAGES: tuple[ModuleType, ...] = (
+    normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
+)  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
@@ -287,8 +300,10 @@ class Preparation:
         report, decided = Report(), []
         if self._decides(stage):
             path = folder.path / "decided.parquet"
-            cut = [("shard", "==", number)] if "shard" in pq.read_schema(path).names else None
-            decided.append(pq.read_table(path, filters=cut))
+            schema = pq.read_schema(path)
+            decided.append(pq.read_table(path, filters=[("shard", "==", number)] if "shard" in schema.names else None))
+            if number == 0:
+                report.counts.update(json.loads((schema.metadata or {}).get(b"counts", b"{}")))
         documents = self.stage(stage - 1).documents([shard.name])
         folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
         return True

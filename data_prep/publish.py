@@ -7,6 +7,7 @@ and cuts where a shard of the corpus is full: where the shards of the stages end
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import shutil
@@ -23,9 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep import encoder
+from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
+from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
@@ -39,11 +43,13 @@ from data_prep.shards import (
     sha256_file,
     tokenizer_digest,
 )
-from data_prep.stage_files import replacing
+from data_prep.stage_files import read_json, replacing, write_json
 from data_prep.stages import tokenise
 from data_prep.stages.tokenise import Tokeniser
 
 BATCH = 512
+ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
+COMPARED_DOCUMENTS = 1000
 TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
 TOKEN_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]
@@ -91,7 +97,10 @@ def _place_tokenizer(preparation: Preparation) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     tokenise.place_files(preparation.corpus, _sample(preparation), folder)
     Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
-    stage.finish("tokenizer", fingerprint, [f"tokenizer/{path.name}" for path in sorted(folder.iterdir())])
+    chosen = encoder.choose(folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library)
+    logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
+    write_json(stage.path / ENCODER, chosen)
+    stage.finish("tokenizer", fingerprint, [*(f"tokenizer/{path.name}" for path in sorted(folder.iterdir())), ENCODER])
     return True
 
 
@@ -102,6 +111,22 @@ def _sample(preparation: Preparation) -> Iterator[str]:
     for document in preparation.documents(preparation.text, ["id", "source", "text", "turns", "split"]):
         if document.split == "train" and (share == 1 or _place(document) < share):
             yield document.whole_text
+
+
+def _compared(preparation: Preparation) -> Iterator[str]:
+    """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest."""
+    places = (
+        (_place(document), shard.name, row)
+        for shard in preparation.shards(preparation.text)
+        for row, document in enumerate(preparation.stage(preparation.text).documents([shard.name], ["id", "source"]))
+    )
+    chosen: dict[str, set[int]] = {}
+    for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, places):
+        chosen.setdefault(shard_name, set()).add(row)
+    for shard_name, rows in sorted(chosen.items()):
+        for row, document in enumerate(preparation.stage(preparation.text).documents([shard_name], ["text"])):
+            if row in rows and document.text:
+                yield document.text[:COMPARED_CHARACTERS]
 
 
 def _place(document: Document) -> float:
@@ -149,7 +174,8 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
 @lru_cache(maxsize=1)
 def _tokeniser(work: Path, _fingerprint: str) -> Tokeniser:
     preparation = Preparation.load(work)
-    return Tokeniser(preparation.corpus, preparation.stage(preparation.text + 1).path / "tokenizer")
+    folder = preparation.stage(preparation.text + 1).path
+    return Tokeniser(preparation.corpus, folder / "tokenizer", read_json(folder / ENCODER)["library"])
 
 
 class _TokenFile:
@@ -218,7 +244,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
     shutil.copytree(stage.path / "tokenizer", folder / "tokenizer")
     tokeniser = Tokeniser(corpus, folder / "tokenizer")
     mask_column = _mask_column(corpus, {mask for marker in markers for mask in marker.masks})
-    counter = _Counter(preparation, tokeniser.vocab_size)
+    counter, years = _Counter(preparation, tokeniser.vocab_size), Years()
     splits = {}
     for split in SPLITS:
         writer = ShardWriter(folder, split, mask_column, corpus.shard_tokens)
@@ -226,15 +252,21 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             file = f"{split}-{shard.name}.arrow"
             if sha256_file(stage.path / file) != marker.files[file]:
                 raise ValueError(f"{stage.path / file} is not what was written (checksum differs): run it again")
+            dates = {d.id: d.date for d in preparation.stage(preparation.text).documents([shard.name], ["id", "date"])}
             for batch in pa.ipc.open_stream(pa.memory_map(str(stage.path / file))):
                 mask = _full_mask(batch)
                 counter.add(split, batch, mask)
+                for source, name, length in zip(
+                    batch["source"].to_pylist(), batch["id"].to_pylist(), pc.list_value_length(batch["input_ids"]).to_pylist(),
+                    strict=True,
+                ):  # fmt: skip
+                    years.add(source, dates.get(name) or dates.get(name.rpartition("#")[0], ""), length)
                 kept = [batch[name] for name in (*TEXT_COLUMNS, "input_ids")]
                 writer.write(pa.RecordBatch.from_arrays([*kept, mask] if mask_column else kept, schema=writer.schema))
         splits[split] = writer.close()
     if not splits["train"]:
         _require_documents(corpus.name, infos)
-    Manifest(
+    manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
         mask_column=mask_column,
@@ -243,11 +275,14 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             "sha256": tokenizer_digest(tokeniser.folder),
             "vocab_size": tokeniser.vocab_size,
             "eos_token_id": tokeniser.eos_token_id,
+            "encoder": read_json(stage.path / ENCODER),
         },
         splits=splits,
         sources=counter.sources,
         stages=infos,
-    ).write(folder)
+    )
+    manifest.write(folder)
+    write_card(folder, manifest, years)
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
@@ -308,14 +343,15 @@ class _Counter:
 
 def _require_documents(name: str, stages: list[StageInfo]) -> None:
     """Raises ValueError if the last stage left nothing to train on."""
-    if stages[-1].counts.get("train"):
+    (split,) = (stage for stage in stages if stage.name == "split")
+    if split.counts.get("train") and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
         remedy = "check corpus.chat.template; the stage's drops say why of each"
-    elif stages[-1].documents_out:
-        remedy = "lower split.validation_share"
+    elif split.documents_out:
+        remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out

@@ -13,6 +13,8 @@ from types import ModuleType
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 
+READERS_OF_RECORDS = ("jsonl", "chat", "maalfrid", "parallel", "table", "huggingface")  # those that `fields` means something to
+
 
 def files(source: SourceConfig) -> list[Path]:
     """The source's files in name order.
@@ -63,4 +65,9 @@ def check_broken_share(name: str, source: SourceConfig, num_read: int, num_broke
 
 
 def _reader(source: SourceConfig) -> ModuleType:
-    return importlib.import_module(f"data_prep.sources.{source.reader}")
+    module = importlib.import_module(f"data_prep.sources.{source.reader}")
+    if source.options and not hasattr(module, "Options"):
+        raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+    if source.fields and source.reader not in READERS_OF_RECORDS:
+        raise ValueError(f"fields.{next(iter(source.fields))}: reader {source.reader} reads no named fields")
+    return module

@@ -2,6 +2,7 @@
 
     <corpus>/
       manifest.json                   what is here, with checksums, licences, counts and the tokenizer's digest
+      README.md                       the corpus card: the manifest's counts for people, and years
       tokenizer/                      tokenizer.json and tokenizer_config.json, as transformers loads them
       train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
       validation/shard-00000.arrow …
@@ -91,7 +92,8 @@ class Manifest:
         mask_column: the column that marks targets, or None when every token is one.
         unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets, add-one smoothed:
             what a model that knows nothing but frequencies would score. None without validation documents.
-        tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id.
+        tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id, and `encoder`: the library that encoded running
+            text, its version, and why it was taken.
     """
 
     name: str

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Report, Turn
+from data_prep.document import Document, Drop, Place, Report, Turn, Unreadable
 from data_prep.sources import jsonl
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -39,15 +39,25 @@ def files(source: SourceConfig) -> list[Path]:
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     for where, record in jsonl.records(name, source, report, paths):
-        try:
-            turns, mask = conversation(record, source.fields)
-        except Malformed as fault:
-            if fault.reason == "unreadable_record":
-                report.quarantine(where, fault)
-            else:
-                report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
-            continue
-        yield Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, source))
+        with report.quarantining(where):
+            if (document := document_of(record, where, source, report)) is not None:
+                yield document
+
+
+def document_of(record: dict[str, Any], where: Place, source: SourceConfig, report: Report) -> Document | None:
+    """A record as a conversation; None, and a drop, if it is one that cannot be learned from.
+
+    Raises:
+        Unreadable: it is none of the forms.
+    """
+    try:
+        turns, mask = conversation(record, source.fields)
+    except Malformed as fault:
+        if fault.reason == "unreadable_record":
+            raise Unreadable(str(fault)) from None
+        report.drops.append(Drop(str(where), where.source, fault.reason, str(fault)))
+        return None
+    return Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, source))
 
 
 def conversation(record: dict[str, Any], fields: dict[str, str]) -> tuple[list[Turn], str]:

@@ -58,7 +58,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
     for where, raw in contents(name, source, report, paths, SUFFIXES):
         with report.quarantining(where):
             if raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-                nodes = list(_of_json_ld(parse(decode(raw, report))))
+                try:
+                    nodes = list(_of_json_ld(parse(decode(raw, report))))
+                except RecursionError:
+                    raise Unreadable("objects nested too deep in each other") from None
             else:
                 nodes = list(_of_noark(parse_xml(raw, report)))
             if not nodes:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Drop, Place, Report, Unreadable
+from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import chat, claims
 from data_prep.sources.files import place
 from data_prep.sources.jsonl import clean, described
@@ -81,20 +81,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
     key = source.fields.get("text", "text")
     for path in paths:
         for where, row in _rows(path, place(name, source, path), report):
-            about = described({k: v for k, v in row.items() if v is not None}, where, source)
-            about |= {"date": claims.date(about.get("date")), "language": claims.language(about.get("language"))}
-            if isinstance(row.get(key), str):
-                yield Document(text=clean(row[key]), **about)
-                continue
-            try:
-                turns, mask = chat.conversation(row, source.fields)
-            except chat.Malformed as fault:
-                if fault.reason == "unreadable_record":
-                    report.quarantine(where, f"no text in column '{key}', and {fault}")
-                else:
-                    report.drops.append(Drop(str(where), name, fault.reason, str(fault)))
-                continue
-            yield Document(text="", turns=turns, mask=mask, **about)
+            with report.quarantining(where):
+                if isinstance(row.get(key), str):
+                    yield Document(text=clean(row[key]), **described(row, where, source))
+                elif (document := chat.document_of(row, where, source, report)) is not None:
+                    yield document
 
 
 def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 
 _DECODER = json.JSONDecoder()
@@ -28,10 +29,10 @@ def files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = source.fields.get("text", "text")
     for where, record in records(name, source, report, paths):
-        if isinstance(record.get(key), str):
+        with report.quarantining(where):
+            if not isinstance(record.get(key), str):
+                raise Unreadable(f"no string under '{key}'")
             yield Document(text=clean(record[key]), **described(record, where, source))
-        else:
-            report.quarantine(where, f"no string under '{key}'")
 
 
 def records(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -45,9 +46,19 @@ def records(name: str, source: SourceConfig, report: Report, paths: Sequence[Pat
 
 
 def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dict[str, Any]:
-    """What a record says about itself, as Document's attributes. A record without an id is called by its place."""
+    """What a record says about itself, as Document's attributes. A record without an id is called by its place.
+
+    Raises:
+        Unreadable: one of them is a list or an object.
+    """
     keys = {ours: source.fields.get(ours, ours) for ours in OPTIONAL}
-    values = {ours: clean(record[theirs]) for ours, theirs in keys.items() if record.get(theirs) is not None}
+    found = {ours: record[theirs] for ours, theirs in keys.items() if record.get(theirs) is not None}
+    if wrong := [keys[ours] for ours, value in found.items() if isinstance(value, list | dict)]:
+        raise Unreadable(f"'{wrong[0]}' is a {type(record[wrong[0]]).__name__}, not a string or a number")
+    values = {ours: clean(value) for ours, value in found.items()}
+    for ours, claim in (("language", claims.language), ("date", claims.date)):
+        if ours in values:
+            values[ours] = claim(values[ours]) or values[ours]
     document_id = values.setdefault("id", str(where))
     return {"group": document_id, **values, "source": where.source, "license": source.license}
 

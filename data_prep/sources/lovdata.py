@@ -18,11 +18,11 @@ from lxml import html
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report, Unreadable
+from data_prep.sources import claims
 from data_prep.sources.files import contents, find
 from data_prep.sources.markup import parse_html
 
 SUFFIXES = (".xml", ".html")
-LANGUAGES = {"nb": "nob", "no": "nob", "nn": "nno", "se": "sme"}
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
 SKIPPED_TAGS = {"script", "style", "nav"}
@@ -69,6 +69,7 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     dokid, refid = _header(root, "dokid"), _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
+    dates = _header(root, "dateInForce"), _header(root, "dateOfPublication"), refid or dokid
     consolidated = dokid.startswith(("NL/", "SF/"))
     return Document(
         id=dokid or refid,
@@ -76,9 +77,10 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         source=source,
         license=license,
         group=refid or dokid,
-        language=LANGUAGES.get(root.get("lang", ""), ""),
+        language=claims.language(root.get("lang")),
         title=_header(root, "title"),
-        date=_header(root, "dateInForce"),
+        date=next((date for date in map(claims.date, dates) if date), ""),
+        url=f"https://lovdata.no/{refid}" if refid else "",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Report
+from data_prep.document import Document, Report, Unreadable
 from data_prep.sources import claims, jsonl
 
 TEXT_KEYS = ("fulltext", "text", "content")
@@ -23,21 +23,16 @@ def files(source: SourceConfig) -> list[Path]:
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     keys = (source.fields["text"],) if "text" in source.fields else TEXT_KEYS
+    language = source.fields.get("language", "lang")
     for where, record in jsonl.records(name, source, report, paths):
         text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
         url = record.get(source.fields.get("url", "url"))
-        if text is None or not isinstance(url, str):
-            report.quarantine(where, f"no string under '{' or '.join(keys) if text is None else 'url'}'")
-            continue
-        described = jsonl.described(record, where, source)
-        if "id" not in record:
-            described["id"] = jsonl.clean(url)
-        described |= {
-            "group": site_folder(jsonl.clean(url)),
-            "language": claims.language(record.get(source.fields.get("language", "lang"))),
-            "date": claims.date(described.get("date", "")),
-        }
-        yield Document(text=jsonl.clean(text), **described)
+        with report.quarantining(where):
+            if text is None or not isinstance(url, str):
+                raise Unreadable(f"no string under '{' or '.join(keys) if text is None else 'url'}'")
+            described = jsonl.described({"id": url, **record}, where, source)
+            described |= {"group": site_folder(jsonl.clean(url)), "language": claims.language(record.get(language))}
+            yield Document(text=jsonl.clean(text), **described)
 
 
 def site_folder(url: str) -> str:

@@ -20,23 +20,24 @@ SUFFIXES = (".md", ".markdown", ".mdx")
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _KEY = re.compile(r"^(\w+)[ \t]*:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
-_HIGHLIGHT = re.compile(r"\{%-?\s*highlight\s*(\w*)[^%]*%\}(.*?)\{%-?\s*endhighlight\s*-?%\}", re.DOTALL)
+_HIGHLIGHT = re.compile(r"\{%-?\s*highlight\s*(\w*)[^%]{0,200}%\}(.{0,50000}?)\{%-?\s*endhighlight\s*-?%\}", re.DOTALL)
+# All that may run on and on is bounded: a page of nothing but openings must not take hours.
 # A fence closes with at least as many marks as it opened with; one that never closes runs to the end.
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
-_ESCAPED = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _REDUCTIONS = (
-    (re.compile(r"<!--.*?-->", re.DOTALL), ""),
-    (re.compile(r"\{%-?\s*include\s[^%]*?content\s*=\s*\"(.*?)\"\s*-?%\}", re.DOTALL), r"\1"),
-    (re.compile(r"\{[%{].*?[%}]\}", re.DOTALL), ""),
+    (re.compile(r"\{%-?\s*include\s[^%]{0,200}?content\s*=\s*\"(.{0,4000}?)\"\s*-?%\}", re.DOTALL), r"\1"),
+    (re.compile(r"\{[%{].{0,1000}?[%}]\}", re.DOTALL), ""),
     (re.compile(r"^[ \t]*\[[^\]\n]+\]:[ \t]+\S+.*$", re.MULTILINE), ""),  # what [text][name] refers to
-    (re.compile(r"!\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)(?:\{[^}\n]*\})?"), r"\1"),
-    (re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\((?:[^()\n]|\([^()\n]*\))*\)(?:\{[^}\n]*\})?"), r"\1"),
+    (re.compile(r"!\[([^\]]{0,1000})\]\((?:[^()]|\([^()]{0,500}\)){0,2000}\)(?:\{[^}\n]*\})?"), r"\1"),
+    (re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){1,1000})\]"
+                r"\((?:[^()\n]|\([^()\n]{0,500}\)){0,2000}\)(?:\{[^}\n]*\})?"), r"\1"),
     (re.compile(r"\[([^\[\]\n]+)\]\[[^\[\]\n]*\]"), r"\1"),
     (re.compile(r"<(https?://[^>\s]+|[\w.+-]+@[\w.-]+)>"), r"\1"),
     (re.compile(r"[ \t]*\{[:#][^}\n]*\}[ \t]*$", re.MULTILINE), ""),  # kramdown's attributes
     (re.compile(r"<code>(.*?)</code>", re.DOTALL | re.IGNORECASE), r"`\1`"),
-    (re.compile(r"<(script|style)\b.*?</\1>", re.DOTALL | re.IGNORECASE), ""),
+    (re.compile(r"<(script|style)\b.{0,20000}?</\1>", re.DOTALL | re.IGNORECASE), ""),
     (re.compile(r"</?(?:a|abbr|b|blockquote|body|br|center|dd|details|div|dl|dt|em|figcaption|figure|font|h[1-6]|hr|html|i|iframe|"
                 r"img|kbd|li|nav|nobr|notextt?ile|ol|p|pre|s|section|small|span|strong|sub|summary|sup|table|tbody|td|th|thead|tr|u|ul|video)"
                 r"(?=[\s/>])[^<>]*>", re.IGNORECASE), ""),
@@ -87,8 +88,18 @@ def _prose(text: str) -> str:
 
     text = _INLINE_CODE.sub(keep, text.replace("\0", ""))
     # In a table row a line break would end the row.
-    text = "\n".join(_ESCAPED.sub(" " if line.lstrip().startswith("|") else "\n", line) for line in text.split("\n"))
+    text = "\n".join(_LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line) for line in text.split("\n"))
+    text = _without_comments(text)
     for pattern, replacement in _REDUCTIONS:
         text = pattern.sub(replacement, text)
     text = html.unescape(text)
     return re.sub(r"\0(\d+)\0", lambda match: code[int(match[1])], text)
+
+
+def _without_comments(text: str) -> str:
+    """A comment that never ends is none."""
+    pieces, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start)) >= 0:
+        pieces.append(text[at:start])
+        at = end + 3
+    return "".join([*pieces, text[at:]])

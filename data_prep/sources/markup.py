@@ -35,7 +35,7 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
         root = etree.fromstring(text.encode(), parser)
     except etree.XMLSyntaxError as error:
         raise Unreadable(f"not well-formed XML: {error.msg}") from None
-    if entity := next(root.iter(etree.Entity), None):
+    if (entity := next(root.iter(etree.Entity), None)) is not None:
         raise Unreadable(f"uses an entity of its own, {entity.text}, which is not expanded")
     return root
 

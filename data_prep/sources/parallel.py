@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Place, Report, Turn
+from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.sources import claims, jsonl
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
@@ -78,11 +78,11 @@ def _texts(records: Iterator[tuple[Place, dict[str, Any]]], source: SourceConfig
     for where, record in records:
         values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
         texts = {language: jsonl.clean(value).strip() for language, value in values.items() if isinstance(value, str)}
-        if wrong := [language for language, value in values.items() if value is not None and not isinstance(value, str)]:
-            report.quarantine(where, f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
-        elif not any(texts.values()):
-            report.quarantine(where, f"no text under any of {', '.join(LANGUAGES)}")
-        else:
+        with report.quarantining(where):
+            if wrong := [language for language, value in values.items() if value is not None and not isinstance(value, str)]:
+                raise Unreadable(f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
+            if not any(texts.values()):
+                raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")
             described = jsonl.described(record, where, source)
             if "group" not in source.fields and "group" not in record and isinstance(record.get("path"), str):
                 described["group"] = jsonl.clean(record["path"])

@@ -27,7 +27,7 @@ _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
 _CONTENTS = re.compile(r"(?:innhold|innhald)(?:sfortegnelse|sliste|sfortegning)?|contents|table of contents", re.IGNORECASE)
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
-_LEADERS = re.compile(r"(?:\s*\.){4,}\s*\d*\s*$")  # of a table of contents
+_LEADERS = re.compile(r"(?:\s*\.){4,200}\s*\d*\s*$")  # of a table of contents
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -126,5 +126,5 @@ def _pdf_date(date: str) -> str:
 def _pdfium() -> Any:
     try:
         return importlib.import_module("pypdfium2")
-    except ImportError:
-        raise ValueError("reader pdf needs pypdfium2: pip install 'finetune[prep]'") from None
+    except ImportError as fault:
+        raise ValueError(f"reader pdf needs pypdfium2 ({fault}): pip install 'finetune[prep]'") from None

@@ -72,8 +72,8 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
             "source": where.source, "license": source.license, "group": publication, "date": claims.date(heading),
             "url": f"https://data.stortinget.no/eksport/publikasjon?publikasjonid={publication}",
         }  # fmt: skip
-        items = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
-        items = [item for item in items if not any(parent in items for parent in item.iterancestors())]
+        found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
+        items = [item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())]
         around = _pieces(meeting, leave_out=items)
         for index, (element, pieces) in enumerate([(meeting, around), *((item, _pieces(item)) for item in items)]):
             base = f"{publication}:{number}.{index}"
@@ -102,7 +102,8 @@ def _pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -
     """Paragraphs in order. A speaker's name opens the paragraph it stands before, with the kind of the speech behind it."""
     pieces: list[Piece] = []
     name = ""
-    found = blocks(element, _is_block, lambda child: child in leave_out or local_name(child).lower() in SKIPPED)
+    left_out = set(leave_out)
+    found = blocks(element, _is_block, lambda child: child in left_out or local_name(child).lower() in SKIPPED)
     for block, text in found:
         speech = next((a for a in (block, *block.iterancestors()) if local_name(a).lower() in SPEECHES), None)
         if local_name(block).lower() == "navn":

@@ -6,7 +6,6 @@ Options: `delimiter` of CSV (a tab in .tsv).
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,12 +52,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             own = delimiter or ("\t" if member.name.lower().endswith(".tsv") else ",")
             rows = csv_rows(member, own, (key,), source, report)
         for where, row in rows:
-            if isinstance(row.get(key), str):
-                about = described(row, where, source)
-                about |= {"date": claims.date(about.get("date")), "language": claims.language(about.get("language"))}
-                yield Document(text=clean(row[key]), **about)
-            else:
-                report.quarantine(where, f"no text in column '{key}'")
+            with report.quarantining(where):
+                if not isinstance(row.get(key), str):
+                    raise Unreadable(f"no text in column '{key}'")
+                yield Document(text=clean(row[key]), **described(row, where, source))
 
 
 def csv_rows(
@@ -70,30 +67,31 @@ def csv_rows(
         ValueError: a needed column is not in the file.
     """
     csv.field_size_limit(source.limits.max_record_bytes)
-    text = io.TextIOWrapper(member.stream, encoding="utf-8-sig", errors="cp1252", newline="")
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    last = member.place
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        for where, line in member.lines():
+            last = where
+            yield line.decode("utf-8-sig", "cp1252")
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     names: list[str] | None = None
-    try:
-        while True:
-            where = replace(member.place, at=f"line {rows.line_num + 1}")
-            try:
-                row = next(rows)
-            except StopIteration:
-                break
-            except csv.Error as fault:
-                report.quarantine(where, f"not CSV: {fault}")
-                continue
-            if names is None:
-                names = row
-                _require(needed, names, member.place)
-            elif len(row) == len(names):
-                yield where, dict(zip(names, row, strict=True))
-            elif row:
-                report.quarantine(where, f"{len(row)} columns where the first line names {len(names)}")
-    except Unreadable as fault:
-        break_off(report, replace(member.place, at=f"line {rows.line_num + 1}"), fault)
-    finally:
-        text.detach()
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as fault:
+            report.quarantine(last, f"not CSV: {fault}")
+            continue
+        if names is None:
+            names = row
+            _require(needed, names, member.place)
+        elif len(row) == len(names):
+            yield last, dict(zip(names, row, strict=True))
+        elif row:
+            report.quarantine(last, f"{len(row)} columns where the first line names {len(names)}")
     if names is None:
         report.quarantine(member.place, "empty: not even the names of columns")
 

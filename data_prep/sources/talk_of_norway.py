@@ -7,7 +7,6 @@ Files of lines (.txt) are sentences out of context; their name ends in their wri
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep import containers
@@ -50,7 +49,6 @@ def _sentences(member: containers.Member, source: SourceConfig, report: Report) 
     for where, line in member.lines():
         with report.quarantining(where):
             if text := decode(line, report).strip():
-                where = replace(where, at=f"{where.at}")
                 yield Document(
                     id=str(where), text=text, source=where.source, license=source.license, group=str(where), language=language
                 )

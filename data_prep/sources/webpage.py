@@ -27,36 +27,36 @@ def files(source: SourceConfig) -> list[Path]:
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    extract = _trafilatura().bare_extraction
+    trafilatura = _trafilatura()
     for where, raw in contents(name, source, report, paths, SUFFIXES):
         with report.quarantining(where):
             root = parse_html(raw, report)
             claimed = claims.language(root.get("lang"))
-            # It cuts what it does not want out of the tree that it is given.
-            found = extract(root, output_format="markdown", include_comments=False, include_tables=True, with_metadata=True)
-            if found is None or not found.text:
+            about = trafilatura.extract_metadata(root)  # before extract, which may cut what it does not want out of the tree
+            text = trafilatura.extract(root, output_format="markdown", include_comments=False)
+            if not text:
                 report.drops.append(Drop(str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"))
             else:
-                yield _document(found, where, claimed, source)
+                yield _document(text, about, where, claimed, source)
 
 
-def _document(found: Any, where: Place, claimed: str, source: SourceConfig) -> Document:
+def _document(text: str, about: Any, where: Place, claimed: str, source: SourceConfig) -> Document:
     place = stem(where)
     return Document(
         id=place,
-        text=found.text,
-        title=found.title or "",
+        text=text,
+        title=about.title or "",
         source=where.source,
         license=source.license,
-        url=found.url or "",
-        date=claims.date(found.date),
-        language=claimed or claims.language(found.language),
-        group=site_folder(found.url) if found.url else place.rpartition("/")[0] or place,
+        url=about.url or "",
+        date=claims.date(about.date),
+        language=claimed or claims.language(about.language),
+        group=site_folder(about.url) if about.url else place.rpartition("/")[0] or place,
     )
 
 
 def _trafilatura() -> Any:
     try:
         return importlib.import_module("trafilatura")
-    except ImportError:
-        raise ValueError("reader webpage needs trafilatura: pip install 'finetune[prep]'") from None
+    except ImportError as fault:
+        raise ValueError(f"reader webpage needs trafilatura ({fault}): pip install 'finetune[prep]'") from None

@@ -12,5 +12,6 @@ any number of processes. A stage that must know the whole corpus before it can j
     decide(collected, config)            a pa.Table over all shards; `collected` are the shards' Parquet files, in shard order.
                                          Read only the columns needed, file by file: here alone all of a corpus is seen at once
     run(documents, config, report, decided)   as above. Of a decision with a column `shard` (a shard's place in `collected`),
-                                         each shard is given its own rows only; any other decision is given whole
+                                         each shard is given its own rows only; any other decision is given whole. What JSON
+                                         the schema's metadata hold under `counts` is added to the counts of the stage
 """

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.config import ChatConfig, CorpusConfig, as_settings
 from data_prep.document import Document, Report
+from data_prep.encoder import TOKENIZERS, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
 
 VERSION = 2
@@ -32,7 +33,7 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
         ValueError: the tokenizer's folder holds none.
     """
     chat = as_settings(config.chat) | {"template": _template_setting(config.chat)}
-    common = {"shard_tokens": config.shard_tokens, "chat": chat}
+    common = {"shard_tokens": config.shard_tokens, "chat": chat, "library": config.tokenizer.library}
     if config.tokenizer.path is None:
         return {"train_vocab_size": config.tokenizer.vocab_size, "tokenizers": tokenizers.__version__, **common}
     folder = Path(config.tokenizer.path)
@@ -48,28 +49,28 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
 class Tokeniser:
     """Turns documents into rows of tokens, with the tokenizer that `place_files` put into `folder`.
 
+    Args:
+        library: which encodes running text: what `encoder.choose` found.
+
     Raises:
         ValueError: the tokenizer has no end-of-sequence token.
     """
 
-    def __init__(self, config: CorpusConfig, folder: Path) -> None:
+    def __init__(self, config: CorpusConfig, folder: Path, library: str = TOKENIZERS) -> None:
         self.folder, self._config = folder, config
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # "<s>" in a text is text, struck through perhaps, and no control token
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self._encode = TextEncoder(folder / "tokenizer.json", library)
+        self.vocab_size = self._encode.tokenizer.get_vocab_size()
         self.special_tokens = _special_tokens(folder)
-        self.eos_token_id = _eos_token_id(self._tokenizer, self.special_tokens)
-        start = self._tokenizer.encode("").ids
+        self.eos_token_id = _eos_token_id(self._encode.tokenizer, self.special_tokens)
+        start = self._encode.tokenizer.encode("").ids
         self._start = start[:-1] if start[-1:] == [self.eos_token_id] else start  # of a sequence: [bos], or nothing
 
     def rows(self, documents: list[Document], report: Report) -> Iterator[tuple[Document, list[Row]]]:
         """The rows of each document, in order; a conversation that gives none is dropped."""
-        texts = iter(self._tokenizer.encode_batch_fast([d.text for d in documents if not d.turns]))
+        texts = iter(self._encode([d.text for d in documents if not d.turns]))
         for document in documents:
             if not document.turns:
-                yield document, [self._ended(next(texts).ids)]
+                yield document, [self._ended(next(texts))]
                 continue
             try:
                 rows = self._conversation(document)

@@ -1,7 +1,7 @@
 """Makes the table: python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--out FILE]
 
-FOLDER holds sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a line), FILE is NAV's letters in parallel
-(JSON lines with `path`, `nob`, `nno`). Three in ten of NAV's files are kept out of the training and are what the table is tested on:
+FOLDER holds sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a line), FILE is NAV's letters in
+parallel (JSON lines with `path`, `nob`, `nno`). Three in ten of NAV's files are kept out of the training, and tested on:
 `python -m benchmarks.language` prints the figures. The result is weights, no text, and the same bytes for the same input.
 """
 

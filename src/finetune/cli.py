@@ -24,6 +24,7 @@ usage: finetune VERB …
 Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
+  inspect CORPUS             what was done to its documents and why some were dropped; tokens, targets, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "prepare": prepare, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
         **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -73,6 +74,25 @@ def prepare(arguments: list[str]) -> int:
         print(report.prepare_help(), end="")
         return 0
     return _hydra("prepare", arguments, _prepare)
+
+
+def inspect(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="finetune inspect",
+        description="What was done to a corpus' documents, why some were dropped, which tokens are targets, how long they are. "
+        "Without options: an overview. Stages' files hold raw text, and it is shown.",
+    )
+    parser.add_argument("corpus", help="a corpus' name or folder")
+    parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
+    parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
+    parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
+    parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
+    parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
+    parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
+    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    return _inspect(parser.parse_intermixed_args(arguments))
 
 
 def train(arguments: list[str]) -> int:
@@ -352,6 +372,8 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 

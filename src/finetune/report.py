@@ -78,20 +78,31 @@ def duration(seconds: float) -> str:
 
 
 def print_corpus(prepared: Any) -> None:
-    manifest = prepared.manifest
+    out = console()
+    out.print(_stage_table(prepared.manifest, prepared.skipped))
+    out.print(_source_table(prepared.manifest))
+    out.print(_split_line(prepared.folder, prepared.manifest))
+
+
+def _stage_table(manifest: Any, skipped: list[str]) -> Table:
     stages = Table("stage", "in", "out", "dropped", "counted", box=None)
     for info in manifest.stages:
-        name = f"{info.name} (done before)" if info.name in prepared.skipped else info.name
+        name = f"{info.name} (done before)" if info.name in skipped else info.name
         stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
+    return stages
+
+
+def _source_table(manifest: Any) -> Table:
     sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
     for name, source in manifest.sources.items():
         parts = [f"{key} {source.documents[key]} ({_tokens(source, key)})" for key in sorted(source.documents)]
         sources.add_row(name, source.license, "  ".join(parts))
-    out = console()
-    out.print(stages)
-    out.print(sources)
+    return sources
+
+
+def _split_line(folder: Any, manifest: Any) -> Text:
     splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    out.print(f"corpus {prepared.folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
 
 
 def _tokens(source: Any, key: str) -> str:
@@ -102,6 +113,84 @@ def _tokens(source: Any, key: str) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def print_corpus_overview(corpus: Any) -> None:
+    """What a corpus holds and lost, for whoever opens it."""
+    manifest = corpus.manifest
+    out = console(stderr=False)
+    out.print(_stage_table(manifest, []))
+    out.print(_source_table(manifest))
+    out.print(_split_line(corpus.folder, manifest))
+    name = Text(f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --tokens, --lengths; {corpus.folder}/README.md")
+    out.print(name, soft_wrap=True)
+
+
+def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> None:
+    """What each stage did to one document."""
+    out = console(stderr=False)
+    out.print(Text("/".join(name), style="bold"), soft_wrap=True)
+    for view in views:
+        changes = ", ".join(
+            f"{field} {was or '–'} → {now}" if was else f"{field} {now}" for field, (was, now) in view.fields.items()
+        )
+        why = f": {view.drop.reason}" + (f" ({view.drop.detail})" if view.drop.detail else "") if view.drop else ""
+        style = {"dropped": "red", "gone": "red", "changed": "yellow"}.get(view.outcome, "")
+        out.print(Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style), soft_wrap=True)
+        if view.text:
+            out.print(Text(_clipped(view.text, characters)), soft_wrap=True)
+        for line in _clipped("\n".join(view.diff), characters).split("\n") if view.diff else []:
+            out.print(Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True)
+    out.print()
+
+
+def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
+    """The tokens of one document, parted by a thin bar; targets are green (on paper: between « and »)."""
+    out = console(stderr=False)
+    if not views:
+        out.print(Text(f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked", style="red"), soft_wrap=True)
+    for view in views:
+        out.print(Text(f"{view.source}/{view.id} ({view.split}): {view.tokens} tokens, {view.targets} targets", style="bold"))
+        line, shown, inside = Text(), 0, False
+        for text, _, target in view.pieces:
+            if target != inside:
+                line.append("«" if target else "»", style="dim")
+                inside = target
+            elif shown:
+                line.append("|", style="dim")
+            line.append(text, style="green" if target else "")
+            shown += len(text)
+            if characters and shown > characters:
+                line.append(" …", style="dim")
+                break
+        else:
+            line.append("»" if inside else "", style="dim")
+        out.print(line, soft_wrap=True)
+        out.print()
+
+
+def print_dropped(dropped: list[tuple[Any, str, str]], characters: int) -> None:
+    """Some of what was dropped, with the text as the stage got it."""
+    out = console(stderr=False)
+    for drop, stage, text in dropped:
+        detail = f" ({drop.detail})" if drop.detail else ""
+        out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
+        out.print(Text(_clipped(text, characters) or "(no text)"), soft_wrap=True)
+        out.print()
+
+
+def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
+    """Tokens a row, by source, as bars."""
+    out = console(stderr=False)
+    for source, rows in sources.items():
+        most = max((count for _, _, count in rows), default=1)
+        out.print(Text(f"{source}: tokens a row", style="bold"))
+        for low, high, count in rows:
+            out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"))
+
+
+def _clipped(text: str, characters: int) -> str:
+    return text if not characters or len(text) <= characters else f"{text[:characters]} … ({len(text):,} characters)"
 
 
 def print_summary(run: RunFolder) -> None:
@@ -182,9 +271,19 @@ def prepare_help() -> str:
         "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
         f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
         "  corpora_dir                         where corpus folders are written (corpora)\n"
-        "  corpus.sources.NAME.path            a file, folder or archive\n"
-        "  corpus.sources.NAME.reader          jsonl, chat, text or lovdata\n"
+        "  workers                             processes; the corpus is the same whatever their number (one a core)\n"
+        "  shard_characters                    text that is lost when a process is killed; leaves no trace either (16,000,000)\n"
+        "  downloads_dir                       where the raw sources of corpus=mixture lie (downloads)\n"
+        "  corpus.sources.NAME.path            a file, folder or archive, packed or not\n"
+        "  corpus.sources.NAME.reader          how it is read: jsonl, text, chat, table, lovdata, stortinget, pdf …\n"
+        "  corpus.sources.NAME.fields          our name: the record's name (text, id, group, language, title, date, url)\n"
+        "  corpus.sources.NAME.options         what the reader alone understands\n"
+        "  corpus.sources.NAME.mixture         how much of it, by written standard and years: weight or max_tokens\n"
+        "  corpus.sources.NAME.limits          on what its files may unpack to\n"
+        "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
+        "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
@@ -192,6 +291,8 @@ def prepare_help() -> str:
         "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
+        "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"
+        "data_prep/pipeline.py says how.\n\n"
         "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ def run_stage(module: ModuleType, shards: list[list[Document]], config: CorpusCo
             for path, shard in zip(collected, shards, strict=True):
                 pq.write_table(module.collect(iter(copy.deepcopy(shard)), config), path)
             decided.append(module.decide(collected, config))
+            report.counts.update(json.loads((decided[0].schema.metadata or {}).get(b"counts", b"{}")))
     for number, shard in enumerate(shards):
         own = [t.filter(pc.field("shard") == number) if "shard" in t.column_names else t for t in decided]
         out += module.run(iter(copy.deepcopy(shard)), config, report, *own)

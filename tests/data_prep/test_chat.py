@@ -15,6 +15,7 @@ from data_prep import pipeline
 from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_prep.document import Document, Report, Turn
 from data_prep.pipeline import Prepared
+from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.stages import normalise
 from data_prep.stages.tokenise import Tokeniser, place_files
@@ -26,6 +27,8 @@ ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i 
 TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
 MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": TOLD}]
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
+
+STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
 
 
 def prepare(tmp_path: Path, sources: dict[str, list[Any]], **settings: Any) -> Prepared:
@@ -147,7 +150,7 @@ def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
-    assert quarantined(prepared) == {"chats.json:2": "a JSON int, not an object"}
+    assert quarantined(prepared) == {"chats.json:record 2": "a JSON int, not an object"}
 
 
 def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
     (text,) = learned(prepared)
     assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske</s>", "its layout is its own"
-    everything = (prepared.folder.with_name(".mine.stages") / "4-deidentify" / "part-00000-000.parquet").read_bytes()
+    everything = next(prepared.folder.with_name(".mine.stages").glob("*-deidentify/part-00000-000.parquet")).read_bytes()
     assert number[6:].encode() not in everything
     (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
     assert masked.counts == {"masked_synthetic": 2}
@@ -259,7 +262,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
     assert "tokenise" in prepare(tmp_path, records, chat=chat).skipped
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}")
     again = prepare(tmp_path, records, chat=chat)
-    assert again.skipped == ["read", "normalise", "language", "deduplicate", "deidentify", "split", "mixture"]
+    assert again.skipped == ["read", *STAGES]
     assert rows(again) != first
 
 

@@ -44,7 +44,7 @@ def test_every_file_becomes_a_document_with_its_structure(lovdata: Path) -> None
 
 def test_no_act_stands_on_both_sides(lovdata: Path) -> None:
     sides: dict[str, set[str]] = {}
-    for row in documents(lovdata, "5-split"):
+    for row in documents(lovdata, "8-split"):
         act = row["id"].partition("/")[2]  # NL/lov/2005-… and LTI/lov/2005-… are one act
         sides.setdefault(act, set()).add(row["split"])
     assert len(sides) > 1000

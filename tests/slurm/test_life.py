@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell: Shell) -> None:
     long = training("max_steps=5000", "checkpoint_every=5", "name=long")
     (run,) = shell.runs(shell.finetune("train", *long).stdout)
+    wait_for(lambda: "RUNNING" in shell.queue().values())
     with shell.closed():
         (waiting,) = shell.runs(shell.finetune("train", *training("name=waiting")).stdout)
         shell.cluster.stop_accounting()

@@ -1,0 +1,191 @@
+"""Data preparation in MB/s, stage by stage, beside datatrove and `datasets.map`, and how it grows.
+
+    python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]         # the whole pipeline, and tokenising
+    python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
+    … --record puts the table into RESULTS.md, --workers 2 is how many processes each system gets
+
+The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON lines from disk
+and write tokens of the same tokenizer, trained before the clock starts. Wall time is what counts on a quiet machine; CPU time, of
+all processes together, says more where others use the machine too. Memory is that of all processes together, sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import harness
+from benchmarks.norwegian import documents, write_text
+
+FILES = 4
+VOCABULARY = 16_000
+
+
+@dataclass
+class Timed:
+    """What a command took: seconds on the wall, CPU seconds of all its processes, their memory at most, and what it printed."""
+
+    wall: float
+    cpu: float
+    memory: int
+    largest: int
+    out: str
+    err: str
+
+
+def timed(command: list[str | Path], **environment: str) -> Timed:
+    mark = uuid.uuid4().hex
+    sampler = harness.Sampler(mark, gpu=False)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    sampler.start()
+    began = time.perf_counter()
+    done = subprocess.run(
+        list(map(str, command)), env={**os.environ, harness.MARK: mark, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    wall = time.perf_counter() - began
+    sampler.stop()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(f"{command[0]} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    memory, largest = (max(sample[key] for sample in sampler.samples) for key in ("resident", "largest"))
+    return Timed(wall, cpu, int(memory), int(largest), done.stdout, done.stderr)
+
+
+class Bench:
+    """The raw text and the tokenizer, made once in a cache folder."""
+
+    def __init__(self, corpora: Path, workers: int) -> None:
+        self.cache, self.workers = harness.cache_folder() / "prepare", workers
+        self.texts = [document.whole_text for document in documents(corpora)]
+        self.tokenizer = self.cache / "tokenizer"
+
+    def raw(self, megabytes: int) -> Path:
+        folder = self.cache / f"raw-{megabytes}"
+        if not (folder / ".done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(folder, self.texts, megabytes, max(FILES, megabytes // 50))
+            (folder / ".done").touch()
+        if not self.tokenizer.exists():
+            self._train()
+        return folder
+
+    def _train(self) -> None:
+        from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
+        from data_prep.stages import tokenise
+
+        source = SourceConfig(reader="text", path="-", license="-")
+        config = CorpusConfig(name="bench", sources={"s": source}, tokenizer=TokenizerConfig(vocab_size=VOCABULARY))
+        tokenise.place_files(config, self.texts, self.tokenizer)
+
+    def ours(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
+        """Time, seconds by step, and documents and tokens that came out."""
+        conf, out = self.cache / "conf", self.cache / "corpora"
+        shutil.rmtree(out, ignore_errors=True)
+        (conf / "corpus").mkdir(parents=True, exist_ok=True)
+        sources = {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}}
+        body = {"name": name, "sources": sources, "tokenizer": {"path": str(self.tokenizer)}}
+        (conf / "corpus" / "bench.yaml").write_text(json.dumps(body))
+        arguments = ["corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
+        done = timed([harness.FINETUNE, "prepare", *arguments])
+        steps = {step: float(seconds) for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)}
+        manifest = json.loads((out / name / "manifest.json").read_text())
+        shards = [shard for split in manifest["splits"].values() for shard in split]
+        found = {
+            "read": manifest["stages"][0]["documents_out"],
+            "documents": sum(s["documents"] for s in shards),
+            "tokens": sum(s["tokens"] for s in shards),
+        }
+        return done, steps, found
+
+
+def peers(bench: Bench, megabytes: int) -> Iterator[str]:
+    raw = bench.raw(megabytes)
+    size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
+    done, steps, found = bench.ours(raw)
+    datatrove = harness.environment_of("datatrove", harness.cache_folder())
+    folder = harness._fresh(bench.cache / "datatrove")
+    tokenizer = str(bench.tokenizer / "tokenizer.json")
+    theirs = timed([datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, str(bench.workers)])
+    their_steps = json.loads(theirs.out.splitlines()[-1])
+    folder = harness._fresh(bench.cache / "datasets")
+    mapped = timed([sys.executable, harness.HERE / "datasets_map.py", raw, folder, bench.tokenizer, str(bench.workers)])
+    map_steps = json.loads(mapped.out.splitlines()[-1])
+    came = f"{found['documents']:,} documents and {found['tokens']:,} tokens come out of ours"
+    yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each; {came}."
+    yield ""
+    yield "| whole pipeline | seconds | MB/s | documents/s | CPU seconds | MB a CPU second | memory |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, run in (("finetune prepare", done), ("datatrove", theirs)):
+        yield (f"| {name} | {run.wall:.1f} | {size / run.wall:.2f} | {found['read'] / run.wall:,.0f} | {run.cpu:.1f} | "
+               f"{size / run.cpu:.2f} | {run.memory / 2**20:,.0f} MiB |")  # fmt: skip
+    yield f"\nOurs is {theirs.wall / done.wall:.1f} times as fast on the wall, {theirs.cpu / done.cpu:.1f} times by CPU time.\n"
+    yield "| our step | seconds | MB/s | | datatrove's step | seconds | MB/s |"
+    yield "|---|---|---|---|---|---|---|"
+    left, right = list(steps.items()), list(their_steps.items())
+    for row in range(max(len(left), len(right))):
+        cells = [
+            f"{side[row][0]} | {side[row][1]:.1f} | {size / max(side[row][1], 0.05):.1f}" if row < len(side) else " | | "
+            for side in (left, right)
+        ]
+        yield f"| {cells[0]} | | {cells[1]} |"
+    yield "\n| tokenising alone | seconds | MB/s | ours is … times as fast |"
+    yield "|---|---|---|---|"
+    ours = steps["tokenise"]
+    for name, seconds in {
+        "finetune prepare": ours,
+        "datatrove": their_steps["tokenise"],
+        **{f"datasets.map, {n}": s for n, s in map_steps.items()},
+    }.items():
+        yield f"| {name} | {seconds:.1f} | {size / seconds:.1f} | {seconds / ours:.1f} |"
+
+
+def growth(bench: Bench, sizes: list[int]) -> Iterator[str]:
+    yield "| MB | documents | seconds | MB/s | CPU seconds a MB | memory of all processes | of the largest |"
+    yield "|---|---|---|---|---|---|---|"
+    for megabytes in sizes:
+        raw = bench.raw(megabytes)
+        size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
+        done, _, found = bench.ours(raw)
+        line = (f"| {size:,.0f} | {found['read']:,} | {done.wall:,.0f} | {size / done.wall:.2f} | {done.cpu / size:.2f} | "
+                f"{done.memory / 2**20:,.0f} MiB | {done.largest / 2**20:,.0f} MiB |")  # fmt: skip
+        print(line, file=sys.stderr, flush=True)
+        yield line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Data preparation in MB/s, beside peers, and how it grows.")
+    parser.add_argument("table", choices=["peers", "growth"])
+    parser.add_argument("--corpora", type=Path, required=True, help="a folder like ../shared/corpora")
+    parser.add_argument("--megabytes", type=lambda text: [int(part) for part in text.split(",")], help="of raw text")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--note", default="", help="a line for the table, on what else the machine did")
+    parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args()
+    bench = Bench(options.corpora, options.workers)
+    if options.table == "peers":
+        title, lines = "Preparation beside peers", list(peers(bench, (options.megabytes or [60])[0]))
+    else:
+        title, lines = "Preparation: growth", list(growth(bench, options.megabytes or [10, 100, 2000]))
+    body = "\n".join(
+        [f"## {title}", "", harness.origin("benchmarks.prepare"), *([options.note] if options.note else []), "", *lines]
+    )
+    print(body)
+    if options.record:
+        harness.write_section(f"prepare-{options.table}", body)
+
+
+if __name__ == "__main__":
+    main()

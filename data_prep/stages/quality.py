@@ -1,0 +1,163 @@
+"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
+
+Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig), by its name. They
+are those of Gopher (Rae et al. 2021, appendix A) with an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the
+limits were set by looking at what each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and
+tables, and repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
+FineWeb's shares of lines that are short, or end without a stop.
+
+    too_short, too_long           words                                                       Gopher
+    short_words, long_words       mean length of words                                        Gopher; 10 there, for English
+    few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
+    few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
+    symbols                       `#tag` and `…` to words                                     Gopher
+    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis     Gopher
+    code                          characters of programs and markup                           C4, which drops any `{`
+    lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
+    lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost    ours
+    spaced_letters                words of one letter: s p a c e d                            ours
+    repeated_lines, _paragraphs   characters in lines that stood before                       Gopher; FineWeb has 0.1 for lines
+    repeated_words                characters in the commonest 2, 3 and 4 words                Gopher; 0.2, 0.18, 0.16 there
+    repeated_passages             characters in sequences of 5 words that stood before        Gopher; 0.15 there
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.config import CorpusConfig, QualityConfig, as_settings
+from data_prep.document import Document, Report
+from data_prep.ngrams import ngram_hashes, word_numbers
+
+VERSION = 1
+
+# what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
+_NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
+_OTHERS = "af och att är inte från the of and to in is that with be or ja lea leat ii ahte go dahje maid"
+FUNCTION_WORDS = frozenset(f"{_NORDIC} {_OTHERS}".split())
+FUNCTION_WORDS_FROM = 50  # words
+BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
+SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
+CODE = "{}<>\\;=$^~`[]"
+LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
+LETTER = re.compile(r"[^\W\d_]")
+BROKEN = re.compile("[\ufffd\ue000-\uf8ff]")
+EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
+
+Finding = tuple[str, float]  # a rule's name, and what it measured
+
+
+def settings(config: CorpusConfig) -> dict[str, Any]:
+    return as_settings(config.quality)
+
+
+def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+    for document in documents:
+        if not document.turns and document.source not in config.quality.skip_sources:
+            finding = next(findings(document.text, config.quality), None)
+            if finding is not None:
+                report.drop(document, finding[0], f"{finding[1]:.3g}")
+                continue
+        yield document
+
+
+def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
+    """The rules that the text breaks, cheapest first."""
+    words = text.split()
+    if outside(len(words), limits.min_words, None):
+        yield "too_short", len(words)
+    if outside(len(words), None, limits.max_words):
+        yield "too_long", len(words)
+    if not words:
+        return
+    yield from _of_words(words, limits)
+    yield from _of_characters(text, len(words), limits)
+    lines = [line for line in text.split("\n") if line]
+    if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
+        yield "bullets", share
+    if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
+        yield "ellipses", share
+    if len(words) >= limits.repetition_from:
+        yield from _of_repetition(text, words, lines, limits)
+
+
+def outside(value: float, low: float | None, high: float | None) -> bool:
+    return (low is not None and value < low) or (high is not None and value > high)
+
+
+def _of_words(words: list[str], limits: QualityConfig) -> Iterator[Finding]:
+    mean = sum(map(len, words)) / len(words)
+    if outside(mean, limits.min_word_length, None):
+        yield "short_words", mean
+    if outside(mean, None, limits.max_word_length):
+        yield "long_words", mean
+    with_letters = sum(word.isalpha() or LETTER.search(word) is not None for word in words)
+    if outside(share := with_letters / len(words), limits.min_letter_words, None):
+        yield "few_letters", share
+    if outside(share := sum(len(word) == 1 and word.isalpha() for word in words) / len(words), None, limits.max_spaced_letters):
+        yield "spaced_letters", share
+    if limits.min_function_words is not None and len(words) >= FUNCTION_WORDS_FROM:
+        found: set[str] = set()
+        for word in words:
+            if (plain := word.lower().strip(EDGES)) in FUNCTION_WORDS:
+                found.add(plain)
+                if len(found) >= limits.min_function_words:
+                    return
+        yield "few_function_words", len(found)
+
+
+def _of_characters(text: str, words: int, limits: QualityConfig) -> Iterator[Finding]:
+    if outside(share := len(BROKEN.findall(text)) / len(text), None, limits.max_broken_share):
+        yield "lost_letters", share
+    if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
+        yield "code", share
+    if outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
+        yield "symbols", share
+    if outside(share := text.lower().count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
+        yield "lorem_ipsum", share
+
+
+def _of_repetition(text: str, words: list[str], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
+    for name, pieces, limit in (
+        ("repeated_lines", lines, limits.max_duplicate_lines),
+        ("repeated_paragraphs", paragraphs, limits.max_duplicate_paragraphs),
+    ):
+        if outside(share := _repeated(pieces) / len(text), None, limit):
+            yield name, share
+    numbers = word_numbers([word.lower() for word in words])
+    ends = np.concatenate([[0], np.cumsum([len(word) for word in words])])
+    for n, limit in zip((2, 3, 4), limits.max_top_ngrams or (), strict=False):
+        if outside(share := _top_share(numbers, ends, n), None, limit):
+            yield "repeated_words", share
+    if outside(share := _repeated_share(numbers, ends, 5), None, limits.max_duplicate_ngrams):
+        yield "repeated_passages", share
+
+
+def _repeated(pieces: list[str]) -> int:
+    """Characters in pieces that stood before."""
+    return sum(map(len, pieces)) - sum(map(len, set(pieces)))
+
+
+def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
+    """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
+    _, first, counts = np.unique(ngram_hashes(numbers, n), return_index=True, return_counts=True)
+    top = int(counts.argmax())
+    length = ends[first[top] + n] - ends[first[top]]
+    return float(counts[top] * length / ends[-1]) if counts[top] > 1 else 0.0
+
+
+def _repeated_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
+    """Share of the words' characters in sequences of n words that stood before."""
+    hashes = ngram_hashes(numbers, n)
+    again = np.ones(len(hashes), np.bool_)
+    again[np.unique(hashes, return_index=True)[1]] = False
+    covered = np.zeros(len(numbers), np.bool_)
+    for offset in range(n):
+        covered[offset : offset + len(hashes)] |= again
+    return float(np.diff(ends)[covered].sum() / ends[-1])

@@ -1,0 +1,338 @@
+"""Archives and compressed files from anybody: good members arrive, the rest is quarantined with its place, and that is all."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.containers import zstd
+from tests.data_prep.reading import faults, read, texts
+
+LETTERS = {"a.txt": "Vedtaket kan påklages innen tre uker.", "mappe/b.txt": "Kommunen svarar på søknaden."}
+PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress}
+
+
+def tar(members: dict[str, str | bytes | tarfile.TarInfo]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(members: dict[str, str | bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def jsonl(count: int, text: str = "Vedtaket kan påklages.") -> bytes:
+    return "".join(json.dumps({"id": str(n), "text": f"{n} {text}"}, ensure_ascii=False) + "\n" for n in range(count)).encode()
+
+
+# --- what is packed in whatever way is the same -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["docs", "docs.lying.gz", "docs.lying.zip", "docs.tar"])
+@pytest.mark.parametrize("packing", [None, *PACK])
+def test_a_tar_archive_is_read_whatever_packs_it_and_whatever_it_is_called(
+    tmp_path: Path, packing: str | None, name: str
+) -> None:
+    data = tar(LETTERS)  # type: ignore[arg-type]
+    (tmp_path / name).write_bytes(PACK[packing](data) if packing else data)
+    documents, report = read("text", tmp_path / name)
+    assert texts(documents) == list(LETTERS.values())
+    assert [d.id.partition(":")[2] for d in documents] == ["a", "mappe/b"]
+    assert not report.broken
+
+
+@pytest.mark.parametrize("packing", [None, *PACK])
+def test_json_lines_are_read_whatever_packs_them(tmp_path: Path, packing: str | None) -> None:
+    (tmp_path / f"a.jsonl{f'.{packing}' if packing else ''}").write_bytes(PACK[packing](jsonl(50)) if packing else jsonl(50))
+    documents, report = read("jsonl", tmp_path)
+    assert [d.id for d in documents] == [str(n) for n in range(50)]
+    assert not report.broken
+
+
+def test_archives_in_archives_are_read_and_their_members_have_places(tmp_path: Path) -> None:
+    inner = zipped({"c.txt.gz": gzip.compress(b"Inst i alt."), "bilde.png": b"\x89PNG....", "__MACOSX/._c.txt": b"\0\1"})
+    (tmp_path / "alt.tar").write_bytes(tar({"ytre.txt": "Ytterst.", "indre.zip": inner}))
+    documents, report = read("text", tmp_path)
+    assert [(d.id, d.text) for d in documents] == [("alt.tar:ytre", "Ytterst."), ("alt.tar:indre.zip:c", "Inst i alt.")]
+    assert report.counts["members_of_other_kinds"] == 2
+    assert not report.broken
+
+
+def test_a_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_bytes(b'{"text": "En."}\n' + f'{{"text": "{folder}"}}\n'.encode())
+    together, _ = read("jsonl", tmp_path)
+    assert [d.id for d in together] == ["x/a.jsonl:1", "x/a.jsonl:2", "y/a.jsonl:1", "y/a.jsonl:2"]
+    (tmp_path / "x" / "a.jsonl").unlink()
+    assert read("jsonl", tmp_path)[0] == together[2:]
+
+
+# --- what breaks off ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_lines_before_a_break_are_kept(tmp_path: Path, packing: str) -> None:
+    import random
+
+    noise = random.Random(0)
+    records = [json.dumps({"id": str(n), "text": str(noise.random())}).encode() + b"\n" for n in range(60_000)]
+    whole = PACK[packing](b"".join(records))
+    (tmp_path / "a.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
+    documents, report = read("jsonl", tmp_path)
+    assert [d.id for d in documents] == [str(n) for n in range(len(documents))]
+    assert (0 if packing == "bz2" else 20_000) < len(documents) < 45_000  # bzip2 packs blocks of 900 kB
+    ((place, error),) = faults(report)
+    assert place == f"a.jsonl:line {len(documents) + 1}"
+    assert "breaks off" in error
+    assert report.counts["broken_off"] == 1
+
+
+@pytest.mark.parametrize("packing", [None, "gz", "zst"])
+@pytest.mark.parametrize("cut", [0, 100, 512, 700, 1024])
+def test_members_before_a_break_in_a_tar_archive_are_kept(tmp_path: Path, packing: str | None, cut: int) -> None:
+    """Cut at a member's border too, where tarfile takes the archive for a whole one."""
+    data = tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)})[: 3 * 1024 + cut]
+    (tmp_path / "a.tar").write_bytes(PACK[packing](data) if packing else data)
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == [f"Brev nummer {n}." for n in range(3 + (cut in (700, 1024)))]
+    assert len(report.broken) == 1
+    assert report.counts["broken_off"] == 1
+
+
+def test_a_broken_header_within_a_tar_archive_is_noticed(tmp_path: Path) -> None:
+    data = bytearray(tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)}))
+    data[2 * 1024 + 148 : 2 * 1024 + 156] = b"notcksum"
+    (tmp_path / "a.tar").write_bytes(data)
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["Brev nummer 0.", "Brev nummer 1."]
+    assert "breaks off" in report.broken[0].error
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_members_before_a_break_in_a_zip_archive_are_kept(tmp_path: Path, cut: float) -> None:
+    names = {f"{n}.txt": f"Brev nummer {n}, med noe mer tekst." for n in range(10)}
+    data = zipped(names)  # type: ignore[arg-type]
+    directory = data.index(b"PK\x01\x02")
+    (tmp_path / "a.zip").write_bytes(data[: int(directory * cut)])
+    documents, report = read("text", tmp_path)
+    assert 0 < len(documents) < 10
+    assert texts(documents) == list(names.values())[: len(documents)]
+    assert "directory cannot be read" in report.broken[0].error
+
+
+def test_a_damaged_member_of_a_zip_archive_harms_no_other(tmp_path: Path) -> None:
+    data = bytearray(zipped({f"{n}.txt": f"Brev nummer {n}, med noe mer tekst." for n in range(3)}))
+    at = data.index(b"1.txt") + 5
+    data[at : at + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.zip").write_bytes(data)
+    documents, report = read("text", tmp_path)
+    assert [d.id for d in documents] == ["a.zip:0", "a.zip:2"]
+    assert faults(report)[0][0] == "a.zip:1.txt"
+
+
+# --- what must not be touched ---------------------------------------------------------------------------------------------------
+
+
+def test_links_devices_and_names_that_leave_a_tar_archive_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("Hemmelig.")
+    bad: dict[str, str | bytes | tarfile.TarInfo] = {
+        "../ut.txt": "Ut.",
+        "/tmp/absolutt.txt": "Absolutt.",
+        "a/../../ut.txt": "Ut igjen.",
+        "c:\\windows.txt": "Stasjon.",
+        "lenke.txt": special("lenke.txt", tarfile.SYMTYPE, str(tmp_path / "secret.txt")),
+        "hard.txt": special("hard.txt", tarfile.LNKTYPE, "/etc/hostname"),
+        "ror.txt": special("ror.txt", tarfile.FIFOTYPE),
+        "disk.txt": special("disk.txt", tarfile.BLKTYPE),
+    }
+    (tmp_path / "a.tar").write_bytes(tar({"før.txt": "Før.", **bad, "etter.txt": "Etter."}))
+    before = set(tmp_path.rglob("*"))
+    documents, report = read("text", tmp_path / "a.tar")
+    assert texts(documents) == ["Før.", "Etter."]
+    assert [b.member for b in report.broken] == list(bad)
+    assert set(tmp_path.rglob("*")) == before
+    assert not (tmp_path.parent / "ut.txt").exists()
+
+
+def test_links_and_names_that_leave_a_zip_archive_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("lenke.txt")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../ut.txt", "Ut.")
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("god.txt", "God.")
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["God."]
+    assert [b.member for b in report.broken] == ["../ut.txt", "lenke.txt"]
+
+
+def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
+    data = bytearray(zipped({"a.txt": "Lukket.", "b.txt": "Åpen."}))
+    data[6] |= 1
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["Åpen."]
+    assert "encrypted" in report.broken[0].error
+
+
+# --- what is larger than it looks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("line", [b"\0" * 1000, b'{"text": "' + b"x" * 100_000 + b'"}\n'])
+def test_a_bomb_ends_at_the_ratio(tmp_path: Path, packing: str, line: bytes) -> None:
+    bomb = PACK[packing](line * (60_000_000 // len(line)))
+    (tmp_path / "a.jsonl").write_bytes(bomb)
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "God."}\n')
+    tracemalloc.start()
+    try:
+        documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**20})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert documents[-1].text == "God."
+    assert any("limits.max_ratio" in b.error for b in report.broken)
+    assert sum(len(document.text) for document in documents) < 20_000_000
+    assert peak < 40_000_000
+
+
+def test_a_bomb_in_a_zip_archive_harms_no_other_member(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped({"bombe.txt": b"0" * 100_000_000, "god.txt": "God."}))
+    documents, report = read("text", tmp_path, limits={"max_record_bytes": 2**27})
+    assert texts(documents) == ["God."]
+    assert [(b.member, "max_ratio" in b.error) for b in report.broken] == [("bombe.txt", True)]
+
+
+def test_a_file_unpacks_to_no_more_than_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(5000)))
+    documents, report = read("jsonl", tmp_path, limits={"max_unpacked_bytes": 100_000})
+    assert 500 < len(documents) < 4000
+    assert "max_unpacked_bytes" in report.broken[0].error
+
+
+def test_archives_in_each_other_end_at_the_depth(tmp_path: Path) -> None:
+    data = b"Inst."
+    for _ in range(4):
+        data = gzip.compress(data)
+    (tmp_path / "dypt.txt").write_bytes(data)
+    (tmp_path / "god.txt").write_text("God.")
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["God."]
+    assert "max_depth=3" in report.broken[0].error
+    assert len(read("text", tmp_path, limits={"max_depth": 4})[0]) == 2
+
+
+def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    """tarfile reads a long name into memory, however long its header says it is."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = b"L", 2**30
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096)
+    (tmp_path / "b.tar").write_bytes(tar({"god.txt": "God."}))
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["God."]
+    assert "a name of 1024.0 MiB" in report.broken[0].error
+
+
+def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("hull.txt")
+    header.type, header.size = tarfile.GNUTYPE_SPARSE, 0
+    buffer = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    buffer[483:495] = b"77777777777\0"  # the size it would have with its holes
+    buffer[148:156] = b"        "
+    buffer[148:156] = b"%06o\0 " % sum(buffer)
+    (tmp_path / "a.tar").write_bytes(bytes(buffer) + tar({"god.txt": "God."}))
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["God."]
+    assert "sparse" in report.broken[0].error
+
+
+def test_a_line_of_100_megabytes_is_stepped_over(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(b'{"text": "En."}\n{"text": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n{"text": "To."}\n')
+    tracemalloc.start()
+    try:
+        documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**22})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert texts(documents) == ["En.", "To."]
+    assert [d.id for d in documents] == ["a.jsonl:1", "a.jsonl:3"]
+    assert faults(report) == [("a.jsonl:line 2", "a line of 95.4 MiB: raise limits.max_record_bytes if this is no fault")]
+    assert peak < 20_000_000
+
+
+# --- what is not what it is called ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"%PDF-1.7\n...", "a PDF by its first bytes, not text"),
+        (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+        (b"\x7fELF\x02\x01", "a program"),
+        (b"7z\xbc\xaf\x27\x1c", "unpack it, or pack it as tar or zip"),
+        (zipped({"word/document.xml": "<w/>"}), "an archive without any file of the kind"),
+        (b"\1\2\3\0\0\0\0\0" * 100, "NUL bytes"),
+    ],
+)
+def test_a_lying_name_is_refused_and_the_good_files_arrive(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "b.txt").write_text("God.")
+    documents, report = read("text", tmp_path)
+    assert texts(documents) == ["God."]
+    ((place, error),) = faults(report)
+    assert place == "a.txt"
+    assert words in error
+
+
+def test_text_is_no_pdf(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("Bare tekst.")
+    documents, report = read("pdf", tmp_path)
+    assert not documents
+    assert report.broken[0].error == "text by its first bytes, not a PDF"
+
+
+def test_sizes_in_the_header_of_a_zip_archive_are_not_believed(tmp_path: Path) -> None:
+    """The directory is gone and a header claims more than there is."""
+    data = bytearray(zipped({"a.txt": "God.", "b.txt": "Lang."}))
+    second = data.index(b"PK\x03\x04", 10)
+    data[second + 18 : second + 22] = struct.pack("<I", 2**31)
+    (tmp_path / "a.zip").write_bytes(data[: data.index(b"PK\x01\x02")])
+    documents, _ = read("text", tmp_path)
+    assert texts(documents) == ["God."]

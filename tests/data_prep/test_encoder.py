@@ -1,0 +1,87 @@
+"""Running text is encoded by gigatoken only where it gives what tokenizers gives, and found out where it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from data_prep import encoder
+from data_prep.encoder import TextEncoder, choose
+
+gigatoken = pytest.importorskip("gigatoken", reason="the extra `fast` is not installed")
+
+TEXTS = [
+    "Fristen er 1. mars.",
+    "Nei, du må søke på nytt hvert år.",
+    "§ 3 første ledd",
+    "",
+    " \n\n x",
+    "«Å» – 5 µm ≥ 3",
+    "čállin ŋ",
+]
+ODD = ["<s>slik</s>", "før <|im_start|> etter", "日本語 🫨", "Ａ\u0301", "x\u2028y", "a\x00b"]
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    """A byte-level BPE that puts <s> before a text; see conftest."""
+    return folder / "tokenizer.json"
+
+
+def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
+    plain = Tokenizer.from_file(str(file))
+    plain.encode_special_tokens = True
+    mixed = [text for pair in zip(TEXTS, ODD, strict=False) for text in pair] * 3
+    for library in ("gigatoken", "tokenizers"):
+        assert TextEncoder(file, library)(mixed) == [plain.encode(text).ids for text in mixed]
+        assert TextEncoder(file, library)([]) == []
+
+
+def test_texts_in_which_they_may_differ_are_left_to_tokenizers(file: Path) -> None:
+    fast = TextEncoder(file, "gigatoken")
+    assert all(fast.is_settled(text) for text in TEXTS)
+    assert not any(fast.is_settled(text) for text in ODD)
+
+
+def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = choose(file, TEXTS)
+    assert (chosen["library"], chosen["reason"]) == (
+        "gigatoken",
+        "the same tokens as tokenizers on a sample of the corpus",
+    )
+    assert choose(file, [])["library"] == "tokenizers"
+    assert choose(file, TEXTS, "tokenizers")["reason"] == "as set"
+    other = json.loads(file.read_text()) | {"model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}}
+    (tmp_path / "other.json").write_text(json.dumps(other | {"added_tokens": [], "post_processor": None}))
+    assert "cannot read" in choose(tmp_path / "other.json", TEXTS)["reason"]
+    monkeypatch.setattr(TextEncoder, "fast", lambda self, texts: [[1, 2] for _ in texts])
+    assert choose(file, TEXTS) | {"version": ""} == {
+        "library": "tokenizers", "version": "", "reason": "gigatoken gave other tokens for a text of the corpus",
+    }  # fmt: skip
+
+
+def test_a_later_difference_stops_the_corpus(file: Path) -> None:
+    class Lying:
+        def encode_batch_list(self, texts: list[str], parallel: bool) -> list[list[int]]:
+            return [[7] for _ in texts]
+
+    fast = TextEncoder(file, "gigatoken")
+    honest: Any = fast._gigatoken
+    assert fast(TEXTS)
+    fast._gigatoken = Lying()
+    with pytest.raises(ValueError, match="library=tokenizers"):
+        fast(TEXTS)
+    fast._gigatoken = honest
+
+
+def test_memory_is_given_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "RENEWED_AFTER", 50)
+    fast = TextEncoder(file, "gigatoken")
+    first = fast._gigatoken
+    before = fast(TEXTS * 5)
+    assert fast(TEXTS * 5) == before
+    assert fast._gigatoken is not first

@@ -1,0 +1,369 @@
+"""Readers of laws, minutes, debates, publications and journals. All of it is invented, in the exact format of the source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.sources import claims
+from tests.data_prep.reading import faults, read, texts
+
+# --- what sources claim -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("2014-02-13T10:00:00+01:00", "2014-02-13"), ("Møte torsdag den 13. februar 2014 kl. 10", "2014-02-13"),
+        ("1.12.2020", "2020-12-01"),
+        (2019, "2019"), ("NOU 2015: 8", "2015"), ("", ""), (None, ""), ("kl. 10.15", ""), ("31.13.2020", "2020"), ("12345", ""),
+    ],
+)  # fmt: skip
+def test_dates(claim: object, expected: str) -> None:
+    assert claims.date(claim) == expected
+
+
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [("nb", "nob"), ("no", "nob"), ("NN", "nno"), ("nn-NO", "nno"), ("en_GB", "eng"), ("se", "sme"), ("fr", ""), (None, "")],
+)
+def test_languages(claim: object, expected: str) -> None:
+    assert claims.language(claim) == expected
+
+
+# --- Lovdata -------------------------------------------------------------------------------------------------------------------
+
+LAW = """<html lang="nn"><head></head><body><header class="documentHeader"><dl class="data-document-key-info">
+<dd class="dokid">NL/lov/2019-05-03-907</dd><dd class="refid">lov/2019-05-03-907</dd><dd class="title">Lov om vatn</dd>
+<dd class="dateInForce">2019-07-01</dd></dl></header><main class="documentBody"><h1>Lov om vatn</h1>
+<section class="section"><h2>Kapittel 1. Føremål</h2><article class="legalArticle" data-lovdata-URL="NL/lov/2019-05-03-907/§1">
+<h3 class="legalArticleHeader"><span>§ 1.</span> <span>Føremål</span></h3>
+<article class="legalP">Lova skal<br>verne vatn.</article><article class="changesToParent">Endra ved lov.</article></article>
+{deep}</section></main></body></html>"""
+
+
+def test_a_law_is_read_from_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "nl-1.xml").write_text(LAW.format(deep=""))
+    documents, report = read("lovdata", tmp_path)
+    (law,) = documents
+    assert law.text == "Lov om vatn\n\nKapittel 1. Føremål\n\n§ 1. Føremål\n\nLova skal verne vatn."
+    assert (law.id, law.group, law.language) == ("NL/lov/2019-05-03-907", "lov/2019-05-03-907", "nno")
+    assert (law.date, law.url) == ("2019-07-01", "https://lovdata.no/lov/2019-05-03-907")
+    assert not report.broken
+
+
+def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
+    """libxml2 leaves out in silence what is nested deeper than 256 elements."""
+    (tmp_path / "a.xml").write_text(LAW.format(deep="<div>" * 400 + "Lenge, lenge nede." + "</div>" * 400))
+    (tmp_path / "b.xml").write_text(LAW.format(deep="<div>" * 100 + "Langt nede." + "</div>" * 100))
+    documents, report = read("lovdata", tmp_path)
+    assert [d.text.endswith("Langt nede.") for d in documents] == [True]
+    assert faults(report)[0][0] == "a.xml"
+    assert "not read to its end" in report.broken[0].error
+
+
+# --- Stortinget ----------------------------------------------------------------------------------------------------------------
+
+OLD = """<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE forhandling SYSTEM "forhandl_xml.dtd">
+<forhandling><mote sakid="7"><formalia><dato>Møte torsdag den 13. februar 2014 kl. 10</dato>
+<president>President: Per Prøve</president></formalia>
+<saker><sak sakid="101"><sakhode><saknr>Sak nr. 1</saknr><saktit>Innstilling om fjellskogen</saktit></sakhode>
+<presinnl><navn>Presidenten:</navn><a>Ordet går til saksordføreren.</a></presinnl>
+<innlegg type="hovedinnlegg"><navn>Kari Eksempel (Sp) [10:00:37]:</navn><a>Skogen er <i>viktig</i>.</a><a>Takk.</a></innlegg>
+<innlegg type="replikk"><navn>Ola Dømme (A) [10:05:00]:</navn><a>Kva kostar det?</a></innlegg>
+<handling><a>Per Prøve hadde her overtatt presidentplassen.</a></handling></sak>
+<sak sakid="102"><sakhode><saktit>Referat</saktit></sakhode><innlegg><navn>Kari Eksempel (Sp):</navn><a>Ingen merknader.</a>
+</innlegg></sak>
+</saker></mote></forhandling>"""
+
+NEW = """<?xml version="1.0" encoding="UTF-8"?>
+<Forhandlinger Id="refs-202021-11-17-2" Status="Komplett"><Mote Id="refs-202021-11-17-3" moteID="10"><Startseksjon><Motestart>
+<Tittel>Møte tirsdag den 17. november 2020 kl. 10</Tittel><President><A>President: <Uth Type="Sperret">Per Prøve</Uth></A>
+</President>
+</Motestart></Startseksjon><Hovedseksjon><Saker><Sak Id="a" sakID="1" saksKartNr="1"><Sakshode>
+<Saknr>Sak nr. 1 [10:00:12]</Saknr>
+<Saktittel><A>Innstilling om ferjer</A></Saktittel></Sakshode>
+<Presinnlegg><A><Navn>Presidenten:</Navn> Etter ønske fra komiteen er taletiden begrenset.</A></Presinnlegg>
+<Hovedinnlegg><A><Navn personID="KAE">Kari Eksempel (H) [10:01:00]:</Navn> Ferjene går&nbsp;for sjelden.</A><A>Punkt:</A>
+<Liste><Pkt><A>flere avganger</A></Pkt></Liste></Hovedinnlegg>
+<Replikk><A><Navn personID="OLD">Ola Dømme (A) [10:04:00]:</Navn> Hva koster det?</A></Replikk>
+<Tabell><table><tr><td>År</td><td>Kroner</td></tr></table></Tabell></Sak></Saker></Hovedseksjon></Mote></Forhandlinger>"""
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1"])
+def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "s140213.xml").write_bytes(OLD.format(encoding=encoding).encode(encoding))
+    documents, report = read("stortinget", tmp_path)
+    assert [d.id for d in documents] == ["s140213:1.0", "s140213:1.1", "s140213:1.2"]
+    assert documents[1].text == (
+        "Sak nr. 1\n\nInnstilling om fjellskogen\n\nPresidenten: Ordet går til saksordføreren.\n\n"
+        "Kari Eksempel (Sp) [10:00:37], hovedinnlegg: Skogen er viktig.\n\nTakk.\n\n"
+        "Ola Dømme (A) [10:05:00], replikk: Kva kostar det?\n\nPer Prøve hadde her overtatt presidentplassen."
+    )
+    assert documents[2].text == "Referat\n\nKari Eksempel (Sp): Ingen merknader."
+    assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
+    assert [d.title for d in documents[1:]] == ["Innstilling om fjellskogen", "Referat"]
+    assert not report.broken
+
+
+def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text(NEW)
+    documents, _ = read("stortinget", tmp_path)
+    assert texts(documents) == [
+        "Møte tirsdag den 17. november 2020 kl. 10\n\nPresident: Per Prøve",
+        "Sak nr. 1 [10:00:12]\n\nInnstilling om ferjer\n\nPresidenten: Etter ønske fra komiteen er taletiden begrenset.\n\n"
+        "Kari Eksempel (H) [10:01:00], hovedinnlegg: Ferjene går for sjelden.\n\nPunkt:\n\nflere avganger\n\n"
+        "Ola Dømme (A) [10:04:00], replikk: Hva koster det?\n\nÅr | Kroner",
+    ]
+    assert {(d.group, d.date) for d in documents} == {("refs-202021-11-17", "2020-11-17")}
+    assert documents[1].url == "https://data.stortinget.no/eksport/publikasjon?publikasjonid=refs-202021-11-17"
+    speeches, _ = read("stortinget", tmp_path, options={"unit": "speech"})
+    assert [text.partition(",")[0].partition(":")[0] for text in texts(speeches)] == [
+        "Presidenten",
+        "Kari Eksempel (H) [10",
+        "Ola Dømme (A) [10",
+    ]
+    assert speeches[1].text.endswith("Punkt:\n\nflere avganger")
+
+
+@pytest.mark.parametrize(
+    ("xml", "error"),
+    [
+        ("<forhandling><mote></forhandling>", "not well-formed XML"),
+        ("<rss/>", "not minutes of Stortinget: the root is <rss>"),
+        ("<forhandling>" + "<a>" * 400 + "</a>" * 400 + "</forhandling>", "Excessive depth"),
+        ("", "not well-formed XML"),
+        ("bare tekst", "not well-formed XML"),
+        (
+            '<!DOCTYPE f [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+            "<forhandling><mote><saker><sak><innlegg><a>&c;</a></innlegg></sak></saker></mote></forhandling>",
+            "uses an entity of its own, &c;",
+        ),
+        (
+            '<!DOCTYPE f [<!ENTITY x SYSTEM "file:///etc/hostname">]><forhandling><mote><a>&x;</a></mote></forhandling>',
+            "uses an entity of its own, &x;",
+        ),
+        (
+            '<!DOCTYPE f [<!ENTITY % p SYSTEM "http://127.0.0.1:9/x.dtd"> %p;]><forhandling><a>&y;</a></forhandling>',
+            "&y;",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_markup_is_quarantined_and_the_good_files_arrive(tmp_path: Path, xml: str, error: str) -> None:
+    (tmp_path / "a.xml").write_text(xml)
+    (tmp_path / "b.xml").write_text(NEW)
+    documents, report = read("stortinget", tmp_path)
+    assert len(documents) == 2
+    ((place, found),) = faults(report)
+    assert place == "a.xml"
+    assert error in found
+
+
+# --- ParlaMint -----------------------------------------------------------------------------------------------------------------
+
+TEI = """<?xml version="1.0" encoding="UTF-8"?>
+<TEI xmlns="http://www.tei-c.org/ns/1.0" xml:lang="nb" xml:id="ParlaMint-NO_2022-05-10"><teiHeader><fileDesc><sourceDesc><bibl>
+<idno type="URI" subtype="parliament">https://data.stortinget.no/x</idno><date when="2022-05-10">10.05.22</date></bibl>
+</sourceDesc></fileDesc></teiHeader>
+<text><body><div type="debateSection"><head>Sak nr. 1 [10:00:00]</head><note type="comment">Spørsmål om ferjer</note>
+<note type="speaker">Kari Eksempel (Sp) [10:00:37]:</note>
+<u who="#person.KAE" ana="#regular" xml:id="u1" xml:lang="nn">
+<seg>Representanten <name>Ola Dømme</name> , frå fylket, spør.</seg>
+<gap reason="editorial"><desc xml:lang="en">SAMPLING</desc></gap><seg>Eg svarar gjerne, og eg svarar lenge.</seg></u>
+<u who="#person.PPR" ana="#chair" xml:id="u2" xml:lang="nb"><seg>Neste.</seg><vocal><desc>applause</desc></vocal></u></div>
+<div type="debateSection"><u who="#person.OLD" ana="#regular" xml:id="u3" xml:lang="nb">{seg}</u></div></body></text></TEI>"""
+WORDS = '<seg><s><w join="right">Takk</w><pc>,</pc><w join="right">president</w><pc>!</pc></s></seg>'
+
+
+def test_debates_keep_headings_and_speakers(tmp_path: Path) -> None:
+    (tmp_path / "ParlaMint-NO_2022-05-10.xml").write_text(TEI.format(seg="<seg>Takk, president!</seg>"))
+    (tmp_path / "ParlaMint-NO-listPerson.xml").write_text(
+        '<listPerson xmlns="http://www.tei-c.org/ns/1.0"><person/></listPerson>'
+    )
+    documents, report = read("parlamint", tmp_path)
+    assert texts(documents) == [
+        "Sak nr. 1 [10:00:00]\n\nSpørsmål om ferjer\n\nKari Eksempel (Sp) [10:00:37]: "
+        "Representanten Ola Dømme, frå fylket, spør.\n\nEg svarar gjerne, og eg svarar lenge.\n\nPresidenten: Neste.",
+        "Takk, president!",
+    ]
+    assert [d.language for d in documents] == ["nno", "nob"]
+    assert {(d.group, d.date, d.url) for d in documents} == {
+        ("ParlaMint-NO_2022-05-10", "2022-05-10", "https://data.stortinget.no/x")
+    }
+    assert report.counts["files_without_debates"] == 1
+    speeches, _ = read("parlamint", tmp_path, options={"unit": "speech"})
+    assert [(d.id, d.language) for d in speeches] == [("u1", "nno"), ("u2", "nob"), ("u3", "nob")]
+
+
+def test_annotated_debates_read_as_the_plain_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.ana.xml").write_text(TEI.format(seg=WORDS))
+    assert texts(read("parlamint", tmp_path)[0])[1] == "Takk, president!"
+
+
+# --- regjeringen.no -------------------------------------------------------------------------------------------------------------
+
+XHTML = """<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml" lang="nn"><head>
+<title>NOU 2015: 8</title>
+<meta name="dc.date" content="2015-06-15"/><link rel="canonical" href="https://www.regjeringen.no/nou-2015-8"/></head>
+<body><div class="TOP"><a href="#">Til innhaldet</a></div><nav>Meny</nav><h1 class="K-TITTEL">NOU 2015: 8 Framtida</h1>
+<h2>1 Innleiing</h2>
+<p class="K-A">Skulen endrar seg.<sup class="K-NOTEREF">1</sup></p><ul><li><p>leike</p></li><li><p>lære</p></li></ul>
+<p>Etter lista.</p><table><caption>Tabell 1</caption><tr><th>År</th><th>Elevar</th></tr><tr><td>2014</td><td>615 327</td>
+</tr></table>
+<div class="K-NOTE-TBLNOTER"><p>Note til tabell.</p></div><p class="K-NOTETEXT">1 Fotnote.</p>
+<p class="K-REFLISTE">Hansen, K. (2003).</p></body></html>"""
+
+
+def test_publications_keep_headings_lists_and_tables_and_nothing_around(tmp_path: Path) -> None:
+    (tmp_path / "nou20150008").mkdir()
+    for name in ("kap01.xhtml", "kap02.html"):
+        (tmp_path / "nou20150008" / name).write_text(XHTML)
+    documents, _ = read("regjeringen", tmp_path, options={"group_by": "folder"})
+    assert documents[0].text == (
+        "NOU 2015: 8 Framtida\n\n1 Innleiing\n\nSkulen endrar seg.1\n\n– leike\n– lære\n\nEtter lista.\n\n"
+        "Tabell 1\nÅr | Elevar\n2014 | 615 327"
+    )
+    assert (documents[0].title, documents[0].date, documents[0].language) == ("NOU 2015: 8 Framtida", "2015-06-15", "nno")
+    assert documents[0].url == "https://www.regjeringen.no/nou-2015-8"
+    assert {d.group for d in documents} == {"nou20150008"}
+    assert len({d.group for d in read("regjeringen", tmp_path)[0]}) == 2
+
+
+def test_a_publication_of_nothing_but_navigation_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<html><body><div class="TOP">Meny</div></body></html>')
+    (tmp_path / "b.html").write_text(XHTML)
+    documents, report = read("regjeringen", tmp_path)
+    assert len(documents) == 1
+    assert faults(report) == [("a.html", "no text outside of what is left out")]
+
+
+# --- eInnsyn -------------------------------------------------------------------------------------------------------------------
+
+NOARK = """<?xml version="1.0" encoding="utf-8"?>
+<arkiv xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns="http://www.arkivverket.no/standarder/noark5/arkivstruktur">
+<systemID>arkiv</systemID><tittel>HEMMELIG arkiv</tittel>
+<mappe xsi:type="ark:saksmappe"><systemID>sak-1</systemID><tittel>HEMMELIG klage fra Kari Eksempel</tittel>
+<offentligTittel>Klage på vedtak</offentligTittel>
+<saksaar>2021</saksaar><sakssekvensnummer>44</sakssekvensnummer><administrativEnhet>Plan</administrativEnhet>
+<saksansvarlig>HEMMELIG saksbehandler</saksansvarlig>
+<registrering xsi:type="journalpost"><systemID>jp-1</systemID><tittel>HEMMELIG helseopplysning</tittel>
+<offentligTittel>Klage</offentligTittel>
+<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon><skjermingshjemmel>Offl. § 13</skjermingshjemmel>
+<skjermingMetadata>HEMMELIG</skjermingMetadata></skjerming>
+<dokumentbeskrivelse><tittel>HEMMELIG vedlegg</tittel><tilknyttetRegistreringSom>Vedlegg</tilknyttetRegistreringSom>
+</dokumentbeskrivelse>
+<korrespondansepart><korrespondansepartNavn>HEMMELIG navn</korrespondansepartNavn></korrespondansepart>
+<journalposttype>Inngående dokument</journalposttype><journalpostnummer>1</journalpostnummer>
+<journaldato>2021-03-02</journaldato></registrering>
+<registrering xsi:type="ark:journalpost"><systemID>jp-2</systemID><tittel>Svar HEMMELIG</tittel>
+<offentligTittel>Svar</offentligTittel>
+<dokumentbeskrivelse><tittel>Svar HEMMELIG 2</tittel></dokumentbeskrivelse><journalpostnummer>2</journalpostnummer>
+</registrering>
+<registrering xsi:type="ark:journalpost"><systemID>jp-3</systemID><tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>
+<dokumentbeskrivelse><tittel>Kart over området</tittel><tilknyttetRegistreringSom>Hoveddokument</tilknyttetRegistreringSom>
+</dokumentbeskrivelse>
+<journalpostnummer>3</journalpostnummer></registrering></mappe></arkiv>"""
+
+A = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
+
+
+def node(name: str, kind: str | list[str], **terms: Any) -> dict[str, Any]:
+    return {"@id": f"http://namespace/{name}", "@type": kind} | {f"arkiv:{term}": value for term, value in terms.items()}
+
+
+def to(name: str) -> dict[str, str]:
+    return {"@id": f"http://namespace/{name}"}
+
+
+GRAPH: list[dict[str, Any]] = [
+    node(
+        "sak-1", "arkiv:Saksmappe", offentligTittel="Klage på vedtak", offentligTittel_SENSITIV="HEMMELIG klage",
+        offentligTittel_LIST=["HEMMELIG"], saksansvarlig="HEMMELIG", saksaar={"@type": "xsd:integer", "@value": "2021"},
+        sakssekvensnummer=44, administrativEnhet="Plan",
+    ),
+    node(
+        "jp-1", ["arkiv:Journalpost"], offentligTittel="Klage", offentligTittel_SENSITIV="HEMMELIG", parent=to("sak-1"),
+        journalposttype={"@id": "arkiv:inngåendeDokument"}, journalpostnummer={"@value": "1"}, skjerming=to("sk-1"),
+        journaldato={"@type": "xsd:date", "@value": "2021-03-02"}, korrespondansepart=to("k-1"), dokumentbeskrivelse=[to("d-1")],
+    ),
+    node(
+        "d-1", "arkiv:Dokumentbeskrivelse", tittel="Vedlegg om vei", tittel_SENSITIV="HEMMELIG vedlegg", dokumentnummer=2,
+        tilknyttetRegistreringSom={"@id": "arkiv:vedlegg"},
+    ),
+    node("sk-1", "arkiv:Skjerming", tilgangsrestriksjon="Unntatt offentlighet", skjermingshjemmel="Offl. § 13"),
+    node("k-1", "arkiv:Korrespondansepart", korrespondansepartNavn="HEMMELIG", korrespondansepartNavn_SENSITIV="HEMMELIG"),
+]  # fmt: skip
+
+
+def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same statements with whole addresses and lists of values, as JSON-LD's expanded form has them."""
+
+    def name(key: str) -> str:
+        return key.replace("arkiv:", A)
+
+    def value(found: Any) -> list[Any]:
+        values = found if isinstance(found, list) else [found]
+        return [{name(k): name(v) for k, v in v.items()} if isinstance(v, dict) else {"@value": v} for v in values]
+
+    types = [node["@type"] if isinstance(node["@type"], list) else [node["@type"]] for node in graph]
+    return [
+        {"@id": node["@id"], "@type": [name(t) for t in kinds]} | {name(k): value(v) for k, v in node.items() if k[0] != "@"}
+        for node, kinds in zip(graph, types, strict=True)
+    ]
+
+
+JOURNAL = (
+    "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n{attachment}Unntatt offentlighet: Offl. § 13"
+)
+
+
+def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(NOARK)
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.text == (
+        JOURNAL.format(attachment="") + "\n\nJournalpost 2: Svar\n\nJournalpost 3: Kart\nHoveddokument: Kart over området"
+    )
+    assert "HEMMELIG" not in str(document)
+    assert (document.group, document.title, document.date) == ("sak-1", "Klage på vedtak", "2021")
+    assert not report.broken
+
+
+@pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
+def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
+    body: Any = {"@context": {"arkiv": A}, "@graph": GRAPH}
+    if form == "expanded":
+        body = expanded(GRAPH)
+    if form == "nested":  # a document within its entry, within its case
+        entry = {**GRAPH[1], "arkiv:dokumentbeskrivelse": [GRAPH[2]], "arkiv:skjerming": GRAPH[3]}
+        del entry["arkiv:parent"]
+        body = {"@context": {"arkiv": A}, "@graph": [{**GRAPH[0], "arkiv:registrering": [entry]}]}
+    (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
+    assert "HEMMELIG" not in str(document)
+    assert (document.id, document.group) == ("a:sak-1", "sak-1")
+    assert not report.broken
+
+
+def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonld").write_text(json.dumps({"@graph": GRAPH[1:]}))
+    (tmp_path / "b.jsonld").write_text(json.dumps({"@graph": [{"@id": "x", "@type": "arkiv:Saksmappe"}]}))
+    (document,), report = read("einnsyn", tmp_path)
+    assert (document.id, document.group) == ("a:jp-1", "sak-1")
+    assert report.counts["without_public_titles"] == 1
+
+
+# too deep for one of json.loads and what goes through its result
+DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
+
+
+@pytest.mark.parametrize("body", ["{", "[" * 5000, DEEP, '<arkiv><mappe xsi:type="saksmappe"/></arkiv>', "<rss/>"])
+def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
+    (tmp_path / "a.jsonld").write_text(body)
+    (tmp_path / "b.xml").write_text(NOARK)
+    documents, report = read("einnsyn", tmp_path)
+    assert len(documents) == 1
+    assert [place for place, _ in faults(report)] == ["a.jsonld"]

@@ -1,0 +1,157 @@
+"""Readers of pages: the web's, Markdown, PDF. All of it is invented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.sources import pdf
+from tests.data_prep.reading import faults, read
+
+# --- web pages ------------------------------------------------------------------------------------------------------------------
+
+PARAGRAPH = "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig behandlet av rådmannen. "
+PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
+<meta property="og:url" content="https://www.kommune.no/barnehage/soek">
+<meta property="article:published_time" content="2023-03-01"></head><body><nav><ul><li><a href="/">Forsiden</a></li><li>
+<a href="/kart">Kart</a></li></ul></nav>
+<div class="cookie-banner">Vi bruker informasjonskapsler. Godta alle.</div><main><article><h1>Søke barnehage</h1>
+<p>{PARAGRAPH * 2}</p><h2>Frister</h2>
+<p>{PARAGRAPH}<a href="/frist">Les om frister</a>.</p><ul><li>Hovedopptak er 1. mars.</li><li>Klagefrist er tre uker.</li>
+</ul></article></main>
+<footer>Telefon 00 00 00 00 | Personvern</footer></body></html>"""
+
+
+def test_a_page_is_its_main_text_with_its_headings(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(PAGE)
+    (tmp_path / "tom.html").write_text("<html><head><title>Tom</title></head><body><script>start()</script></body></html>")
+    documents, report = read("webpage", tmp_path)
+    (page,) = documents
+    assert "## Frister" in page.text
+    assert "Hovedopptak er 1. mars." in page.text
+    assert not any(noise in page.text for noise in ("informasjonskapsler", "Personvern", "Kart", "](/frist)"))
+    assert (page.url, page.group, page.language) == ("https://www.kommune.no/barnehage/soek", "kommune.no/barnehage", "nob")
+    assert page.date == "2023-03-01"
+    assert [(drop.id, drop.reason) for drop in report.drops] == [("tom.html", "no_main_text")]
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------------------
+
+MARKDOWN = """---
+title: "Feilsøking"
+lang: nn
+date: 2024-05-06
+---
+Sjå [loggen](../logg.md#a "tips"), [kosmos-[versjon].jar](fil.jar) og [regelen][r1].<br>Ny linje.
+
+<!-- ikkje vis
+dette -->
+{% include note.html content="Vi flyttar i mai." %}
+## Steg 1 {#steg-1}
+
+![Skjermbilete](bilete.png) Skriv `<navn>` og <a href="mailto:x@y.no">x@y.no</a>, sjå <https://docs.no>.
+{: .tabell}
+
+```bash
+# ikkje ei overskrift
+curl "$URL" | grep "[a](b)" <!-- blir -->
+```
+
+{% highlight xml %}
+<skjerming>JA</skjerming>
+{% endhighlight %}
+
+| A | B |
+|---|---|
+| 1<br/>2 | &lt;x&gt; |
+
+[r1]: https://lov.no
+"""
+
+
+def test_markdown_keeps_headings_code_and_tables_and_reduces_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text(MARKDOWN)
+    (document,), _ = read("markdown", tmp_path)
+    assert document.text == (
+        "# Feilsøking\n\nSjå loggen, kosmos-[versjon].jar og regelen.\nNy linje.\n\nVi flyttar i mai.\n## Steg 1\n\n"
+        "Skjermbilete Skriv `<navn>` og x@y.no, sjå https://docs.no.\n\n"
+        '```bash\n# ikkje ei overskrift\ncurl "$URL" | grep "[a](b)" <!-- blir -->\n```\n\n'
+        "```xml\n<skjerming>JA</skjerming>\n```\n\n| A | B |\n|---|---|\n| 1 2 | <x> |"
+    )
+    assert (document.title, document.language, document.date, document.group) == ("Feilsøking", "nno", "2024-05-06", "docs")
+
+
+def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Min tittel\n\nTekst.")
+    (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")
+    documents, _ = read("markdown", tmp_path)
+    assert [(d.title, d.text) for d in documents] == [
+        ("Min tittel", "# Min tittel\n\nTekst."), ("Noe", "# Min tittel\n\n```\nåpen kode"),
+    ]  # fmt: skip
+
+
+# --- PDF ------------------------------------------------------------------------------------------------------------------------
+
+
+def page(*lines: str) -> str:
+    return "\r\n".join(lines)
+
+
+def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
+    body = [
+        "Dette er en linje som er omtrent like lang som alle andre på siden, og setningen går videre",
+        "på neste linje. Ferdig.",
+    ]
+    words = ("en", "to", "tre", "fire", "fem")
+    own = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
+    pages = [page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5") for n in range(5)]
+    text = pdf.running_text(pages)
+    assert "årsmelding" not in text
+    assert "Side" not in text
+    paragraphs = [" ".join(lines) for lines in own]
+    assert text.split("\n\n") == [part for n in range(5) for part in (paragraphs[n], f"{n + 1} Avsnitt", paragraphs[n])]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["Saksbehandlingen skal følge kommu\ufffe", "nens regler."], "Saksbehandlingen skal følge kommunens regler."),
+        (["Det ble laget en risiko\ufffe", "og sårbarhetsanalyse."], "Det ble laget en risiko- og sårbarhetsanalyse."),
+        (["Logg inn med ID\ufffe", "porten nå."], "Logg inn med ID-porten nå."),
+        (["Gjelder Nord\ufffe", "Norge alene."], "Gjelder Nord-Norge alene."),
+        (["• en", "• to"], "• en\n• to"),
+        (["Innholdsfortegnelse", "1 Innledning ........ 3", "2 Mer . . . . . 17", "Selve teksten."], "Selve teksten."),
+    ],
+)
+def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
+    assert pdf.running_text([page(*lines)]) == expected
+
+
+def make_pdf(text: str) -> bytes:
+    """A PDF of one page, with or without a line of text."""
+    stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode("latin-1") if text else b""
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+        b"<< /Title (Brevet) /CreationDate (D:20150312101500) >>",
+    ]  # fmt: skip
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"xref\n0 7\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return out + table + b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+
+
+def test_pdf_files_are_read_scans_are_dropped_and_broken_ones_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf("Søknaden er innvilget."))
+    (tmp_path / "b.pdf").write_bytes(make_pdf(""))
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nikke noe mer")
+    documents, report = read("pdf", tmp_path)
+    assert [(d.id, d.text, d.title, d.date) for d in documents] == [("a", "Søknaden er innvilget.", "Brevet", "2015-03-12")]
+    assert [(drop.id, drop.reason) for drop in report.drops] == [("b", "no_text_layer")]
+    assert [place for place, _ in faults(report)] == ["c.pdf"]
