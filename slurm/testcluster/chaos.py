@@ -52,13 +52,12 @@ def plant():
     while not hasattr(sys.modules.get("finetune.train"), "summarise"):
         time.sleep(0.01)
     module = sys.modules["finetune.train"]
-    honest = module.train_step
-    def broken(run, data, lr):
-        done = run.folder.last_metrics().get("step", 0)
-        if done + 1 == {step} and run.world.rank == 1:
+    honest = module._batch_of
+    def broken(step, skipped):
+        if step + 1 == {step}:
             raise RuntimeError("planted: a batch that no GPU can hold")
-        return honest(run, data, lr)
-    module.train_step = broken
+        return honest(step, skipped)
+    module._batch_of = broken
 
 if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join(sys.orig_argv):
     threading.Thread(target=plant, daemon=True).start()

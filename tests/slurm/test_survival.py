@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 
@@ -89,15 +88,6 @@ def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFold
     assert f"corpus on the nodes' own disks ({local}" in log
     assert [box.on_node(node, "ls", str(local)) for node in ("node2", "node3")] == ["", ""]
     assert_same(run, whole)
-
-
-def test_a_stop_file_stops_the_run_for_good(box: Sandbox) -> None:
-    run = box.submit()
-    wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 600, "step 2")
-    Path(run.stop_file).touch()
-    box.wait_for_end(run)
-    assert endings(run) == ["stopped"]
-    assert run.state() == "stopped"
 
 
 def test_a_cancelled_job_does_not_come_back(box: Sandbox) -> None:
