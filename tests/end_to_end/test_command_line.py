@@ -52,7 +52,7 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
     )
     stored = json.loads(done.stdout.splitlines()[-1])
     assert {base.id, lora.id} <= stored.keys()
-    for run, steps in ((base, 40), (lora, 30)):
+    for run, steps in ((base, 40), (lora, 60)):
         history, summary = stored[run.id]["history"], run.summary()
         assert summary is not None
         assert stored[run.id]["status"] == "FINISHED"
@@ -63,7 +63,7 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
         for source, loss in summary["after"]["by_source"].items():
             assert dict(history[f"validation/loss/source/{source}"])[steps] == loss
         assert stored[run.id]["params"]["lr"] == str(run.config().lr)
-    assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 15, 30]
+    assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 30, 60]
 
 
 def test_sending_again_adds_nothing_even_if_the_note_is_lost(sample: tuple[Path, RunFolder, RunFolder]) -> None:
