@@ -195,7 +195,8 @@ def test_a_preparation_is_a_chain_of_arrays_and_a_training_starts_behind_it(shel
     (run,) = shell.runs(
         shell.finetune("train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared).stdout
     )
-    assert "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split())
+    # Slurm finds its reason when it next looks at its queue
+    wait_for(lambda: "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split()), seconds=30)
     wait_for(lambda: not observe_in(shell, run).alive)
     assert run.state() == "completed", run.failure()
     steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
