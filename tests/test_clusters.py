@@ -144,11 +144,11 @@ def test_a_submission_says_what_it_may_cost() -> None:
         "a job gets, and pays for, whole nodes: 4 of 8 GPUs are used",
     ]
     assert any("deletes files in its work area after 90 days" in line for line in lumi.what_to_know(3))
-    assert any("not tried there" in line for line in lumi.what_to_know(3))
+    assert any("not tried there yet" in line for line in lumi.what_to_know(3))
     assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
 
 
-@pytest.mark.parametrize(("memory", "says"), [("900G", "memory_per_node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")])
+@pytest.mark.parametrize(("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")])
 def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(profiles()["olivia"], account="nn1234k", memory_per_node=memory)

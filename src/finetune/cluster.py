@@ -16,8 +16,8 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 @dataclass(kw_only=True)
 class SiteConfig:
-    """What a site documents about itself. Limits in it are checked before anything is submitted (null: not known, not checked), and
-    a submission says what it may cost; docs, accelerator, login_architecture, gpu_memory_gb and internet are for people alone."""
+    """What a site documents about itself. Limits in it are checked before anything is submitted (null: not known, not checked),
+    and a submission says what it may cost; docs, accelerator, login_architecture, gpu_memory_gb and internet are for people."""
 
     docs: str | None = setting(None, "where the site documents this")
     confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
@@ -164,7 +164,7 @@ class ClusterConfig:
             lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
         if site.confidence != "tested":
             checked = f", as of {site.verified}" if site.verified else ""
-            lines.append(f"profile {self.name} was written from what is {site.confidence}{checked}, and not tried there: see {site.docs}")
+            lines.append(f"profile {self.name} was not tried there yet ({site.confidence}{checked}): see {site.docs}")
         return lines
 
 
