@@ -3,8 +3,8 @@
 Everything of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.
 
-A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue, where its step's array, and
-all that waits for it, waits for it; it does what is missing. What fails otherwise cancels what waits: `finetune prepare` again.
+A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue and does what is missing;
+the steps behind wait for it. What fails otherwise cancels them: the same `finetune prepare` goes on.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _script(folder: Path, work: Path, step: str, num_tasks: int, code: Path, clu
     return "\n".join(["#!/bin/bash", *lines, slurm.code_line(code), f"{python}{share}", _COME_BACK, ""])
 
 
-# 137: SIGKILL. Slurm's own signals (cancelled, out of time) are SIGTERM first, and meant. It ends this script once it has requeued it.
+# 137: SIGKILL. Slurm's own (cancelled, out of time) begin with SIGTERM, and are meant. Once requeued, it ends this script.
 _COME_BACK = f"""\
 code=$?
 if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then
