@@ -169,11 +169,11 @@ class ClusterConfig:
 
 
 def _gigabytes(text: str) -> float:
-    """Slurm's number of megabytes, or with K, M, G or T behind it.
+    """Of a size as Slurm takes it: megabytes, or with K, M, G or T behind it.
 
     Raises:
         ValueError: it is none.
     """
-    if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text)):
+    if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text.upper())):
         raise ValueError(f"cluster.memory_per_node is {text}: give a number with K, M, G or T, as in 440G")
     return int(found[1]) * {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1, "T": 1e3}[found[2]]

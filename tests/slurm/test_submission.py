@@ -149,6 +149,7 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
         for submitted in both:
             out, err = submitted.communicate(timeout=120)
             assert submitted.returncode == 0, err
+            assert "GPU-hours of nn9999k" in err
             ids.append(out.split())
         assert len({*ids[0], *ids[1]}) == 12
         assert len(shell.queue()) == 12
