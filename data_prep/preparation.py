@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import reading
@@ -300,10 +301,10 @@ class Preparation:
         report, decided = Report(), []
         if self._decides(stage):
             path = folder.path / "decided.parquet"
-            schema = pq.read_schema(path)
-            decided.append(pq.read_table(path, filters=[("shard", "==", number)] if "shard" in schema.names else None))
+            table = pq.ParquetFile(path).read(use_threads=False)
+            decided.append(table.filter(pc.field("shard") == number) if "shard" in table.column_names else table)
             if number == 0:
-                report.counts.update(json.loads((schema.metadata or {}).get(b"counts", b"{}")))
+                report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
         documents = self.stage(stage - 1).documents([shard.name])
         folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
         return True

@@ -193,18 +193,18 @@ class _Collected:
         self._filled = [path for path, rows in zip(paths, np.diff(self.begins), strict=True) if rows]
 
     def column(self, name: str) -> NDArray[Any]:
-        parts = [pq.read_table(path, columns=[name])[name].to_numpy() for path in self._filled]
+        parts = [_column(path, name).to_numpy() for path in self._filled]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tables(self, name: str) -> Iterator[tuple[int, pa.Array]]:
         """A column shard by shard, with the number of its first document."""
         for path, begin in zip(self.paths, self.begins[:-1].tolist(), strict=True):
             if path in self._filled:
-                yield begin, pq.read_table(path, columns=[name])[name].combine_chunks()
+                yield begin, _column(path, name).combine_chunks()
 
     def keys(self) -> NDArray[np.uint64]:
         """The hashes of the texts, as pairs of numbers."""
-        parts = [pq.read_table(path, columns=["key"])["key"].combine_chunks() for path in self._filled]
+        parts = [_column(path, "key").combine_chunks() for path in self._filled]
         whole = b"".join(part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes() for part in parts)
         return np.frombuffer(whole, np.uint64).reshape(-1, 2)
 
@@ -225,6 +225,11 @@ class _Collected:
             own = documents[(documents >= begin) & (documents < begin + len(names))]
             found.update(zip(own.tolist(), names.take(pa.array(own - begin)).to_pylist(), strict=True))
         return found
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    """Without pq.read_table's data set and threads, which take several times as long as so small a column."""
+    return pq.ParquetFile(path).read([name], use_threads=False)[name]
 
 
 def _detail(name: str, similarity: float | None) -> str:

@@ -1,0 +1,15 @@
+"""What the processes of workers.py need, imported and loaded once in the process that they are forked from.
+
+Nothing here may start a thread: a fork has none of its parent's.
+"""
+
+import contextlib
+import importlib
+
+import data_prep.publish  # noqa: F401  # and with it all stages
+from data_prep.stages.language import identifier
+
+for name in ("pandas", "gigatoken"):  # pyarrow asks for the one with its first array, the encoder for the other, if they are there
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+identifier()
