@@ -13,6 +13,7 @@ WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, with well mixed bits
 _REMEMBERED = 200_000  # words whose numbers are kept: a corpus uses few words often
 
+
 class _Numbers(dict[str, int]):
     """A number of 64 bits for each word, made when it is first asked for."""
 

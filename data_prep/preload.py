@@ -9,7 +9,8 @@ import importlib
 import data_prep.publish  # noqa: F401  # and with it all stages
 from data_prep.stages.language import identifier
 
-for name in ("pandas", "gigatoken"):  # pyarrow asks for the one with its first array, the encoder for the other, if they are there
+# Where they are installed, pyarrow imports the one with its first array, the encoder the other.
+for name in ("pandas", "gigatoken"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 identifier()

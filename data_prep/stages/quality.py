@@ -129,9 +129,7 @@ def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> 
         yield "lorem_ipsum", share
 
 
-def _of_repetition(
-    text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig
-) -> Iterator[Finding]:
+def _of_repetition(text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
     """`words` in lower case, in which they may have other lengths."""
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
     for name, pieces, limit in (
