@@ -66,7 +66,7 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
     """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and paragraphs."""
     tables = []
     while batch := _batch(documents):
-        texts = [_said(document) for document in batch]
+        texts = [_said(document).casefold() for document in batch]
         values, begins, num_words = _ngrams(batch)
         paragraphs = [_paragraphs(text) for text in texts]
         columns = {
@@ -151,8 +151,8 @@ def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Intege
     return values, begins, num_words
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+def _key(folded: str) -> bytes:
+    return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
 
 
 def _day(date: str) -> int:
@@ -161,9 +161,9 @@ def _day(date: str) -> int:
     return int(digits.ljust(8, "0")) if len(digits) >= 4 else 0
 
 
-def _paragraphs(text: str) -> list[int]:
+def _paragraphs(folded: str) -> list[int]:
     """A hash of each paragraph that is long enough to count, each once a document."""
-    found = (part.casefold().split() for part in text.split("\n"))
+    found = (part.split() for part in folded.split("\n") if len(part) >= 2 * PARAGRAPH_WORDS - 1)
     long = {" ".join(words) for words in found if len(words) >= PARAGRAPH_WORDS}
     return sorted(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "big") for part in long)
 
