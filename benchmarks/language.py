@@ -85,17 +85,18 @@ def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]]) -> str:
         "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and",
         "documents. UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of",
         "files that were kept out of the training, both standards; some say nothing of either, as `Telefon: {felt}`. Accuracy",
-        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall.",
+        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall by",
+        "language, py3langid's alone and ours.",
         "",
-        "| texts | sentences | py3langid alone | ours | recall nob | recall nno | recall dan |",
-        "|---|---|---|---|---|---|---|",
+        f"| texts | sentences | py3langid alone | ours | {' | '.join(UD_FILES)} |",
+        "|---" * (4 + len(UD_FILES)) + "|",
     ]
     largest = {}
     for name, texts in (("UD", ud), ("NAV", nav)):
         for length in LENGTHS:
             chosen = [(code, text) for code, text in texts if len(text) >= length]
             alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
-            codes = [f"{recall(ours, code):.1%}" if code in ours else "–" for code in ("nob", "nno", "dan")]
+            codes = [f"{recall(alone, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–" for code in UD_FILES]
             what = _what(name, length)
             lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
             largest[what] = ours
