@@ -25,8 +25,8 @@ VERSION = 3
 # py3langid's ISO 639-1 codes; its Bokmål is "no". Only languages that occur beside Norwegian compete: more only adds noise.
 CODES = {"no": "nob", "nn": "nno", "da": "dan", "sv": "swe", "en": "eng", "se": "sme"}
 NORWEGIAN = ("nob", "nno")
-# Three stretches in four of what is read here are taken to be Norwegian; py3langid takes each language for equally likely. In nats.
-# It is the most at which no language was told worse than by py3langid alone, on texts of neither test (written_standard/README.md).
+# In nats: three stretches in four of what is read are taken to be Norwegian; py3langid takes languages for equally likely.
+# It is the most at which py3langid alone tells no language better, on texts of no test and no table (written_standard/README.md).
 PRIOR = math.log((0.75 / len(NORWEGIAN)) / (0.25 / (len(CODES) - len(NORWEGIAN))))
 MIXED = "nor"
 STRETCH = 200  # characters; under 60 every tool is wrong in one of six (facts of UD's sentences), here in one of a hundred

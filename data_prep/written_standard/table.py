@@ -42,7 +42,7 @@ class Table:
         self._scores: dict[str, float] = {}
 
     def score(self, words: Iterable[str]) -> float:
-        """Log-odds (nats) that a text of these words is in the table's language: below zero it is the other, near zero nothing tells.
+        """Log-odds (nats) that a text of these words is in the first language: below zero it is the other, near 0 nothing tells.
 
         They are those of words that know nothing of each other, so far too sure of long texts.
         """

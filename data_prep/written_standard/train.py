@@ -47,7 +47,8 @@ def nav_records(file: Path) -> list[dict[str, str]]:
 
 def count(texts: Iterable[str], times: int = 1) -> Counter[str]:
     """How often each feature occurs in the texts, each text taken `times` times."""
-    return Counter({f: times * n for f, n in Counter(f for text in texts for word in words(text) for f in features(word)).items()})
+    once = Counter(feature for text in texts for word in words(text) for feature in features(word))
+    return Counter({feature: times * number for feature, number in once.items()})
 
 
 def log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, float]:
@@ -65,9 +66,7 @@ def log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, flo
     return {feature: weight for feature, weight in weights.items() if abs(weight) >= MIN_WEIGHT}
 
 
-def neighbour_log_odds(
-    of: Counter[str], parallel: Sequence[Counter[str]], running: Sequence[Counter[str]]
-) -> dict[str, float]:
+def neighbour_log_odds(of: Counter[str], parallel: Sequence[Counter[str]], running: Sequence[Counter[str]]) -> dict[str, float]:
     """Log-odds of a neighbour of Norwegian, from texts that say the same in both (`parallel`) and Norwegian alone (`running`).
 
     What leans to the neighbour is held against all Norwegian; what leans to Norwegian counts by the parallel texts alone, for
