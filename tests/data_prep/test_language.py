@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.language import accuracy, confusion, nav_pairs, recall, report, table_alone, told_apart, ud_sentences
 from data_prep.config import LanguageConfig
+from data_prep.document import Document, Turn
 from data_prep.stages import language
 from data_prep.written_standard import train
 from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words
@@ -72,6 +73,27 @@ def test_what_is_kept_and_counted() -> None:
     kept, said = through(language, [document("Hei!", language="nno"), document("Hei!")], config())
     assert [d.language for d in kept] == ["nno"]
     assert said.drop_reasons() == {"language_undecided": 1}
+
+
+def test_a_conversation_is_in_the_language_of_its_answers() -> None:
+    def pair(question: str, answer: str, claim: str = "") -> Document:
+        turns = [Turn(role="user", content=question, target=False), Turn(role="assistant", content=answer, target=True)]
+        return document("", turns=turns, language=claim)
+
+    settings = config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
+    asked = [pair(NOB, NNO), pair(NOB, NNO, "nno"), pair(NNO, NOB), pair(NNO * 4, DAN), pair(NOB, "Berre ein fjerdedel", "nno")]
+    kept, said = through(language, asked, settings)
+    assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
+    assert said.counts["nor"] == 0
+    kept, _ = through(language, [pair(NNO, "17. mai")], settings)
+    assert kept[0].language == "nno", "an answer too short to be judged is in the language of what was asked"
+
+
+def test_a_norwegian_sentence_that_could_be_danish_is_what_its_source_says() -> None:
+    sentence = "Norske barn har god demokratiforståelse, og de trives i skolen."
+    for claim in ("nob", "dan"):
+        assert language.judge(sentence).language(claim, LanguageConfig()) == claim
+    assert language.judge(DAN).language("nob", LanguageConfig()) == "dan", "what is surely Danish is Danish"
 
 
 def test_the_table_is_what_its_script_makes_and_holds_no_text(
@@ -157,6 +179,7 @@ def write_messages(file: Path, translations: dict[str, str]) -> None:
     ("text", "code"),
     [
         ("samboer", "nob"),
+        ("Til sammen er", "nob"),
         ("Utbetaling før skatt", "nob"),
         ("Vi har fått brevet", "nob"),
         ("Opplysningar om utrekninga", "nno"),
