@@ -2,7 +2,8 @@
 
 The files are XML-flavoured HTML, one act or regulation each: a header with its identity (`dl.data-document-key-info`) and
 `main.documentBody`. One file becomes one document. Its group is the act itself (`refid`, e.g. lov/2005-06-17-101), so that
-the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split.
+the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split. Its date is that
+of the day it was made, which its name holds.
 
 Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, tables row by row.
 Left out: the table of contents, footnotes and their marks, notes on amendments (`changesToParent`), and, in consolidated
@@ -69,7 +70,8 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     dokid, refid = _header(root, "dokid"), _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    dates = _header(root, "dateInForce"), _header(root, "dateOfPublication"), refid or dokid
+    # What was made in 2025 may be in force from 2027, and in Lovtidend often is.
+    dates = refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce")
     consolidated = dokid.startswith(("NL/", "SF/"))
     return Document(
         id=dokid or refid,

@@ -10,12 +10,13 @@ FineWeb's shares of lines that are short, or end without a stop.
     short_words, long_words       mean length of words                                        Gopher; 10 there, for English
     few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
     few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
-    symbols                       `#tag` and `…` to words                                     Gopher
-    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis     Gopher
+    symbols                       `#tag` and `…` to words, three and more                     Gopher
+    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis,    Gopher
+                                  of five lines and more: a line of dialogue begins so too
     code                          characters of programs and markup                           C4, which drops any `{`
     lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
     lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost    ours
-    spaced_letters                words of one letter: s p a c e d                            ours
+    spaced_letters                words of one letter, but å and i: s p a c e d               ours
     repeated_lines, _paragraphs   characters in lines that stood before                       Gopher; FineWeb has 0.1 for lines
     repeated_words                characters in the commonest 2, 3 and 4 words                Gopher; 0.2, 0.18, 0.16 there
     repeated_passages             characters in sequences of 5 words that stood before        Gopher; 0.15 there
@@ -34,7 +35,7 @@ from data_prep.config import CorpusConfig, QualityConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
 
-VERSION = 1
+VERSION = 2
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
@@ -45,6 +46,9 @@ BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
 CODE = "{}<>\\;=$^~`[]"
 LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
+SYMBOLS_FROM = 3
+LINES_FROM = 5
+WORDS_OF_A_LETTER = frozenset("åÅiI")
 LETTER = re.compile(r"[^\W\d_]")
 BROKEN = re.compile("[\ufffd\ue000-\uf8ff]")
 EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
@@ -80,10 +84,11 @@ def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
     lower = text.lower()
     yield from _of_characters(text, lower, len(words), limits)
     lines = [line for line in text.split("\n") if line]
-    if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
-        yield "bullets", share
-    if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
-        yield "ellipses", share
+    if len(lines) >= LINES_FROM:
+        if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
+            yield "bullets", share
+        if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
+            yield "ellipses", share
     if len(words) >= limits.repetition_from:
         yield from _of_repetition(text, lower.split(), lengths, lines, limits)
 
@@ -104,8 +109,8 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
         if outside(share := with_letters / len(words), limits.min_letter_words, None):
             yield "few_letters", share
     if outside(lengths.count(1) / len(words), None, limits.max_spaced_letters):
-        letters = sum(len(word) == 1 and word.isalpha() for word in words)
-        if outside(share := letters / len(words), None, limits.max_spaced_letters):
+        spaced = sum(len(word) == 1 and word.isalpha() and word not in WORDS_OF_A_LETTER for word in words)
+        if outside(share := spaced / len(words), None, limits.max_spaced_letters):
             yield "spaced_letters", share
     if limits.min_function_words is not None and len(words) >= FUNCTION_WORDS_FROM:
         found: set[str] = set()
@@ -123,7 +128,7 @@ def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> 
     if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
         yield "code", share
     symbols = len(SYMBOLS.findall(text)) if "#" in text or "…" in text or "..." in text else 0
-    if outside(share := symbols / words, None, limits.max_symbol_share):
+    if symbols >= SYMBOLS_FROM and outside(share := symbols / words, None, limits.max_symbol_share):
         yield "symbols", share
     if outside(share := lower.count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
         yield "lorem_ipsum", share

@@ -1,8 +1,8 @@
-"""Bokmål or Nynorsk, by a table of log-odds: of words, their endings of three and four letters, and their first four.
+"""Bokmål or Nynorsk, and Norwegian or a neighbour, by tables of log-odds: of words, their endings and their beginnings.
 
-The two standards share most of their words' stems; what tells them apart is small words (ikke, ikkje), endings (-ene, -ane) and a
-few beginnings (hvor-, kvar-). The table is naive Bayes over these, in the manner of Cavnar and Trenkle's n-grams (1994), made by
-train.py from the texts that README.md names.
+The two standards share most of their words' stems, and with Danish too; what tells them apart is small words (ikke, ikkje; av,
+af), endings of three and four letters (-ene, -ane; -jon, -hed) and beginnings of four (hvor-, kvar-). A table is naive Bayes over
+these, in the manner of Cavnar and Trenkle's n-grams (1994), made by train.py from the texts that README.md names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import cache
 from importlib.resources import files
 from itertools import islice
 
-TABLE = "nob_nno.tsv"
+STANDARDS_TABLE = "nob_nno.tsv"  # Nynorsk against Bokmål
+NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}  # each against Norwegian, both standards
 _WORD = re.compile(r"[^\W\d_]+")
 _REMEMBERED = 100_000  # words; a corpus uses few words often
 
@@ -34,14 +35,14 @@ def words(text: str) -> list[str]:
 
 
 class Table:
-    """Log-odds of Nynorsk against Bokmål by feature."""
+    """Log-odds of one language against another by feature."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
         self._scores: dict[str, float] = {}
 
     def score(self, words: Iterable[str]) -> float:
-        """Log-odds (nats) that a text of these words is Nynorsk: below zero it is Bokmål, near zero nothing tells.
+        """Log-odds (nats) that a text of these words is in the first language: below zero it is the other, near 0 nothing tells.
 
         They are those of words that know nothing of each other, so far too sure of long texts.
         """
@@ -57,8 +58,8 @@ class Table:
 
 
 @cache
-def shipped_table() -> Table:
-    """The table that comes with the package."""
-    lines = (files("data_prep.written_standard") / TABLE).read_text(encoding="utf-8").splitlines()
+def shipped_table(name: str = STANDARDS_TABLE) -> Table:
+    """A table that comes with the package."""
+    lines = (files("data_prep.written_standard") / name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines if not line.startswith("#"))
     return Table({feature: float(weight) for feature, weight in pairs})

@@ -51,8 +51,17 @@ def test_a_law_is_read_from_wherever_it_lies(tmp_path: Path) -> None:
     (law,) = documents
     assert law.text == "Lov om vatn\n\nKapittel 1. Føremål\n\n§ 1. Føremål\n\nLova skal verne vatn."
     assert (law.id, law.group, law.language) == ("NL/lov/2019-05-03-907", "lov/2019-05-03-907", "nno")
-    assert (law.date, law.url) == ("2019-07-01", "https://lovdata.no/lov/2019-05-03-907")
+    assert (law.date, law.url) == ("2019-05-03", "https://lovdata.no/lov/2019-05-03-907")
     assert not report.broken
+
+
+def test_an_act_is_of_the_year_it_was_made_not_of_the_one_it_is_in_force_from(tmp_path: Path) -> None:
+    announced = LAW.replace("NL/lov", "LTI/lov").replace("2019-07-01", "2021-01-01")
+    (tmp_path / "nl-1.xml").write_text(announced.format(deep=""))
+    assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2019-05-03"]
+    unnamed = announced.replace("2019-05-03-907", "x").replace("dateInForce", "dateOfPublication")
+    (tmp_path / "nl-1.xml").write_text(unnamed.format(deep=""))
+    assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2021-01-01"]
 
 
 def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
