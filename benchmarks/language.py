@@ -87,7 +87,7 @@ def table_alone(text: str) -> str:
 
 
 def py3langid_alone(text: str) -> str:
-    return language.CODES[language.identifier().classify(text)[0]]
+    return language.CODES[language.identifier().original.classify(text)[0]]
 
 
 def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tuple[str, str]]) -> str:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 from data_prep.config import CorpusConfig, LanguageConfig
 from data_prep.document import Document, Report
+from data_prep.language_identifier import LanguageIdentifier
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
 
 VERSION = 3
@@ -39,6 +41,9 @@ LETTERS, DISTINCT = (
     0.35,
 )  # shares: of letters among what is no space, of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
+DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
+
+Scores = dict[str, float]  # by language
 
 
 @dataclass
@@ -82,10 +87,10 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         raise ValueError(f"language.keep names {', '.join(sorted(unknown))}: choose among {', '.join(CODES.values())}")
     if keep.issuperset(NORWEGIAN):
         keep.add(MIXED)
-    for document in documents:
-        text, claim = _judged(document, config.language.min_characters), document.language
-        if len(text) >= config.language.min_characters:
-            document.language = judge(text).language(claim, config.language)
+    for document, text, verdict in _judgements(documents, config.language.min_characters):
+        claim = document.language
+        if verdict is not None:
+            document.language = verdict.language(claim, config.language)
             report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
         if not document.language:
             report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
@@ -95,6 +100,15 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             continue
         report.counts[document.language] += 1
         yield document
+
+
+def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[tuple[Document, str, Verdict | None]]:
+    """Each document, the text that decides on its language, and what that says if it is long enough."""
+    while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
+        texts = [_judged(document, min_characters) for document in batch]
+        verdicts = judge_all([text for text in texts if len(text) >= min_characters])
+        for document, text in zip(batch, texts, strict=True):
+            yield document, text, next(verdicts) if len(text) >= min_characters else None
 
 
 def _judged(document: Document, min_characters: int) -> str:
@@ -108,11 +122,22 @@ def _judged(document: Document, min_characters: int) -> str:
 
 def judge(text: str) -> Verdict:
     """Each stretch of the text, judged by itself."""
+    return next(judge_all([text]))
+
+
+def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
+    """The same of many texts, of which py3langid sees all stretches at once."""
+    parts = [list(stretches(text)) for text in texts]
+    scores = _scores([stretch for part in parts for stretch in part])
+    return (_verdict(part, scores) for part in parts)
+
+
+def _verdict(stretches: list[str], scores: Iterator[Scores]) -> Verdict:
     verdict = Verdict()
-    for stretch in stretches(text):
+    for stretch in stretches:
         found = words(stretch)
         letters = sum(map(len, found))
-        code, lead = _detect(stretch, found)
+        code, lead = _detect(found, next(scores))
         verdict.letters[code] += letters
         if _is_prose(stretch, found, letters) and lead >= CLEAR * len(found):
             verdict.clear[code] += letters
@@ -143,15 +168,23 @@ def stretches(text: str) -> Iterator[str]:
 
 def detect(text: str) -> str:
     """ISO 639-3 code of the likeliest language of one stretch of text among CODES."""
-    return _detect(text, words(text))[0]
+    return _detect(words(text), next(_scores([text])))[0]
 
 
-def _detect(text: str, found: list[str]) -> tuple[str, float]:
-    """Its language, and by how many nats it leads: one standard of Norwegian the other, Danish or Swedish Norwegian.
+def _scores(texts: list[str]) -> Iterator[Scores]:
+    """py3langid's, of the head of each text."""
+    codes = [CODES[code] for code in identifier().codes]
+    found = identifier().scores([text[:LOOK] for text in texts])
+    return (dict(zip(codes, row, strict=True)) for row in found.tolist())
 
-    `found` are the text's words.
+
+def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
+    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish Norwegian.
+
+    Args:
+        found: the text's words.
+        scores: py3langid's of the text.
     """
-    scores = {CODES[code]: score for code, score in identifier().rank(text[:LOOK])}
     standard = max(NORWEGIAN, key=lambda code: scores[code])
     # Norwegian first: where nothing tells, as in a word that py3langid does not know, max takes the first.
     ranked = {standard: scores[standard] + PRIOR} | {code: score for code, score in scores.items() if code not in NORWEGIAN}
@@ -167,11 +200,6 @@ def _detect(text: str, found: list[str]) -> tuple[str, float]:
 
 
 @cache
-def identifier() -> Any:
+def identifier() -> LanguageIdentifier:
     """py3langid, held to CODES."""
-    # An identifier of our own: the module-level one is shared with any other code in the process.
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    identifier.set_languages(list(CODES))
-    return identifier
+    return LanguageIdentifier(list(CODES))
