@@ -7,11 +7,11 @@ these, in the manner of Cavnar and Trenkle's n-grams (1994), made by train.py fr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from itertools import islice
 
 STANDARDS_TABLE = "nob_nno.tsv"  # Nynorsk against Bokmål
 NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}  # each against Norwegian, both standards
@@ -39,22 +39,28 @@ class Table:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
-        self._scores: dict[str, float] = {}
+        self._scores = _Scores(weights)
 
     def score(self, words: Iterable[str]) -> float:
         """Log-odds (nats) that a text of these words is in the first language: below zero it is the other, near 0 nothing tells.
 
         They are those of words that know nothing of each other, so far too sure of long texts.
         """
-        scores = self._scores
-        total = 0.0
-        for word in words:
-            if (score := scores.get(word)) is None:
-                score = scores[word] = sum(self.weights.get(feature, 0.0) for feature in features(word))
-            total += score
-        if len(scores) > _REMEMBERED:
-            self._scores = dict(islice(scores.items(), _REMEMBERED // 2))
+        total = math.fsum(map(self._scores.__getitem__, words))
+        if len(self._scores) > _REMEMBERED:
+            self._scores = _Scores(self.weights)
         return total
+
+
+class _Scores(dict[str, float]):
+    """The log-odds of each word, added up when it is first asked for."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+
+    def __missing__(self, word: str) -> float:
+        score = self[word] = sum(self._weights.get(feature, 0.0) for feature in features(word))
+        return score
 
 
 @cache
