@@ -47,7 +47,7 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
-TASK_BYTES, TASK_FILES = 32_000_000, 2000  # small files are read together until they are this much
+TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
+from itertools import repeat
 
 STANDARDS_TABLE = "nob_nno.tsv"  # Nynorsk against Bokmål
 NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}  # each against Norwegian, both standards
@@ -59,7 +60,7 @@ class _Scores(dict[str, float]):
         self._weights = weights
 
     def __missing__(self, word: str) -> float:
-        score = self[word] = sum(self._weights.get(feature, 0.0) for feature in features(word))
+        score = self[word] = sum(map(self._weights.get, features(word), repeat(0.0)))
         return score
 
 
