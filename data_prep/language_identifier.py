@@ -55,7 +55,8 @@ class LanguageIdentifier:
         keys = np.sort(visits([self.original._encode(text) for text in texts]))
         first = np.flatnonzero(np.diff(keys, prepend=np.uint32(2**32 - 1)))
         counts, keys = np.diff(first, append=len(keys)), keys[first]
-        terms = np.log1p(counts)[:, None] * self._likelihood[keys & np.uint32(2**_FEATURE_BITS - 1)]
+        logs = np.log1p(np.arange(counts.max(initial=0) + 1))
+        terms = logs[counts][:, None] * self._likelihood[keys & np.uint32(2**_FEATURE_BITS - 1)]
         begins = np.searchsorted(keys >> np.uint32(_FEATURE_BITS), np.arange(len(texts) + 1))
         scores = np.full((len(texts), len(self.codes)), self._floor)
         some = np.flatnonzero(np.diff(begins))

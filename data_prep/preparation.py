@@ -87,6 +87,7 @@ class Preparation:
         self.corpus: CorpusConfig = from_settings(CorpusConfig, body["corpus"])
         self.tasks = [ReadTask(**task) for task in body["tasks"]]
         self._shards: dict[int, list[Shard]] = {}
+        self._settings: dict[int, str] = {}
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
@@ -196,8 +197,10 @@ class Preparation:
         return [Shard(shard.name, digest(setting, shard.fingerprint, decision)) for shard in before]
 
     def _stage_fingerprint(self, stage: int) -> str:
-        module = TEXT_STAGES[stage - 1]
-        return digest(_name(module), module.VERSION, module.settings(self.corpus))
+        if stage not in self._settings:
+            module = TEXT_STAGES[stage - 1]
+            self._settings[stage] = digest(_name(module), module.VERSION, module.settings(self.corpus))
+        return self._settings[stage]
 
     def _decides(self, stage: int) -> bool:
         return hasattr(TEXT_STAGES[stage - 1], "decide")

@@ -79,6 +79,7 @@ def current(folder: Path, fingerprint: str) -> Manifest | None:
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
     """A tokenizer that is trained depends on all text, one that is given on none."""
     trained = preparation.corpus.tokenizer.path is None
@@ -136,6 +137,7 @@ def _place(document: Document) -> float:
 # --- tokens, shard by shard ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def _token_shards(preparation: Preparation) -> list[Shard]:
     setting = tokenise.settings(preparation.corpus)
     key = digest("tokenise", tokenise.VERSION, setting, _tokenizer_fingerprint(preparation))
