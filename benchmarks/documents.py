@@ -14,9 +14,9 @@ from typing import Any
 
 import finetune
 from benchmarks.harness import FINETUNE
+from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from data_prep.sources import jsonl, lovdata, text
 
 PROVISION = re.compile(r"\n\n(?=§)")
 SHORTEST, LONGEST = 300, 20_000  # characters of a provision; what is longer has an annex behind it, one of them a third of all
@@ -48,17 +48,17 @@ _SAMPLE = "the bundled sample's documents from each of their paragraphs on: too 
 
 def _provisions(download: str) -> Iterator[str]:
     config = SourceConfig(reader="lovdata", path=download, license="NLOD-2.0")
-    for document in lovdata.read("lovdata", config, Report()):
+    for document in reading.read("lovdata", config, Report(), reading.files(config)):
         yield from PROVISION.split(document.text)
 
 
 def _sample() -> Iterator[str]:
     """163 documents are not 2,000: the sample's documents, then the same ones without their first paragraph, and so on."""
     report, documents = Report(), []
-    for name, reader in (("letters.jsonl", jsonl), ("minutes.jsonl", jsonl), ("guidance.jsonl", jsonl), ("laws", lovdata),
-                         ("consultation_replies", text)):  # fmt: skip
-        config = SourceConfig(reader="jsonl", path=str(SAMPLE / name), license="CC0-1.0")
-        documents += [document.text.split("\n\n") for document in reader.read(name, config, report)]
+    for name, reader in (("letters.jsonl", "jsonl"), ("minutes.jsonl", "jsonl"), ("guidance.jsonl", "jsonl"), ("laws", "lovdata"),
+                         ("consultation_replies", "text")):  # fmt: skip
+        config = SourceConfig(reader=reader, path=str(SAMPLE / name), license="CC0-1.0")
+        documents += [document.text.split("\n\n") for document in reading.read(name, config, report, reading.files(config))]
     for skipped in range(max(len(paragraphs) for paragraphs in documents)):
         yield from ("\n\n".join(paragraphs[skipped:]) for paragraphs in documents if skipped < len(paragraphs))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from rules import non_padding_tokens
+from rules import non_padding_tokens  # type: ignore[import-not-found]
 
 LOGGED = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "axolotl", "liger-kernel")
 
@@ -26,7 +26,7 @@ PLACES = (
 )  # fmt: skip
 
 
-class Meter(transformers.TrainerCallback):
+class Meter(transformers.TrainerCallback):  # type: ignore[misc]
     """Tokens and end time of every optimizer step; then whether documents that share a row saw each other."""
 
     def __init__(self, settings: dict[str, Any]) -> None:

@@ -74,8 +74,8 @@ def last(lost: dict[int, int], place: int) -> int:
 
 
 def say_the_same(a: Document, b: Document) -> bool:
-    words = [document.text.casefold().split()[:LONGEST] for document in (a, b)]
-    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio() >= ALIKE
+    first, second = (document.text.casefold().split()[:LONGEST] for document in (a, b))
+    return bool(difflib.SequenceMatcher(None, first, second, autojunk=False).ratio() >= ALIKE)
 
 
 def measure(everything: list[Document], bands: int) -> dict[str, float]:

@@ -98,7 +98,7 @@ class Bench:
         sources = {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}}
         body = {"name": name, "sources": sources, "tokenizer": {"path": str(self.tokenizer)}}
         (conf / "corpus" / "bench.yaml").write_text(json.dumps(body))
-        arguments = ["corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
+        arguments: list[str | Path] = ["corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
         done = timed([harness.FINETUNE, "prepare", *arguments])
         steps = {step: float(seconds) for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)}
         manifest = json.loads((out / name / "manifest.json").read_text())

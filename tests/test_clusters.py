@@ -137,6 +137,23 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert words(["prepare", ""]) == []
 
 
+def test_a_submission_says_what_it_may_cost() -> None:
+    lumi = replace(profiles()["lumi"], account="project_465000001", nodes=2, ranks_per_node=4, timeout_min=90)
+    assert lumi.what_to_know(3)[:2] == [  # whole nodes of 8, whatever of them is used
+        "may use 72 GPU-hours of project_465000001, if all of its time is needed",
+        "a job gets, and pays for, whole nodes: 4 of 8 GPUs are used",
+    ]
+    assert any("deletes files in its work area after 90 days" in line for line in lumi.what_to_know(3))
+    assert any("not tried there yet" in line for line in lumi.what_to_know(3))
+    assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
+
+
+@pytest.mark.parametrize(("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")])
+def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(profiles()["olivia"], account="nn1234k", memory_per_node=memory)
+
+
 def test_profiles_say_how_they_are_known() -> None:
     for name, cluster in profiles().items():
         assert cluster.site.confidence in ("tested", "documented", "community")

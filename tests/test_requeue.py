@@ -102,7 +102,8 @@ class Batch:
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(requeue.signal, "signal", lambda *_: None)  # the test's own process must go on hearing
+        for name in ("signal", "pthread_sigmask", "sigwait"):  # the test's own process must go on hearing
+            monkeypatch.setattr(requeue.signal, name, lambda *_: None)
         self.setenv = monkeypatch.setenv
         self.job = "7"
 
@@ -281,6 +282,48 @@ def test_a_time_limit_that_came_too_early_is_ours(batch: Batch) -> None:
     batch.say(job="COMPLETING", reason="TimeLimit")
     batch.end(143)
     assert batch.told() == ["requeue 7"]
+
+
+def test_a_limit_that_strikes_while_the_ranks_work_brings_the_run_back(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2, 3, saved=2)
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.call("guard")
+    assert batch.told() == ["requeue 7"]
+    assert batch.begin() == 0  # nobody called end
+    assert batch.causes() == [KILLED, None]
+
+
+@pytest.mark.parametrize("reason", ["None", "Preempted"])
+def test_any_other_end_is_none_of_the_guards_business(batch: Batch, reason: str) -> None:
+    batch.begin()
+    batch.say(job="COMPLETING", reason=reason)
+    batch.call("guard")
+    assert batch.told() == []
+
+
+def test_an_attempt_that_is_closed_needs_no_guard(batch: Batch) -> None:
+    batch.begin()
+    batch.write("outcome.json", state="completed")
+    batch.end(0)
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.call("guard")
+    assert batch.told() == []
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(("state", "code"), [("completed", requeue.DONE), ("stopped", requeue.FAILED)])
+def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(batch: Batch, state: str, code: int, closed: bool) -> None:
+    batch.begin()
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.call("guard")
+    batch.write("outcome.json", state=state)
+    if closed:
+        batch.end(0)
+    assert batch.begin() == code
+    assert batch.causes() == [state]
+    batch.job = "8"
+    assert batch.begin() == requeue.GO, "a person submitted it again"
 
 
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:

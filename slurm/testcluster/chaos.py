@@ -32,8 +32,9 @@ from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4
-STEPS, EVALUATE_EVERY, CRASH_STEP = 30, 8, 12
-LEAD_SECONDS = 20
+STEPS, EVALUATE_EVERY, FAULT_STEP = 30, 8, 12
+LEAD_SECONDS, TIMEOUT_MIN = 20, 20
+LIMIT_PERIOD = 30  # seconds between two looks of Slurm at time limits
 PATIENCE = 900.0  # seconds; on a machine that does other things, a rank takes a minute to start
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -42,10 +43,11 @@ MODEL = {
 SETTINGS = [
     "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
     "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
-    "checkpoint_every=6", f"evaluate_every={EVALUATE_EVERY}", "cluster.timeout_min=20", f"cluster.signal_lead_s={LEAD_SECONDS}",
+    "checkpoint_every=6", f"evaluate_every={EVALUATE_EVERY}", f"cluster.timeout_min={TIMEOUT_MIN}",
+    f"cluster.signal_lead_s={LEAD_SECONDS}",
 ]  # fmt: skip
-# a rank that crashes at this step of the run, whatever the attempt; put on the ranks' PYTHONPATH
-CRASH = """\
+# what befalls rank 1 when it comes to a step; put on the ranks' PYTHONPATH
+FAULT = """\
 import os, sys, threading, time
 
 def plant():
@@ -55,13 +57,15 @@ def plant():
     honest = module._batch_of
     def broken(step, skipped):
         if step + 1 == {step}:
-            raise RuntimeError("planted: a batch that no GPU can hold")
+            {fault}
         return honest(step, skipped)
     module._batch_of = broken
 
 if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join(sys.orig_argv):
     threading.Thread(target=plant, daemon=True).start()
 """
+CRASH = 'raise RuntimeError("planted: a batch that no GPU can hold")'  # whatever the attempt
+HANG = '"SLURM_RESTART_COUNT" in os.environ or time.sleep(3600)'  # the first one only
 
 
 @dataclass
@@ -70,6 +74,12 @@ class Sandbox:
 
     folder: Path
     cluster: Cluster
+
+    def plant(self, fault: str) -> str:
+        """The setting of a run in which that befalls rank 1 at FAULT_STEP."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="fault-"))
+        (folder / "sitecustomize.py").write_text(FAULT.format(step=FAULT_STEP, fault=fault))
+        return f"+cluster.env.PYTHONPATH={folder}"
 
     def finetune(self, *arguments: str) -> str:
         """Run the command line; what it printed on stdout."""
@@ -99,6 +109,16 @@ class Sandbox:
             return self.cluster.slurm("squeue", "-h", "-j", self.job(run), "-o", "%T").strip()
         except (RuntimeError, subprocess.TimeoutExpired) as fault:
             return "" if "Invalid job id" in str(fault) else "unknown"  # the controller is away
+
+    def end_in(self, run: RunFolder, seconds: float) -> None:
+        """Move a job's time limit."""
+        end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
+        self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"EndTime={end}")
+
+    def give_time_back(self, run: RunFolder) -> None:
+        """In the queue, where a job that was not meddled with has the whole of it."""
+        wait_for(lambda: self.queue_state(run) == "PENDING", PATIENCE, "the job to be back in the queue")
+        self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"TimeLimit={TIMEOUT_MIN}")
 
     def wait_for_end(self, run: RunFolder, seconds: float = PATIENCE) -> None:
         wait_for(lambda: self.queue_state(run) == "", seconds, f"the end of {run.path}")
@@ -137,13 +157,21 @@ def at_step(run: RunFolder, chance: random.Random) -> None:
 
 
 def time_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    """The job's end is moved to soon after a random moment: Slurm gives limits in whole minutes. In the queue it gets its time
-    back, as a new attempt has the whole of it."""
+    """The job's end is moved to soon after a random moment, as Slurm gives limits in whole minutes. It looks at them every half
+    minute; the ranks, who would be done by then, stand still until its signal wakes them."""
     at_step(run, chance)
-    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + LEAD_SECONDS + 2))
-    box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", f"EndTime={end}")
-    wait_for(lambda: box.queue_state(run) == "PENDING", PATIENCE, "the job to be back in the queue")
-    box.cluster.slurm("scontrol", "update", f"jobid={box.job(run)}", "TimeLimit=20")
+    for rank in box.ranks(run).values():
+        rank.suspend()
+    box.end_in(run, LIMIT_PERIOD + LEAD_SECONDS)
+    box.give_time_back(run)
+
+
+def unannounced_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
+    """A rank hangs, so that none can save or leave, and the limit strikes: Slurm kills them, and the batch script with them."""
+    wait_for(lambda: run.last_metrics().get("step", 0) >= FAULT_STEP - 1, PATIENCE, f"the step before the hang of {run.path}")
+    time.sleep(chance.uniform(0, 2))
+    box.end_in(run, 1)
+    box.give_time_back(run)
 
 
 def preemption(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
@@ -186,10 +214,12 @@ def term_in_evaluation(box: Sandbox, run: RunFolder, chance: random.Random) -> N
 class Event:
     befall: Callable[[Sandbox, RunFolder, random.Random], None]
     restarts: bool = True
+    fault: str | None = None  # planted from the start
 
 
 EVENTS = {
     "time limit": Event(time_limit),
+    "time limit while a rank hangs": Event(unannounced_limit, fault=HANG),
     "preemption by the urgent partition": Event(preemption),
     "kill -9 of a rank": Event(kill_rank),
     "power cut of a node": Event(power_cut),
@@ -245,7 +275,7 @@ def compare(run: RunFolder, whole: RunFolder, outcome: Outcome) -> None:
 def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) -> Outcome:
     """One run, one event."""
     event, outcome = EVENTS[name], Outcome(name)
-    run = box.submit()
+    run = box.submit(*([box.plant(event.fault)] if event.fault else []))
     event.befall(box, run, chance)
     box.wait_for_end(run)
     compare(run, whole, outcome)
@@ -293,24 +323,21 @@ def by_step_since(run: RunFolder) -> int:
     return max((int(r["step"]) for r in spool(run) if r["time_ms"] > began and "train/loss" in r["values"]), default=0)  # type: ignore
 
 
-def same_crash(box: Sandbox, chance: random.Random, step: int = CRASH_STEP) -> Outcome:
+def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
     """A crash that repeats at one step must end the run with its diagnosis."""
-    outcome = Outcome(f"crash at step {step} in every attempt")
-    folder = box.folder / "crash"
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(CRASH.format(step=step))
-    run = box.submit(f"+cluster.env.PYTHONPATH={folder}")
+    outcome = Outcome(f"crash at step {FAULT_STEP} in every attempt")
+    run = box.submit(box.plant(CRASH))
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
     outcome.causes = [str(run.failure())]
-    if outcome.requeues != 1 or f"died 2 times at step {step}: RuntimeError: planted" not in str(run.failure()):
+    if outcome.requeues != 1 or f"died 2 times at step {FAULT_STEP}: RuntimeError: planted" not in str(run.failure()):
         outcome.faults.append(f"{outcome.requeues} restarts, {run.failure()}")
     return outcome
 
 
 LIMITS: dict[str, Callable[[Sandbox, random.Random], Outcome]] = {
     "killed again and again, max_restarts=2": restart_limit,
-    f"crash at step {CRASH_STEP} in every attempt": same_crash,
+    f"crash at step {FAULT_STEP} in every attempt": same_crash,
 }
 
 

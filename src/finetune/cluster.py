@@ -16,7 +16,8 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 @dataclass(kw_only=True)
 class SiteConfig:
-    """What a site documents about itself. Limits in it are checked before anything is submitted; null: not known, not checked."""
+    """What a site documents about itself. Limits in it are checked before anything is submitted (null: not known, not checked),
+    and a submission says what it may cost; docs, accelerator, login_architecture, gpu_memory_gb and internet are for people."""
 
     docs: str | None = setting(None, "where the site documents this")
     confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
@@ -129,6 +130,11 @@ class ClusterConfig:
             most = getattr(site, limit)
             if most is not None and asked > most:
                 raise ValueError(f"cluster.{key} asks for {asked}, but {self.name} has cluster.site.{limit} {most}: ask for less")
+        if self.memory_per_node and site.memory_per_node_gb and _gigabytes(self.memory_per_node) > site.memory_per_node_gb:
+            raise ValueError(
+                f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has cluster.site.memory_per_node_gb "
+                f"{site.memory_per_node_gb:g}: ask for less"
+            )
         if self.signal_lead_s >= self.timeout_min * 60:
             raise ValueError(
                 f"cluster.signal_lead_s is {self.signal_lead_s}, all of a job of {self.timeout_min} minutes: lower it, "
@@ -142,3 +148,32 @@ class ClusterConfig:
     @property
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    def what_to_know(self, num_points: int) -> list[str]:
+        """What whoever submits so many runs should know of this site, a line each."""
+        site, lines = self.site, []
+        if self.gpu_request != "none":
+            charged = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
+            hours = num_points * self.nodes * charged * self.timeout_min / 60
+            lines.append(f"may use {hours:,.0f} GPU-hours of {self.account or 'your account'}, if all of its time is needed")
+            if charged != self.ranks_per_node:
+                lines.append(f"a job gets, and pays for, whole nodes: {self.ranks_per_node} of {charged} GPUs are used")
+        if site.billing:
+            lines.append(f"{self.name} charges {site.billing}")
+        if site.purge_days:
+            lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
+        if site.confidence != "tested":
+            checked = f", as of {site.verified}" if site.verified else ""
+            lines.append(f"profile {self.name} was not tried there yet ({site.confidence}{checked}): see {site.docs}")
+        return lines
+
+
+def _gigabytes(text: str) -> float:
+    """Slurm's number of megabytes, or with K, M, G or T behind it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text)):
+        raise ValueError(f"cluster.memory_per_node is {text}: give a number with K, M, G or T, as in 440G")
+    return int(found[1]) * {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1, "T": 1e3}[found[2]]

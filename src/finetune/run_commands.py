@@ -249,6 +249,8 @@ def _say_submitted(now: list[Observed]) -> None:
     print(
         f"submitted {f'sweep {name}: {len(now)} runs' if len(now) > 1 else f'run {name}'}\n"
         f"  finetune status {name} --watch    finetune logs {first.run.id} -f    finetune cancel {name}",
+        *first.run.config().cluster.what_to_know(len(now)),
+        sep="\n  ",
         file=sys.stderr,
     )
 

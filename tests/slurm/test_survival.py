@@ -43,7 +43,7 @@ def endings(run: RunFolder) -> list[str]:
     return [attempt.ending.cause if attempt.ending else "open" for attempt in attempts.read(run.path)]
 
 
-@pytest.mark.parametrize("event", ["kill -9 of a rank", "time limit"])
+@pytest.mark.parametrize("event", ["kill -9 of a rank", "time limit", "time limit while a rank hangs"])
 def test_a_run_comes_back_and_is_the_same(box: Sandbox, whole: RunFolder, event: str) -> None:
     assert chaos.disturb(box, event, whole, random.Random(os.getpid())).faults == []
 

@@ -2,6 +2,9 @@
 
 Everything of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.
+
+A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue and does what is missing;
+the steps behind wait for it. What fails otherwise cancels them: the same `finetune prepare` goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from finetune.launch import observe, slurm
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 
 FILE = "prepare.json"
+MAX_RESTARTS = 3  # of a task: what needs more memory than it has would be killed for ever
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,22 @@ def _script(folder: Path, work: Path, step: str, num_tasks: int, code: Path, clu
     options = {
         "job-name": f"{folder.name}.{step}", "output": f"{folder}/{step}-%a.log", "array": f"0-{num_tasks - 1}", "ntasks": "1",
         "time": str(wanted.timeout_min), "account": cluster.account, "partition": wanted.partition, "mem": wanted.memory,
-        "dependency": f"afterok:{before[0]}" if before else None, "kill-on-invalid-dep": "yes",
+        "dependency": f"afterok:{before[0]}" if before else None, "kill-on-invalid-dep": "yes", "open-mode": "append",
     }  # fmt: skip
-    lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None]
+    lines = ["#SBATCH --requeue", *(f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None)]
     python = f"{shlex.quote(sys.executable)} -m data_prep.pipeline {shlex.quote(str(work.absolute()))} {step}"
     share = f" --task $SLURM_ARRAY_TASK_ID --of {num_tasks}" if num_tasks > 1 else ""
-    return "\n".join(["#!/bin/bash", *lines, slurm.code_line(code), f"exec {python}{share}", ""])
+    return "\n".join(["#!/bin/bash", *lines, slurm.code_line(code), f"{python}{share}", _COME_BACK, ""])
+
+
+# 137: SIGKILL. Slurm's own (cancelled, out of time) begin with SIGTERM, and are meant. Once requeued, it ends this script.
+_COME_BACK = f"""\
+code=$?
+if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then
+  echo "killed: back into the queue" >&2
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}" && sleep 60
+fi
+exit $code"""
 
 
 def dependency(run_id: str, corpora_dir: str, corpus_folder: Path) -> str | None:

@@ -1,7 +1,8 @@
 """What the batch script of a Slurm job does around srun: it opens an attempt, and afterwards decides whether the run comes back.
 
-    trap : TERM                                          # a requeue from outside must leave time for the last line
-    python -m finetune.launch.requeue begin RUN          # 0: start the ranks; 75: back in the queue; 1: it must not run again
+    trap : TERM                                          # a requeue from outside must leave time for the last lines
+    python -m finetune.launch.requeue begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1: it must not run
+    python -m finetune.launch.requeue guard RUN &        # a net under a time limit that strikes before the ranks have left
     srun …
     python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
@@ -27,14 +28,14 @@ from typing import Any
 from finetune import attempts
 from finetune.attempts import Attempt, Ending
 
-GO, FAILED, BACK_IN_QUEUE = 0, 1, 75
+GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="finetune.launch.requeue", description=__doc__.partition("\n")[0])
-    parser.add_argument("when", choices=("begin", "end"))
+    parser.add_argument("when", choices=("begin", "guard", "end"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--code", type=int, help="srun's exit code (end)")
     parser.add_argument("--max-restarts", type=int, required=True)
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     job = Job(options)
     run = options.run.resolve()  # through a sweep's points/<index>
-    return begin(run, job) if options.when == "begin" else end(run, job, options.code)
+    return {"begin": begin, "guard": guard, "end": end}[options.when](run, job)
 
 
 class Job:
@@ -60,11 +61,20 @@ class Job:
     def is_ours(self) -> bool:
         """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue from outside, which
         needs no second one, or after a cancellation, which must be the end. (Both show as COMPLETING.) A time limit is ours."""
+        state, _ = self._state()
+        return state in ("", "RUNNING") or self.is_over_time()
+
+    def is_over_time(self) -> bool:
+        """Whether Slurm ends it for its time limit, and kills what is left of it some seconds later (KillWait)."""
+        state, reason = self._state()
+        return state in ("COMPLETING", "TIMEOUT") and reason == "TimeLimit"
+
+    def _state(self) -> tuple[str, str]:
+        """Slurm's words for its state and the reason of that; "" where Slurm does not tell."""
         shown = scontrol("show", "job", self.id)
-        state, reason = (re.search(rf"\b{key}=(\w+)", shown) for key in ("JobState", "Reason"))
-        if state is None or state[1] == "RUNNING":
-            return True
-        return state[1] in ("COMPLETING", "TIMEOUT") and reason is not None and reason[1] == "TimeLimit"
+        found = (re.search(rf"\b{key}=(\w+)", shown) for key in ("JobState", "Reason"))
+        state, reason = (match[1] if match else "" for match in found)
+        return state, reason
 
     def requeue(self, without: list[str]) -> None:
         """Put it back into the queue. Slurm ends this script, which is part of the job, a moment later.
@@ -106,6 +116,8 @@ def begin(run: Path, job: Job) -> int:
 def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
     last = earlier[-1]
+    if last.ending is not None and last.job == job.id and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED):
+        return _verdict(last.ending)  # it ended while `guard` put it back into the queue
     if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
         return None
     dead = dead_nodes(last.nodes, last.time)
@@ -125,17 +137,35 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
         return None
     if decision.failed:
         fail(run, decision.words)
-    return FAILED
+    return _verdict(ending)
 
 
-def end(run: Path, job: Job, code: int) -> int:
+def _verdict(ending: Ending) -> int:
+    """Of `begin`, for a run that must not go on."""
+    return DONE if ending.cause == attempts.COMPLETED else FAILED
+
+
+def guard(run: Path, job: Job) -> int:
+    """Wait for the time limit to strike, beside the ranks. They should have left long before; but Slurm looks at limits twice a
+    minute only, somebody may have moved this one, and a step or a checkpoint can take longer than cluster.signal_lead_s. Then
+    all is killed within KillWait, perhaps before `end` has had its say: so it goes back into the queue now, and the next attempt
+    finds out what became of this one."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+    if attempts.read(run)[-1].ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
+        say("the time limit strikes while the run is at work: back into the queue")
+        job.requeue(attempts.excluded_nodes(run))
+    return GO
+
+
+def end(run: Path, job: Job) -> int:
     """Close the attempt: note how it ended, and bring the run back or not."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a requeue ends this job, we included
     earlier = attempts.read(run)
     if not earlier or earlier[-1].ending is not None:
         raise RuntimeError(f"{run}: no attempt is open")
     last = earlier[-1]
-    ending = ending_of(run, last, code, job.options.world_size)
+    ending = ending_of(run, last, job.options.code, job.options.world_size)
     before = [a.ending for a in attempts.of_submission(earlier[:-1], job.id) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
     if not decision.again:

@@ -139,13 +139,14 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     python = "python3" if cluster.python else shlex.quote(sys.executable)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
     before = [
-        "trap : TERM USR2  # what ends the ranks must leave this script the time for its last line",
+        "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
         'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
-        "requeue begin || exit",
+        "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
+        *(["requeue guard &"] if cluster.on_interrupt == "requeue" else []),
     ]
-    return before, ["requeue end --code $?"]
+    return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
 
 
 # --- before anything is written or queued ------------------------------------------------------------------------------
