@@ -12,6 +12,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests.corpora import write_corpus
 from tests.models import write_base
 
+APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where pytest-xdist shares the tests out to processes: such a folder, or else a file, to one; the longest first."""
+
+    def group(item: pytest.Item) -> str:
+        return item.path.parent.name if item.path.parent.name in APART else item.path.stem
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: APART.index(group(item)) if group(item) in APART else len(APART))
+
 
 @pytest.fixture(scope="session")
 def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
