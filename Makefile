@@ -2,8 +2,6 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
-# a folder or file of tests at a time to each of two processes: much of what they do is waiting for Slurm, or for one process
-SHARE  := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: cluster-env run test fast slow chaos format bench-peers clean
 
@@ -15,11 +13,11 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow" $(SHARE)
+	$(BIN)/pytest -m "not slow" -n 2
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm" $(SHARE)
+	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm" -n 2
 
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev

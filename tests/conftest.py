@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +13,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests.corpora import write_corpus
 from tests.models import write_base
 
-APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up
+APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up; they take longest
+
+
+def group(nodeid: str) -> str:
+    """Which tests pytest-xdist gives to one process: those of such a folder, or else of a file."""
+    file = Path(nodeid.partition("::")[0])
+    return file.parent.name if file.parent.name in APART else str(file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where pytest-xdist shares the tests out to processes: such a folder, or else a file, to one; the longest first."""
+    """What takes longest begins first."""
+    items.sort(key=lambda item: APART.index(name) if (name := group(item.nodeid)) in APART else len(APART))
 
-    def group(item: pytest.Item) -> str:
-        return item.path.parent.name if item.path.parent.name in APART else item.path.stem
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: APART.index(group(item)) if group(item) in APART else len(APART))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")
