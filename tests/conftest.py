@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and the cores are shared with other tests and ranks
 
 from tests.corpora import write_corpus
 from tests.models import write_base
