@@ -83,7 +83,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
     if keep.issuperset(NORWEGIAN):
         keep.add(MIXED)
     for document in documents:
-        text, claim = _judged(document, config.language.min_characters), document.language
+        text, claim = _judged(document), document.language
         if len(text) >= config.language.min_characters:
             document.language = judge(text).language(claim, config.language)
             report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
@@ -97,13 +97,14 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         yield document
 
 
-def _judged(document: Document, min_characters: int) -> str:
+def _judged(document: Document) -> str:
     """What decides on its language: of a conversation, what the model is to learn to say.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is too short to be judged and nothing is claimed, all of it.
+    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it: an
+    answer cut out of a text is a few words, or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
-    return answers if answers and (document.language or len(answers) >= min_characters) else document.whole_text
+    return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text
 
 
 def judge(text: str) -> Verdict:
