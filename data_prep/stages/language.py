@@ -100,8 +100,8 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
 def _judged(document: Document) -> str:
     """What decides on its language: of a conversation, what the model is to learn to say.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it: an
-    answer cut out of a text is a few words, or names.
+    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it:
+    answers cut out of a text are a few words, or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text

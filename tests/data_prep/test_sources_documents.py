@@ -163,6 +163,9 @@ def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, e
     )
     assert documents[2].text == "Referat\n\nKari Eksempel (Sp): Ingen merknader."
     assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
+    assert {d.url.partition("=")[2] for d in documents} == {"s140213"}
+    (tmp_path / "s140213.xml").rename(tmp_path / "kopi.xml")
+    assert {d.url for d in read("stortinget", tmp_path)[0]} == {""}, "Stortinget knows no publication of that name"
     assert [d.title for d in documents[1:]] == ["Innstilling om fjellskogen", "Referat"]
     assert not report.broken
 
