@@ -13,11 +13,11 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm"
+	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm" -n 2
 
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and the cores are shared with other tests and ranks
 
 from tests.corpora import write_corpus
 from tests.models import write_base
+
+APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up; they take longest
+
+
+def group(nodeid: str) -> str:
+    """Which tests pytest-xdist gives to one process: those of such a folder, or else of a file."""
+    file = Path(nodeid.partition("::")[0])
+    return file.parent.name if file.parent.name in APART else str(file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    items.sort(key=lambda item: APART.index(name) if (name := group(item.nodeid)) in APART else len(APART))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")

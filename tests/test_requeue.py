@@ -67,6 +67,11 @@ def test_decision(case: str) -> None:
 
 # --- the batch script's calls ------------------------------------------------------------------------------------------
 
+SBATCH = """\
+#!/bin/sh
+echo "sbatch $@" >> {log}
+echo 8
+"""
 SCONTROL = """\
 #!{python} -IS
 import json, os, sys
@@ -79,6 +84,7 @@ if words[:2] == ["show", "hostnames"]:
 elif words[:2] == ["show", "job"]:
     first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
     print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + answers.get("reason", "None"))
+    print("Command=submit.sh")
 elif words[:2] == ["show", "node"]:
     print("NodeName=" + words[2] + " " + answers.get(words[2], "BootTime=2020-01-01T00:00:00 State=ALLOCATED"))
 elif "refuses" in answers:
@@ -95,11 +101,12 @@ class Batch:
         (self.run / "jobs").mkdir(parents=True)
         self.log, self.answers = folder / "log", folder / "answers"
         self.answers.write_text("{}")
-        program = folder / "bin" / "scontrol"
-        program.parent.mkdir()
-        program.write_text(SCONTROL.format(python=sys.executable, log=self.log, answers=self.answers))
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        (folder / "bin").mkdir()
+        for name, text in {"scontrol": SCONTROL, "sbatch": SBATCH}.items():
+            program = folder / "bin" / name
+            program.write_text(text.format(python=sys.executable, log=self.log, answers=self.answers))
+            program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
         for name in ("signal", "pthread_sigmask", "sigwait"):  # the test's own process must go on hearing
@@ -324,6 +331,34 @@ def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(batch: Batch,
     assert batch.causes() == [state]
     batch.job = "8"
     assert batch.begin() == requeue.GO, "a person submitted it again"
+
+
+def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -> None:
+    (batch.run / "jobs" / "7_submitted.pkl").write_text("")
+    batch.begin()
+    batch.train(1, 2, 3, saved=2)
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.call("guard", on_interrupt="resubmit")
+    again = ["sbatch --parsable --hold --dependency=afterany:7 submit.sh", "release 8"]
+    assert batch.told() == again
+    batch.end(143, on_interrupt="resubmit")  # it still had the time to
+    assert batch.told() == again
+    assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
+    batch.job = "8"
+    assert batch.begin() == requeue.GO
+    assert [attempt.job for attempt in attempts.of_submission(attempts.read(batch.run), "8")] == ["7", "8"]
+
+
+@pytest.mark.parametrize(("state", "code"), [("completed", requeue.DONE), ("stopped", requeue.FAILED)])
+def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(batch: Batch, state: str, code: int) -> None:
+    (batch.run / "jobs" / "7_submitted.pkl").write_text("")
+    batch.begin()
+    batch.say(job="COMPLETING", reason="TimeLimit")
+    batch.call("guard", on_interrupt="resubmit")
+    batch.write("outcome.json", state=state)
+    batch.job = "8"
+    assert batch.begin() == code
+    assert batch.causes() == [state]
 
 
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:

@@ -65,7 +65,7 @@ if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join
     threading.Thread(target=plant, daemon=True).start()
 """
 CRASH = 'raise RuntimeError("planted: a batch that no GPU can hold")'  # whatever the attempt
-HANG = '"SLURM_RESTART_COUNT" in os.environ or time.sleep(3600)'  # the first one only
+HANG = 'os.path.exists(__file__ + ".hung") or (open(__file__ + ".hung", "w"), time.sleep(3600))'  # the first one only
 
 
 @dataclass
@@ -171,7 +171,8 @@ def unannounced_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> No
     wait_for(lambda: run.last_metrics().get("step", 0) >= FAULT_STEP - 1, PATIENCE, f"the step before the hang of {run.path}")
     time.sleep(chance.uniform(0, 2))
     box.end_in(run, 1)
-    box.give_time_back(run)
+    if run.config().cluster.on_interrupt == "requeue":  # another job has its own
+        box.give_time_back(run)
 
 
 def preemption(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
@@ -215,11 +216,13 @@ class Event:
     befall: Callable[[Sandbox, RunFolder, random.Random], None]
     restarts: bool = True
     fault: str | None = None  # planted from the start
+    settings: tuple[str, ...] = ()
 
 
 EVENTS = {
     "time limit": Event(time_limit),
     "time limit while a rank hangs": Event(unannounced_limit, fault=HANG),
+    "the same, where requeue is forbidden": Event(unannounced_limit, fault=HANG, settings=("cluster.on_interrupt=resubmit",)),
     "preemption by the urgent partition": Event(preemption),
     "kill -9 of a rank": Event(kill_rank),
     "power cut of a node": Event(power_cut),
@@ -275,7 +278,7 @@ def compare(run: RunFolder, whole: RunFolder, outcome: Outcome) -> None:
 def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) -> Outcome:
     """One run, one event."""
     event, outcome = EVENTS[name], Outcome(name)
-    run = box.submit(*([box.plant(event.fault)] if event.fault else []))
+    run = box.submit(*event.settings, *([box.plant(event.fault)] if event.fault else []))
     event.befall(box, run, chance)
     box.wait_for_end(run)
     compare(run, whole, outcome)

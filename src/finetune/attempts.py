@@ -1,7 +1,7 @@
 """The attempts of a run: one a start of its job. What each came to, and whether the run comes back after it.
 
 `attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its batch script, as a
-power cut does, has no `end`: the next one finds that out and writes it.
+power cut does, has no `end`: the next one finds that out and writes it. A second `end` knows better: a node was found dead.
 
 Only the standard library, of an old Python too: the batch script reads this outside of a container (launch/requeue.py).
 """
@@ -110,10 +110,13 @@ def read(run: Path) -> list[Attempt]:
             attempts.append(
                 Attempt(record["attempt"], record["job"], tuple(record["nodes"]), record["time"], record["from_step"])
             )
-        elif attempts and attempts[-1].number == record["attempt"]:  # a second `end` knows better: a node was found dead
+        elif attempts and attempts[-1].number == record["attempt"]:
+            attempts[-1].next_job = record.get("next_job") or attempts[-1].next_job
+            if record["event"] == "handed over":
+                continue
             ending = {key: record[key] for key in Ending.__dataclass_fields__}
             attempts[-1].ending = Ending(**{**ending, "bad_nodes": tuple(ending["bad_nodes"])})
-            attempts[-1].words, attempts[-1].next_job = record["words"], record.get("next_job") or attempts[-1].next_job
+            attempts[-1].words = record["words"]
     return attempts
 
 
@@ -132,6 +135,11 @@ def end(run: Path, number: int, ending: Ending, words: str, now: float, next_job
         next_job: the job that was submitted to go on, where a site forbids requeue.
     """
     _append(run, {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words, "next_job": next_job})
+
+
+def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
+    """Note the job that was submitted to go on after an attempt that has not ended yet, but will."""
+    _append(run, {"event": "handed over", "attempt": number, "time": now, "next_job": next_job})
 
 
 def of_submission(attempts: list[Attempt], job: str) -> list[Attempt]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainCo
         settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
     if quantized:
         settings["model"] = ModelConfig(path=str(corpus.parent / "wide"), quantization="nf4")
+    if changes.get("zero", {}).get("stage") == 3:  # ten times the CPU time a micro-batch: half as many
+        settings["micro_batch_size"] = 2
     return TrainConfig(**{**settings, **changes})
 
 
@@ -70,18 +73,19 @@ def make_run(folder: Path, name: str, config: TrainConfig) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """All cases, trained: two ranks in one start, one rank in another."""
+    """All cases, trained: by two ranks in micro-batches of 1 or, at ZeRO 3, of 2, and by one rank in micro-batches of 4."""
     folder = tmp_path_factory.mktemp("laws")
     two = [make_run(folder, name, law_config(law_corpus, name.startswith("qlora"), **changes)) for name, changes in CASES.items()]
     two += [{**make_run(folder, name, law_config(law_corpus)), "fault": name} for name in FAULTY]
-    alone = ClusterConfig(ranks_per_node=1)
-    one = [
-        make_run(folder, f"{name}-alone", law_config(law_corpus, name.startswith("qlora"), cluster=alone, **changes))
-        for name, changes in CASES.items()
-        if name != "micro4"
-    ]
+    alone: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
+    one = []
+    for kind, stage in sorted(MATRIX, key=lambda case: case[1]):
+        config = law_config(law_corpus, kind == "qlora", zero=ZERO[stage], **METHODS[kind], **alone)
+        one.append(make_run(folder, f"{kind}-zero{stage}-alone", config))
     worker.join(folder / "two", worker.start(folder / "two", two, 2))
-    worker.join(folder / "one", worker.start(folder / "one", one, 1))
+    halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # a core each
+    for path, ranks in [(path, worker.start(path, cases, 1)) for path, cases in halves.items()]:
+        worker.join(path, ranks)
     return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
 
 
@@ -190,7 +194,7 @@ def test_validation_loss_is_that_of_the_saved_model(
     assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
 
 
-LONG = 60
+LONG = 44
 KILLED: dict[str, dict[str, Any]] = {"full": {}, "lora": {"adapter": LORA, "zero": ZERO[3]}}
 
 
@@ -249,7 +253,16 @@ def test_the_resume_law_notices_a_schedule_that_starts_over(resumed: dict[str, R
 
 
 @pytest.fixture(scope="module")
-def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Callable[[], None]]:
+    """A run of which one rank hangs, and the way to wait for its end; it waits while other runs train."""
+    folder = tmp_path_factory.mktemp("hung")
+    case = make_run(folder, "hung", law_config(law_corpus, hang_timeout_min=0.2))
+    ranks = worker.start(folder / "all", [{**case, "fault": "rank_1_hangs"}], 2)
+    return RunFolder(Path(case["run"])), lambda: worker.join(folder / "all", ranks, expected=1)
+
+
+@pytest.fixture(scope="module")
+def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
     """Runs that met a poisoned batch and went back, and one that never saw that batch."""
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
@@ -275,10 +288,9 @@ def test_an_adapter_under_zero_3_rewinds_too(rewound: dict[str, RunFolder], runs
     assert checksums(rewound["lora"])[18:-1] == checksums(runs["lora-zero3"])[19:], "more than one batch was left out"
 
 
-def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(law_corpus: Path, tmp_path: Path) -> None:
-    case = make_run(tmp_path, "hung", law_config(law_corpus, hang_timeout_min=0.2))
-    worker.join(tmp_path / "all", worker.start(tmp_path / "all", [{**case, "fault": "rank_1_hangs"}], 2), expected=1)
-    run = RunFolder(Path(case["run"]))
+def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(hung: tuple[RunFolder, Callable[[], None]]) -> None:
+    run, ended = hung
+    ended()
     assert "time.sleep" in run.stacks(1).read_text() or "in broken" in run.stacks(1).read_text()
     assert "train_step" in run.stacks(0).read_text()
     assert "no progress for 12 s" in str(run.failure())

@@ -1,62 +1,82 @@
 """What the distributed tests run in real worker processes: training cases, one after another in one process group.
 
-Starting torch and DeepSpeed takes longer than a tiny run, so the cases of a world size share one start. Each case is an
-ordinary run folder given to `finetune.train.train`; the run's own files are the result.
+Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group, and all ranks are
+forked from one server, which has imported them and done nothing else. Each case is an ordinary run folder given to
+`finetune.train.train`; the run's own files are the result.
 """
 
 from __future__ import annotations
 
-import functools
 import json
+import multiprocessing
 import os
-import resource
 import signal
-import subprocess
 import sys
+import time
 import traceback
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-REPOSITORY = Path(__file__).parents[2]
+IMPORTED = ["finetune.train", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
 
 
-def start(
-    folder: Path, cases: list[dict[str, Any]], world_size: int, address_space: int | None = None
-) -> list[subprocess.Popen[bytes]]:
+def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[ForkServerProcess]:
     """Start the ranks; give the result to `join`.
 
     Args:
         cases: {"run": folder, "fault": name in FAULTS or absent, "refused": True if train is to raise a ValueError,
             "deadline": seconds since the epoch at which the job's time is up}.
-        address_space: bytes that each rank may map, its libraries included.
     """
-    folder.mkdir(parents=True)
-    (folder / "cases.json").write_text(json.dumps(cases))
-    ranks = []
-    for rank in range(world_size):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(REPOSITORY),
-        }  # fmt: skip
-        limit = None
-        if address_space is not None:
-            environment["MALLOC_ARENA_MAX"] = "1"  # each further arena reserves 64 MiB of addresses
-            environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # or freed tensors leave holes that are never given back
-            environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # mimalloc reserves a gigabyte of them at its first use
-            limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
-        with (folder / f"rank-{rank}.log").open("wb") as log:
-            command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
-            started = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, preexec_fn=limit
-            )
-            ranks.append(started)
+    write_cases(folder, cases)
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(IMPORTED)
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read where torch is imported
+        ensure_running()
+    ranks = [forks.Process(target=_forked, args=(folder, rank, world_size), daemon=True) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
     return ranks
 
 
-def join(folder: Path, ranks: list[subprocess.Popen[bytes]], expected: int = 0, timeout: int = 500) -> None:
-    codes = [rank.wait(timeout=timeout) for rank in ranks]
+def write_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+
+
+def environment(rank: int, world_size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def join(folder: Path, ranks: list[ForkServerProcess], expected: int = 0, timeout: int = 500) -> None:
+    end = time.monotonic() + timeout
+    for rank in ranks:
+        rank.join(max(0.0, end - time.monotonic()))
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
     tail = (folder / "rank-0.log").read_text(errors="replace")[-3000:]
-    assert all(code == expected for code in codes), f"ranks ended with {codes}\n{tail}"
+    assert all(code == expected for code in codes), f"ranks ended with {codes} (None: not within {timeout} s)\n{tail}"
+
+
+def _forked(folder: Path, rank: int, world_size: int) -> None:
+    with (folder / f"rank-{rank}.log").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.update(environment(rank, world_size))
+    run(folder)
+
+
+def run(folder: Path) -> None:
+    """Run the cases as the rank that the environment names; end the process if one fails."""
+    try:
+        main(folder)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def main(folder: Path) -> None:
@@ -85,7 +105,6 @@ def main(folder: Path) -> None:
         finally:
             undo()
         if world.is_main:
-            outcome["peak_address_space"] = Path("/proc/self/status").read_text().split("VmPeak:")[1].split("\n")[0].strip()
             run.write_json("outcome.json", outcome)
         world.barrier()  # the next case may build on this one's result
     world.barrier()
@@ -166,7 +185,7 @@ def killed_inside_checkpoint() -> Any:
 
 
 def killed_at_step() -> Any:
-    """Every rank dies by SIGKILL before the update of a step from 27 to 39, drawn from the run's folder name."""
+    """Every rank dies by SIGKILL before the update of a step from 17 to 24, drawn from the run's folder name."""
     import zlib
 
     import finetune.train as module
@@ -175,7 +194,7 @@ def killed_at_step() -> Any:
 
     def broken(run: Any, data: Any, lr: float) -> Any:
         broken.calls += 1  # type: ignore[attr-defined]
-        if broken.calls == 27 + zlib.crc32(str(run.folder.path).encode()) % 13:  # type: ignore[attr-defined]
+        if broken.calls == 17 + zlib.crc32(str(run.folder.path).encode()) % 8:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(run, data, lr)
 
@@ -340,9 +359,4 @@ FAULTS = {
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    run(Path(sys.argv[1]))

@@ -116,8 +116,9 @@ def begin(run: Path, job: Job) -> int:
 def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
     last = earlier[-1]
-    if last.ending is not None and last.job == job.id and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED):
-        return _verdict(last.ending)  # it ended while `guard` put it back into the queue
+    goes_on = job.id in (last.job, last.next_job)  # else a person submitted again
+    if last.ending is not None and goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED):
+        return _verdict(last.ending)  # it ended while `guard` brought it back
     if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
         return None
     dead = dead_nodes(last.nodes, last.time)
@@ -133,7 +134,7 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     decision = attempts.decide(ending, before, job.options.max_restarts)
     attempts.end(run, last.number, ending, decision.words, time.time())
     say(f"attempt {last.number}: {decision.words}")
-    if last.job != job.id or decision.again:  # a person who submits again wants it to run
+    if decision.again or not goes_on:  # who submits again wants it to run
         return None
     if decision.failed:
         fail(run, decision.words)
@@ -148,14 +149,19 @@ def _verdict(ending: Ending) -> int:
 def guard(run: Path, job: Job) -> int:
     """Wait for the time limit to strike, beside the ranks. They should have left long before; but Slurm looks at limits twice a
     minute only, somebody may have moved this one, and a step or a checkpoint can take longer than cluster.signal_lead_s. Then
-    all is killed within KillWait, perhaps before `end` has had its say: so it goes back into the queue now, and the next attempt
-    finds out what became of this one."""
+    all is killed within KillWait, perhaps before `end` has had its say: so it is brought back now, and the next attempt finds out
+    what became of this one."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.sigwait({signal.SIGTERM})
-    if attempts.read(run)[-1].ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
-        say("the time limit strikes while the run is at work: back into the queue")
-        job.requeue(attempts.excluded_nodes(run))
+    last = attempts.read(run)[-1]
+    if last.ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
+        say(f"the time limit strikes while the run is at work: {job.options.on_interrupt}")
+        without = attempts.excluded_nodes(run)
+        if job.options.on_interrupt == "requeue":
+            job.requeue(without)
+        else:
+            attempts.hand_over(run, last.number, resubmit(run, job, without), time.time())
     return GO
 
 
@@ -196,7 +202,8 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
             job.requeue(without)
         elif way == "resubmit":
             clean_up(run, len(job.nodes))
-            attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
+            if attempts.read(run)[-1].next_job is None:  # else `guard` did
+                attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
         else:
             job.exclude(without, check=False)  # a job that was cancelled has no queue to be kept in
     except RuntimeError as fault:
@@ -209,7 +216,7 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
 
 
 def resubmit(run: Path, job: Job, without: list[str]) -> str:
-    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there.
+    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there and this job is over.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -221,7 +228,7 @@ def resubmit(run: Path, job: Job, without: list[str]) -> str:
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
-    command = ["sbatch", "--parsable", "--hold", *options, script[1]]
+    command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
     done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=60, check=False)
     if done.returncode:
         raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")

@@ -144,7 +144,7 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
         'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
         "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
-        *(["requeue guard &"] if cluster.on_interrupt == "requeue" else []),
+        *(["requeue guard &"] if cluster.on_interrupt != "stop" else []),
     ]
     return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
 
