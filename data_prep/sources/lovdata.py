@@ -5,9 +5,10 @@ The files are XML-flavoured HTML, one act or regulation each: a header with its 
 the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split. Its date is that
 of the day it was made, which its name holds.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, tables row by row.
-Left out: the table of contents, footnotes and their marks, notes on amendments (`changesToParent`), and, in consolidated
-texts only, provisions not yet in force (`futureLegalArticle`): in Lovtidend these ARE the text of the amendment.
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points of annexes
+(`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks, notes on amendments
+(`changesToParent`), and, in consolidated texts only, provisions not yet in force and their titles (`futureLegalArticle`,
+`futuretitle`): in Lovtidend these ARE the text of the amendment.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from data_prep.sources.files import contents, find
 from data_prep.sources.markup import parse_html
 
 SUFFIXES = (".xml", ".html")
-SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
-FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
+SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference"}
+FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
+HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  # spans, that stand where headings do
+MARK_CLASS = "data-marginOriginalId"  # the number of a point
+PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
 BLOCK_TAGS = {
     "main",
@@ -114,8 +118,9 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
     if not tag or tag in SKIPPED_TAGS or classes & skipped:
         inline.append(element.tail or "")
         return
-    is_block = tag in BLOCK_TAGS
-    opens_paragraph = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or "legalP" in classes or "defaultP" in classes
+    is_heading = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or bool(classes & HEADING_CLASSES)
+    is_block = tag in BLOCK_TAGS or is_heading
+    opens_paragraph = is_heading or bool(classes & PARAGRAPH_CLASSES)
     if is_block and not _continues_mark(element, inline):
         flush()
         if opens_paragraph:
@@ -132,11 +137,16 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
         _walk(child, skipped, lines, inline)
     if is_block:
         flush()
+    elif MARK_CLASS in classes:
+        inline.append(" ")
     inline.append(element.tail or "")
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """True for the block that holds a list item's text: it belongs on the line of the item's mark."""
+    """True for the block that holds the text of a list item, or of a numbered point: it belongs on the line of the mark."""
+    before = element.getprevious()
+    if before is not None and MARK_CLASS in (before.get("class") or "").split():
+        return True
     parent = element.getparent()
     while parent is not None and parent.tag == "article" and parent.text is None and parent[0] is element:
         element, parent = parent, parent.getparent()

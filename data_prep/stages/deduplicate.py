@@ -11,7 +11,8 @@ kept resembles. Better is, in this order: longer by a tenth, later date, more wo
 corpus file.
 
 Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what is to be learned is
-the same up to case and punctuation, and then by what was asked. Questions on one long text are no duplicates of each other.
+the same up to case and punctuation, and so is the last question that was asked, and then by all that was asked. Questions on one
+long text are no duplicates of each other.
 
 Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force) stays in each of
 them and is counted: `shared_paragraphs` are the different paragraphs that more than one document has, `shared_paragraph_copies`
@@ -45,7 +46,7 @@ from data_prep.config import CorpusConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
 
-VERSION = 2
+VERSION = 3
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
 PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
@@ -137,17 +138,22 @@ def _said(document: Document) -> str:
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """The 5-grams of each document; those of a conversation are of what is asked, and other numbers for every other answer."""
+    """The 5-grams of each document.
+
+    Those of a conversation are of what is asked, and other numbers for every other answer and question.
+    """
     asked = ["\n".join([d.text, *(turn.content for turn in d.turns if not turn.target)]) for d in batch]
     values, begins, num_words = ngrams(asked, NGRAM)
     for place, document in enumerate(batch):
         if document.turns:
             own = slice(begins[place], begins[place + 1])
-            answers = " ".join(turn.content for turn in document.turns if turn.target)
-            answer = " ".join(_WORD.findall(answers.casefold())).encode()
-            salt = np.uint32(int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "big"))
+            answer = _WORD.findall(" ".join(turn.content for turn in document.turns if turn.target).casefold())
+            lines = reversed(asked[place].splitlines())
+            question = _WORD.findall(next((line for line in lines if line.rstrip().endswith("?")), "").casefold())
+            lesson = " ".join([*question, "?", *answer]).encode()
+            salt = np.uint32(int.from_bytes(hashlib.blake2b(lesson, digest_size=4).digest(), "big"))
             values[own] = np.sort(values[own] ^ salt)
-            num_words[place] += answer.count(b" ") + 1
+            num_words[place] += len(answer)
     return values, begins, num_words
 
 

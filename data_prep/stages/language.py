@@ -105,19 +105,20 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
 def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[tuple[Document, str, Verdict | None]]:
     """Each document, the text that decides on its language, and what that says if it is long enough."""
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
-        texts = [_judged(document, min_characters) for document in batch]
+        texts = [_judged(document) for document in batch]
         verdicts = judge_all([text for text in texts if len(text) >= min_characters])
         for document, text in zip(batch, texts, strict=True):
             yield document, text, next(verdicts) if len(text) >= min_characters else None
 
 
-def _judged(document: Document, min_characters: int) -> str:
+def _judged(document: Document) -> str:
     """What decides on its language: of a conversation, what the model is to learn to say.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is too short to be judged and nothing is claimed, all of it.
+    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it:
+    answers cut out of a text are a few words, or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
-    return answers if answers and (document.language or len(answers) >= min_characters) else document.whole_text
+    return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text
 
 
 def judge(text: str) -> Verdict:

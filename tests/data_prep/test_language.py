@@ -85,8 +85,9 @@ def test_a_conversation_is_in_the_language_of_its_answers() -> None:
     kept, said = through(language, asked, settings)
     assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
     assert said.counts["nor"] == 0
-    kept, _ = through(language, [pair(NNO, "17. mai")], settings)
-    assert kept[0].language == "nno", "an answer too short to be judged is in the language of what was asked"
+    names = "Flora, Eunomia, Koronis, Eos, Themis, Vesta, Hungaria og Phocaea-familiene"
+    kept, _ = through(language, [pair(NNO, "17. mai"), pair(NOB, names)], settings)
+    assert [d.language for d in kept] == ["nno", "nob"], "a short answer is in the language of what was asked"
 
 
 def test_a_norwegian_sentence_that_could_be_danish_is_what_its_source_says() -> None:
