@@ -24,8 +24,8 @@ GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 COMPARED_CHARACTERS = 20_000  # of a text that is compared; longer ones would take tokenizers too long
 COMPARED_AT_ONCE = 100  # texts, by as many threads as there are cores
 RENEWED_AFTER = 100_000_000  # characters: gigatoken remembers each word it has seen, without bounds
-# All but Latin and Greek letters, punctuation, arrows, mathematical and geometric signs, which Unicode has not touched for long.
-_UNSETTLED = re.compile("[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u2010-\u2027\u202f-\u205e\u2070-\u25ff]")
+# All but Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and geometric signs: Unicode has long left them.
+_UNSETTLED = re.compile("[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]")
 
 Ids = NDArray[np.int32]
 
