@@ -137,7 +137,7 @@ def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -
 
     def asked(name: str, question: str) -> Document:
         prompt = Turn(role="user", content=f"{text}\n\nSpørsmål: {question}", target=False)
-        return document("", name, turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
+        return document(name, "", turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
 
     made = [asked("a", "Hvor er Ibsen født?"), asked("b", "Hvilken by var sete for fylket?"), asked("c", "Hvor er ibsen, født ?")]
     names, _ = kept(made)
