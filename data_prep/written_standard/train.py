@@ -106,7 +106,8 @@ def _digest(source: Path) -> str:
 
 
 def _write(file: Path, what: str, sources: Iterable[Path], weights: dict[str, float]) -> None:
-    digests = "".join(f"# sha256 {_digest(path)}  {'/'.join(path.parts[-2:])}\n" for path in sources)
+    names = {path: path.name if path.is_file() else "/".join(path.parts[-2:]) for path in sources}
+    digests = "".join(f"# sha256 {_digest(path)}  {name}\n" for path, name in names.items())
     head = f"# log-odds of {what}; licences and figures: README.md; made by train.py from\n{digests}"
     file.write_text(head + "".join(f"{f}\t{w:g}\n" for f, w in weights.items()), encoding="utf-8")
 
