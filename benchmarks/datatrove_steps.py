@@ -1,4 +1,5 @@
-"""Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by step.
+"""Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by step and by block,
+and what came out.
 
 The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be downloaded), Gopher's
 rules, MinHash over 5-grams in as many bands, its masking of personal data, and tokens by the same tokenizer. It has no repeated
@@ -48,13 +49,24 @@ def main() -> None:
         ]),
         "tokenise": (tasks, [JsonlReader(final), DocumentTokenizer(str(out / "tokens"), tokenizer_name_or_path=tokenizer)]),
     }  # fmt: skip
-    seconds = {}
+    seconds: dict[str, float] = {}
+    blocks: dict[str, float] = {}
     for name, (number, pipeline) in steps.items():
         began = time.perf_counter()
-        folder = str(out / "logs" / name.split(",")[0])
-        LocalPipelineExecutor(pipeline, tasks=number, workers=workers, logging_dir=folder, start_method="fork").run()
+        folder = out / "logs" / name.split(",")[0]
+        LocalPipelineExecutor(pipeline, tasks=number, workers=workers, logging_dir=str(folder), start_method="fork").run()
         seconds[name] = time.perf_counter() - began
-    print(json.dumps(seconds))
+        last = json.loads((folder / "stats.json").read_text())
+        for block in last:
+            title = " ".join(block["name"].encode("ascii", "ignore").decode().replace("-", "").split())
+            blocks[title] = blocks.get(title, 0.0) + block["time_stats"]["total"]
+    read, tokenised = (block["stats"] for block in last)
+    came = {
+        "documents": read["documents"]["total"],
+        "tokens": tokenised["tokens"]["total"],
+        "characters": read["doc_len"]["total"],
+    }
+    print(json.dumps({"seconds": seconds, "blocks": blocks, **came}))
 
 
 if __name__ == "__main__":

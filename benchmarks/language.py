@@ -11,8 +11,11 @@ pipeline judges. `--record` writes the tables into RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 from data_prep.stages import language
@@ -30,7 +33,7 @@ def main() -> None:
     parser.add_argument("--nav", type=Path, required=True)
     parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
     options = parser.parse_args()
-    body = report(ud_sentences(options.ud), nav_pairs(options.nav))
+    body = report(ud_sentences(options.ud), nav_pairs(options.nav), told_apart(options.nav))
     print(body)
     if options.record:
         from benchmarks.harness import write_section
@@ -55,6 +58,15 @@ def nav_pairs(file: Path) -> list[tuple[str, str]]:
     return [(code, pair[code]) for pair in pairs if pair["nob"] != pair["nno"] for code in ("nob", "nno")]
 
 
+def told_apart(file: Path) -> list[tuple[str, str]]:
+    """nav_pairs without texts whose words NAV gives as the other standard too, in any of its letters: neither answer is wrong."""
+    given: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
+    for record in nav_records(file):
+        for code, seen in given.items():
+            seen.add(tuple(words(record.get(code) or "")))
+    return [(code, text) for code, text in nav_pairs(file) if tuple(words(text)) not in given["nob"] & given["nno"]]
+
+
 def confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) -> Confusion:
     counts: Confusion = {}
     for gold, text in texts:
@@ -75,41 +87,48 @@ def table_alone(text: str) -> str:
 
 
 def py3langid_alone(text: str) -> str:
-    return language.CODES[language.identifier().classify(text)[0]]
+    return language.CODES[language.identifier().original.classify(text)[0]]
 
 
-def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]]) -> str:
+def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tuple[str, str]]) -> str:
+    """The tables in Markdown, of UD's sentences, of NAV's pairs and of those of them that can be told apart."""
+    named = (("UD", ud), ("NAV", nav))
+    chosen_of = {_what(name, length): _at_least(texts, length) for name, texts in named for length in LENGTHS}
+    chosen_of["NAV, but for texts that are both"] = told
     lines = [
         "## Languages and written standards",
         "",
+        f"py3langid {version('py3langid')}, Python {platform.python_version()}, {date.today()}.",
         "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and",
         "documents. UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of",
         "files that were kept out of the training, both standards; some say nothing of either, as `Telefon: {felt}`. Accuracy",
-        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall.",
+        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall by",
+        "language, py3langid's alone and ours. Texts that are both: NAV gives the same words as the other standard too.",
         "",
-        "| texts | sentences | py3langid alone | ours | recall nob | recall nno | recall dan |",
-        "|---|---|---|---|---|---|---|",
+        f"| texts | sentences | py3langid alone | ours | {' | '.join(UD_FILES)} |",
+        "|---" * (4 + len(UD_FILES)) + "|",
     ]
-    largest = {}
-    for name, texts in (("UD", ud), ("NAV", nav)):
-        for length in LENGTHS:
-            chosen = [(code, text) for code, text in texts if len(text) >= length]
-            alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
-            codes = [f"{recall(ours, code):.1%}" if code in ours else "–" for code in ("nob", "nno", "dan")]
-            what = _what(name, length)
-            lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
-            largest[what] = ours
+    confusions = {}
+    for what, chosen in chosen_of.items():
+        alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
+        codes = [f"{recall(alone, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–" for code in UD_FILES]
+        lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
+        confusions[what] = {"py3langid alone": alone, "ours": ours}
     lines += ["", "Bokmål or Nynorsk only, by the table alone, of texts that are one of the two:", ""]
     lines += ["| texts | sentences | accuracy | recall nob | recall nno |", "|---|---|---|---|---|"]
-    for name, texts in (("UD", ud), ("NAV", nav)):
-        for length in LENGTHS:
-            chosen = [(code, text) for code, text in texts if len(text) >= length and code in ("nob", "nno")]
-            counts = confusion(chosen, table_alone)
-            recalls = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
-            lines.append(f"| {_what(name, length)} | {len(chosen):,} | **{accuracy(counts):.1%}** | {recalls} |")
+    for what, chosen in chosen_of.items():
+        counts = confusion([(code, text) for code, text in chosen if code in ("nob", "nno")], table_alone)
+        recalls = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
+        total = sum(said.total() for said in counts.values())
+        lines.append(f"| {what} | {total:,} | **{accuracy(counts):.1%}** | {recalls} |")
     for what in ("UD, at least 30 characters", "NAV, all"):
-        lines += ["", f"{what}: gold by row, what was said by column", "", *_table(largest[what])]
+        for who, counts in confusions[what].items():
+            lines += ["", f"{what}, {who}: gold by row, what was said by column", "", *_table(counts)]
     return "\n".join(lines) + "\n"
+
+
+def _at_least(texts: list[tuple[str, str]], length: int) -> list[tuple[str, str]]:
+    return [(code, text) for code, text in texts if len(text) >= length]
 
 
 def _what(name: str, length: int) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 
 from data_prep.document import Turn
@@ -60,8 +61,8 @@ class Refused(ValueError):
 class Row:
     """Tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
 
-    input_ids: list[int]
-    mask: list[int]
+    input_ids: list[int] | NDArray[np.int32]
+    mask: list[int] | NDArray[np.int8]
 
 
 @dataclass

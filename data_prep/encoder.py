@@ -11,17 +11,23 @@ import json
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 COMPARED_CHARACTERS = 20_000  # of a text that is compared; longer ones would take tokenizers too long
+COMPARED_AT_ONCE = 100  # texts, by as many threads as there are cores
 RENEWED_AFTER = 100_000_000  # characters: gigatoken remembers each word it has seen, without bounds
-# All but Latin and Greek letters, punctuation, arrows, mathematical and geometric signs, which Unicode has not touched for long.
-_UNSETTLED = re.compile("[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u2010-\u2027\u202f-\u205e\u2070-\u25ff]")
+# All but Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and geometric signs: Unicode has long left them.
+_UNSETTLED = re.compile("[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]")
+
+Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
@@ -42,11 +48,11 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
     except Exception as fault:  # whatever a young library raises at a tokenizer it does not know
         return {**by_tokenizers, "reason": f"gigatoken cannot read this tokenizer: {' '.join(str(fault).split())[:200]}"}
     compared = False
-    for text in sample:
-        if encoder.is_settled(text):
-            compared = True
-            if encoder.fast([text]) != encoder.slow([text]):
-                return {**by_tokenizers, "reason": "gigatoken gave other tokens for a text of the corpus"}
+    settled = (text for text in sample if encoder.is_settled(text))
+    while texts := list(islice(settled, COMPARED_AT_ONCE)):
+        compared = True
+        if not all(map(np.array_equal, encoder.fast(texts), encoder.slow(texts))):
+            return {**by_tokenizers, "reason": "gigatoken gave other tokens for a text of the corpus"}
     if not compared:
         return {**by_tokenizers, "reason": "no text to compare gigatoken with tokenizers on"}
     return {
@@ -75,42 +81,48 @@ class TextEncoder:
             body = json.loads(tokenizer_file.read_text(encoding="utf-8"))
             special = [token["content"] for token in body.get("added_tokens") or [] if token.get("special")]
             self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
-            self._before, self._after = self._frame()
+            self._before, self._after = (np.array(part, np.int32) for part in self._frame())
             self._load()
 
-    def __call__(self, texts: list[str]) -> list[list[int]]:
+    def __call__(self, texts: list[str]) -> list[Ids]:
         """The ids of each text, in order.
 
         Raises:
             ValueError: gigatoken turns out to be wrong. What it gave before may be wrong too.
         """
-        settled = [text for text in texts if self.is_settled(text)] if self._gigatoken is not None else []
+        is_settled = [self._gigatoken is not None and self.is_settled(text) for text in texts]
+        settled = [text for text, settled in zip(texts, is_settled, strict=True) if settled]
         if not settled:
             return self.slow(texts)
-        compared = next((text for text in settled if len(text) <= COMPARED_CHARACTERS), None)
         fast = self.fast(settled)
-        if compared is not None and fast[settled.index(compared)] != self.slow([compared])[0]:
+        compared = next((place for place, text in enumerate(settled) if len(text) <= COMPARED_CHARACTERS), None)
+        if compared is not None and not np.array_equal(fast[compared], self.slow([settled[compared]])[0]):
             raise ValueError(
                 "gigatoken gave other tokens than tokenizers for a text, though not for those of the first comparison: set "
                 "corpus.tokenizer.library=tokenizers"
             )
-        other = iter(self.slow([text for text in texts if not self.is_settled(text)]))
+        other = iter(self.slow([text for text, settled in zip(texts, is_settled, strict=True) if not settled]))
         quick = iter(fast)
-        return [next(quick) if self.is_settled(text) else next(other) for text in texts]
+        return [next(quick if settled else other) for settled in is_settled]
 
     def is_settled(self, text: str) -> bool:
         """Whether there is nothing in the text of which the two libraries are known to think differently."""
         return not _UNSETTLED.search(text) and not self._special.search(text)
 
-    def slow(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)] if texts else []
+    def slow(self, texts: list[str]) -> list[Ids]:
+        return [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)] if texts else []
 
-    def fast(self, texts: list[str]) -> list[list[int]]:
+    def fast(self, texts: list[str]) -> list[Ids]:
         self._seen += sum(map(len, texts))
         if self._seen > RENEWED_AFTER:
             self._load()
-        # In this thread: there is a process for each core already.
-        return [[*self._before, *ids, *self._after] for ids in self._gigatoken.encode_batch_list(texts, parallel=False)]
+        # In this thread: there is a process for each core already. An awkward array: all ids, and where each text's begin.
+        found = self._gigatoken.encode_batch(texts, parallel=False).layout
+        ids, begins = found.content.data.astype(np.int32), found.offsets.data.tolist()
+        rows = [ids[begin:end] for begin, end in pairwise(begins)]
+        if not len(self._before) + len(self._after):
+            return rows
+        return [np.concatenate([self._before, row, self._after]) for row in rows]
 
     def _load(self) -> None:
         import gigatoken

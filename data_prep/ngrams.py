@@ -13,17 +13,24 @@ WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, with well mixed bits
 _REMEMBERED = 200_000  # words whose numbers are kept: a corpus uses few words often
 
-_known: dict[str, int] = {}
+
+class _Numbers(dict[str, int]):
+    """A number of 64 bits for each word, made when it is first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        number = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+        self[word] = number
+        return number
+
+
+_known = _Numbers()
 
 
 def word_numbers(words: Sequence[str]) -> NDArray[np.uint64]:
     """A number of 64 bits for each word, the same in every process."""
     if len(_known) > _REMEMBERED:
         _known.clear()
-    for word in words:
-        if word not in _known:
-            _known[word] = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-    return np.fromiter((_known[word] for word in words), np.uint64, len(words))
+    return np.fromiter(map(_known.__getitem__, words), np.uint64, len(words))
 
 
 def ngram_hashes(numbers: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:

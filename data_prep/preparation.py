@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import reading
@@ -46,7 +47,7 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
 READ_VERSION = 4
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
-TASK_BYTES, TASK_FILES = 32_000_000, 2000  # small files are read together until they are this much
+TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
 
@@ -86,6 +87,7 @@ class Preparation:
         self.corpus: CorpusConfig = from_settings(CorpusConfig, body["corpus"])
         self.tasks = [ReadTask(**task) for task in body["tasks"]]
         self._shards: dict[int, list[Shard]] = {}
+        self._settings: dict[int, str] = {}
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
@@ -195,8 +197,10 @@ class Preparation:
         return [Shard(shard.name, digest(setting, shard.fingerprint, decision)) for shard in before]
 
     def _stage_fingerprint(self, stage: int) -> str:
-        module = TEXT_STAGES[stage - 1]
-        return digest(_name(module), module.VERSION, module.settings(self.corpus))
+        if stage not in self._settings:
+            module = TEXT_STAGES[stage - 1]
+            self._settings[stage] = digest(_name(module), module.VERSION, module.settings(self.corpus))
+        return self._settings[stage]
 
     def _decides(self, stage: int) -> bool:
         return hasattr(TEXT_STAGES[stage - 1], "decide")
@@ -300,10 +304,10 @@ class Preparation:
         report, decided = Report(), []
         if self._decides(stage):
             path = folder.path / "decided.parquet"
-            schema = pq.read_schema(path)
-            decided.append(pq.read_table(path, filters=[("shard", "==", number)] if "shard" in schema.names else None))
+            table = pq.ParquetFile(path).read(use_threads=False)
+            decided.append(table.filter(pc.field("shard") == number) if "shard" in table.column_names else table)
             if number == 0:
-                report.counts.update(json.loads((schema.metadata or {}).get(b"counts", b"{}")))
+                report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
         documents = self.stage(stage - 1).documents([shard.name])
         folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
         return True

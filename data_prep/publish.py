@@ -29,7 +29,6 @@ from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
-from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
@@ -49,7 +48,7 @@ from data_prep.stages.tokenise import Tokeniser
 
 BATCH = 512
 ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
-COMPARED_DOCUMENTS = 1000
+COMPARED_DOCUMENTS, COMPARED_CHARACTERS = 1000, 2000  # of each
 TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
 TOKEN_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]
@@ -80,6 +79,7 @@ def current(folder: Path, fingerprint: str) -> Manifest | None:
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
     """A tokenizer that is trained depends on all text, one that is given on none."""
     trained = preparation.corpus.tokenizer.path is None
@@ -137,6 +137,7 @@ def _place(document: Document) -> float:
 # --- tokens, shard by shard ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def _token_shards(preparation: Preparation) -> list[Shard]:
     setting = tokenise.settings(preparation.corpus)
     key = digest("tokenise", tokenise.VERSION, setting, _tokenizer_fingerprint(preparation))

@@ -44,7 +44,8 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
         for place in range(word_begins[text], word_begins[text + 1]):
             value = _mixed(value + hashes[place])
         keys.append((np.uint64(text) << np.uint64(32)) | (value >> np.uint64(32)))
-    distinct = np.unique(np.concatenate(keys))
+    every = np.sort(np.concatenate(keys))  # np.unique goes by hash tables, which takes five times as long
+    distinct = every[np.diff(every, prepend=~every[:1]) != 0]
     begins = np.searchsorted(distinct, np.arange(len(texts) + 1, dtype=np.uint64) << np.uint64(32))
     return distinct.astype(np.uint32), begins, num_words
 

@@ -81,7 +81,7 @@ class StageFolder:
     def drops(self) -> Iterator[Drop]:
         """What the stage refused, in order."""
         for shard in self.shards():
-            for row in pq.read_table(self.path / f"drops-{shard}.parquet").to_pylist():
+            for row in pq.ParquetFile(self.path / f"drops-{shard}.parquet").read(use_threads=False).to_pylist():
                 yield Drop(**row)
 
     def quarantined(self) -> Iterator[Broken]:
@@ -186,7 +186,7 @@ def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Doc
     file = pq.ParquetFile(path)
     empty: dict[str, Any] = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group, columns=columns).to_pydict()
+        rows = file.read_row_group(group, columns=columns, use_threads=False).to_pydict()
         if "turns" in rows:
             rows["turns"] = [[Turn(**turn) for turn in turns] for turns in rows["turns"]]
         elif columns:

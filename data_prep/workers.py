@@ -6,11 +6,13 @@ import logging
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from types import TracebackType
 
 from rich.console import Console
@@ -32,6 +34,8 @@ class Workers:
         )  # fmt: skip
 
     def __enter__(self) -> Workers:
+        if self.number > 1:
+            _start_server()
         self._progress.start()
         return self
 
@@ -76,16 +80,29 @@ class Workers:
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
-            # spawn: a fork would copy threads of Arrow and the tokenizers in whatever state they are
-            self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"), initializer=_begin)
+            # not by a fork of this process: it would copy threads of Arrow and the tokenizers in whatever state they are
+            context = multiprocessing.get_context("forkserver" if _has_server() else "spawn")
+            self._pool = ProcessPoolExecutor(self.number, context, initializer=_begin, initargs=(dict(os.environ),))
         return self._pool.submit(work, *arguments)
 
 
-def _begin() -> None:
+def _has_server() -> bool:
+    """Whether processes can be forked from a server that holds all they need: its socket's path may have 107 bytes."""
+    return len(os.fsencode(tempfile.gettempdir())) < 70
+
+
+def _start_server() -> None:
+    """Imports take a second or two, and go on while this process does something else."""
+    if _has_server():
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["data_prep.preload"])
+        forkserver.ensure_running()
+
+
+def _begin(environment: dict[str, str]) -> None:
     """The processes share the cores among them: libraries in them need no threads of their own. If the one that started them is
     killed, so are they: nobody would tell them what to do."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ |= environment | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     import pyarrow as pa
 
     pa.set_cpu_count(1)

@@ -2,11 +2,13 @@
 
 The files are XML-flavoured HTML, one act or regulation each: a header with its identity (`dl.data-document-key-info`) and
 `main.documentBody`. One file becomes one document. Its group is the act itself (`refid`, e.g. lov/2005-06-17-101), so that
-the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split.
+the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split. Its date is that
+of the day it was made, which its name holds.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, tables row by row.
-Left out: the table of contents, footnotes and their marks, notes on amendments (`changesToParent`), and, in consolidated
-texts only, provisions not yet in force (`futureLegalArticle`): in Lovtidend these ARE the text of the amendment.
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points of annexes
+(`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks, notes on amendments
+(`changesToParent`), and, in consolidated texts only, provisions not yet in force and their titles (`futureLegalArticle`,
+`futuretitle`): in Lovtidend these ARE the text of the amendment.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from data_prep.sources.files import contents, find
 from data_prep.sources.markup import parse_html
 
 SUFFIXES = (".xml", ".html")
-SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference", "futuretitle", "marginIdArticle"}
-FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader"}
+SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference"}
+FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
+HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  # spans, that stand where headings do
+MARK_CLASS = "data-marginOriginalId"  # the number of a point
+PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
 BLOCK_TAGS = {
     "main",
@@ -69,7 +74,8 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     dokid, refid = _header(root, "dokid"), _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    dates = _header(root, "dateInForce"), _header(root, "dateOfPublication"), refid or dokid
+    # What was made in 2025 may be in force from 2027, and in Lovtidend often is.
+    dates = refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce")
     consolidated = dokid.startswith(("NL/", "SF/"))
     return Document(
         id=dokid or refid,
@@ -112,8 +118,9 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
     if not tag or tag in SKIPPED_TAGS or classes & skipped:
         inline.append(element.tail or "")
         return
-    is_block = tag in BLOCK_TAGS
-    opens_paragraph = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or "legalP" in classes or "defaultP" in classes
+    is_heading = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or bool(classes & HEADING_CLASSES)
+    is_block = tag in BLOCK_TAGS or is_heading
+    opens_paragraph = is_heading or bool(classes & PARAGRAPH_CLASSES)
     if is_block and not _continues_mark(element, inline):
         flush()
         if opens_paragraph:
@@ -130,11 +137,16 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
         _walk(child, skipped, lines, inline)
     if is_block:
         flush()
+    elif MARK_CLASS in classes:
+        inline.append(" ")
     inline.append(element.tail or "")
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """True for the block that holds a list item's text: it belongs on the line of the item's mark."""
+    """True for the block that holds the text of a list item, or of a numbered point: it belongs on the line of the mark."""
+    before = element.getprevious()
+    if before is not None and MARK_CLASS in (before.get("class") or "").split():
+        return True
     parent = element.getparent()
     while parent is not None and parent.tag == "article" and parent.text is None and parent[0] is element:
         element, parent = parent, parent.getparent()

@@ -1,7 +1,8 @@
 """Markdown documentation, also as Jekyll builds sites from it: one document a file, a folder's files are a group.
 
 Kept: headings with their marks, lists, tables, code as it stands. Out: front matter (its title becomes the first heading if the
-text has none of its own), comments, HTML tags, template tags around their text; links and pictures are reduced to their text.
+text has none of its own), comments, HTML tags, template tags around their text, contents; links and pictures are reduced
+to their text, rules of tables to their least. A paragraph is one line, as on the page, wherever its source broke it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ _HIGHLIGHT = re.compile(r"\{%-?\s*highlight\s*(\w*)[^%]{0,200}%\}(.{0,50000}?)\{
 # A fence closes with at least as many marks as it opened with; one that never closes runs to the end.
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
+_ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)])[ \t]")
+_ALONE = re.compile(
+    r"\s*(?:[#>|<:{]|\[[^\]\n]+\]:|=+\s*$|-+\s*$|\*{3,}|_{3,})"
+)  # begins what no line can go on with, or be part of
+_TABLE_RULE = re.compile(r"^(?=.*\|)[ \t|:-]+$", re.MULTILINE)
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _REDUCTIONS = (
+    (re.compile(r"^[ \t]*(?:[-*+]|\d+\.)[^\n]*\n[ \t]*\{:[ \t]*toc[^}\n]*\}[ \t]*$", re.MULTILINE), ""),  # kramdown's contents
     (re.compile(r"\{%-?\s*include\s[^%]{0,200}?content\s*=\s*\"(.{0,4000}?)\"\s*-?%\}", re.DOTALL), r"\1"),
     (re.compile(r"\{[%{].{0,1000}?[%}]\}", re.DOTALL), ""),
     (re.compile(r"^[ \t]*\[[^\]\n]+\]:[ \t]+\S+.*$", re.MULTILINE), ""),  # what [text][name] refers to
@@ -86,14 +93,31 @@ def _prose(text: str) -> str:
         code.append(match[0])
         return f"\0{len(code) - 1}\0"
 
-    text = _INLINE_CODE.sub(keep, text.replace("\0", ""))
+    text = _INLINE_CODE.sub(keep, _unwrapped(text.replace("\0", "")))
     # In a table row a line break would end the row.
     text = "\n".join(_LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line) for line in text.split("\n"))
     text = _without_comments(text)
     for pattern, replacement in _REDUCTIONS:
         text = pattern.sub(replacement, text)
-    text = html.unescape(text)
+    text = _TABLE_RULE.sub(lambda match: re.sub("-{4,}", "---", match[0]), html.unescape(text))
     return re.sub(r"\0(\d+)\0", lambda match: code[int(match[1])], text)
+
+
+def _unwrapped(text: str) -> str:
+    """Each paragraph and list item as one line: a line end in it is a space, unless two spaces or a backslash stand before it."""
+    lines: list[str] = []
+    goes_on = blank = code = False
+    for line in text.split("\n"):
+        alone = "|" in line or _ALONE.match(line) is not None
+        item = not alone and _ITEM.match(line) is not None
+        code = (code or blank) and not item and line.startswith(("    ", "\t"))
+        blank = not line.strip()
+        if goes_on and not (blank or alone or item):
+            lines[-1] = f"{lines[-1].rstrip()} {line.lstrip()}"
+        else:
+            lines.append(line)
+        goes_on = not (blank or alone or code or line.endswith(("  ", "\\")))
+    return "\n".join(lines)
 
 
 def _without_comments(text: str) -> str:

@@ -27,6 +27,8 @@ from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
 SUFFIXES = (".xml",)
 SPEECHES = {"innlegg", "presinnl", "hovedinnlegg", "replikk", "presinnlegg"}
 INLINE = {"uth", "i", "b", "u", "em", "sup", "sub", "hoy", "lav", "kursiv", "halvfet", "sperret", "entry", "td", "th", "a_ref"}
+PUBLICATION = "https://data.stortinget.no/eksport/publikasjon?publikasjonid="
+_PUBLICATION_ID = re.compile(r"[a-z]+-?\d{6}")  # refs-202021-11-17, s140213; what has another name is not to be found there
 SKIPPED = {"sidetall", "side", "bilde"}
 
 
@@ -70,7 +72,7 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
         heading = _meeting_heading(meeting)
         common: dict[str, Any] = {
             "source": where.source, "license": source.license, "group": publication, "date": claims.date(heading),
-            "url": f"https://data.stortinget.no/eksport/publikasjon?publikasjonid={publication}",
+            "url": f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
         }  # fmt: skip
         found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
         items = [item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())]

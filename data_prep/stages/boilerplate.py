@@ -9,12 +9,13 @@ their author's alone (laws, minutes, letters in parallel) have no such frame: on
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -42,19 +43,23 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
 
 def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
     """In how many documents of one shard each line of each site stands. Copies of a document are counted once."""
-    counts: Counter[tuple[str, int]] = Counter()
+    counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
     seen: set[int] = set()
     for document in documents:
         if not _concerned(document, config):
             continue
         site = site_of(document)
-        lines = {_hash(key) for line in document.text.split("\n") if (key := _key(line))}
+        lines = {_hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))}
         if (whole := _hash(f"{site}\n{document.text}")) not in seen:
             seen.add(whole)
-            counts.update((site, line) for line in lines)
-            counts[site, WHOLE_SITE] += 1
-    rows = [{"site": site, "line": line, "documents": number} for (site, line), number in sorted(counts.items())]
-    return pa.Table.from_pylist(rows, schema=COUNTS)
+            counts[site].update(lines)
+            counts[site][WHOLE_SITE] += 1
+    tables = [COUNTS.empty_table()]
+    for site, lines_of_site in sorted(counts.items()):
+        line, number = (np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values()))
+        order = np.argsort(line)
+        tables.append(pa.table([pa.repeat(site, len(order)), line[order], number[order]], schema=COUNTS))
+    return pa.concat_tables(tables)
 
 
 def decide(collected: Iterable[Path], config: CorpusConfig) -> pa.Table:

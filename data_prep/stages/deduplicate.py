@@ -11,7 +11,8 @@ kept resembles. Better is, in this order: longer by a tenth, later date, more wo
 corpus file.
 
 Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what is to be learned is
-the same up to case and punctuation, and then by what was asked. Questions on one long text are no duplicates of each other.
+the same up to case and punctuation, and so is the last question that was asked, and then by all that was asked. Questions on one
+long text are no duplicates of each other.
 
 Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force) stays in each of
 them and is counted: `shared_paragraphs` are the different paragraphs that more than one document has, `shared_paragraph_copies`
@@ -45,7 +46,7 @@ from data_prep.config import CorpusConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
 
-VERSION = 2
+VERSION = 3
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
 PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
@@ -66,7 +67,7 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
     """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and paragraphs."""
     tables = []
     while batch := _batch(documents):
-        texts = [_said(document) for document in batch]
+        texts = [_said(document).casefold() for document in batch]
         values, begins, num_words = _ngrams(batch)
         paragraphs = [_paragraphs(text) for text in texts]
         columns = {
@@ -137,22 +138,27 @@ def _said(document: Document) -> str:
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """The 5-grams of each document; those of a conversation are of what is asked, and other numbers for every other answer."""
+    """The 5-grams of each document.
+
+    Those of a conversation are of what is asked, and other numbers for every other answer and question.
+    """
     asked = ["\n".join([d.text, *(turn.content for turn in d.turns if not turn.target)]) for d in batch]
     values, begins, num_words = ngrams(asked, NGRAM)
     for place, document in enumerate(batch):
         if document.turns:
             own = slice(begins[place], begins[place + 1])
-            answers = " ".join(turn.content for turn in document.turns if turn.target)
-            answer = " ".join(_WORD.findall(answers.casefold())).encode()
-            salt = np.uint32(int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "big"))
+            answer = _WORD.findall(" ".join(turn.content for turn in document.turns if turn.target).casefold())
+            lines = reversed(asked[place].splitlines())
+            question = _WORD.findall(next((line for line in lines if line.rstrip().endswith("?")), "").casefold())
+            lesson = " ".join([*question, "?", *answer]).encode()
+            salt = np.uint32(int.from_bytes(hashlib.blake2b(lesson, digest_size=4).digest(), "big"))
             values[own] = np.sort(values[own] ^ salt)
-            num_words[place] += answer.count(b" ") + 1
+            num_words[place] += len(answer)
     return values, begins, num_words
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+def _key(folded: str) -> bytes:
+    return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
 
 
 def _day(date: str) -> int:
@@ -161,9 +167,9 @@ def _day(date: str) -> int:
     return int(digits.ljust(8, "0")) if len(digits) >= 4 else 0
 
 
-def _paragraphs(text: str) -> list[int]:
+def _paragraphs(folded: str) -> list[int]:
     """A hash of each paragraph that is long enough to count, each once a document."""
-    found = (part.casefold().split() for part in text.split("\n"))
+    found = (part.split() for part in folded.split("\n") if len(part) >= 2 * PARAGRAPH_WORDS - 1)
     long = {" ".join(words) for words in found if len(words) >= PARAGRAPH_WORDS}
     return sorted(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "big") for part in long)
 
@@ -193,18 +199,18 @@ class _Collected:
         self._filled = [path for path, rows in zip(paths, np.diff(self.begins), strict=True) if rows]
 
     def column(self, name: str) -> NDArray[Any]:
-        parts = [pq.read_table(path, columns=[name])[name].to_numpy() for path in self._filled]
+        parts = [_column(path, name).to_numpy() for path in self._filled]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tables(self, name: str) -> Iterator[tuple[int, pa.Array]]:
         """A column shard by shard, with the number of its first document."""
         for path, begin in zip(self.paths, self.begins[:-1].tolist(), strict=True):
             if path in self._filled:
-                yield begin, pq.read_table(path, columns=[name])[name].combine_chunks()
+                yield begin, _column(path, name).combine_chunks()
 
     def keys(self) -> NDArray[np.uint64]:
         """The hashes of the texts, as pairs of numbers."""
-        parts = [pq.read_table(path, columns=["key"])["key"].combine_chunks() for path in self._filled]
+        parts = [_column(path, "key").combine_chunks() for path in self._filled]
         whole = b"".join(part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes() for part in parts)
         return np.frombuffer(whole, np.uint64).reshape(-1, 2)
 
@@ -225,6 +231,11 @@ class _Collected:
             own = documents[(documents >= begin) & (documents < begin + len(names))]
             found.update(zip(own.tolist(), names.take(pa.array(own - begin)).to_pylist(), strict=True))
         return found
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    """Without pq.read_table's data set and threads, which take several times as long as so small a column."""
+    return pq.ParquetFile(path).read([name], use_threads=False)[name]
 
 
 def _detail(name: str, similarity: float | None) -> str:

@@ -19,6 +19,7 @@ VERSION = 2
 
 # Six digits and five, written together or parted by one space, no-break space or hyphen; not inside a longer number.
 _CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
+_SIGN = re.compile(r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d")  # a text without has none, and this takes a quarter of the time
 
 _WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
 _WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
@@ -79,6 +80,8 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
 def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
     """`text` with every national identity number replaced, and how many of each kind there were."""
     found: Counter[str] = Counter()
+    if not _SIGN.search(text):
+        return text, found
 
     def replace(match: re.Match[str]) -> str:
         kind = identity_number_kind(match[1] + match[2])

@@ -10,12 +10,13 @@ FineWeb's shares of lines that are short, or end without a stop.
     short_words, long_words       mean length of words                                        Gopher; 10 there, for English
     few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
     few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
-    symbols                       `#tag` and `…` to words                                     Gopher
-    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis     Gopher
+    symbols                       `#tag` and `…` to words, three and more                     Gopher
+    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis,    Gopher
+                                  of five lines and more: a line of dialogue begins so too
     code                          characters of programs and markup                           C4, which drops any `{`
     lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
     lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost    ours
-    spaced_letters                words of one letter: s p a c e d                            ours
+    spaced_letters                words of one letter, but å and i: s p a c e d               ours
     repeated_lines, _paragraphs   characters in lines that stood before                       Gopher; FineWeb has 0.1 for lines
     repeated_words                characters in the commonest 2, 3 and 4 words                Gopher; 0.2, 0.18, 0.16 there
     repeated_passages             characters in sequences of 5 words that stood before        Gopher; 0.15 there
@@ -34,7 +35,7 @@ from data_prep.config import CorpusConfig, QualityConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
 
-VERSION = 1
+VERSION = 2
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
@@ -45,6 +46,9 @@ BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
 CODE = "{}<>\\;=$^~`[]"
 LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
+SYMBOLS_FROM = 3
+LINES_FROM = 5
+WORDS_OF_A_LETTER = frozenset("åÅiI")
 LETTER = re.compile(r"[^\W\d_]")
 BROKEN = re.compile("[\ufffd\ue000-\uf8ff]")
 EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
@@ -75,32 +79,39 @@ def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
         yield "too_long", len(words)
     if not words:
         return
-    yield from _of_words(words, limits)
-    yield from _of_characters(text, len(words), limits)
+    lengths = list(map(len, words))
+    yield from _of_words(words, lengths, limits)
+    lower = text.lower()
+    yield from _of_characters(text, lower, len(words), limits)
     lines = [line for line in text.split("\n") if line]
-    if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
-        yield "bullets", share
-    if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
-        yield "ellipses", share
+    if len(lines) >= LINES_FROM:
+        if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
+            yield "bullets", share
+        if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
+            yield "ellipses", share
     if len(words) >= limits.repetition_from:
-        yield from _of_repetition(text, words, lines, limits)
+        yield from _of_repetition(text, lower.split(), lengths, lines, limits)
 
 
 def outside(value: float, low: float | None, high: float | None) -> bool:
     return (low is not None and value < low) or (high is not None and value > high)
 
 
-def _of_words(words: list[str], limits: QualityConfig) -> Iterator[Finding]:
-    mean = sum(map(len, words)) / len(words)
+def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> Iterator[Finding]:
+    mean = sum(lengths) / len(words)
     if outside(mean, limits.min_word_length, None):
         yield "short_words", mean
     if outside(mean, None, limits.max_word_length):
         yield "long_words", mean
-    with_letters = sum(word.isalpha() or LETTER.search(word) is not None for word in words)
-    if outside(share := with_letters / len(words), limits.min_letter_words, None):
-        yield "few_letters", share
-    if outside(share := sum(len(word) == 1 and word.isalpha() for word in words) / len(words), None, limits.max_spaced_letters):
-        yield "spaced_letters", share
+    # Words of letters alone are some of those with letters, and letters some of the words of one sign: mostly that is enough.
+    if outside(sum(map(str.isalpha, words)) / len(words), limits.min_letter_words, None):
+        with_letters = sum(LETTER.search(word) is not None for word in words)
+        if outside(share := with_letters / len(words), limits.min_letter_words, None):
+            yield "few_letters", share
+    if outside(lengths.count(1) / len(words), None, limits.max_spaced_letters):
+        spaced = sum(len(word) == 1 and word.isalpha() and word not in WORDS_OF_A_LETTER for word in words)
+        if outside(share := spaced / len(words), None, limits.max_spaced_letters):
+            yield "spaced_letters", share
     if limits.min_function_words is not None and len(words) >= FUNCTION_WORDS_FROM:
         found: set[str] = set()
         for word in words:
@@ -111,18 +122,20 @@ def _of_words(words: list[str], limits: QualityConfig) -> Iterator[Finding]:
         yield "few_function_words", len(found)
 
 
-def _of_characters(text: str, words: int, limits: QualityConfig) -> Iterator[Finding]:
+def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> Iterator[Finding]:
     if outside(share := len(BROKEN.findall(text)) / len(text), None, limits.max_broken_share):
         yield "lost_letters", share
     if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
         yield "code", share
-    if outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
+    symbols = len(SYMBOLS.findall(text)) if "#" in text or "…" in text or "..." in text else 0
+    if symbols >= SYMBOLS_FROM and outside(share := symbols / words, None, limits.max_symbol_share):
         yield "symbols", share
-    if outside(share := text.lower().count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
+    if outside(share := lower.count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
         yield "lorem_ipsum", share
 
 
-def _of_repetition(text: str, words: list[str], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
+def _of_repetition(text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
+    """`words` in lower case, in which they may have other lengths."""
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
     for name, pieces, limit in (
         ("repeated_lines", lines, limits.max_duplicate_lines),
@@ -130,8 +143,8 @@ def _of_repetition(text: str, words: list[str], lines: list[str], limits: Qualit
     ):
         if outside(share := _repeated(pieces) / len(text), None, limit):
             yield name, share
-    numbers = word_numbers([word.lower() for word in words])
-    ends = np.concatenate([[0], np.cumsum([len(word) for word in words])])
+    numbers = word_numbers(words)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
     for n, limit in zip((2, 3, 4), limits.max_top_ngrams or (), strict=False):
         if outside(share := _top_share(numbers, ends, n), None, limit):
             yield "repeated_words", share
@@ -146,18 +159,29 @@ def _repeated(pieces: list[str]) -> int:
 
 def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
     """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
-    _, first, counts = np.unique(ngram_hashes(numbers, n), return_index=True, return_counts=True)
+    hashes = ngram_hashes(numbers, n)
+    ordered = np.sort(hashes)
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.diff(starts, append=len(ordered))
     top = int(counts.argmax())
-    length = ends[first[top] + n] - ends[first[top]]
-    return float(counts[top] * length / ends[-1]) if counts[top] > 1 else 0.0
+    if counts[top] == 1:
+        return 0.0
+    first = int(np.argmax(hashes == ordered[starts[top]]))
+    return float(counts[top] * (ends[first + n] - ends[first]) / ends[-1])
 
 
 def _repeated_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
     """Share of the words' characters in sequences of n words that stood before."""
     hashes = ngram_hashes(numbers, n)
-    again = np.ones(len(hashes), np.bool_)
-    again[np.unique(hashes, return_index=True)[1]] = False
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return 0.0
+    nearest = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
+    places = np.flatnonzero(repeated[nearest] == hashes)  # of sequences that stand there more than once
+    _, first = np.unique(hashes[places], return_index=True)
+    again = np.delete(places, first)
     covered = np.zeros(len(numbers), np.bool_)
     for offset in range(n):
-        covered[offset : offset + len(hashes)] |= again
+        covered[again + offset] = True
     return float(np.diff(ends)[covered].sum() / ends[-1])

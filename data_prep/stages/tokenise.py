@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.config import ChatConfig, CorpusConfig, as_settings
 from data_prep.document import Document, Report
-from data_prep.encoder import TOKENIZERS, TextEncoder
+from data_prep.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
 
 VERSION = 2
@@ -82,9 +83,10 @@ class Tokeniser:
             else:
                 report.drop(document, "no_supervised_tokens")
 
-    def _ended(self, ids: list[int]) -> Row:
-        ids = ids if ids[-1:] == [self.eos_token_id] else [*ids, self.eos_token_id]
-        return Row(ids, [1] * len(ids))
+    def _ended(self, ids: Ids) -> Row:
+        if not len(ids) or ids[-1] != self.eos_token_id:
+            ids = np.append(ids, np.int32(self.eos_token_id))
+        return Row(ids, np.ones(len(ids), np.int8))
 
     def _conversation(self, document: Document) -> list[Row]:
         everything = self._config.chat.targets == "everything"

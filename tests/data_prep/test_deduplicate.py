@@ -132,6 +132,19 @@ def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() ->
         assert len(sets[drop.id] & other) / len(sets[drop.id] | other) >= 0.6
 
 
+def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -> None:
+    text = " ".join(prose(random.Random(4), 200))
+
+    def asked(name: str, question: str) -> Document:
+        prompt = Turn(role="user", content=f"{text}\n\nSpørsmål: {question}", target=False)
+        return document(name, "", turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
+
+    made = [asked("a", "Hvor er Ibsen født?"), asked("b", "Hvilken by var sete for fylket?"), asked("c", "Hvor er ibsen, født ?")]
+    names, _ = kept(made)
+    assert len(names) == 2
+    assert "b" in names
+
+
 def test_answers_tell_conversations_apart() -> None:
     rng = random.Random(6)
 

@@ -70,6 +70,20 @@ def test_each_rule_drops_its_document_and_is_switched_off_alone(rule: str) -> No
     assert rule not in reasons(TEXT)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "– Vi har ikke tatt stilling til saken, sier ordføreren.",
+        "«... han behandler oss som barn».",
+        "De dro hjem, som alle de andre …",
+        "Å få reise i båt i solskinn.",
+    ],
+)
+def test_a_sentence_is_not_judged_as_a_page_is(text: str) -> None:
+    """Dialogue opens with a dash, a quotation with an ellipsis, and å and i are words."""
+    assert reasons(text) == set()
+
+
 @pytest.mark.parametrize("text", [TEXT, LAW, AMENDMENT, "- ett\n- to\n- tre\n" + TEXT, f"# Overskrift\n\n## Innhold\n\n{TEXT}"])
 def test_law_and_guidance_break_no_rule(text: str) -> None:
     assert reasons(text) == set()

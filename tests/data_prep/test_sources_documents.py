@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import tarfile
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lxml import etree
 
-from data_prep.sources import claims
+from data_prep.document import Report
+from data_prep.sources import claims, lovdata, markup
 from tests.data_prep.reading import faults, read, texts
 
 # --- what sources claim -------------------------------------------------------------------------------------------------------
@@ -51,8 +56,61 @@ def test_a_law_is_read_from_wherever_it_lies(tmp_path: Path) -> None:
     (law,) = documents
     assert law.text == "Lov om vatn\n\nKapittel 1. Føremål\n\n§ 1. Føremål\n\nLova skal verne vatn."
     assert (law.id, law.group, law.language) == ("NL/lov/2019-05-03-907", "lov/2019-05-03-907", "nno")
-    assert (law.date, law.url) == ("2019-07-01", "https://lovdata.no/lov/2019-05-03-907")
+    assert (law.date, law.url) == ("2019-05-03", "https://lovdata.no/lov/2019-05-03-907")
     assert not report.broken
+
+
+AMENDMENT = LAW.replace("NL/lov", "LTI/lov").format(
+    deep="""<article class="change"><article class="legalP">Nytt kapittel 2 skal lyde:</article>
+<span class="futuretitle">Kapittel 2.<br>Vern</span><article class="futureLegalArticle"><span class="futureLegalArticleHeader">
+<span>§ 2</span>. <span>Vern</span></span><article class="legalP">Vatn skal vernast.<sup
+class="footnotereference">1</sup></article></article>
+<span class="miscHeadline">Vedlegg</span><article class="marginIdArticle"><span class="data-marginOriginalId">1.</span>
+<article class="legalP">Reagens</article><article class="marginIdArticle"><span class="data-marginOriginalId">1.1.</span>Reint
+vatn.</article></article><article class="footnote">Note.</article></article>"""
+)
+
+
+def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path) -> None:
+    (tmp_path / "nl-1.xml").write_text(AMENDMENT)
+    (law,) = read("lovdata", tmp_path)[0]
+    assert law.text.partition("verne vatn.\n\n")[2].split("\n\n") == [
+        "Nytt kapittel 2 skal lyde:", "Kapittel 2. Vern", "§ 2. Vern", "Vatn skal vernast.",
+        "Vedlegg", "1. Reagens", "1.1. Reint vatn.",
+    ]  # fmt: skip
+    (tmp_path / "nl-1.xml").write_text(AMENDMENT.replace("LTI/lov", "NL/lov"))
+    (law,) = read("lovdata", tmp_path)[0]
+    assert "Vedlegg\n\n1. Reagens" in law.text
+    assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), "in a consolidated act it is not yet in force"
+
+
+def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> None:
+    """All letters of an act's body stand in the text, but for notes, and in consolidated acts what is not yet in force."""
+    archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
+    with tarfile.open(archive) as tar:
+        raws = [file.read() for member in islice(tar, 300) if (file := tar.extractfile(member)) is not None]
+    raws += [file.read_bytes() for file in sorted((real_corpora / "lovdata" / "gjeldende-lover").glob("*.xml"))]
+    notes = {"changesToParent", "footnote", "footnotes", "footnotereference"}
+    not_in_force = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
+    for raw in raws:
+        law = lovdata.parse(raw, "mine", "NLOD-2.0", Report())
+        skipped = notes | (not_in_force if law.id.startswith(("NL/", "SF/")) else set())
+        body = markup.parse_html(raw, Report()).find(".//main")
+        assert body is not None
+        for element in list(body.iter(etree.Element)):
+            if skipped & set((element.get("class") or "").split()):
+                element.drop_tree()
+        whole, kept = (Counter(filter(str.isalpha, text)) for text in (body.text_content(), law.text))
+        assert not whole - kept, f"{law.id} lost {(whole - kept).total()} letters"
+
+
+def test_an_act_is_of_the_year_it_was_made_not_of_the_one_it_is_in_force_from(tmp_path: Path) -> None:
+    announced = LAW.replace("NL/lov", "LTI/lov").replace("2019-07-01", "2021-01-01")
+    (tmp_path / "nl-1.xml").write_text(announced.format(deep=""))
+    assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2019-05-03"]
+    unnamed = announced.replace("2019-05-03-907", "x").replace("dateInForce", "dateOfPublication")
+    (tmp_path / "nl-1.xml").write_text(unnamed.format(deep=""))
+    assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2021-01-01"]
 
 
 def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
@@ -105,6 +163,9 @@ def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, e
     )
     assert documents[2].text == "Referat\n\nKari Eksempel (Sp): Ingen merknader."
     assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
+    assert {d.url.partition("=")[2] for d in documents} == {"s140213"}
+    (tmp_path / "s140213.xml").rename(tmp_path / "kopi.xml")
+    assert {d.url for d in read("stortinget", tmp_path)[0]} == {""}, "Stortinget knows no publication of that name"
     assert [d.title for d in documents[1:]] == ["Innstilling om fjellskogen", "Referat"]
     assert not report.broken
 

@@ -83,6 +83,56 @@ def test_markdown_keeps_headings_code_and_tables_and_reduces_the_rest(tmp_path: 
     assert (document.title, document.language, document.date, document.group) == ("Feilsøking", "nno", "2024-05-06", "docs")
 
 
+WRAPPED = """# Postkasse
+
+1. Innhold
+{:toc}
+
+Digital post er
+brev som sendes *elektronisk* (se
+[reglene](x.md)).  
+Ny linje,\\
+og en til
+
+- Den som sender,
+  er avsender
+- Den som mottar
+1. 3. august
+    er fristen
+
+    innrykket kode
+    i to linjer
+
+> sitat
+> i to
+
+A | B
+:------|-----------:
+en -------- | to
+
+Overskrift
+----------
+
+```
+kode
+som står
+```
+slutt
+her
+"""
+
+
+def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(WRAPPED)
+    (document,), _ = read("markdown", tmp_path)
+    assert document.text == (
+        "# Postkasse\n\nDigital post er brev som sendes *elektronisk* (se reglene).\nNy linje,\\\nog en til\n\n"
+        "- Den som sender, er avsender\n- Den som mottar\n1. 3. august er fristen\n\n"
+        "    innrykket kode\n    i to linjer\n\n> sitat\n> i to\n\n"
+        "A | B\n:---|---:\nen -------- | to\n\nOverskrift\n----------\n\n```\nkode\nsom står\n```\nslutt her"
+    )
+
+
 def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Min tittel\n\nTekst.")
     (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")

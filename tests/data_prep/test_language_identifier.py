@@ -1,0 +1,65 @@
+"""py3langid's automaton, walked through many texts at once: the same scores as its own, whoever else is walked through."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from data_prep import language_identifier
+from data_prep.language_identifier import FEW, LanguageIdentifier
+
+CODES = ("no", "nn", "da", "sv", "en", "se")
+SENTENCES = [
+    "Kommunen har behandlet søknaden om barnehageplass, og du får svar innen tre uker.",
+    "Kommunen har handsama søknaden om barnehageplass, og du får svar innan tre veker.",
+    "Kommunen har behandlet ansøgningen, og du får svar inden for tre uger.",
+    "Kommunen har behandlat ansökan, och du får svar inom tre veckor.",
+    "The municipality has considered your application for a place in kindergarten.",
+    "Dát lea dehálaš áššái, ja don oaččut vástádusa golmma vahkus.",
+]
+ODD = [
+    "",
+    " ",
+    "1 2 3 4",
+    "ALT MED STORE BOKSTAVER",
+    "\ud800x",
+    "e\u0301n gang",
+    "日本語のテキスト",
+    "\x00\x00",
+    "å",
+]
+
+
+@pytest.fixture(scope="module")
+def identifier() -> LanguageIdentifier:
+    return LanguageIdentifier(CODES)
+
+
+def texts() -> list[str]:
+    """Of all lengths, cut anywhere, and what is odd."""
+    rng = random.Random(0)
+    mixed = [" ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))[: rng.randrange(1, 400)] for _ in range(300)]
+    return [text for pair in zip(mixed, ODD * 40, strict=False) for text in pair]
+
+
+def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
+    for text, scores in zip(texts(), identifier.scores(texts()), strict=True):
+        expected = dict(identifier.original.rank(text))
+        assert identifier.codes == identifier.original.nb_classes
+        np.testing.assert_allclose(
+            scores, [expected[code] for code in identifier.codes], rtol=1e-5, atol=1e-3, err_msg=repr(text)
+        )
+        assert identifier.codes[scores.argmax()] == identifier.original.classify(text)[0]
+
+
+def test_a_text_scores_the_same_alone_and_in_any_company(identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = texts()
+    together = identifier.scores(many)
+    assert len(many) > FEW
+    assert np.array_equal(together, np.concatenate([identifier.scores([text]) for text in many]))
+    assert np.array_equal(together[::-1], identifier.scores(many[::-1]))
+    monkeypatch.setattr(language_identifier, "AT_ONCE", 37)
+    assert np.array_equal(together, identifier.scores(many))
+    assert identifier.scores([]).shape == (0, len(CODES))
