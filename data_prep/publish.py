@@ -29,6 +29,7 @@ from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
+from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
@@ -48,7 +49,7 @@ from data_prep.stages.tokenise import Tokeniser
 
 BATCH = 512
 ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
-COMPARED_DOCUMENTS, COMPARED_CHARACTERS = 1000, 2000  # of each
+COMPARED_DOCUMENTS = 1000
 TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
 TOKEN_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]

@@ -222,7 +222,7 @@ class Event:
 EVENTS = {
     "time limit": Event(time_limit),
     "time limit while a rank hangs": Event(unannounced_limit, fault=HANG),
-    "the same, where requeue is forbidden": Event(unannounced_limit, fault=HANG, settings=("cluster.on_interrupt=resubmit",)),
+    "time limit in a hang, requeue forbidden": Event(unannounced_limit, fault=HANG, settings=("cluster.on_interrupt=resubmit",)),
     "preemption by the urgent partition": Event(preemption),
     "kill -9 of a rank": Event(kill_rank),
     "power cut of a node": Event(power_cut),

@@ -29,6 +29,7 @@ ODD = [
     "日本語のテキスト",
     "\x00\x00",
     "å",
+    'Statsråden sa:\n"Alt er bra."',  # py3langid's feature number 0, which is no zero
 ]
 
 

@@ -21,9 +21,10 @@ import pytest
 from data_prep import pipeline
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from data_prep.preparation import Preparation
+from data_prep.workers import Workers
 from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
 
-SHARD = 24_000  # characters: the sample becomes a dozen shards
+SHARD = 8_000  # characters: the sample becomes thirty shards
 
 
 def config(corpora_dir: Path, **changes: object) -> PrepareConfig:
@@ -52,12 +53,24 @@ def python(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
+def has_another_cache(expected: str, number: int) -> bool:
+    return os.environ.get("HF_HOME") != expected
+
+
+def test_processes_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the time when the server that they are forked from was started."""
+    for folder in ("one", "two"):
+        monkeypatch.setenv("HF_HOME", folder)
+        with Workers(2) as workers:
+            assert not workers.run("look", has_another_cache, (folder,), [1, 1])
+
+
 def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     pipeline.run_task(work, "read")
     preparation = Preparation.load(work)
     assert len(preparation.tasks) == 5
-    assert len(preparation.shards(0)) >= 10
+    assert len(preparation.shards(0)) >= 30
     assert [step.name for step in planned if not step.cut] == [
         "boilerplate.decide", "deduplicate.decide", "deidentify.decide", "mixture.decide", "tokenizer", "publish",
     ]  # fmt: skip

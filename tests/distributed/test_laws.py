@@ -47,8 +47,6 @@ def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainCo
         settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
     if quantized:
         settings["model"] = ModelConfig(path=str(corpus.parent / "wide"), quantization="nf4")
-    if changes.get("zero", {}).get("stage") == 3:  # ten times the CPU time a micro-batch: half as many
-        settings["micro_batch_size"] = 2
     return TrainConfig(**{**settings, **changes})
 
 
@@ -73,7 +71,7 @@ def make_run(folder: Path, name: str, config: TrainConfig) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """All cases, trained: by two ranks in micro-batches of 1 or, at ZeRO 3, of 2, and by one rank in micro-batches of 4."""
+    """All cases, trained: by two ranks in micro-batches of 1, and by one rank in micro-batches of 4."""
     folder = tmp_path_factory.mktemp("laws")
     two = [make_run(folder, name, law_config(law_corpus, name.startswith("qlora"), **changes)) for name, changes in CASES.items()]
     two += [{**make_run(folder, name, law_config(law_corpus)), "fault": name} for name in FAULTY]
