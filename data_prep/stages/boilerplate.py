@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
 VERSION = 1
 SHORTEST = 12  # letters and digits of a line that counts by itself; a shorter one goes with longer ones behind it
+LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
 COUNTS = pa.schema([("site", pa.string()), ("line", pa.int64()), ("documents", pa.int64())])
@@ -64,15 +66,28 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
 
 def decide(collected: Iterable[Path], config: CorpusConfig) -> pa.Table:
     """The repeated lines of each site, and in how many documents each stands."""
-    rules = config.boilerplate
-    tables = [pq.read_table(path, columns=COUNTS.names) for path in collected]
-    every = pa.concat_tables([COUNTS.empty_table(), *tables])
-    total = every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
-    sites = total.filter(pc.equal(total["line"], WHOLE_SITE)).to_pylist()
-    needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites}
-    frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
-    rows = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
+    rules, paths = config.boilerplate, list(collected)
+    sites = _added_up([_counts(path, lambda line: line == WHOLE_SITE) for path in paths])
+    needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites.to_pylist()}
+    rows = []
+    parts = sum(pq.read_metadata(path).num_rows for path in paths) // LINES_AT_ONCE + 1
+    for part in range(parts):  # or all lines of the corpus would have to be in memory
+        total = _added_up([_counts(path, lambda line, part=part: line % parts == part) for path in paths])  # type: ignore[misc]
+        frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
+        rows += [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["site"], row["line"])), schema=COUNTS)
+
+
+def _counts(path: Path, wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> pa.Table:
+    """Of one shard, those of the lines that are wanted."""
+    table = pq.ParquetFile(path).read(COUNTS.names, use_threads=False)
+    return table.filter(pa.array(wanted(table["line"].to_numpy())))
+
+
+def _added_up(counts: list[pa.Table]) -> pa.Table:
+    """Of all shards, each line of each site once."""
+    every = pa.concat_tables([COUNTS.empty_table(), *counts])
+    return every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
 
 
 def run(documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from data_prep.config import BoilerplateConfig
 from data_prep.document import Document, Report
@@ -48,8 +49,10 @@ def test_menu_and_footer_go_and_shared_sentences_inside_stay(tmp_path: Path) -> 
     assert report.counts["lines_cut"] > 6
 
 
-def test_where_shards_end_makes_no_difference(tmp_path: Path) -> None:
+def test_where_shards_end_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = cleaned([list(pages(6))], tmp_path)[0]
+    assert cleaned([[page] for page in pages(6)], tmp_path)[0] == one
+    monkeypatch.setattr(boilerplate, "LINES_AT_ONCE", 3)  # nor how many lines are counted together
     assert cleaned([[page] for page in pages(6)], tmp_path)[0] == one
 
 
