@@ -19,7 +19,7 @@ them and is counted: `shared_paragraphs` are the different paragraphs that more 
 how often they occur beyond once, among the documents that are kept.
 
 The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and the 5-grams only of
-those that are compared, which lie in a file. In all it needs about a hundred bytes a document.
+those that are compared, which lie in a file. In all it needs some 400 bytes a document.
 """
 
 from __future__ import annotations
