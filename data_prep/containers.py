@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
 import io
 import logging
@@ -205,6 +206,7 @@ class _Container:
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_TarInfo) as archive:
                 for info in archive:
+                    info.name = as_text(info.name)
                     outer = replace(place, member=f"{place.member}!{info.name}" if place.member else info.name)
                     if info.isdir():
                         continue
@@ -218,6 +220,7 @@ class _Container:
                     if guarded.fault:
                         return  # the stream under it is at its end, and the member's place has been noted
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            raise_of_machine(error)
             raise error if isinstance(error, Unreadable) else Unreadable(f"not a whole tar archive: {error}") from None
 
     def _zip(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
@@ -225,6 +228,7 @@ class _Container:
             try:
                 archive = zipfile.ZipFile(raw)
             except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, UnicodeError) as error:
+                raise_of_machine(error)
                 yield from self._zip_without_directory(raw, place, depth)
                 raise Unreadable(f"the zip archive's directory cannot be read: {error}") from None
             with archive:
@@ -238,6 +242,7 @@ class _Container:
                     try:
                         data = archive.open(info)
                     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+                        raise_of_machine(error)
                         self.report.quarantine(where, f"cannot be unpacked: {error}")
                         continue
                     with closing(data):
@@ -335,6 +340,7 @@ class _Guarded(io.RawIOBase):
             except Unreadable as fault:
                 self.fault = fault
             except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile, tarfile.TarError) as error:
+                raise_of_machine(error)
                 self.fault = Unreadable(f"{self._kind} breaks off or is broken: {error}")
         if not filled and self.fault is not None:
             raise self.fault
@@ -421,13 +427,29 @@ def _as_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
 def _spooled(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
     copy = tempfile.SpooledTemporaryFile(max_size=limits.max_record_bytes)  # noqa: SIM115
     while piece := stream.read(CHUNK):
-        copy.write(piece)
+        try:
+            copy.write(piece)
+        except OSError as error:  # it does not say which disk is full
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
     copy.seek(0)
     return cast(BinaryIO, copy)
 
 
 def _reaches(raw: BinaryIO, offset: int) -> bool:
     return raw.seek(0, io.SEEK_END) >= offset
+
+
+def as_text(name: str) -> str:
+    """A file's name that may be no UTF-8, as in archives from before: its stray bytes are taken for Windows-1252."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
+
+
+def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("cp1252", _as_cp1252)
 
 
 def _is_unsafe(name: str) -> bool:
@@ -438,6 +460,14 @@ def _is_unsafe(name: str) -> bool:
 def _is_litter(name: str) -> bool:
     """What macOS puts beside files."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
+
+
+def raise_of_machine(error: Exception) -> None:
+    """Raise an error that is the machine's and not the data's (a disk that fails or is full, a server that does not answer): what
+    is well there must not be given up as broken. Decompressors' errors have no number, and a seek to where a file's own bytes
+    point has EINVAL."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 def break_off(report: Report, place: Place, fault: Exception) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.containers import Member, break_off
+from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
 from data_prep.sources.files import find, members
@@ -24,6 +24,7 @@ from data_prep.sources.jsonl import OPTIONAL, clean, described
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PARQUET = "a Parquet file"
 ROWS = 256
+FIELDS = ("text", *OPTIONAL)
 
 
 @dataclass
@@ -109,6 +110,7 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
                     number += 1
                     yield replace(member.place, at=f"row {number}"), row
     except (pa.ArrowException, OSError, Unreadable) as fault:
+        raise_of_machine(fault)
         break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
+import random
 import struct
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -336,3 +341,43 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_believed(tmp_path: Path) -
     (tmp_path / "a.zip").write_bytes(data[: data.index(b"PK\x01\x02")])
     documents, _ = read("text", tmp_path)
     assert texts(documents) == ["God."]
+
+
+# --- a machine's faults are not the data's --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", [None, "gz", "bz2", "zst"])
+def test_a_disk_that_fails_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str | None) -> None:
+    """Or the rest of it would be given up for good: the next run finds it read."""
+    data = tar({f"{number}.txt": random.Random(number).randbytes(50_000).hex() for number in range(20)})
+    (tmp_path / "a.tar").write_bytes(PACK[packing](data) if packing else data)
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            if self.tell() > 300_000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer) or 0
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: io.BufferedReader(Failing(path)))
+    with pytest.raises(OSError, match="Input/output error"):
+        read("text", tmp_path)
+
+
+def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+    (tmp_path / "a.tar").write_bytes(tar({"inner.zip": zipped(dict(LETTERS))}))
+    with pytest.raises(OSError, match=f"No space left on device: '{tempfile.gettempdir()}'"):
+        read("text", tmp_path)
+
+
+def test_names_of_an_old_tar_archive_are_letters(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        info = tarfile.TarInfo("søknad.txt")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"Hei. "))
+    documents, report = read("text", tmp_path)
+    assert not report.broken
+    assert [document.id for document in documents] == ["a.tar:søknad"]
