@@ -27,7 +27,7 @@ from data_prep import reading
 from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
 from data_prep.document import Document, Report
 from data_prep.shards import StageInfo, sha256_file
-from data_prep.stage_files import Done, ShardFile, StageFolder, write_json, write_table
+from data_prep.stage_files import Done, StageFolder, shard_file, write_json, write_table
 from data_prep.stages import (
     boilerplate,
     decontaminate,
@@ -45,9 +45,10 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
     normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
 )  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
-READ_VERSION = 4
+READ_VERSION = 5
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
+COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
 
@@ -88,6 +89,7 @@ class Preparation:
         self.tasks = [ReadTask(**task) for task in body["tasks"]]
         self._shards: dict[int, list[Shard]] = {}
         self._settings: dict[int, str] = {}
+        self._decisions: dict[int, str] = {}
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
@@ -178,18 +180,17 @@ class Preparation:
             if parts is None:
                 raise ValueError(f"step read: task {number} is not done: run it first")
             found += [Shard(name, digest(self._task_fingerprint(number), name)) for name in parts]
-        self._check_broken([self.marker(0, shard) for shard in found])
+        self._check_read(found)
         return found
 
-    def _check_broken(self, read: list[Done]) -> None:
-        """Raises ValueError if more of a source is broken than it may be. What was read is kept."""
-        counts = sum((Counter(marker.counts) for marker in read), Counter())
+    def _check_read(self, shards: list[Shard]) -> None:
+        """Raises ValueError if a source gave nothing, or more of it is broken than may be. What was read is kept."""
+        counts = sum((Counter(self.marker(0, shard).counts) for shard in shards), Counter())
         for name, source in self.corpus.sources.items():
             broken = counts[f"quarantined_{name}"]
-            first = next((record for record in self.stage(0).quarantined() if record.source == name), None) if broken else None
-            reading.check_broken_share(
-                name, source, counts[f"read_{name}"], broken, Report(broken=[first] if first is not None else [])
-            )
+            quarantined = self.stage(0).quarantined([shard.name for shard in shards]) if broken else iter(())
+            first = next((record for record in quarantined if record.source == name), None)
+            reading.check_yield(name, source, counts[f"read_{name}"], broken, first)
 
     def _stage_shards(self, stage: int) -> list[Shard]:
         before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)
@@ -251,13 +252,18 @@ class Preparation:
         return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
 
     def prune(self) -> None:
-        """Delete what was half written, stages that there are no longer, and what is left of shards that there are no longer."""
+        """Delete what was half written, and stages and, once all is read, shards that there are no longer."""
         known = {self.stage(number).path for number in range(self.text + 2)}
         for path in self.work.iterdir():
             if path.is_dir() and path.name[:1].isdigit() and path not in known:
                 shutil.rmtree(path)
         for path in self.work.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
+        parts = [self._parts_of(number) for number in range(len(self.tasks))]
+        if None not in parts:
+            current = {name for names in parts for name in names or []}
+            for folder in map(StageFolder, known):
+                folder.keep_only(current)
 
     # --- doing it --------------------------------------------------------------------------------------------------------
 
@@ -286,7 +292,7 @@ class Preparation:
         document = next(documents, None)
         while document is not None or not names:  # at least one, to hold what was refused
             name = f"{number:05d}-{len(names):03d}"
-            with ShardFile(folder.part(name)) as file:
+            with shard_file(folder.part(name)) as file:
                 while document is not None and file.characters < self.shard_characters:
                     file.add(document)
                     document = next(documents, None)
@@ -303,6 +309,8 @@ class Preparation:
             return False
         report, decided = Report(), []
         if self._decides(stage):
+            if folder.done("decided", self._decision(stage), verify=False) is None:
+                raise ValueError(f"step {folder.name}.decide is not done: run it first")
             path = folder.path / "decided.parquet"
             table = pq.ParquetFile(path).read(use_threads=False)
             decided.append(table.filter(pc.field("shard") == number) if "shard" in table.column_names else table)
@@ -314,16 +322,23 @@ class Preparation:
 
     def _decision(self, stage: int) -> str:
         """The fingerprint of what a stage decides by: all shards before it."""
-        return digest("decided", self._stage_fingerprint(stage), [shard.fingerprint for shard in self.shards(stage - 1)])
+        if stage not in self._decisions:
+            before = [shard.fingerprint for shard in self.shards(stage - 1)]
+            self._decisions[stage] = digest("decided", self._stage_fingerprint(stage), before)
+        return self._decisions[stage]
+
+    def _collected(self, stage: int, shard: Shard) -> tuple[str, str]:
+        """What a stage must know of a shard before it: name and fingerprint."""
+        return f"collected-{shard.name}", digest("collected", self._stage_fingerprint(stage), shard.fingerprint)
 
     def _collect(self, stage: int, number: int) -> bool:
         shard, folder = self.shards(stage - 1)[number], self.stage(stage)
         self.marker(stage - 1, shard)
-        name, fingerprint = f"collected-{shard.name}", digest("collected", self._stage_fingerprint(stage), shard.fingerprint)
+        name, fingerprint = self._collected(stage, shard)
         if folder.done("decided", self._decision(stage)) or folder.done(name, fingerprint):
             return False
         table = TEXT_STAGES[stage - 1].collect(self.stage(stage - 1).documents([shard.name]), self.corpus)
-        write_table(folder.path / f"{name}.parquet", table)
+        write_table(folder.path / f"{name}.parquet", table, COLLECTED_IN_GROUP)
         folder.finish(name, fingerprint, [f"{name}.parquet"])
         return True
 
@@ -331,9 +346,12 @@ class Preparation:
         folder, fingerprint = self.stage(stage), self._decision(stage)
         if folder.done("decided", fingerprint):
             return False
-        collected = [folder.path / f"collected-{shard.name}.parquet" for shard in self.shards(stage - 1)]
-        if missing := next((path for path in collected if not path.is_file()), None):
-            raise ValueError(f"step {folder.name}.collect: {missing.name} is not done: run it first")
+        collected = []
+        for shard in self.shards(stage - 1):
+            name, its_own = self._collected(stage, shard)
+            if folder.done(name, its_own) is None:
+                raise ValueError(f"step {folder.name}.collect: shard {shard.name} is not done: run it first")
+            collected.append(folder.path / f"{name}.parquet")
         write_table(folder.path / "decided.parquet", TEXT_STAGES[stage - 1].decide(collected, self.corpus))
         folder.finish("decided", fingerprint, ["decided.parquet"])
         for path in collected:

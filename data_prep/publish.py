@@ -235,6 +235,7 @@ def _publish(preparation: Preparation) -> bool:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    preparation.prune()
     return True
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Docum
 from data_prep.shards import sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
+_SHARD = re.compile(r"\d{5,}-\d{3,}$")
 DROP_SCHEMA = pa.schema([(column.name, pa.string()) for column in fields(Drop)])
 
 
@@ -84,11 +86,18 @@ class StageFolder:
             for row in pq.ParquetFile(self.path / f"drops-{shard}.parquet").read(use_threads=False).to_pylist():
                 yield Drop(**row)
 
-    def quarantined(self) -> Iterator[Broken]:
-        """The records that reading could not make a document of, in order."""
-        for path in sorted(self.path.glob("quarantine-*.parquet")):
-            for row in pq.read_table(path).to_pylist():
-                yield Broken(**row)
+    def quarantined(self, shards: Iterable[str] | None = None) -> Iterator[Broken]:
+        """The records that reading could not make a document of, in order; of all its shards, if none are named."""
+        for shard in self.shards() if shards is None else shards:
+            if (path := self.path / f"quarantine-{shard}.parquet").is_file():
+                for row in pq.read_table(path).to_pylist():
+                    yield Broken(**row)
+
+    def keep_only(self, shards: set[str]) -> None:
+        """Delete the files of all other shards."""
+        for path in self.path.glob("*-*"):
+            if (shard := _SHARD.search(path.stem)) and shard[0] not in shards:
+                path.unlink()
 
     def shards(self) -> list[str]:
         """Names of the shards that are done."""
@@ -119,7 +128,7 @@ class StageFolder:
         """Write a shard: its documents, and then, as the report is full, its drops and its marker. `before` is its input's."""
         began = time.perf_counter()
         self.path.mkdir(parents=True, exist_ok=True)
-        with ShardFile(self.part(shard)) as file:
+        with shard_file(self.part(shard)) as file:
             for document in documents:
                 file.add(document)
         return self.close(shard, fingerprint, file, report, before.documents_out, time.perf_counter() - began)
@@ -140,6 +149,8 @@ class StageFolder:
         if report.broken:
             broken = [asdict(record) for record in report.broken]
             beside[f"quarantine-{shard}.parquet"] = pa.Table.from_pylist(broken, QUARANTINE_SCHEMA)
+        else:  # of when it was read before, perhaps
+            (self.path / f"quarantine-{shard}.parquet").unlink(missing_ok=True)
         for name, table in beside.items():
             write_table(self.path / name, table)
         counts = {key: count for key, count in sorted(report.counts.items()) if count}
@@ -147,17 +158,13 @@ class StageFolder:
 
 
 class ShardFile:
-    """Documents on their way into a Parquet file, some at a time. As a context: the file is there, whole, once it ends well."""
+    """Documents on their way into a Parquet file, some at a time: see `shard_file`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, writer: pq.ParquetWriter) -> None:
         self.written = self.characters = 0
-        self._replaced = replacing(path)
+        self._writer = writer
         self._batch: list[Document] = []
         self._waiting = 0
-
-    def __enter__(self) -> ShardFile:
-        self._writer = pq.ParquetWriter(self._replaced.__enter__(), DOCUMENT_SCHEMA, compression="zstd")
-        return self
 
     def add(self, document: Document) -> None:
         self._batch.append(document)
@@ -165,20 +172,21 @@ class ShardFile:
         self.characters += length
         self._waiting += length
         if len(self._batch) == BATCH_DOCUMENTS or self._waiting >= BATCH_CHARACTERS:
-            self._flush()
+            self.flush()
 
-    def __exit__(self, kind: Any, fault: Any, trace: Any) -> None:
-        try:
-            if fault is None:
-                self._flush()
-        finally:
-            self._writer.close()
-            self._replaced.__exit__(kind, fault, trace)
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._batch:
             self._writer.write_table(_to_table(self._batch))
             self.written, self._batch, self._waiting = self.written + len(self._batch), [], 0
+
+
+@contextmanager
+def shard_file(path: Path) -> Iterator[ShardFile]:
+    """A file for documents, which is there, whole, once the block ends well."""
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer:
+        file = ShardFile(writer)
+        yield file
+        file.flush()
 
 
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
@@ -215,10 +223,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table, rows_in_group: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=rows_in_group)
 
 
 def read_json(path: Path) -> Any:

@@ -64,8 +64,8 @@ class Workers:
                 worked |= work(*arguments, number)
                 self._progress.update(bar, advance=size, done=number + 1)
         else:
-            futures = {self._submit(work, *arguments, number): size for number, size in enumerate(sizes)}
             try:
+                futures = {self._submit(work, *arguments, number): size for number, size in enumerate(sizes)}
                 for count, future in enumerate(as_completed(futures), start=1):
                     worked |= future.result()
                     self._progress.update(bar, advance=futures[future], done=count)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
@@ -44,7 +45,7 @@ def settings(config: CorpusConfig) -> dict[str, Any]:
 
 
 def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-    """In how many documents of one shard each line of each site stands. Copies of a document are counted once."""
+    """In how many documents of one shard each line of each site stands, by line. Copies of a document are counted once."""
     counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
     seen: set[int] = set()
     for document in documents:
@@ -59,29 +60,36 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
     tables = [COUNTS.empty_table()]
     for site, lines_of_site in sorted(counts.items()):
         line, number = (np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values()))
-        order = np.argsort(line)
-        tables.append(pa.table([pa.repeat(site, len(order)), line[order], number[order]], schema=COUNTS))
-    return pa.concat_tables(tables)
+        tables.append(pa.table([pa.repeat(site, len(line)), line, number], schema=COUNTS))
+    return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
 
 
 def decide(collected: Iterable[Path], config: CorpusConfig) -> pa.Table:
     """The repeated lines of each site, and in how many documents each stands."""
     rules, paths = config.boilerplate, list(collected)
-    sites = _added_up([_counts(path, lambda line: line == WHOLE_SITE) for path in paths])
+    sites = _added_up([_between(path, WHOLE_SITE, WHOLE_SITE) for path in paths])
     needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites.to_pylist()}
-    rows = []
+    kept = [COUNTS.empty_table()]
     parts = sum(pq.read_metadata(path).num_rows for path in paths) // LINES_AT_ONCE + 1
-    for part in range(parts):  # or all lines of the corpus would have to be in memory
-        total = _added_up([_counts(path, lambda line, part=part: line % parts == part) for path in paths])  # type: ignore[misc]
+    bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
+    for first, end in pairwise(bounds):  # or all lines of the corpus would have to be in memory
+        total = _added_up([_between(path, first, end - 1) for path in paths])
         frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
-        rows += [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["site"], row["line"])), schema=COUNTS)
+        repeated = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
+        kept.append(pa.Table.from_pylist(repeated, schema=COUNTS))
+    return pa.concat_tables(kept).sort_by([("site", "ascending"), ("line", "ascending")])
 
 
-def _counts(path: Path, wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> pa.Table:
-    """Of one shard, those of the lines that are wanted."""
-    table = pq.ParquetFile(path).read(COUNTS.names, use_threads=False)
-    return table.filter(pa.array(wanted(table["line"].to_numpy())))
+def _between(path: Path, first: int, last: int) -> pa.Table:
+    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some to a row group."""
+    file = pq.ParquetFile(path)
+    place, groups = COUNTS.get_field_index("line"), []
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.num_rows and group.column(place).statistics.min <= last and first <= group.column(place).statistics.max:
+            groups.append(number)
+    table = file.read_row_groups(groups, COUNTS.names, use_threads=False)
+    return table.filter((pc.field("line") >= first) & (pc.field("line") <= last))
 
 
 def _added_up(counts: list[pa.Table]) -> pa.Table:
@@ -91,11 +99,9 @@ def _added_up(counts: list[pa.Table]) -> pa.Table:
 
 
 def run(documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
-    repeated: dict[str, set[int]] = {}
-    for row in decided.to_pylist():
-        repeated.setdefault(row["site"], set()).add(row["line"])
+    repeated = _by_site(decided)
     for document in documents:
-        known = repeated.get(site_of(document), set()) if _concerned(document, config) else set()
+        known = repeated(site_of(document)) if _concerned(document, config) else set()
         text = cut(document.text, known) if known else document.text
         if len(text) < (1 - config.boilerplate.max_cut) * len(document.text):
             report.counts["left_mostly_repeated"] += 1
@@ -107,6 +113,19 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
         yield document
 
 
+def _by_site(decided: pa.Table) -> Callable[[str], set[int]]:
+    """The repeated lines of a site; of the sites of a shard alone they become Python's numbers."""
+    sites = decided.group_by("site", use_threads=False).aggregate([([], "count_all")])
+    names, counts = sites["site"].to_pylist(), sites["count_all"].to_pylist()
+    spans = {name: (end - count, count) for name, count, end in zip(names, counts, accumulate(counts), strict=True)}
+
+    @cache
+    def lines(site: str) -> set[int]:
+        return set(decided["line"].slice(*spans[site]).to_pylist()) if site in spans else set()
+
+    return lines
+
+
 def cut(text: str, repeated: set[int]) -> str:
     """`text` without the runs of repeated lines at its ends."""
     lines = text.split("\n")
@@ -116,7 +135,10 @@ def cut(text: str, repeated: set[int]) -> str:
 
 def site_of(document: Document) -> str:
     """The source, and the host of the URL if there is one."""
-    host = urlsplit(document.url).hostname if "://" in document.url else None
+    try:
+        host = urlsplit(document.url).hostname if "://" in document.url else None
+    except ValueError:  # brackets that are no IPv6 address
+        host = None
     return f"{document.source} {host or ''}".strip()
 
 

@@ -27,7 +27,7 @@ def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[l
     paths, report = [], Report()
     for number, shard in enumerate(shards):
         paths.append(tmp_path / f"collected-{number}.parquet")
-        pq.write_table(boilerplate.collect(iter(shard), chosen), paths[-1])  # type: ignore[arg-type]
+        pq.write_table(boilerplate.collect(iter(shard), chosen), paths[-1], row_group_size=4)  # type: ignore[arg-type]
     decided = boilerplate.decide(paths, chosen)  # type: ignore[arg-type]
     return [d.text for shard in shards for d in boilerplate.run(iter(shard), chosen, report, decided)], report  # type: ignore[arg-type]
 
@@ -74,6 +74,12 @@ def test_sites_are_told_apart_by_host(tmp_path: Path) -> None:
     first = [document(d.text, d.id, url=f"https://a.example/{d.id}") for d in pages(2)]
     second = [document(d.text, d.id + "b", url=f"https://b.example/{d.id}") for d in pages(2)]
     assert cleaned([first + second], tmp_path)[0] == [d.text for d in [*pages(2), *pages(2)]], "two pages of each are too few"
+
+
+def test_an_address_that_is_none_is_of_no_site(tmp_path: Path) -> None:
+    every = list(pages(4))
+    every[0].url = "http://[foo]/x"
+    assert len(cleaned([every], tmp_path)[0]) == 4
 
 
 def test_laws_are_left_alone(tmp_path: Path) -> None:

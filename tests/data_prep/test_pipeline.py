@@ -3,6 +3,7 @@ how often it was killed."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -18,10 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep import pipeline
+from data_prep import pipeline, stage_files
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from data_prep.preparation import Preparation
+from data_prep.stage_files import StageFolder
 from data_prep.workers import Workers
+from tests.data_prep.documents import document
 from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
 
 SHARD = 8_000  # characters: the sample becomes thirty shards
@@ -271,5 +274,54 @@ def test_steps_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step normalise: shard 00000-000 is not done"):
         pipeline.run_task(work, "boilerplate.collect")
     pipeline.run_task(work, "normalise")
-    with pytest.raises(ValueError, match=r"step boilerplate\.collect: collected-00000-000.parquet is not done"):
+    with pytest.raises(ValueError, match=r"step boilerplate\.collect: shard 00000-000 is not done"):
         pipeline.run_task(work, "boilerplate.decide")
+
+
+def test_what_was_decided_before_a_change_decides_nothing_after_it(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    pipeline.prepare(made)
+    made.corpus.deduplicate.similarity = 0.9
+    pipeline.plan(made)
+    work = tmp_path / ".sample.stages"
+    with pytest.raises(ValueError, match=r"step deduplicate\.decide is not done: run it first"):
+        pipeline.run_task(work, "deduplicate")
+    with pytest.raises(ValueError, match=r"step deduplicate\.collect: shard 00000-000 is not done"):
+        pipeline.run_task(work, "deduplicate.decide")
+
+
+def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
+    for name in ("letters", "minutes"):
+        shutil.copy(SAMPLE / f"{name}.jsonl", tmp_path)
+    with (tmp_path / "letters.jsonl").open("a") as file:
+        file.write("nei\n")
+    sources = {
+        name: SourceConfig(reader="jsonl", path=str(tmp_path / f"{name}.jsonl"), license="CC0-1.0")
+        for name in ("letters", "minutes")
+    }
+    corpus = CorpusConfig(name="sample", sources=sources, tokenizer=TokenizerConfig(vocab_size=400))
+    prepared = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path), workers=1, shard_characters=SHARD)
+    pipeline.prepare(prepared)
+    read = Preparation.load(tmp_path / ".sample.stages").stage(0)
+    assert len(list(read.quarantined())) == 1
+    before = set((tmp_path / ".sample.stages").glob("*/*-*-*"))
+    del sources["minutes"]
+    (tmp_path / "letters.jsonl").write_bytes((SAMPLE / "letters.jsonl").read_bytes())
+    pipeline.prepare(prepared)
+    gone = before - set((tmp_path / ".sample.stages").glob("*/*-*-*"))
+    assert {path.name.partition("-")[0] for path in gone} >= {"part", "drops", "done", "quarantine", "train", "validation"}
+    assert not list(read.quarantined())
+    for folder in (tmp_path / ".sample.stages").glob("[0-9]*"):
+        assert {drop.source for drop in StageFolder(folder).drops()} <= {"letters"}
+        if list(folder.glob("part-*")):
+            assert {document.source for document in StageFolder(folder).documents()} == {"letters"}
+
+
+def test_a_shard_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(documents: object) -> object:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stage_files, "_to_table", full)
+    with pytest.raises(OSError, match="No space left"), stage_files.shard_file(tmp_path / "part.parquet") as file:
+        file.add(document("Kort."))
+    assert not list(tmp_path.iterdir())
