@@ -12,6 +12,7 @@ READERS = (
     "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
 )  # fmt: skip
 TARGETS = ("answers", "everything")
+LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")  # that the language stage tells apart
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,8 @@ class MixtureRule:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if unknown := set(self.languages) - {*LANGUAGES, "nor"}:
+            raise ValueError(f"mixture.languages names '{min(unknown)}': choose among {', '.join(LANGUAGES)} and nor")
         if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
             raise ValueError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
         if not 0 <= self.weight <= 100:
@@ -97,6 +100,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_broken_share <= 1:
             raise ValueError(f"max_broken_share is {self.max_broken_share}: give a share from 0 to 1")
+        if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
+            raise ValueError(f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out")
 
 
 @dataclass(kw_only=True)
@@ -104,7 +109,7 @@ class LanguageConfig:
     """Written standards kept (ISO 639-3), and how far a source's word is taken.
 
     Attributes:
-        keep: codes among nob, nno, dan, swe, eng, sme. Documents in both Norwegian standards (`nor`) are kept where both are.
+        keep: codes among LANGUAGES. Documents in both Norwegian standards (`nor`) are kept where both are.
         min_characters: shorter documents keep the language their source claims, and are dropped if it claims none.
         claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
             another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
@@ -117,6 +122,8 @@ class LanguageConfig:
     mixed_share: float = 0.15
 
     def __post_init__(self) -> None:
+        if unknown := set(self.keep) - set(LANGUAGES):
+            raise ValueError(f"language.keep names '{min(unknown)}': choose among {', '.join(LANGUAGES)}")
         if not 0 <= self.claim_weight <= 1:
             raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
         if not 0 < self.mixed_share <= 0.5:
@@ -162,6 +169,8 @@ class BoilerplateConfig:
     max_cut: float = 0.8
 
     def __post_init__(self) -> None:
+        if unknown := set(self.readers) - set(READERS):
+            raise ValueError(f"boilerplate.readers names '{min(unknown)}': choose among {', '.join(READERS)}")
         if self.min_documents < 2:
             raise ValueError(f"boilerplate.min_documents is {self.min_documents}: what stands in one document is not repeated")
         for name in ("min_share", "max_cut"):
@@ -222,7 +231,8 @@ class DecontaminateConfig:
     """Removal of what evaluation sets hold.
 
     Attributes:
-        sets: name -> a file or folder: JSON, JSON lines (gzipped too), SQuAD, or text files; every string of a record counts.
+        sets: name -> a file or folder: JSON, JSON lines, SQuAD, tables, Parquet, Arrow or text files, packed or not; every string
+            of a record counts.
         words: a sequence of so many words that stands in an evaluation set too is an overlap. Shorter texts of a set are looked
             for whole, down to `min_words`.
         min_words: texts of a set with fewer words are not looked for: everybody says them.
@@ -358,6 +368,8 @@ class CorpusConfig:
                     f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
                     f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
                 )
+        if unknown := set(self.quality.skip_sources) - set(self.sources):
+            raise ValueError(f"quality.skip_sources names '{min(unknown)}': choose among {', '.join(self.sources)}")
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}: give at least 1")
 
@@ -370,7 +382,8 @@ class PrepareConfig:
         corpora_dir: where corpus folders are written.
         downloads_dir: where raw sources lie, for corpus files that say ${downloads_dir}, as corpus=mixture does.
         workers: processes; the corpus is the same whatever their number. Unset: one a core, or fewer for a small corpus.
-        shard_characters: text in a shard of the stages: what is lost when a process is killed. It leaves no trace in the corpus.
+        shard_characters: text in a shard of the stages, which is what is done again when a process is killed; while it reads, its
+            task: a large file, or some small ones. It leaves no trace in the corpus.
     """
 
     corpus: CorpusConfig

@@ -1,15 +1,23 @@
-"""The texts of evaluation sets, whatever their form: every string in their records."""
+"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records."""
 
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".txt", ".csv", ".tsv")
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep import containers
+from data_prep.config import LimitsConfig
+from data_prep.containers import Member
+from data_prep.document import Place, Report
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
 
 
 def files(path: str) -> list[Path]:
@@ -19,12 +27,11 @@ def files(path: str) -> list[Path]:
         FileNotFoundError: nothing is there, or nothing that can be read.
     """
     root = Path(path)
-    if root.is_file() and root.name.endswith(SUFFIXES):
-        return [root]
-    found = sorted(file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES)) if root.is_dir() else []
+    candidates = [root] if root.is_file() else sorted(root.rglob("*"))
+    found = [file for file in candidates if file.is_file() and (_wanted(file.name) or containers.is_archive_name(file.name))]
     if not found:
         what = "holds no file that can be read" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give a file or a folder, of {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not")
     return found
 
 
@@ -36,20 +43,38 @@ def texts(path: str) -> Iterator[str]:
         ValueError: a file is not what its name says.
     """
     for file in files(path):
+        report = Report()
         try:
-            with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8-sig") as stream:
-                if file.suffix == ".txt":
-                    yield stream.read()
-                elif file.suffix in (".csv", ".tsv"):
-                    for row in csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ","):
-                        yield from row
-                elif ".jsonl" in file.suffixes:
-                    for line in filter(str.strip, stream):
-                        yield from _strings(json.loads(line))
-                else:
-                    yield from _json(stream.read())
+            for member in containers.members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
+                yield from _texts(member)
+            if report.broken:
+                raise ValueError(report.broken[0].error)
         except (ValueError, OSError, EOFError, csv.Error, RecursionError) as fault:
             raise ValueError(f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out") from None
+
+
+def _wanted(name: str) -> bool:
+    return containers.unpacked_name(name).lower().endswith(SUFFIXES)
+
+
+def _texts(member: Member) -> Iterator[str]:
+    name = member.name.lower()
+    if name.endswith((".parquet", ".arrow")):
+        with member.seekable() as file:
+            for batch in pq.ParquetFile(file).iter_batches(256) if name.endswith(".parquet") else pa.ipc.open_stream(file):
+                yield from _strings(batch.to_pylist())
+        return
+    stream = io.TextIOWrapper(member.stream, encoding="utf-8-sig", newline="")
+    if name.endswith(".txt"):
+        yield stream.read()
+    elif name.endswith((".csv", ".tsv")):
+        for row in csv.reader(stream, delimiter="\t" if name.endswith(".tsv") else ","):
+            yield from row
+    elif name.endswith(".json"):
+        yield from _json(stream.read())
+    else:
+        for line in filter(str.strip, stream):
+            yield from _strings(json.loads(line))
 
 
 def _json(body: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ import argparse
 import errno
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep import publish
-from data_prep.config import PrepareConfig
+from data_prep import evaluation_sets, publish
+from data_prep.config import CorpusConfig, PrepareConfig
 from data_prep.preparation import LAST_STEPS, Preparation, Step
 from data_prep.shards import MANIFEST, Manifest
 from data_prep.stages import tokenise
@@ -56,6 +57,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         preparation = Preparation.plan(config, folder, work)
         manifest = publish.current(folder, preparation.fingerprint)
         if manifest is None:
+            _try_inputs(config.corpus)
             try:
                 with Workers(config.workers or preparation.sensible_workers()) as workers:
                     for step in preparation.steps():
@@ -79,7 +81,10 @@ def plan(config: PrepareConfig) -> list[Step]:
     folder, work = _folders(config)
     with _explained(work), _alone(work):
         preparation = Preparation.plan(config, folder, work)
-        return [] if publish.current(folder, preparation.fingerprint) else preparation.steps()
+        if publish.current(folder, preparation.fingerprint) is not None:
+            return []
+        _try_inputs(config.corpus)
+        return preparation.steps()
 
 
 def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
@@ -118,13 +123,27 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
     Raises:
         FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
     """
-    tokenise.settings(config.corpus)  # what it would refuse at the end of an hour, it refuses now
+    tokenise.settings(config.corpus)
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise ValueError(
             f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
         )
     return folder, folder.with_name(f".{folder.name}.stages")
+
+
+def _try_inputs(corpus: CorpusConfig) -> None:
+    """What later steps would refuse at the end of an hour is refused now.
+
+    Raises:
+        ValueError: an evaluation set cannot be read, or the tokenizer cannot be used.
+    """
+    for name, path in corpus.decontaminate.sets.items():
+        logger.info("evaluation set %s: %d texts", name, sum(1 for _ in evaluation_sets.texts(path)))
+    if corpus.tokenizer.path is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenise.place_files(corpus, [], Path(folder) / "tokenizer")
+            tokenise.Tokeniser(corpus, Path(folder) / "tokenizer")
 
 
 @contextmanager

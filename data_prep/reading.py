@@ -11,9 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Report
-
-READERS_OF_RECORDS = ("jsonl", "chat", "maalfrid", "parallel", "table", "huggingface")  # those that `fields` means something to
+from data_prep.document import Broken, Document, Report
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -42,32 +40,32 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             num_read += 1
             yield document
         report.counts[f"read_{name}"] += num_read
+        report.counts[f"files_without_documents_{name}"] += not num_read
         report.counts[f"quarantined_{name}"] += len(report.broken) - before
 
 
-def check_broken_share(name: str, source: SourceConfig, num_read: int, num_broken: int, report: Report) -> None:
-    """To be asked once all files of a source are read, with the sums of their counts.
+def check_yield(name: str, source: SourceConfig, num_read: int, num_broken: int, first: Broken | None) -> None:
+    """To be asked once all files of a source are read, with the sums of their counts and the first broken record.
 
     Raises:
-        ValueError: too many of its records were broken, or nothing of it could be read.
+        ValueError: too many of its records were broken, or nothing came of it.
     """
-    few = num_broken <= source.max_broken or num_broken <= source.max_broken_share * (num_read + num_broken)
-    if not num_broken or (few and num_read):
-        return
-    first = next(broken for broken in report.broken if broken.source == name)
-    place = ":".join(part for part in (first.file, first.member, first.at) if part)
+    place = ":".join(part for part in (first.file, first.member, first.at) if part) if first else ""
     if not num_read:
-        raise ValueError(f"source {name}: nothing of it can be read; {place}: {first.error}")
-    raise ValueError(
-        f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
-        f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"
-    )
+        why = f"; {place}: {first.error}" if first else ": its files hold no document for this reader and its options"
+        raise ValueError(f"source {name}: nothing of it can be read{why}")
+    if first and num_broken > max(source.max_broken, source.max_broken_share * (num_read + num_broken)):
+        raise ValueError(
+            f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
+            f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"
+        )
 
 
 def _reader(source: SourceConfig) -> ModuleType:
     module = importlib.import_module(f"data_prep.sources.{source.reader}")
     if source.options and not hasattr(module, "Options"):
         raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
-    if source.fields and source.reader not in READERS_OF_RECORDS:
-        raise ValueError(f"fields.{next(iter(source.fields))}: reader {source.reader} reads no named fields")
+    known = getattr(module, "FIELDS", ())
+    if unknown := next((field for field in source.fields if field not in known), None):
+        raise ValueError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")
     return module

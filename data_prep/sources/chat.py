@@ -21,6 +21,7 @@ from data_prep.sources import jsonl
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
+FIELDS = (*(name for form in FORMS for name in form), "input", *jsonl.OPTIONAL)
 UNSUPPORTED = ("tools", "images", "videos", "audios", "chat_template_kwargs")
 UNSUPPORTED_IN_MESSAGES = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "weight", "prefix")
 
@@ -66,7 +67,7 @@ def conversation(record: dict[str, Any], fields: dict[str, str]) -> tuple[list[T
     Raises:
         Malformed: it has none that could be learned from.
     """
-    key = {ours: fields.get(ours, ours) for ours in ("messages", "prompt", "completion", "instruction", "input", "output")}
+    key = {ours: fields.get(ours, ours) for ours in FIELDS}
     if extra := [name for name in UNSUPPORTED if record.get(name)]:
         raise Malformed("unsupported_record", f"has {', '.join(extra)}")
     form = next((form for form in FORMS if all(record.get(key[name]) is not None for name in form)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +31,8 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
         for p in root.rglob("*")
         if (wanted(containers.unpacked_name(p.name)) or containers.is_archive_name(p.name)) and p.is_file()
     )
+    if strange := next((path for path in files if containers.as_text(str(path)) != str(path)), None):
+        raise ValueError(f"source path {root} holds a file whose name is no UTF-8, {containers.as_text(str(strange))}: rename it")
     if not files:
         raise FileNotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
     return files
@@ -68,7 +69,7 @@ def contents(
 
 def place(name: str, source: SourceConfig, path: Path) -> Place:
     """The place of a file, called by its path under the source's, so that it does not depend on where the source lies."""
-    root = Path(source.path)
+    root, path = Path(source.path).absolute(), path.absolute()
     return Place(name, path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name)
 
 
@@ -107,11 +108,3 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
 
 def _wanted(suffixes: tuple[str, ...]) -> containers.Wanted:
     return lambda name: name.lower().endswith(suffixes)
-
-
-def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-codecs.register_error("cp1252", _as_cp1252)

@@ -16,10 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
+from data_prep.containers import raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import chat, claims
 from data_prep.sources.files import place
 from data_prep.sources.jsonl import clean, described
+
+FIELDS = ("text", *chat.FIELDS)
 
 
 @dataclass
@@ -29,6 +32,10 @@ class Options:
     split: str = "train"
     subset: str = ""
     revision: str = ""
+
+    def __post_init__(self) -> None:
+        if "[" in self.split:
+            raise ValueError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -99,4 +106,5 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
                             number += 1
                             yield replace(file, at=f"row {number}"), row
         except (pa.ArrowException, OSError) as fault:
+            raise_of_machine(fault)
             raise Unreadable(f"breaks off behind row {number}: {fault}") from None

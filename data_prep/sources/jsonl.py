@@ -20,6 +20,7 @@ _DECODER = json.JSONDecoder()
 _SEPARATORS = re.compile(r"[\s,]*")
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
+FIELDS = ("text", *OPTIONAL)  # what the corpus file's `fields` may map, here as in every reader that has such a line
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -58,7 +59,7 @@ def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dic
     values = {ours: clean(value) for ours, value in found.items()}
     for ours, claim in (("language", claims.language), ("date", claims.date)):
         if ours in values:
-            values[ours] = claim(values[ours]) or values[ours]
+            values[ours] = claim(values[ours])
     document_id = values.setdefault("id", str(where))
     return {"group": document_id, **values, "source": where.source, "license": source.license}
 

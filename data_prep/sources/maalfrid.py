@@ -15,6 +15,7 @@ from data_prep.document import Document, Report, Unreadable
 from data_prep.sources import claims, jsonl
 
 TEXT_KEYS = ("fulltext", "text", "content")
+FIELDS = ("text", *(field for field in jsonl.OPTIONAL if field != "group"))
 
 
 def files(source: SourceConfig) -> list[Path]:

@@ -23,6 +23,7 @@ from data_prep.sources import claims, jsonl
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
+FIELDS = (*LANGUAGES, *jsonl.OPTIONAL)
 _FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
 # What is asked for stands in the language that is wanted; Norwegian of one's own written standard is rewritten, not translated.
 REWRITE = {"nno": "Skriv om teksten til nynorsk:", "nob": "Skriv om teksten til bokmål:"}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import DecontaminateConfig
+from data_prep.containers import zstd
 from data_prep.document import Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers
@@ -64,7 +68,15 @@ def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
     with gzip.open(folder / "c.jsonl.gz", "wt") as file:
         file.write(json.dumps({"choices": {"text": [CONTEXT, "b"]}}) + "\n\n")
     (folder / "d.json").write_text(f"{json.dumps({'q': 'en'})}\n{json.dumps({'q': 'to'})}\n")
-    assert list(texts(str(folder))) == [CONTEXT, "question", "answer", QUESTION, "ja", CONTEXT, "b", "en", "to"]
+    (folder / "e.json.zst").write_bytes(zstd.compress(json.dumps(["tre"]).encode()))
+    with zipfile.ZipFile(folder / "f.zip", "w") as archive:
+        archive.writestr("set/test.jsonl", '"fire"\n')
+    table = pa.table({"question": ["fem"], "choices": [["seks", "sju"]]})
+    pq.write_table(table, folder / "g.parquet")
+    with pa.ipc.new_stream(str(folder / "h.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    expected = [CONTEXT, "question", "answer", QUESTION, "ja", CONTEXT, "b", "en", "to", "tre", "fire"]
+    assert list(texts(str(folder))) == [*expected, *["fem", "seks", "sju"] * 2]
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, "\udcff"])

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from data_prep import pipeline, reading
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig, from_settings
+from data_prep.config import (
+    BoilerplateConfig,
+    CorpusConfig,
+    DecontaminateConfig,
+    LanguageConfig,
+    MixtureRule,
+    PrepareConfig,
+    QualityConfig,
+    SourceConfig,
+    TokenizerConfig,
+    from_settings,
+)
+from data_prep.document import Report
 from data_prep.stage_files import StageFolder
+from tests.data_prep.documents import config as corpus_of
 from tests.data_prep.reading import faults, read, texts, write_lines
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
@@ -37,6 +53,11 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ("table", {"options": {"delimiter": "||"}}, "give one character"),
         ("jsonl", {"max_broken_share": 2}, "max_broken_share is 2"),
         ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: give at least 1"),
+        ("jsonl", {"fields": {"body": "text"}}, "fields.body: reader jsonl reads text, id, group, language, title, date, url"),
+        ("maalfrid", {"fields": {"group": "site"}}, "fields.group: reader maalfrid reads text, id, language, title, date, url"),
+        ("jsonl", {"language": "nb"}, "language is 'nb': give an ISO 639-3 code"),
+        ("jsonl", {"language": "nor"}, "language is 'nor': give an ISO 639-3 code"),
+        ("huggingface", {"options": {"split": "train[:1%]"}}, r"options.split is 'train\[:1%\]': give a whole split"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_is_read(
@@ -45,6 +66,20 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
     with pytest.raises(ValueError, match=words) as raised:
         read(reader, tmp_path, **settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: LanguageConfig(keep=["nob", "nb"]), "language.keep names 'nb': choose among nob, nno"),
+        (lambda: MixtureRule(languages=["nn"]), "mixture.languages names 'nn': choose among nob, nno"),
+        (lambda: BoilerplateConfig(readers=["web"]), "boilerplate.readers names 'web': choose among jsonl"),
+        (lambda: corpus_of(quality=QualityConfig(skip_sources=["laws"])), "quality.skip_sources names 'laws': choose"),
+    ],
+)
+def test_a_name_that_nothing_has_is_refused(made: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        made()
 
 
 def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
@@ -82,6 +117,32 @@ def test_a_row_of_a_table_that_never_ends_is_stepped_over(tmp_path: Path) -> Non
     assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
 
 
+def test_a_document_is_called_the_same_however_its_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+        (tmp_path / "docs" / folder / "index.md").write_text(f"# Rettleiing\n\n{TEXT}")
+    monkeypatch.chdir(tmp_path)
+    documents, _ = read("markdown", Path("docs"))
+    assert [document.id for document in documents] == ["a/index", "b/index"]
+    absolute, _ = read("markdown", tmp_path / "docs")
+    assert documents == absolute
+    source = SourceConfig(reader="markdown", path="docs", license="CC0-1.0")
+    tasks = [path.absolute() for path in reading.files(source)]  # as a plan writes them down
+    assert list(reading.read("s", source, Report(), tasks)) == absolute
+
+
+def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)])
+    documents, _ = read("jsonl", tmp_path)
+    assert [document.language for document in documents] == ["nno", "", ""]
+
+
+def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s\udcf8knad.jsonl").write_text('{"text": "En."}')
+    with pytest.raises(ValueError, match=r"holds a file whose name is no UTF-8, .*søknad\.jsonl: rename it"):
+        read("jsonl", tmp_path)
+
+
 # --- how much may be broken ------------------------------------------------------------------------------------------------
 
 
@@ -109,3 +170,28 @@ def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
     assert prepare(tmp_path, good=30, broken=11, max_broken_share=0.5).manifest.stages[0].counts["quarantined_letters"] == 11
     with pytest.raises(ValueError, match=r"source letters: nothing of it can be read; a.jsonl:line 1: not JSON"):
         prepare(tmp_path, good=0, broken=1, max_broken_share=1.0)
+
+
+def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source letters: nothing of it can be read: its files hold no document"):
+        prepare(tmp_path, good=0, broken=0)
+
+
+# --- what would be refused at the end is refused at the beginning ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["evaluation set", "tokenizer"])
+def test_what_a_late_step_would_refuse_is_refused_before_anything_is_read(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXT}))
+    (tmp_path / "norquad.json").write_text("{")
+    (tmp_path / "tokenizer.json").write_text(Tokenizer(BPE()).to_str())
+    settings: dict[str, Any] = {
+        "evaluation set": {"decontaminate": DecontaminateConfig(sets={"norquad": str(tmp_path / "norquad.json")})},
+        "tokenizer": {"tokenizer": TokenizerConfig(path=str(tmp_path))},
+    }[wrong]
+    source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0")
+    config = PrepareConfig(corpus=CorpusConfig(name="x", sources={"s": source}, **settings), corpora_dir=str(tmp_path / "c"))
+    for begin in (pipeline.prepare, pipeline.plan):
+        with pytest.raises(ValueError, match=r"norquad\.json cannot be read|names no eos_token"):
+            begin(config)
+    assert not (tmp_path / "c" / ".x.stages" / "0-read").exists()
