@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import heapq
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder, read_documents
 
 FIELDS = ("language", "title", "group", "split")  # of a document, whose changes are shown beside its text's
+_ADDED = re.compile(r"(@\d+)?(#\d+)?$")  # to an id: its repetition by the mixture, its row of a conversation
 
 
 @dataclass
@@ -100,6 +102,8 @@ class Inspection:
                 for row in _rows(stage, rest)
                 if row["source"] == source
             }
+        if not found and (own := _ADDED.sub("", wanted)) != wanted:
+            return self.find(own)
         if not found:
             raise ValueError(f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources")
         return sorted(found)
@@ -108,6 +112,8 @@ class Inspection:
         """What each stage did to a document, up to the one that dropped it."""
         views: list[View] = []
         before: Document | None = None
+        if _document(self._needed()[0], source, document_id) is None:
+            document_id = _ADDED.sub("", document_id)
         for stage in self._needed():
             now = _document(stage, source, document_id)
             if now is None:

@@ -35,6 +35,13 @@ def test_a_document_is_followed_through_every_stage(seen: Inspection) -> None:
     assert views["split"].fields["split"][1] in ("train", "validation")
 
 
+def test_a_document_is_found_by_the_ids_of_its_repetitions_and_rows(seen: Inspection) -> None:
+    ((source, name),) = seen.find("brev-037")
+    for id in (f"{name}@3", f"{name}#2", f"{name}@3#2"):
+        assert seen.find(id) == seen.find(f"{source}/{id}") == [(source, name)]
+        assert seen.trace(source, id) == seen.trace(source, name)
+
+
 def test_what_was_dropped_says_where_and_why(seen: Inspection) -> None:
     (last,) = seen.trace("guidance", "veileder-032")[-1:]
     assert (last.stage, last.outcome) == ("language", "dropped")
