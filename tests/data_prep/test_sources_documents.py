@@ -392,15 +392,47 @@ def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) 
     assert not report.broken
 
 
+SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon></skjerming>"
+
+
+@pytest.mark.parametrize("around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"])
+def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(tmp_path: Path, around: str) -> None:
+    titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
+    own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
+    shield = SHIELD if around == "dokumentbeskrivelse" else ""
+    xml = f"<systemID>b</systemID>{own}<dokumentbeskrivelse><tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
+    xml = f"<registrering xsi:type='journalpost'>{xml}</registrering>"
+    xml = f"<mappe xsi:type='saksmappe'><systemID>a</systemID><offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
+    for name in ("mappe", "klasse", "arkivdel"):
+        xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
+    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>")
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.title == "Ny vei"
+    assert ("Tegning" in document.text) is (around == "")
+    assert not report.broken
+
+
+def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
+    folders = "".join(
+        f"<mappe xsi:type='saksmappe'><offentligTittel>Sak {n}</offentligTittel>"
+        f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel></registrering></mappe>"
+        for n in "ab"
+    )
+    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{folders}</arkiv>")
+    documents, _ = read("einnsyn", tmp_path)
+    assert [d.text for d in documents] == ["Sak: Sak a\n\nJournalpost: Brev a", "Sak: Sak b\n\nJournalpost: Brev b"]
+
+
 @pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
 def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
-    body: Any = {"@context": {"arkiv": A}, "@graph": GRAPH}
+    graph = [{**GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5}, *GRAPH[1:]]
+    body: Any = {"@context": {"arkiv": A}, "@graph": graph}
     if form == "expanded":
-        body = expanded(GRAPH)
+        body = expanded(graph)
     if form == "nested":  # a document within its entry, within its case
         entry = {**GRAPH[1], "arkiv:dokumentbeskrivelse": [GRAPH[2]], "arkiv:skjerming": GRAPH[3]}
         del entry["arkiv:parent"]
-        body = {"@context": {"arkiv": A}, "@graph": [{**GRAPH[0], "arkiv:registrering": [entry]}]}
+        body = {"@context": {"arkiv": A}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
     (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
