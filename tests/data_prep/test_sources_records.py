@@ -62,7 +62,27 @@ def test_elements_before_a_fault_in_an_array_are_kept_and_the_loss_is_said(tmp_p
     assert texts(documents) == ["En.", "To."]
     ((place, error),) = faults(report)
     assert place == "a.json:record 3"
-    assert "the rest of the array cannot be read" in error
+    assert "the rest of the file cannot be read" in error
+    assert report.counts["broken_off"] == 1
+
+
+@pytest.mark.parametrize("between", ["", "\n", " \n" * 50_000])
+def test_arrays_are_read_one_after_another(tmp_path: Path, between: str) -> None:
+    arrays = [[{"text": f"{n}: " + "å" * 30_000}, {"text": f"{n}."}] for n in range(3)]
+    (tmp_path / "a.json").write_text(between.join([json.dumps(array, ensure_ascii=False) for array in [*arrays, []]]) + between)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == [record["text"] for array in arrays for record in array]
+    assert not report.broken
+
+
+@pytest.mark.parametrize("rest", ['{"text": "To."}', ',[{"text": "To."}]', "]", "x" * 100_000])
+def test_what_stands_behind_an_array_and_is_none_is_said(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "a.json").write_text(f'[{{"text": "En."}}]\n{rest}')
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == ["En."]
+    ((place, error),) = faults(report)
+    assert place == "a.json:record 2"
+    assert error.startswith("behind an array stands ")
     assert report.counts["broken_off"] == 1
 
 
@@ -70,7 +90,8 @@ def test_an_element_of_an_array_is_no_larger_than_a_record_may_be(tmp_path: Path
     (tmp_path / "a.json").write_text(json.dumps([{"text": "Liten."}, {"text": "x" * 3_000_000}]))
     documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["Liten."]
-    assert "over limits.max_record_bytes" in report.broken[0].error
+    ((place, error),) = faults(report)
+    assert (place, error[:28]) == ("a.json:record 2", "over limits.max_record_bytes")
 
 
 @pytest.mark.parametrize(
