@@ -282,6 +282,19 @@ def test_squad_is_read_a_question_a_line_too(tmp_path: Path) -> None:
     assert [error for _, error in faults(report)] == ["no text under 'question'", "answers that are no list of texts"]
 
 
+@pytest.mark.parametrize("answers", [5, True, "1. januar 2021", [5], {"text": "1. januar 2021"}, {"text": None}])
+def test_squad_answers_that_are_no_list_of_texts_are_quarantined(tmp_path: Path, answers: object) -> None:
+    good = {"context": CONTEXT, "question": "Når?", "answers": ["1. januar 2021"]}
+    write_lines(tmp_path / "a.jsonl", [{**good, "answers": answers}, good])
+    (tmp_path / "b.json").write_text(
+        json.dumps([{"paragraphs": [{"context": CONTEXT, "qas": [{**good, "answers": answers}, good]}]}])
+    )
+    documents, report = read("squad", tmp_path)
+    assert len(documents) == 2
+    error = "answers that are no list of texts"
+    assert faults(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]
+
+
 # --- tables -------------------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"text": "innhold", "id": "nr", "date": "publisert", "language": "målform", "group": "sak"}
