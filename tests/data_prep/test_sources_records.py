@@ -324,40 +324,6 @@ def test_rows_that_do_not_fit_are_quarantined(tmp_path: Path) -> None:
     assert [place for place, _ in faults(report)] == ["a.tsv:line 3", "a.tsv:line 4", "a.tsv:line 7"]
 
 
-def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["En.", None, "To."]}), tmp_path / "a.parquet")
-    whole = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "b.parquet").write_bytes(whole[:-10])
-    documents, report = read("table", tmp_path)
-    assert texts(documents) == ["En.", "To."]
-    assert [place for place, _ in faults(report)] == ["a.parquet:row 2", "b.parquet:row 1"]
-
-
-def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("innhold,nr\nx,1\n")
-    with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
-        read("table", tmp_path)
-
-
-# --- Talk of Norway -----------------------------------------------------------------------------------------------------------
-
-
-def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_path: Path) -> None:
-    (tmp_path / "ton.csv").write_text(
-        "id,rep_name,party_id,date,transcript,speaker_role,debate_title,language,text\n"
-        'tale1,Kari Eksempel,SP,2011-02-10,s110210,representative,Landbruk,nno,"Eg vil takke komiteen, president."\n'
-        "tale2,,,2011-02-10,s110210,President,Landbruk,nob,Neste taler er statsråden.\n"
-    )
-    documents, report = read("talk_of_norway", tmp_path)
-    assert texts(documents) == [
-        "Kari Eksempel (SP): Eg vil takke komiteen, president.",
-        "Presidenten: Neste taler er statsråden.",
-    ]
-    assert [(d.language, d.date, d.group, d.title) for d in documents] == [
-        ("nno", "2011-02-10", "s110210", "Landbruk"), ("nob", "2011-02-10", "s110210", "Landbruk"),
-    ]  # fmt: skip
-    assert not report.broken
-
 STRAY = '3,"Sitat uten slutt,b\n'
 
 
@@ -397,6 +363,44 @@ def test_a_stray_byte_and_a_stray_nul_of_a_table_are_counted(tmp_path: Path) -> 
     assert (report.counts["decoded_as_cp1252"], report.counts["nul_bytes_removed"]) == (1, 1)
 
 
+def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["En.", None, "To."]}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[:-10])
+    documents, report = read("table", tmp_path)
+    assert texts(documents) == ["En.", "To."]
+    assert [place for place, _ in faults(report)] == ["a.parquet:row 2", "b.parquet:row 1"]
+
+
+def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("innhold,nr\nx,1\n")
+    with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
+        read("table", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no column 'text' but innhold, nr: reader talk_of_norway knows no other name; reader table"
+    ):
+        read("talk_of_norway", tmp_path)
+
+
+# --- Talk of Norway -----------------------------------------------------------------------------------------------------------
+
+
+def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_path: Path) -> None:
+    (tmp_path / "ton.csv").write_text(
+        "id,rep_name,party_id,date,transcript,speaker_role,debate_title,language,text\n"
+        'tale1,Kari Eksempel,SP,2011-02-10,s110210,representative,Landbruk,nno,"Eg vil takke komiteen, president."\n'
+        "tale2,,,2011-02-10,s110210,President,Landbruk,nob,Neste taler er statsråden.\n"
+    )
+    documents, report = read("talk_of_norway", tmp_path)
+    assert texts(documents) == [
+        "Kari Eksempel (SP): Eg vil takke komiteen, president.",
+        "Presidenten: Neste taler er statsråden.",
+    ]
+    assert [(d.language, d.date, d.group, d.title) for d in documents] == [
+        ("nno", "2011-02-10", "s110210", "Landbruk"), ("nob", "2011-02-10", "s110210", "Landbruk"),
+    ]  # fmt: skip
+    assert not report.broken
+
 
 def test_talk_of_norway_reads_labelled_lines(tmp_path: Path) -> None:
     (tmp_path / "sentences_7k_nno.txt").write_text("Regjeringa har lenge oversett åtvaringane.\n\nDet er mi meining.\n")
@@ -410,10 +414,6 @@ def test_talk_of_norway_reads_labelled_lines(tmp_path: Path) -> None:
 
 def test_a_saved_data_set_is_read_by_split_as_text_and_as_conversations(tmp_path: Path) -> None:
     import datasets
-    with pytest.raises(
-        ValueError, match=r"no column 'text' but innhold, nr: reader talk_of_norway knows no other name; reader table"
-    ):
-        read("talk_of_norway", tmp_path)
 
     rows = datasets.Dataset.from_dict({"text": ["En.", "To."], "lang": ["nob", "nn"]})
     chats = datasets.Dataset.from_dict(
@@ -468,3 +468,15 @@ def test_a_treebank_is_read_by_sentences_or_its_own_documents(tmp_path: Path) ->
         ("Tre.", "swe"),
     ]
     assert [error for _, error in faults(report)] == ["a sentence without its text (# text = …)"]
+
+
+def test_documents_of_a_treebank_begin_with_or_without_an_id(tmp_path: Path) -> None:
+    words = "1\tEg\teg\tPRON\t_\t_\t0\troot\t_\t_\n"
+    (tmp_path / "nn_prov-ud-dev.conllu").write_text(
+        f"# text = Åleine.\n{words}\n# newdoc\n# text = Ein.\n{words}\n# text = To.\n{words}\n"
+        f"# newdoc id = b\n{words}\n# text = Tre.\n{words}\n{words}\n# newdoc\n# text = Fire.\n{words}# \0\0\0\n"
+    )
+    documents, report = read("conllu", tmp_path)
+    assert texts(documents) == ["Åleine.", "Ein. To.", "Tre.", "Fire."]
+    assert documents[2].id == "nn_prov-ud-dev:b"
+    assert [place for place, _ in faults(report)] == [f"nn_prov-ud-dev.conllu:line {n}" for n in (11, 17, 22)]
