@@ -116,7 +116,10 @@ def cut(text: str, repeated: set[int]) -> str:
 
 def site_of(document: Document) -> str:
     """The source, and the host of the URL if there is one."""
-    host = urlsplit(document.url).hostname if "://" in document.url else None
+    try:
+        host = urlsplit(document.url).hostname if "://" in document.url else None
+    except ValueError:  # brackets that are no IPv6 address
+        host = None
     return f"{document.source} {host or ''}".strip()
 
 

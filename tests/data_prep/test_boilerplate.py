@@ -80,3 +80,7 @@ def test_laws_are_left_alone(tmp_path: Path) -> None:
     laws = [document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nDenne loven trer i kraft straks.", str(i)) for i in range(9)]
     texts = [d.text for d in laws]
     assert run([laws], tmp_path, config(reader="lovdata"))[0] == texts
+
+
+def test_an_address_that_is_none_is_of_no_site() -> None:
+    assert boilerplate.site_of(document("Tekst.", "a", url="http://[foo]/x")) == boilerplate.site_of(document("Tekst.", "b"))
