@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from data_prep import reading
+from data_prep.config import SourceConfig
 from data_prep.document import Report
 from data_prep.sources import claims, lovdata, markup
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import faults, read, strange, texts
 
 # --- what sources claim -------------------------------------------------------------------------------------------------------
 
@@ -460,3 +463,44 @@ def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     documents, report = read("einnsyn", tmp_path)
     assert len(documents) == 1
     assert [place for place, _ in faults(report)] == ["a.jsonld"]
+
+
+# --- documents of any shape ----------------------------------------------------------------------------------------------------
+
+
+def lacking(markup: bytes) -> Iterator[bytes]:
+    """A document without each of its elements in turn, and each of their attributes."""
+    for number, whole in enumerate(etree.fromstring(markup).iter()):
+        for key in ("", *whole.attrib):
+            element = list(etree.fromstring(markup).iter())[number]
+            above = element.getparent()
+            if key:
+                del element.attrib[key]
+            elif above is not None:
+                above.remove(element)
+            yield etree.tostring(element.getroottree())
+
+
+SHAPES: dict[str, tuple[str, bytes]] = {
+    "law": ("lovdata", LAW.format(deep="").replace("<br>", "<br/>").encode()),
+    "old minutes": ("stortinget", OLD.format(encoding="UTF-8").encode()),
+    "new minutes": ("stortinget", NEW.replace("&nbsp;", " ").encode()),
+    "debate": ("parlamint", TEI.format(seg=WORDS).encode()),
+    "publication": ("regjeringen", XHTML.encode()),
+    "journal": ("einnsyn", NOARK.encode()),
+    "JSON-LD": ("einnsyn", json.dumps({"@graph": GRAPH}).encode()),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_no_document_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, kind: str) -> None:
+    reader, good = SHAPES[kind]
+    others = (json.dumps(other).encode() for other in strange(json.loads(good))) if kind == "JSON-LD" else lacking(good)
+    for number, content in enumerate([*others, good]):
+        (tmp_path / f"{number:05d}.xml").write_bytes(content)
+    source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()
+    *_, last = reading.files(source)
+    documents = list(reading.read("s", source, report, reading.files(source)))
+    whole = list(reading.read("s", source, Report(), [last]))
+    assert whole
+    assert documents[-len(whole) :] == whole

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data_prep.reading import faults, read, texts, write_lines
+from data_prep import reading
+from data_prep.config import SourceConfig
+from data_prep.document import Report
+from tests.data_prep.reading import faults, read, strange, texts, write_lines
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
@@ -480,3 +483,34 @@ def test_documents_of_a_treebank_begin_with_or_without_an_id(tmp_path: Path) -> 
     assert texts(documents) == ["Åleine.", "Ein. To.", "Tre.", "Fire."]
     assert documents[2].id == "nn_prov-ud-dev:b"
     assert [place for place, _ in faults(report)] == [f"nn_prov-ud-dev.conllu:line {n}" for n in (11, 17, 22)]
+
+
+# --- records of any shape -----------------------------------------------------------------------------------------------------
+
+MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content": [{"type": "text", "text": "Nå."}]}]
+ANSWERED = {"question": "Når?", "answers": [{"text": "1. januar 2021", "answer_start": 0}], "id": "q"}
+GOOD: dict[str, list[dict[str, Any]]] = {
+    "jsonl": [{"text": TEXT, "id": "a", "group": "g", "language": "nb", "title": "t", "date": "2014", "url": "http://a.no/b"}],
+    "chat": [
+        {"messages": MESSAGES, "id": "a", "group": "g"}, {"instruction": "a", "input": "b", "output": "c"},
+        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, {"prompt": "a", "completion": "b", "tools": []},
+    ],
+    "ncc": [ncc("parliament")],
+    "maalfrid": [{"url": "http://a.no/b/c", "lang": "nob", "fulltext": TEXT, "date": 2014}],
+    "parallel": [{"id": "a", "path": "b", "nob": "Jeg", "nno": "Eg"}],
+    "squad": [{**ANSWERED, "context": CONTEXT}, {"paragraphs": [{"context": CONTEXT, "qas": [ANSWERED]}], "title": "t"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", GOOD)
+def test_no_record_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, reader: str) -> None:
+    last = {**GOOD[reader][0], "id": "siste"}
+    records = [*GOOD[reader], *(record for shape in GOOD[reader] for record in strange(shape)), last]
+    write_lines(tmp_path / "a.jsonl", records)
+    (tmp_path / "b.json").write_text(json.dumps(records))
+    source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()
+    for file in reading.files(source):
+        documents = list(reading.read("s", source, report, [file]))
+        assert "siste" in documents[-1].id
+        assert all(isinstance(getattr(d, key), str) for d in documents for key in ("id", "text", "title", "date", "url", "group"))
+    assert report.broken
