@@ -45,7 +45,7 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
     normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
 )  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
-READ_VERSION = 4
+READ_VERSION = 5
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work

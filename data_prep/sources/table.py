@@ -151,11 +151,22 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
             _require((key,), names, member.place, source.reader)
             wanted = [key, *(source.fields.get(ours, ours) for ours in OPTIONAL)]
             for batch in table.iter_batches(batch_size=ROWS, columns=[name for name in names if name in wanted]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield replace(member.place, at=f"row {number}"), row
+                yield from batch_rows(batch, member.place, number, report)
+                number += len(batch)
     except (pa.ArrowException, OSError, Unreadable) as fault:
         break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
+
+
+def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is quarantined."""
+    for at in range(len(batch)):
+        where = replace(place, at=f"row {number + at + 1}")
+        with report.quarantining(where):
+            try:
+                (row,) = batch.slice(at, 1).to_pylist()
+            except (ValueError, OverflowError, KeyError) as fault:  # no UTF-8, a day of no calendar, a time zone of no map
+                raise Unreadable(f"a value that cannot be read: {fault}") from None
+            yield where, row
 
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:

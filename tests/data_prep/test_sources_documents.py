@@ -465,6 +465,14 @@ def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     assert [place for place, _ in faults(report)] == ["a.jsonld"]
 
 
+def test_a_declared_encoding_of_half_characters_is_not_taken_at_its_word(tmp_path: Path) -> None:
+    body = LAW.format(deep="").replace("verne", "\\ud800").encode() + b"\xe5"
+    (tmp_path / "a.xml").write_bytes(b'<?xml version="1.0" encoding="unicode_escape"?>' + body)
+    (document,), report = read("lovdata", tmp_path)
+    assert "\\ud800" in document.text
+    assert report.counts["decoded_as_cp1252"] == 1
+
+
 # --- documents of any shape ----------------------------------------------------------------------------------------------------
 
 

@@ -375,6 +375,22 @@ def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Pat
     assert [place for place, _ in faults(report)] == ["a.parquet:row 2", "b.parquet:row 1"]
 
 
+@pytest.mark.parametrize("reader", ["table", "huggingface"])
+def test_a_row_that_python_cannot_hold_is_quarantined(tmp_path: Path, reader: str) -> None:
+    text = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])),
+                                                  pa.py_buffer(b"a\xffc")])  # fmt: skip
+    rows = pa.table({"text": text, "date": pa.array([0, 0, 2**31 - 1], pa.date32())})
+    if reader == "table":
+        pq.write_table(rows, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_stream(tmp_path / "a.arrow", rows.schema) as stream:
+            stream.write_table(rows)
+        (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+    documents, report = read(reader, tmp_path)
+    assert texts(documents) == ["a"]
+    assert [place.rpartition(":")[2] for place, _ in faults(report)] == ["row 2", "row 3"]
+
+
 def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("innhold,nr\nx,1\n")
     with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
