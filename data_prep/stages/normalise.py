@@ -7,6 +7,7 @@ Normalising twice is normalising once. Words that a line end parted are put toge
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +16,13 @@ import ftfy
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
-VERSION = 3
+VERSION = 4
 
 # Curly quotes are correct Norwegian typography («…», ’): ftfy must not flatten them.
-_FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization="NFC", explain=False)
+_FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization=None, explain=False)
+# Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to put them in order.
+_MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
+_MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _INVISIBLE = re.compile("(?:[\u00ad\ufffe][ \t]*\n[ \t]*(?=[^\\W\\d_])|[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe])")
 # The word before a hyphen at a line end is looked for from there, backwards: looked for first, it would take quadratic time.
 _PARTED = re.compile(r"-[ \t]*\n[ \t]*([^\W_]\w*)")
@@ -102,11 +106,15 @@ def _fixed(text: str, good: set[str]) -> str:
     lines = (_LINE_BREAKS.sub("\n", text) if _LINE_BREAK_SIGN.search(text) else text).split("\n")
     for place, line in enumerate(lines):
         if not _is_plain(line) and line not in good:
-            lines[place] = ftfy.fix_text(line, _FTFY)
+            lines[place] = _mended(line)
             if lines[place] == line:
                 good.add(line)
     text = "\n".join(lines)
     return _INVISIBLE.sub("", text) if _INVISIBLE_SIGN.search(text) else text
+
+
+def _mended(line: str) -> str:
+    return unicodedata.normalize("NFC", _MARKS.sub(r"\1", ftfy.fix_text(line, _FTFY)))
 
 
 def _is_plain(text: str) -> bool:

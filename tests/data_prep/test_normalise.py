@@ -6,7 +6,6 @@ import random
 import re
 from pathlib import Path
 
-import ftfy
 import pytest
 
 from data_prep.stages import normalise as stage
@@ -36,7 +35,7 @@ def test_plain_text_is_what_ftfy_would_not_change() -> None:
         text = "".join(rng.choices(odd, k=rng.randint(1, 8)))
         if stage._is_plain(text):
             plain += 1
-            assert ftfy.fix_text(text, stage._FTFY) == text
+            assert stage._mended(text) == text
     assert plain > 1000
 
 
@@ -75,7 +74,18 @@ def test_parted_words_are_those_of_one_expression() -> None:
         assert found == plain.sub(r"<\1|\2>", text)
 
 
-@pytest.mark.parametrize("text", ["a-" * 50_000 + "a", "a" * 100_000, "_-" * 50_000, "-" * 100_000, "-\n" * 50_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a-" * 50_000 + "a",
+        "a" * 100_000,
+        "_-" * 50_000,
+        "-" * 100_000,
+        "-\n" * 50_000,
+        "\u0327\u0301" * 50_000,
+        "&#807;&#769;" * 50_000,
+    ],
+)
 def test_no_text_takes_forever(text: str) -> None:
     """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took minutes."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
