@@ -7,7 +7,6 @@ The text is the treebank's own (`# text = `), not its words put together. The la
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep.config import SourceConfig
@@ -47,26 +46,35 @@ def _document(identity: str, texts: list[str], language: str, source: SourceConf
 
 
 def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str, str]]:
-    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are quarantined."""
+    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are quarantined.
+
+    A document that is given no id is called by its line; one whose first sentence has no text begins with the next.
+    """
     comments: dict[str, str] = {}
-    start, has_words = member.place, False
+    start, newdoc, has_words = member.place, "", False
+
+    def closed() -> Iterator[tuple[Place, str, str, str]]:
+        nonlocal newdoc
+        if "newdoc id" in comments or "newdoc" in comments:
+            newdoc = comments.get("newdoc id") or start.at.rpartition(" ")[2]
+        if comments.get("text"):
+            yield start, newdoc, comments.get("sent_id", ""), comments["text"]
+            newdoc = ""
+        else:
+            report.quarantine(start, "a sentence without its text (# text = …)")
+
     for where, line in member.lines():
-        text = decode(line, report).rstrip("\r\n")
-        if text.startswith("#"):
-            key, _, value = text[1:].partition("=")
-            comments[key.strip()] = value.strip()
-            start = start if len(comments) > 1 else where
-        elif text:
-            has_words = True
-        elif has_words:
-            yield from _closed(start, comments, report)
-            comments, has_words = {}, False
+        with report.quarantining(where):
+            text = decode(line, report).rstrip("\r\n")
+            if text and not (comments or has_words):
+                start = where
+            if text.startswith("#"):
+                key, _, value = text[1:].partition("=")
+                comments[key.strip()] = value.strip()
+            elif text:
+                has_words = True
+            elif has_words:
+                yield from closed()
+                comments, has_words = {}, False
     if has_words:
-        yield from _closed(start, comments, report)
-
-
-def _closed(start: Place, comments: dict[str, str], report: Report) -> Iterator[tuple[Place, str, str, str]]:
-    if comments.get("text"):
-        yield start, comments.get("newdoc id", ""), comments.get("sent_id", ""), comments["text"]
-    else:
-        report.quarantine(replace(start), "a sentence without its text (# text = …)")
+        yield from closed()

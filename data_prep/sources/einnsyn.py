@@ -127,21 +127,23 @@ _DATES = ("moetedato", "saksdato")
 def _of_noark(root: etree._Element) -> Iterator[Node]:
     if local_name(root) != "arkiv" and not any(local_name(e) in ("mappe", "registrering") for e in root.iter()):
         raise Unreadable(f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it")
+    shielded = {shield.getparent() for shield in root.iter("{*}skjerming")}
+    ids: dict[etree._Element, str] = {}
     for element in root.iter("{*}mappe", "{*}registrering"):
+        children = {local_name(child): squeeze(child.itertext()) for child in element if len(child) == 0}
+        ids[element] = children.get("systemID") or children.get("registreringsID") or f"_:{len(ids)}"
         xsi = next((value for key, value in element.attrib.items() if str(key).endswith("}type")), local_name(element))
         kind = str(xsi).rpartition(":")[2].lower()
         if kind not in FOLDERS and kind not in ENTRIES:
             continue
-        children = {local_name(child): squeeze(child.itertext()) for child in element if len(child) == 0}
-        parent = next((a for a in element.iterancestors("{*}mappe")), None)
-        node = Node(children.get("systemID") or children.get("registreringsID", ""), kind, _system_id(parent))
-        node.is_withheld = any(e is not None and e.find("{*}skjerming") is not None for e in (element, parent))
-        node.terms = _public_terms(children)
+        parent = next((ids[a] for a in element.iterancestors("{*}mappe")), "")
+        node = Node(ids[element], kind, parent, _public_terms(children))
+        node.is_withheld = not shielded.isdisjoint((element, *element.iterancestors()))
         if (shield := element.find("{*}skjerming")) is not None:
             node.terms |= {local_name(e): squeeze(e.itertext()) for e in shield if local_name(e) in _SHIELD}
-        if not node.is_withheld and children.get("tittel") == children.get("offentligTittel"):
+        if not node.is_withheld and node.terms["title"] and children.get("tittel") == node.terms["title"]:
             for number, document in enumerate(element.findall("{*}dokumentbeskrivelse")):
-                if document.find("{*}skjerming") is None:
+                if document not in shielded:
                     values = {local_name(e): squeeze(e.itertext()) for e in document if len(e) == 0}
                     node.documents.append((number, _role(values), values.get("tittel", "")))
         node.documents = [document for document in node.documents if document[2]]
@@ -149,10 +151,6 @@ def _of_noark(root: etree._Element) -> Iterator[Node]:
 
 
 _SHIELD = ("tilgangsrestriksjon", "skjermingshjemmel")
-
-
-def _system_id(folder: etree._Element | None) -> str:
-    return "" if folder is None else folder.findtext("{*}systemID") or ""
 
 
 def _public_terms(values: Mapping[str, str]) -> dict[str, str]:
@@ -173,23 +171,34 @@ def _words(term: str) -> str:
     return " ".join(KIND_WORDS.sub(" ", term.rpartition(":")[2]).split()).capitalize()
 
 
+@dataclass
+class Thing:
+    """An object of JSON-LD: its terms by their own names. `inside` is the id of the one that it was nested in."""
+
+    kind: str = ""
+    inside: str = ""
+    terms: dict[str, Any] = field(default_factory=dict)
+
+
 def _of_json_ld(body: Any) -> Iterator[Node]:
-    objects: dict[str, dict[str, Any]] = {}
-    _gather(body, objects, "")
-    for identity, values in objects.items():
-        kind = values["kind"]
+    things: dict[str, Thing] = {}
+    _gather(body, things, "")
+    for identity, thing in things.items():
+        kind, terms = thing.kind, thing.terms
         if kind not in FOLDERS and kind not in ENTRIES:
             continue
-        texts = {key: _text(value) for key, value in values.items()}
-        node = Node(identity, kind, _reference(values.get("parent")) or values["inside"], _public_terms(texts))
-        for reference in _references(values.get("dokumentbeskrivelse")):
-            document = {key: _text(value) for key, value in objects.get(reference, {}).items() if key in _DOCUMENT}
+        texts = {key: _text(value) for key, value in terms.items()}
+        node = Node(identity, kind, _reference(terms.get("parent")) or thing.inside, _public_terms(texts))
+        for reference in _references(terms.get("dokumentbeskrivelse")):
+            described = things.get(reference, Thing()).terms
+            document = {key: _text(value) for key, value in described.items() if key in _DOCUMENT}
             if document.get("tittel"):
                 number = document.get("dokumentnummer", "")
-                node.documents.append((int(number) if number.isdigit() else 0, _role(document), document["tittel"]))
-        if shield := objects.get(_reference(values.get("skjerming"))):
+                place = int(number) if re.fullmatch(r"\d{1,9}", number) else 0
+                node.documents.append((place, _role(document), document["tittel"]))
+        if shield := things.get(_reference(terms.get("skjerming"))):
             node.is_withheld = True
-            node.terms |= {key: _text(shield[key]) for key in _SHIELD if key in shield}
+            node.terms |= {key: _text(shield.terms[key]) for key in _SHIELD if key in shield.terms}
         yield node
 
 
@@ -197,24 +206,24 @@ _DOCUMENT = ("tittel", "dokumentnummer", "tilknyttetRegistreringSom")
 _SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
 
 
-def _gather(value: Any, objects: dict[str, dict[str, Any]], inside: str) -> None:
+def _gather(value: Any, things: dict[str, Thing], inside: str) -> None:
     """Every object with an id, however nested, under its terms' own names; nested ones are replaced by references."""
     if isinstance(value, list):
         for element in value:
-            _gather(element, objects, inside)
+            _gather(element, things, inside)
         return
     if not isinstance(value, dict):
         return
     types = value.get("@type")
     kind = _term(str(types[0] if isinstance(types, list) and types else types or "")).lower()
-    identity = clean(value.get("@id") or f"_:{len(objects)}").rpartition("/")[2]
+    identity = clean(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
     is_object = bool(kind) and "@value" not in value
     if is_object:
-        known = objects.setdefault(identity, {"kind": kind, "inside": inside})
+        known = things.setdefault(identity, Thing(kind, inside)).terms
         known |= {_term(key): element for key, element in value.items() if not key.startswith("@")}
     for key, element in value.items():
         if key != "@context" and not key.endswith(("_SENSITIV", "_LIST")):
-            _gather(element, objects, identity if is_object else inside)
+            _gather(element, things, identity if is_object else inside)
 
 
 def _term(name: str) -> str:

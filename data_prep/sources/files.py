@@ -97,6 +97,7 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
         if declared and declared.lower().replace("_", "-") not in ("utf-8", "utf8"):
             try:
                 text = raw.decode(declared)
+                text.encode()  # or it holds half characters, as \\ud800 is in unicode_escape
             except (UnicodeError, LookupError):
                 pass
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import chat, claims
 from data_prep.sources.files import place
 from data_prep.sources.jsonl import clean, described
+from data_prep.sources.table import batch_rows
 
 FIELDS = ("text", *chat.FIELDS)
 
@@ -101,10 +102,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
         try:
             with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
                 for batch in batches:
-                    for at in range(0, len(batch), 256):
-                        for row in batch.slice(at, 256).to_pylist():
-                            number += 1
-                            yield replace(file, at=f"row {number}"), row
+                    yield from batch_rows(batch, file, number, report)
+                    number += len(batch)
         except (pa.ArrowException, OSError) as fault:
             raise_of_machine(fault)
             raise Unreadable(f"breaks off behind row {number}: {fault}") from None

@@ -1,4 +1,4 @@
-"""JSON lines, or one JSON array of records. Only `text` is required; `fields` maps other key names."""
+"""JSON lines, or JSON arrays of records, one or one after another. Only `text` is required; `fields` maps other key names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 
 _DECODER = json.JSONDecoder()
-_SEPARATORS = re.compile(r"[\s,]*")
+_SPACES, _SEPARATORS = re.compile(r"\s*"), re.compile(r"[\s,]*")
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
 FIELDS = ("text", *OPTIONAL)  # what the corpus file's `fields` may map, here as in every reader that has such a line
@@ -95,36 +95,58 @@ def _values(member: Member, source: SourceConfig, report: Report) -> Iterator[tu
 
 
 def _elements(member: Member, limit: int, report: Report) -> Iterator[tuple[Place, Any]]:
-    """The elements of an array, held one at a time. A fault ends them: behind it nothing says where the next one begins."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")("cp1252")
-    text, at, number, ended = "", 0, 1, False
+    """The elements of one array after another, held one at a time. A fault ends them: behind it nothing says where the next one
+    begins."""
+    text, number = _Text(member, limit), 1
+    try:
+        while text.skip(_SPACES):
+            text.open_array()
+            while text.skip(_SEPARATORS) != "]":
+                yield replace(member.place, at=f"record {number}"), text.value()
+                number += 1
+            text.at += 1
+    except Unreadable as fault:
+        line = Unreadable(f"{fault}; the rest of the file cannot be read")
+        break_off(report, replace(member.place, at=f"record {number}"), line)
 
-    def more() -> bool:
-        nonlocal text, at, ended
-        if len(text) - at > limit:
-            raise Unreadable(f"record {number} is over limits.max_record_bytes; the rest of the array cannot be read")
-        raw = member.stream.read(max(2**16, len(text) - at))
-        text, at, ended = text[at:] + decoder.decode(raw, final=not raw), 0, not raw
-        return not ended
 
-    more()
-    at = text.index("[") + 1
-    while True:
-        at = _SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
-        if text[at : at + 1] == "]":
-            return
-        try:
-            value, end = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as fault:
-            is_cut = fault.pos >= len(text) - 16 or fault.msg.startswith("Unterminated string")
-            if not ended and is_cut and (more() or text[at:].strip()):
-                continue
-            fault_line = f"not JSON: {fault.msg}; the rest of the array cannot be read"
-        except (ValueError, RecursionError) as fault:
-            fault_line = f"not JSON that can be read: {fault}; the rest of the array cannot be read"
-        else:
-            yield replace(member.place, at=f"record {number}"), value
-            number, at = number + 1, end
-            continue
-        break_off(report, replace(member.place, at=f"record {number}"), Unreadable(fault_line))
-        return
+class _Text:
+    """A member's text, of which what lies before `at` has been read."""
+
+    def __init__(self, member: Member, limit: int) -> None:
+        self._stream, self._limit = member.stream, limit
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("cp1252")
+        self._text, self.at, self._ended = "", 0, False
+
+    def skip(self, pattern: re.Pattern[str]) -> str:
+        """Step over what matches; the character behind it, "" at the end."""
+        while True:
+            self.at = pattern.match(self._text, self.at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
+            if self.at < len(self._text) or not self._more():
+                return self._text[self.at : self.at + 1]
+
+    def open_array(self) -> None:
+        if self._text[self.at] != "[":
+            raise Unreadable(f"behind an array stands {self._text[self.at : self.at + 20]!r}, not another array")
+        self.at += 1
+
+    def value(self) -> Any:
+        """The JSON value at this place, which is stepped over."""
+        while True:
+            try:
+                value, self.at = _DECODER.raw_decode(self._text, self.at)
+                return value
+            except json.JSONDecodeError as fault:
+                is_cut = fault.pos >= len(self._text) - 16 or fault.msg.startswith("Unterminated string")
+                if self._ended or not is_cut or not (self._more() or self._text[self.at :].strip()):
+                    raise Unreadable(f"not JSON: {fault.msg}") from None
+            except (ValueError, RecursionError) as fault:
+                raise Unreadable(f"not JSON that can be read: {fault}") from None
+
+    def _more(self) -> bool:
+        if len(self._text) - self.at > self._limit:
+            raise Unreadable("over limits.max_record_bytes")
+        raw = self._stream.read(max(2**16, len(self._text) - self.at))
+        self._text, self.at = self._text[self.at :] + self._decoder.decode(raw, final=not raw), 0
+        self._ended = not raw
+        return not self._ended

@@ -23,7 +23,7 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
     Raises:
         Unreadable: it is not well formed, is nested deeper than 256 elements, or uses entities of its own.
     """
-    declared = _DECLARATION.match(raw)
+    declared = _DECLARATION.match(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
     text = re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL)
     text = _ENTITY.sub(lambda match: match[0] if match[1] in _XML_ENTITIES else html5.get(match[1], match[0]), text)
@@ -46,7 +46,7 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
     Raises:
         Unreadable: there is no markup in it, or it is nested deeper than 256 elements: what is deeper would be lost.
     """
-    declared = _DECLARATION.match(raw) or _META_CHARSET.search(raw[:4096])
+    declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
     parser = html.HTMLParser(huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8")
     try:

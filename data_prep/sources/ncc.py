@@ -65,5 +65,5 @@ def _confidence(value: object) -> float | None:
         return 1.0
     try:
         return float(value) if isinstance(value, str | int | float) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

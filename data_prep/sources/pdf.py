@@ -22,12 +22,12 @@ from data_prep.sources.files import contents, find, stem
 SUFFIXES = (".pdf",)
 EDGE_LINES = 3  # at the top and the foot of a page, where running titles are looked for
 _NUMBER = re.compile(r"\d+")
-_HYPHEN = re.compile("(\\w*)[\ufffe\u00ad]\\s*(\\w*)")
+_HYPHEN = re.compile("((?<!\\w)\\w++|)[\ufffe\u00ad]\\s*(\\w*)")
 _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
 _CONTENTS = re.compile(r"(?:innhold|innhald)(?:sfortegnelse|sliste|sfortegning)?|contents|table of contents", re.IGNORECASE)
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
-_LEADERS = re.compile(r"(?:\s*\.){4,200}\s*\d*\s*$")  # of a table of contents
+_LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # of a table of contents, from a line's end
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -70,7 +70,7 @@ def running_text(pages: list[str]) -> str:
     edges = Counter(key for lines in split for key in {_key(line) for line in _edges(lines)})
     repeated = {key for key, count in edges.items() if count >= 3 and count > len(pages) / 2}
     lines = [line for page in split for n, line in enumerate(page) if not _is_running_title(n, line, page, repeated)]
-    listed = [bool(_LEADERS.search(line)) for line in lines]
+    listed = [bool(_LEADERS_BACKWARDS.match(line[::-1])) for line in lines]
     headed = [_CONTENTS.fullmatch(line) and any(listed[n + 1 : n + 3]) for n, line in enumerate(lines)]
     return _paragraphs([line for n, line in enumerate(lines) if not listed[n] and not headed[n]])
 
@@ -92,18 +92,19 @@ def _paragraphs(lines: list[str]) -> str:
     """A line goes on in the next if it is about as long as lines get, or ends inside a word, and the next does not open anew."""
     lengths = sorted(len(line) for line in lines)
     full = lengths[int(len(lengths) * 0.8)] * 0.75 if lengths else 0
-    paragraphs: list[str] = []
+    paragraphs: list[list[str]] = []  # of pieces each
     open_end = was_item = False
     for line in lines:
-        parted = bool(paragraphs) and paragraphs[-1].endswith(("\ufffe", "\u00ad"))
+        before = paragraphs[-1][-1] if paragraphs else ""
+        parted = before.endswith(("\ufffe", "\u00ad"))
         starts_low = line[:1].islower() or line[:1] in ",.;)"
-        if parted or (open_end and not _ITEM.match(line)) or (paragraphs and starts_low and paragraphs[-1][-1:] not in ".!?:"):
-            paragraphs[-1] += line if parted else f" {line}"
+        if parted or (open_end and not _ITEM.match(line)) or (before and starts_low and before[-1] not in ".!?:"):
+            paragraphs[-1].append(line if parted else f" {line}")
         else:
-            paragraphs.append(line)
+            paragraphs.append([line])
         open_end = len(line) >= full and not line.endswith((".", "!", "?", ":"))
     text = ""
-    for paragraph in paragraphs:
+    for paragraph in map("".join, paragraphs):
         is_item = bool(_BULLET.match(paragraph))
         text += ("" if not text else "\n" if is_item and was_item else "\n\n") + _HYPHEN.sub(_joined, paragraph)
         was_item = is_item

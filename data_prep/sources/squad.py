@@ -123,11 +123,11 @@ def _flat(record: Any, where: Place) -> Question:
         raise Unreadable(f"a JSON {type(record).__name__}, not an object")
     if missing := [key for key in ("context", "question") if not isinstance(record.get(key), str) or not record[key].strip()]:
         raise Unreadable(f"no text under '{missing[0]}'")
-    answers = record.get("answers") or []
-    found = (
-        answers.get("text", []) if isinstance(answers, dict) else [a.get("text") if isinstance(a, dict) else a for a in answers]
-    )
-    if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
+    answers = [] if record.get("answers") is None else record["answers"]
+    if isinstance(answers, dict):
+        answers = answers.get("text", [])
+    found = [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
+    if found is None or not all(isinstance(answer, str) for answer in found):
         raise Unreadable("answers that are no list of texts")
     identity = record.get("id", where.at.rpartition(" ")[2])
     return Question(

@@ -6,6 +6,7 @@ Options: `delimiter` of CSV (a tab in .tsv).
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import find, members
+from data_prep.sources.files import decode, find, members
 from data_prep.sources.jsonl import OPTIONAL, clean, described
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PARQUET = "a Parquet file"
 ROWS = 256
 FIELDS = ("text", *OPTIONAL)
+LINE_BYTES = 200  # that a line takes in memory besides its text
+PATIENCE = 8  # how much more may be gone back over than is read; then every row is a line, or stray quotes alone would take hours
 
 
 @dataclass
@@ -59,42 +62,85 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
                 yield Document(text=clean(row[key]), **described(row, where, source))
 
 
+class _Lines:
+    """The lines of a CSV file for csv.reader, which may go back to the second one of a row.
+
+    Attributes:
+        row: the lines of the row that is being read, and their places.
+    """
+
+    def __init__(self, member: Member, limit: int, report: Report) -> None:
+        self.row: list[tuple[Place, str]] = []
+        self._new, self._again = _decoded(member, report), deque[tuple[Place, str]]()
+        self._limit, self._report = limit, report
+        self._size = self._size_new = self._size_again = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.row and (self._size > self._limit or self._size_again > PATIENCE * self._size_new):
+            raise csv.Error("a quote that is not closed within limits.max_record_bytes")
+        is_new = not self._again
+        line = next(self._new) if is_new else self._again.popleft()
+        size = len(line[1]) + LINE_BYTES
+        self._size += size
+        self._size_new += size if is_new else 0
+        self.row.append(line)
+        return line[1]
+
+    def begin_row(self) -> None:
+        self.row, self._size = [], 0
+
+    def give_up_row(self, fault: str, go_back: bool = True) -> None:
+        """Quarantine the row, or its first line alone and `go_back` to the next."""
+        self._report.quarantine(self.row[0][0], fault)
+        if go_back:
+            self._again.extendleft(reversed(self.row[1:]))
+            self._size_again += self._size
+
+
 def csv_rows(
     member: Member, delimiter: str, needed: tuple[str, ...], source: SourceConfig, report: Report
 ) -> Iterator[tuple[Place, dict[str, str]]]:
     """Rows by column name. A row with more or fewer columns than the first line names is quarantined.
 
+    A quote that is not closed takes in the rows behind it: its first line alone is given up, and the others are read as rows.
+
     Raises:
         ValueError: a needed column is not in the file.
     """
     csv.field_size_limit(source.limits.max_record_bytes)
-    last = member.place
-
-    def lines() -> Iterator[str]:
-        nonlocal last
-        for where, line in member.lines():
-            last = where
-            yield line.decode("utf-8-sig", "cp1252")
-
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    lines = _Lines(member, source.limits.max_record_bytes, report)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     while True:
+        lines.begin_row()
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error as fault:
-            report.quarantine(last, f"not CSV: {fault}")
+            lines.give_up_row(f"not CSV: {fault}")
             continue
         if names is None:
             names = row
-            _require(needed, names, member.place)
+            _require(needed, names, member.place, source.reader)
         elif len(row) == len(names):
-            yield last, dict(zip(names, row, strict=True))
+            yield lines.row[0][0], dict(zip(names, row, strict=True))
         elif row:
-            report.quarantine(last, f"{len(row)} columns where the first line names {len(names)}")
+            # Of what two stray quotes took between them, most lines are rows by themselves; of a text of many lines, few.
+            fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
+            fault_line = f"{len(row)} columns where the first line names {len(names)}"
+            lines.give_up_row(fault_line, go_back=2 * sum(fitting) > len(fitting))
     if names is None:
         report.quarantine(member.place, "empty: not even the names of columns")
+
+
+def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
+    for where, line in member.lines():
+        with report.quarantining(where):
+            yield where, decode(line, report)
 
 
 def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -103,20 +149,31 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
         with member.seekable() as file:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
-            _require((key,), names, member.place)
+            _require((key,), names, member.place, source.reader)
             wanted = [key, *(source.fields.get(ours, ours) for ours in OPTIONAL)]
             for batch in table.iter_batches(batch_size=ROWS, columns=[name for name in names if name in wanted]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield replace(member.place, at=f"row {number}"), row
+                yield from batch_rows(batch, member.place, number, report)
+                number += len(batch)
     except (pa.ArrowException, OSError, Unreadable) as fault:
         raise_of_machine(fault)
         break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
 
 
-def _require(needed: Sequence[str], names: Sequence[str], place: Place) -> None:
+def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is quarantined."""
+    for at in range(len(batch)):
+        where = replace(place, at=f"row {number + at + 1}")
+        with report.quarantining(where):
+            try:
+                (row,) = batch.slice(at, 1).to_pylist()
+            except (ValueError, OverflowError, KeyError) as fault:  # no UTF-8, a day of no calendar, a time zone of no map
+                raise Unreadable(f"a value that cannot be read: {fault}") from None
+            yield where, row
+
+
+def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:
     if missing := [name for name in needed if name not in names]:
-        raise ValueError(
-            f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: name the one that you mean in "
-            f"`fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
-        )
+        hint = f"name the one that you mean in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
+        if reader != "table":
+            hint = f"reader {reader} knows no other name; reader table has `fields` for that"
+        raise ValueError(f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: {hint}")

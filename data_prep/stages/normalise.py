@@ -7,6 +7,7 @@ Normalising twice is normalising once. Words that a line end parted are put toge
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +16,18 @@ import ftfy
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
-VERSION = 3
+VERSION = 4
 
 # Curly quotes are correct Norwegian typography («…», ’): ftfy must not flatten them.
-_FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization="NFC", explain=False)
+_FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization=None, explain=False)
+# Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to put them in order.
+_MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
+_MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _INVISIBLE = re.compile("(?:[\u00ad\ufffe][ \t]*\n[ \t]*(?=[^\\W\\d_])|[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe])")
-_PARTED = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
+# The word before a hyphen at a line end is looked for from there, backwards: looked for first, it would take quadratic time.
+_PARTED = re.compile(r"-[ \t]*\n[ \t]*([^\W_]\w*)")
+_HALF_BACKWARDS = re.compile(r"[\w-]*")
+_HALF_BEGINS = re.compile(r"\b[^\W_]")
 _JOINING = frozenset(["og", "eller", "til", "samt", "men", "enn"])  # after a hyphen that stands for a word's second half
 _PASSES = 5  # of ftfy and our own rules, until nothing changes; two do for all but text made to be nasty
 _LINE_BREAKS = re.compile("\r\n?|[\f\x85\u2028\u2029]")
@@ -99,11 +106,15 @@ def _fixed(text: str, good: set[str]) -> str:
     lines = (_LINE_BREAKS.sub("\n", text) if _LINE_BREAK_SIGN.search(text) else text).split("\n")
     for place, line in enumerate(lines):
         if not _is_plain(line) and line not in good:
-            lines[place] = ftfy.fix_text(line, _FTFY)
+            lines[place] = _mended(line)
             if lines[place] == line:
                 good.add(line)
     text = "\n".join(lines)
     return _INVISIBLE.sub("", text) if _INVISIBLE_SIGN.search(text) else text
+
+
+def _mended(line: str) -> str:
+    return unicodedata.normalize("NFC", _MARKS.sub(r"\1", ftfy.fix_text(line, _FTFY)))
 
 
 def _is_plain(text: str) -> bool:
@@ -120,10 +131,9 @@ def _dehyphenated(text: str) -> str:
     """
     if "-\n" not in text or not _PARTED_SIGN.search(text):
         return text
-    elsewhere = set(_WORDS.findall(_PARTED.sub(" ", text).lower()))
+    elsewhere = set(_WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower()))
 
-    def whole(match: re.Match[str]) -> str:
-        first, second = match.groups()
+    def whole(first: str, second: str) -> str:
         joined, hyphenated = first + second, f"{first}-{second}"
         if second.lower() in _JOINING:
             return f"{first}- {second}"
@@ -133,4 +143,17 @@ def _dehyphenated(text: str) -> str:
         belongs = not second[0].islower() or len(last) <= 1 or last.isupper() or last[-1:].isdigit()
         return hyphenated if belongs or hyphenated.lower() in elsewhere else joined
 
-    return _PARTED.sub(whole, text)
+    return _parted_replaced(text, whole)
+
+
+def _parted_replaced(text: str, replacement: Callable[[str, str], str]) -> str:
+    """What replaces each word that a hyphen parts at a line end, by its two halves."""
+    pieces, done = [], 0
+    for match in _PARTED.finditer(text):
+        line = text[max(done, text.rfind("\n", 0, match.start()) + 1) : match.start()]
+        run = _HALF_BACKWARDS.match(line[::-1])
+        assert run is not None  # it matches nothing at all, too
+        if first := _HALF_BEGINS.search(text, match.start() - run.end(), match.start()):
+            pieces += [text[done : first.start()], replacement(text[first.start() : match.start()], match[1])]
+            done = match.end()
+    return "".join([*pieces, text[done:]])

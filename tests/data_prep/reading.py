@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,16 @@ def faults(report: Report) -> list[tuple[str, str]]:
 def write_lines(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return path
+
+
+STRANGE = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 10**400]
+
+
+def strange(value: Any) -> Iterator[Any]:
+    """A record with each of its values, however deep, replaced in turn."""
+    yield from STRANGE
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        for other in strange(part):
+            changed = value.copy()
+            changed[key] = other
+            yield changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from data_prep import reading
+from data_prep.config import SourceConfig
 from data_prep.document import Report
 from data_prep.sources import claims, lovdata, markup
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import faults, read, strange, texts
 
 # --- what sources claim -------------------------------------------------------------------------------------------------------
 
@@ -392,15 +395,47 @@ def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) 
     assert not report.broken
 
 
+SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon></skjerming>"
+
+
+@pytest.mark.parametrize("around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"])
+def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(tmp_path: Path, around: str) -> None:
+    titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
+    own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
+    shield = SHIELD if around == "dokumentbeskrivelse" else ""
+    xml = f"<systemID>b</systemID>{own}<dokumentbeskrivelse><tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
+    xml = f"<registrering xsi:type='journalpost'>{xml}</registrering>"
+    xml = f"<mappe xsi:type='saksmappe'><systemID>a</systemID><offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
+    for name in ("mappe", "klasse", "arkivdel"):
+        xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
+    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>")
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.title == "Ny vei"
+    assert ("Tegning" in document.text) is (around == "")
+    assert not report.broken
+
+
+def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
+    folders = "".join(
+        f"<mappe xsi:type='saksmappe'><offentligTittel>Sak {n}</offentligTittel>"
+        f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel></registrering></mappe>"
+        for n in "ab"
+    )
+    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{folders}</arkiv>")
+    documents, _ = read("einnsyn", tmp_path)
+    assert [d.text for d in documents] == ["Sak: Sak a\n\nJournalpost: Brev a", "Sak: Sak b\n\nJournalpost: Brev b"]
+
+
 @pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
 def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
-    body: Any = {"@context": {"arkiv": A}, "@graph": GRAPH}
+    graph = [{**GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5}, *GRAPH[1:]]
+    body: Any = {"@context": {"arkiv": A}, "@graph": graph}
     if form == "expanded":
-        body = expanded(GRAPH)
+        body = expanded(graph)
     if form == "nested":  # a document within its entry, within its case
         entry = {**GRAPH[1], "arkiv:dokumentbeskrivelse": [GRAPH[2]], "arkiv:skjerming": GRAPH[3]}
         del entry["arkiv:parent"]
-        body = {"@context": {"arkiv": A}, "@graph": [{**GRAPH[0], "arkiv:registrering": [entry]}]}
+        body = {"@context": {"arkiv": A}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
     (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
@@ -428,3 +463,52 @@ def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     documents, report = read("einnsyn", tmp_path)
     assert len(documents) == 1
     assert [place for place, _ in faults(report)] == ["a.jsonld"]
+
+
+def test_a_declared_encoding_of_half_characters_is_not_taken_at_its_word(tmp_path: Path) -> None:
+    body = LAW.format(deep="").replace("verne", "\\ud800").encode() + b"\xe5"
+    (tmp_path / "a.xml").write_bytes(b'<?xml version="1.0" encoding="unicode_escape"?>' + body)
+    (document,), report = read("lovdata", tmp_path)
+    assert "\\ud800" in document.text
+    assert report.counts["decoded_as_cp1252"] == 1
+
+
+# --- documents of any shape ----------------------------------------------------------------------------------------------------
+
+
+def lacking(markup: bytes) -> Iterator[bytes]:
+    """A document without each of its elements in turn, and each of their attributes."""
+    for number, whole in enumerate(etree.fromstring(markup).iter()):
+        for key in ("", *whole.attrib):
+            element = list(etree.fromstring(markup).iter())[number]
+            above = element.getparent()
+            if key:
+                del element.attrib[key]
+            elif above is not None:
+                above.remove(element)
+            yield etree.tostring(element.getroottree())
+
+
+SHAPES: dict[str, tuple[str, bytes]] = {
+    "law": ("lovdata", LAW.format(deep="").replace("<br>", "<br/>").encode()),
+    "old minutes": ("stortinget", OLD.format(encoding="UTF-8").encode()),
+    "new minutes": ("stortinget", NEW.replace("&nbsp;", " ").encode()),
+    "debate": ("parlamint", TEI.format(seg=WORDS).encode()),
+    "publication": ("regjeringen", XHTML.encode()),
+    "journal": ("einnsyn", NOARK.encode()),
+    "JSON-LD": ("einnsyn", json.dumps({"@graph": GRAPH}).encode()),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_no_document_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, kind: str) -> None:
+    reader, good = SHAPES[kind]
+    others = (json.dumps(other).encode() for other in strange(json.loads(good))) if kind == "JSON-LD" else lacking(good)
+    for number, content in enumerate([*others, good]):
+        (tmp_path / f"{number:05d}.xml").write_bytes(content)
+    source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()
+    *_, last = reading.files(source)
+    documents = list(reading.read("s", source, report, reading.files(source)))
+    whole = list(reading.read("s", source, Report(), [last]))
+    assert whole
+    assert documents[-len(whole) :] == whole

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.sources import pdf
+from data_prep.document import Report
+from data_prep.sources import markdown, markup, pdf
 from tests.data_prep.reading import faults, read
 
 # --- web pages ------------------------------------------------------------------------------------------------------------------
@@ -142,6 +143,36 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "opening",
+    [
+        " ", "`", "{%highlight %}", '{% include content="', "{{ ", "![a", "[[a]", "<http://", "<code>", "<script ", "{:",
+        "[a](b){", "<!--", "ord\n",
+    ],
+)  # fmt: skip
+def test_no_page_of_markdown_takes_forever(opening: str) -> None:
+    """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
+    text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b")
+    assert text.startswith("a")
+
+
+def test_front_matter_and_fences_do_not_take_forever() -> None:
+    assert markdown.reduce("---\na: x" + " " * 200_000 + "x\n---\n")[1]["a"].endswith("x")
+    assert markdown.reduce("`" * 100_000 + "a" * 100_000)[0].endswith("a")
+
+
+def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(f"&#{'9' * 5000};")
+    (tmp_path / "b.md").write_text("Tekst.")
+    documents, report = read("markdown", tmp_path)
+    assert [d.text for d in documents] == ["Tekst."]
+    assert faults(report) == [("a.md", "a numeric reference to no character")]
+
+
+def test_a_declaration_of_markup_does_not_take_forever() -> None:
+    markup.parse_html(b"<?xml " + b'encoding="a" ' * 40_000 + b"<p>Tekst", Report())
+
+
 # --- PDF ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +208,12 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
 )
 def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
     assert pdf.running_text([page(*lines)]) == expected
+
+
+@pytest.mark.parametrize("line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000])
+def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
+    """Guards against rules in quadratic time."""
+    assert pdf.running_text([line]).startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:
