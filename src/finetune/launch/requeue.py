@@ -12,6 +12,8 @@ It runs on the batch host, outside of a container, where scontrol is: only the s
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -161,7 +164,9 @@ def guard(run: Path, job: Job) -> int:
         if job.options.on_interrupt == "requeue":
             job.requeue(without)
         else:
-            attempts.hand_over(run, last.number, resubmit(run, job, without), time.time())
+            with alone(run, job):
+                if attempts.read(run)[-1].ending is None:  # else it is for `end` to submit
+                    resubmit(run, job, last, without)
     return GO
 
 
@@ -202,8 +207,11 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
             job.requeue(without)
         elif way == "resubmit":
             clean_up(run, len(job.nodes))
-            if attempts.read(run)[-1].next_job is None:  # else `guard` did
-                attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
+            with alone(run, job):
+                if (submitted := attempts.read(run)[-1].next_job) is None:
+                    resubmit(run, job, last, without)
+                elif may_be_held(submitted):  # `guard` was ended before it could release it
+                    scontrol("release", submitted.partition("_")[0], check=True)
         else:
             job.exclude(without, check=False)  # a job that was cancelled has no queue to be kept in
     except RuntimeError as fault:
@@ -215,8 +223,20 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
     return BACK_IN_QUEUE
 
 
-def resubmit(run: Path, job: Job, without: list[str]) -> str:
-    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there and this job is over.
+@contextlib.contextmanager
+def alone(run: Path, job: Job) -> Iterator[None]:
+    """`guard` and `end` may both want to submit the run again: the second waits here, and finds in attempts.jsonl what the first
+    has done. The lock is the process' own: if that ends before it has submitted, whoever of the two is left takes over; and if
+    its sbatch outlives it, that job stays held. Both are on the batch host."""
+    with (run / "jobs" / f"next-of-{job.id}").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: then what was noted must do
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
+    """Submit the same script again, as a job of its own that goes on after the attempt `last`. It cannot start before its files
+    are there, it is noted, and this job is over.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -237,8 +257,13 @@ def resubmit(run: Path, job: Job, without: list[str]) -> str:
     shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
     submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
     write_json(run / "attempt.json", submitted)
+    attempts.hand_over(run, last.number, new_id, time.time())
     scontrol("release", raw_id, check=True)
-    return new_id
+
+
+def may_be_held(job_id: str) -> bool:
+    shown = scontrol("show", "job", job_id)
+    return not shown or "Reason=JobHeldUser" in shown
 
 
 # --- how an attempt ended ----------------------------------------------------------------------------------------------
