@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -42,6 +43,29 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
         assert ("NCCL_NET='AWS Libfabric'" in script) == (name == "olivia" and nodes == 2)
     checked = subprocess.run(["bash", "-n", str(ENVIRONMENTS / f"{name}.sh")], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("squeue", "given", "deadline"),
+    [
+        ("echo 2030-01-01T00:00:00", "", "1893456000"),
+        ("echo 2030-01-01T00:00:00", "1800000000", "1800000000"),
+        ("exit 1", "1800000000", "1800000000"),
+        ("exit 1", "", ""),
+        ("echo", "", ""),
+        ("echo N/A", "", ""),
+    ],
+)
+def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, squeue: str, given: str, deadline: str) -> None:
+    script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+    lines = [line for line in script.splitlines() if "SLURM_JOB_END_TIME" in line]
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", *lines, 'echo "$SLURM_JOB_END_TIME"'])], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": given, "TZ": "UTC"},
+    ).stdout.strip()  # fmt: skip
+    assert shown == deadline
 
 
 def test_variables_of_the_job_are_left_to_the_job() -> None:

@@ -57,6 +57,7 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
         job_id = slurm_command("sbatch", "--parsable", "--hold", *wait, str(script)).partition(";")[0]
         for index, run in enumerate(runs):
             task = f"{job_id}_{index}" if array else job_id
+            run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
             DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{task}_submitted.pkl")
             run.record_attempt(task, scheduler="slurm", code=code.name)
         slurm_command("scontrol", "release", job_id)
@@ -78,7 +79,6 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
         (folder / POINTS).mkdir()
     for index, run in enumerate(runs):
         run.jobs.mkdir(exist_ok=True)
-        run.begin_attempt()
         if array:
             (folder / POINTS / str(index)).symlink_to(os.path.relpath(run.jobs, folder / POINTS))
     job_folder = folder / POINTS / "%a" if array else runs[0].jobs
@@ -142,7 +142,9 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
-        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
+        # only newer ones set it; of no answer date would make last midnight
+        'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) && [ -n "$end" ] &&'
+        ' end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
         "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
         *(["requeue guard &"] if cluster.on_interrupt != "stop" else []),
     ]
