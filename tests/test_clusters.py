@@ -45,6 +45,13 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "requeue"), ("stop", "no-requeue")])
+def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
+    cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
+    script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+    assert [line for line in script.splitlines() if line.endswith("requeue")] == [f"#SBATCH --{option}"]
+
+
 @pytest.mark.parametrize(
     ("squeue", "given", "deadline"),
     [

@@ -414,6 +414,29 @@ def test_the_job_that_goes_on_is_noted_before_it_can_start(batch: Batch) -> None
     assert attempts.read(batch.run)[-1].next_job == "8"
 
 
+def test_a_run_that_shall_not_come_back_stays_as_it_ended(batch: Batch) -> None:
+    """Slurm preempts its job, and starts it again all the same."""
+    batch.begin()
+    batch.train(1, 2, saved=2)
+    batch.write("outcome.json", state="interrupted")
+    batch.say(job="COMPLETING", reason="Preempted")
+    assert batch.end(0, on_interrupt="stop") == 1
+    assert batch.call("begin", on_interrupt="stop") == 1
+    assert (batch.causes(), batch.told()) == ([INTERRUPTED], [])
+    assert json.loads((batch.run / "outcome.json").read_text())["state"] == "interrupted"
+    batch.job = "8"
+    assert batch.call("begin", on_interrupt="stop") == 0, "a person submitted it again"
+
+
+def test_a_power_cut_ends_a_run_that_shall_not_come_back(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2, saved=2)
+    batch.say(n2=DOWN["down"])
+    assert batch.call("begin", on_interrupt="stop") == 1
+    assert batch.causes() == [DEAD_NODE]
+    assert "when a person resumes it" in json.loads((batch.run / "failure.json").read_text())["error"]
+
+
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:
     for step in range(1, 4):
         batch.begin()

@@ -33,6 +33,7 @@ from finetune.attempts import Attempt, Ending
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
+STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 
 
@@ -120,7 +121,8 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
     last = earlier[-1]
     goes_on = job.id in (last.job, last.next_job)  # else a person submitted again
-    if last.ending is not None and goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED):
+    stays = goes_on and job.options.on_interrupt == "stop"  # started again though submitted with --no-requeue
+    if last.ending is not None and (stays or (goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED))):
         return _verdict(last.ending)  # it ended while `guard` brought it back
     if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
         return None
@@ -135,6 +137,8 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
         ending = replace(ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
     before = [a.ending for a in attempts.of_submission(earlier[:-1], last.job) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
+    if stays and decision.again:
+        decision = attempts.Decision(again=False, words=decision.words + STAYS, failed=ending.cause != attempts.INTERRUPTED)
     attempts.end(run, last.number, ending, decision.words, time.time())
     say(f"attempt {last.number}: {decision.words}")
     if decision.again or not goes_on:  # who submits again wants it to run
@@ -192,13 +196,14 @@ def end(run: Path, job: Job) -> int:
 def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
     """Bring the run back, in the way its site allows."""
     without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
-    way = job.options.on_interrupt if job.is_ours() else "left to Slurm, which ends the job"
-    if way == "stop":
-        words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
+    stays = job.options.on_interrupt == "stop"
+    way = job.options.on_interrupt if stays or job.is_ours() else "left to Slurm, which ends the job"
+    if stays:
+        words += STAYS
     attempts.end(run, last.number, ending, words, time.time())  # first of all: a requeue ends this script
     avoided = f", without {', '.join(without)}" if without else ""
     say(f"{words}: {way}{avoided}")
-    if way == "stop":
+    if stays:
         return FAILED
     forget_ending(run)
     try:

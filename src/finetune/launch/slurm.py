@@ -96,7 +96,8 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     """
     before, after = _requeue_lines(cluster, job_folder)
     executor = submitit.SlurmExecutor(folder=job_folder, python=_python(cluster))
-    options = {"requeue": True, **_gpus(cluster), **cluster.sbatch}
+    requeue = "no-requeue" if cluster.on_interrupt == "stop" else "requeue"
+    options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
     if cluster.memory_per_node:
         options["mem"] = cluster.memory_per_node
     executor.update_parameters(
