@@ -16,7 +16,7 @@ import pytest
 from finetune import config as configuration
 from finetune.cluster import ClusterConfig
 from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import end, slurm
+from finetune.launch import chain, end, observe, slurm
 from finetune.run_folder import RunFolder
 from tests.models import LLAMA
 
@@ -139,3 +139,44 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
     with pytest.raises(ValueError, match="busy"):
         slurm.submit_array([run], run.jobs, run.id, tmp_path / ".code" / "ab")
     assert (run.state(), run.failure(), run.code()) == ("failed", "a rank died", "ab")
+
+
+# Slurm's word for the last step, where the corpus is older or newer than the preparation's submission, and what follows
+PREPARED = [
+    ("COMPLETED", 1, None), ("RUNNING", -1, "9"), ("PENDING", None, "9"), ("", 1, None),
+    ("FAILED", -1, "ended without"), ("CANCELLED", -1, "ended without"), ("", -1, "ended without"), ("", None, "ended without"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def prepare_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpora" / ".mine.stages" / "slurm" / "prepare-1"
+    folder.mkdir(parents=True)
+    (folder / chain.FILE).write_text('{"read": "8", "publish": "9"}')
+    return folder
+
+
+@pytest.mark.parametrize(("state", "age", "expected"), PREPARED)
+def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
+    prepare_run: Path, monkeypatch: pytest.MonkeyPatch, state: str, age: int | None, expected: str | None
+) -> None:
+    corpora = prepare_run.parents[2]
+    corpus = corpora / "mine"
+    if age is not None:
+        corpus.mkdir()
+        (corpus / "manifest.json").touch()
+        submitted = (prepare_run / chain.FILE).stat().st_mtime
+        os.utime(corpus / "manifest.json", (submitted + age, submitted + age))
+    monkeypatch.setattr(observe, "states", lambda ids: {"8": "COMPLETED" if state else "", "9": state})
+    if expected is None or expected.isdigit():
+        assert chain.dependency("prepare-1", str(corpora), [corpus]) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        chain.dependency("prepare-1", str(corpora), [corpus])
+
+
+def test_a_training_does_not_wait_for_another_corpus(prepare_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
+    corpora = prepare_run.parents[2]
+    with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
+        chain.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])

@@ -120,14 +120,14 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
     """The job that makes the points' corpus, if it is still to be made.
 
     Raises:
-        ValueError: it failed; or the points are not for Slurm's queue.
+        ValueError: it failed, or makes another corpus; or the points are not for Slurm's queue.
     """
     first = points[0]
     if first.after is None:
         return None
     if not on_slurm:
         raise ValueError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
-    return chain.dependency(first.after, first.data.corpora_dir, first.data.corpus_folder)
+    return chain.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
