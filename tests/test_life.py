@@ -16,7 +16,7 @@ import pytest
 from finetune import config as configuration
 from finetune.cluster import ClusterConfig
 from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import chain, end, observe, slurm
+from finetune.launch import chain, end, observe, slurm, submit
 from finetune.run_folder import RunFolder
 from tests.models import LLAMA
 
@@ -180,3 +180,39 @@ def test_a_training_does_not_wait_for_another_corpus(prepare_run: Path, monkeypa
     corpora = prepare_run.parents[2]
     with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
         chain.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
+
+
+COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}
+
+
+def test_epochs_are_no_more_steps_where_steps_are_counted(make: Callable[..., RunFolder]) -> None:
+    run = make(files=COMPLETED, max_steps=6)
+    (run.checkpoints / "step-00000006").mkdir(parents=True)
+    with pytest.raises(ValueError, match="run mine is completed: give it more steps, as in max_steps=12"):
+        submit.resume(run, ["num_epochs=8"])
+    assert run.config().num_epochs == 1
+
+
+def test_a_completed_run_without_checkpoints_does_not_begin_anew(make: Callable[..., RunFolder]) -> None:
+    run = make(files=COMPLETED, max_steps=6)
+    with pytest.raises(ValueError, match="run mine has no checkpoint left to go on from: start a new run from it"):
+        submit.resume(run, ["max_steps=12"])
+    assert run.config().max_steps == 6
+
+
+def test_what_a_sweep_never_came_to_is_started_unless_the_sweep_is_at_work(
+    make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_again: list[RunFolder] = []
+    monkeypatch.setattr(submit, "_start_again", started_again.extend)
+    monkeypatch.setattr(submit.base, "check_inputs", lambda _: None)
+    point = {"provenance": {"sweep": "grid"}}
+    first, second, third = (make(name, files=point) for name in "abc")
+    first.write_json("outcome.json", {"state": "stopped"})
+    at_work = sleeper(str(second.jobs))
+    second.record_attempt(str(at_work.pid))
+    assert submit.retry([first, second, third]) == []
+    at_work.kill()
+    at_work.wait()
+    second.write_json("outcome.json", {"state": "stopped"})
+    assert submit.retry([first, second, third]) == started_again == [third]

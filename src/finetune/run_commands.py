@@ -129,14 +129,16 @@ def cancel(arguments: list[str]) -> int:
 
 
 def retry(arguments: list[str]) -> int:
-    options_of = parser("retry", "Submit again what failed, died or was cancelled; each goes on from its newest checkpoint.")
+    options_of = parser(
+        "retry", "Submit again what failed, died, was cancelled or never started; each goes on from its newest checkpoint."
+    )
     options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
     again = submit.retry(chosen(options))
     if not again:
-        print("nothing to retry: none of these runs failed, died or was cancelled", file=sys.stderr)
+        print("nothing to retry: none of these runs failed, died, was cancelled or waits without a job", file=sys.stderr)
         return 0
     return report_runs(again)
 

@@ -141,7 +141,9 @@ def dependency(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | 
     run = PrepareRun.find(run_id, corpora_dir)
     for folder in corpora:
         if folder.resolve() != run.corpus.resolve():
-            raise ValueError(f"prepare run {run_id} makes corpus {run.corpus}, not {folder}: choose its corpus, or leave --after out")
+            raise ValueError(
+                f"prepare run {run_id} makes corpus {run.corpus}, not {folder}: choose its corpus, or leave --after out"
+            )
     if run.is_alive():
         return run.last_job
     if not run.has_published():
