@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from finetune import attempts
 from finetune.cluster import ClusterConfig
 from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.launch import freeze, slurm
+from finetune.launch import freeze, requeue, slurm
 from finetune.launch.environment import environment_file, profiles
 from tests.models import LLAMA
 
@@ -50,6 +54,28 @@ def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: 
     cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
     script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
     assert [line for line in script.splitlines() if line.endswith("requeue")] == [f"#SBATCH --{option}"]
+
+
+def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    for host_python, code in (("python3", 1), (sys.executable, 0)):
+        cluster = replace(profiles()["testcluster"], python="apptainer exec my.sif python3", host_python=host_python)
+        script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+        (line,) = [line for line in script.splitlines() if "sys.version_info" in line]
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code
+        assert ("set cluster.host_python" in done.stderr) == (code == 1)
+        assert f"requeue() {{ {host_python} -m finetune.launch.requeue" in script
+
+
+@pytest.mark.parametrize("module", [attempts, requeue])
+def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+    assert "from __future__ import annotations" in source
+    assert not re.search(r"\.remove(prefix|suffix)\(|strict=|isinstance\([^()]*\|", source), "newer than 3.8"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +117,7 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
         ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
         ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine"),
         ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
+        ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
         ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
     ],

@@ -64,7 +64,7 @@ class PrepareRun:
         return bool({*self.states().values()} & {*observe.WAITING, *observe.AT_WORK})
 
     def has_published(self) -> bool:
-        """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten, the files' times say."""
+        """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten, files' times say."""
         state, manifest = list(self.states().values())[-1], self.corpus / "manifest.json"
         if state or not manifest.is_file():
             return state == "COMPLETED" and manifest.is_file()

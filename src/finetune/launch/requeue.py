@@ -6,7 +6,8 @@
     srun …
     python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
-It runs on the batch host, outside of a container, where scontrol is: only the standard library and finetune.attempts.
+It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts and the standard library, from Python
+3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from finetune.run_folder import RunFolder
 
 SCRIPT = "submit.sh"
 POINTS = "points"
+PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take
 
 
@@ -126,7 +127,6 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     return {
         "gpus-per-node": {"gpus-per-node": f"{kind}{cluster.ranks_per_node}"},
-        "gpus-per-task": {"gpus-per-task": f"{kind}1"},
         "gres": {"gres": f"gpu:{kind}{cluster.ranks_per_node}"},
         "none": {},
     }[cluster.gpu_request]
@@ -134,12 +134,14 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
     """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
-    Slurm's commands are, with any Python, as it needs no library."""
+    Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
-    python = "python3" if cluster.python else shlex.quote(sys.executable)
+    python = cluster.host_python if cluster.python else shlex.quote(sys.executable)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
+    too_old = f"error: the helper of this script needs Python 3.8 or newer on the host: {python} is none, set cluster.host_python"
     before = [
+        *([f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"] if cluster.python else []),
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
