@@ -189,10 +189,12 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (tmp_path / "runs" / run / "config.yaml").touch()
     (tmp_path / "runs" / "sweeps" / "base-sweep" / "0" / "points").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert words(["re"]) == ["resume", "retry"]
-    assert words(["logs", "base"]) == ["base-1", "base-2", "base-sweep"]
-    assert words(["logs", "--runs-dir", "nowhere", ""]) == []
-    assert words(["prepare", ""]) == []
+    verbs = ("resume", "retry", "logs")
+    assert words(["re"], verbs) == ["resume", "retry"]
+    assert words(["logs", "base"], verbs) == ["base-1", "base-2", "base-sweep"]
+    assert words(["resume", "base"], verbs) == ["base-1", "base-2"], "a sweep is not resumed"
+    assert words(["logs", "--runs-dir", "nowhere", ""], verbs) == []
+    assert words(["prepare", ""], verbs) == []
 
 
 def test_a_submission_says_what_it_may_cost() -> None:

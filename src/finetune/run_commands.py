@@ -36,9 +36,11 @@ def resume(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
-    run = RunFolder.find(options.run, options.runs_dir)
-    submit.resume(run, options.settings)
-    return report_runs([run])
+    first, *others = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
+    if others:
+        raise ValueError(f"{options.run} is a sweep of {len(others) + 1} runs: resume them one by one, or `finetune retry` it")
+    submit.resume(first, options.settings)
+    return report_runs([first])
 
 
 def status(arguments: list[str]) -> int:
@@ -75,28 +77,38 @@ def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
 
 
 def logs(arguments: list[str]) -> int:
-    options_of = parser("logs", "What a rank of a run has written.")
-    options_of.add_argument("run", help="run id")
+    options_of = parser("logs", "What a rank of each run has written.")
+    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options_of.add_argument(
         "--rank", type=int, default=0, help="of which rank (0, whose log also holds the batch script's words)"
     )
     options_of.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     options = options_of.parse_args(arguments)
+    runs = chosen(options)
+    if options.follow and len(runs) > 1:
+        raise ValueError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
+    for run in runs:
+        if len(runs) > 1:
+            print(f"==> {run.id} <==", flush=True)
+        _print_log(run, options.rank, options.follow)
+    return 0
+
+
+def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
     from finetune.launch.observe import observe
 
-    run = RunFolder.find(options.run, options.runs_dir)
-    if not 0 <= options.rank < run.config().cluster.world_size:
-        raise ValueError(f"--rank {options.rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
+    if not 0 <= rank < run.config().cluster.world_size:
+        raise ValueError(f"--rank {rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
     shown: Path | None = None
     position, asked = 0, 0.0
     alive = True
     while True:
-        log = run.log(options.rank)
+        log = run.log(rank)
         if log is not None:
             if log != shown:  # another job of the run: resubmitted, or resumed
                 shown, position = log, 0
             position = _print_from(log, position)
-        if not (options.follow and alive):
+        if not (follow and alive):
             break
         time.sleep(0.5)
         if time.monotonic() - asked > WATCH_SECONDS:  # one more look at the log after the end
@@ -104,8 +116,7 @@ def logs(arguments: list[str]) -> int:
             alive, asked = now.alive, time.monotonic()
     if shown is None:
         (now,) = observe([run])
-        print(f"run {run.id} has no log of rank {options.rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
-    return 0
+        print(f"run {run.id} has no log of rank {rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
 
 
 def _print_from(log: Path, position: int) -> int:
