@@ -36,11 +36,13 @@ def resume(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
-    first, *others = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
-    if others:
-        raise ValueError(f"{options.run} is a sweep of {len(others) + 1} runs: resume them one by one, or `finetune retry` it")
-    submit.resume(first, options.settings)
-    return report_runs([first])
+    try:
+        run = RunFolder.find(options.run, options.runs_dir)
+    except FileNotFoundError:
+        points = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
+        raise ValueError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
+    submit.resume(run, options.settings)
+    return report_runs([run])
 
 
 def status(arguments: list[str]) -> int:
@@ -157,7 +159,11 @@ def retry(arguments: list[str]) -> int:
 def prune(arguments: list[str]) -> int:
     options_of = parser("prune", "Free what completed runs need no more: checkpoints, job files, code that no run uses.")
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
-    options_of.add_argument("--failed", action="store_true", help="and whole folders of runs that failed, died or were cancelled")
+    options_of.add_argument(
+        "--failed",
+        action="store_true",
+        help="and whole folders of runs that failed, died or were cancelled; not what another machine may be at work on",
+    )
     options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
     options = options_of.parse_args(arguments)
     from finetune.launch import end

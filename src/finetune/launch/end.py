@@ -62,7 +62,8 @@ def _kill_local(run: RunFolder) -> None:
         try:
             process.wait(GRACE_SECONDS)
         except psutil.TimeoutExpired:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     for rank in run.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.kill()
