@@ -247,8 +247,8 @@ def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) ->
     wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))
     (run,) = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("now-")]
     wait_for(lambda: run.last_metrics().get("step", 0) > 2)
-    assert len(run.processes()) == 2
+    assert len(run.processes()) > 2, "the ranks, and srun"
     shell.finetune("cancel", "--now", run.id)
-    assert attached.wait(60) == 1
     assert not run.processes()
     assert run.state() == "cancelled"
+    assert attached.wait(120) == 1
