@@ -77,3 +77,26 @@ def test_a_users_recipe_is_found_by_config_dir(tmp_path: Path) -> None:
     (tmp_path / "my" / "recipe" / "mine.yaml").write_text("# @package _global_\nlr: 0.125\n")
     done = run("train", "recipe=mine", "--config-dir", "my", "--cfg", "job", cwd=tmp_path)
     assert "lr: 0.125" in done.stdout
+
+
+def test_each_verb_completes_and_inspect_runs(tmp_path: Path) -> None:
+    usage = [line.split()[0] for line in run("--help").stdout.splitlines() if line.startswith("  ")]
+    assert sorted(run("completion", "words", "").stdout.split()) == sorted(usage)
+    missing = run("inspect", "nowhere", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: ")
+
+
+def test_a_sweep_stands_for_its_points(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "runs" / name
+        (folder / "jobs").mkdir(parents=True)
+        (folder / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}}\n")
+        (folder / "provenance.json").write_text('{"sweep": "grid"}')
+        (folder / "jobs" / "7_0_log.out").write_text(f"rank 0 of {name}\n")
+    assert run("logs", "grid", cwd=tmp_path).stdout.splitlines() == ["==> a <==", "rank 0 of a", "==> b <==", "rank 0 of b"]
+    assert run("logs", "b", cwd=tmp_path).stdout == "rank 0 of b\n"
+    for arguments, words in ((["logs", "-f", "grid"], "follows one run"), (["resume", "grid"], "is a sweep of 2 runs")):
+        refused = run(*arguments, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert words in refused.stderr

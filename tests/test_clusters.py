@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from finetune import attempts
 from finetune.cluster import ClusterConfig
 from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.launch import freeze, slurm
+from finetune.launch import freeze, requeue, slurm
 from finetune.launch.environment import environment_file, profiles
 from tests.models import LLAMA
 
@@ -44,6 +49,58 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "requeue"), ("stop", "no-requeue")])
+def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
+    cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
+    script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+    assert [line for line in script.splitlines() if line.endswith("requeue")] == [f"#SBATCH --{option}"]
+
+
+def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    for host_python, code in (("python3", 1), (sys.executable, 0)):
+        cluster = replace(profiles()["testcluster"], python="apptainer exec my.sif python3", host_python=host_python)
+        script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+        (line,) = [line for line in script.splitlines() if "sys.version_info" in line]
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code
+        assert ("set cluster.host_python" in done.stderr) == (code == 1)
+        assert f"requeue() {{ {host_python} -m finetune.launch.requeue" in script
+
+
+@pytest.mark.parametrize("module", [attempts, requeue])
+def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+    assert "from __future__ import annotations" in source
+    assert not re.search(r"\.remove(prefix|suffix)\(|strict=|isinstance\([^()]*\|", source), "newer than 3.8"
+
+
+@pytest.mark.parametrize(
+    ("squeue", "given", "deadline"),
+    [
+        ("echo 2030-01-01T00:00:00", "", "1893456000"),
+        ("echo 2030-01-01T00:00:00", "1800000000", "1800000000"),
+        ("exit 1", "1800000000", "1800000000"),
+        ("exit 1", "", ""),
+        ("echo", "", ""),
+        ("echo N/A", "", ""),
+    ],
+)
+def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, squeue: str, given: str, deadline: str) -> None:
+    script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+    lines = [line for line in script.splitlines() if "SLURM_JOB_END_TIME" in line]
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", *lines, 'echo "$SLURM_JOB_END_TIME"'])], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": given, "TZ": "UTC"},
+    ).stdout.strip()  # fmt: skip
+    assert shown == deadline
+
+
 def test_variables_of_the_job_are_left_to_the_job() -> None:
     cluster = ClusterConfig(env={"A": "/tmp/$SLURM_JOB_ID/x", "B": 'say "no" `now`', "C": 'it\'s $HOME "x" `y`'})
     lines = "\n".join(line for line in environment_file(cluster).splitlines() if line.startswith("export"))
@@ -60,6 +117,7 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
         ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
         ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine"),
         ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
+        ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
         ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
     ],
@@ -131,10 +189,12 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (tmp_path / "runs" / run / "config.yaml").touch()
     (tmp_path / "runs" / "sweeps" / "base-sweep" / "0" / "points").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert words(["re"]) == ["resume", "retry"]
-    assert words(["logs", "base"]) == ["base-1", "base-2", "base-sweep"]
-    assert words(["logs", "--runs-dir", "nowhere", ""]) == []
-    assert words(["prepare", ""]) == []
+    verbs = ("resume", "retry", "logs")
+    assert words(["re"], verbs) == ["resume", "retry"]
+    assert words(["logs", "base"], verbs) == ["base-1", "base-2", "base-sweep"]
+    assert words(["resume", "base"], verbs) == ["base-1", "base-2"], "a sweep is not resumed"
+    assert words(["logs", "--runs-dir", "nowhere", ""], verbs) == []
+    assert words(["prepare", ""], verbs) == []
 
 
 def test_a_submission_says_what_it_may_cost() -> None:

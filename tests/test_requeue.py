@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def test_decision(case: str) -> None:
 SBATCH = """\
 #!/bin/sh
 echo "sbatch $@" >> {log}
+if [ -e {log}.breaks ]; then rm {log}.breaks; exit 1; fi
+if [ -e {log}.slow ]; then sleep 2; fi
 echo 8
 """
 SCONTROL = """\
@@ -83,7 +86,8 @@ if words[:2] == ["show", "hostnames"]:
     print("\\n".join(words[2].split("+")))
 elif words[:2] == ["show", "job"]:
     first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
-    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + answers.get("reason", "None"))
+    reason = answers.get("reason" + words[2]) or answers.get("reason", "None")
+    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + reason)
     print("Command=submit.sh")
 elif words[:2] == ["show", "node"]:
     print("NodeName=" + words[2] + " " + answers.get(words[2], "BootTime=2020-01-01T00:00:00 State=ALLOCATED"))
@@ -359,6 +363,78 @@ def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(batch:
     batch.job = "8"
     assert batch.begin() == code
     assert batch.causes() == [state]
+
+
+def time_limit(batch: Batch) -> None:
+    """The run is at work, on a site that forbids requeue, and its time is over."""
+    (batch.run / "jobs" / "7_submitted.pkl").write_text("")
+    batch.begin()
+    batch.say(job="COMPLETING", reason="TimeLimit")
+
+
+AGAIN = ["sbatch --parsable --hold --dependency=afterany:7 submit.sh", "release 8"]
+
+
+def test_guard_and_end_at_once_submit_one_job(batch: Batch) -> None:
+    time_limit(batch)
+    batch.log.with_name("log.slow").touch()
+    guard = threading.Thread(target=batch.call, args=("guard",), kwargs={"on_interrupt": "resubmit"})
+    guard.start()
+    while not batch.told():
+        time.sleep(0.05)
+    batch.end(143, on_interrupt="resubmit")
+    guard.join()
+    assert batch.told() == AGAIN
+    assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
+
+
+def test_what_the_guard_could_not_submit_is_submitted_at_the_end(batch: Batch) -> None:
+    time_limit(batch)
+    batch.log.with_name("log.breaks").touch()
+    with pytest.raises(RuntimeError):
+        batch.call("guard", on_interrupt="resubmit")
+    batch.end(143, on_interrupt="resubmit")
+    assert batch.told() == [AGAIN[0], *AGAIN]
+    assert attempts.read(batch.run)[-1].next_job == "8"
+
+
+def test_what_the_guard_could_not_release_is_released_at_the_end(batch: Batch) -> None:
+    time_limit(batch)
+    attempts.hand_over(batch.run, 1, "8", time.time())
+    batch.say(job="COMPLETING", reason="TimeLimit", reason8="JobHeldUser")
+    batch.end(143, on_interrupt="resubmit")
+    assert batch.told() == ["release 8"]
+
+
+def test_the_job_that_goes_on_is_noted_before_it_can_start(batch: Batch) -> None:
+    time_limit(batch)
+    batch.say(job="COMPLETING", reason="TimeLimit", refuses="Slurm is away")
+    with pytest.raises(RuntimeError, match="Slurm is away"):
+        batch.call("guard", on_interrupt="resubmit")
+    assert attempts.read(batch.run)[-1].next_job == "8"
+
+
+def test_a_run_that_shall_not_come_back_stays_as_it_ended(batch: Batch) -> None:
+    """Slurm preempts its job, and starts it again all the same."""
+    batch.begin()
+    batch.train(1, 2, saved=2)
+    batch.write("outcome.json", state="interrupted")
+    batch.say(job="COMPLETING", reason="Preempted")
+    assert batch.end(0, on_interrupt="stop") == 1
+    assert batch.call("begin", on_interrupt="stop") == 1
+    assert (batch.causes(), batch.told()) == ([INTERRUPTED], [])
+    assert json.loads((batch.run / "outcome.json").read_text())["state"] == "interrupted"
+    batch.job = "8"
+    assert batch.call("begin", on_interrupt="stop") == 0, "a person submitted it again"
+
+
+def test_a_power_cut_ends_a_run_that_shall_not_come_back(batch: Batch) -> None:
+    batch.begin()
+    batch.train(1, 2, saved=2)
+    batch.say(n2=DOWN["down"])
+    assert batch.call("begin", on_interrupt="stop") == 1
+    assert batch.causes() == [DEAD_NODE]
+    assert "when a person resumes it" in json.loads((batch.run / "failure.json").read_text())["error"]
 
 
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:

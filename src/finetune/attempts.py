@@ -3,7 +3,7 @@
 `attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its batch script, as a
 power cut does, has no `end`: the next one finds that out and writes it. A second `end` knows better: a node was found dead.
 
-Only the standard library, of an old Python too: the batch script reads this outside of a container (launch/requeue.py).
+Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (launch/requeue.py).
 """
 
 from __future__ import annotations
@@ -128,17 +128,13 @@ def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> 
     return attempt
 
 
-def end(run: Path, number: int, ending: Ending, words: str, now: float, next_job: str | None = None) -> None:
-    """Note how an attempt ended, and what was decided.
-
-    Args:
-        next_job: the job that was submitted to go on, where a site forbids requeue.
-    """
-    _append(run, {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words, "next_job": next_job})
+def end(run: Path, number: int, ending: Ending, words: str, now: float) -> None:
+    """Note how an attempt ended, and what was decided."""
+    _append(run, {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words})
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
-    """Note the job that was submitted to go on after an attempt that has not ended yet, but will."""
+    """Note the job that was submitted to go on after an attempt, where a site forbids requeue; the attempt has ended, or will."""
     _append(run, {"event": "handed over", "attempt": number, "time": now, "next_job": next_job})
 
 

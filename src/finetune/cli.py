@@ -29,7 +29,7 @@ Fine-tune open language models on Norwegian public-sector text.
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
   status [RUN …] [--watch]   what the runs are doing, or how they ended
-  logs RUN [-f] [--rank N]   what a rank has written
+  logs RUN … [-f] [--rank N] what a rank has written
   cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
   retry RUN …                submit again what failed
   prune [RUN …]              free what completed runs need no more
@@ -37,7 +37,7 @@ Fine-tune open language models on Norwegian public-sector text.
   ui                         open MLflow's user interface on the runs
   completion bash|zsh        print what makes verbs and run ids complete in the shell
 
-RUN is the id of a run, or of a sweep for all its points.
+RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
 
 `finetune VERB --help` says more. `finetune train --help` lists every setting.
 """
@@ -49,10 +49,7 @@ RUN_COMMANDS = ("resume", "status", "logs", "cancel", "retry", "prune", "sync") 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
-        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
-    }  # fmt: skip
+    verbs = _verbs()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         sys.exit(0 if arguments else 2)
@@ -64,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[0] not in verbs:
         _fail(f"unknown verb '{arguments[0]}': choose one of {', '.join(verbs)}")
     sys.exit(_guarded(verbs[arguments[0]], arguments[1:]))
+
+
+def _verbs() -> dict[str, Callable[[list[str]], int]]:
+    return {
+        "prepare": prepare, "inspect": inspect, "train": train, "evaluate": evaluate, "ui": ui, "completion": completion,
+        **{verb: partial(_run_command, verb) for verb in RUN_COMMANDS},
+    }  # fmt: skip
 
 
 def prepare(arguments: list[str]) -> int:
@@ -118,7 +122,7 @@ def completion(arguments: list[str]) -> int:
     from finetune.completion import script, words
 
     if arguments[:1] == ["words"]:  # what the script itself asks
-        print("\n".join(words(arguments[1:])))
+        print("\n".join(words(arguments[1:], _verbs())))
         return 0
     print(script(arguments[0] if arguments else ""), end="")
     return 0
@@ -403,20 +407,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _log_to_stderr() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-
-
-def _wants_help(arguments: list[str]) -> bool:
-    return any(argument in ("-h", "--help") for argument in arguments)
-
-
-if __name__ == "__main__":
-    main()
-
-
 def _inspect(options: argparse.Namespace) -> int:
     from data_prep.inspection import Inspection, bins, draw_lengths
     from finetune import report
@@ -440,3 +430,17 @@ def _inspect(options: argparse.Namespace) -> int:
     if not (names or options.dropped is not None or options.lengths or options.picture):
         report.print_corpus_overview(inspection.corpus)
     return 0
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+
+
+def _wants_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+if __name__ == "__main__":
+    main()

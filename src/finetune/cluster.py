@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from finetune.settings import at_least, one_of, setting
 
 SCHEDULERS = ("local", "slurm")
-GPU_REQUESTS = ("gpus-per-node", "gpus-per-task", "gres", "none")
+GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
 CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -87,6 +87,9 @@ class ClusterConfig:
     array_parallelism: int = setting(256, "points of a sweep that run at once")
 
     python: str | None = setting(None, "command of the job's Python, as in a container; unset: the one that submits")
+    host_python: str = setting(
+        "python3", "where python is set: the nodes' own Python, 3.8 or newer, that brings a run back (no packages needed)"
+    )
     modules: list[str] = setting([], "module commands before the job starts, as in 'load CUDA'")
     setup: list[str] = setting([], "shell lines before the job starts")
     master_suffix: str = setting("", "what makes a host's name that of its fast network, where a site needs it")

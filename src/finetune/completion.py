@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-VERBS = (
-    "prepare", "train", "resume", "evaluate", "status", "logs", "cancel", "retry", "prune", "sync", "ui", "completion",
-)  # fmt: skip
-TAKES_RUNS = ("resume", "evaluate", "status", "logs", "cancel", "retry", "prune", "sync")
+TAKES_RUN = ("resume", "evaluate")
+TAKES_RUNS = ("status", "logs", "cancel", "retry", "prune", "sync")  # and sweeps
 
 BASH = """\
 _finetune() {
@@ -30,22 +29,22 @@ def script(shell: str) -> str:
     return BASH if shell == "bash" else f"autoload -Uz bashcompinit && bashcompinit\n{BASH}"
 
 
-def words(typed: list[str]) -> list[str]:
+def words(typed: list[str], verbs: Iterable[str]) -> list[str]:
     """How the last of the typed words can go on."""
     *before, last = typed or [""]
     if not before:
-        return [verb for verb in VERBS if verb.startswith(last)]
-    if before[0] in TAKES_RUNS:
-        return [name for name in _ids(_runs_dir(before)) if name.startswith(last)]
-    return []
+        return [verb for verb in verbs if verb.startswith(last)]
+    if before[0] not in TAKES_RUN + TAKES_RUNS:
+        return []
+    return [name for name in _ids(_runs_dir(before), sweeps=before[0] in TAKES_RUNS) if name.startswith(last)]
 
 
 def _runs_dir(before: list[str]) -> Path:
     return Path(before[before.index("--runs-dir") + 1]) if "--runs-dir" in before[:-1] else Path("runs")
 
 
-def _ids(runs_dir: Path) -> list[str]:
+def _ids(runs_dir: Path, sweeps: bool) -> list[str]:
     """Newest first would be nicer, but shells sort."""
     runs = [path.parent.name for path in runs_dir.glob("*/config.yaml")]
-    sweeps = [path.name for path in (runs_dir / "sweeps").glob("*") if any(path.glob("*/points"))]
-    return sorted(runs) + sorted(sweeps)
+    arrays = [path.name for path in (runs_dir / "sweeps").glob("*") if sweeps and any(path.glob("*/points"))]
+    return sorted(runs) + sorted(arrays)

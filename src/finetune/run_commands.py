@@ -36,7 +36,11 @@ def resume(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
-    run = RunFolder.find(options.run, options.runs_dir)
+    try:
+        run = RunFolder.find(options.run, options.runs_dir)
+    except FileNotFoundError:
+        points = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
+        raise ValueError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
     submit.resume(run, options.settings)
     return report_runs([run])
 
@@ -75,28 +79,38 @@ def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
 
 
 def logs(arguments: list[str]) -> int:
-    options_of = parser("logs", "What a rank of a run has written.")
-    options_of.add_argument("run", help="run id")
+    options_of = parser("logs", "What a rank of each run has written.")
+    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options_of.add_argument(
         "--rank", type=int, default=0, help="of which rank (0, whose log also holds the batch script's words)"
     )
     options_of.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     options = options_of.parse_args(arguments)
+    runs = chosen(options)
+    if options.follow and len(runs) > 1:
+        raise ValueError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
+    for run in runs:
+        if len(runs) > 1:
+            print(f"==> {run.id} <==", flush=True)
+        _print_log(run, options.rank, options.follow)
+    return 0
+
+
+def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
     from finetune.launch.observe import observe
 
-    run = RunFolder.find(options.run, options.runs_dir)
-    if not 0 <= options.rank < run.config().cluster.world_size:
-        raise ValueError(f"--rank {options.rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
+    if not 0 <= rank < run.config().cluster.world_size:
+        raise ValueError(f"--rank {rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
     shown: Path | None = None
     position, asked = 0, 0.0
     alive = True
     while True:
-        log = run.log(options.rank)
+        log = run.log(rank)
         if log is not None:
             if log != shown:  # another job of the run: resubmitted, or resumed
                 shown, position = log, 0
             position = _print_from(log, position)
-        if not (options.follow and alive):
+        if not (follow and alive):
             break
         time.sleep(0.5)
         if time.monotonic() - asked > WATCH_SECONDS:  # one more look at the log after the end
@@ -104,8 +118,7 @@ def logs(arguments: list[str]) -> int:
             alive, asked = now.alive, time.monotonic()
     if shown is None:
         (now,) = observe([run])
-        print(f"run {run.id} has no log of rank {options.rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
-    return 0
+        print(f"run {run.id} has no log of rank {rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
 
 
 def _print_from(log: Path, position: int) -> int:
@@ -129,14 +142,16 @@ def cancel(arguments: list[str]) -> int:
 
 
 def retry(arguments: list[str]) -> int:
-    options_of = parser("retry", "Submit again what failed, died or was cancelled; each goes on from its newest checkpoint.")
+    options_of = parser(
+        "retry", "Submit again what failed, died, was cancelled or never started; each goes on from its newest checkpoint."
+    )
     options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
     again = submit.retry(chosen(options))
     if not again:
-        print("nothing to retry: none of these runs failed, died or was cancelled", file=sys.stderr)
+        print("nothing to retry: none of these runs failed, died, was cancelled or waits without a job", file=sys.stderr)
         return 0
     return report_runs(again)
 
@@ -144,7 +159,11 @@ def retry(arguments: list[str]) -> int:
 def prune(arguments: list[str]) -> int:
     options_of = parser("prune", "Free what completed runs need no more: checkpoints, job files, code that no run uses.")
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
-    options_of.add_argument("--failed", action="store_true", help="and whole folders of runs that failed, died or were cancelled")
+    options_of.add_argument(
+        "--failed",
+        action="store_true",
+        help="and whole folders of runs that failed, died or were cancelled; not what another machine may be at work on",
+    )
     options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
     options = options_of.parse_args(arguments)
     from finetune.launch import end

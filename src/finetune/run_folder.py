@@ -189,16 +189,31 @@ class RunFolder:
 
         A run of another machine counts as running while its metrics were written to in the last ten minutes.
         """
+        if self.elsewhere() is not None:
+            return self.metrics.exists() and time.time() - self.metrics.stat().st_mtime < 600
+        return self.controller() is not None
+
+    def elsewhere(self) -> str | None:
+        """The other machine where the run was started without scheduler, if it has not said its end there: it may be at work,
+        however long it is silent."""
         attempt = self.read_json("attempt.json")
-        if attempt is None or self.scheduler() == "slurm":
-            return False
-        if attempt["host"] != socket.gethostname():
-            ended = (self.path / "outcome.json").exists() or self.failure() is not None
-            return not ended and self.metrics.exists() and time.time() - self.metrics.stat().st_mtime < 600
+        if attempt is None or self.scheduler() == "slurm" or attempt["host"] == socket.gethostname():
+            return None
+        ended = (self.path / "outcome.json").exists() or self.failure() is not None
+        return None if ended else str(attempt["host"])
+
+    def controller(self) -> psutil.Process | None:
+        """The process on this machine that a run without scheduler hangs on (launch/follow.py), if it is there; by its command
+        line, as its id may be another process' by now."""
+        attempt = self.read_json("attempt.json")
+        if attempt is None or self.scheduler() == "slurm" or attempt["host"] != socket.gethostname():
+            return None
         try:
-            return str(self.jobs) in psutil.Process(int(attempt["job_id"])).cmdline()
+            process = psutil.Process(int(attempt["job_id"]))
+            ours = {str(self.jobs), str(self.jobs / "attached.sh")}  # that script becomes srun (launch/local.py)
+            return process if ours & set(process.cmdline()) else None
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            return False
+            return None
 
     def processes(self) -> list[psutil.Process]:
         """The run's ranks on this machine, found by the folder in their command lines."""

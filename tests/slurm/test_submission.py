@@ -227,6 +227,7 @@ def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger
     (run,) = shell.runs(shell.run(*allocation, *command).stdout)
     assert run.state() == "completed"
     assert run.read_json("started.json")["host"].startswith("node")  # type: ignore[index]
+    assert (shell.folder / "runs" / ".code" / str(run.code())).is_dir(), "prune would take it for code that no run uses"
     too_big = shell.run(*allocation, *command, "cluster.nodes=2", code=2)
     assert "this allocation has 1" in too_big.stderr
     assert "needs an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
@@ -237,3 +238,17 @@ def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger
     assert debugged.returncode == 0, debugged.stderr[-2000:]
     assert "(Pdb) 'run-" in debugged.stdout
     assert json.loads((shell.runs(debugged.stdout.split()[-1])[0].path / "outcome.json").read_text())["state"] == "completed"
+
+
+def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) -> None:
+    command = [sys.executable, "-m", "finetune.cli", "train", *training("max_steps=5000", "cluster.ranks_per_node=2", "name=now")]
+    allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
+    attached = subprocess.Popen([*allocation, *command], cwd=shell.folder, env=shell.environment)
+    wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))
+    (run,) = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("now-")]
+    wait_for(lambda: run.last_metrics().get("step", 0) > 2)
+    assert len(run.processes()) > 2, "the ranks, and srun"
+    shell.finetune("cancel", "--now", run.id)
+    assert not run.processes()
+    assert run.state() == "cancelled"
+    assert attached.wait(120) == 1

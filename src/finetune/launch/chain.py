@@ -15,6 +15,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,12 @@ class PrepareRun:
         return self.folder.name
 
     @property
+    def corpus(self) -> Path:
+        """The folder that it makes, and whose stages' folder (data_prep.pipeline) this lies in."""
+        stages = self.folder.parents[1]
+        return stages.with_name(stages.name.removeprefix(".").removesuffix(".stages"))
+
+    @property
     def last_job(self) -> str:
         return list(self.jobs.values())[-1]
 
@@ -45,7 +52,7 @@ class PrepareRun:
     def find(cls, run_id: str, corpora_dir: str | Path) -> PrepareRun:
         """Raises FileNotFoundError if there is none of this id."""
         for path in Path(corpora_dir).glob(f".*.stages/slurm/{run_id}/{FILE}"):
-            return cls(path.parent.resolve(), json.loads(path.read_text(encoding="utf-8")))
+            return cls(path.parent.absolute(), json.loads(path.read_text(encoding="utf-8")))
         raise FileNotFoundError(f"no prepare run '{run_id}' in {corpora_dir}: `finetune prepare … cluster=…` prints its id")
 
     def states(self) -> dict[str, str]:
@@ -55,6 +62,13 @@ class PrepareRun:
     def is_alive(self) -> bool:
         """A step of it runs, or will."""
         return bool({*self.states().values()} & {*observe.WAITING, *observe.AT_WORK})
+
+    def has_published(self) -> bool:
+        """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten, files' times say."""
+        state, manifest = list(self.states().values())[-1], self.corpus / "manifest.json"
+        if state or not manifest.is_file():
+            return state == "COMPLETED" and manifest.is_file()
+        return manifest.stat().st_mtime >= (self.folder / FILE).stat().st_mtime
 
 
 def submit(name: str, work: Path, steps: list[tuple[str, bool]], num_tasks: int, cluster: ClusterConfig) -> PrepareRun:
@@ -118,16 +132,21 @@ fi
 exit $code"""
 
 
-def dependency(run_id: str, corpora_dir: str, corpus_folder: Path) -> str | None:
-    """The job that a training must wait for, or None if the corpus is there.
+def dependency(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | None:
+    """The job that a training on these corpus folders must wait for, or None if the corpus is there.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such prepare run, or it ended without a corpus.
+        FileNotFoundError, ValueError: there is no such prepare run, it makes another corpus, or it ended without one.
     """
     run = PrepareRun.find(run_id, corpora_dir)
+    for folder in corpora:
+        if folder.resolve() != run.corpus.resolve():
+            raise ValueError(
+                f"prepare run {run_id} makes corpus {run.corpus}, not {folder}: choose its corpus, or leave --after out"
+            )
     if run.is_alive():
         return run.last_job
-    if not (corpus_folder / "manifest.json").is_file():
+    if not run.has_published():
         raise ValueError(
             f"prepare run {run_id} ended without a corpus: its logs are in {run.folder}; run `finetune prepare` again"
         )

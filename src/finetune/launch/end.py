@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from filelock import Timeout
 
 from finetune.launch import slurm
+from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE
 from finetune.launch.observe import Observed, observe
 from finetune.run_folder import RunFolder
 
 JOBS_A_COMMAND = 500
+GRACE_SECONDS = 30.0  # that srun has to end its ranks
 
 
 def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
@@ -24,9 +27,12 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
         each run, and what was done, in words.
 
     Raises:
-        ValueError: Slurm refuses.
+        ValueError: Slurm refuses; or a run is to be ended now that another machine has. None was ended then.
     """
     seen = observe(runs)
+    for one in seen:
+        if now and one.alive and (host := one.run.elsewhere()):
+            raise ValueError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
     jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == "queued")]
     for first in range(0, len(jobs), JOBS_A_COMMAND):
         slurm.slurm_command("scancel", *jobs[first : first + JOBS_A_COMMAND])
@@ -50,10 +56,12 @@ def _cancel(one: Observed, now: bool) -> str:
 
 
 def _kill_local(run: RunFolder) -> None:
-    attempt = run.read_json("attempt.json") or {}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        controller = psutil.Process(int(attempt["job_id"]))
-        for process in (*controller.children(recursive=True), controller):
+    if (process := run.controller()) is not None:
+        owns_ranks = run.config().cluster.scheduler == "local"
+        Controller(process, lambda: not process.is_running(), owns_ranks).end()
+        try:
+            process.wait(GRACE_SECONDS)
+        except psutil.TimeoutExpired:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     for rank in run.processes():
@@ -66,28 +74,30 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
     """What can go: of completed runs all but their result and their numbers; code that no run's job imports.
 
     Args:
-        failed: whole folders too, of runs that failed, died or were cancelled.
+        failed: whole folders too, of runs that failed, died or were cancelled; not of one that another machine has, unless it
+            has said its end.
 
     Yields:
         a file or folder, and its bytes.
     """
     for one in observe(runs):
-        if one.alive:
+        if one.alive or one.run.elsewhere():
             continue
-        if one.state == "completed":
-            parts = [
-                one.run.checkpoints,
-                one.run.path / "merged_base",
-                *one.run.jobs.glob("*.pkl"),
-                *one.run.jobs.glob("rendezvous-*"),
-            ]
-        else:
-            parts = [one.run.path] if failed and one.state in ("failed", "dead", "cancelled") else []
-        yield from ((path, _size(path)) for path in parts if path.exists())
+        with contextlib.suppress(Timeout), one.run.lock:  # held while the caller removes what it is given
+            if one.run.state() == one.state:  # else somebody has started it since
+                yield from ((path, _size(path)) for path in _superfluous(one, failed) if path.exists())
     used = {run.code() for run in RunFolder.all(runs_dir)}
     for folder in sorted((runs_dir / CODE).glob("*")):
         if folder.name not in used:
             yield folder, _size(folder)
+
+
+def _superfluous(one: Observed, failed: bool) -> list[Path]:
+    run = one.run
+    if one.state == "completed":
+        merged = [] if run.adapter.is_dir() else [run.path / "merged_base"]  # which adapter_config.json names
+        return [run.checkpoints, *merged, *run.jobs.glob("*.pkl"), *run.jobs.glob("rendezvous-*")]
+    return [run.path] if failed and one.state in ("failed", "dead", "cancelled") else []
 
 
 def _size(path: Path) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import submitit
@@ -48,8 +49,13 @@ def start(run: RunFolder) -> None:
             if config.debug:
                 _debug(run, config)
                 return
-            controller = _srun(run, config) if config.cluster.scheduler == "slurm" else _local_ranks(run, config)
-            run.record_attempt(str(controller.process.pid))
+            if config.cluster.scheduler == "slurm":
+                code = snapshot_code(run.path.parent)
+                controller = _srun(run, config, code)
+                run.record_attempt(str(controller.process.pid), code=code.name)
+            else:
+                controller = _local_ranks(run, config)
+                run.record_attempt(str(controller.process.pid))
     except Timeout:
         raise _in_use(run) from None
     if not config.detach:
@@ -78,7 +84,7 @@ def check_allocation(config: TrainConfig) -> None:
         )
 
 
-def _srun(run: RunFolder, config: TrainConfig) -> Controller:
+def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     """The ranks as a step of this allocation; its end, and not the job's, is the end of the attempt."""
     run.jobs.mkdir(exist_ok=True)
     job_id = os.environ["SLURM_JOB_ID"]
@@ -92,7 +98,7 @@ def _srun(run: RunFolder, config: TrainConfig) -> Controller:
     ]
     lines = [
         *environment_lines(config.cluster),
-        slurm.code_line(snapshot_code(run.path.parent)),
+        slurm.code_line(code),
         "export SUBMITIT_EXECUTOR=slurm",
     ]
     script = run.jobs / "attached.sh"

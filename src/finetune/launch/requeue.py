@@ -6,12 +6,15 @@
     srun …
     python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
-It runs on the batch host, outside of a container, where scontrol is: only the standard library and finetune.attempts.
+It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts and the standard library, from Python
+3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +34,7 @@ from finetune.attempts import Attempt, Ending
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
+STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 
 
@@ -117,7 +122,8 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
     last = earlier[-1]
     goes_on = job.id in (last.job, last.next_job)  # else a person submitted again
-    if last.ending is not None and goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED):
+    stays = goes_on and job.options.on_interrupt == "stop"  # started again though submitted with --no-requeue
+    if last.ending is not None and (stays or (goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED))):
         return _verdict(last.ending)  # it ended while `guard` brought it back
     if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
         return None
@@ -132,6 +138,8 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
         ending = replace(ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
     before = [a.ending for a in attempts.of_submission(earlier[:-1], last.job) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
+    if stays and decision.again:
+        decision = attempts.Decision(again=False, words=decision.words + STAYS, failed=ending.cause != attempts.INTERRUPTED)
     attempts.end(run, last.number, ending, decision.words, time.time())
     say(f"attempt {last.number}: {decision.words}")
     if decision.again or not goes_on:  # who submits again wants it to run
@@ -161,7 +169,9 @@ def guard(run: Path, job: Job) -> int:
         if job.options.on_interrupt == "requeue":
             job.requeue(without)
         else:
-            attempts.hand_over(run, last.number, resubmit(run, job, without), time.time())
+            with alone(run, job):
+                if attempts.read(run)[-1].ending is None:  # else it is for `end` to submit
+                    resubmit(run, job, last, without)
     return GO
 
 
@@ -187,13 +197,14 @@ def end(run: Path, job: Job) -> int:
 def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
     """Bring the run back, in the way its site allows."""
     without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
-    way = job.options.on_interrupt if job.is_ours() else "left to Slurm, which ends the job"
-    if way == "stop":
-        words += "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
+    stays = job.options.on_interrupt == "stop"
+    way = job.options.on_interrupt if stays or job.is_ours() else "left to Slurm, which ends the job"
+    if stays:
+        words += STAYS
     attempts.end(run, last.number, ending, words, time.time())  # first of all: a requeue ends this script
     avoided = f", without {', '.join(without)}" if without else ""
     say(f"{words}: {way}{avoided}")
-    if way == "stop":
+    if stays:
         return FAILED
     forget_ending(run)
     try:
@@ -202,8 +213,11 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
             job.requeue(without)
         elif way == "resubmit":
             clean_up(run, len(job.nodes))
-            if attempts.read(run)[-1].next_job is None:  # else `guard` did
-                attempts.end(run, last.number, ending, words, time.time(), next_job=resubmit(run, job, without))
+            with alone(run, job):
+                if (submitted := attempts.read(run)[-1].next_job) is None:
+                    resubmit(run, job, last, without)
+                elif may_be_held(submitted):  # `guard` was ended before it could release it
+                    scontrol("release", submitted.partition("_")[0], check=True)
         else:
             job.exclude(without, check=False)  # a job that was cancelled has no queue to be kept in
     except RuntimeError as fault:
@@ -215,8 +229,20 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
     return BACK_IN_QUEUE
 
 
-def resubmit(run: Path, job: Job, without: list[str]) -> str:
-    """Submit the same script again, as a job of its own; its id. It cannot start before its files are there and this job is over.
+@contextlib.contextmanager
+def alone(run: Path, job: Job) -> Iterator[None]:
+    """`guard` and `end` may both want to submit the run again: the second waits here, and finds in attempts.jsonl what the first
+    has done. The lock is the process' own: if that ends before it has submitted, whoever of the two is left takes over; and if
+    its sbatch outlives it, that job stays held. Both are on the batch host."""
+    with (run / "jobs" / f"next-of-{job.id}").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: then what was noted must do
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
+    """Submit the same script again, as a job of its own that goes on after the attempt `last`. It cannot start before its files
+    are there, it is noted, and this job is over.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -237,8 +263,13 @@ def resubmit(run: Path, job: Job, without: list[str]) -> str:
     shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
     submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
     write_json(run / "attempt.json", submitted)
+    attempts.hand_over(run, last.number, new_id, time.time())
     scontrol("release", raw_id, check=True)
-    return new_id
+
+
+def may_be_held(job_id: str) -> bool:
+    shown = scontrol("show", "job", job_id)
+    return not shown or "Reason=JobHeldUser" in shown
 
 
 # --- how an attempt ended ----------------------------------------------------------------------------------------------

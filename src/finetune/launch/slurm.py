@@ -32,6 +32,7 @@ from finetune.run_folder import RunFolder
 
 SCRIPT = "submit.sh"
 POINTS = "points"
+PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take
 
 
@@ -57,6 +58,7 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
         job_id = slurm_command("sbatch", "--parsable", "--hold", *wait, str(script)).partition(";")[0]
         for index, run in enumerate(runs):
             task = f"{job_id}_{index}" if array else job_id
+            run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
             DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{task}_submitted.pkl")
             run.record_attempt(task, scheduler="slurm", code=code.name)
         slurm_command("scontrol", "release", job_id)
@@ -78,7 +80,6 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
         (folder / POINTS).mkdir()
     for index, run in enumerate(runs):
         run.jobs.mkdir(exist_ok=True)
-        run.begin_attempt()
         if array:
             (folder / POINTS / str(index)).symlink_to(os.path.relpath(run.jobs, folder / POINTS))
     job_folder = folder / POINTS / "%a" if array else runs[0].jobs
@@ -96,7 +97,8 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     """
     before, after = _requeue_lines(cluster, job_folder)
     executor = submitit.SlurmExecutor(folder=job_folder, python=_python(cluster))
-    options = {"requeue": True, **_gpus(cluster), **cluster.sbatch}
+    requeue = "no-requeue" if cluster.on_interrupt == "stop" else "requeue"
+    options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
     if cluster.memory_per_node:
         options["mem"] = cluster.memory_per_node
     executor.update_parameters(
@@ -125,7 +127,6 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     return {
         "gpus-per-node": {"gpus-per-node": f"{kind}{cluster.ranks_per_node}"},
-        "gpus-per-task": {"gpus-per-task": f"{kind}1"},
         "gres": {"gres": f"gpu:{kind}{cluster.ranks_per_node}"},
         "none": {},
     }[cluster.gpu_request]
@@ -133,16 +134,20 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
     """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
-    Slurm's commands are, with any Python, as it needs no library."""
+    Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
-    python = "python3" if cluster.python else shlex.quote(sys.executable)
+    python = cluster.host_python if cluster.python else shlex.quote(sys.executable)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
+    too_old = f"error: the helper of this script needs Python 3.8 or newer on the host: {python} is none, set cluster.host_python"
     before = [
+        *([f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"] if cluster.python else []),
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
-        'export SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e)" +%s)  # only newer ones set it',
+        # only newer ones set it; of no answer date would make last midnight
+        'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) && [ -n "$end" ] &&'
+        ' end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
         "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
         *(["requeue guard &"] if cluster.on_interrupt != "stop" else []),
     ]

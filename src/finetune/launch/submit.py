@@ -17,7 +17,7 @@ from finetune.launch import chain, local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.run_folder import RunFolder
 
-RETRIED = ("failed", "dead", "cancelled", "interrupted")
+RETRIED = ("failed", "dead", "cancelled", "interrupted", "queued")  # of no live job: then queued is never started
 
 
 def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolder]:
@@ -57,7 +57,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
 
     Raises:
-        ValueError: the run is queued or running, or has ended well; or a setting may not change.
+        ValueError: the run is queued or running, or has ended well, or its checkpoints were removed; or a setting may not change.
     """
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
@@ -68,6 +68,8 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         )
     if now.alive:
         raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
+    if run.summary() and not any(run.checkpoints.glob("step-*")):  # it would begin anew, over its result
+        raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
     base.check_inputs(config)
     check_no_secrets(config)
     _goes_to_queue(config, 1)
@@ -79,8 +81,11 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
-    """Submit again those that failed, died or were cancelled; each goes on from its newest checkpoint. Those it submitted."""
-    failed = [now.run for now in observe.observe(runs) if now.state in RETRIED and not now.alive]
+    """Submit again those that failed, died, were cancelled or never started; each goes on from its newest checkpoint. Those it
+    submitted. Points of a local sweep that is at work are left to it: they wait for their turn."""
+    seen = observe.observe(runs)
+    in_turn = [("queued", now.run.sweep()) for now in seen if now.alive and now.run.sweep()]
+    failed = [now.run for now in seen if now.state in RETRIED and not now.alive and (now.state, now.run.sweep()) not in in_turn]
     for run in failed:
         base.check_inputs(run.config())
     if failed:
@@ -120,14 +125,14 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
     """The job that makes the points' corpus, if it is still to be made.
 
     Raises:
-        ValueError: it failed; or the points are not for Slurm's queue.
+        ValueError: it failed, or makes another corpus; or the points are not for Slurm's queue.
     """
     first = points[0]
     if first.after is None:
         return None
     if not on_slurm:
         raise ValueError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
-    return chain.dependency(first.after, first.data.corpora_dir, first.data.corpus_folder)
+    return chain.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
@@ -143,7 +148,9 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 
 def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
     old = run.config()
-    return (config.max_steps or 0) > (run.summary() or {}).get("steps", 0) or config.num_epochs > old.num_epochs
+    if config.max_steps is None:
+        return config.num_epochs > old.num_epochs
+    return bool(config.max_steps > (run.summary() or {}).get("steps", 0))
 
 
 def _check_together(points: list[TrainConfig]) -> None:

@@ -1,0 +1,218 @@
+"""Life with runs that are no job in Slurm's queue: what ends, removes and starts again which of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import config as configuration
+from finetune.cluster import ClusterConfig
+from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.launch import chain, end, observe, slurm, submit
+from finetune.run_folder import RunFolder
+from tests.models import LLAMA
+
+SLURM = ClusterConfig(name="there", scheduler="slurm")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., RunFolder]:
+    """A run folder, with JSON files by their names and settings of its config."""
+
+    def made(name: str = "mine", files: dict[str, dict[str, Any]] | None = None, **settings: Any) -> RunFolder:
+        run = RunFolder(tmp_path / "runs" / name)
+        run.jobs.mkdir(parents=True)
+        config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA)), **settings)
+        configuration.save(config, run.config_file)
+        for file, body in {"provenance": {}, **(files or {})}.items():
+            run.write_json(f"{file}.json", body)
+        return run
+
+    return made
+
+
+def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
+    return {"attempt": {"job_id": str(job_id), "host": host or socket.gethostname(), "scheduler": "local", "code": None}}
+
+
+def sleeper(*words: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
+    """A process with these words in its command line, once it is ready; SIGTERM makes it say so."""
+    hear = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), {when_asked}))"
+    program = f"import signal, sys, time; {hear}; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_what_another_machine_runs_is_ended_there_only(make: Callable[..., RunFolder]) -> None:
+    innocent = sleeper()
+    run = make(files=started(innocent.pid, "elsewhere"))
+    run.metrics.touch()
+    with pytest.raises(ValueError, match="run mine is at work on elsewhere: run `finetune cancel --now mine` there"):
+        list(end.cancel([run], now=True))
+    assert innocent.poll() is None
+    ((_, words),) = end.cancel([run], now=False)
+    assert "after its next step" in words
+    innocent.kill()
+    innocent.wait()
+
+
+def test_a_process_that_got_the_runs_number_is_left_alone(make: Callable[..., RunFolder]) -> None:
+    innocent = sleeper()
+    run = make(files=started(innocent.pid))
+    rank = sleeper("submitit.core._submit", str(run.jobs))
+    ((_, words),) = end.cancel([run], now=True)
+    assert words.startswith("ended")
+    assert rank.wait(10) == -signal.SIGKILL
+    assert innocent.poll() is None
+    assert run.state() == "cancelled"
+    innocent.kill()
+    innocent.wait()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "when_asked", "heard"),
+    [(ClusterConfig(), "sys.exit()", ""), (SLURM, "sys.exit()", "asked\n"), (SLURM, "None", "asked\n")],
+)
+def test_srun_is_asked_first(
+    make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, cluster: ClusterConfig, when_asked: str, heard: str
+) -> None:
+    """Killed, it would leave its ranks alone."""
+    monkeypatch.setattr(end, "GRACE_SECONDS", 1.0)
+    run = make(cluster=cluster)
+    controller = sleeper(str(run.jobs), when_asked=when_asked)
+    run.record_attempt(str(controller.pid))
+    list(end.cancel([run], now=True))
+    assert run.state() == "cancelled"
+    assert controller.communicate(timeout=10)[0] == heard
+
+
+def pruned(run: RunFolder, failed: bool = True) -> list[str]:
+    """What `prune --yes` removes, below the runs' folder."""
+    runs_dir, removed = run.path.parent, []
+    for path, _ in end.prunable([run], runs_dir, failed):
+        removed.append(str(path.relative_to(runs_dir)))
+        end.remove(path)
+    return removed
+
+
+def test_a_run_that_another_machine_may_have_is_not_removed(make: Callable[..., RunFolder]) -> None:
+    run = make(files=started(1, "elsewhere"))
+    assert run.state() == "dead"
+    assert pruned(run) == []
+    run.write_json("outcome.json", {"state": "cancelled"})
+    assert pruned(run) == ["mine"]
+
+
+def test_a_run_whose_lock_is_held_is_not_removed(make: Callable[..., RunFolder]) -> None:
+    run = make(files=started(2**22 + 1))
+    with run.lock:
+        assert pruned(run) == []
+    assert pruned(run) == ["mine"]
+
+
+@pytest.mark.parametrize("result", ["adapter", "model"])
+def test_a_result_keeps_the_base_that_it_needs(make: Callable[..., RunFolder], result: str) -> None:
+    run = make(files={"outcome": {"state": "completed"}})
+    for folder in (result, "merged_base", "checkpoints"):
+        (run.path / folder).mkdir()
+    assert pruned(run) == ["mine/checkpoints"] + ["mine/merged_base"] * (result == "model")
+
+
+def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
+    make: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(cluster=SLURM, files={"attempt": {"job_id": "7", "host": "login", "scheduler": "slurm", "code": "ab"}})
+    run.write_json("failure.json", {"time": 1.0, "error": "a rank died"})
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho busy >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="busy"):
+        slurm.submit_array([run], run.jobs, run.id, tmp_path / ".code" / "ab")
+    assert (run.state(), run.failure(), run.code()) == ("failed", "a rank died", "ab")
+
+
+# Slurm's word for the last step, where the corpus is older or newer than the preparation's submission, and what follows
+PREPARED = [
+    ("COMPLETED", 1, None), ("RUNNING", -1, "9"), ("PENDING", None, "9"), ("", 1, None),
+    ("FAILED", -1, "ended without"), ("CANCELLED", -1, "ended without"), ("", -1, "ended without"), ("", None, "ended without"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def prepare_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpora" / ".mine.stages" / "slurm" / "prepare-1"
+    folder.mkdir(parents=True)
+    (folder / chain.FILE).write_text('{"read": "8", "publish": "9"}')
+    return folder
+
+
+@pytest.mark.parametrize(("state", "age", "expected"), PREPARED)
+def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
+    prepare_run: Path, monkeypatch: pytest.MonkeyPatch, state: str, age: int | None, expected: str | None
+) -> None:
+    corpora = prepare_run.parents[2]
+    corpus = corpora / "mine"
+    if age is not None:
+        corpus.mkdir()
+        (corpus / "manifest.json").touch()
+        submitted = (prepare_run / chain.FILE).stat().st_mtime
+        os.utime(corpus / "manifest.json", (submitted + age, submitted + age))
+    monkeypatch.setattr(observe, "states", lambda ids: {"8": "COMPLETED" if state else "", "9": state})
+    if expected is None or expected.isdigit():
+        assert chain.dependency("prepare-1", str(corpora), [corpus]) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        chain.dependency("prepare-1", str(corpora), [corpus])
+
+
+def test_a_training_does_not_wait_for_another_corpus(prepare_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
+    corpora = prepare_run.parents[2]
+    with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
+        chain.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
+
+
+COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}
+
+
+def test_epochs_are_no_more_steps_where_steps_are_counted(make: Callable[..., RunFolder]) -> None:
+    run = make(files=COMPLETED, max_steps=6)
+    (run.checkpoints / "step-00000006").mkdir(parents=True)
+    with pytest.raises(ValueError, match="run mine is completed: give it more steps, as in max_steps=12"):
+        submit.resume(run, ["num_epochs=8"])
+    assert run.config().num_epochs == 1
+
+
+def test_a_completed_run_without_checkpoints_does_not_begin_anew(make: Callable[..., RunFolder]) -> None:
+    run = make(files=COMPLETED, max_steps=6)
+    with pytest.raises(ValueError, match="run mine has no checkpoint left to go on from: start a new run from it"):
+        submit.resume(run, ["max_steps=12"])
+    assert run.config().max_steps == 6
+
+
+def test_what_a_sweep_never_came_to_is_started_unless_the_sweep_is_at_work(
+    make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_again: list[RunFolder] = []
+    monkeypatch.setattr(submit, "_start_again", started_again.extend)
+    monkeypatch.setattr(submit.base, "check_inputs", lambda _: None)
+    point = {"provenance": {"sweep": "grid"}}
+    first, second, third = (make(name, files=point) for name in "abc")
+    first.write_json("outcome.json", {"state": "stopped"})
+    at_work = sleeper(str(second.jobs))
+    second.record_attempt(str(at_work.pid))
+    assert submit.retry([first, second, third]) == []
+    at_work.kill()
+    at_work.wait()
+    second.write_json("outcome.json", {"state": "stopped"})
+    assert submit.retry([first, second, third]) == started_again == [third]
