@@ -62,8 +62,9 @@ class Checkpoints:
             state = {"step": step, "skipped": list(skipped), "held_out_loss": held_out_loss, "world_size": self.world.size}
             (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
             self.publish(temporary, self._of(step))
-            for old in self._superfluous():
-                shutil.rmtree(old)
+            for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
+                old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
+            self._sweep()
         self.world.barrier()
         return time.monotonic() - began
 
@@ -73,6 +74,8 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is of another ZeRO stage or corpus.
         """
+        if self.world.is_main:
+            self._sweep()
         found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
         if found is None:
             return 0
@@ -138,11 +141,25 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def _superfluous(self) -> list[Path]:
-        """Neither among the newest nor the best."""
-        published = self._published()
-        losses = {path: json.loads((path / "state.json").read_text())["held_out_loss"] for path in published}
-        best = min((path for path in published if losses[path] is not None), key=lambda path: losses[path], default=None)
-        return [path for path in published[self.keep :] if path != best]
+        """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
+        states = {path: _state(path) for path in self._published()}
+        losses = {path: state["held_out_loss"] for path, state in states.items() if state}
+        best = min((path for path in losses if losses[path] is not None), key=lambda path: losses[path], default=None)
+        return [path for path in states if path not in (*list(losses)[: self.keep], best)]
+
+    def _sweep(self) -> None:
+        """Remove what was put aside to be removed; what cannot be is tried again the next time."""
+        for old in self.folder.glob(".old-*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """state.json; None if it is gone or broken."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return state
 
 
 def _fault(folder: Path) -> str | None:
