@@ -283,11 +283,12 @@ class Watchdog:
     Args:
         file: where this rank's stacks go.
         seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than that.
-        record: called with the fault, for people, before the process ends.
+        record: called with the fault, for people, before the process ends; it has RECORD_SECONDS.
     """
 
     GRACE = 15.0
 
+    RECORD_SECONDS = 10.0
     def __init__(self, file: Path, seconds: float, record: Callable[[str], None]) -> None:
         self._seconds, self._record, self._path = seconds, record, file
         self._file = file.open("w", encoding="utf-8")
@@ -313,5 +314,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds)):
             if time.monotonic() - self._last > self._seconds + self.GRACE:
-                self._record(f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}")
-                os._exit(1)
+                try:  # in a thread: on a file system that hangs or is full the record fails, and the hang must end all the same
+                    fault = f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}"
+                    recorder = threading.Thread(target=self._record, args=(fault,), daemon=True)
+                    recorder.start()
+                    recorder.join(self.RECORD_SECONDS)
+                finally:
+                    os._exit(1)
