@@ -10,7 +10,7 @@ import pytest
 from finetune.checkpoint import Checkpoints
 from finetune.distributed import World
 
-IDENTITY = {"zero_stage": 2, "corpus": "digest"}
+IDENTITY = {"zero_stage": 2, "corpus": "digest", "base": "digest"}
 
 
 class FileEngine:
@@ -137,8 +137,13 @@ def test_an_old_one_whose_state_was_purged_is_removed(tmp_path: Path, content: s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("zero_stage", 3), ("corpus", "other")])
+@pytest.mark.parametrize(("key", "value"), [("zero_stage", 3), ("corpus", "other"), ("base", "other")])
 def test_another_identity_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     saved(tmp_path, 10)
     with pytest.raises(ValueError, match=f"made with {key}="):
         load(tmp_path, **{key: value})
+
+
+def test_what_an_older_checkpoint_does_not_say_is_not_held_against_it(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    assert load(tmp_path, said_since="digest")[0] == 10

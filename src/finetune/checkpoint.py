@@ -36,7 +36,7 @@ class Checkpoints:
 
     Args:
         keep: newest checkpoints kept; the one with the best held-out loss is kept besides.
-        identity: what must be the same to resume, by name: zero_stage, corpus. The world size may change.
+        identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world size may change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
@@ -72,7 +72,7 @@ class Checkpoints:
         """Restore the newest checkpoint that verifies; the number of steps done (0 without one). All ranks call it.
 
         Raises:
-            ValueError: the checkpoint is of another ZeRO stage or corpus.
+            ValueError: the checkpoint is of another ZeRO stage, corpus or base.
         """
         if self.world.is_main:
             self._sweep()
@@ -81,9 +81,9 @@ class Checkpoints:
             return 0
         state = json.loads((found / "state.json").read_text(encoding="utf-8"))
         for key, value in self.identity.items():
-            if state[key] != value:
+            if (saved := state.get(key, value)) != value:  # older ones say nothing of their base
                 raise ValueError(
-                    f"checkpoint {found.name} was made with {key}={state[key]}, this run has {value}: "
+                    f"checkpoint {found.name} was made with {key}={saved}, this run has {value}: "
                     f"resume with the same, or start a new run with model=run:<run id>"
                 )
         same_ranks = state["world_size"] == self.world.size

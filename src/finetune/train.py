@@ -133,6 +133,10 @@ def put_together(
 ) -> Run:  # fmt: skip
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
+    inputs = base.note_inputs(folder, base.inputs(config, corpus)) if world.is_main else None
+    identity = {"zero_stage": config.zero["stage"], **world.from_main(inputs)}
+    if not config.adapter:  # checkpoints hold all that was of the base
+        del identity["base"]
     packing: dict[str, Any] = {
         "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
         "plan_folder": folder.plan, "world": world,
@@ -156,7 +160,6 @@ def put_together(
     logger.info("attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, in_use, peak.flops / 1e12, peak.origin)
 
     stop_point()
-    identity = {"zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
     return Run(
         config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
         at_start=engine.state_on_main() if model.is_adapter(trained) else None,

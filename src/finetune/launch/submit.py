@@ -69,6 +69,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     if now.alive:
         raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
     base.check_inputs(config)
+    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
     check_no_secrets(config)
     _goes_to_queue(config, 1)
     if overrides:
@@ -83,6 +84,7 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
     failed = [now.run for now in observe.observe(runs) if now.state in RETRIED and not now.alive]
     for run in failed:
         base.check_inputs(run.config())
+        base.note_inputs(run, base.inputs(run.config(), base.open_corpus(run.config())))
     if failed:
         _start_again(failed)
     return failed
