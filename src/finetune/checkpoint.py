@@ -3,7 +3,8 @@
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
       rng-00000.pt …     torch's generator state of each rank (dropout)
-      state.json         step, skipped batches, held-out loss if known, world size, ZeRO stage, corpus digest
+      state.json         step, what the loop saw so far (losses, totals), held-out loss if known, world size, ZeRO stage,
+                         digests of corpus and base
       manifest.json      every file above with size and sha256
 
 The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, train.py).
@@ -18,7 +19,6 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
         self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
 
-    def save(self, engine: Engine, step: int, skipped: Sequence[int] = (), held_out_loss: float | None = None) -> float:
+    def save(self, engine: Engine, step: int, seen: dict[str, Any] | None = None, held_out_loss: float | None = None) -> float:
         """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still.
 
         Args:
-            skipped: batches left out so far (see train.py).
+            seen: what else the loop needs to go on (see train.py), from rank 0.
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
@@ -59,7 +59,7 @@ class Checkpoints:
         torch.save(_rng_state(), temporary / f"rng-{self.world.rank:05d}.pt")
         self.world.barrier()
         if self.world.is_main:
-            state = {"step": step, "skipped": list(skipped), "held_out_loss": held_out_loss, "world_size": self.world.size}
+            state = {"step": step, "seen": seen or {}, "held_out_loss": held_out_loss, "world_size": self.world.size}
             (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
             self.publish(temporary, self._of(step))
             for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
@@ -68,8 +68,8 @@ class Checkpoints:
         self.world.barrier()
         return time.monotonic() - began
 
-    def load_newest(self, engine: Engine) -> int:
-        """Restore the newest checkpoint that verifies; the number of steps done (0 without one). All ranks call it.
+    def load_newest(self, engine: Engine) -> dict[str, Any]:
+        """Restore the newest checkpoint that verifies; its state, whose `step` is 0 without one. All ranks call it.
 
         Raises:
             ValueError: the checkpoint is of another ZeRO stage, corpus or base.
@@ -78,8 +78,8 @@ class Checkpoints:
             self._sweep()
         found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
         if found is None:
-            return 0
-        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+            return {"step": 0}
+        state: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
         for key, value in self.identity.items():
             if (saved := state.get(key, value)) != value:  # older ones say nothing of their base
                 raise ValueError(
@@ -93,7 +93,7 @@ class Checkpoints:
         else:  # dropout draws anew, each rank its own
             torch.manual_seed(zlib.crc32(f"{state['step']}/{self.world.rank}".encode()))
         logger.info("resumed from %s, saved by %d ranks", found.name, state["world_size"])
-        return int(state["step"])
+        return state
 
     def holds(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""

@@ -178,23 +178,24 @@ class StepCheck:
 
     Args:
         spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last steps; 0: no spikes.
+        recent: losses of the last good steps, as the attribute `recent` had them when the run was interrupted.
     """
 
     SPIKE_NATS = 0.5
     ENOUGH = 16
 
-    def __init__(self, spike_stds: float) -> None:
-        self._stds, self._recent = spike_stds, deque[float](maxlen=64)
+    def __init__(self, spike_stds: float, recent: Iterable[float] = ()) -> None:
+        self._stds, self.recent = spike_stds, deque[float](recent, maxlen=64)
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
         """What is wrong with this step, or None."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
-        if self._stds and len(self._recent) >= self.ENOUGH:
-            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
+        if self._stds and len(self.recent) >= self.ENOUGH:
+            mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
             if loss > mean + max(self._stds * deviation, self.SPIKE_NATS):
-                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self._recent)} steps"
-        self._recent.append(loss)
+                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self.recent)} steps"
+        self.recent.append(loss)
         return None
 
 
@@ -287,8 +288,8 @@ class Watchdog:
     """
 
     GRACE = 15.0
-
     RECORD_SECONDS = 10.0
+
     def __init__(self, file: Path, seconds: float, record: Callable[[str], None]) -> None:
         self._seconds, self._record, self._path = seconds, record, file
         self._file = file.open("w", encoding="utf-8")
