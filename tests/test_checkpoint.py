@@ -10,7 +10,7 @@ import pytest
 from finetune.checkpoint import Checkpoints
 from finetune.distributed import World
 
-IDENTITY = {"zero_stage": 2, "corpus": "digest"}
+IDENTITY = {"zero_stage": 2, "corpus": "digest", "base": "digest"}
 
 
 class FileEngine:
@@ -41,7 +41,7 @@ def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
 
 def load(folder: Path, **identity: object) -> tuple[int, bytes]:
     engine = FileEngine()
-    return make(folder, **identity).load_newest(engine), engine.content  # type: ignore[arg-type]
+    return make(folder, **identity).load_newest(engine)["step"], engine.content  # type: ignore[arg-type]
 
 
 def truncate(path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_broken_one_does_not_push_out_the_last_good_one(tmp_path: Path) -> Non
     saved(tmp_path, 10, 20)
     flip_a_bit(tmp_path / "step-00000020" / "engine" / "state.pt")
     checkpoints, engine = make(tmp_path, keep=1), FileEngine()
-    assert checkpoints.load_newest(engine) == 10  # type: ignore[arg-type]
+    assert checkpoints.load_newest(engine)["step"] == 10  # type: ignore[arg-type]
     checkpoints.save(engine, 15)  # type: ignore[arg-type]
     assert load(tmp_path)[0] == 15
 
@@ -106,8 +106,44 @@ def test_an_unfinished_write_is_invisible_and_swept_away(tmp_path: Path) -> None
     assert load(tmp_path) == (20, b"step 20" * 50)
 
 
-@pytest.mark.parametrize(("key", "value"), [("zero_stage", 3), ("corpus", "other")])
+def test_a_kill_while_an_old_one_is_removed_costs_that_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 10, 20)
+
+    def killed(folder: Path, **_: object) -> None:
+        (folder / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.checkpoint.shutil.rmtree", lambda path, **_: killed(path) if path.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, 30)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000030"], "half of one has its name"
+    assert load(tmp_path)[0] == 30
+    assert not list(tmp_path.glob(".old-*")), "not swept at the start"
+    saved(tmp_path, 40)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000030", "step-00000040"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_an_old_one_whose_state_was_purged_is_removed(tmp_path: Path, content: str | None) -> None:
+    """A site deletes old files one by one; what is left takes no place among the newest."""
+    saved(tmp_path, 10, 20)
+    state = tmp_path / "step-00000010" / "state.json"
+    state.unlink()
+    if content is not None:
+        state.write_text(content)
+    assert load(tmp_path)[0] == 20
+    saved(tmp_path, 30, keep=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("zero_stage", 3), ("corpus", "other"), ("base", "other")])
 def test_another_identity_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     saved(tmp_path, 10)
     with pytest.raises(ValueError, match=f"made with {key}="):
         load(tmp_path, **{key: value})
+
+
+def test_what_an_older_checkpoint_does_not_say_is_not_held_against_it(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    assert load(tmp_path, said_since="digest")[0] == 10

@@ -193,6 +193,45 @@ with guards.Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault")
     assert not (tmp_path / "healthy.txt").exists()
 
 
+@pytest.mark.parametrize("record", ["raise OSError(28, 'No space left on device')", "time.sleep(60)"])
+def test_a_rank_that_hangs_ends_though_nothing_can_be_recorded(tmp_path: Path, record: str) -> None:
+    """A full file system, and one that does not answer."""
+    script = f"""
+import sys, time, pathlib
+sys.path[:0] = {[str(p) for p in sys.path]!r}
+from finetune import guards
+guards.Watchdog.GRACE = guards.Watchdog.RECORD_SECONDS = 1.0
+def fails(fault):
+    print(fault, flush=True)
+    {record}
+with guards.Watchdog(pathlib.Path({str(tmp_path)!r}) / "stack.txt", 1.0, fails):
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "no progress for 1 s" in done.stdout
+
+
+def test_a_rank_that_fails_leaves_its_peers_though_nothing_can_be_recorded(tmp_path: Path) -> None:
+    """A thread that never ends stands for the destructors that wait for peers."""
+    script = f"""
+import os, sys, threading, time
+sys.path[:0] = {[str(p) for p in sys.path]!r}
+from finetune.launch import job
+from finetune.run_folder import RunFolder
+def fails(run, environment, stop):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    RunFolder.write_json = lambda *_: (run.path / "started.json" / "below a file").write_text("")
+    raise ValueError("what went wrong")
+job.train_as_rank = fails
+os.environ["SUBMITIT_DEBUG_JOB_ID"] = "debug"
+job.run_job({str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "what went wrong" in done.stderr
+
+
 def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     whole = tiny()
     model.save(whole, model.weights(whole), tmp_path)

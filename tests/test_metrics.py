@@ -58,6 +58,18 @@ def test_a_cpus_peak_is_measured_and_is_one() -> None:
     assert 1e8 < peak.flops < 1e14
 
 
+def test_the_clock_counts_on_from_an_earlier_attempt() -> None:
+    clock = metrics.Clock(CPU)
+    clock.count({"forward": 40.0, "evaluation": 3.0, "other": 7.0, "total": 50.0})
+    with clock.phase("forward"):
+        time.sleep(0.01)
+    out = clock.breakdown()
+    assert 40.01 <= out["forward"] < out["total"] - 10
+    assert out["evaluation"] == 3
+    assert out["other"] >= 7
+    assert out["total"] >= 50.01
+
+
 def test_the_clock_accounts_for_all_of_the_time() -> None:
     clock = metrics.Clock(CPU)
     began = time.perf_counter()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from finetune.config import TrainConfig
 from finetune.run_folder import RunFolder
 
 RUN_PREFIX = "run:"
+INPUTS = "inputs.json"  # of a run folder: see note_inputs
+WINDOW = 4096  # bytes of a tensor that its digest reads
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,82 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
         raise FileNotFoundError(
             f"model {hub_id} is no folder and not in the Hugging Face cache; jobs have no network: `hf download {wanted}` first"
         ) from None
+
+
+def pinned(config: TrainConfig) -> TrainConfig:
+    """The config with the revision of a hub id that the cache has now: a later download moves what a branch means."""
+    path = config.model.path
+    if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
+        return config
+    revision = _cached_snapshot(path, config.model.revision).name
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, revision=revision))
+
+
+def inputs(config: TrainConfig, corpus: Corpus | None) -> dict[str, str | None]:
+    """Digests of what a run learns from: its corpus (None: still to be made), and its base (None: from scratch)."""
+    path, model = config.model.path, config.model
+    base = None if path is None else digest(resolve(path, config.runs_dir, model.revision))
+    return {"corpus": corpus.manifest.digest if corpus else None, "base": base}
+
+
+def note_inputs(run: RunFolder, inputs: dict[str, str | None]) -> dict[str, str | None]:
+    """Hold what a run learns from against what its submission, or else its first start, wrote down; write down what is new, and
+    give it back.
+
+    Raises:
+        ValueError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
+    """
+    noted = run.read_json(INPUTS) or {}
+    for name, digest in inputs.items():
+        if noted.get(name) in (None, digest):
+            continue
+        config = run.config()
+        if name == "base" and not config.adapter and any(run.checkpoints.glob("step-*")):
+            continue
+        raise ValueError(
+            f"{name} {config.data.corpus if name == 'corpus' else config.model.path} is not what it was when run {run.id} was "
+            f"submitted: its files have changed since; put the old ones back, or start a new run"
+        )
+    if noted != inputs:
+        run.write_json(INPUTS, inputs)
+    return inputs
+
+
+def digest(base: Base) -> str:
+    """sha256 of a base's configs, and of its weight files' names, headers and WINDOW bytes amid each tensor: as cheap for a large
+    model as for a small one.
+
+    It tells models, revisions and precisions apart, and weights from the same ones trained further, merged or quantized: that
+    moves numbers all over a tensor. A few numbers edited by hand in a large tensor it can miss.
+
+    Raises:
+        ValueError: a weight file is damaged.
+    """
+    hasher = hashlib.sha256()
+    for folder in (base.folder, *base.adapters):
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json"))):
+            hasher.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            if path.suffix == ".json":
+                hasher.update(path.read_bytes())
+                continue
+            try:
+                _sample(path, hasher.update)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+                raise ValueError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
+    return hasher.hexdigest()
+
+
+def _sample(path: Path, see: Callable[[bytes], None]) -> None:
+    """Header and windows of a file (its format: weights.py)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, path.stat().st_size))
+        see(header)
+        for name, entry in json.loads(header).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                file.seek(8 + length + max(begin, (begin + end - WINDOW) // 2))
+                see(file.read(min(WINDOW, end - begin)))
 
 
 def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:

@@ -3,7 +3,8 @@
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
       rng-00000.pt …     torch's generator state of each rank (dropout)
-      state.json         step, skipped batches, held-out loss if known, world size, ZeRO stage, corpus digest
+      state.json         step, what the loop saw so far (losses, totals), held-out loss if known, world size, ZeRO stage,
+                         digests of corpus and base
       manifest.json      every file above with size and sha256
 
 The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, train.py).
@@ -18,7 +19,6 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,17 @@ class Checkpoints:
 
     Args:
         keep: newest checkpoints kept; the one with the best held-out loss is kept besides.
-        identity: what must be the same to resume, by name: zero_stage, corpus. The world size may change.
+        identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world size may change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
         self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
 
-    def save(self, engine: Engine, step: int, skipped: Sequence[int] = (), held_out_loss: float | None = None) -> float:
+    def save(self, engine: Engine, step: int, seen: dict[str, Any] | None = None, held_out_loss: float | None = None) -> float:
         """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still.
 
         Args:
-            skipped: batches left out so far (see train.py).
+            seen: what else the loop needs to go on (see train.py), from rank 0.
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
@@ -59,28 +59,31 @@ class Checkpoints:
         torch.save(_rng_state(), temporary / f"rng-{self.world.rank:05d}.pt")
         self.world.barrier()
         if self.world.is_main:
-            state = {"step": step, "skipped": list(skipped), "held_out_loss": held_out_loss, "world_size": self.world.size}
+            state = {"step": step, "seen": seen or {}, "held_out_loss": held_out_loss, "world_size": self.world.size}
             (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
             self.publish(temporary, self._of(step))
-            for old in self._superfluous():
-                shutil.rmtree(old)
+            for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
+                old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
+            self._sweep()
         self.world.barrier()
         return time.monotonic() - began
 
-    def load_newest(self, engine: Engine) -> int:
-        """Restore the newest checkpoint that verifies; the number of steps done (0 without one). All ranks call it.
+    def load_newest(self, engine: Engine) -> dict[str, Any]:
+        """Restore the newest checkpoint that verifies; its state, whose `step` is 0 without one. All ranks call it.
 
         Raises:
-            ValueError: the checkpoint is of another ZeRO stage or corpus.
+            ValueError: the checkpoint is of another ZeRO stage, corpus or base.
         """
+        if self.world.is_main:
+            self._sweep()
         found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
         if found is None:
-            return 0
-        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+            return {"step": 0}
+        state: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
         for key, value in self.identity.items():
-            if state[key] != value:
+            if (saved := state.get(key, value)) != value:  # older ones say nothing of their base
                 raise ValueError(
-                    f"checkpoint {found.name} was made with {key}={state[key]}, this run has {value}: "
+                    f"checkpoint {found.name} was made with {key}={saved}, this run has {value}: "
                     f"resume with the same, or start a new run with model=run:<run id>"
                 )
         same_ranks = state["world_size"] == self.world.size
@@ -90,7 +93,7 @@ class Checkpoints:
         else:  # dropout draws anew, each rank its own
             torch.manual_seed(zlib.crc32(f"{state['step']}/{self.world.rank}".encode()))
         logger.info("resumed from %s, saved by %d ranks", found.name, state["world_size"])
-        return int(state["step"])
+        return state
 
     def holds(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -138,11 +141,25 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def _superfluous(self) -> list[Path]:
-        """Neither among the newest nor the best."""
-        published = self._published()
-        losses = {path: json.loads((path / "state.json").read_text())["held_out_loss"] for path in published}
-        best = min((path for path in published if losses[path] is not None), key=lambda path: losses[path], default=None)
-        return [path for path in published[self.keep :] if path != best]
+        """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
+        states = {path: _state(path) for path in self._published()}
+        losses = {path: state["held_out_loss"] for path, state in states.items() if state}
+        best = min((path for path in losses if losses[path] is not None), key=lambda path: losses[path], default=None)
+        return [path for path in states if path not in (*list(losses)[: self.keep], best)]
+
+    def _sweep(self) -> None:
+        """Remove what was put aside to be removed; what cannot be is tried again the next time."""
+        for old in self.folder.glob(".old-*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """state.json; None if it is gone or broken."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return state
 
 
 def _fault(folder: Path) -> str | None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 def init_distributed(world: World, init_method: str) -> None:
     """Join the process group. `init_method` is a URL of torch.distributed (file:// or tcp://)."""
+    if world.device.type == "cuda":  # collectives of objects send from the current GPU, which is else the first for every rank
+        torch.cuda.set_device(world.device)
     # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"

@@ -178,23 +178,24 @@ class StepCheck:
 
     Args:
         spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last steps; 0: no spikes.
+        recent: losses of the last good steps, as the attribute `recent` had them when the run was interrupted.
     """
 
     SPIKE_NATS = 0.5
     ENOUGH = 16
 
-    def __init__(self, spike_stds: float) -> None:
-        self._stds, self._recent = spike_stds, deque[float](maxlen=64)
+    def __init__(self, spike_stds: float, recent: Iterable[float] = ()) -> None:
+        self._stds, self.recent = spike_stds, deque[float](recent, maxlen=64)
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
         """What is wrong with this step, or None."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
-        if self._stds and len(self._recent) >= self.ENOUGH:
-            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
+        if self._stds and len(self.recent) >= self.ENOUGH:
+            mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
             if loss > mean + max(self._stds * deviation, self.SPIKE_NATS):
-                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self._recent)} steps"
-        self._recent.append(loss)
+                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self.recent)} steps"
+        self.recent.append(loss)
         return None
 
 
@@ -283,10 +284,11 @@ class Watchdog:
     Args:
         file: where this rank's stacks go.
         seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than that.
-        record: called with the fault, for people, before the process ends.
+        record: called with the fault, for people, before the process ends; it has RECORD_SECONDS.
     """
 
     GRACE = 15.0
+    RECORD_SECONDS = 10.0
 
     def __init__(self, file: Path, seconds: float, record: Callable[[str], None]) -> None:
         self._seconds, self._record, self._path = seconds, record, file
@@ -313,5 +315,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds)):
             if time.monotonic() - self._last > self._seconds + self.GRACE:
-                self._record(f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}")
-                os._exit(1)
+                try:  # in a thread: on a file system that hangs or is full the record fails, and the hang must end all the same
+                    fault = f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}"
+                    recorder = threading.Thread(target=self._record, args=(fault,), daemon=True)
+                    recorder.start()
+                    recorder.join(self.RECORD_SECONDS)
+                finally:
+                    os._exit(1)

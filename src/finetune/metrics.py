@@ -131,7 +131,15 @@ class Clock:
             self.seconds[name] += start.elapsed_time(stop) / 1000
         self._events.clear()
 
+    def count(self, earlier: dict[str, float]) -> None:
+        """Count on from a breakdown: of earlier attempts of a run, say."""
+        for name, value in earlier.items():
+            if name == "total":
+                self._began -= value
+            elif name != "other":
+                self.seconds[name] += value
+
     def breakdown(self) -> dict[str, float]:
-        """Seconds by phase since the clock was made, and `other` for the rest."""
+        """Seconds by phase since the clock was made, with what it was told to count, and `other` for the rest."""
         total = time.perf_counter() - self._began
         return {**self.seconds, "other": max(0.0, total - sum(self.seconds.values())), "total": total}

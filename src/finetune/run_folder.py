@@ -24,7 +24,8 @@ class RunFolder:
     """`runs/<run id>/`:
 
     config.yaml       the resolved config, frozen at submission     provenance.json   versions, git revision, git diff
-    plan/             the pack plan, one file an epoch              checkpoints/      see checkpoint.py
+    inputs.json       digests of its corpus and base                checkpoints/      see checkpoint.py
+    plan/             the pack plan, one file an epoch
     metrics.jsonl     every metric of every step, append-only       summary.json      what came of it, for people
     model/ | adapter/ the result, as transformers and PEFT load it  jobs/             submitit's files and the ranks' logs
     """

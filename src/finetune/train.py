@@ -74,14 +74,17 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """Where the loop ended and why (a reason of stop.py), and what it saw on the way: tokens that are not padding, seconds of
-    training steps alone, and the evaluation of the weights it ended with, if there was one."""
+    """Where the loop ended and why (a reason of stop.py), and what it saw on the way, in all attempts of the run: the last losses
+    (in `check`), tokens that are not padding, seconds of training steps alone, the same times ranks, and the evaluation of the
+    weights it ended with, if there was one."""
 
     step: int
+    check: guards.StepCheck
     stop: int = GO_ON
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
+    rank_seconds: float = 0.0
     held_out: HeldOut | None = None
 
 
@@ -133,6 +136,10 @@ def put_together(
 ) -> Run:  # fmt: skip
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
+    inputs = base.note_inputs(folder, base.inputs(config, corpus)) if world.is_main else None
+    identity = {"zero_stage": config.zero["stage"], **world.from_main(inputs)}
+    if not config.adapter:  # checkpoints hold all that was of the base
+        del identity["base"]
     packing: dict[str, Any] = {
         "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
         "plan_folder": folder.plan, "world": world,
@@ -156,7 +163,6 @@ def put_together(
     logger.info("attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, in_use, peak.flops / 1e12, peak.origin)
 
     stop_point()
-    identity = {"zero_stage": config.zero["stage"], "corpus": corpus.manifest.digest}
     return Run(
         config=config, folder=folder, world=world, engine=engine, data=data, validation=validation, corpus=corpus.manifest,
         at_start=engine.state_on_main() if model.is_adapter(trained) else None,
@@ -170,30 +176,39 @@ def put_together(
 
 def begin_or_go_on(run: Run) -> Progress:
     """From the newest checkpoint, or from the start. An evaluation that was cut short is made up for."""
-    progress = Progress(run.checkpoints.load_newest(run.engine))
+    progress, clock = restored(run)
+    run.clock.count(clock)
     if progress.step == 0:
-        begin(run)
+        begin(run, progress)
     elif _evaluates_after(run, progress.step) and not run.checkpoints.evaluated(progress.step):
         progress.held_out = log_held_out(run, progress.step)
     return progress
 
 
-def begin(run: Run) -> None:
+def restored(run: Run) -> tuple[Progress, dict[str, float]]:
+    """Load the newest checkpoint, if there is one: how far the run is with it, and the breakdown of its time so far."""
+    state = run.checkpoints.load_newest(run.engine)
+    seen = {"losses": [], "clock": {}, **state.get("seen", {})}  # older checkpoints lack it
+    check, clock = guards.StepCheck(run.config.spike_stds, seen.pop("losses")), seen.pop("clock")
+    return Progress(state["step"], check, **seen), clock
+
+
+def begin(run: Run, progress: Progress) -> None:
     """Before the first step of all: that the adapter can be saved, what the model knows already, and somewhere to rewind to."""
     if run.at_start is not None and run.world.is_main:
         with tempfile.TemporaryDirectory() as folder:  # a method that PEFT cannot restore must not be found out at the end
             model.save(run.engine.model, run.at_start.items(), Path(folder))
             guards.check_reloads(Path(folder), run.engine.model, run.at_start)
     run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
-    held_out = log_held_out(run, 0)
+    progress.held_out = log_held_out(run, 0)
     if run.config.on_bad_step == "rewind" and not run.checkpoints.holds(0):
-        save_checkpoint(run, 0, held_out)
+        save_checkpoint(run, progress)
 
 
 def run_steps(run: Run, progress: Progress) -> Progress:
     """The training loop, from where `progress` is. Steps are numbered from 0; `step + 1` of them are done after one."""
-    config, check, step = run.config, guards.StepCheck(run.config.spike_stds), progress.step
-    while step < run.num_steps and not progress.stop:
+    config = run.config
+    while (step := progress.step) < run.num_steps and not progress.stop:
         with run.clock.waiting("data"):
             data = run.data.step(_batch_of(step, run.skipped), config.global_batch_size, config.micro_batch_size)
         guards.check_planned(data.num_targets, step + 1)
@@ -203,20 +218,21 @@ def run_steps(run: Run, progress: Progress) -> Progress:
         guards.check_targets(result.targets, data.num_targets, step + 1)
         if step == 0 and config.model.path and config.check_first_loss:
             guards.check_first_loss(result.loss, run.corpus.tokenizer["vocab_size"], config.model.path)
-        if fault := check.fault(result.loss, result.grad_norm):
-            step = rewind(run, step, fault)
+        if fault := progress.check.fault(result.loss, result.grad_norm):
+            progress = rewind(run, step, fault)
             continue
         step += 1
         progress.tokens, progress.targets = progress.tokens + result.tokens, progress.targets + result.targets
         progress.seconds += result.seconds
+        progress.rank_seconds += result.seconds * run.world.size
         log_step(run, step, result, lr)
         progress.step, progress.stop, progress.held_out = step, result.stop, None
         evaluate_unless_asked_to_leave(run, progress)
         if step == run.num_steps or progress.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            save_checkpoint(run, step, progress.held_out, result.seconds)
+            save_checkpoint(run, progress, result.seconds)
     if progress.stop:
         why = run.stop.describe() or "another rank was asked to"
-        logger.info("leaving after step %d (%s): %s", step, STATES[progress.stop], why)
+        logger.info("leaving after step %d (%s): %s", progress.step, STATES[progress.stop], why)
     return progress
 
 
@@ -272,8 +288,8 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
     )  # fmt: skip
 
 
-def rewind(run: Run, step: int, fault: str) -> int:
-    """Go back to the last good checkpoint and leave out the batch of step `step` from now on; the step to go on from.
+def rewind(run: Run, step: int, fault: str) -> Progress:
+    """Go back to the last good checkpoint and leave out the batch of step `step` from now on; where to go on from.
 
     Raises:
         guards.GuardError: the run is to stop on a bad step, or has gone back often enough.
@@ -287,8 +303,8 @@ def rewind(run: Run, step: int, fault: str) -> int:
     run.skipped.append(_batch_of(step, run.skipped))
     if run.world.is_main:
         run.folder.write_json("skipped.json", {"batches": run.skipped})  # before anything else: a kill must not forget it
-    back = run.checkpoints.load_newest(run.engine)
-    logger.warning("step %d: %s: going back to step %d without batch %d", step + 1, fault, back, run.skipped[-1])
+    back, _ = restored(run)
+    logger.warning("step %d: %s: going back to step %d without batch %d", step + 1, fault, back.step, run.skipped[-1])
     run.spool.log(step + 1, {"guard/rewinds": len(run.skipped)})
     return back
 
@@ -339,10 +355,15 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     return held_out
 
 
-def save_checkpoint(run: Run, step: int, held_out: HeldOut | None, step_seconds: float = 0.0) -> None:
+def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
     """Save, and say so if that takes longer than a job is given to leave in."""
+    step, held_out = progress.step, progress.held_out
+    seen = {
+        "tokens": progress.tokens, "targets": progress.targets, "seconds": progress.seconds,
+        "rank_seconds": progress.rank_seconds, "losses": list(progress.check.recent), "clock": run.clock.breakdown(),
+    }  # fmt: skip
     with run.clock.waiting("checkpoint"):
-        stalled = run.checkpoints.save(run.engine, step, run.skipped, held_out.loss if held_out else None)
+        stalled = run.checkpoints.save(run.engine, step, seen, held_out.loss if held_out else None)
     run.watchdog.beat()
     run.spool.log(step, {"checkpoint/seconds": stalled})
     cluster, needed = run.config.cluster, stalled + step_seconds
@@ -392,7 +413,9 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
     if not run.world.is_main:
         return
     speed = progress.tokens / progress.seconds if progress.seconds else None
-    mfu = speed / run.world.size * run.flops_per_token / run.peak.flops if speed and run.flops_per_token else None
+    mfu = (
+        progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops if speed and run.flops_per_token else None
+    )
     trained = run.engine.model
     run.folder.write_json(
         "summary.json",

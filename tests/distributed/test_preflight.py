@@ -89,6 +89,22 @@ def test_a_folder_that_cannot_be_written_is_the_nodes_fault(tmp_path: Path, monk
         preflight.check_room(tmp_path, 10**18)
 
 
+def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL sends objects from the current GPU, and another one than the group's is refused, or hangs."""
+    import torch
+
+    from finetune import engine
+    from finetune.distributed import World
+
+    calls: list[tuple[str, object]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda **settings: calls.append(("join", settings["dist_backend"])))
+    engine.init_distributed(World(rank=6, size=8, local_rank=2), "file:///none")
+    assert calls == [("set_device", torch.device("cuda", 2)), ("join", "nccl")]
+
+
 # --- in each rank ------------------------------------------------------------------------------------------------------
 
 

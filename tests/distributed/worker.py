@@ -255,6 +255,11 @@ def usr2_in_step() -> Any:
     return _signalled(signal.SIGUSR2, "finetune.engine", "Engine.step", 1, 13)
 
 
+def usr2_alone() -> Any:
+    """The only rank is told to end in its 17th step."""
+    return _signalled(signal.SIGUSR2, "finetune.engine", "Engine.step", 0, 17)
+
+
 POISONED = 18  # a batch: late enough for a mean to rise above
 
 
@@ -353,7 +358,7 @@ FAULTS = {
     for f in (
         mean_of_means, positions_not_reset, schedule_starts_over, killed_inside_checkpoint, killed_at_step, no_number, spike,
         rank_1_hangs, loaded_whole, term_in_evaluation, term_in_last_evaluation,
-        usr2_while_loading, usr2_in_step, weight_left_random, slice_at_wrong_offset,
+        usr2_while_loading, usr2_in_step, usr2_alone, weight_left_random, slice_at_wrong_offset,
     )
 }  # fmt: skip
 

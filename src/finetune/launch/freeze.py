@@ -1,4 +1,5 @@
-"""What a submission keeps of its moment: the resolved config, the code, its revision and diff, package versions. No secrets.
+"""What a submission keeps of its moment: the resolved config, the code, its revision and diff, package versions, and digests of
+corpus and base. No secrets.
 
 A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import, so that an edit of
 the checkout reaches nothing that is queued, and a sweep of a thousand points is not a thousand copies.
@@ -22,6 +23,7 @@ from typing import Any
 
 import data_prep
 import finetune
+from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.run_folder import RunFolder
@@ -45,22 +47,30 @@ def freeze(points: list[TrainConfig], sweep: str | None) -> list[RunFolder]:
     """A new run folder for each config (which means the same from everywhere: config.frozen); all of them, or none.
 
     Raises:
-        ValueError: the folders cannot be written.
+        ValueError, FileNotFoundError: the folders cannot be written, or a base not be read.
     """
     runs: list[RunFolder] = []
     origin = provenance(sweep)
+    points = [base.pinned(point) for point in points]
+    one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
+    inputs = {key: base.inputs(one, None if one.after else base.open_corpus(one)) for key, one in one_of_each.items()}
     try:
         for config in points:
             runs.append(RunFolder(Path(config.runs_dir) / new_id(config.name)))
             runs[-1].path.mkdir(parents=True)
             runs[-1].write_json("provenance.json", origin)
             configuration.save(config, runs[-1].config_file)
+            base.note_inputs(runs[-1], inputs[_key(config)])
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):
             raise unwritable(runs[-1].path.parent, fault) from None
         raise
     return runs
+
+
+def _key(point: TrainConfig) -> str:
+    return repr((point.data.corpus, point.model))
 
 
 def discard(runs: list[RunFolder]) -> None:

@@ -50,11 +50,12 @@ def run_job(path: str) -> None:
         if rank == 0:
             run.write_json("outcome.json", {"state": state, "asked_by": stop.describe()})
     except BaseException as error:
-        traceback.print_exc()
-        run.record_failure(rank, _one_line(error), _kind(error), getattr(error, "nodes", ()))
-        # Peers wait in a collective: leave at once, without the destructors that would wait for them.
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            traceback.print_exc()
+            run.record_failure(rank, _one_line(error), _kind(error), getattr(error, "nodes", ()))
+            sys.stderr.flush()
+        finally:  # whatever cannot be written: peers wait in a collective, and destructors would wait for them
+            os._exit(1)
 
 
 def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:

@@ -71,6 +71,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     if run.summary() and not any(run.checkpoints.glob("step-*")):  # it would begin anew, over its result
         raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
     base.check_inputs(config)
+    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
     check_no_secrets(config)
     _goes_to_queue(config, 1)
     if overrides:
@@ -88,6 +89,7 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
     failed = [now.run for now in seen if now.state in RETRIED and not now.alive and (now.state, now.run.sweep()) not in in_turn]
     for run in failed:
         base.check_inputs(run.config())
+        base.note_inputs(run, base.inputs(run.config(), base.open_corpus(run.config())))
     if failed:
         _start_again(failed)
     return failed

@@ -1,0 +1,165 @@
+"""What a run learns from stays what it was at its submission."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune import base
+from finetune.base import Base
+from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.launch import submit
+from finetune.launch.freeze import freeze
+from tests.corpora import write_corpus
+from tests.models import LORA, write_base
+
+
+def config_of(folder: Path, model: str, **changes: object) -> TrainConfig:
+    data = DataConfig(corpus=str(folder / "corpus"), sequence_length=64)
+    return TrainConfig(data=data, model=ModelConfig(path=model), runs_dir=str(folder / "runs"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A corpus and a base whose embeddings are larger than a window."""
+    write_corpus(tmp_path / "corpus", num_documents=8, longest=20, seed=0)
+    write_base(tmp_path / "base")
+    return tmp_path
+
+
+def retrain(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: t + 1e-4 * torch.randn(t.shape, generator=generator) for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def retrain_one_matrix(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name] * 1.001}, file, metadata={"format": "pt"})
+
+
+def rename_a_tensor(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"model.norm.weight", b"model.warm.weight", 1))
+
+
+def other_setting(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.1}))
+
+
+@pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, other_setting])
+def test_a_digest_notices(folder: Path, change: Callable[[Path], None]) -> None:
+    before = base.digest(Base("base", folder / "base"))
+    shutil.copytree(folder / "base", folder / "copy")
+    assert base.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"
+    change(folder / "copy")
+    assert base.digest(Base("copy", folder / "copy")) != before
+
+
+def test_a_digest_notices_an_adapter_that_is_merged(folder: Path) -> None:
+    write_base(folder / "adapter", seed=1)
+    digests = {base.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))}
+    retrain(folder / "adapter")
+    assert len({*digests, base.digest(Base("base", folder / "base", (folder / "adapter",)))}) == 3
+
+
+def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
+    """64 GB of nothing, in a file that takes no room: reading them would take minutes."""
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2**36)
+    before = base.digest(Base("large", tmp_path))
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(8 + len(header) + 2**35)
+        file.write(b"x")
+    assert base.digest(Base("large", tmp_path)) != before
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
+def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*: get the model again, whole"):
+        base.digest(Base("damaged", tmp_path))
+
+
+def test_a_queued_run_refuses_a_corpus_made_anew_and_a_base_trained_further(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base")).frozen()
+    (run,) = freeze([config], None)
+    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    shutil.rmtree(folder / "corpus")
+    write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
+    with pytest.raises(ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"):
+        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    (run,) = freeze([config], None)
+    retrain(folder / "base")
+    with pytest.raises(ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"):
+        submit.resume(run, [])
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA])
+def test_a_model_that_is_trained_whole_needs_its_base_until_the_first_checkpoint(
+    folder: Path, adapter: dict[str, object]
+) -> None:
+    config = config_of(folder, str(folder / "base"), adapter=adapter).frozen()
+    (run,) = freeze([config], None)
+    retrain(folder / "base")
+    with pytest.raises(ValueError, match=r"^base "):
+        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    (run.checkpoints / "step-00000010").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^base ") if adapter else contextlib.nullcontext():
+        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+
+
+def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base"), after="prepare-1").frozen()
+    (run,) = freeze([config], None)
+    shutil.rmtree(folder / "corpus")
+    write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
+    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    shutil.rmtree(folder / "corpus")
+    write_corpus(folder / "corpus", num_documents=8, longest=20, seed=2)
+    with pytest.raises(ValueError, match=r"^corpus "):
+        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+
+
+def test_a_run_of_before_this_was_noted_goes_on(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base")).frozen()
+    (run,) = freeze([config], None)
+    (run.path / base.INPUTS).unlink()
+    assert base.note_inputs(run, base.inputs(config, base.open_corpus(config))) == run.read_json(base.INPUTS)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_hub_id_stays_at_the_revision_of_its_submission(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    cache, old, new = folder / "hub", "0" * 40, "1" * 40
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    repository = cache / "models--some--model"
+    for seed, commit in enumerate((old, new)):
+        write_base(repository / "snapshots" / commit, seed=seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(old)
+    config = config_of(folder, "some/model").frozen()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, revision=revision))
+    (run,) = freeze([config], None)
+    (repository / "refs" / "main").write_text(new)
+    model = run.config().model
+    assert model.path == "some/model"
+    assert base.resolve("some/model", folder / "runs", model.revision).folder.name == old
+    base.note_inputs(run, base.inputs(run.config(), base.open_corpus(run.config())))
