@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -113,8 +115,8 @@ class Batch:
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
-        for name in ("signal", "pthread_sigmask", "sigwait"):  # the test's own process must go on hearing
-            monkeypatch.setattr(requeue.signal, name, lambda *_: None)
+        for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # the test's own process must go on hearing
+            monkeypatch.setattr(requeue.signal, name, lambda *_: signal.SIGTERM)
         self.setenv = monkeypatch.setenv
         self.job = "7"
 
@@ -311,6 +313,22 @@ def test_any_other_end_is_none_of_the_guards_business(batch: Batch, reason: str)
     batch.say(job="COMPLETING", reason=reason)
     batch.call("guard")
     assert batch.told() == []
+
+
+def test_the_guard_ends_with_the_batch_script(batch: Batch) -> None:
+    batch.begin()
+    script = subprocess.Popen(["sleep", "60"])
+    policy = ["--max-restarts", "3", "--on-interrupt", "requeue", "--world-size", "2", "--script", str(script.pid)]
+    guard = subprocess.Popen([sys.executable, "-m", "finetune.launch.requeue", "guard", str(batch.run), *policy])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            guard.wait(requeue.LOOK_SECONDS * 2)
+        script.kill()
+        script.wait()
+        assert guard.wait(60) == 0
+        assert batch.told() == []
+    finally:
+        guard.kill()
 
 
 def test_an_attempt_that_is_closed_needs_no_guard(batch: Batch) -> None:

@@ -36,6 +36,7 @@ GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
+LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("when", choices=("begin", "guard", "end"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--code", type=int, help="srun's exit code (end)")
+    parser.add_argument("--script", type=int, default=os.getpid(), help="process of the batch script (guard)")
     parser.add_argument("--max-restarts", type=int, required=True)
     parser.add_argument("--on-interrupt", choices=("requeue", "resubmit", "stop"), required=True)
     parser.add_argument("--world-size", type=int, required=True)
@@ -161,7 +163,9 @@ def guard(run: Path, job: Job) -> int:
     what became of this one."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    signal.sigwait({signal.SIGTERM})
+    while signal.sigtimedwait({signal.SIGTERM}, LOOK_SECONDS) is None:
+        if not Path(f"/proc/{job.options.script}").exists():  # it has ended, and not everywhere is the guard ended with it
+            return GO
     last = attempts.read(run)[-1]
     if last.ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
         say(f"the time limit strikes while the run is at work: {job.options.on_interrupt}")

@@ -149,7 +149,7 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
         'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) && [ -n "$end" ] &&'
         ' end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
         "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
-        *(["requeue guard &"] if cluster.on_interrupt != "stop" else []),
+        *(["requeue guard --script $$ &"] if cluster.on_interrupt != "stop" else []),
     ]
     return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
 
