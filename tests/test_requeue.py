@@ -416,6 +416,14 @@ def test_what_the_guard_could_not_submit_is_submitted_at_the_end(batch: Batch) -
     assert attempts.read(batch.run)[-1].next_job == "8"
 
 
+def test_a_controller_that_does_not_answer_ends_the_run_in_words(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "SBATCH_SECONDS", 0.2)
+    batch.log.with_name("log.slow").touch()
+    batch.begin()
+    assert batch.end(143, on_interrupt="resubmit") == requeue.FAILED
+    assert "it cannot come back: sbatch: the controller does not answer" in (batch.run / "failure.json").read_text()
+
+
 def test_what_the_guard_could_not_release_is_released_at_the_end(batch: Batch) -> None:
     time_limit(batch)
     attempts.hand_over(batch.run, 1, "8", time.time())

@@ -36,6 +36,7 @@ GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
+SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
@@ -209,6 +210,7 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
     avoided = f", without {', '.join(without)}" if without else ""
     say(f"{words}: {way}{avoided}")
     if stays:
+        clean_up(run, len(job.nodes))
         return FAILED
     forget_ending(run)
     try:
@@ -259,7 +261,10 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     options += [f"--exclude={','.join(without)}"] if without else []
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=SBATCH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError("sbatch: the controller does not answer") from None
     if done.returncode:
         raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")
     raw_id = done.stdout.strip().partition(";")[0]
