@@ -205,7 +205,7 @@ def test_what_a_sweep_never_came_to_is_started_unless_the_sweep_is_at_work(
 ) -> None:
     started_again: list[RunFolder] = []
     monkeypatch.setattr(submit, "_start_again", started_again.extend)
-    monkeypatch.setattr(submit.base, "check_inputs", lambda _: None)
+    monkeypatch.setattr(submit, "_check_inputs", lambda *_: None)
     point = {"provenance": {"sweep": "grid"}}
     first, second, third = (make(name, files=point) for name in "abc")
     first.write_json("outcome.json", {"state": "stopped"})

@@ -70,8 +70,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
     if run.summary() and not any(run.checkpoints.glob("step-*")):  # it would begin anew, over its result
         raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
-    base.check_inputs(config)
-    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    _check_inputs(run, config)
     check_no_secrets(config)
     _goes_to_queue(config, 1)
     if overrides:
@@ -88,8 +87,7 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
     in_turn = [("queued", now.run.sweep()) for now in seen if now.alive and now.run.sweep()]
     failed = [now.run for now in seen if now.state in RETRIED and not now.alive and (now.state, now.run.sweep()) not in in_turn]
     for run in failed:
-        base.check_inputs(run.config())
-        base.note_inputs(run, base.inputs(run.config(), base.open_corpus(run.config())))
+        _check_inputs(run, run.config())
     if failed:
         _start_again(failed)
     return failed
@@ -146,6 +144,12 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
     name = sweep or new_id("retry")
     folder = runs[0].path.parent / "sweeps" / name
     slurm.submit_array(runs, folder / str(len(list(folder.glob("*/points")))), name, code, after)
+
+
+def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
+    """Before a run starts again: what it learns from is whole, and what it was."""
+    base.check_inputs(config)
+    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
 
 
 def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
