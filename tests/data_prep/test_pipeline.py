@@ -162,15 +162,18 @@ def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str]
     assert changed == {Path("3-language/done-00001-000.json")}
 
 
-def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> None:
+def letters_and_minutes(folder: Path) -> PrepareConfig:
+    """A corpus of copies of two files of the sample, which a test may change."""
+    sources = {}
     for name in ("letters", "minutes"):
-        shutil.copy(SAMPLE / f"{name}.jsonl", tmp_path)
-    sources = {
-        name: SourceConfig(reader="jsonl", path=str(tmp_path / f"{name}.jsonl"), license="CC0-1.0")
-        for name in ("letters", "minutes")
-    }
+        shutil.copy(SAMPLE / f"{name}.jsonl", folder)
+        sources[name] = SourceConfig(reader="jsonl", path=str(folder / f"{name}.jsonl"), license="CC0-1.0")
     corpus = CorpusConfig(name="sample", sources=sources, tokenizer=TokenizerConfig(vocab_size=400))
-    prepared = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path), workers=1, shard_characters=SHARD)
+    return PrepareConfig(corpus=corpus, corpora_dir=str(folder), workers=1, shard_characters=SHARD)
+
+
+def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> None:
+    prepared = letters_and_minutes(tmp_path)
     pipeline.prepare(prepared)
     before = markers(tmp_path)
     text = "Kommunen har behandlet søknaden om bruksendring og gir tillatelse til tiltaket etter loven."
@@ -291,21 +294,14 @@ def test_what_was_decided_before_a_change_decides_nothing_after_it(tmp_path: Pat
 
 
 def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
-    for name in ("letters", "minutes"):
-        shutil.copy(SAMPLE / f"{name}.jsonl", tmp_path)
+    prepared = letters_and_minutes(tmp_path)
     with (tmp_path / "letters.jsonl").open("a") as file:
         file.write("nei\n")
-    sources = {
-        name: SourceConfig(reader="jsonl", path=str(tmp_path / f"{name}.jsonl"), license="CC0-1.0")
-        for name in ("letters", "minutes")
-    }
-    corpus = CorpusConfig(name="sample", sources=sources, tokenizer=TokenizerConfig(vocab_size=400))
-    prepared = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path), workers=1, shard_characters=SHARD)
     pipeline.prepare(prepared)
     read = Preparation.load(tmp_path / ".sample.stages").stage(0)
     assert len(list(read.quarantined())) == 1
     before = set((tmp_path / ".sample.stages").glob("*/*-*-*"))
-    del sources["minutes"]
+    del prepared.corpus.sources["minutes"]
     (tmp_path / "letters.jsonl").write_bytes((SAMPLE / "letters.jsonl").read_bytes())
     pipeline.prepare(prepared)
     gone = before - set((tmp_path / ".sample.stages").glob("*/*-*-*"))
