@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: cluster-env run test fast slow chaos format bench-peers clean
+.PHONY: cluster-env run test fast slow cuda chaos format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -13,15 +13,19 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow and not cuda" -n 2
 
 # the suite without the tests that start worker processes: seconds
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm" -n 2
+	$(BIN)/pytest -m "not distributed and not end_to_end and not slurm and not cuda" -n 2
 
 # what `test` leaves out: a model of gigabytes under a memory limit
 slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
+
+# what `test` cannot show without a GPU; one is enough
+cuda: $(VENV)/.dev
+	$(BIN)/pytest -m cuda tests/test_cuda.py
 
 # runs on the real test cluster that are cut off, killed, preempted and powered down at random moments: half an hour
 chaos: $(VENV)/.dev

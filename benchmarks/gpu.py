@@ -2,17 +2,20 @@
 
 The task: LoRA r=16 on every linear layer, or full training, of Llamas of 1B and 8B parameters with random weights, bf16, 4,096
 tokens a row. Nothing is downloaded when TRL's environment is given, by --trl-python, or as wheels, by --wheels. No gradient
-checkpointing for anyone. Full training of 8B (16 bytes a parameter in mixed precision) does not fit one GPU and is left out.
+checkpointing for anyone. Full training keeps its weights in float32 and multiplies in bf16, everywhere; of 8B (16 bytes a
+parameter) it does not fit one GPU and is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ SHAPES = {
     "tiny": rules.Shape(64, 2, 4, 2, 128, 8000, True),
 }
 LORA_R = 16
+LORA = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={2 * LORA_R}"]
 PUBLISHED = "published by NeMo Automodel, Llama 3 8B, LoRA, one H100: 12,473 tokens/s (not measured here)"
 NAMES = {"finetune": "**finetune** (ZeRO 1, packed)", "trl": "TRL, packed: bfd", "trl-liger": "TRL, packed: bfd, Liger kernels"}
 
@@ -38,41 +42,61 @@ def main() -> None:
         sys.exit("no GPU at hand: --tiny tries the script out on a CPU")
     cache = harness.cache_folder()
     corpus, texts, what = documents.make(cache, options.text, 2000)
-    python = Path(options.trl_python) if options.trl_python else harness.environment_of("trl", cache, options.wheels)
-    tables, raw = [], []
-    for size in ["tiny"] if options.tiny else options.sizes:
-        shape = SHAPES[size]
-        model = cache / "models" / f"llama-{size}-{corpus.name}"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        harness.write_model(model, shape, corpus / "tokenizer", "bfloat16", max_positions=8192, device=device)
-        limit = harness.matmul_limit(shape, options.batch_size * options.sequence_length, threads=None, dtype="bfloat16")
-        for lora in (True, False):
-            if size == "8B" and not lora:
-                continue
-            bench = _bench(options, cache, corpus, texts, model, LORA_R if lora else 0)
-            measurements = [run(number) for number in range(options.rounds) for run in _runs(bench, python, options.systems)]
-            _check(measurements, shape.lora_parameters(LORA_R) if lora else shape.parameters)
-            tables.append(_table(size, lora, shape, limit, measurements))
-            raw += [{"size": size, "lora": lora, "matmul_limit": limit, **asdict(m)} for m in measurements]
     facts = {
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": harness.machine(),
-        "revision": harness.revision(),
-        "documents": what,
-    }
-    facts["command"] = harness.command("benchmarks.gpu")
-    report = _report(facts, options, tables)
+        "date": time.strftime("%Y-%m-%d %H:%M"), "machine": harness.machine(), "revision": harness.revision(),
+        "documents": what, "command": harness.command("benchmarks.gpu"),
+    }  # fmt: skip
+    sizes = ["tiny"] if options.tiny else options.sizes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for size in sizes:
+        harness.write_model(_model(cache, corpus, size), SHAPES[size], corpus / "tokenizer", "bfloat16", 8192, device)
+    name, measure = ("gpu-memory", _memory) if options.memory else ("gpu", _speed)
+    raw, report = measure(options, facts, sizes, lambda size, lora: _bench(options, cache, corpus, texts, size, lora))
     print(report)
     if not options.tiny:
-        harness.write_raw("gpu", facts | {"measurements": raw})
-        harness.write_section("gpu", report)
+        harness.write_raw(name, facts | {"measurements": raw})
+        harness.write_section(name, report)
 
 
-def _bench(options: argparse.Namespace, cache: Path, corpus: Path, texts: Path, model: Path, lora_r: int) -> Bench:
+# --- speed, beside TRL ------------------------------------------------------------------------------------------------
+
+
+def _speed(
+    options: argparse.Namespace, facts: dict[str, Any], sizes: list[str], bench: Callable[[str, bool], Bench]
+) -> tuple[list[dict[str, Any]], str]:
+    """All systems in turns, a round after the other, as many as there is time for."""
+    python = Path(options.trl_python or harness.environment_of("trl", harness.cache_folder(), options.wheels))
+    tokens = options.batch_size * options.sequence_length
+    limits = {size: harness.matmul_limit(SHAPES[size], tokens, threads=None, dtype="bfloat16") for size in sizes}
+    tasks = [(size, lora) for lora in (True, False) for size in sizes if lora or size != "8B"]
+    measured: dict[tuple[str, bool], list[Measurement]] = {task: [] for task in tasks}
+    end = time.monotonic() + 60 * (options.minutes or float("inf"))
+    for number in range(options.rounds):
+        for size, lora in tasks:
+            for run in _runs(bench(size, lora), python, options.systems):
+                if time.monotonic() < end:
+                    measured[size, lora].append(run(number))
+                    _check(measured[size, lora][-1], SHAPES[size].lora_parameters(LORA_R) if lora else SHAPES[size].parameters)
+                    print(json.dumps({"size": size, "lora": lora, **asdict(measured[size, lora][-1])}), flush=True)
+    raw = [
+        {"size": size, "lora": lora, "matmul_limit": limits[size], **asdict(m)}
+        for (size, lora), some in measured.items()
+        for m in some
+    ]
+    return raw, _report(facts, options, [_table(*task, limits[task[0]], some) for task, some in measured.items() if some])
+
+
+def _model(cache: Path, corpus: Path, size: str) -> Path:
+    return cache / "models" / f"llama-{size}-{corpus.name}"
+
+
+def _bench(options: argparse.Namespace, cache: Path, corpus: Path, texts: Path, size: str, lora: bool) -> Bench:
+    model = _model(cache, corpus, size)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     settings = {
-        "sequence_length": options.sequence_length, "batch_size": options.batch_size, "lr": 1e-4, "lora_r": lora_r, "seed": 0,
-        "precision": "bf16", "gradient_checkpointing": False, "attention": options.attention, "eos_token": "</s>",
+        "sequence_length": options.sequence_length, "batch_size": options.batch_size, "lr": 1e-4, "seed": 0,
+        "lora_r": LORA_R if lora else 0, "precision": "bf16" if torch.cuda.is_available() else "fp32",
+        "gradient_checkpointing": False, "attention": options.attention, "eos_token": "</s>",
         "pad_token_id": config["pad_token_id"], "eos_token_id": config["eos_token_id"],
     }  # fmt: skip
     return Bench(
@@ -82,8 +106,7 @@ def _bench(options: argparse.Namespace, cache: Path, corpus: Path, texts: Path, 
 
 
 def _runs(bench: Bench, python: Path, systems: list[str]) -> list[Callable[[int], Measurement]]:
-    r = bench.settings["lora_r"]
-    adapter = ["adapter=lora", f"adapter.r={r}", f"adapter.lora_alpha={2 * r}"] if r else ["adapter=none"]
+    adapter = LORA if bench.settings["lora_r"] else ["adapter=none"]
     runs: dict[str, Callable[[int], Measurement]] = {
         "finetune": lambda number: bench.ours("finetune", number, [*adapter, "zero=stage1", "name=bench"]),
         "trl": lambda number: bench.peer("trl", number, python, peer="trl", packing="bfd"),
@@ -92,26 +115,23 @@ def _runs(bench: Bench, python: Path, systems: list[str]) -> list[Callable[[int]
     return [runs[system] for system in systems]
 
 
-def _check(measurements: list[Measurement], trainable: int) -> None:
-    for measurement in measurements:
-        if measurement.trainable_parameters != trainable:
-            sys.exit(
-                f"{measurement.system} trains {measurement.trainable_parameters:,} parameters, not {trainable:,}: other work"
-            )
+def _check(measurement: Measurement, trainable: int) -> None:
+    if measurement.trainable_parameters != trainable:
+        sys.exit(f"{measurement.system} trains {measurement.trainable_parameters:,} parameters, not {trainable:,}: other work")
 
 
-def _table(size: str, lora: bool, shape: rules.Shape, limit: float, measurements: list[Measurement]) -> str:
-    flop = rules.flop_per_token(shape.non_embedding_parameters, lora)
+def _table(size: str, lora: bool, limit: float, measurements: list[Measurement]) -> str:
+    flop = rules.flop_per_token(SHAPES[size].non_embedding_parameters, lora)
     lines = [
         f"{size}, {f'LoRA r={LORA_R}' if lora else 'full'}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
-        "| system | tokens/s, median (least-most) | share of matmul limit | GPU memory | documents isolated |",
-        "|---|---|---|---|---|",
+        "| system | rounds | tokens/s, median (least-most) | share of matmul limit | GPU memory | documents isolated |",
+        "|---|---|---|---|---|---|",
     ]
     for system, row in harness.summary(measurements).items():
         share = rules.share_of_limit(row["median"], flop, limit)
         isolated = {True: "yes", False: "**no**", None: "one a row"}[row["isolated"]]
         lines.append(
-            f"| {NAMES[system]} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) | {share:.0%} "
+            f"| {NAMES[system]} | {row['rounds']} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) | {share:.0%} "
             f"| {row['gpu_memory'] / 2**30:.1f} GiB | {isolated} |"
         )
     return "\n".join(lines)
@@ -122,13 +142,72 @@ def _report(facts: dict[str, Any], options: argparse.Namespace, tables: list[str
 
 {facts["date"]}, revision {facts["revision"]}, {facts["machine"]["gpu"] or facts["machine"]["cpu"]}; bf16, rows of
 {options.sequence_length:,} tokens, {options.batch_size} a step, {options.steps} steps after {options.warmup} of warm-up,
-{options.rounds} rounds in turns. {facts["documents"]}.
+all systems in turns. {facts["documents"]}.
 
     {facts["command"]}
 
 {(chr(10) * 2).join(tables)}
 
 Beside it, {PUBLISHED}."""
+
+
+# --- memory, ours alone -----------------------------------------------------------------------------------------------
+
+CHECKPOINTED = "activation_checkpointing=true"
+MEMORY: dict[str, list[tuple[str, list[str]]]] = {
+    "1B": [
+        ("full", ["adapter=none", "zero=stage1"]),
+        ("full, activation checkpointing", ["adapter=none", "zero=stage1", CHECKPOINTED]),
+        ("LoRA", [*LORA, "zero=stage1"]),
+        ("LoRA, activation checkpointing", [*LORA, "zero=stage1", CHECKPOINTED]),
+        ("QLoRA", [*LORA, "zero=stage1", "model.quantization=nf4"]),
+        ("full, optimizer offloaded", ["adapter=none", "zero=stage2_offload"]),
+    ],
+    "8B": [
+        ("LoRA, activation checkpointing", [*LORA, "zero=stage1", CHECKPOINTED]),
+        ("QLoRA, activation checkpointing", [*LORA, "zero=stage1", "model.quantization=nf4", CHECKPOINTED]),
+        ("QLoRA", [*LORA, "zero=stage1", "model.quantization=nf4"]),
+        ("LoRA", [*LORA, "zero=stage1"]),
+    ],
+}
+MEMORY["tiny"] = MEMORY["1B"][:2]
+
+
+def _memory(
+    options: argparse.Namespace, facts: dict[str, Any], sizes: list[str], bench: Callable[[str, bool], Bench]
+) -> tuple[list[dict[str, Any]], str]:
+    """A few steps of each configuration, the sizes beside each other: memory does not depend on what else runs."""
+
+    def measure(size: str, name: str, overrides: list[str]) -> dict[str, Any]:
+        few = replace(bench(size, True), warmup=1, steps=5)
+        folder = harness.fresh(few.cache / "out" / f"memory-{size}-{name.replace(', ', '-').replace(' ', '-')}")
+        command = few.our_command(folder, 0, [*overrides, "name=bench"])
+        done = subprocess.run(command, capture_output=True, text=True, env=few.environment("memory"), cwd=folder, check=False)
+        (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+        log = done.stdout + "".join(path.read_text(encoding="utf-8") for path in folder.glob("runs/*/jobs/*log*"))
+        if done.returncode and "OutOfMemoryError" not in log:
+            raise RuntimeError(f"{size} {name} ended with exit code {done.returncode}: see {folder}")
+        summaries = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("runs/*/summary.json")]
+        peak = summaries[0]["peak_memory_bytes"] if summaries else None
+        row = {"size": size, "what": name, "peak_memory": peak, "overrides": overrides}
+        print(json.dumps(row), flush=True)
+        return row
+
+    with ThreadPoolExecutor() as threads:
+        raw = [row for rows in threads.map(lambda size: [measure(size, *what) for what in MEMORY[size]], sizes) for row in rows]
+    table = ["| model | training | GPU memory |", "|---|---|---|"]
+    for row in raw:
+        peak = f"{row['peak_memory'] / 2**30:.1f} GiB" if row["peak_memory"] else "did not fit"
+        table.append(f"| {row['size']} | {row['what']} | {peak} |")
+    report = f"""## Memory on one GPU
+
+{facts["date"]}, revision {facts["revision"]}, {facts["machine"]["gpu"] or facts["machine"]["cpu"]}; bf16, one row of
+{options.sequence_length:,} tokens, the most that torch had allocated in any step (`train/peak_memory_bytes`).
+
+    {facts["command"]}
+
+{chr(10).join(table)}"""
+    return raw, report
 
 
 def _options() -> argparse.Namespace:
@@ -141,12 +220,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps measured (30)")
     parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before them (5)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every system is run (3)")
+    parser.add_argument("--minutes", type=float, help="begin no run after so many, as on a node lent for an hour")
+    parser.add_argument("--memory", action="store_true", help="instead: peak memory of our configurations")
     parser.add_argument("--attention", default="sdpa", help="TRL's attention: sdpa, flash_attention_2 (sdpa)")
     parser.add_argument("--trl-python", help="the python of an environment that has TRL (default: one is made)")
     parser.add_argument("--wheels", help="a folder of wheels to make TRL's environment from, without an index")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on whatever is here; RESULTS.md stays as it is")
     options = parser.parse_args()
-    for name, known in (("sizes", SHAPES), ("systems", NAMES)):
+    for name, known in (("sizes", MEMORY), ("systems", NAMES)):
         if unknown := set(getattr(options, name)) - set(known):
             parser.error(f"--{name}: unknown {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     return options

@@ -166,9 +166,12 @@ class Bench:
 
     def ours(self, system: str, round: int, overrides: list[str]) -> Measurement:
         """Our product, as a user runs it: `finetune train`, MLflow included; measured from its own metrics.jsonl."""
-        folder = _fresh(self.cache / "out" / system)
+        folder = fresh(self.cache / "out" / system)
+        return self.measure(system, round, self.our_command(folder, round, overrides), folder, _read_ours)
+
+    def our_command(self, folder: Path, round: int, overrides: list[str]) -> list[str]:
         s = self.settings
-        command = [
+        return [
             str(FINETUNE), "train", f"data.corpus={self.corpus}", f"model={self.model}", f"runs_dir={folder / 'runs'}",
             f"data.sequence_length={s['sequence_length']}", f"micro_batch_size={s['batch_size']}",
             f"global_batch_size={s['batch_size']}", f"max_steps={self.warmup + self.steps}", f"lr={s['lr']}",
@@ -176,11 +179,10 @@ class Bench:
             "check_first_loss=false",  # the base is random on purpose
             *overrides,
         ]  # fmt: skip
-        return self.measure(system, round, command, folder, _read_ours)
 
     def peer(self, system: str, round: int, python: Path, **special: Any) -> Measurement:
         """A peer in its own environment, through meter.py."""
-        folder = _fresh(self.cache / "out" / system)
+        folder = fresh(self.cache / "out" / system)
         settings = self.settings | {"seed": self.settings["seed"] + round} | special
         settings |= {"num_steps": self.warmup + self.steps, "documents": str(self.documents), "model": str(self.model)}
         settings |= {"output": str(folder / "output"), "result": str(folder / "measured.json")}
@@ -373,7 +375,7 @@ def _read_peer(folder: Path) -> dict[str, Any]:
     return measured
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

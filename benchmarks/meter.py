@@ -115,7 +115,8 @@ def trl(settings: dict[str, Any]) -> None:
         **({"packing_strategy": packing} if packing else {}),
         use_liger_kernel=settings.get("liger", False),
         model_init_kwargs={
-            "dtype": "bfloat16" if settings["precision"] == "bf16" else "float32",
+            # what is trained whole is kept in float32, as our optimizer keeps it: bf16 would lose small steps
+            "dtype": "bfloat16" if settings["precision"] == "bf16" and settings["lora_r"] else "float32",
             "attn_implementation": settings.get("attention", "sdpa"),
         },
     )

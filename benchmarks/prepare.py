@@ -128,7 +128,7 @@ class Bench:
     def tokenised(self, name: str = "bench") -> tuple[Path, int]:
         """The documents that our tokenise step was given, as JSON lines, and their characters."""
         (last,) = (self.cache / "corpora" / f".{name}.stages").glob("*-mixture")
-        folder, characters = harness._fresh(self.cache / "tokenised"), 0
+        folder, characters = harness.fresh(self.cache / "tokenised"), 0
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as out:
             for document in StageFolder(last).documents():
                 out.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
@@ -141,13 +141,13 @@ def peers(bench: Bench, megabytes: int) -> Iterator[str]:
     size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
     done, steps, found = bench.ours(raw)
     datatrove = harness.environment_of("datatrove", harness.cache_folder())
-    folder = harness._fresh(bench.cache / "datatrove")
+    folder = harness.fresh(bench.cache / "datatrove")
     tokenizer = str(bench.tokenizer / "tokenizer.json")
     theirs = timed([datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, str(bench.workers)])
     said = json.loads(theirs.out.splitlines()[-1])
     their_steps = said["seconds"]
     documents, characters = bench.tokenised()
-    folder = harness._fresh(bench.cache / "datasets")
+    folder = harness.fresh(bench.cache / "datasets")
     mapped = timed([sys.executable, harness.HERE / "datasets_map.py", documents, folder, bench.tokenizer, str(bench.workers)])
     map_steps = json.loads(mapped.out.splitlines()[-1])
     yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each."

@@ -17,6 +17,12 @@ from tests.models import write_base
 APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up; they take longest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On a machine with GPUs, all tests but those for them run as they do without: ranks on CPUs, as many as they like."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def group(nodeid: str) -> str:
     """Which tests pytest-xdist gives to one process: those of such a folder, or else of a file."""
     file = Path(nodeid.partition("::")[0])

@@ -1,4 +1,4 @@
-"""Attention that keeps packed documents apart: the implementations by speed, and our own for CPUs.
+"""Attention that keeps packed documents apart: the implementations by speed, and our own.
 
 Documents are told apart by positions that start at 0 again. `sdpa` and `flex_attention` turn that into a mask over [length ×
 length]; `flash_attention_2` and `documents` take one row of all documents and never compute what a mask would throw away.
@@ -7,7 +7,9 @@ Which of them is used is decided on the running model, by a check of its results
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ def by_speed(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return [DOCUMENTS, "sdpa", "eager"]
     installed = [name for name, module in (("flash_attention_2", "flash_attn"),) if importlib.util.find_spec(module)]
-    return [*installed, "flex_attention", "sdpa", "eager"]
+    return [*installed, DOCUMENTS, "flex_attention", "sdpa", "eager"]
 
 
 def attend_by_document(
@@ -34,7 +36,8 @@ def attend_by_document(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Causal attention inside each document of one row.
 
-    torch's CPU kernel skips what lies above the diagonal but not what a mask blocks: a document at a time, nothing is wasted.
+    On a GPU by the FlashAttention 2 that torch carries (Dao 2023), which takes 16-bit numbers only. torch's CPU kernel skips what
+    lies above the diagonal but not what a mask blocks: there a document at a time, so that nothing is wasted.
 
     Args:
         query, key, value: [1, heads, tokens, head size]; fewer key heads than query heads are shared among them.
@@ -45,26 +48,44 @@ def attend_by_document(
 
     Raises:
         NotImplementedError: the model asks for attention that this function does not do.
+        RuntimeError: torch's FlashAttention does not take these numbers or this head size.
     """
     positions = kwargs.get("position_ids")
     if positions is None or len(positions) != 1 or attention_mask is not None:
         raise NotImplementedError("it needs one row of positions and no mask")
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("no soft cap and no attention sinks")
-    starts = (positions[0] == 0).nonzero()[:, 0].tolist()
-    lengths = [stop - start for start, stop in zip(starts, [*starts[1:], query.shape[2]], strict=True)]
+    lengths, bounds = _documents(positions)
+    if query.is_cuda:
+        # not torch.nn.attention.varlen: its arguments differ from release to release, and 2.8 and 2.9 have none
+        back = -1 if sliding_window is None else sliding_window - 1
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        out = torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds, bounds, max(lengths), max(lengths), dropout, sliding_window is None, False,
+            scale=scaling, window_size_left=back, window_size_right=-1 if sliding_window is None else 0,
+        )[0]  # fmt: skip
+        return out[None], None
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     documents = zip(lengths, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    out = [
+    each = [
         scaled_dot_product_attention(
             q, k, v, attn_mask=_window(length, sliding_window, q.device), dropout_p=dropout, scale=scaling,
             is_causal=sliding_window is None or length <= sliding_window,
         ).transpose(1, 2)
         for length, q, k, v in documents
     ]  # fmt: skip
-    return torch.cat(out, 1), None
+    return torch.cat(each, 1), None
+
+
+@functools.lru_cache(maxsize=1)  # by the tensor's identity: all layers of a model are given the same one
+def _documents(positions: Tensor) -> tuple[list[int], Tensor]:
+    """From [1, tokens] positions the documents' lengths, and [documents + 1] where they begin and end. Waits for the device."""
+    starts = (positions[0] == 0).nonzero()[:, 0].tolist()
+    bounds = [*starts, positions.shape[1]]
+    lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
+    return lengths, torch.tensor(bounds, dtype=torch.int32, device=positions.device)
 
 
 def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:

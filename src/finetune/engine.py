@@ -15,7 +15,7 @@ from finetune import model as models
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.model import PackedModel
-from finetune.partition import deepspeed, deepspeed_config, shape, show_dora_its_weights
+from finetune.partition import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,11 @@ class Engine:
             lr=config.lr,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
+            fused=True,  # all parameters in one pass over memory
         )
         if self._stage == 3:
             show_dora_its_weights(model)
+        compile_ahead(config)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -67,8 +69,11 @@ class Engine:
             raise ValueError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
         self.packed = PackedModel(model, self._engine)
 
-    def train(self) -> None:
+    def train(self, lr: float) -> None:
+        """Training mode, for a step with learning rate `lr`: set before the backward pass, in which SuperOffload updates."""
         self._engine.train()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
 
     def eval(self) -> None:
         self._engine.eval()
@@ -79,11 +84,9 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch; nothing moves before the boundary
 
-    def step(self, lr: float) -> float:
-        """Clip, update the weights with learning rate `lr`, clear the gradients; the gradient norm before clipping."""
+    def step(self) -> float:
+        """Clip, update the weights, clear the gradients; the gradient norm before clipping."""
         assert self._engine.is_gradient_accumulation_boundary()
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
         norm = self._unpartitioned_grad_norm()
         self._engine.step()
         return norm if norm is not None else float(self._engine.get_global_grad_norm())

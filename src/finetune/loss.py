@@ -96,15 +96,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
             target = labels[here, None]
-            logits = linear(hidden[here], weight, bias).float()
-            top = logits.amax(-1, keepdim=True)
-            at_target = logits.gather(1, target)
-            exponentials = logits.sub_(top).exp_()
-            total = exponentials.sum(-1, keepdim=True)
-            each[here] = (total.log() + top - at_target)[:, 0]
+            each[here], d_logits = _losses_and_probabilities(linear(hidden[here], weight, bias), target)
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
-            d_logits = exponentials.div_(total)
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
@@ -128,6 +122,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if d_bias is None else (d_bias * scale).to(ctx.dtype),
             None,
         )
+
+
+def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows] cross-entropies and [rows, vocabulary] softmax, float32, each with as few passes over memory as its device allows.
+
+    Args:
+        logits: [rows, vocabulary]; overwritten.
+        target: [rows, 1]
+    """
+    if logits.device.type == "cuda":  # one kernel goes over a row until it is done with it
+        log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
+        return -log_probabilities.gather(1, target)[:, 0], log_probabilities.exp_()
+    logits = logits.float()
+    top = logits.amax(-1, keepdim=True)
+    at_target = logits.gather(1, target)
+    exponentials = logits.sub_(top).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    return (total.log() + top - at_target)[:, 0], exponentials.div_(total)
 
 
 def normalised(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:

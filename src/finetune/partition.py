@@ -40,6 +40,12 @@ def has_async_io() -> bool:
     return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
 
 
+def compile_ahead(config: TrainConfig) -> None:
+    """What DeepSpeed would compile where nobody waits for it: SuperOffload's worker is given up after a minute (0.19)."""
+    if (config.zero.get("offload_optimizer") or {}).get("super_offload"):
+        deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)
+
+
 def is_partitioned(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 

@@ -257,7 +257,7 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
     saw, and whether any of them was asked to stop: so all of them stop after the same step."""
     clock, device = run.clock, run.world.device
     began, waited = clock.now(), clock.seconds["data"]
-    run.engine.train()
+    run.engine.train(lr)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # read once, at the end: reading makes the GPU's host wait
     targets, tokens, checksum = 0, 0, 0
     micro_batches = iter(data.micro_batches)
@@ -275,7 +275,7 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
         tokens += batch.num_tokens
         checksum += batch.checksum
     with clock.phase("optimizer"):
-        grad_norm = run.engine.step(lr)
+        grad_norm = run.engine.step()
     # float64 holds every one of these exactly: a CRC sum stays below 2^53 for two million packs a step
     mine = [float(loss_sum), targets, tokens, checksum, run.stop.reason(), clock.seconds["data"] - waited]
     clock.settle()

@@ -1,0 +1,261 @@
+"""What only a GPU can show, on one of them: `make cuda`. Training there is training on a CPU, at every ZeRO stage.
+
+Two ranks cannot share a GPU (NCCL refuses): what several ranks do is tested on CPUs, in tests/distributed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune import guards, kernels
+from finetune.attention import DOCUMENTS
+from finetune.config import ClusterConfig
+from finetune.evaluate import evaluate_on_corpus
+from finetune.model import PackedModel
+from finetune.run_folder import RunFolder
+from tests.corpora import VOCAB_SIZE
+from tests.distributed import worker
+from tests.distributed.test_laws import (
+    CASES,
+    LONG,
+    MATRIX,
+    METHODS,
+    ZERO,
+    assert_same,
+    law_config,
+    losses,
+    make_run,
+    steps,
+)
+from tests.distributed.test_model import zero_file
+from tests.models import LORA
+from tests.test_kernels import ATTENTION, batch, causal_model, with_adapter
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: run `make cuda` on a machine that has one"),
+]
+
+ROOT = Path(__file__).parents[1]
+GPU = torch.device("cuda")
+ALONE: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
+BF16: dict[str, Any] = {"precision": "bf16", **ALONE}
+# a GPU sums in another order than a CPU, and Adam makes a step of every sign
+CPU_LOSS_TOLERANCE, GPU_WEIGHT_TOLERANCE = 1e-4, 1e-3
+BF16_LOSS_TOLERANCE = 0.05
+COMPARED = ["full", "lora", "dora"]  # with a CPU; QLoRA's products with 4-bit weights are other ones there
+
+# equal to `full` or `lora` at ZeRO 2
+SAME: dict[str, tuple[str, dict[str, Any]]] = {
+    "checkpointed-full": ("full", {"activation_checkpointing": True}),
+    "checkpointed-lora": ("lora", {"zero": ZERO[3], "activation_checkpointing": True, **METHODS["lora"]}),
+    "offload-zero2": ("full", {"zero": zero_file("stage2_offload")}),
+    "offload-zero3": ("full", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
+    "offload-lora-zero3": ("lora", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}, **METHODS["lora"]}),
+}
+RESUMED: dict[str, dict[str, Any]] = {"full": {"zero": ZERO[1]}, "lora": {"adapter": LORA, "zero": ZERO[3]}}
+
+
+@pytest.fixture(scope="module")
+def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """All of them, by one rank each; in processes of their own, as CUDA does not outlive a fork."""
+    folder = tmp_path_factory.mktemp("cuda")
+
+    def case(name: str, quantized: bool = False, **changes: Any) -> dict[str, str]:
+        return make_run(folder, name, law_config(law_corpus, quantized, **{**ALONE, **changes}))
+
+    cases = {
+        "fp32": [case(f"{kind}-zero{stage}", kind == "qlora", **CASES[f"{kind}-zero{stage}"], **ALONE) for kind, stage in MATRIX],
+        "bf16": [
+            case(f"{kind}-zero{stage}-bf16", kind == "qlora", **CASES[f"{kind}-zero{stage}"], **BF16)
+            for kind, stage in MATRIX
+            if stage
+        ],
+        "same": [case(name, **changes) for name, (_, changes) in SAME.items()],
+        "cpu": [case(f"{kind}-cpu", **METHODS[kind]) for kind in COMPARED],
+        "whole": [case(f"{kind}-whole", max_steps=LONG, **changes) for kind, changes in RESUMED.items()],
+    }
+    started = {name: start(folder / name, some, gpu=name != "cpu") for name, some in cases.items()}
+    for kind, changes in RESUMED.items():
+        killed = {**case(kind, max_steps=LONG, **changes), "fault": "killed_at_step"}
+        join(start(folder / f"kill-{kind}", [killed]), folder / f"kill-{kind}", expected=-9)
+        join(start(folder / f"resume-{kind}", [{"run": killed["run"]}]), folder / f"resume-{kind}")
+    for name, process in started.items():
+        join(process, folder / name)
+    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+
+
+def start(folder: Path, cases: list[dict[str, Any]], gpu: bool = True) -> subprocess.Popen[bytes]:
+    worker.write_cases(folder, cases)
+    environment = {**os.environ, **worker.environment(0, 1), **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
+    with (folder / "rank-0.log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
+
+
+def join(process: subprocess.Popen[bytes], folder: Path, expected: int = 0) -> None:
+    code = process.wait()
+    assert code == expected, f"{folder.name} ended with {code}\n{(folder / 'rank-0.log').read_text(errors='replace')[-3000:]}"
+
+
+@pytest.mark.parametrize(("kind", "stage"), MATRIX)
+def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
+    assert_same(runs[f"{kind}-zero{stage}"], runs[f"{kind}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_a_gpu_trains_as_a_cpu_does(runs: dict[str, RunFolder], kind: str) -> None:
+    assert (losses(runs[f"{kind}-zero2"]) - losses(runs[f"{kind}-cpu"])).abs().max() < CPU_LOSS_TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for kind, stage in MATRIX if stage])
+def test_bf16_trains_as_fp32_does(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
+    run = runs[f"{kind}-zero{stage}-bf16"]
+    assert (losses(run) - losses(runs[f"{kind}-zero2"])).abs().max() < BF16_LOSS_TOLERANCE
+    learned, expected = (losses(r)[0] - losses(r)[-1] for r in (run, runs[f"{kind}-zero2"]))
+    assert learned > expected / 2 > 0
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], name: str) -> None:
+    assert_same(runs[name], runs[f"{SAME[name][0]}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_killed_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], kind: str) -> None:
+    assert_same(runs[kind], runs[f"{kind}-whole"], LONG, tolerance=GPU_WEIGHT_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
+    run = runs[f"{kind}-zero{stage}"]
+    summary = run.summary()
+    assert summary is not None
+    again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
+    assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-4)
+
+
+def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
+    last = steps(runs["full-zero1-bf16"])[-1]
+    assert 0 < last["train/mfu"] < 1
+    assert 2**20 < last["train/peak_memory_bytes"] < 2**32
+    summary = runs["full-zero1-bf16"].summary()
+    assert summary is not None
+    assert all(summary["seconds"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
+
+
+@pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])
+def test_what_a_cpu_refuses_trains(law_corpus: Path, tmp_path: Path, name: str) -> None:
+    """DeepSpeed compiles their kernels first, for a minute."""
+    other = {**zero_file(name), **ZERO[3]}
+    if name == "stage3_zeropp":
+        other["zero_hpz_partition_size"] = 1  # GPUs a node
+    cases = [make_run(tmp_path, which, law_config(law_corpus, zero=zero, **BF16)) for which, zero in
+             (("plain", ZERO[3]), (name, other))]  # fmt: skip
+    join(start(tmp_path / "both", cases), tmp_path / "both")
+    plain, run = (RunFolder(Path(case["run"])) for case in cases)
+    assert (losses(run) - losses(plain)).abs().max() < (0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE)  # 8 bits
+
+
+def on_gpu(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> PackedModel:
+    return PackedModel(model.to(GPU, dtype))
+
+
+def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    packed.model.zero_grad()
+    loss, each = packed.losses(*(tensor.to(GPU) for tensor in batch()))
+    loss.backward()
+    return each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
+
+
+def apart(packed: PackedModel, exact: PackedModel) -> float:
+    """The largest distance of a loss, or of a gradient as a share of its size."""
+    (each, grads), (each2, grads2) = gradients(packed), gradients(exact)
+    assert grads.keys() == grads2.keys()
+    shares = [float((grads[name] - grads2[name]).norm() / grads2[name].norm().clamp(min=1e-4)) for name in grads]
+    return max(float((each - each2).abs().max()), *shares)
+
+
+@pytest.mark.parametrize("architecture", ATTENTION)
+def test_flash_attention_by_document_is_exact_attention(architecture: str) -> None:
+    model = causal_model(model_type=architecture, **ATTENTION[architecture])
+    exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(copy.deepcopy(model), torch.bfloat16)
+    exact.attention = "eager"
+    packed.attention = "eager"
+    rounding = apart(packed, exact)
+    packed.attention = DOCUMENTS
+    assert apart(packed, exact) < 1.5 * rounding + 0.01
+    assert rounding < 0.1, "bf16 alone is as far away as a fault would be"
+
+
+def test_the_fastest_attention_that_takes_these_numbers_is_chosen() -> None:
+    half, full = on_gpu(causal_model(), torch.bfloat16), on_gpu(causal_model())
+    assert guards.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
+    assert guards.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
+
+
+@pytest.mark.parametrize("implementation", ["flex_attention", "sdpa"])
+def test_masked_attention_is_exact_attention(implementation: str) -> None:
+    model = causal_model(hidden_size=64)  # flex_attention wants heads of 16 numbers
+    exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(model)
+    exact.attention = "eager"
+    assert guards.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
+    assert apart(packed, exact) < 2e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "mistral"])
+@pytest.mark.parametrize("adapter", [None, {}, {"use_dora": True}])
+@pytest.mark.parametrize("choice", ["torch", "liger"])
+def test_kernels_change_no_loss_and_no_gradient(choice: str, architecture: str, adapter: dict[str, object] | None) -> None:
+    if choice == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        pytest.skip("liger-kernel is not installed")
+    model = causal_model(model_type=architecture, hidden_size=64, intermediate_size=128)
+    if adapter is not None:
+        model = with_adapter(model, **adapter)
+    changed = copy.deepcopy(model)
+    assert (choice if choice == "liger" else "SwiGLU") in kernels.install(changed, choice, GPU, partitioned=False)
+    assert apart(on_gpu(changed), on_gpu(model)) < 2e-3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
+    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
+    model = causal_model(tie_word_embeddings=tied).to(GPU)
+    plain = copy.deepcopy(model)
+    each, grads = gradients(PackedModel(model))
+    ids, positions, where, targets = (tensor.to(GPU) for tensor in batch())
+    logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[where], targets, reduction="none")
+    expected.sum().backward()
+    assert torch.allclose(each, expected, atol=1e-4)
+    for name, parameter in plain.named_parameters():
+        assert torch.allclose(grads[name], parameter.grad, atol=1e-4 + 1e-3 * float(parameter.grad.abs().max())), name
+
+
+def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) -> None:
+    """With its preflight, tracking and all."""
+    settings = [
+        f"data.corpus={law_corpus}", f"model={law_corpus.parent / 'base'}", f"runs_dir={tmp_path / 'runs'}", "adapter=lora",
+        "zero=stage1", "precision=bf16", "data.sequence_length=128", "max_steps=4", "check_first_loss=false",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "finetune.cli", "train", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run = RunFolder(next((tmp_path / "runs").glob("*/summary.json")).parent)
+    log = "".join(path.read_text() for path in run.jobs.glob("*_log.*"))
+    assert f"attention: {DOCUMENTS}" in log or "attention: flash_attention_2" in log
+    assert "preflight passed" in log
+    assert json.loads(run.metrics.read_text().splitlines()[-1])
