@@ -115,6 +115,10 @@ class PackedModel:
     def attention(self, implementation: str) -> None:
         self._base.set_attn_implementation(implementation)
 
+    @property
+    def num_layers(self) -> int:
+        return int(self._base.config.get_text_config().num_hidden_layers)
+
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Next-token logits: [packs, length] -> [packs, length, vocabulary]. For checks: training never makes them whole."""
         logits: torch.Tensor = self._call(input_ids, position_ids).logits
