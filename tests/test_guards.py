@@ -61,6 +61,10 @@ def test_rounding_in_bf16_is_no_fault_however_deep_the_model() -> None:
     for share, layers in ((0.25, 32), (0.1, 2)):
         with pytest.raises(guards.GuardError, match="other logits than alone"):
             guards.check_packed(alone + share * noise, alone, num_layers=layers)
+    one_wrong = alone.clone()
+    one_wrong[0, 7] = alone[0, 8]
+    with pytest.raises(guards.GuardError, match="other logits than alone"):
+        guards.check_packed(one_wrong, alone, num_layers=32)
     with pytest.raises(guards.GuardError, match="other logits than alone"):
         guards.check_packed(alone.float() + 0.002 * noise, alone.float(), num_layers=32)
 
