@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,30 @@ def _speed(
     tokens = options.batch_size * options.sequence_length
     limits = {size: harness.matmul_limit(SHAPES[size], tokens, threads=None, dtype="bfloat16") for size in sizes}
     tasks = [(size, lora) for lora in (True, False) for size in sizes if lora or size != "8B"]
-    measured: dict[tuple[str, bool], list[Measurement]] = {task: [] for task in tasks}
+    raw: list[dict[str, Any]] = []
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for number in range(options.rounds):
         for size, lora in tasks:
-            for run in _runs(bench(size, lora), python, options.systems):
-                if time.monotonic() < end:
-                    measured[size, lora].append(run(number))
-                    _check(measured[size, lora][-1], SHAPES[size].lora_parameters(LORA_R) if lora else SHAPES[size].parameters)
-                    print(json.dumps({"size": size, "lora": lora, **asdict(measured[size, lora][-1])}), flush=True)
-    raw = [
-        {"size": size, "lora": lora, "matmul_limit": limits[size], **asdict(m)}
-        for (size, lora), some in measured.items()
-        for m in some
-    ]
-    return raw, _report(facts, options, [_table(*task, limits[task[0]], some) for task, some in measured.items() if some])
+            for system, run in _runs(bench(size, lora), python, options.systems).items():
+                if time.monotonic() > end:
+                    continue
+                row: dict[str, Any] = {
+                    "size": size,
+                    "lora": lora,
+                    "matmul_limit": limits[size],
+                    "system": system,
+                    "round": number,
+                }
+                try:
+                    row |= asdict(run(number))
+                except RuntimeError as fault:  # must not take the others' results along
+                    row["error"] = str(fault)
+                else:
+                    _check(system, row["trainable_parameters"], size, lora)
+                print(json.dumps(row), flush=True)
+                raw.append(row)
+    by_task = {task: [row for row in raw if (row["size"], row["lora"]) == task] for task in tasks}
+    return raw, _report(facts, options, [_table(*task, limits[task[0]], rows) for task, rows in by_task.items() if rows])
 
 
 def _model(cache: Path, corpus: Path, size: str) -> Path:
@@ -105,35 +114,39 @@ def _bench(options: argparse.Namespace, cache: Path, corpus: Path, texts: Path, 
     )  # fmt: skip
 
 
-def _runs(bench: Bench, python: Path, systems: list[str]) -> list[Callable[[int], Measurement]]:
+def _runs(bench: Bench, python: Path, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
     adapter = LORA if bench.settings["lora_r"] else ["adapter=none"]
     runs: dict[str, Callable[[int], Measurement]] = {
         "finetune": lambda number: bench.ours("finetune", number, [*adapter, "zero=stage1", "name=bench"]),
         "trl": lambda number: bench.peer("trl", number, python, peer="trl", packing="bfd"),
         "trl-liger": lambda number: bench.peer("trl-liger", number, python, peer="trl", packing="bfd", liger=True),
     }
-    return [runs[system] for system in systems]
+    return {system: runs[system] for system in systems}
 
 
-def _check(measurement: Measurement, trainable: int) -> None:
-    if measurement.trainable_parameters != trainable:
-        sys.exit(f"{measurement.system} trains {measurement.trainable_parameters:,} parameters, not {trainable:,}: other work")
+def _check(system: str, trainable: int, size: str, lora: bool) -> None:
+    expected = SHAPES[size].lora_parameters(LORA_R) if lora else SHAPES[size].parameters
+    if trainable != expected:
+        sys.exit(f"{system} trains {trainable:,} parameters, not {expected:,}: other work")
 
 
-def _table(size: str, lora: bool, limit: float, measurements: list[Measurement]) -> str:
+def _table(size: str, lora: bool, limit: float, rows: list[dict[str, Any]]) -> str:
     flop = rules.flop_per_token(SHAPES[size].non_embedding_parameters, lora)
     lines = [
         f"{size}, {f'LoRA r={LORA_R}' if lora else 'full'}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
         "| system | rounds | tokens/s, median (least-most) | share of matmul limit | GPU memory | documents isolated |",
         "|---|---|---|---|---|---|",
     ]
-    for system, row in harness.summary(measurements).items():
+    names = {field.name for field in fields(Measurement)}
+    measured = [Measurement(**{key: row[key] for key in names}) for row in rows if "error" not in row]
+    for system, row in harness.summary(measured).items():
         share = rules.share_of_limit(row["median"], flop, limit)
         isolated = {True: "yes", False: "**no**", None: "one a row"}[row["isolated"]]
         lines.append(
             f"| {NAMES[system]} | {row['rounds']} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) | {share:.0%} "
             f"| {row['gpu_memory'] / 2**30:.1f} GiB | {isolated} |"
         )
+    lines += [f"| {NAMES[row['system']]} | – | {row['error'].partition(':')[0]} | – | – | – |" for row in rows if "error" in row]
     return "\n".join(lines)
 
 
@@ -185,11 +198,12 @@ def _memory(
         done = subprocess.run(command, capture_output=True, text=True, env=few.environment("memory"), cwd=folder, check=False)
         (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         log = done.stdout + "".join(path.read_text(encoding="utf-8") for path in folder.glob("runs/*/jobs/*log*"))
-        if done.returncode and "OutOfMemoryError" not in log:
-            raise RuntimeError(f"{size} {name} ended with exit code {done.returncode}: see {folder}")
-        summaries = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("runs/*/summary.json")]
-        peak = summaries[0]["peak_memory_bytes"] if summaries else None
-        row = {"size": size, "what": name, "peak_memory": peak, "overrides": overrides}
+        row = {"size": size, "what": name, "overrides": overrides}
+        if done.returncode:
+            row["error"] = "did not fit" if "OutOfMemoryError" in log else f"ended with exit code {done.returncode}: see {folder}"
+        else:
+            summary = json.loads(next(folder.glob("runs/*/summary.json")).read_text(encoding="utf-8"))
+            row["peak_memory"] = summary["peak_memory_bytes"]
         print(json.dumps(row), flush=True)
         return row
 
@@ -197,7 +211,7 @@ def _memory(
         raw = [row for rows in threads.map(lambda size: [measure(size, *what) for what in MEMORY[size]], sizes) for row in rows]
     table = ["| model | training | GPU memory |", "|---|---|---|"]
     for row in raw:
-        peak = f"{row['peak_memory'] / 2**30:.1f} GiB" if row["peak_memory"] else "did not fit"
+        peak = row["error"].partition(":")[0] if "error" in row else f"{row['peak_memory'] / 2**30:.1f} GiB"
         table.append(f"| {row['size']} | {row['what']} | {peak} |")
     report = f"""## Memory on one GPU
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks import harness, peers, rules
+from benchmarks import gpu, harness, peers, rules
 from finetune.data import PADDING, MicroBatch
 from tests.models import LLAMA
 
@@ -94,6 +95,20 @@ def test_the_median_over_rounds_is_shown_with_its_range() -> None:
 
     row = harness.summary([run(0, 10.0), run(1, 30.0), run(2, 11.0)])["trl"]
     assert (row["median"], row["min"], row["max"], row["rounds"]) == (11.0, 10.0, 30.0, 3)
+
+
+def test_a_run_that_failed_is_a_line_of_its_own_in_the_gpu_table() -> None:
+    good = harness.Measurement("finetune", 0, 1000.0, [7], 1.0, 10, 9, 0.0, "glibc", 3, True, {}, 2**31)
+    row = {"size": "1B", "lora": True, "matmul_limit": 1e12}
+    rows = [
+        {**row, **asdict(good)},
+        {**row, "system": "trl", "round": 0, "error": "trl ended with exit code 1: see /home/me/log"},
+    ]
+    measured, failed = gpu._table("1B", True, 1e12, rows).splitlines()[-2:]
+    flop = 4 * gpu.SHAPES["1B"].non_embedding_parameters
+    assert f"| 1,000 (1,000-1,000) | {1000 * flop / 1e12:.0%} | 2.0 GiB | yes |" in measured
+    assert "TRL" in failed
+    assert "| trl ended with exit code 1 |" in failed
 
 
 def test_a_section_is_replaced_and_its_neighbours_stay(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
