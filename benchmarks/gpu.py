@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,16 +75,11 @@ def _speed(
             for system, run in _runs(bench(size, lora), python, options.systems).items():
                 if time.monotonic() > end:
                     continue
-                row: dict[str, Any] = {
-                    "size": size,
-                    "lora": lora,
-                    "matmul_limit": limits[size],
-                    "system": system,
-                    "round": number,
-                }
+                row: dict[str, Any] = {"size": size, "lora": lora, "matmul_limit": limits[size]}
+                row |= {"system": system, "round": number}
                 try:
                     row |= asdict(run(number))
-                except RuntimeError as fault:  # must not take the others' results along
+                except (RuntimeError, ValueError) as fault:  # must not take the others' results along
                     row["error"] = str(fault)
                 else:
                     _check(system, row["trainable_parameters"], size, lora)
@@ -189,7 +183,7 @@ MEMORY["tiny"] = MEMORY["1B"][:2]
 def _memory(
     options: argparse.Namespace, facts: dict[str, Any], sizes: list[str], bench: Callable[[str, bool], Bench]
 ) -> tuple[list[dict[str, Any]], str]:
-    """A few steps of each configuration, the sizes beside each other: memory does not depend on what else runs."""
+    """A few steps of each configuration, one at a time: beside another it might not fit where it does alone."""
 
     def measure(size: str, name: str, overrides: list[str]) -> dict[str, Any]:
         few = replace(bench(size, True), warmup=1, steps=5)
@@ -207,8 +201,7 @@ def _memory(
         print(json.dumps(row), flush=True)
         return row
 
-    with ThreadPoolExecutor() as threads:
-        raw = [row for rows in threads.map(lambda size: [measure(size, *what) for what in MEMORY[size]], sizes) for row in rows]
+    raw = [measure(size, *what) for size in sizes for what in MEMORY[size]]
     table = ["| model | training | GPU memory |", "|---|---|---|"]
     for row in raw:
         peak = row["error"].partition(":")[0] if "error" in row else f"{row['peak_memory'] / 2**30:.1f} GiB"
