@@ -241,8 +241,18 @@ def write_model(
     (folder / ".done").touch()
 
 
-def matmul_limit(shape: rules.Shape, tokens: int, threads: int | None, dtype: str = "float32", seconds: float = 1.0) -> float:
-    """The best FLOP/s that torch.mm sustains for `seconds` over the shapes of the model's own matrix products."""
+PRODUCTS = {"torch.mm": "torch.mm(a, b)", "oneDNN": "torch.ops.mkldnn._linear_pointwise(a, transposed, None, 'none', [], '')"}
+
+
+def matmul_limit(
+    shape: rules.Shape, tokens: int, threads: int | None, dtype: str = "float32", seconds: float = 1.0, by: str = "torch.mm"
+) -> float:
+    """The best FLOP/s that a product sustains for `seconds` over the shapes of the model's own matrix products.
+
+    Args:
+        by: key of PRODUCTS. torch.mm is what torch's linear layer runs; on a CPU with AVX-512 oneDNN may be faster.
+    """
+    product = PRODUCTS[by]
     code = f"""
 import time, torch
 {f"torch.set_num_threads({threads})" if threads else ""}
@@ -251,10 +261,11 @@ wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 best = 0.0
 for m, k, n in {shape.matmuls(tokens)}:
     a, b = (torch.randn(size, device=device, dtype=torch.{dtype}) for size in ((m, k), (k, n)))
-    for _ in range(3): torch.mm(a, b)
+    transposed = b.T.contiguous()
+    for _ in range(3): {product}
     wait(); count, began = 0, time.perf_counter()
     while time.perf_counter() - began < {seconds}:
-        for _ in range(8): torch.mm(a, b)
+        for _ in range(8): {product}
         wait(); count += 8
     best = max(best, 2 * m * k * n * count / (time.perf_counter() - began))
 print(best)
@@ -279,11 +290,13 @@ def find_jemalloc() -> str:
 
 
 def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
+    flags = {flag for key, _, value in lines if key.strip() == "flags" for flag in value.split()}
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
     cores = len(os.sched_getaffinity(0))
     return {
-        "cpu": names[0] if names else platform.processor(), "cores": cores,
+        "cpu": f"{names[0] if names else platform.processor()} with {vectors}", "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(), "python": platform.python_version(), "gpu": _gpu_name(),
     }  # fmt: skip
