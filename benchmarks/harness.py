@@ -293,10 +293,10 @@ def machine() -> dict[str, Any]:
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
     flags = {flag for key, _, value in lines if key.strip() == "flags" for flag in value.split()}
-    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
+    vectors = next((f" with {name}" for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), "")
     cores = len(os.sched_getaffinity(0))
     return {
-        "cpu": f"{names[0] if names else platform.processor()} with {vectors}", "cores": cores,
+        "cpu": f"{names[0] if names else platform.processor()}{vectors}", "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(), "python": platform.python_version(), "gpu": _gpu_name(),
     }  # fmt: skip

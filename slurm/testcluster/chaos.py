@@ -75,10 +75,10 @@ class Sandbox:
     folder: Path
     cluster: Cluster
 
-    def plant(self, fault: str) -> str:
-        """The setting of a run in which that befalls rank 1 at FAULT_STEP."""
+    def plant(self, fault: str, step: int) -> str:
+        """The setting of a run in which that befalls rank 1 at a step."""
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="fault-"))
-        (folder / "sitecustomize.py").write_text(FAULT.format(step=FAULT_STEP, fault=fault))
+        (folder / "sitecustomize.py").write_text(FAULT.format(step=step, fault=fault))
         return f"+cluster.env.PYTHONPATH={folder}"
 
     def finetune(self, *arguments: str) -> str:
@@ -149,73 +149,72 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: 
 # --- events: each befalls a run that trains ---------------------------------------
 
 
-def at_step(run: RunFolder, chance: random.Random) -> None:
-    """Wait for a random step in the middle, and a random part of a step."""
-    step = chance.randint(3, STEPS - 12)
-    wait_for(lambda: run.last_metrics().get("step", 0) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.02)
+def at_step(run: RunFolder, step: int, chance: random.Random) -> None:
+    """Wait until the attempt that runs has done a step, and a random part of the next."""
+    wait_for(lambda: by_step_since(run) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.02)
     time.sleep(chance.uniform(0, 0.4))
 
 
-def time_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
+def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
     """The job's end is moved to soon after a random moment, as Slurm gives limits in whole minutes. It looks at them every half
     minute; the ranks, who would be done by then, stand still until its signal wakes them."""
-    at_step(run, chance)
+    at_step(run, step, chance)
     for rank in box.ranks(run).values():
         rank.suspend()
     box.end_in(run, LIMIT_PERIOD + LEAD_SECONDS)
     box.give_time_back(run)
 
 
-def unannounced_limit(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    """A rank hangs, so that none can save or leave, and the limit strikes: Slurm kills them, and the batch script with them."""
-    wait_for(lambda: run.last_metrics().get("step", 0) >= FAULT_STEP - 1, PATIENCE, f"the step before the hang of {run.path}")
-    time.sleep(chance.uniform(0, 2))
+def unannounced_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    """A rank hangs in the step after that one, so that none can save or leave, and the limit strikes: Slurm kills them, and the
+    batch script with them."""
+    at_step(run, step, chance)
     box.end_in(run, 1)
     if run.config().cluster.on_interrupt == "requeue":  # another job has its own
         box.give_time_back(run)
 
 
-def preemption(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    at_step(run, chance)
+def preemption(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    at_step(run, step, chance)
     box.cluster.slurm("sbatch", "-p", "urgent", "-A", "nn9999k", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
 
 
-def kill_rank(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    at_step(run, chance)
-    box.ranks(run)[chance.randint(0, 1)].kill()
+def kill_rank(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    at_step(run, step, chance)
+    chance.choice(list(box.ranks(run).values())).kill()
 
 
-def power_cut(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    at_step(run, chance)
+def power_cut(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    at_step(run, step, chance)
     node = chance.choice(attempts.read(run.path)[-1].nodes)
     box.cluster.cut_power(node)
     wait_for(lambda: box.queue_state(run) not in ("RUNNING", "COMPLETING", "unknown"), PATIENCE, f"Slurm to miss {node}")
     box.cluster.boot(node)  # at once, so that it could be given to the run again
 
 
-def controller_restart(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    at_step(run, chance)
+def controller_restart(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    at_step(run, step, chance)
     box.cluster.stop_controller()
     time.sleep(chance.uniform(1, 5))
     box.cluster.start_controller()
 
 
-def outside_requeue(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    at_step(run, chance)
+def outside_requeue(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    at_step(run, step, chance)
     box.cluster.slurm("scontrol", "requeue", box.job(run))
 
 
-def term_in_evaluation(box: Sandbox, run: RunFolder, chance: random.Random) -> None:
-    step = chance.choice(range(EVALUATE_EVERY, STEPS, EVALUATE_EVERY))
-    wait_for(lambda: run.last_metrics().get("step", 0) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.002)
+def term_in_evaluation(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
+    evaluated = -(-step // EVALUATE_EVERY) * EVALUATE_EVERY
+    wait_for(lambda: by_step_since(run) >= evaluated, PATIENCE, f"step {evaluated} of {run.path}", pause=0.002)
     box.ranks(run)[chance.randint(0, 1)].terminate()
 
 
 @dataclass(frozen=True)
 class Event:
-    befall: Callable[[Sandbox, RunFolder, random.Random], None]
+    befall: Callable[[Sandbox, RunFolder, int, random.Random], None]  # …, after that step
     restarts: bool = True
-    fault: str | None = None  # planted from the start
+    fault: str | None = None  # planted from the start, in the step after it
     settings: tuple[str, ...] = ()
 
 
@@ -277,9 +276,9 @@ def compare(run: RunFolder, whole: RunFolder, outcome: Outcome) -> None:
 
 def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) -> Outcome:
     """One run, one event."""
-    event, outcome = EVENTS[name], Outcome(name)
-    run = box.submit(*event.settings, *([box.plant(event.fault)] if event.fault else []))
-    event.befall(box, run, chance)
+    event, outcome, step = EVENTS[name], Outcome(name), chance.randint(3, STEPS - 12)
+    run = box.submit(*event.settings, *([box.plant(event.fault, step + 1)] if event.fault else []))
+    event.befall(box, run, step, chance)
     box.wait_for_end(run)
     compare(run, whole, outcome)
     history = attempts.read(run.path)
@@ -302,15 +301,15 @@ def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
     return min(when for _, when in times if when > history[1].time) - before
 
 
-def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2) -> Outcome:
+def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2, nodes: int = 2) -> Outcome:
     """Killed in every attempt, the run must give up after its restarts, and not before."""
     outcome = Outcome(f"killed again and again, max_restarts={max_restarts}")
-    run = box.submit(f"cluster.max_restarts={max_restarts}")
+    run = box.submit(f"cluster.max_restarts={max_restarts}", f"cluster.nodes={nodes}")
     for number in range(1, max_restarts + 2):
         wait_for(lambda n=number: len(attempts.read(run.path)) == n, PATIENCE, f"attempt {number}")  # type: ignore
         step = attempts.read(run.path)[-1].from_step + 1 + number  # another one each time: not the same crash
         wait_for(lambda s=step: by_step_since(run) >= s, PATIENCE, f"step {step} of attempt {number}", pause=0.02)  # type: ignore
-        box.ranks(run)[chance.randint(0, 1)].kill()
+        chance.choice(list(box.ranks(run).values())).kill()
         wait_for(lambda n=number: attempts.read(run.path)[n - 1].ending, PATIENCE, f"the end of attempt {number}")  # type: ignore
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
@@ -321,15 +320,16 @@ def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2) ->
 
 
 def by_step_since(run: RunFolder) -> int:
-    """The newest step of the attempt that runs."""
-    began = attempts.read(run.path)[-1].time * 1000
+    """The newest step of the attempt that runs; 0 before its first."""
+    history = attempts.read(run.path)
+    began = history[-1].time * 1000 if history else 0.0
     return max((int(r["step"]) for r in spool(run) if r["time_ms"] > began and "train/loss" in r["values"]), default=0)  # type: ignore
 
 
 def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
     """A crash that repeats at one step must end the run with its diagnosis."""
     outcome = Outcome(f"crash at step {FAULT_STEP} in every attempt")
-    run = box.submit(box.plant(CRASH))
+    run = box.submit(box.plant(CRASH, FAULT_STEP))
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
     outcome.causes = [str(run.failure())]

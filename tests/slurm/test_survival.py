@@ -43,9 +43,21 @@ def endings(run: RunFolder) -> list[str]:
     return [attempt.ending.cause if attempt.ending else "open" for attempt in attempts.read(run.path)]
 
 
-@pytest.mark.parametrize("event", ["kill -9 of a rank", "time limit", "time limit while a rank hangs"])
-def test_a_run_comes_back_and_is_the_same(box: Sandbox, whole: RunFolder, event: str) -> None:
-    assert chaos.disturb(box, event, whole, random.Random(os.getpid())).faults == []
+def after(run: RunFolder, number: int) -> int:
+    """A step or two into an attempt."""
+    wait_for(lambda: len(attempts.read(run.path)) == number, 600, f"attempt {number}")
+    return attempts.read(run.path)[-1].from_step + 2
+
+
+def test_a_run_comes_back_from_the_time_limit_even_if_a_rank_hangs_and_is_the_same(box: Sandbox, whole: RunFolder) -> None:
+    chance = random.Random(os.getpid())
+    step = chance.randint(3, 10)
+    run = box.submit(box.plant(chaos.HANG, step + 1))
+    chaos.unannounced_limit(box, run, step, chance)
+    chaos.time_limit(box, run, after(run, 2), chance)
+    box.wait_for_end(run)
+    assert endings(run) == ["killed from outside", "interrupted", "completed"]
+    assert_same(run, whole)
 
 
 def test_a_crash_that_repeats_ends_the_run_with_its_diagnosis(box: Sandbox) -> None:
@@ -55,14 +67,14 @@ def test_a_crash_that_repeats_ends_the_run_with_its_diagnosis(box: Sandbox) -> N
 
 
 def test_the_restart_limit_holds(box: Sandbox) -> None:
-    assert chaos.restart_limit(box, random.Random(os.getpid()), max_restarts=1).faults == []
+    assert chaos.restart_limit(box, random.Random(os.getpid()), max_restarts=1, nodes=1).faults == []
 
 
 def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, whole: RunFolder) -> None:
-    run = box.submit("cluster.on_interrupt=resubmit")
+    run = box.submit("cluster.on_interrupt=resubmit", "cluster.nodes=1")
     first_job = box.job(run)
     wait_for(lambda: run.last_metrics().get("step", 0) >= 3, 600, "step 3")
-    box.ranks(run)[1].terminate()
+    box.ranks(run)[0].terminate()
     wait_for(lambda: box.job(run) != first_job, 600, "another job")
     box.wait_for_end(run)
     assert endings(run) == ["interrupted", "completed"]
@@ -70,20 +82,22 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, who
     assert_same(run, whole)
 
 
-def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFolder) -> None:
-    """The disk of node 1, to which the corpus is to be copied, cannot be written; nothing of the copies is left in the end."""
+def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back(box: Sandbox, whole: RunFolder) -> None:
+    """The disk of node 1, to which the corpus is to be copied, cannot be written; then a rank is killed that uses such a copy.
+    Nothing of the copies is left in the end."""
     local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
     try:
         run = box.submit(f"cluster.node_local={local}", "data.stage=true")
+        chaos.kill_rank(box, run, after(run, 2), random.Random(os.getpid()))
         box.wait_for_end(run)
     finally:
         box.on_node("node1", "mount", "-o", "remount,rw", str(local))
-    assert endings(run) == ["failed preflight", "completed"]
-    first, second = attempts.read(run.path)
+    assert endings(run) == ["failed preflight", "died", "completed"]
+    first, second, third = attempts.read(run.path)
     assert "node1 cannot write into" in first.words
     assert attempts.excluded_nodes(run.path) == ["node1"]
-    assert second.nodes == ("node2", "node3")
+    assert second.nodes == third.nodes == ("node2", "node3")
     log = "".join(path.read_text() for path in run.jobs.glob("*_0_log.out"))
     assert f"corpus on the nodes' own disks ({local}" in log
     assert [box.on_node(node, "ls", str(local)) for node in ("node2", "node3")] == ["", ""]
@@ -91,8 +105,8 @@ def test_a_node_that_fails_its_preflight_is_avoided(box: Sandbox, whole: RunFold
 
 
 def test_a_cancelled_job_does_not_come_back(box: Sandbox) -> None:
-    """Its ranks hear the same signal as at a requeue, and save; its batch script must not bring it back."""
-    run = box.submit()
+    """Its rank hears the same signal as at a requeue, and saves; its batch script must not bring it back."""
+    run = box.submit("cluster.nodes=1")
     wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))
     box.wait_for_end(run)
