@@ -220,7 +220,7 @@ def test_masked_attention_is_exact_attention(implementation: str) -> None:
 @pytest.mark.parametrize("choice", ["torch", "liger"])
 def test_kernels_change_no_loss_and_no_gradient(choice: str, architecture: str, adapter: dict[str, object] | None) -> None:
     if choice == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        pytest.skip("liger-kernel is not installed")
+        pytest.skip("liger-kernel is not installed: pip install 'finetune[liger]'")
     model = causal_model(model_type=architecture, hidden_size=64, intermediate_size=128)
     if adapter is not None:
         model = with_adapter(model, **adapter)

@@ -58,6 +58,12 @@ def test_a_cpus_peak_is_measured_and_is_one() -> None:
     assert 1e8 < peak.flops < 1e14
 
 
+def test_a_cpus_peak_is_that_of_the_products_that_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own would be less than half of it on some CPUs, and the utilisation above 100%."""
+    monkeypatch.setattr("finetune.metrics.linear", lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight))
+    assert metrics.peak_of.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
+
+
 def test_the_clock_counts_on_from_an_earlier_attempt() -> None:
     clock = metrics.Clock(CPU)
     clock.count({"forward": 40.0, "evaluation": 3.0, "other": 7.0, "total": 50.0})

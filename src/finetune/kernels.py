@@ -27,7 +27,7 @@ def liger_fault(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "they need a GPU"
     if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed: pip install liger-kernel"
+        return "liger-kernel is not installed: pip install 'finetune[liger]'"
     return None
 
 

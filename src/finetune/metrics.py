@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from finetune.linear import linear
+
 # Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16, fp32 as PyTorch
 # multiplies it by default, without TF32). The first name that the device's name holds is taken.
 PEAK_TFLOPS = {
@@ -39,7 +41,8 @@ class Peak:
 
 @functools.cache
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """From the data sheet; of a device that is not listed, and of CPUs, the best of some large matrix products here and now.
+    """From the data sheet; of a device that is not listed, and of CPUs, the best of some large matrix products here and now, by
+    the library that training multiplies with.
 
     Ranks that share a CPU measure at the same time, so that each gets its share. A CPU without instructions for bf16 takes
     seconds for one product; after a second no further one is begun.
@@ -56,7 +59,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
         if spent > 1:
             break
         began = time.perf_counter()
-        a @ b
+        linear(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took = time.perf_counter() - began
