@@ -1,6 +1,6 @@
 """Does a run outlive what befalls it? Events on the real test cluster, at random moments, each against an undisturbed run.
 
-    make chaos                                            every event three times, about half an hour on two idle cores
+    make chaos                                            every event three times, 12 to 30 minutes on two idle cores
     python -m slurm.testcluster.chaos --times 1 --only "kill -9 of a rank"
 
 A disturbed run must end by itself with the same documents in every step and the same losses as the undisturbed one. Printed

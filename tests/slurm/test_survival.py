@@ -56,7 +56,8 @@ def test_a_run_comes_back_from_the_time_limit_even_if_a_rank_hangs_and_is_the_sa
     chaos.unannounced_limit(box, run, step, chance)
     chaos.time_limit(box, run, after(run, 2), chance)
     box.wait_for_end(run)
-    assert endings(run) == ["killed from outside", "interrupted", "completed"]
+    assert endings(run)[0] in ("killed from outside", "died"), "as its batch script still had its say, or had not"
+    assert endings(run)[1:] == ["interrupted", "completed"]
     assert_same(run, whole)
 
 
