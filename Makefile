@@ -27,7 +27,7 @@ slow: $(VENV)/.dev
 cuda: $(VENV)/.dev
 	$(BIN)/pytest -m cuda tests/test_cuda.py
 
-# runs on the real test cluster that are cut off, killed, preempted and powered down at random moments: half an hour
+# runs on the real test cluster that are cut off, killed, preempted and powered down at random moments: 12 to 30 minutes
 chaos: $(VENV)/.dev
 	$(BIN)/python -m slurm.testcluster.chaos $(CHAOS)
 
@@ -39,7 +39,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# training speed beside TRL, LLaMA-Factory and axolotl, each in an environment of its own: half an hour on two idle cores.
+# training speed beside TRL, LLaMA-Factory and axolotl, each in an environment of its own: 20 to 30 minutes on two idle cores.
 # TEXT=FOLDER of Lovdata downloads makes the documents; BENCH="--allocator jemalloc" and the like go to the script
 bench-peers: $(VENV)/.run
 	$(BIN)/python -m benchmarks.peers $(if $(TEXT),--text $(TEXT)) $(BENCH)

@@ -48,7 +48,7 @@ def main() -> None:
         settings=_settings(model), allocator=options.allocator,
     )  # fmt: skip
     runs = _runs(bench, options.systems)
-    limits: dict[str, list[float]] = {product: [] for product in harness.PRODUCTS}
+    limits: dict[str, list[float]] = {product: [] for product in _products()}
     measurements = []
     for number in range(options.rounds):
         for product, rounds in limits.items():
@@ -112,10 +112,11 @@ Raw data: `results/{raw}`.
 
 Non-padding tokens that enter the model a second, over {options["steps"]} steps after {options["warmup"]} of warm-up; start-up,
 tokenising, evaluation and saving left out; {options["rounds"]} rounds of all systems in turns. Matmul limit, the best that was
-sustained over this model's shapes: {_describe_limits(facts["matmul_limits"])}; {flop / 1e6:.1f} MFLOP a token. torch's linear
-layer runs torch.mm, finetune the faster of the two for the CPU at hand.
+sustained over this model's shapes: {_describe_limits(facts["matmul_limits"])};
+{flop / 1e6:.1f} MFLOP a token.
 Documents isolated: whether other tokens in a row's first document leave the next one's logits alone, tried on the last batch.
 finetune runs with its MLflow tracking on, the peers with none; it tells glibc's allocator to keep freed memory.
+torch's linear layer runs torch.mm; finetune multiplies by oneDNN on CPUs with AVX-512, where that is faster.
 What a system does with documents of more than 512 tokens (cut off, cut into pieces, left out) is its own default."""
     return f"{body}\n\n{versions}"
 
@@ -165,6 +166,15 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
         sys.exit(
             f"other processes used {measurement.others_cpu:.0%} of the CPU during {measurement.system}: run again, or pass --busy"
         )
+
+
+def _products() -> list[str]:
+    """The ways to multiply whose limits matter here: torch's linear layer runs torch.mm, and ours oneDNN where that is faster."""
+    import torch
+
+    from finetune.linear import by_onednn
+
+    return ["torch.mm", "oneDNN"] if by_onednn(torch.empty(1)) else ["torch.mm"]
 
 
 def _describe_limits(limits: dict[str, list[float]]) -> str:
