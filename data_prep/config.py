@@ -98,6 +98,8 @@ class SourceConfig:
     mixture: list[MixtureRule] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.license.strip():
+            raise ValueError("license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere")
         if not 0 <= self.max_broken_share <= 1:
             raise ValueError(f"max_broken_share is {self.max_broken_share}: give a share from 0 to 1")
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):

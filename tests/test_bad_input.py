@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import finetune
 from finetune import cli
+from finetune.launch import submit
 from finetune.run_folder import RunFolder
 from tests.corpora import write_corpus, write_tokenizer
+from tests.models import write_base
 
 MODEL = "model=llama_tiny"
 FULL = "adapter=none"
@@ -28,6 +32,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
+        capsys.readouterr()  # what the test's own preparations said
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out, err = capsys.readouterr()
@@ -128,6 +133,38 @@ def test_a_model_folder_without_weights(refuse: Callable[..., str], corpus: Path
     assert "has no weights (*.safetensors)" in refuse("train", "corpus=mine", f"model={folder}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({}, ["adapter.r=0"], ["adapter: PEFT refuses", "`r` should be a positive integer"]),
+        ({}, ["+adapter.rank=8"], ["adapter: PEFT refuses", "unexpected keyword argument 'rank'"]),
+        ({}, ["adapter.target_modules=[q_projection]"], ["q_projection", "not found in the base model"]),
+        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, the model knows 256 positions"]),
+        ({"vocab_size": 200}, [], ["has 300 tokens, the model embeds 200"]),
+    ],
+)
+def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
+    refuse: Callable[..., str], corpus: Path, tmp_path: Path, changes: dict[str, int], arguments: list[str], words: list[str]
+) -> None:
+    base = write_base(tmp_path / "base", **changes)
+    line = refuse("train", "corpus=mine", f"model={base}", "data.sequence_length=128", *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a login node whose compute nodes have another architecture."""
+    monkeypatch.delattr(finetune, "model", raising=False)
+    monkeypatch.setitem(sys.modules, "finetune.model", None)
+    submit._check_on_bases([object()])  # type: ignore[list-item]
+
+
+def test_a_base_that_breaks_off(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+    file = write_base(tmp_path / "base") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    line = refuse("train", "corpus=mine", f"model={tmp_path / 'base'}", "data.sequence_length=128")
+    assert f"the weights in {file} cannot be read (it breaks off): get the model again, whole" in line
+
+
 def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     folder = tmp_path / "my" / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +188,7 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
         ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
         ({"reader": "docx", "path": "/none", "license": "CC0-1.0"}, ["sources.letters.reader is 'docx'", "lovdata"]),
         ({"reader": "jsonl", "path": "/none"}, ["corpus.sources.letters.license is missing"]),
+        ({"reader": "jsonl", "path": "/none", "license": " "}, ["license is empty", "SPDX"]),
     ],
 )
 def test_wrong_sources(refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]) -> None:

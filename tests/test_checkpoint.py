@@ -66,7 +66,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     checkpoints, engine = make(tmp_path), FileEngine()
-    for step, loss in ((10, 3.0), (20, 2.0), (30, None), (40, 2.5), (50, 2.6)):
+    for step, loss in ((10, 3.0), (20, 2.0), (30, None), (40, float("nan")), (50, 2.6)):
         checkpoints.save(engine, step, held_out_loss=loss)  # type: ignore[arg-type]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000040", "step-00000050"]
     assert load(tmp_path)[0] == 50

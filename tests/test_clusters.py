@@ -120,6 +120,8 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
         ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
         ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
+        ({"sbatch": {"array": "0-3"}}, "cluster.sbatch.array: that option is set from a sweep (-m)"),
+        ({"sbatch": {"ntasks_per_node": "4"}}, "cluster.sbatch.ntasks_per_node: that option is set from cluster.ranks_per_node"),
     ],
 )
 def test_settings_of_a_cluster_that_make_no_sense(settings: dict[str, object], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -91,7 +92,41 @@ def test_isolation_catches_a_cache() -> None:
 def test_a_step_that_is_no_number_is_bad(loss: float, norm: float) -> None:
     check = guards.StepCheck(spike_stds=0)
     assert "gradient norm" in (check.fault(loss, norm) or "")
-    assert check.fault(3.0, 0.0) is None
+    assert check.fault(3.0, 1e-30) is None
+
+
+def test_a_step_that_teaches_nothing_is_bad() -> None:
+    assert "the gradient is zero" in (guards.StepCheck(spike_stds=0).fault(3.0, 0.0) or "")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_not_saved(value: float) -> None:
+    guards.check_finite("w", torch.ones(2))
+    guards.check_finite("w", torch.ones(2, device="meta"))
+    guards.check_finite("codes", torch.ones(2, dtype=torch.uint8))
+    with pytest.raises(guards.GuardError, match="w holds values that are no numbers"):
+        guards.check_finite("w", torch.tensor([1.0, value]))
+
+
+def test_a_base_of_nan_is_not_said_to_leak() -> None:
+    broken = tiny()
+    next(broken.parameters()).data[:] = float("nan")
+    with pytest.raises(guards.GuardError, match="logits are no numbers"):
+        guards.check_isolation(model.PackedModel(broken).logits, VOCAB_SIZE)
+
+
+def test_positions_that_change_with_a_rows_longest_document_are_refused() -> None:
+    """LongRoPE (Phi-3, Phi-4-mini): all positions of a call follow the largest."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0, "factor": 4.0}
+    settings = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "original_max_position_embeddings": 32}
+    settings["rope_parameters"] = {**rope, "original_max_position_embeddings": 32}
+    for length in (32, 64):
+        config = TrainConfig(
+            data=DataConfig(corpus="none", sequence_length=length), model=ModelConfig(from_scratch=settings), zero={"stage": 1}
+        )
+        refused = pytest.raises(ValueError, match=r"longrope.*choose at most 32") if length == 64 else contextlib.nullcontext()
+        with refused:
+            model.build(config, TOKENIZER, Path("none"), is_main=False)
 
 
 def test_a_spike_is_told_from_noise_and_from_a_falling_loss() -> None:

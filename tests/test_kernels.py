@@ -82,6 +82,13 @@ def test_kernels_change_no_loss_and_no_gradient(
     assert_same_training(model, changed)
 
 
+def test_biases_that_an_adapter_trains_get_their_gradient() -> None:
+    model = with_adapter(causal_model(model_type="qwen2"), bias="all")
+    changed = copy.deepcopy(model)
+    assert "LoRA" in kernels.install(changed, "torch", CPU, partitioned=False), "of the layers without a bias"
+    assert_same_training(model, changed)
+
+
 def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
     of_gemma = kernels.install(causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False)
     assert "RMSNorm" not in of_gemma
@@ -140,11 +147,14 @@ def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
     assert all(not p.grad.any() for p in packed.model.parameters() if p.grad is not None)
 
 
-def test_a_model_that_caps_its_logits_keeps_its_own_way() -> None:
-    packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, final_logit_softcapping=0.5, attn_logit_softcapping=None))
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
+    """A cap far above the logits leaves them as they are; the sum of many losses in their place would have no gradient."""
+    packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, final_logit_softcapping=cap, attn_logit_softcapping=None))
     assert packed.head.chunked
     guards.check_target_losses(packed, VOCAB_SIZE)
     assert not packed.head.chunked
+    assert all(bool(gradient.any()) for gradient in gradients(packed)[1].values())
 
 
 def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:

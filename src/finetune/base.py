@@ -150,6 +150,8 @@ def _sample(path: Path, see: Callable[[bytes], None]) -> None:
         for name, entry in json.loads(header).items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
+                if 8 + length + end > path.stat().st_size:
+                    raise ValueError("it breaks off")
                 file.seek(8 + length + max(begin, (begin + end - WINDOW) // 2))
                 see(file.read(min(WINDOW, end - begin)))
 

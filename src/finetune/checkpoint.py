@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -144,7 +145,8 @@ class Checkpoints:
         """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
         states = {path: _state(path) for path in self._published()}
         losses = {path: state["held_out_loss"] for path, state in states.items() if state}
-        best = min((path for path in losses if losses[path] is not None), key=lambda path: losses[path], default=None)
+        evaluated = [path for path, loss in losses.items() if loss is not None and math.isfinite(loss)]
+        best = min(evaluated, key=lambda path: losses[path], default=None)
         return [path for path in states if path not in (*list(losses)[: self.keep], best)]
 
     def _sweep(self) -> None:

@@ -10,6 +10,15 @@ from finetune.settings import at_least, one_of, setting
 SCHEDULERS = ("local", "slurm")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
+# options of sbatch that are more than an option here: what a run is counted, charged or found by
+OWN_OPTIONS = {
+    "array": "a sweep (-m)", "job-name": "name", "nodes": "cluster.nodes", "ntasks": "cluster.ranks_per_node",
+    "ntasks-per-node": "cluster.ranks_per_node", "cpus-per-task": "cluster.cpus_per_rank", "time": "cluster.timeout_min",
+    "partition": "cluster.partition", "account": "cluster.account", "qos": "cluster.qos", "constraint": "cluster.constraint",
+    "mem": "cluster.memory_per_node", "signal": "cluster.signal_lead_s", "requeue": "cluster.on_interrupt",
+    "no-requeue": "cluster.on_interrupt", "output": "runs_dir", "error": "runs_dir", "dependency": "--after",
+    "chdir": "runs_dir",
+}  # fmt: skip
 CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
 
@@ -113,6 +122,9 @@ class ClusterConfig:
         one_of("cluster.on_interrupt", self.on_interrupt, ON_INTERRUPT)
         self.site.check()
         self.prepare.check()
+        for option in self.sbatch:
+            if owner := OWN_OPTIONS.get(option.replace("_", "-")):
+                raise ValueError(f"cluster.sbatch.{option}: that option is set from {owner}: use it instead")
         if self.scheduler == "local" and self.nodes > 1:
             raise ValueError(
                 f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine alone: choose a Slurm profile"

@@ -150,11 +150,16 @@ def _join_partitions(folder: Path, whole: Path) -> None:
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed, vectors (biases, norms) are not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Matrices are decayed; biases and norms, some of which have two dimensions, are not."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def is_decayed(name: str) -> bool:
+        module, _, own = name.rpartition(".")
+        return len(shape(trainable[name])) >= 2 and not own.endswith("bias") and "norm" not in module.rpartition(".")[2]
+
     groups = [
-        {"params": [p for p in trainable if len(shape(p)) >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if len(shape(p)) < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable.items() if is_decayed(name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable.items() if not is_decayed(name)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -21,11 +21,11 @@ import torch
 import torch.distributed
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 from finetune import attention
 from finetune.distributed import World
 from finetune.model import PackedModel
+from finetune.pretrained import stand_in
 from finetune.weights import WeightFiles
 
 CPU = torch.device("cpu")
@@ -82,6 +82,8 @@ def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU,
     ids[1, :16] = (ids[1, :16] + 1 + torch.arange(16, device=device)) % vocab_size
     with torch.no_grad():
         out = logits(ids, positions.repeat(2, 1))[:, 16:].float()
+    if not bool(out.isfinite().all()):
+        raise GuardError("the model's logits are no numbers: its weights, or its config, are broken")
     moved = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-6))
     if not moved <= tolerance:
         raise GuardError(
@@ -144,8 +146,9 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
         whole = torch.nn.functional.cross_entropy(packed.logits(ids, positions)[0].float(), targets, reduction="none")
         for chunked in (True, False) if packed.head.chunked else (False,):
             packed.head.chunked = chunked
-            _, losses = packed.losses(ids, positions, where, targets)
-            if torch.allclose(losses, whole, rtol=1e-3, atol=1e-3):
+            total, losses = packed.losses(ids, positions, where, targets)
+            # the sum goes where logits would: small ones pass a soft cap unchanged, it would not, and have no gradient
+            if torch.allclose(losses, whole, rtol=1e-3, atol=1e-3) and torch.allclose(total, losses.sum(), rtol=1e-3):
                 return
             logger.info("the loss needs the model's own logits: it changes them after its LM head")
     raise GuardError("losses of single positions differ from those of the model's logits: this architecture is not supported")
@@ -183,7 +186,8 @@ def _one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.
 
 
 class StepCheck:
-    """Tells a step that would ruin the weights: a loss or gradient that is no number, or a loss far above the last ones.
+    """Tells a step that would ruin the weights, or teach nothing: a loss or gradient that is no number, a gradient of nothing but
+    zeros, or a loss far above the last ones.
 
     Args:
         spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last steps; 0: no spikes.
@@ -200,6 +204,8 @@ class StepCheck:
         """What is wrong with this step, or None."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
+        if grad_norm == 0:
+            return "the gradient is zero: nothing that is trained is on the loss's path"
         if self._stds and len(self.recent) >= self.ENOUGH:
             mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
             if loss > mean + max(self._stds * deviation, self.SPIKE_NATS):
@@ -220,6 +226,12 @@ def check_targets(counted: int, planned: int, step: int) -> None:
         raise GuardError(
             f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus"
         )
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """A trained tensor holds numbers; of one without data (on the meta device) nothing is known."""
+    if not tensor.is_meta and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise GuardError(f"{name} holds values that are no numbers after training: lower lr; nothing is saved")
 
 
 def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[str, torch.Tensor] | None) -> None:
@@ -247,8 +259,8 @@ def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[
 def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tensor]) -> None:
     """PEFT, reading the saved adapter for a base of the same shape, gets the very adapter that was trained.
 
-    The base is a skeleton whose weights are one zero, spread out, so this costs no more memory than the adapter, whatever the
-    size of the base and the ZeRO stage. An equal adapter with equal settings on an equal base has equal logits.
+    The base is a stand-in, so this costs no more memory than the adapter, whatever the size of the base and the ZeRO stage. An
+    equal adapter with equal settings on an equal base has equal logits.
 
     Args:
         state: whole trained tensors by parameter name.
@@ -256,12 +268,8 @@ def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tenso
     Raises:
         GuardError: a tensor is not restored, or is another; or the settings changed.
     """
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(trained.get_base_model().config)
-    for module in skeleton.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            spread = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            setattr(module, name, torch.nn.Parameter(spread, requires_grad=False))
+    writes = str(getattr(trained.active_peft_config, "init_lora_weights", "")).lower() == "olora"  # into the base's own tensors
+    skeleton = stand_in(trained.get_base_model().config, writable=writes)
     try:
         reloaded = PeftModel.from_pretrained(skeleton, str(folder), torch_device="cpu")
     except (ValueError, KeyError, RuntimeError) as fault:

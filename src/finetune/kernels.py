@@ -100,7 +100,7 @@ def _is_plain_lora(module: LoraLinear) -> bool:
         and isinstance(module.lora_dropout[names[0]], nn.Identity)
         and module.lora_A[names[0]].bias is None
         and module.lora_B[names[0]].bias is None
-        and not module.base_layer.weight.requires_grad
+        and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
     )
 
 

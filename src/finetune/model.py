@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from finetune.attention import ONE_ROW
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.loss import TargetHead
-from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, tensors
+from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,32 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
 
         partition.settle(model, DTYPES[config.precision], World().device)
     return model
+
+
+def check(config: TrainConfig) -> None:
+    """What `build` would refuse of a run's base, adapter and corpus together, found out before its job starts, without weights.
+
+    Raises:
+        ValueError: one line that says what is wrong.
+    """
+    assert config.model.path is not None
+    base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
+    vocab_size = base_models.open_corpus(config).manifest.tokenizer["vocab_size"]
+    added = base_models.num_added_tokens(base, config.data.corpus_folder)
+    try:
+        model = stand_in(AutoConfig.from_pretrained(base.folder))
+    except (ValueError, KeyError, OSError) as fault:
+        raise ValueError(f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}") from None
+    _check_sizes(model, config, 0 if added or base.adapters else vocab_size)  # those get the rows that they lack
+    if not config.adapter:
+        return
+    plain = {"init_lora_weights": True} if isinstance(config.adapter.get("init_lora_weights"), str) else {}
+    try:
+        adapted = _with_adapter(model, dataclasses.replace(config, adapter={**config.adapter, **plain}), low_cpu_mem_usage=True)
+    except (RuntimeError, NotImplementedError, ImportError):  # what cannot be tried so, the job tries
+        return
+    if added:
+        _check_added_tokens_are_trained(adapted, added)
 
 
 def _check_zero(config: TrainConfig) -> None:
@@ -220,6 +247,17 @@ def _check_sizes(model: Model, config: TrainConfig, vocab_size: int) -> None:
         raise ValueError(
             f"the corpus' tokenizer has {vocab_size} tokens, the model embeds {rows}: it is not this model's tokenizer"
         )
+    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        switch = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        if switch and config.data.sequence_length > switch:
+            raise ValueError(
+                f"data.sequence_length is {config.data.sequence_length}: a document of more than {switch} tokens gives all "
+                f"others in its row other positions (longrope), so that they do not stand alone: choose at most {switch}"
+            )
+    if getattr(text, "output_router_logits", False):
+        logger.warning("the model's config asks for its routers' auxiliary loss (output_router_logits): it is not trained on")
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and config.data.sequence_length > limit:
         raise ValueError(
@@ -227,7 +265,7 @@ def _check_sizes(model: Model, config: TrainConfig, vocab_size: int) -> None:
         )
 
 
-def _with_adapter(model: Model, config: TrainConfig) -> Model:
+def _with_adapter(model: Model, config: TrainConfig, **settings: Any) -> Model:
     visible = contextlib.nullcontext()
     if is_partitioned(model):
         from finetune import partition
@@ -236,7 +274,9 @@ def _with_adapter(model: Model, config: TrainConfig) -> Model:
     try:
         with visible:
             adapter = get_peft_config({"task_type": "CAUSAL_LM", **config.adapter})
-            return get_peft_model(model, adapter)  # type: ignore[no-any-return]
+            if str(getattr(adapter, "init_lora_weights", "")).startswith("pissa_niter"):
+                raise ValueError("init_lora_weights=pissa_niter_… changes the base by chance, at each load anew: choose pissa")
+            return get_peft_model(model, adapter, **settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
         raise ValueError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
 

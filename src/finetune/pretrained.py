@@ -17,7 +17,7 @@ import torch.distributed
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
@@ -174,6 +174,23 @@ def _skeleton(base: Base, dtype: torch.dtype) -> Model:
     return model  # type: ignore[no-any-return]
 
 
+def stand_in(architecture: PretrainedConfig, writable: bool = False) -> Model:
+    """A model of which every matrix is one zero, spread out: it takes no memory to speak of.
+
+    Args:
+        writable: give each weight its own memory after all.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architecture)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            spread = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            if writable or parameter.ndim < 2:  # an adapter may bring biases
+                spread = spread.clone()
+            setattr(module, name, torch.nn.Parameter(spread, requires_grad=False))
+    return model  # type: ignore[no-any-return]
+
+
 class _EmptyOnMeta(TorchFunctionMode):
     """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what malloc gave for them
     stays address space of this process: a quarter of the model was measured."""
@@ -209,7 +226,19 @@ def files_to_compare(model: Model, config: TrainConfig) -> tuple[WeightFiles, di
     if base.adapters or needs_conversion(plain, files, named):
         logger.warning("the weights of %s were merged or converted: they cannot be compared with its files", base.name)
         return None
-    return files, {name: named[name] for name in files.shapes if name in named}
+    changed = _changed_by_adapter(model)
+    if changed:
+        logger.warning("the adapter's start changes %d weights of the base: they are not compared with its files", len(changed))
+    return files, {name: named[name] for name in files.shapes if name in named.keys() - changed}
+
+
+def _changed_by_adapter(model: Model) -> set[str]:
+    """Weights that PiSSA or OLoRA (init_lora_weights) take their start out of, by their names in the base."""
+    start = getattr(model.active_peft_config, "init_lora_weights", None) if isinstance(model, PeftModel) else None
+    if not str(start).lower().startswith(("pissa", "olora")):
+        return set()
+    plain = model.get_base_model()  # type: ignore[operator]
+    return {f"{name}.weight" for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Model:
@@ -218,18 +247,46 @@ def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Mo
     if (adapter / "tokenizer.json").is_file():
         enlarge(model, base_models.tokenizer_size(adapter), partition_for)
     if not is_partitioned(model):
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[no-any-return]
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        _untie(adapted, partition_for)
+        return adapted.merge_and_unload()  # type: ignore[no-any-return]
     from finetune import partition
 
     assert partition_for is not None
     with partition.visible_to_peft(partition_for):
         adapted = PeftModel.from_pretrained(model, str(adapter))
+    _untie(adapted, partition_for)
     partition.settle(adapted, DTYPES[partition_for.precision], World().device)
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
             with partition.gathered(module.get_base_layer().parameters(), modify=True):
                 module.merge()
     return adapted.unload()  # type: ignore[no-any-return]
+
+
+def _untie(adapted: PeftModel, partition_for: TrainConfig | None) -> None:
+    """Give a layer that an adapter changes a matrix of its own, if it shares one: merged into a tied matrix, the embeddings'
+    change would be the head's too."""
+    places: dict[int, int] = {}
+    for module in adapted.modules():
+        for parameter in module._parameters.values():
+            places[id(parameter)] = places.get(id(parameter), 0) + 1
+    for module in adapted.modules():
+        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, BaseTunerLayer) else None
+        if weight is None or places.get(id(weight), 0) < 2:
+            continue
+        if is_partitioned(adapted):
+            from finetune import partition
+
+            assert partition_for is not None
+            with partition.gathered([weight]):
+                whole = weight.detach().clone()
+            with partition.Partitioner(partition_for)() as partitioned:
+                module.get_base_layer().weight = partitioned(whole).requires_grad_(weight.requires_grad)
+        else:
+            module.get_base_layer().weight = torch.nn.Parameter(weight.detach().clone(), weight.requires_grad)
+        config = adapted.get_base_model().config
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def enlarge(model: Model, rows: int, partition_for: TrainConfig | None) -> None:

@@ -64,6 +64,9 @@ def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) 
         for step, job in jobs.items():
             table.add_row(run_id, step, job, states[job].lower() or "unknown to Slurm by now")
     console(stderr=False).print(table)
+    for run_id, _, states in preparations:
+        if any(state in ("FAILED", "OUT_OF_MEMORY", "TIMEOUT") for state in states.values()):
+            console().print(f"why it failed: finetune logs {run_id}")
 
 
 def duration(seconds: float) -> str:
@@ -219,6 +222,7 @@ def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> N
     """Losses before and after; with `data`, the sources that were trained on are marked if not all were."""
     before, after = summary.get("before") or {}, summary.get("after")
     if not after:
+        console().print("  no held-out loss: the corpus has no validation documents (corpus.split.validation_share)")
         return
     trained = {source for source in after["by_source"] if data and data.trains_on(source)}
     mark = trained if trained != set(after["by_source"]) else set()

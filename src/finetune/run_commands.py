@@ -48,7 +48,7 @@ def resume(arguments: list[str]) -> int:
 def status(arguments: list[str]) -> int:
     options_of = parser("status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell.")
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
-    options_of.add_argument("--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)")
+    _add_corpora_dir(options_of)
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
     from finetune import report
@@ -56,7 +56,6 @@ def status(arguments: list[str]) -> int:
 
     if prepared := _prepare_runs(options):
         report.print_steps([(run.id, run.jobs, run.states()) for run in prepared])
-        options.runs = [name for name in options.runs if name not in {run.id for run in prepared}]
         if not options.runs:
             return 0
     runs = chosen(options)
@@ -67,25 +66,39 @@ def status(arguments: list[str]) -> int:
     return 0
 
 
+def _add_corpora_dir(options_of: argparse.ArgumentParser) -> None:
+    options_of.add_argument("--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)")
+
+
 def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
-    """Those of the named runs that are preparations."""
+    """Those of the named runs that are preparations; options.runs keeps the others."""
     from finetune.launch.chain import PrepareRun
 
     found = []
     for name in options.runs:
         with contextlib.suppress(FileNotFoundError):
             found.append(PrepareRun.find(name, options.corpora_dir))
+    options.runs = [name for name in options.runs if name not in {run.id for run in found}]
     return found
 
 
 def logs(arguments: list[str]) -> int:
-    options_of = parser("logs", "What a rank of each run has written.")
-    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
+    options_of = parser("logs", "What a rank of each run has written, or the tasks of a preparation.")
+    options_of.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
+    _add_corpora_dir(options_of)
     options_of.add_argument(
         "--rank", type=int, default=0, help="of which rank (0, whose log also holds the batch script's words)"
     )
     options_of.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     options = options_of.parse_args(arguments)
+    if prepared := _prepare_runs(options):
+        if options.follow:
+            raise ValueError(f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps")
+        for log in (log for run in prepared for log in run.logs()):
+            print(f"==> {log.stem} <==", flush=True)
+            _print_from(log, 0)
+        if not options.runs:
+            return 0
     runs = chosen(options)
     if options.follow and len(runs) > 1:
         raise ValueError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
@@ -131,12 +144,15 @@ def _print_from(log: Path, position: int) -> int:
 
 def cancel(arguments: list[str]) -> int:
     options_of = parser("cancel", "Take runs out of the queue; stop running ones at their next step, with a checkpoint.")
-    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
+    options_of.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
+    _add_corpora_dir(options_of)
     options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
     options = options_of.parse_args(arguments)
     from finetune.launch import end
 
-    for run, words in end.cancel(chosen(options), options.now):
+    for preparation in _prepare_runs(options):
+        print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
+    for run, words in end.cancel(chosen(options), options.now) if options.runs else []:
         print(f"{run.id}: {words}", file=sys.stderr)
     return 0
 

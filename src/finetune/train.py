@@ -120,7 +120,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
             run = put_together(config, folder, world, watchdog, spool, stop, stop_point)
             progress = run_steps(run, begin_or_go_on(run))
             if not progress.stop:
-                after = progress.held_out or log_held_out(run, run.num_steps)
+                after = progress.held_out or log_held_out(run, progress.step)
                 save_result(run)
                 summarise(run, progress, after)
             run.engine.close()
@@ -136,8 +136,9 @@ def put_together(
 ) -> Run:  # fmt: skip
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
     corpus = base.open_corpus(config)
-    inputs = base.note_inputs(folder, base.inputs(config, corpus)) if world.is_main else None
-    identity = {"zero_stage": config.zero["stage"], **world.from_main(inputs)}
+    inputs = base.inputs(config, corpus)  # on every rank, so that all of them raise what is wrong with the files
+    noted = base.note_inputs(folder, inputs) if world.is_main else None
+    identity = {"zero_stage": config.zero["stage"], **world.from_main(noted)}
     if not config.adapter:  # checkpoints hold all that was of the base
         del identity["base"]
     packing: dict[str, Any] = {
@@ -152,6 +153,7 @@ def put_together(
     stop_point()  # loading a large base takes long
     in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
     engine = Engine(trained, config, world)
+    torch.manual_seed(config.seed + world.rank)  # dropout: until here all ranks drew alike
     engine.eval()
     if compared := pretrained.files_to_compare(trained, config):
         guards.check_weights(*compared, gathered, world)
@@ -342,6 +344,7 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
 
     Raises:
         Leave: the ranks were asked to, and left the evaluation after the same batch.
+        guards.GuardError: the loss is no number; or documents see each other now, which weights that are still random can hide.
     """
     run.engine.eval()
     with run.clock.waiting("evaluation"):
@@ -349,9 +352,12 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
             run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.stop_point
         )
     if held_out:
+        if not math.isfinite(held_out.loss):
+            raise guards.GuardError(f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base")
         run.spool.log(step, held_out.as_metrics())
         if step == 0 and run.world.is_main:
             run.folder.write_json("before.json", held_out.as_dict())
+    guards.check_isolation(run.engine.packed.logits, run.corpus.tokenizer["vocab_size"], run.world.device)
     return held_out
 
 
@@ -402,6 +408,7 @@ def _remembered(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass tensors on, and note them for check_saved: an adapter's whole, a model's by shape alone."""
     for name, tensor in state:
+        guards.check_finite(name, tensor)
         written[name] = tensor if keep else tensor.to("meta")
         yield name, tensor
 

@@ -22,7 +22,7 @@ from finetune.run_folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
 from tests.distributed import worker
 from tests.distributed.test_laws import LOSS_TOLERANCE, WEIGHT_TOLERANCE, ZERO, losses, make_run, weights
-from tests.models import LORA, write_base
+from tests.models import LLAMA, LORA, write_base
 
 pytestmark = pytest.mark.distributed
 
@@ -42,6 +42,7 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("base", "laws", {}),
     "lora": ("base", "laws", dict(LORA)),
     "tied": ("tied", "laws", dict(LORA)),
+    "tied-matrix": ("tied", "laws", {**LORA, "target_modules": ["embed_tokens", "q_proj"]}),
     "dora": ("base", "laws", {**LORA, "use_dora": True}),
     "modules": ("base", "laws", {**LORA, "modules_to_save": ["lm_head"]}),
     "enlarged": ("base", "enlarged", {}),
@@ -49,6 +50,10 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "enlarged-lora": ("base", "enlarged", {**LORA, "modules_to_save": EMBEDDINGS}),
     "on-lora": ("run:dora-zero0", "laws", dict(LORA)),
     "on-enlarged": ("run:enlarged-lora-zero0", "enlarged", {}),
+    "on-tied-matrix": ("run:tied-matrix-zero0", "laws", {}),
+    "biases": ("biased", "laws", {**LORA, "bias": "all"}),
+    "pissa": ("base", "laws", {**LORA, "init_lora_weights": "pissa"}),  # both take their start out of the base's weights
+    "olora": ("base", "laws", {**LORA, "init_lora_weights": "olora"}),
     "converted": ("moe", "laws", dict(LORA)),  # transformers fuses its experts as it loads them: loaded whole at ZeRO 3 too
 }
 LORA_FILES = {name: yaml.safe_load((conf_dir() / f"adapter/{name}.yaml").read_text()) for name in ("rslora", "lokr", "ia3")}
@@ -73,6 +78,12 @@ FAULTS = {f"{fault}-zero{stage}": (fault, ZERO[stage]) for fault, stages in
           {"weight_left_random": (0, 2, 3), "slice_at_wrong_offset": (3,)}.items() for stage in stages}  # fmt: skip
 
 
+HYBRID = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+# found out by weights that have learned something: random ones hide a leak below rounding
+ENDED: dict[str, tuple[dict[str, Any], str]] = {
+    "blown-up": ({"lr": 1e38, "max_steps": 1}, "the held-out loss after step 1 is nan"),
+    "hybrid": ({"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}, "documents in a pack see each other"),
+}
 DAMAGE = {
     "missing": "lacks 1 weights of its kind, e.g. model.norm.weight",
     "misshapen": "lacks 1 weights of its kind, e.g. model.norm.weight",
@@ -105,6 +116,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "tied": write_base(folder / "tied", tie_word_embeddings=True, vocab_size=VOCAB_SIZE),
         "half": write_base(folder / "half", dtype=torch.bfloat16),
         "moe": write_base(folder / "moe", **MOE),
+        "biased": write_base(folder / "biased", model_type="qwen2"),
         **{fault: damaged(write_base(folder / fault), fault) for fault in DAMAGE},
     }
     enlarged = write_corpus(folder / "corpora" / "enlarged", 60, 256, seed=2, added_tokens=ADDED)
@@ -134,6 +146,8 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         cases.append({**make_run(folder, name, config("base", zero=zero_file(name))), "refused": True})
     for fault in DAMAGE:
         cases.append({**make_run(folder, fault, config(fault, zero=ZERO[3])), "refused": True})
+    for name, (changes, _) in ENDED.items():
+        cases.append({**make_run(folder, name, config("base", zero=ZERO[2], **changes)), "refused": True})
     frozen = config("base", "enlarged", adapter=dict(LORA), zero=ZERO[3])
     cases.append({**make_run(folder, "frozen-rows", frozen), "refused": True})
     worker.join(folder / "two", worker.start(folder / "two", cases, 2))
@@ -191,6 +205,18 @@ def test_no_false_alarm_in_bf16(runs: dict[str, RunFolder]) -> None:
 def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder], name: str) -> None:
     error = json.loads((runs[name].path / "outcome.json").read_text())["error"]
     assert "1 of 21 weights are not those of the base's files, e.g. model.layers.1.mlp.up_proj.weight on 2 of 2 ranks" in error
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_what_training_brings_to_light_ends_the_run_without_a_result(runs: dict[str, RunFolder], name: str) -> None:
+    assert ENDED[name][1] in json.loads((runs[name].path / "outcome.json").read_text())["error"]
+    assert not runs[name].model.exists()
+
+
+def test_ranks_draw_dropout_each_their_own(runs: dict[str, RunFolder]) -> None:
+    (newest,) = runs["full-zero0"].checkpoints.glob("step-*")
+    first, second = (torch.load(newest / f"rng-0000{rank}.pt", weights_only=True)["cpu"] for rank in (0, 1))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("fault", DAMAGE)

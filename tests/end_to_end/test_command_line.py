@@ -125,17 +125,17 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Pa
         f"model=run:{base.id}",
         "max_steps=2",
         "name=sweep",
-        "adapter.r=4,-1",
+        "model.attention=auto,flash_attention_2",  # which no CPU has: found out in the run
         "cluster.ranks_per_node=1",
     ]
     done = command(folder, "train", "-m", *arguments, code=1)
     good, bad = (run_of(folder, run_id) for run_id in done.stdout.split())
     assert good.state() == "completed"
-    assert good.config().adapter["r"] == 4
+    assert good.config().model.attention == "auto"
     assert bad.state() == "failed"
     assert "1 of 2 runs did not complete" in done.stderr
-    assert "`r` should be a positive integer value" in (bad.failure() or "")
-    assert "`r` should be a positive integer value" in command(folder, "status", bad.id).stdout
+    assert "no attention implementation keeps this model's packed documents apart" in (bad.failure() or "")
+    assert "no attention implementation" in command(folder, "status", bad.id).stdout
 
 
 def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:

@@ -203,8 +203,20 @@ def test_a_preparation_is_a_chain_of_arrays_and_a_training_starts_behind_it(shel
     steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
     assert len(steps) > 8
     assert all(step.split()[-1] == "completed" for step in steps), steps
+    assert shell.finetune("logs", prepared, "--corpora-dir", "chained").stdout.count("==> ") > 8
+    assert "has ended already" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
     assert "is there already" in shell.finetune("prepare", *chained).stderr
     assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
+
+
+def test_a_preparation_in_the_queue_is_cancelled_by_its_id(shell: Shell) -> None:
+    shell.empty_queue()
+    with shell.closed():
+        prepared = shell.finetune("prepare", "corpus=sample", "corpora_dir=unwanted", "cluster=testcluster").stdout.strip()
+        assert shell.queue()
+        assert "-f follows a training run" in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
+        assert "cancelled" in shell.finetune("cancel", prepared, "--corpora-dir", "unwanted").stderr
+        wait_for(lambda: not shell.queue(), 60)
 
 
 def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:

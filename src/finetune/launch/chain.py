@@ -59,6 +59,17 @@ class PrepareRun:
         """Of each step, from Slurm: PENDING, RUNNING, COMPLETED, FAILED, …; "" where it has forgotten."""
         return observe.states(list(self.jobs.values()))
 
+    def logs(self) -> list[Path]:
+        """Of its tasks, in the order in which they ended."""
+        return sorted(self.folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
+
+    def cancel(self) -> str:
+        """Take its steps out of the queue, and end the one at work; what came of it, in words."""
+        if not self.is_alive():
+            return "has ended already"
+        slurm.slurm_command("scancel", *self.jobs.values())
+        return "cancelled; the same `finetune prepare` goes on from what is done"
+
     def is_alive(self) -> bool:
         """A step of it runs, or will."""
         return bool({*self.states().values()} & {*observe.WAITING, *observe.AT_WORK})

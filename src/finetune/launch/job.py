@@ -127,14 +127,18 @@ def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix:
 
 
 @contextlib.contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
-    """As if these were not installed. DeepSpeed imports MLflow for its autotuner, and PEFT bitsandbytes, which imports torch's
-    compiler, for layers that only a quantized base has: a third of the CPU time in which a rank starts."""
-    absent = [name for name in modules if name not in sys.modules]
+def lean_imports(*hidden: str) -> Iterator[None]:
+    """As if these modules were not installed: DeepSpeed imports MLflow for its autotuner, and PEFT bitsandbytes, which imports
+    torch's compiler, for layers that only a quantized base has: a third of the CPU time in which a rank starts. And without
+    garbage collection, which goes through all that is imported again and again: a fifth of the rest."""
+    absent = [name for name in hidden if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    gc.disable()
     try:
         yield
     finally:
+        gc.freeze()  # what was imported stays
+        gc.enable()
         for name in absent:
             del sys.modules[name]
 
@@ -147,20 +151,9 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """While much is imported: going through all of it again and again is a fifth of the CPU time in which a rank starts."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # what was imported stays
-        gc.enable()
-
-
 def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
-    with _no_garbage_collection(), _hidden("mlflow", *(() if config.model.quantization else ("bitsandbytes",))):
+    with lean_imports("mlflow", *(() if config.model.quantization else ("bitsandbytes",))):
         import torch
         import torch.distributed as dist
 

@@ -7,14 +7,20 @@ changes nothing.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.launch import chain, local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
+from finetune.launch.job import lean_imports
 from finetune.run_folder import RunFolder
 
 RETRIED = ("failed", "dead", "cancelled", "interrupted", "queued")  # of no live job: then queued is never started
@@ -37,6 +43,8 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
     after = _waits_for(frozen, on_slurm)
     for point in _one_of_each_input(frozen):
         base.check_inputs(point, corpus_is_there=after is None)
+    if after is None:
+        _check_models(frozen)
     runs = freeze(frozen, sweep)
     if not on_slurm:
         local.start_in_turn(runs)
@@ -150,6 +158,36 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
     base.check_inputs(config)
     base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+
+
+def _check_models(points: list[TrainConfig]) -> None:
+    """What a base, an adapter and a corpus would refuse of each other. It takes the seconds of importing torch and PEFT, in a
+    process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs more."""
+    on_a_base = {repr((p.data, p.model, p.adapter)): p for p in points if p.model.path}
+    if not on_a_base:
+        return
+    with (
+        contextlib.suppress(BrokenProcessPool),  # killed, for want of memory perhaps: then the job tells
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _keep_quiet) as alone,
+    ):
+        alone.submit(_check_on_bases, list(on_a_base.values())).result()
+
+
+def _keep_quiet() -> None:
+    """What libraries say while they are imported, and of a Ctrl-C, would bury the one line that counts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def _check_on_bases(points: list[TrainConfig]) -> None:
+    try:
+        with lean_imports("mlflow", "bitsandbytes"):
+            from finetune import model
+    except (ImportError, OSError):  # a login node whose jobs run in a container need not have torch
+        return
+    for point in points:
+        model.check(point)
 
 
 def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
