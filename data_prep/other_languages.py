@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import ISO_639_3, UNDETERMINED
-from data_prep.written_standard.names import without_names
+from data_prep.written_standard.names import without_codes, without_names
 from data_prep.written_standard.table import shipped_table, words
 
 LOOK = 600  # characters of a text that py3langid sees
@@ -31,7 +31,10 @@ NAMED_IN_SCRIPT = 0.1  # the same among the languages of another script
 UNSURE = -0.3  # … and below which one of the six leads clearly: between this and RATE small words decide
 LETTERS_OF_SCRIPT = 15  # of another script, before it counts
 WORDS = 6  # of running text; fewer tell nothing
+RUNNING = 0.4  # share of a text's words that are in lower case and no codes; German prose has half, tables and programs less
 WORDS_UNKNOWN = 12  # the same, where nothing but missing small words speaks against the six
+BEGINNINGS = 0.35  # share of the different longer words whose first four letters begin words that the tables know
+NORWEGIAN_BEGINNINGS = 0.5  # the same, from which on a text looks Norwegian; UDHR's articles have 0.69, English and Swedish 0.3
 SMALL_WORDS = 0.08  # share of the words that are the six languages' small words; less is unknown
 KNOWN = 0.2  # share of the words that are Norwegian's own small words from which on a text is surely no other language …
 FAMILIAR = 0.5  # … and that are words of the table of Bokmål and Nynorsk
@@ -116,18 +119,25 @@ class Finding:
     is_certain: bool = True
 
 
-def is_surely_scandinavian(found: Sequence[str]) -> bool:
+def is_surely_scandinavian(text: str) -> bool:
     """Return whether so many of a text's words are Norwegian that no language far from it need be considered."""
+    found = text[: LOOK // 2].lower().split()
     if sum(map(_NORWEGIAN.__contains__, found)) >= KNOWN * len(found) > 0:
         return True
     return sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0
+
+
+def looks_norwegian(text: str) -> bool:
+    """Return whether a text holds Norwegian small words, or longer words that begin as Norwegian ones do."""
+    found = words(text[:LOOK])
+    return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
 
 def find(texts: Sequence[str]) -> list[Finding | None]:
     """Return the language of each text that is not Scandinavian; None where it is, or is too short or no running text."""
     findings: list[Finding | None] = [_by_script(text) for text in texts]
     running = [_running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)]
-    doubtful = [number for number, text in enumerate(running) if len(_running_words(text)) >= WORDS]
+    doubtful = [number for number, text in enumerate(running) if text]
     scores = _whole_set().scores([running[number] for number in doubtful])
     for number, row in zip(doubtful, scores, strict=True):
         findings[number] = _by_scores(running[number], row)
@@ -184,12 +194,25 @@ def _by_scores(text: str, row: NDArray[np.float64]) -> Finding | None:
     if first_of_six == "sme":
         unknown = rate > _SURELY_NORTH_SAMI and _marks(found)["sme"] < 2
     else:
-        unknown = rate > UNSURE and sum(map(_SIX.__contains__, found)) < SMALL_WORDS * len(found)
-    if unknown and len(found) >= WORDS_UNKNOWN:
+        unknown = rate > UNSURE and _knows_hardly_any(found)
+    if unknown and len(set(found)) >= WORDS_UNKNOWN:
         return Finding(UNDETERMINED, "words that no table knows", is_certain=False)
     if first_of_six in _FAR and (of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN)) >= RATE * size:
         return Finding(first_of_six)
     return None
+
+
+def _knows_hardly_any(found: Sequence[str]) -> bool:
+    """Return whether neither small words of the six nor beginnings of Norwegian words are among these."""
+    if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS * len(found):
+        return False
+    return _share_of_beginnings(found) < BEGINNINGS
+
+
+def _share_of_beginnings(found: Sequence[str]) -> float:
+    """Of the different longer words, those whose first four letters begin words that the tables know."""
+    longer = {word for word in found if len(word) > 4}
+    return sum(f"{word[:4]}-" in shipped_table().weights for word in longer) / max(1, len(longer))
 
 
 def _named(best: str, second: str, lead: float) -> Finding:
@@ -218,12 +241,16 @@ def _near(found: Sequence[str], code: str) -> str:
 
 
 def _running_text(text: str) -> str:
-    return " ".join(without_names(text[: 4 * LOOK]).split())[:LOOK]
-
-
-def _running_words(text: str) -> list[str]:
-    """Words of running text: those in lower case."""
-    return [word for word in text.split() if word[:1].islower()]
+    """The head of a text without names and codes; "" if it is no running text."""
+    head = text[: 2 * LOOK]
+    tokens = head.split()
+    if len(tokens) < WORDS:
+        return ""
+    left = without_names(without_codes(head)).split()
+    running = [word for word in left if len(word) > 1 and word[0].islower()]
+    if len(set(running)) < WORDS or len(running) < RUNNING * len(tokens):
+        return ""
+    return " ".join(left)[:LOOK]
 
 
 def _by_language(row: NDArray[np.float64]) -> dict[str, float]:

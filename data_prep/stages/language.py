@@ -25,7 +25,7 @@ from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
-from data_prep.other_languages import Finding, find, is_surely_scandinavian
+from data_prep.other_languages import Finding, find, is_surely_scandinavian, looks_norwegian
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
@@ -51,6 +51,7 @@ DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
 SHORT = 150  # letters of clear text, below which the claim decides between Scandinavian languages
 CUT = 100  # characters of passages in a row, from which on another language is cut; less is a quotation
+PART = 100  # letters of clear text that make the Norwegian parts of a document in another language worth keeping
 DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
 # Nats that words which Norwegian does not have must bring together before a text is taken for Danish, if none of them is Danish
 # alone by its spelling; and what one that is weighs. Plain Bokmål of parliament taken for Danish: 6 sentences in 7,000 instead of 36
@@ -161,10 +162,10 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
     elif document.language in SCANDINAVIAN or document.language == MIXED:
         return
     else:
-        rest = [p for p in verdict.passages if not p.finding and is_surely_scandinavian(words(p.text))]
+        rest = [p for p in verdict.passages if not p.finding and looks_norwegian(p.text)]
         of_rest = judge("".join(passage.text for passage in rest))
         language = max(of_rest.clear, key=lambda code: of_rest.clear[code], default="")
-        if language not in keep or of_rest.clear[language] < SHORT:
+        if language not in keep or of_rest.clear[language] < PART:
             return
         document.language = language
     if len(rest) == len(verdict.passages):
@@ -179,9 +180,13 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
 
 
 def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """The passages but for those in a row that are surely in a language that is not kept, and long enough to be no quotation."""
+    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no quotation.
+
+    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the document as a whole.
+    """
     rest: list[Passage] = []
-    for is_other, group in groupby(passages, key=lambda passage: passage.is_certain() and passage.code not in keep):
+    left_in = keep.union(LANGUAGES)
+    for is_other, group in groupby(passages, key=lambda passage: passage.is_certain() and passage.code not in left_in):
         run = list(group)
         if not is_other or sum(len(passage.text.strip()) for passage in run) < CUT:
             rest += run
@@ -228,7 +233,7 @@ def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
 
 def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
     """What each piece is; None of those that are Scandinavian, or say nothing."""
-    doubtful = [n for n, piece in enumerate(pieces) if len(piece) >= PASSAGE // 2 and not is_surely_scandinavian(words(piece[:LOOK]))]
+    doubtful = [n for n, piece in enumerate(pieces) if len(piece) >= PASSAGE // 2 and not is_surely_scandinavian(piece)]
     findings: list[Finding | None] = [None] * len(pieces)
     for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
         findings[number] = finding
@@ -320,7 +325,8 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
     if code != standard and code not in NEIGHBOURS:
         return code, math.inf
     near = {standard: ranked[standard]} | {c: ranked[c] + shipped_table(t).score(found) for c, t in NEIGHBOURS.items()}
-    near["dan"] += _danish_evidence(found)
+    if near["dan"] + DANISH_ALONE > near[standard]:
+        near["dan"] += _danish_evidence(found)
     code = max(near, key=lambda code: near[code])
     if code != standard:
         return code, near[code] - near[standard]

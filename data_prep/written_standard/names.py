@@ -17,15 +17,26 @@ _BODY = (
     r"lagmannsrett|politidistrikt|bispedømme|sameting|fylkesmann|helseforetak|sykehus|sjukehus|høgskole|høgskule|"
     r"vidaregåande|videregående|skole|skule|gielda|suohkan|tjïelte|kommuvdna|gemeinde|county|municipality|university)"
 )
-_NOT_WORDS = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|\S*(?:[\d_/\\=<>{}|]|\w\.\w)\S*")
+_CODE = re.compile(r"[\d_/\\=<>{}|@]|\w\.\w")
 _NAMES = re.compile(
-    rf"\b{_NAME}(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*"  # several in a row
-    rf"|\b{_NAME}[ /]{_BODY}\b"
-    rf"|(?<=[^\W\d_][ ,]){_NAME}"  # one inside a sentence: a letter stands before it
-    rf"|(?<=[^\W\d_],[ ]){_NAME}"
+    rf"{_NAME}(?:(?P<more>(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*|[ /]{_BODY}\b)|)"
 )
 
 
 def without_names(text: str) -> str:
-    """Return the text without names, addresses and what holds digits or signs of code."""
-    return _NAMES.sub(" ", _NOT_WORDS.sub(" ", text))
+    """Return the text without names."""
+    return _NAMES.sub(_word_or_nothing, text)
+
+
+def without_codes(text: str) -> str:
+    """Return the text's words without addresses and what holds digits or signs of code, lines as they were."""
+    return "\n".join(" ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token)) for line in text.split("\n"))
+
+
+def _word_or_nothing(match: re.Match[str]) -> str:
+    """A capitalised word is kept where it begins a line or a sentence, and no other name follows it."""
+    if match["more"]:
+        return " "
+    before = match.string[max(0, match.start() - 3) : match.start()].rstrip()
+    is_inside = before[-1:].isalnum() or (before[-1:] == "," and before[-2:-1].isalpha())
+    return " " if is_inside else match[0]

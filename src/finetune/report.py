@@ -286,6 +286,7 @@ def prepare_help() -> str:
         "  corpus.sources.NAME.limits          on what its files may unpack to\n"
         "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.language.other_parts         cut paragraphs in Polish, Arabic … from Norwegian documents, or keep (cut)\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
