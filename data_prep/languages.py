@@ -104,6 +104,7 @@ mlt Maltese: mt
 mon Mongolian: mn
 msa Malay: ms may
 mya Burmese: my bur
+nds Low German:
 nep Nepali: ne
 nld Dutch: nl dut
 nso Northern Sotho:

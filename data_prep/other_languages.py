@@ -31,6 +31,7 @@ NAMED_IN_SCRIPT = 0.1  # the same among the languages of another script
 UNSURE = -0.3  # … and below which one of the six leads clearly: between this and RATE small words decide
 LETTERS_OF_SCRIPT = 15  # of another script, before it counts
 WORDS = 6  # of running text; fewer tell nothing
+FEW_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
 RUNNING = 0.4  # share of a text's words that are in lower case and no codes; German prose has half, tables and programs less
 WORDS_UNKNOWN = 12  # the same, where nothing but missing small words speaks against the six
 BEGINNINGS = 0.35  # share of the different longer words whose first four letters begin words that the tables know
@@ -44,8 +45,8 @@ _FAR = ("eng", "sme")
 
 # Small words that Norwegian has and Dutch, German, French, Faroese … do not have, or seldom
 _NORWEGIAN = frozenset(
-    "og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for ein eit dei vi du jeg eg han hun ho seg sin "
-    "være vere var vere blir bli ble vart etter når dersom hvis denne dette disse desse må bør der".split()
+    "og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei vi du jeg eg han hun ho seg sin "
+    "være vere var blir bli ble vart etter når dersom hvis denne dette disse desse må bør".split()
 )
 _SIX = _NORWEGIAN | frozenset(
     "i en et den de at om af och att är inte från den det som för på the of and to in is that with be or for by are was not this which "
@@ -77,6 +78,9 @@ _SURELY_NORTH_SAMI = -1.15
 
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
+_FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
+FOREIGN_LETTERS = 3  # that Norwegian does not have, from which on the text may be in another language: Faroese has small words of it
+_SENTENCE = re.compile(r"\w[.!?]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
     "Greek": "Ͱ-Ͽἀ-῿", "Cyrillic": "Ѐ-ԯ", "Armenian": "԰-֏", "Hebrew": "֐-׿", "Arabic": "؀-ۿݐ-ݿࢠ-ࣿﭐ-﷿ﹰ-﻿",
     "Syriac": "܀-ݏ", "Thaana": "ހ-޿", "Devanagari": "ऀ-ॿ", "Bengali": "ঀ-৿", "Gurmukhi": "਀-੿", "Gujarati": "઀-૿",
@@ -121,7 +125,10 @@ class Finding:
 
 def is_surely_scandinavian(text: str) -> bool:
     """Return whether so many of a text's words are Norwegian that no language far from it need be considered."""
-    found = text[: LOOK // 2].lower().split()
+    head = text[: LOOK // 2]
+    if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
+        return False
+    found = head.lower().split()
     if sum(map(_NORWEGIAN.__contains__, found)) >= KNOWN * len(found) > 0:
         return True
     return sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0
@@ -135,17 +142,32 @@ def looks_norwegian(text: str) -> bool:
 
 def find(texts: Sequence[str]) -> list[Finding | None]:
     """Return the language of each text that is not Scandinavian; None where it is, or is too short or no running text."""
-    findings: list[Finding | None] = [_by_script(text) for text in texts]
+    findings: list[Finding | None] = [find_by_script(text) for text in texts]
     running = [_running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)]
     doubtful = [number for number, text in enumerate(running) if text]
     scores = _whole_set().scores([running[number] for number in doubtful])
     for number, row in zip(doubtful, scores, strict=True):
         findings[number] = _by_scores(running[number], row)
+    for number, text in enumerate(texts):
+        if findings[number] is None and not running[number]:
+            findings[number] = _of_capitals(text)
     return findings
 
 
-def _by_script(text: str) -> Finding | None:
-    """The language of a text of which most letters are of another script than Latin."""
+def _of_capitals(text: str) -> Finding | None:
+    """The language of a sentence that is mostly capitalised words, as in German: its few other words must be of the same."""
+    whole = " ".join(without_codes(text[: 2 * LOOK]).split())[:LOOK]
+    few = " ".join(word for word in whole.split() if word[0].islower())
+    if len(set(few.split())) < FEW_WORDS or not _SENTENCE.search(whole):
+        return None
+    of_whole, of_few = (_of_others(row) for row in _whole_set().scores([whole, few]))
+    if of_whole.code != of_few.code or of_whole.lead < 2 * RATE * len(whole.encode()) or of_few.lead <= 0:
+        return None
+    return _named(of_whole.code, of_whole.second, of_whole.lead_of_second / len(whole.encode()))
+
+
+def find_by_script(text: str) -> Finding | None:
+    """Return the language of a text of which most letters are of another script than Latin, however short it is."""
     if text.isascii():
         return None
     others = _OTHER_SCRIPT.findall(text)
@@ -175,29 +197,56 @@ def _of_script(text: str, script: str, letters: int) -> Finding:
     return Finding(ranked[-1][1])
 
 
-def _by_scores(text: str, row: NDArray[np.float64]) -> Finding | None:
-    """The language of running text in Latin letters."""
-    found = words(text)
+@dataclass(frozen=True)
+class _Ranking:
+    """The best languages by py3langid's scores; the six apart from the others, and leads in nats.
+
+    Attributes:
+        code, second: the two best of the others.
+        lead: of the best of the others against the best of the six.
+        lead_of_second: of the best of the others against the next of them.
+        of_six: the score of each of the six.
+        is_language: whether py3langid takes it for a language at all, and for no code.
+    """
+
+    code: str
+    second: str
+    lead: float
+    lead_of_second: float
+    of_six: dict[str, float]
+    is_language: bool
+
+
+def _of_others(row: NDArray[np.float64]) -> _Ranking:
     scores = _by_language(row)
     no_language = scores.pop("", -np.inf)
     of_six = {code: scores.pop(code) for code in (*_SCANDINAVIAN, *_FAR)}
-    first_of_six = max(of_six, key=lambda code: of_six[code])
     best, second = sorted(scores, key=lambda code: scores[code])[:-3:-1]
-    if no_language > max(of_six[first_of_six], scores[best]):
+    highest = max(of_six.values())
+    is_language = no_language <= max(highest, scores[best])
+    return _Ranking(best, second, scores[best] - highest, scores[best] - scores[second], of_six, is_language)
+
+
+def _by_scores(text: str, row: NDArray[np.float64]) -> Finding | None:
+    """The language of running text in Latin letters."""
+    ranking, found, size = _of_others(row), words(text), len(text.encode())
+    if not ranking.is_language:
         return None
-    size = len(text.encode())
-    rate = (scores[best] - of_six[first_of_six]) / size
-    if near := _near(found, best if rate > 0 else first_of_six):
+    of_six, rate = ranking.of_six, ranking.lead / size
+    first_of_six = max(of_six, key=lambda code: of_six[code])
+    if near := _near(found, ranking.code if rate > 0 else first_of_six):
         return Finding(near)
+    if rate >= RATE and ranking.code == "lat" and not _SENTENCE.search(text):
+        return None  # names of species and of laws stand in Norwegian lists
     if rate >= RATE:
-        return _named(best, second, (scores[best] - scores[second]) / size)
+        return _named(ranking.code, ranking.second, ranking.lead_of_second / size)
     if first_of_six == "sme":
         unknown = rate > _SURELY_NORTH_SAMI and _marks(found)["sme"] < 2
     else:
         unknown = rate > UNSURE and _knows_hardly_any(found)
     if unknown and len(set(found)) >= WORDS_UNKNOWN:
         return Finding(UNDETERMINED, "words that no table knows", is_certain=False)
-    if first_of_six in _FAR and (of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN)) >= RATE * size:
+    if first_of_six in _FAR and of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN) >= RATE * size:
         return Finding(first_of_six)
     return None
 

@@ -4,7 +4,7 @@ Passages in a language far from Norwegian are found first (data_prep/other_langu
 doubt). The rest is judged by stretches of some hundred characters: py3langid for the language, our own tables for the near ones.
 A stretch counts by its letters. It has no say where Norwegian words are not clearly of one standard, as in tables and lists, and
 names have none anywhere. The source's claim (Lovdata's `lang`, a letter's own field) counts as a share of the letters: it decides
-where the text does not, and in texts too short to decide between Bokmål, Nynorsk, Danish and Swedish. A document with both
+where the text does not, and in titles and other texts too short to decide among the six languages. A document with both
 standards in earnest gets ISO 639-3's code for Norwegian as a whole, `nor`, and a count. A conversation is in the language of its
 answers. Passages in a language far from Norwegian that is not kept are cut from a document that is kept.
 """
@@ -25,7 +25,7 @@ from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
-from data_prep.other_languages import Finding, find, is_surely_scandinavian, looks_norwegian
+from data_prep.other_languages import Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
@@ -49,7 +49,7 @@ CLEAR = 0.7  # nats a word; 95% of NAV's paragraphs over 150 characters have mor
 LETTERS = 0.6  # share of letters among what is no space; tables have less
 DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
-SHORT = 150  # letters of clear text, below which the claim decides between Scandinavian languages
+SHORT = 150  # letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
 CUT = 100  # characters of passages in a row, from which on another language is cut; less is a quotation
 PART = 100  # letters of clear text that make the Norwegian parts of a document in another language worth keeping
 DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
@@ -105,8 +105,7 @@ class Verdict:
         if claim in NAMES:
             votes[claim] = votes.get(claim, 0.0) + config.claim_weight
         winner = max(votes, key=lambda code: (votes[code], code == claim))
-        # Config weight 0 means that claims are not heard
-        if config.claim_weight and {claim, winner} <= set(SCANDINAVIAN) and counts[winner] < SHORT:
+        if config.claim_weight and {claim, winner} <= set(LANGUAGES) and counts[winner] < SHORT:
             return claim
         return winner
 
@@ -197,9 +196,10 @@ def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[
     """Each document, the text that decides on its language, and what that says if it is long enough."""
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
         texts = [_judged(document) for document in batch]
-        verdicts = judge_all([text for text in texts if len(text) >= min_characters])
-        for document, text in zip(batch, texts, strict=True):
-            yield document, text, next(verdicts) if len(text) >= min_characters else None
+        enough = [len(text) >= min_characters or find_by_script(text) is not None for text in texts]
+        verdicts = judge_all([text for text, is_enough in zip(texts, enough, strict=True) if is_enough])
+        for document, text, is_enough in zip(batch, texts, enough, strict=True):
+            yield document, text, next(verdicts) if is_enough else None
 
 
 def _judged(document: Document) -> str:
@@ -233,7 +233,7 @@ def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
 
 def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
     """What each piece is; None of those that are Scandinavian, or say nothing."""
-    doubtful = [n for n, piece in enumerate(pieces) if len(piece) >= PASSAGE // 2 and not is_surely_scandinavian(piece)]
+    doubtful = [n for n, piece in enumerate(pieces) if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)]
     findings: list[Finding | None] = [None] * len(pieces)
     for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
         findings[number] = finding

@@ -11,7 +11,7 @@ import re
 
 _UPPER = "A-ZÀ-ÖØ-ÞČĐŊŠŦŽĆĘŁŃŚŹŻĀĒĪŪĢĶĻŅĖĮŲİŞĞŐŰŘŤĎŇĚŮ"
 _NAME = rf"[{_UPPER}][\w'’&.-]*"
-_LINK = r"(?:i|og|på|for|til|av|frå|fra|og|mot|of|the|and|in|on|de|del|di|da|von|van|der|zu|und|och)"
+_LINK = r"(?:i|og|på|for|of|the|and|in|on|de|del|di|da|von|van|der|zu|und|och)"
 _BODY = (
     r"(?:fylkeskommunes?|kommunes?|fylkes?|fylkesting|kommunestyre|herad|bydel|vegvesen|universitet|tingrett|"
     r"lagmannsrett|politidistrikt|bispedømme|sameting|fylkesmann|helseforetak|sykehus|sjukehus|høgskole|høgskule|"
