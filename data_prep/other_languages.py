@@ -28,6 +28,7 @@ LOOK = 600  # characters of a text that py3langid sees
 RATE = 0.3
 NAMED = 0.2  # nats a byte by which it leads the next other language before it is named; known ones lead by 0.24 and more …
 NAMED_IN_SCRIPT = 0.1  # the same among the languages of another script
+SURELY_SCANDINAVIAN = -0.7  # below which one of the four Scandinavian languages leads without doubt; South Sámi has more
 UNSURE = -0.3  # … and below which one of the six leads clearly: between this and RATE small words decide
 LETTERS_OF_SCRIPT = 15  # of another script, before it counts
 WORDS = 6  # of running text; fewer tell nothing
@@ -129,9 +130,12 @@ def is_surely_scandinavian(text: str) -> bool:
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False
     found = head.lower().split()
-    if sum(map(_NORWEGIAN.__contains__, found)) >= KNOWN * len(found) > 0:
+    small = sum(map(_NORWEGIAN.__contains__, found))
+    if small >= KNOWN * len(found) > 0:
         return True
-    return sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0
+    if sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0:
+        return True
+    return small >= KNOWN / 2 * len(found) and _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
 
 def looks_norwegian(text: str) -> bool:
@@ -145,25 +149,26 @@ def find(texts: Sequence[str]) -> list[Finding | None]:
     findings: list[Finding | None] = [find_by_script(text) for text in texts]
     running = [_running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)]
     doubtful = [number for number, text in enumerate(running) if text]
-    scores = _whole_set().scores([running[number] for number in doubtful])
-    for number, row in zip(doubtful, scores, strict=True):
-        findings[number] = _by_scores(running[number], row)
-    for number, text in enumerate(texts):
-        if findings[number] is None and not running[number]:
-            findings[number] = _of_capitals(text)
+    for number, ranking in zip(doubtful, _rankings([running[number] for number in doubtful]), strict=True):
+        findings[number] = _by_ranking(running[number], ranking)
+    short = [number for number, text in enumerate(running) if findings[number] is None and not text]
+    for number, finding in zip(short, _of_capitals([texts[number] for number in short]), strict=True):
+        findings[number] = finding
     return findings
 
 
-def _of_capitals(text: str) -> Finding | None:
-    """The language of a sentence that is mostly capitalised words, as in German: its few other words must be of the same."""
-    whole = " ".join(without_codes(text[: 2 * LOOK]).split())[:LOOK]
-    few = " ".join(word for word in whole.split() if word[0].islower())
-    if len(set(few.split())) < FEW_WORDS or not _SENTENCE.search(whole):
-        return None
-    of_whole, of_few = (_of_others(row) for row in _whole_set().scores([whole, few]))
-    if of_whole.code != of_few.code or of_whole.lead < 2 * RATE * len(whole.encode()) or of_few.lead <= 0:
-        return None
-    return _named(of_whole.code, of_whole.second, of_whole.lead_of_second / len(whole.encode()))
+def _of_capitals(texts: Sequence[str]) -> list[Finding | None]:
+    """The languages of sentences that are mostly capitalised words, as in German: the few others must be of the same."""
+    findings: list[Finding | None] = [None] * len(texts)
+    whole = [" ".join(without_codes(text[: 2 * LOOK]).split())[:LOOK] for text in texts]
+    few = [" ".join(word for word in text.split() if word[0].islower()) for text in whole]
+    able = [n for n, text in enumerate(few) if len(set(text.split())) >= FEW_WORDS and _SENTENCE.search(whole[n])]
+    rankings = zip(_rankings([whole[n] for n in able]), _rankings([few[n] for n in able]), strict=True)
+    for number, (of_whole, of_few) in zip(able, rankings, strict=True):
+        size = len(whole[number].encode())
+        if of_whole.code == of_few.code and of_whole.lead >= 2 * RATE * size and of_few.lead > 0:
+            findings[number] = _named(of_whole.code, of_whole.second, of_whole.lead_of_second / size)
+    return findings
 
 
 def find_by_script(text: str) -> Finding | None:
@@ -190,7 +195,8 @@ def _of_script(text: str, script: str, letters: int) -> Finding:
     candidates = _LANGUAGES_OF.get(script, "").split()
     if len(candidates) == 1:
         return Finding(candidates[0])
-    scores = _by_language(_whole_set().scores([text[:LOOK]])[0])
+    codes = _columns()[2]
+    scores = dict(zip(codes, _by_language([text[:LOOK]])[0].tolist(), strict=True))
     ranked = sorted((scores[code], code) for code in candidates if code in scores)
     if not ranked or (len(ranked) > 1 and ranked[-1][0] - ranked[-2][0] < NAMED_IN_SCRIPT * len(text[:LOOK])):
         return Finding(UNDETERMINED, f"{script} script")
@@ -217,23 +223,32 @@ class _Ranking:
     is_language: bool
 
 
-def _of_others(row: NDArray[np.float64]) -> _Ranking:
-    scores = _by_language(row)
-    no_language = scores.pop("", -np.inf)
-    of_six = {code: scores.pop(code) for code in (*_SCANDINAVIAN, *_FAR)}
-    best, second = sorted(scores, key=lambda code: scores[code])[:-3:-1]
-    highest = max(of_six.values())
-    is_language = no_language <= max(highest, scores[best])
-    return _Ranking(best, second, scores[best] - highest, scores[best] - scores[second], of_six, is_language)
+def _rankings(texts: Sequence[str]) -> list[_Ranking]:
+    six, others, codes = _columns()
+    if not texts:
+        return []
+    scores = _by_language(texts)
+    rankings = []
+    for row, best in zip(scores, np.argsort(-scores[:, others], axis=1)[:, :2], strict=True):
+        first, second = others[best[0]], others[best[1]]
+        of_six = {codes[column]: float(row[column]) for column in six}
+        highest = max(of_six.values())
+        is_language = row[codes.index("")] <= max(highest, row[first])
+        lead, lead_of_second = float(row[first]) - highest, float(row[first] - row[second])
+        rankings.append(_Ranking(codes[first], codes[second], lead, lead_of_second, of_six, bool(is_language)))
+    return rankings
 
 
-def _by_scores(text: str, row: NDArray[np.float64]) -> Finding | None:
+def _by_ranking(text: str, ranking: _Ranking) -> Finding | None:
     """The language of running text in Latin letters."""
-    ranking, found, size = _of_others(row), words(text), len(text.encode())
+    size = len(text.encode())
+    of_six, rate = ranking.of_six, ranking.lead / size
     if not ranking.is_language:
         return None
-    of_six, rate = ranking.of_six, ranking.lead / size
     first_of_six = max(of_six, key=lambda code: of_six[code])
+    if rate < SURELY_SCANDINAVIAN and first_of_six in _SCANDINAVIAN:
+        return None
+    found = words(text)
     if near := _near(found, ranking.code if rate > 0 else first_of_six):
         return Finding(near)
     if rate >= RATE and ranking.code == "lat" and not _SENTENCE.search(text):
@@ -302,12 +317,19 @@ def _running_text(text: str) -> str:
     return " ".join(left)[:LOOK]
 
 
-def _by_language(row: NDArray[np.float64]) -> dict[str, float]:
-    """The best score of each language by ISO 639-3, and of no language by ""."""
-    best: dict[str, float] = {}
-    for code, score in zip(_codes(), row.tolist(), strict=True):
-        best[code] = max(score, best.get(code, -np.inf))
-    return best
+def _by_language(texts: Sequence[str]) -> NDArray[np.float64]:
+    """The best score of each language, of shape (texts, languages), in the order of `_columns`."""
+    scores = _whole_set().scores(texts)
+    codes = [ISO_639_3.get(code, "") for code in _whole_set().codes]
+    return np.stack([scores[:, [n for n, of in enumerate(codes) if of == code]].max(1) for code in _columns()[2]], axis=1)
+
+
+@cache
+def _columns() -> tuple[list[int], list[int], list[str]]:
+    """Where `_by_language` has the six and the others, and the languages of all its columns; "" is no language."""
+    codes = sorted({ISO_639_3.get(code, "") for code in _whole_set().codes})
+    six = [codes.index(code) for code in (*_SCANDINAVIAN, *_FAR)]
+    return six, [n for n, code in enumerate(codes) if code and n not in six], codes
 
 
 @cache
@@ -320,8 +342,3 @@ def _whole_set() -> LanguageIdentifier:
 def _known() -> frozenset[str]:
     """The words of the table of Bokmål and Nynorsk that are long enough to be no other language's by chance."""
     return frozenset(word for word in shipped_table().weights if len(word) > 3 and "-" not in word) | _NORWEGIAN
-
-
-@cache
-def _codes() -> list[str]:
-    return [ISO_639_3.get(code, "") for code in _whole_set().codes]
