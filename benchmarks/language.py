@@ -22,6 +22,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from data_prep.languages import NAMES
 from data_prep.languages import name as language_name
 from data_prep.stages import language
 from data_prep.written_standard.table import shipped_table, words
@@ -30,14 +31,26 @@ from data_prep.written_standard.train import is_test, nav_records
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
 LENGTH_OF_OTHERS = range(60, 601)  # characters of an article or another text
-DECLARATIONS = {
-    "nob": "nob", "nno": "nno", "dan": "dan", "swe": "swe", "isl": "isl", "fao": "fao", "eng": "eng", "deu": "deu_1996", "nld": "nld",
-    "nds": "nds", "afr": "afr", "sme": "sme", "smn": "060", "sms": "061", "fin": "fin", "fkv": "fkv", "est": "est", "lav": "lav",
-    "lit": "lit", "pol": "pol", "ces": "ces", "hbs": "hrv", "bul": "bul", "rus": "rus", "ukr": "ukr", "fra": "fra", "spa": "spa",
-    "por": "por_PT", "ita": "ita", "ron": "ron_2006", "sqi": "als", "hun": "hun", "tur": "tur", "kmr": "kmr", "ara": "arb", "fas": "pes_1",
-    "pus": "pbu", "urd": "urd", "som": "som", "tir": "tir", "amh": "amh", "swa": "swh", "kin": "kin", "lin": "lin", "tgl": "tgl",
-    "vie": "vie", "tha": "tha", "zho": "cmn_hans", "rom": "rmy",
-}  # fmt: skip
+_SAME_NAME = """
+    nob nno dan swe isl fao eng nld nds afr sme fin fkv est lav lit pol ces bul rus ukr fra spa ita hun
+    tur kmr urd som tir amh kin lin tgl vie tha
+"""
+# Language -> its file of the Universal Declaration
+DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
+    "deu": "deu_1996",
+    "smn": "060",
+    "sms": "061",
+    "hbs": "hrv",
+    "por": "por_PT",
+    "ron": "ron_2006",
+    "sqi": "als",
+    "ara": "arb",
+    "fas": "pes_1",
+    "pus": "pbu",
+    "swa": "swh",
+    "zho": "cmn_hans",
+    "rom": "rmy",
+}
 Confusion = dict[str, Counter[str]]  # gold -> what was said
 
 
@@ -168,9 +181,11 @@ def other_languages(texts: list[tuple[str, str]]) -> str:
     lines = [
         "## Languages far from Norwegian, and near it",
         "",
-        f"py3langid {version('py3langid')}, {date.today()}. `python -m benchmarks.language … --declarations FOLDER --texts CODE=FILE`: articles of the",
-        f"Universal Declaration of Human Rights, and lines of other texts, of {LENGTH_OF_OTHERS[0]} to {LENGTH_OF_OTHERS[-1]} characters, each judged",
-        "by itself. Named: the language has its own code. Kept out: it is neither Bokmål nor Nynorsk. Nothing was trained on these texts.",
+        f"py3langid {version('py3langid')}, {date.today()}. `python -m benchmarks.language … --declarations FOLDER",
+        "--texts CODE=FILE`: articles of the Universal Declaration of Human Rights, and lines of other texts, of",
+        f"{LENGTH_OF_OTHERS[0]} to {LENGTH_OF_OTHERS[-1]} characters, each judged by itself.",
+        "Named: the language has its own code.",
+        "Kept out: it is neither Bokmål nor Nynorsk. Nothing was trained on these texts.",
         "",
         "| language | texts | named | kept out of Norwegian | most often said |",
         "|---|---|---|---|---|",
@@ -179,7 +194,8 @@ def other_languages(texts: list[tuple[str, str]]) -> str:
         total = said.total()
         norwegian = sum(said[standard] for standard in language.NORWEGIAN)
         most = ", ".join(f"{other} {count}" for other, count in said.most_common(3))
-        lines.append(f"| {language_name(code)} ({code}) | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |")
+        what = f"{language_name(code)} ({code})" if code in NAMES else code
+        lines.append(f"| {what} | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,8 +117,8 @@ class LanguageConfig:
         claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
             another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
         mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
-        other_parts: `cut` paragraphs that are surely in a language far from Norwegian that is not kept (Polish, Arabic, English …)
-            from documents that are kept, and keep the Norwegian parts of other documents; `keep` judges documents whole.
+        other_parts: `cut` paragraphs that are surely in a language outside LANGUAGES (Polish, Arabic …) from documents
+            that are kept, and keep the Norwegian parts of documents that would be dropped; `keep` judges them whole.
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])

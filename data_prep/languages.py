@@ -1,7 +1,7 @@
 """Languages by name and by the codes that sources and py3langid use for them.
 
-One line a language: ISO 639-3, its English name, and the other codes it goes by (ISO 639-1, ISO 639-2/B, macrolanguages and
-variants that py3langid or sources tell apart and we do not).
+One line a language: ISO 639-3, its English name, and the other codes it goes by (ISO 639-1, ISO 639-2/B,
+macrolanguages and variants that py3langid or sources tell apart and we do not).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Detection of languages that are far from Norwegian: all but Danish and Swedish.
 
-In three steps: the script of the letters; py3langid's whole set of languages, where one of them leads the six beyond doubt; and,
-where neither knows the language, common small words of the six that are missing. Only words in running text are looked at:
-names, addresses and codes are removed before (written_standard/names.py), since they keep their language in Norwegian text too.
+In three steps: the script of the letters; py3langid's whole set of languages, where one of them leads the six
+beyond doubt; and, where neither knows the language, common small words of the six that are missing. Only
+words in running text are looked at: names, addresses and codes are removed before
+(written_standard/names.py), since they keep their language in Norwegian text too.
 """
 
 from __future__ import annotations
@@ -22,45 +23,65 @@ from data_prep.written_standard.names import without_codes, without_names
 from data_prep.written_standard.table import shipped_table, words
 
 LOOK = 600  # characters of a text that py3langid sees
-# In nats a byte of running text, by which the best of all other languages leads the best of the six. Of running text in 60
-# languages, UDHR's articles, the least is 0.27 (Low German) and 19 in 20 have more than 0.8; of Norwegian, Danish, Swedish and
-# North Sámi sentences the most is -0.36, of English -0.3 (written_standard/README.md).
+# In nats a byte of running text, by which the best of all other languages leads the best of the six. Of
+# running text in 60 languages, UDHR's articles, the least is 0.27 (Low German) and 19 in 20 have more than
+# 0.8; of Norwegian, Danish, Swedish and North Sámi sentences the most is -0.36, of English -0.3
+# (written_standard/README.md).
 RATE = 0.3
-NAMED = 0.2  # nats a byte by which it leads the next other language before it is named; known ones lead by 0.24 and more …
+# Nats a byte by which it leads the next other language before it is named; known ones lead by 0.24 and more …
+NAMED = 0.2
 NAMED_IN_SCRIPT = 0.1  # the same among the languages of another script
-SURELY_SCANDINAVIAN = -0.7  # below which one of the four Scandinavian languages leads without doubt; South Sámi has more
+# Below which one of the four Scandinavian languages leads without doubt; South Sámi has more
+SURELY_SCANDINAVIAN = -0.7
 UNSURE = -0.3  # … and below which one of the six leads clearly: between this and RATE small words decide
 LETTERS_OF_SCRIPT = 15  # of another script, before it counts
 WORDS = 6  # of running text; fewer tell nothing
 FEW_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
-RUNNING = 0.4  # share of a text's words that are in lower case and no codes; German prose has half, tables and programs less
+# Share of a text's words that are in lower case and no codes; German prose has half, tables and programs less
+RUNNING = 0.4
 WORDS_UNKNOWN = 12  # the same, where nothing but missing small words speaks against the six
-BEGINNINGS = 0.35  # share of the different longer words whose first four letters begin words that the tables know
-NORWEGIAN_BEGINNINGS = 0.5  # the same, from which on a text looks Norwegian; UDHR's articles have 0.69, English and Swedish 0.3
+# Share of the different longer words whose first four letters begin words that the tables know
+BEGINNINGS = 0.35
+# The same, from which on a text looks Norwegian; UDHR's articles have 0.69, English and Swedish 0.3
+NORWEGIAN_BEGINNINGS = 0.5
+# The same, from which on a text with half as many small words as KNOWN is surely no other language
+SURE_BEGINNINGS = 0.65
 SMALL_WORDS = 0.08  # share of the words that are the six languages' small words; less is unknown
-KNOWN = 0.2  # share of the words that are Norwegian's own small words from which on a text is surely no other language …
+# Share of the words that are Norwegian's own small words from which on a text is surely no other language …
+KNOWN = 0.2
 FAMILIAR = 0.5  # … and that are words of the table of Bokmål and Nynorsk
 
 _SCANDINAVIAN = ("nob", "nno", "dan", "swe")
 _FAR = ("eng", "sme")
 
 # Small words that Norwegian has and Dutch, German, French, Faroese … do not have, or seldom
-_NORWEGIAN = frozenset(
-    "og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei vi du jeg eg han hun ho seg sin "
-    "være vere var blir bli ble vart etter når dersom hvis denne dette disse desse må bør".split()
-)
-_SIX = _NORWEGIAN | frozenset(
-    "i en et den de at om af och att är inte från den det som för på the of and to in is that with be or for by are was not this which "
-    "shall it as on from ja lea leat ahte dan go ii eai mii maid dat lei son dahje maiddái leamaš".split()
-)
-# Small words of one of these languages alone, of which py3langid knows North Sámi and Finnish only: 15 to 25% of running text
+_NORWEGIAN_WORDS = """
+    og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei vi du jeg
+    eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne dette disse desse må
+    bør
+"""
+_OTHER_WORDS = """
+    i en et den de at om af och att är inte från det som för på the of and to in is that with be or for by
+    are was not this which shall it as on from ja lea leat ahte dan go ii eai mii maid dat lei son dahje
+    maiddái leamaš
+"""
+_NORWEGIAN = frozenset(_NORWEGIAN_WORDS.split())
+_SIX = _NORWEGIAN.union(_OTHER_WORDS.split())
+# Small words of one of these languages alone, of which py3langid knows North Sámi and Finnish only:
+# 15 to 25% of running text
 _MARKS = {
-    "sme": "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean oažžut dušše maŋŋel",
-    "smj": "le sáme gå li aj la jali galggá valla gånnå sån ietjá baktu majt vaj milta ájnas biejve gåktu ådå galggi mij gájkka åvdås",
-    "sma": "jïh jih leah gosse guktie bïjre goh dïhte edtja dellie mijjieh jallh juktie dejtie aktem mietie åadtjodh gaajhkesh saemien",
-    "smn": "já lii tâi láá puoh sehe moh kalga taam tot meid talle lah uv mield",
-    "fin": "on tai sekä ovat että mutta joka jotka myös kun kuin ole eivät hänen voi olla ettei jos",
-    "fkv": "oon ette kans het mie sie net tet tahi sitte kväänin ko jälkhiin saattaa niinko olheet",
+    "sme": ("leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean oažžut dušše maŋŋel"),
+    "smj": (
+        "le sáme gå li aj la jali galggá valla gånnå sån ietjá baktu majt vaj milta ájnas biejve gåktu "
+        "ådå galggi mij gájkka åvdås"
+    ),
+    "sma": (
+        "jïh jih leah gosse guktie bïjre goh dïhte edtja dellie mijjieh jallh juktie dejtie aktem mietie "
+        "åadtjodh gaajhkesh saemien"
+    ),
+    "smn": ("já lii tâi láá puoh sehe moh kalga taam tot meid talle lah uv mield"),
+    "fin": ("on tai sekä ovat että mutta joka jotka myös kun kuin ole eivät hänen voi olla ettei jos"),
+    "fkv": ("oon ette kans het mie sie net tet tahi sitte kväänin ko jälkhiin saattaa niinko olheet"),
 }
 _MARKED = {word: code for code, text in _MARKS.items() for word in text.split()}
 _MARKED_SHARE = 0.06
@@ -74,31 +95,78 @@ _SPELLINGS = {
 }
 _SPELT_SHARE = 0.08
 _NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}  # what py3langid takes for one of these
-# In nats a byte by which North Sámi leads all other languages: 99% of UD's sentences have more, 70% of Lule and all of Inari less
+# In nats a byte by which North Sámi leads all other languages: 99% of UD's sentences have more, 70% of Lule
+# and all of Inari less
 _SURELY_NORTH_SAMI = -1.15
 
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-FOREIGN_LETTERS = 3  # that Norwegian does not have, from which on the text may be in another language: Faroese has small words of it
-_SENTENCE = re.compile(r"\w[.!?]$|[^\W\d_]{3}[.!?:] |,$")
+FOREIGN_LETTERS = (
+    3  # that Norwegian does not have, from which on the text may be in another language: Faroese has small words of it
+)
+_SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
-    "Greek": "Ͱ-Ͽἀ-῿", "Cyrillic": "Ѐ-ԯ", "Armenian": "԰-֏", "Hebrew": "֐-׿", "Arabic": "؀-ۿݐ-ݿࢠ-ࣿﭐ-﷿ﹰ-﻿",
-    "Syriac": "܀-ݏ", "Thaana": "ހ-޿", "Devanagari": "ऀ-ॿ", "Bengali": "ঀ-৿", "Gurmukhi": "਀-੿", "Gujarati": "઀-૿",
-    "Odia": "଀-୿", "Tamil": "஀-௿", "Telugu": "ఀ-౿", "Kannada": "ಀ-೿", "Malayalam": "ഀ-ൿ", "Sinhala": "඀-෿",
-    "Thai": "฀-๿", "Lao": "຀-໿", "Tibetan": "ༀ-࿿", "Burmese": "က-႟", "Georgian": "Ⴀ-ჿᲐ-Ჿ", "Hangul": "ᄀ-ᇿ㄰-㆏가-힯",
-    "Ethiopic": "ሀ-᎟ⶀ-⷟", "Cherokee": "Ꭰ-᏿", "Khmer": "ក-៿", "Mongolian": "᠀-᢯", "Kana": "぀-ヿ", "Han": "㐀-鿿豈-﫿",
-    "Tifinagh": "ⴰ-⵿",
-}  # fmt: skip
+    "Greek": r"\u0370-\u03ff\u1f00-\u1fff",
+    "Cyrillic": r"\u0400-\u052f",
+    "Armenian": r"\u0530-\u058f",
+    "Hebrew": r"\u0590-\u05ff",
+    "Arabic": r"\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff",
+    "Syriac": r"\u0700-\u074f",
+    "Thaana": r"\u0780-\u07bf",
+    "Devanagari": r"\u0900-\u097f",
+    "Bengali": r"\u0980-\u09ff",
+    "Gurmukhi": r"\u0a00-\u0a7f",
+    "Gujarati": r"\u0a80-\u0aff",
+    "Odia": r"\u0b00-\u0b7f",
+    "Tamil": r"\u0b80-\u0bff",
+    "Telugu": r"\u0c00-\u0c7f",
+    "Kannada": r"\u0c80-\u0cff",
+    "Malayalam": r"\u0d00-\u0d7f",
+    "Sinhala": r"\u0d80-\u0dff",
+    "Thai": r"\u0e00-\u0e7f",
+    "Lao": r"\u0e80-\u0eff",
+    "Tibetan": r"\u0f00-\u0fff",
+    "Burmese": r"\u1000-\u109f",
+    "Georgian": r"\u10a0-\u10ff\u1c90-\u1cbf",
+    "Hangul": r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
+    "Ethiopic": r"\u1200-\u139f\u2d80-\u2ddf",
+    "Cherokee": r"\u13a0-\u13ff",
+    "Khmer": r"\u1780-\u17ff",
+    "Mongolian": r"\u1800-\u18af",
+    "Kana": r"\u3040-\u30ff",
+    "Han": r"\u3400-\u9fff\u8c48-\ufaff",
+    "Tifinagh": r"\u2d30-\u2d7f",
+}
 _OF_SCRIPT = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 # Which of py3langid's languages are written in a script; a script of one language names it
 _LANGUAGES_OF = {
-    "Greek": "ell", "Cyrillic": "rus ukr bel bul srp mkd kaz kir mon tgk tat bak", "Armenian": "hye", "Hebrew": "heb yid",
-    "Arabic": "ara fas urd pus uig ckb", "Devanagari": "hin mar nep san gom", "Bengali": "ben asm", "Gurmukhi": "pan", "Gujarati": "guj",
-    "Odia": "ori", "Tamil": "tam", "Telugu": "tel", "Kannada": "kan", "Malayalam": "mal", "Sinhala": "sin", "Thai": "tha", "Lao": "lao",
-    "Tibetan": "dzo", "Burmese": "mya", "Georgian": "kat", "Hangul": "kor", "Ethiopic": "amh tir", "Khmer": "khm", "Kana": "jpn",
+    "Greek": "ell",
+    "Cyrillic": "rus ukr bel bul srp mkd kaz kir mon tgk tat bak",
+    "Armenian": "hye",
+    "Hebrew": "heb yid",
+    "Arabic": "ara fas urd pus uig ckb",
+    "Devanagari": "hin mar nep san gom",
+    "Bengali": "ben asm",
+    "Gurmukhi": "pan",
+    "Gujarati": "guj",
+    "Odia": "ori",
+    "Tamil": "tam",
+    "Telugu": "tel",
+    "Kannada": "kan",
+    "Malayalam": "mal",
+    "Sinhala": "sin",
+    "Thai": "tha",
+    "Lao": "lao",
+    "Tibetan": "dzo",
+    "Burmese": "mya",
+    "Georgian": "kat",
+    "Hangul": "kor",
+    "Ethiopic": "amh tir",
+    "Khmer": "khm",
+    "Kana": "jpn",
     "Han": "zho",
-}  # fmt: skip
+}
 # Letters of a language that py3langid takes for another: (script, letters, language)
 _LETTERS_OF = (
     ("Ethiopic", re.compile("[ኣኦሕዕሓኽኹቕኾ]"), "tir"),
@@ -135,7 +203,7 @@ def is_surely_scandinavian(text: str) -> bool:
         return True
     if sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0:
         return True
-    return small >= KNOWN / 2 * len(found) and _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
+    return small >= KNOWN / 2 * len(found) and _share_of_beginnings(found) >= SURE_BEGINNINGS
 
 
 def looks_norwegian(text: str) -> bool:
@@ -299,7 +367,8 @@ def _near(found: Sequence[str], code: str) -> str:
     for candidate in ("sma", *near):  # South Sámi is like no other: py3langid guesses
         marked = counts[candidate] > counts[code] and counts[candidate] >= max(2, _MARKED_SHARE * len(found))
         spelt = sum(_SPELLINGS[candidate].search(word) is not None for word in found)
-        if marked and (candidate in near or counts[candidate] > 2) or spelt >= max(2, _SPELT_SHARE * len(found)):
+        is_enough = candidate in near or counts[candidate] > 2
+        if (marked and is_enough) or spelt >= max(2, _SPELT_SHARE * len(found)):
             return candidate
     return ""
 

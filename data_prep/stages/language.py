@@ -1,12 +1,15 @@
-"""Detection of each document's language and written standard, passage by passage, with the source's claim weighed.
+"""Detection of each document's language and written standard, passage by passage, with the source's claim
+weighed.
 
-Passages in a language far from Norwegian are found first (data_prep/other_languages.py: py3langid's whole set, where it leaves no
-doubt). The rest is judged by stretches of some hundred characters: py3langid for the language, our own tables for the near ones.
-A stretch counts by its letters. It has no say where Norwegian words are not clearly of one standard, as in tables and lists, and
-names have none anywhere. The source's claim (Lovdata's `lang`, a letter's own field) counts as a share of the letters: it decides
-where the text does not, and in titles and other texts too short to decide among the six languages. A document with both
-standards in earnest gets ISO 639-3's code for Norwegian as a whole, `nor`, and a count. A conversation is in the language of its
-answers. Passages in a language far from Norwegian that is not kept are cut from a document that is kept.
+Passages in a language far from Norwegian are found first (data_prep/other_languages.py: py3langid's whole
+set, where it leaves no doubt). The rest is judged by stretches of some hundred characters: py3langid for the
+language, our own tables for the near ones. A stretch counts by its letters. It has no say where Norwegian
+words are not clearly of one standard, as in tables and lists, and names have none anywhere. The source's
+claim (Lovdata's `lang`, a letter's own field) counts as a share of the letters: it decides where the text
+does not, and in titles and other texts too short to decide among the six languages. A document with both
+standards in earnest gets ISO 639-3's code for Norwegian as a whole, `nor`, and a count. A conversation is in
+the language of its answers. Passages in a language far from Norwegian that is not kept are cut from a
+document that is kept.
 """
 
 from __future__ import annotations
@@ -32,29 +35,36 @@ from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
 
 VERSION = 4
 
-# py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete everywhere; all others are
-# considered only where they are beyond doubt, for more competitors add noise.
+# py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete
+# everywhere; all others are considered only where they are beyond doubt, for more competitors add noise.
 CODES = dict(zip(("no", "nn", "da", "sv", "en", "se"), LANGUAGES, strict=True))
 NORWEGIAN = ("nob", "nno")
 SCANDINAVIAN = (*NORWEGIAN, *NEIGHBOURS)
-# In nats: three stretches in four of what is read are taken to be Norwegian; py3langid takes languages for equally likely.
-# It is the most at which py3langid alone tells no language better, on texts of no test and no table (written_standard/README.md).
+# In nats: three stretches in four of what is read are taken to be Norwegian; py3langid takes languages for
+# equally likely. It is the most at which py3langid alone tells no language better, on texts of no test and
+# no table (written_standard/README.md).
 PRIOR = math.log((0.75 / len(NORWEGIAN)) / (0.25 / (len(CODES) - len(NORWEGIAN))))
-STRETCH = 200  # characters; under 60 every tool is wrong in one of six (facts of UD's sentences), here in one of a hundred
+# Characters; under 60 every tool is wrong in one of six (facts of UD's sentences), here in one of a hundred
+STRETCH = 200
 LONGEST = 1500  # characters: longer stretches are cut at line ends
 PASSAGE = 60  # characters of a passage that may be in another language by itself
 PARAGRAPH = 100  # characters of a line that is a paragraph, whether a blank line follows or not
-LOOK = 600  # characters of a stretch that py3langid sees: it takes most of this stage's time, and knows by then
-CLEAR = 0.7  # nats a word; 95% of NAV's paragraphs over 150 characters have more than 0.95, tables have less than 0.6
+# Characters of a stretch that py3langid sees: it takes most of this stage's time, and knows by then
+LOOK = 600
+# Nats a word; 95% of NAV's paragraphs over 150 characters have more than 0.95, tables have less than 0.6
+CLEAR = 0.7
 LETTERS = 0.6  # share of letters among what is no space; tables have less
 DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
-SHORT = 150  # letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
+# Letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
+SHORT = 150
 CUT = 100  # characters of passages in a row, from which on another language is cut; less is a quotation
-PART = 100  # letters of clear text that make the Norwegian parts of a document in another language worth keeping
+# Letters of clear text that make the Norwegian parts of a document in another language worth keeping
+PART = 100
 DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
-# Nats that words which Norwegian does not have must bring together before a text is taken for Danish, if none of them is Danish
-# alone by its spelling; and what one that is weighs. Plain Bokmål of parliament taken for Danish: 6 sentences in 7,000 instead of 36
+# Nats that words which Norwegian does not have must bring together before a text is taken for Danish, if
+# none of them is Danish alone by its spelling; and what one that is weighs. Plain Bokmål of parliament
+# taken for Danish: 6 sentences in 7,000 instead of 36
 DANISH = 3.0
 DANISH_ALONE = 8.0
 _SENTENCE_END = re.compile(r"[^\W\d_A-ZÆØÅ][^\W_]*[)»”\"’']?[.!?][)»”\"’']?(?:\s|$)")
@@ -74,8 +84,8 @@ class Passage:
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
-        """Return whether it is running text that is surely in another language."""
-        return self.finding is not None and self.finding.is_certain and " | " not in self.text
+        """Return whether it is running text that is surely in another language: no table, no names of species in Latin."""
+        return self.finding is not None and self.finding.is_certain and " | " not in self.text and self.code != "lat"
 
 
 @dataclass

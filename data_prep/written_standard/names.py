@@ -1,8 +1,9 @@
 """Removal of proper names, addresses and codes from a text, before its words tell its language.
 
-Names of bodies, places and persons keep their language whatever is written around them: `Sametinget`, `Kvam herad` and
-`Directorate of Health` stand in Bokmål too. A name is a capitalised word inside a sentence, or several in a row (`Møre og
-Romsdal fylkeskommune`, `Universitetet i Oslo`). What begins a line or sentence by itself is a word.
+Names of bodies, places and persons keep their language whatever is written around them: `Sametinget`, `Kvam
+herad` and `Directorate of Health` stand in Bokmål too. A name is a capitalised word inside a sentence, or
+several in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). What begins a line or sentence by
+itself is a word.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ _BODY = (
     r"vidaregåande|videregående|skole|skule|gielda|suohkan|tjïelte|kommuvdna|gemeinde|county|municipality|university)"
 )
 _CODE = re.compile(r"[\d_/\\=<>{}|@]|\w\.\w")
-_NAMES = re.compile(
-    rf"{_NAME}(?:(?P<more>(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*|[ /]{_BODY}\b)|)"
-)
+_NAMES = re.compile(rf"{_NAME}(?:(?P<more>(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*|[ /]{_BODY}\b)|)")
 
 
 def without_names(text: str) -> str:
@@ -30,7 +29,9 @@ def without_names(text: str) -> str:
 
 def without_codes(text: str) -> str:
     """Return the text's words without addresses and what holds digits or signs of code, lines as they were."""
-    return "\n".join(" ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token)) for line in text.split("\n"))
+    return "\n".join(
+        " ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token)) for line in text.split("\n")
+    )
 
 
 def _word_or_nothing(match: re.Match[str]) -> str:
