@@ -58,15 +58,19 @@ DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
 # Letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
 SHORT = 150
-CUT = 100  # characters of passages in a row, from which on another language is cut; less is a quotation
+# Bytes of passages in a row from which on another language is cut: less is a few words, as in a title; where it
+# begins with a quotation mark, more. Bytes, as a Chinese letter says more than a Latin one.
+CUT = 60
+CUT_QUOTED = 200
 # Letters of clear text that make the Norwegian parts of a document in another language worth keeping
-PART = 100
+PART = 60
 DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
 # Nats that words which Norwegian does not have must bring together before a text is taken for Danish, if
 # none of them is Danish alone by its spelling; and what one that is weighs. Plain Bokmål of parliament
 # taken for Danish: 6 sentences in 7,000 instead of 36
 DANISH = 3.0
 DANISH_ALONE = 8.0
+_QUOTES = ("«", "»", '"', "“", "”", "„", "'", "‘", ">")
 _SENTENCE_END = re.compile(r"[^\W\d_A-ZÆØÅ][^\W_]*[)»”\"’']?[.!?][)»”\"’']?(?:\s|$)")
 
 Scores = dict[str, float]  # by language
@@ -179,13 +183,29 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
         document.language = language
     if len(rest) == len(verdict.passages):
         return
-    text = "".join(passage.text for passage in rest).strip("\n")
     kept = set(map(id, rest))
+    text = _joined(verdict.passages, kept)
     for passage in verdict.passages:
         if id(passage) not in kept:
             report.counts[f"characters_cut_{passage.code or UNDETERMINED}"] += len(passage.text.strip())
     report.counts["documents_cut"] += 1
     document.text = text
+
+
+def _joined(passages: list[Passage], kept: set[int]) -> str:
+    """The text of the passages with these ids; where others were cut, paragraphs stay apart as they were."""
+    text, gap = "", ""
+    for passage in passages:
+        if id(passage) not in kept:
+            gap += passage.text
+            continue
+        if gap and text:
+            between = f"{text[-2:]}{gap}{passage.text[:1]}"
+            text = text.rstrip("\n") + ("\n\n" if "\n\n" in between else "\n") + passage.text.lstrip("\n")
+        else:
+            text += passage.text
+        gap = ""
+    return text.strip("\n")
 
 
 def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
@@ -197,7 +217,9 @@ def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
     left_in = keep.union(LANGUAGES)
     for is_other, group in groupby(passages, key=lambda passage: passage.is_certain() and passage.code not in left_in):
         run = list(group)
-        if not is_other or sum(len(passage.text.strip()) for passage in run) < CUT:
+        text = "".join(passage.text for passage in run).strip()
+        least = CUT_QUOTED if text.startswith(_QUOTES) else CUT
+        if not is_other or len(text.encode()) < least:
             rest += run
     return rest
 
