@@ -34,12 +34,16 @@ class Malformed(ValueError):
         self.reason = reason
 
 
+Options = jsonl.Options
+
+
 def files(source: SourceConfig) -> list[Path]:
     return jsonl.files(source)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, record in jsonl.records(name, source, report, paths):
+    keys = [source.fields.get(field, field) for form in FORMS for field in form]
+    for where, record in jsonl.records(name, source, report, paths, keys):
         with report.quarantining(where):
             if (document := document_of(record, where, source, report)) is not None:
                 yield document

@@ -24,7 +24,8 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
 from data_prep.sources.files import contents, decode, find, stem
-from data_prep.sources.jsonl import clean, parse
+from data_prep.sources.json_stream import parse
+from data_prep.sources.jsonl import clean
 from data_prep.sources.markup import local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml", ".jsonld", ".json")
