@@ -1,12 +1,15 @@
 """Tables with named columns: CSV, TSV and Parquet, one document a row. `fields` maps our names to the columns, `text` above all.
 
-Options: `delimiter` of CSV (a tab in .tsv).
+What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and counted. Option:
+`delimiter`, which overrules that.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +33,14 @@ LINE_BYTES = 200  # that a line takes in memory besides its text
 PATIENCE = 8  # how much more may be gone back over than is read; then every row is a line, or stray quotes alone would take hours
 
 
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+NO_SEPARATOR = "\x1f"  # of a table with one column, whose texts may hold all of these
+_EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+
+
 @dataclass
 class Options:
-    """delimiter: between the columns of CSV; empty: a comma, or a tab in .tsv files."""
+    """delimiter: between the columns of CSV; empty: it is found."""
 
     delimiter: str = ""
 
@@ -53,8 +61,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         if member.stream.peek(4)[:4] == b"PAR1":
             rows = _parquet_rows(member, key, source, report)
         else:
-            own = delimiter or ("\t" if member.name.lower().endswith(".tsv") else ",")
-            rows = csv_rows(member, own, (key,), source, report)
+            rows = csv_rows(member, delimiter, (key,), source, report)
         for where, row in rows:
             with report.quarantining(where):
                 if not isinstance(row.get(key), str):
@@ -103,14 +110,18 @@ class _Lines:
 def csv_rows(
     member: Member, delimiter: str, needed: tuple[str, ...], source: SourceConfig, report: Report
 ) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Rows by column name. A row with more or fewer columns than the first line names is quarantined.
+    """Rows by column name. A row with more or fewer columns than the first line names is quarantined. Without a delimiter, it is
+    found.
 
     A quote that is not closed takes in the rows behind it: its first line alone is given up, and the others are read as rows.
 
     Raises:
-        ValueError: a needed column is not in the file.
+        ValueError: a needed column is not in the file, or twice.
     """
     csv.field_size_limit(source.limits.max_record_bytes)
+    if not delimiter:
+        delimiter = find_separator(member, needed)
+        report.counts[f"separator_{SEPARATORS.get(delimiter, 'none' if delimiter == NO_SEPARATOR else 'other')}"] += 1
     lines = _Lines(member, source.limits.max_record_bytes, report)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
@@ -124,10 +135,11 @@ def csv_rows(
             lines.give_up_row(f"not CSV: {fault}")
             continue
         if names is None:
-            names = row
-            _require(needed, names, member.place, source.reader)
-        elif len(row) == len(names):
-            yield lines.row[0][0], dict(zip(names, row, strict=True))
+            if row and not _EXCEL_LINE.fullmatch(lines.row[0][1]):
+                names = row if set(needed) <= set(row) else [name.strip() for name in row]
+                _require(needed, names, member.place, source.reader)
+        elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
+            yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
             # Of what two stray quotes took between them, most lines are rows by themselves; of a text of many lines, few.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
@@ -137,10 +149,40 @@ def csv_rows(
         report.quarantine(member.place, "empty: not even the names of columns")
 
 
+def find_separator(member: Member, needed: tuple[str, ...]) -> str:
+    """Return what parts the columns of CSV, by its first line and the records behind it.
+
+    It is what makes a needed column of the first line; else what cuts most records into as many columns as the first line, and
+    into most. Without any in the first line, there is one column.
+    """
+    head = member.stream.peek(2**16)[: 2**16].removeprefix(codecs.BOM_UTF8)
+    lines = [line for line in head.decode("utf-8", "cp1252").splitlines(keepends=True) if line.strip()]
+    if lines and (said := _EXCEL_LINE.fullmatch(lines[0])):
+        return said[1]
+    whole = lines[:-1] if len(lines) > 1 and len(head) >= 4096 else lines
+    usual = "\t" if member.name.lower().endswith(".tsv") else ","
+    best, best_score = NO_SEPARATOR, (False, 0.0, 0, False)
+    for separator in SEPARATORS:
+        try:
+            names, *records = [row for row in csv.reader(whole[:200], delimiter=separator) if row] or [[]]
+        except csv.Error:
+            continue
+        if len(names) > 1:
+            fitting = sum(len(row) == len(names) for row in records) / max(len(records), 1)
+            has_needed = {name.strip() for name in names} >= set(needed)
+            score = has_needed, round(fitting, 1), len(names), separator == usual
+            best, best_score = max((best, best_score), (separator, score), key=lambda pair: pair[1])
+    return best
+
+
 def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
+    head = member.stream.peek(2**16)[: 2**16]
+    of_old_macs = b"\r" in head and b"\n" not in head  # their lines end in a carriage return
     for where, line in member.lines():
         with report.quarantining(where):
-            yield where, decode(line, report)
+            text = decode(line, report)
+            for number, part in enumerate(text.split("\r"), start=1) if of_old_macs else [(0, text)]:
+                yield (replace(where, at=f"line {number}") if number else where), part
 
 
 def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -172,6 +214,8 @@ def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report)
 
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:
+    if twice := [name for name in needed if Counter(names)[name] > 1]:
+        raise ValueError(f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant")
     if missing := [name for name in needed if name not in names]:
         hint = f"name the one that you mean in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
         if reader != "table":
