@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -452,6 +453,79 @@ def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None
     assert report.counts["without_public_titles"] == 1
 
 
+HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato><journalSluttDato>2021-12-31</journalSluttDato>
+<seleksjon>HEMMELIG utvalg</seleksjon><antallJournalposter>{count}</antallJournalposter><arkivskaper><arkivskaperID>958</arkivskaperID>
+<arkivskaperNavn>Eksempel kommune</arkivskaperNavn></arkivskaper></journalhode>"""
+ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID><tittel>HEMMELIG Person</tittel>{class_shield}</klasse>
+<saksmappe><saksaar>2021</saksaar><sakssekvensnummer>{case}</sakssekvensnummer>{case_title}<offentligTittel>{public_case}</offentligTittel>
+{case_shield}<administrativEnhet>Plan</administrativEnhet><saksansvarlig>HEMMELIG ansvarlig</saksansvarlig></saksmappe>
+<journalpost><systemID>{id}</systemID><journalaar>2021</journalaar><journalsekvensnummer>7</journalsekvensnummer>
+<journalpostnummer>{number}</journalpostnummer>{title}<offentligTittel>{public}</offentligTittel>{metadata}
+<journaldato>2021-03-02</journaldato>{date}<administrativEnhet>Plan</administrativEnhet><saksbehandler>HEMMELIG</saksbehandler>
+{shield}<korrespondansepart><korrespondanseparttype>Avsender</korrespondanseparttype>
+<korrespondansepartNavn>HEMMELIG navn</korrespondansepartNavn>{party_shield}</korrespondansepart></journalpost>
+</journalregistrering>"""
+
+
+def journal(kind: str, version: str = "5") -> str:
+    """Three entries of two cases, in the form of the schemas: the public journal has no `tittel` but a class' own."""
+    running = kind == "loependeJournal"
+    hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
+    common = {
+        "class_shield": hidden if running else "", "case_title": "<tittel>HEMMELIG sak</tittel>" if running else "",
+        "title": "<tittel>HEMMELIG post</tittel>" if running else "", "party_shield": hidden if running else "",
+        "case_shield": hidden if running else "",
+    }  # fmt: skip
+    degree = "<grad>HEMMELIG</grad>" if version == "5" else "<gradering>HEMMELIG</gradering>"
+    law = "<skjermingshjemmel>Offl. § 13</skjermingshjemmel>"
+    shield = f"<tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon>{degree}{law}"
+    rows = [
+        ROW.format(case=44, public_case="Klage på vedtak", id="jp-1", number=1, public="Klage", metadata=hidden,
+                   date="<dokumentetsDato>2021-02-27</dokumentetsDato>", shield=shield, **common),
+        ROW.format(case=45, public_case="Ny vei", id="jp-2", number=1, public="Kart", metadata="", date="", shield="", **common),
+        ROW.format(case=44, public_case="Klage på vedtak", id="jp-3", number=2, public="Svar", metadata="", date="", shield="",
+                   **common),
+    ]  # fmt: skip
+    space = f"http://www.arkivverket.no/standarder/noark5/{kind}"
+    body = HEAD.format(count=3) + "".join(rows)
+    return f'<?xml version="1.0" encoding="utf-8"?><{kind} xmlns="{space}">{body}</{kind}>'
+
+
+@pytest.mark.parametrize("version", ["3", "5"])
+@pytest.mark.parametrize("kind", ["offentligJournal", "loependeJournal"])
+def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withheld(
+    tmp_path: Path, kind: str, version: str
+) -> None:
+    (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
+    documents, report = read("einnsyn", tmp_path)
+    assert texts(documents) == [
+        "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\nUnntatt offentlighet: Offl. § 13\n\n"
+        "Journalpost 2 (2021-03-02): Svar",
+        "Sak 2021/45: Ny vei\nPlan\n\nJournalpost 1 (2021-03-02): Kart",
+    ]
+    assert "HEMMELIG" not in str(documents)
+    assert [(d.group, d.title, d.date) for d in documents] == [
+        ("958:2021/44", "Klage på vedtak", "2021"), ("958:2021/45", "Ny vei", "2021"),
+    ]  # fmt: skip
+    assert not report.broken
+
+
+def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_ones(tmp_path: Path) -> None:
+    bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
+    (tmp_path / "a.xml").write_text(bare)
+    (tmp_path / "b.xml").write_text(re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal")))
+    documents, report = read("einnsyn", tmp_path)
+    assert [d.title for d in documents] == ["Klage på vedtak"]
+    assert "HEMMELIG" not in str(documents)
+    assert report.counts["without_public_titles"] == 3
+
+
+def test_a_case_that_is_named_in_one_row_alone_has_its_name(tmp_path: Path) -> None:
+    text = journal("offentligJournal").replace("<offentligTittel>Klage på vedtak</offentligTittel>", "", 1)
+    (tmp_path / "a.xml").write_text(text)
+    assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
+
+
 # too deep for one of json.loads and what goes through its result
 DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 
@@ -496,6 +570,8 @@ SHAPES: dict[str, tuple[str, bytes]] = {
     "debate": ("parlamint", TEI.format(seg=WORDS).encode()),
     "publication": ("regjeringen", XHTML.encode()),
     "journal": ("einnsyn", NOARK.encode()),
+    "public journal": ("einnsyn", journal("offentligJournal").encode()),
+    "running journal": ("einnsyn", journal("loependeJournal").encode()),
     "JSON-LD": ("einnsyn", json.dumps({"@graph": GRAPH}).encode()),
 }
 
