@@ -88,6 +88,67 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), "in a consolidated act it is not yet in force"
 
 
+FUTURE = '<article class="futureLegalArticle"><span class="futureLegalArticleHeader">§ {n}</span><p>Ikkje i kraft.</p></article>'
+F = FUTURE.format(n=7)
+TITLE = '<span class="futuretitle">Kapittel 4. Ikkje i kraft</span>'
+
+
+def lead(text: str, kind: str = "defaultP") -> str:
+    return f'<article class="{kind}">{text}</article>'
+
+
+def change(*parts: str) -> str:
+    return f'<article class="change">{"".join(parts)}</article>'
+
+
+def items(*texts: str) -> str:
+    return "<ul>" + "".join(f'<li data-name="{n}."><article>{text}</article></li>' for n, text in enumerate(texts, 1)) + "</ul>"
+
+
+SEVERAL = lead("I lov 3. mai 2001 nr. 7 om elvar blir det gjort følgjande endringar:", "legalP")
+KEPT = change(lead("§ 9 andre ledd skal lyde:"), lead("Ny tekst som gjeld.", "legalP"))
+
+
+@pytest.mark.parametrize(
+    ("markup", "left"),
+    [
+        (change(lead("§ 7 skal lyde:"), F), []),
+        (change(lead("Nytt kapittel 4 skal lyde:"), TITLE, F, F), []),
+        (change(lead("§ 7 skal lyde"), F), []),
+        (change("§ 7 skal lyde:", F), []),
+        (change("§ 7 skal lyde:", F, "§ 8 skal lyde:", F, "Noko anna."), ["Noko anna."]),
+        (lead("§ 7 skal lyde:") + F + lead("§ 8 skal lyde:") + F + lead("Slutt."), ["Slutt."]),
+        (lead("§ 7 skal lyde:" + F), []),
+        (lead("Ein setning.") + F, ["Ein setning."]),
+        (SEVERAL + change(lead("§ 7 skal lyde:"), F), []),
+        (SEVERAL + change(lead("§ 7 skal lyde:"), F) + KEPT, [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (SEVERAL + KEPT + change(lead("§ 7 skal lyde:"), F), [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (SEVERAL + lead("§ 7 skal lyde:") + F + SEVERAL.replace("elvar", "vatn") + KEPT,
+         [SEVERAL.replace("elvar", "vatn"), "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (f'<article class="document-change">{SEVERAL}{change(lead("§ 7 skal lyde:"), F)}</article>', []),
+        (items(lead("§ 7 skal lyde:") + F, "Står."), ["2. Står."]),
+        (items("Står.", "§ 7 skal lyde:") + F, ["1. Står."]),
+        (lead("§ 7 skal lyde:") + '<sup class="footnotereference">1</sup>' + F, []),
+        (KEPT, ["§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        ("<h3>Endringar i andre lover:</h3>" + change(lead("§ 7 skal lyde:"), F), ["Endringar i andre lover:"]),
+    ],
+)  # fmt: skip
+def test_what_introduces_a_provision_not_in_force_goes_with_it(tmp_path: Path, markup: str, left: list[str]) -> None:
+    whole = LAW.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
+    (tmp_path / "nl-1.xml").write_text(whole)
+    (law,), report = read("lovdata", tmp_path)
+    expected = [re.sub("<[^>]+>", "", part) for part in left]
+    found = law.text.partition("Sluttføresegner")[2].split("\n")
+    assert [line for line in found if line] == expected
+    assert report.counts["provisions_not_in_force"] == markup.count("futureLegalArticle") // 2 + markup.count("futuretitle")
+    assert bool(report.counts["lead_ins_left_out"]) == ("skal lyde" in markup and F in markup)
+    (tmp_path / "nl-1.xml").write_text(whole.replace("NL/lov", "LTI/lov"))
+    (law,), report = read("lovdata", tmp_path)
+    lost = [text for text in re.sub("<[^>]+>", "\n", markup).split("\n") if text.strip() and text not in law.text]
+    assert not lost
+    assert not report.counts["provisions_not_in_force"]
+
+
 def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> None:
     """All letters of an act's body stand in the text, but for notes, and in consolidated acts what is not yet in force."""
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
