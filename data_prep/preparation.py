@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import reading
-from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings, from_settings
 from data_prep.document import Document, Report
 from data_prep.shards import StageInfo, sha256_file
 from data_prep.stage_files import Done, StageFolder, shard_file, write_json, write_table
@@ -45,7 +45,7 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
     normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
 )  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
-READ_VERSION = 5
+READ_VERSION = 6
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
@@ -77,6 +77,20 @@ class Shard:
 
     name: str
     fingerprint: str
+
+
+class FileChanged(ValueError):
+    """A raw file that is not what its checksum says."""
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source, self.name = source, name
+        super().__init__(
+            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: run prepare again "
+            f"once nothing writes to it"
+        )
+
+    def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:  # it comes from another process
+        return type(self), (self.source, self.name)
 
 
 class Preparation:
@@ -287,8 +301,20 @@ class Preparation:
             return False
         folder.path.mkdir(parents=True, exist_ok=True)
         report, source = Report(), self.corpus.sources[task.source]
-        documents = reading.read(task.source, source, report, [Path(path) for path in task.paths])
+        documents = _read_unchanged(task, source, report)
         names: list[str] = []
+        try:
+            self._write_read(number, documents, report, names)
+        except FileChanged:  # what is finished has the checksum of another file than was read
+            for name in names:
+                folder.discard(name)
+            raise
+        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
+        return True
+
+    def _write_read(self, number: int, documents: Iterator[Document], report: Report, names: list[str]) -> None:
+        """Write the documents of a task in shards, whose names are added to `names`."""
+        folder, fingerprint = self.stage(0), self._task_fingerprint(number)
         document = next(documents, None)
         while document is not None or not names:  # at least one, to hold what was refused
             name = f"{number:05d}-{len(names):03d}"
@@ -297,10 +323,8 @@ class Preparation:
                     file.add(document)
                     document = next(documents, None)
             said = Report() if document is not None else report  # what a task has to report goes with its last shard
-            folder.close(name, digest(fingerprint, name), file, said)
             names.append(name)
-        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
-        return True
+            folder.close(name, digest(fingerprint, name), file, said)
 
     def _apply(self, stage: int, number: int) -> bool:
         shard, folder, module = self.shards(stage)[number], self.stage(stage), TEXT_STAGES[stage - 1]
@@ -384,6 +408,43 @@ def _name(module: ModuleType) -> str:
 @lru_cache(maxsize=1)
 def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
     return Preparation(work, json.loads((work / "plan.json").read_text(encoding="utf-8")))
+
+
+def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
+    """The documents of a task, whose files must be and stay what their checksums say.
+
+    Raises:
+        FileChanged: one was changed, replaced, cut or deleted since the plan, or while it was read.
+    """
+    for path, name, sha256 in zip(map(Path, task.paths), task.names, task.sha256, strict=True):
+        before = _state(path)
+        try:
+            yield from reading.read(task.source, source, report, [path])
+        except (ValueError, OSError):
+            if _is_changed(path, before, sha256):
+                raise FileChanged(task.source, name) from None
+            raise
+        if _is_changed(path, before, sha256):
+            raise FileChanged(task.source, name)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What differs if a file was written or replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
+    """Whether a file is another than it was before, or than its checksum says: reading it took longer than summing it up."""
+    if before is None or _state(path) != before:
+        return True
+    try:
+        return sha256_file(path) != sha256
+    except OSError:
+        return True
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:

@@ -99,6 +99,11 @@ class StageFolder:
             if (shard := _SHARD.search(path.stem)) and shard[0] not in shards:
                 path.unlink()
 
+    def discard(self, shard: str) -> None:
+        """Delete a shard, its marker first."""
+        for path in sorted(self.path.glob(f"*-{shard}.*")):
+            path.unlink(missing_ok=True)
+
     def shards(self) -> list[str]:
         """Names of the shards that are done."""
         return sorted(path.stem.partition("-")[2] for path in self.path.glob("done-[0-9]*.json"))
