@@ -42,8 +42,7 @@ def files(source: SourceConfig) -> list[Path]:
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    keys = [source.fields.get(field, field) for form in FORMS for field in form]
-    for where, record in jsonl.records(name, source, report, paths, keys):
+    for where, record in jsonl.records(name, source, report, paths):
         with report.quarantining(where):
             if (document := document_of(record, where, source, report)) is not None:
                 yield document

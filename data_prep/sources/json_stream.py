@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
@@ -306,7 +306,7 @@ class _Sequence:
             if not closed:
                 return
 
-    def _elements(self, report: Report) -> Iterator[tuple[Place, Any]]:
+    def _elements(self, report: Report) -> Generator[tuple[Place, Any], None, bool]:
         """Yield the elements of the array that begins here; return whether its end was found."""
         text, shape = self._text, _Shape()
         text.step()
@@ -364,7 +364,7 @@ class _Sequence:
             yield self._where(), element
             self._number += 1
 
-    def _of_broken_or_long(self, fault: NotJson) -> Iterator[tuple[Place, Any]]:
+    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, bool]:
         """Yield the records of an object that cannot be held whole; return whether reading stands behind its end."""
         text, where = self._text, self._where()
         outline = _Outline(text, self._form)
@@ -389,11 +389,11 @@ class _Sequence:
         yield where, value
         return True
 
-    def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Iterator[tuple[Place, Any]]:
+    def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Generator[tuple[Place, Any], None, bool]:
         """Yield the elements of the wanted list of the object that begins here; return whether its end was found."""
         text = self._text
         try:
-            for key, opening in text.keys():
+            for key, opening in text.members():
                 here = (*path, key)
                 if opening == "[" and here == wanted:
                     closed = yield from self._elements(self._report)
@@ -456,7 +456,7 @@ class _Outline:
         return self.lists[0]
 
     def _object(self, path: tuple[str, ...]) -> None:
-        for key, opening in self._text.keys():
+        for key, opening in self._text.members():
             here = (*path, key)
             if not path and key in self._form.keys and not self.is_named:
                 self.is_record = True
@@ -546,7 +546,7 @@ class JsonText:
         """Step over one character."""
         self.at, self.column = self.at + 1, None
 
-    def keys(self) -> Iterator[tuple[str, str]]:
+    def members(self) -> Iterator[tuple[str, str]]:
         """Yield the keys of the object that begins here, each with the first character of its value, which must be stepped
         over before the next key is asked for.
 

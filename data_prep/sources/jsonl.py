@@ -18,6 +18,8 @@ from data_prep.sources.files import find, members
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
+# An object with one of these is a record of a reader; of all others, one with `text`.
+RECORD_KEYS = {"chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")}
 FIELDS = ("text", *OPTIONAL)  # what the corpus file's `fields` may map, here as in every reader that has such a line
 
 
@@ -33,7 +35,6 @@ class Options:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
     return find(source, SUFFIXES)
 
 
@@ -52,9 +53,10 @@ def records(
     """Yield every record of the files, with its place; what is no JSON object is quarantined.
 
     Args:
-        keys: an object with one of these is a record, another may hold the list of them. Default: the key of the text.
+        keys: an object with one of these is a record, another may hold the list of them. Default: those of RECORD_KEYS.
     """
-    form = record_form(source, keys or (source.fields.get("text", "text"),))
+    usual = RECORD_KEYS.get(source.reader, ("text",))
+    form = record_form(source, keys or [source.fields.get(key, key) for key in usual])
     for member in members(name, source, report, paths, SUFFIXES):
         for where, value in json_stream.values(member, form, report):
             if isinstance(value, dict):

@@ -78,8 +78,10 @@ def test_a_file_that_changes_after_the_plan_fails_its_task(tmp_path: Path, chang
     assert not left(config), "no half of a task is kept"
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "packed"),
+    [(change, packed) for change in CHANGES for packed in (False, True) if not (packed and change == "is rewritten")],
+)
 def test_a_file_that_changes_while_it_is_read_fails_its_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, packed: bool
 ) -> None:
@@ -93,8 +95,6 @@ def test_a_file_that_changes_while_it_is_read_fails_its_task(
             yield document
 
     monkeypatch.setattr(reading, "read", interrupted)
-    if packed and change == "is rewritten":
-        pytest.skip("the bytes of a packed file do not hold that text")
     with pytest.raises(ValueError, match=MESSAGE):
         pipeline.prepare(config)
     assert not left(config)

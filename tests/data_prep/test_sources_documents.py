@@ -514,11 +514,14 @@ def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None
     assert report.counts["without_public_titles"] == 1
 
 
-HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato><journalSluttDato>2021-12-31</journalSluttDato>
-<seleksjon>HEMMELIG utvalg</seleksjon><antallJournalposter>{count}</antallJournalposter><arkivskaper><arkivskaperID>958</arkivskaperID>
+HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato>
+<journalSluttDato>2021-12-31</journalSluttDato>
+<seleksjon>HEMMELIG utvalg</seleksjon><antallJournalposter>{count}</antallJournalposter><arkivskaper>
+<arkivskaperID>958</arkivskaperID>
 <arkivskaperNavn>Eksempel kommune</arkivskaperNavn></arkivskaper></journalhode>"""
 ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID><tittel>HEMMELIG Person</tittel>{class_shield}</klasse>
-<saksmappe><saksaar>2021</saksaar><sakssekvensnummer>{case}</sakssekvensnummer>{case_title}<offentligTittel>{public_case}</offentligTittel>
+<saksmappe><saksaar>2021</saksaar><sakssekvensnummer>{case}</sakssekvensnummer>{case_title}
+<offentligTittel>{public_case}</offentligTittel>
 {case_shield}<administrativEnhet>Plan</administrativEnhet><saksansvarlig>HEMMELIG ansvarlig</saksansvarlig></saksmappe>
 <journalpost><systemID>{id}</systemID><journalaar>2021</journalaar><journalsekvensnummer>7</journalsekvensnummer>
 <journalpostnummer>{number}</journalpostnummer>{title}<offentligTittel>{public}</offentligTittel>{metadata}

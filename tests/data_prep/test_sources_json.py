@@ -1,4 +1,4 @@
-"""JSON however it is laid out: objects that hold the list of records, broken elements, lines of many kinds. All of it invented."""
+"""JSON however it is laid out: objects that hold the list of records, broken elements, lines of many kinds. All is invented."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from data_prep.document import Report
 from data_prep.sources import json_stream
 from tests.data_prep.reading import faults, read, texts, write_lines
 
-RECORDS = [
-    {"id": f"2019/{n}", "text": f'Ombudet mener at {{fristen}} i sak {n} "burde" vært [oversittet]}},{{.', "meta": {"parts": [{"id": 1}]}}
-    for n in range(1, 5)
+SAID = 'Ombudet mener at {fristen} i sak NUMBER "burde" vært [oversittet]},{.'
+RECORDS: list[dict[str, Any]] = [
+    {"id": f"2019/{n}", "text": SAID.replace("NUMBER", str(n)), "meta": {"parts": [{"id": 1}]}} for n in range(1, 5)
 ]
 EXPECTED = [record["text"] for record in RECORDS]
 
@@ -245,7 +245,8 @@ def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layou
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
 def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> None:
     text = joint.join(dump(record, None) for record in RECORDS)
-    for name, (before, behind) in {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}.items():
+    around = {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}
+    for name, (before, behind) in around.items():
         (tmp_path / f"{name}.json").write_text(before + text + behind)
         documents, report = read("jsonl", tmp_path / f"{name}.json")
         assert texts(documents) == EXPECTED
