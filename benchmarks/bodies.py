@@ -6,11 +6,11 @@ Each piece is named by where it stands (an element and its class, a key, a colum
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import re
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from lxml import etree, html
 
-SKIPPED = ("script", "style", "nav", "template", "noscript")
+SKIPPED = ("head", "script", "style", "nav", "template", "noscript")
 _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
 _MARKDOWN = re.compile(
     r"(?P<comment><!--.*?-->)|(?P<template>\{[%{].*?[%}]\}|\{:[^}]*\})|(?P<tag></?\w[^<>]*>)|"
@@ -52,8 +52,8 @@ def _named(element: etree._Element) -> str:
     """The nearest element that has a class or is no mere mark-up, with its class."""
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
-        if above.get("class"):
-            return f"{name}.{above.get('class').split()[0]}"
+        if classes := (above.get("class") or "").split():
+            return f"{name}.{classes[0]}"
         if name not in ("span", "a", "b", "i", "em", "strong", "sup", "sub", "p", "li", "ul", "ol", "td", "th", "tr", "tbody"):
             return name
     return "body"
@@ -77,9 +77,9 @@ def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
 def _html(path: Path) -> Iterator[Piece]:
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True)
     root = html.document_fromstring(path.read_bytes(), parser=parser)
-    body = root.find(".//body") if root.find(".//body") is not None else root
-    tops = body.xpath(".//main") or body.xpath(".//article[not(ancestor::article)]") or [body]
-    for top in tops:
+    tops = [*root.iter("main")] or [top for top in root.iter("article") if top.getparent() is not None] or [root]
+    outermost = [top for top in tops if not any(above in tops for above in top.iterancestors())]
+    for top in outermost:
         yield from _pieces(top)
 
 
@@ -156,13 +156,19 @@ def _sentences(path: Path) -> Iterator[Piece]:
 
 
 def _pdf(path: Path) -> Iterator[Piece]:
-    import pypdfium2
-
+    pypdfium2 = importlib.import_module("pypdfium2")
     document = pypdfium2.PdfDocument(path)
     for page in document:
         text = page.get_textpage().get_text_range().replace("\ufffe", "").replace("\xad", "")
         for line in text.splitlines():
             yield Piece("page", line)
+
+
+def _main_of(path: Path) -> Iterator[Piece]:
+    """Lovdata's XML-flavoured HTML: its main element."""
+    root = html.document_fromstring(path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True))
+    for main in root.iter("main"):
+        yield from _pieces(main)
 
 
 BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
@@ -175,21 +181,32 @@ BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
     "markdown": _markdown,
     "pdf": _pdf,
     "text": _lines,
-    "table": lambda path: _table(path, "text"),
     "talk_of_norway": _speeches,
     "parallel": lambda path: _records(path, ("nob", "nno", "eng")),
-    "jsonl": lambda path: _records(path, ("text",)),
     "squad": _questions,
     "conllu": _sentences,
 }
 
 
-def _main_of(path: Path) -> Iterator[Piece]:
-    """Lovdata's XML-flavoured HTML: its main element."""
-    root = html.document_fromstring(path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True))
-    for main in root.iter("main"):
-        yield from _pieces(main)
+# What readers leave out on purpose. It is looked for last, so that it does not take the words of what they keep.
+LEFT_OUT = re.compile(
+    r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter|tag|template|comment|"
+    r".*_SENSITIV|.*_LIST|(tittel|beskrivelse|systemID|opprettetAv|question without an answer)$"
+)
 
 
-def temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="letters-")
+OF_FIELDS: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
+    "table": _table,
+    "jsonl": lambda path, key: _records(path, (key,)),
+}
+READERS = sorted({*BODIES, *OF_FIELDS})
+
+
+def of_file(reader: str, path: Path, text_key: str = "text") -> list[Piece]:
+    """Return the pieces of a file's body, those that a reader should keep first.
+
+    Args:
+        text_key: the key or column that the reader is told to read.
+    """
+    pieces = OF_FIELDS[reader](path, text_key) if reader in OF_FIELDS else BODIES[reader](path)
+    return sorted(pieces, key=lambda piece: bool(LEFT_OUT.match(piece.name)))

@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ SOURCES = [
     Source("einnsyn", "einnsyn-eksempler"),
     Source("markdown", "digdir-docs"),
     Source("pdf", "digdir-docs"),
+    Source("jsonl", "nav-pensjonsbrev", {"fields": {"text": "nob"}}),
     Source("parallel", "nav-pensjonsbrev", {"options": {"form": "text"}}),
     Source("squad", "norquad"),
     Source("conllu", "ud"),
@@ -111,14 +113,16 @@ def _missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[st
         for word in wanted:
             if words[word]:
                 words[word] -= 1
-            elif len(word) < 4 or word not in joined:
+            elif word in joined:
+                joined = joined.replace(word, "", 1)
+            else:
                 missing[name] += len(word)
     return missing
 
 
 def measure(source: Source, folder: Path, work: Path) -> Measured:
     """Read a source's files one by one, then send all of them through the stages."""
-    with bodies.temporary() as scratch:
+    with tempfile.TemporaryDirectory(prefix="letters-") as scratch:
         raw = bodies.unpacked(folder, Path(scratch))
         config = SourceConfig(
             reader=source.reader, path=str(raw), license="-", max_broken_share=1.0, limits=LimitsConfig(), **source.settings
@@ -128,7 +132,7 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
             report = Report()
             documents = list(reading.read("s", config, report, [path]))
             text = "\n".join(document.whole_text for document in documents)
-            pieces = list(bodies.BODIES[source.reader](path))
+            pieces = bodies.of_file(source.reader, path, config.fields.get("text", "text"))
             found.files += 1
             found.documents += len(documents)
             found.broken += len(report.broken)
@@ -191,34 +195,42 @@ def table(results: list[Measured]) -> Iterator[str]:
     for found in results:
         lost = found.missing.total()
         broken = f" ({found.broken} broken records)" if found.broken else ""
-        yield (
-            f"| {found.source.reader} | {found.source.folder} | {found.files:,} | {found.documents:,}{broken} | {found.body:,} | "
-            f"{found.read:,} | {lost:,} ({lost / max(found.body, 1):.2%}) | {_list(found.missing)} |"
-        )
-    unread = sorted(set(READERS) - {found.source.reader for found in results})
-    yield f"\nThe folder holds no file for {', '.join(unread)}." if len(results) > 1 else ""
+        cells = [
+            found.source.reader,
+            found.source.folder,
+            f"{found.files:,}",
+            f"{found.documents:,}{broken}",
+            f"{found.body:,}",
+            f"{found.read:,}",
+            f"{lost:,} ({lost / max(found.body, 1):.2%})",
+            _list(found.missing),
+        ]
+        yield f"| {' | '.join(cells)} |"
+    if len(results) > 1:
+        unread = sorted(set(READERS) - {found.source.reader for found in results})
+        yield f"\nThe folder holds no file for {', '.join(unread)}."
     yield ""
-    yield "| reader | files of | after the reader | after normalise | lost in normalise | after all stages | lost in later stages |"
+    yield from _later_losses([found for found in results if found.stages])
+
+
+def _later_losses(results: list[Measured]) -> Iterator[str]:
+    yield "| reader | files of | after the reader | after normalise | lost in it | after all stages | lost in later stages |"
     yield "|---|---|---|---|---|---|---|"
     for found in results:
-        if not found.stages:
-            continue
-        first, *later = found.stages.items()
-        after, lost = first[1]
+        stages = list(found.stages.items())
+        _, (after_first, lost_in_first) = stages[0]
+        _, (after_last, _) = stages[-1]
         reasons = Counter[str]()
-        for name, (_, by_reason) in later:
-            reasons.update({f"{name}: {reason}": count for reason, count in by_reason.items()})
-        last = found.stages[list(found.stages)[-1]][0]
-        yield (
-            f"| {found.source.reader} | {found.source.folder} | {found.read:,} | {after:,} | {_list(lost)} | {last:,} | "
-            f"{_list(reasons, 12)} |"
-        )
+        for name, (_, lost) in stages[1:]:
+            reasons.update({f"{name}: {reason}": count for reason, count in lost.items()})
+        source, counts = found.source, f"{found.read:,} | {after_first:,} | {_list(lost_in_first)} | {after_last:,}"
+        yield f"| {source.reader} | {source.folder} | {counts} | {_list(reasons, 12)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Letters of sources' bodies, after their readers, and after the stages.")
     parser.add_argument("folder", type=Path, help="a folder like ../shared/corpora; with --reader, one of that reader's files")
-    parser.add_argument("--reader", choices=sorted(bodies.BODIES), help="one reader on all files of the folder")
+    parser.add_argument("--reader", choices=bodies.READERS, help="one reader on all files of the folder")
     parser.add_argument("--settings", type=json.loads, default={}, help="of that source, as JSON: options, fields …")
     parser.add_argument("--record", action="store_true", help="put the tables into RESULTS.md")
     options = parser.parse_args()
