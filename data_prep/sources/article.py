@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from lxml import html
 
-from data_prep.sources.furniture import HEADINGS, is_label, is_running
+from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
 _BLOCKS = HEADINGS | {
@@ -69,14 +69,6 @@ def join(blocks: list[Block]) -> str:
         close = block.kind in _CLOSE and before == block.kind and not block.opens
         pieces.append(("\n" if close else "\n\n") + block.text)
     return "".join(pieces).strip("\n")
-
-
-def without_labels(blocks: list[Block]) -> list[Block]:
-    """Leave out labels ("Skriv ut", "Sist oppdatert …") that stand before the first running text or after the last."""
-    running = [number for number, block in enumerate(blocks) if is_running(block.text) and not is_label(block.text)]
-    first = running[0] if running else len(blocks)
-    last = running[-1] if running else -1
-    return [block for number, block in enumerate(blocks) if first < number < last or not is_label(block.text)]
 
 
 class _Writer:

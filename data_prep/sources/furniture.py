@@ -22,6 +22,7 @@ HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 SHORT = 200  # letters: a part of the page up to this length is furniture if its class says so
 SMALL_SHARE = 0.3  # of the page's letters: so much may be furniture by its class, or a form
 MOSTLY_LINKS = 0.6
+NAMED = 0.1  # of the page's letters: a main element with fewer is left over from a template
 ONLY_LINKS = 0.85
 AROUND_LINKS = 40  # letters beside links to share or follow, as in "Del denne siden på"
 
@@ -79,6 +80,8 @@ _LABEL = re.compile(
     r"fant du (?:det|informasjonen) du (?:lette|leitte) etter|var (?:denne )?(?:siden|sida|artikkelen|informasjonen|dette) "
     r"(?:til hjelp|nyttig)|print(?: this)? page|share (?:on|this|via)\b)", re.IGNORECASE,
 )  # fmt: skip
+_EDITOR = re.compile(r"(?:(?:ansvarlig|ansvarleg|nett|web|vakt)? ?(?:redaktør(?:er|ar)?|utgiver|utgjevar)|(?:nett|web)(?:ansvarlig|ansvarleg|master)|"
+                     r"(?:ansvarlig|ansvarleg) for (?:siden|sida|innholdet|innhaldet|nettsiden|nettsida))", re.IGNORECASE)  # fmt: skip
 _SENTENCE = re.compile(r"[.!?…:][\"'»”)\]]*$")
 _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
@@ -95,7 +98,37 @@ def is_running(text: str) -> bool:
 
 def is_label(text: str) -> bool:
     """Return whether a whole line is one of the labels around a text: to print, to share, who edits it and when it changed."""
-    return count_letters(text) <= 100 and _LABEL.match(text.lstrip("#-*• ")) is not None
+    letters = count_letters(text)
+    is_sentence = letters > 45 and _SENTENCE.search(text) is not None
+    return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
+
+
+def without_labels(lines: list[str]) -> list[int]:
+    """Return the numbers of the lines that are text: all but labels before the first running text or after the last.
+
+    A name below a label that ends there ("Redaktør:") goes with it.
+    """
+    running = [number for number, line in enumerate(lines) if is_running(line) and not is_label(line)]
+    first, last = (running[0], running[-1]) if running else (len(lines), -1)
+    kept: list[int] = []
+    names_follow = False
+    for number, line in enumerate(lines):
+        at_edge = not first < number < last
+        labels = at_edge and is_label(line)
+        if labels or (at_edge and names_follow and count_letters(line) <= AROUND_LINKS and not is_running(line)):
+            names_follow = labels and _EDITOR.fullmatch(line.lstrip("#-*•– ").rstrip(": ")) is not None
+        else:
+            kept.append(number)
+            names_follow = False
+    return kept
+
+
+def main_element(body: html.HtmlElement) -> html.HtmlElement | None:
+    """Return the element that a page names as its main one, unless hardly anything stands in it."""
+    letters = Furniture(body, by_class=False).letters
+    named = [e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"]
+    main = max(named, key=letters, default=None)
+    return main if main is not None and letters(main) > NAMED * letters(body) else None
 
 
 @dataclass(slots=True)
@@ -155,7 +188,7 @@ class Furniture:
         if name == "footer":
             return not self._has_running_text(element) or not _inside(element, ("main", "article", "blockquote", "figure"))
         if name == "header":
-            return not _inside(element, ("main", "article", "section", "figure", "li"))
+            return not (_inside(element, ("main", "article", "section", "figure", "li")) or self._has_the_only_title(element))
         if not _SURE_CLASSES.isdisjoint(_words_of(element)) and self._share(element) < NEARLY_ALL:
             return True
         return self.by_class and self._is_furniture_by_class(element, name)
@@ -204,6 +237,10 @@ class Furniture:
         if after is None or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line)):
             return False
         return self.is_link_list(after) or self.skips(after)
+
+    def _has_the_only_title(self, header: html.HtmlElement) -> bool:
+        titles = list(self.root.iter("h1"))
+        return bool(titles) and all(header in title.iterancestors() for title in titles)
 
     def _is_made_of_social_links(self, element: html.HtmlElement, name: str) -> bool:
         size = self._sizes[element]

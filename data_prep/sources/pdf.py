@@ -38,6 +38,7 @@ _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
 _CONTENTS = re.compile(r"(?:innhold|innhald)(?:sfortegnelse|sliste|sfortegning)?|contents|table of contents", re.IGNORECASE)
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
+_SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins another heading
 _LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # of a table of contents, from a line's end
 
 
@@ -48,8 +49,7 @@ class Options:
     min_kept: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_kept <= 1:
-            raise ValueError(f"options.min_kept is {self.min_kept}: give a share from 0 to 1")
+        claims.share("min_kept", self.min_kept)
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -169,7 +169,7 @@ class _Shape:
 
     def goes_on(self, above: Line, line: Line) -> bool:
         """Return whether a heading goes on in the next line: its size shows it, or its line has no room for the next word."""
-        if not (self.is_heading(above) and self.is_heading(line)) or _ITEM.match(line.text) or self.parts(above, line):
+        if not (self.is_heading(above) and self.is_heading(line)) or _SECTION.match(line.text) or self.parts(above, line):
             return False
         if min(above.size, line.size) > 1.15 * self.size and _is_below(above, line):
             return True

@@ -14,6 +14,7 @@ from data_prep.document import Unreadable
 
 EDGE_LINES = 3  # at the top and the foot of a page, where running titles are looked for
 SAME_PLACE = 3.0  # points
+SAME_COLUMN = 2.0
 MIN_NUMBERED = 8  # line numbers in a document, counted in lines: 2 numbers at every fifth line stand for 10
 LARGER = 1.08  # than the body text, from which on a line is taken for a heading
 _BOLD = re.compile(r"bold|black|heavy|semib|demi|-bd|,bd", re.IGNORECASE)
@@ -225,20 +226,21 @@ class _Column:
 
 
 def _column(numbers: list[_Number]) -> _Column | None:
+    """Return where most of the numbers stand one below the other."""
     best, most = None, 0
-    for flush_left in (False, True):
-        places = Counter(round((n.left if flush_left else n.right) / SAME_PLACE) for n in numbers)
+    for flush_left in (True, False):
+        edges = [number.left if flush_left else number.right for number in numbers]
+        places = Counter(round(x / SAME_PLACE) for x in edges)
         for place, _ in places.most_common(1):
-            count = places[place - 1] + places[place] + places[place + 1]
+            column = _Column(flush_left, median(x for x in edges if abs(x / SAME_PLACE - place) <= 1.5))
+            count = sum(_in_column(number, column) for number in numbers)
             if count > most:
-                near = [n.left if flush_left else n.right for n in numbers]
-                near = [x for x in near if abs(x - place * SAME_PLACE) <= 1.5 * SAME_PLACE]
-                best, most = _Column(flush_left, median(near)), count
+                best, most = column, count
     return best
 
 
 def _in_column(number: _Number, column: _Column) -> bool:
-    return abs((number.left if column.flush_left else number.right) - column.x) <= SAME_PLACE
+    return abs((number.left if column.flush_left else number.right) - column.x) <= SAME_COLUMN
 
 
 def _counts_lines(pages: list[Page], columns: list[list[_Number]], at_end: bool, titles: set[int]) -> bool:
@@ -336,7 +338,7 @@ def remove_running_titles(pages: list[Page]) -> int:
     for group in edges.values():
         if _is_repeated(group, len(pages)) and _counts_pages(group, body):
             dropped.update(id(edge.line) for edge in group)
-    dropped.update(_page_numbers(edges, len(pages)))
+    dropped.update(_page_numbers(edges, pages, body))
     removed = 0
     for page in pages:
         kept = [line for line in page.lines if id(line) not in dropped]
@@ -372,7 +374,7 @@ def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
     stretch = numbers[-1] - numbers[0] + 1
     same_side = len({number % 2 for number in numbers}) == 1
     is_placed = group[0].line.placed
-    return count > num_pages / 2 or (is_placed and count >= 4 and count > 0.8 * (stretch / 2 if same_side else stretch))
+    return count > num_pages / 2 or (is_placed and count > 0.8 * (stretch / 2 if same_side else stretch))
 
 
 def _at_one_place(group: list[_Edge]) -> bool:
@@ -399,23 +401,29 @@ def _is_large(group: list[_Edge], body: float) -> bool:
     return any(edge.line.placed and edge.line.size > LARGER * body for edge in group)
 
 
-def _page_numbers(edges: dict[str, list[_Edge]], num_pages: int) -> Iterator[int]:
+def _page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield lines that hold a page number alone: one that says so, or is of a row that goes up with the pages."""
-    offsets = Counter(
-        edge.numbers[0] - edge.page
-        for group in edges.values()
-        for edge in group
-        if edge.numbers and _BARE_NUMBER.fullmatch(edge.line.text)
-    )
+    bare = [edge for group in edges.values() for edge in group if edge.numbers and _BARE_NUMBER.fullmatch(edge.line.text)]
+    offsets = Counter(edge.numbers[0] - edge.page for edge in bare)
+    for edge in bare:
+        count = offsets[edge.numbers[0] - edge.page]
+        in_row = count >= 3 or (count == 2 and count >= 0.4 * len(bare))
+        if _is_large([edge], body):
+            continue
+        if in_row or (len(pages) < 3 and edge.line.text.isdecimal() and _stands_alone(edge.line, pages[edge.page].lines)):
+            yield id(edge.line)
     for group in edges.values():
-        for edge in group:
-            text = edge.line.text
-            if _LABELLED_NUMBER.fullmatch(text) and edge.numbers:
-                yield id(edge.line)
-            elif _BARE_NUMBER.fullmatch(text) and edge.numbers:
-                in_row = offsets[edge.numbers[0] - edge.page] >= 2
-                if in_row or (num_pages < 3 and text.isdecimal() and edge.numbers[0] < 1000):
-                    yield id(edge.line)
+        yield from (id(edge.line) for edge in group if edge.numbers and _LABELLED_NUMBER.fullmatch(edge.line.text))
+
+
+def _stands_alone(line: Line, lines: list[Line]) -> bool:
+    """Return whether a number is the first or last line of its page, and apart from the text, as page numbers are."""
+    others = [other.y for other in lines if other is not line]
+    if not others or len(line.text) > 3:
+        return False
+    if not all(other.placed for other in lines):
+        return line in (lines[0], lines[-1])
+    return line.y > max(others) + line.size * 1.5 or line.y < min(others) - line.size * 1.5
 
 
 def _masked(text: str) -> str:

@@ -2,7 +2,7 @@
 
 The part of the page that holds its text is its main or article element, else the smallest part that holds what trafilatura takes
 for the text. All of it is read but for its furniture (see furniture.py). The letters kept are measured against the page's own:
-below `min_kept` the page is read another way, and counted. Pages below one folder are a group, by their address if they name it, else
+below `min_kept` the page is read another way, at last all of it but for what its tags say is no text. The ways are counted. Pages below one folder are a group, by their address if they name it, else
 by where they lie.
 """
 
@@ -14,41 +14,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lxml import etree, html
+from lxml import html
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report
 from data_prep.sources import claims
-from data_prep.sources.article import Block, Kind, join, read_blocks, without_labels
+from data_prep.sources.article import Block, Kind, join, read_blocks
 from data_prep.sources.files import contents, find, stem
-from data_prep.sources.furniture import Furniture, count_letters, is_running
+from data_prep.sources.furniture import Furniture, count_letters, is_running, main_element, without_labels
 from data_prep.sources.maalfrid import site_folder
 from data_prep.sources.markup import local_name, parse_html
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 MOST = 0.9  # of the letters that trafilatura took: the part of the page that holds so many is its text
-NAMED = 0.1  # of the page's letters: a main element with fewer is left over from a template
 _PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # trafilatura drops them where they should stay
 
 
 @dataclass
 class Options:
-    """min_kept: share of a page's own letters that must arrive, or the page is read another way and counted."""
+    """min_kept: share of a page's own letters that must arrive, or the page is read another way."""
 
     min_kept: float = 0.6
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_kept <= 1:
-            raise ValueError(f"options.min_kept is {self.min_kept}: give a share from 0 to 1")
+        claims.share("min_kept", self.min_kept)
 
 
 @dataclass(slots=True)
 class Reading:
-    """A page's text, the way it was read, and how many of the page's own letters it has."""
+    """A page's text, the way it was read, and how many letters the page has of its own."""
 
     way: str
     text: str
-    kept: float
+    own: int
+
+    @property
+    def kept(self) -> float:
+        return count_letters(self.text) / max(1, self.own)
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -70,7 +72,8 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
                 report.drops.append(Drop(str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"))
                 continue
             report.counts[f"pages_read_by_{reading.way}"] += 1
-            report.counts["pages_below_min_kept"] += reading.kept < min_kept
+            report.counts["page_letters"] += reading.own
+            report.counts["page_letters_kept"] += count_letters(reading.text)
             yield _document(reading.text, about, where, claimed, source)
 
 
@@ -79,7 +82,7 @@ def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) 
 
     `spare` is the same page parsed anew: trafilatura cuts the tree that it is given.
     """
-    best = Reading("", "", -1.0)
+    best = Reading("", "", 0)
     for reading in _readings(root, spare):
         if reading.text and reading.kept > best.kept:
             best = reading
@@ -97,21 +100,25 @@ def _readings(root: html.HtmlElement, spare: html.HtmlElement) -> Iterator[Readi
     if main is not None:
         own = _own_letters(main)
         furniture = Furniture(main)
-        blocks = without_labels(read_blocks(main, furniture.skips))
+        blocks = _text_of(main, furniture)
         yield _reading("main_element", _text_blocks(blocks, extracted, furniture, strict=False), own)
         yield _reading("all_of_main_element", blocks, own)
         yield _reading("tags_of_main_element", read_blocks(main, Furniture(main, by_class=False).skips), own)
     own = _own_letters(body)
     furniture = Furniture(body)
-    blocks = without_labels(read_blocks(body, furniture.skips))
+    blocks = _text_of(body, furniture)
     yield _reading("found_text", _text_blocks(blocks, extracted, furniture, strict=True), own)
     yield _reading("whole_body", blocks, own)
-    yield Reading("trafilatura", extracted, count_letters(extracted) / max(1, own))
+    yield _reading("tags_of_body", read_blocks(body, Furniture(body, by_class=False).skips), own)
+
+
+def _text_of(root: html.HtmlElement, furniture: Furniture) -> list[Block]:
+    blocks = read_blocks(root, furniture.skips)
+    return [blocks[number] for number in without_labels([block.text for block in blocks])]
 
 
 def _reading(way: str, blocks: list[Block], own: int) -> Reading:
-    text = join(blocks)
-    return Reading(way, text, count_letters(text) / max(1, own))
+    return Reading(way, join(blocks), own)
 
 
 def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
@@ -119,11 +126,9 @@ def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | 
 
     An article element is believed if it holds half of what was extracted: some pages have one for each teaser.
     """
-    letters = Furniture(body, by_class=False).letters
-    named = [e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"]
-    main = max(named, key=letters, default=None)
-    if main is not None and letters(main) > NAMED * letters(body):
+    if (main := main_element(body)) is not None:
         return main
+    letters = Furniture(body, by_class=False).letters
     articles = [e for e in body.iter("article") if next(e.iterancestors("article"), None) is None]
     article = max(articles, key=letters, default=None)
     if article is None or letters(article) < 0.5 * sum(map(letters, articles)):
@@ -147,8 +152,8 @@ def _own_letters(root: html.HtmlElement) -> int:
 def _text_blocks(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
     """Return the blocks that are text by what trafilatura extracted, in order.
 
-    Those are: all that it took; all between the first and the last of them in the smallest part of the page that holds most of them;
-    and running text, tables, lists and fact boxes that it dropped, where they stand in that part or, unless `strict`, anywhere.
+    Those are: all that it took; what stands in the smallest part of the page that holds most of that, but for links before the first
+    and after the last of them; and, unless `strict`, running text, tables, lists and fact boxes that it dropped elsewhere.
     """
     taken = _taken(blocks, extracted)
     part = _part_of(blocks, taken)
@@ -158,7 +163,7 @@ def _text_blocks(blocks: list[Block], extracted: str, furniture: Furniture, stri
     kept = list(taken)
     for number, block in enumerate(blocks):
         inside = _stands_in(block, part)
-        between = inside and numbers[0] <= number <= numbers[-1]
+        between = inside and (numbers[0] <= number <= numbers[-1] or not furniture.is_linked(block.element))
         is_text = is_running(block.text) or block.kind in _PARTS or _in_box(block)
         put_back = is_text and (inside or not strict) and not furniture.is_linked(block.element)
         kept[number] = taken[number] or between or put_back or local_name(block.element) == "h1"
@@ -179,7 +184,7 @@ def _stands_in(block: Block, part: html.HtmlElement) -> bool:
 
 def _in_box(block: Block) -> bool:
     """Return whether a block stands in a fact box or the like, which furniture is not."""
-    return next(block.element.iterancestors("aside", "details", "figure"), None) is not None
+    return next(block.element.iterancestors("aside", "details", "figure", "blockquote"), None) is not None
 
 
 def _part_of(blocks: list[Block], taken: list[bool]) -> html.HtmlElement | None:
