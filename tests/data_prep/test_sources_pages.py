@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.document import Report
 from data_prep.sources import markdown, markup, pdf
+from data_prep.sources.pdf_layout import Line, Page
 from tests.data_prep.reading import faults, read
 
 # --- web pages ------------------------------------------------------------------------------------------------------------------
@@ -176,8 +177,9 @@ def test_a_declaration_of_markup_does_not_take_forever() -> None:
 # --- PDF ------------------------------------------------------------------------------------------------------------------------
 
 
-def page(*lines: str) -> str:
-    return "\r\n".join(lines)
+def page(*lines: str) -> Page:
+    """A page whose lines have no known places."""
+    return Page([Line(line) for line in lines])
 
 
 def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
@@ -213,7 +215,7 @@ def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> 
 @pytest.mark.parametrize("line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000])
 def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
     """Guards against rules in quadratic time."""
-    assert pdf.running_text([line]).startswith(line[0])
+    assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:
