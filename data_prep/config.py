@@ -164,14 +164,14 @@ class BoilerplateConfig:
             of other sources are left as they are.
         min_documents: a line stands in at least so many documents of its site …
         min_share: … and in at least this share of them, before it counts as a part of the frame.
-        max_cut: a document that would lose more than this share is a copy of another, and is left whole.
+        max_cut: a document that would lose more than this share of its letters is a copy of another, and is left whole.
     """
 
     readers: list[str] = field(default_factory=lambda: ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"])
     sites: list[str] = field(default_factory=list)
     min_documents: int = 5
     min_share: float = 0.9
-    max_cut: float = 0.8
+    max_cut: float = 0.9
 
     def __post_init__(self) -> None:
         if unknown := set(self.readers) - set(READERS):

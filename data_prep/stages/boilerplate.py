@@ -127,7 +127,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
     for document in documents:
         site = site_of(document, config)
         frame = find_frame(document.text, repeated(site) if site else set())
-        if len(frame.body) < (1 - config.boilerplate.max_cut) * len(document.text):
+        if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(document.text):
             report.counts["left_mostly_repeated"] += 1
         elif frame.lines:
             report.counts["documents_cut"] += 1
@@ -194,11 +194,15 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     body's. Under a ruled line at the foot all are. Further inwards, what is no sentence is, unless a letter closes there: beside
     the close stand a name and an office.
     """
-    length = _run(lines, repeated)
     sure = likely = 0
     reached_sentence = in_doubt = False
-    for number, line in enumerate(lines[:length], start=1):
-        kind = _kind(_key(line))
+    for number, line in enumerate(lines, start=1):
+        key = _key(line)
+        if not key:
+            continue
+        if _hash(key) not in repeated:
+            break
+        kind = _kind(key)
         if kind is Kind.CLOSE:
             return sure
         if kind is Kind.RULE and is_foot:
@@ -213,24 +217,10 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
             reached_sentence = True
         elif kind is Kind.NOTICE:
             in_doubt = True
-        elif kind is Kind.OTHER and not in_doubt and _is_long(line):
+        elif kind is Kind.OTHER and not in_doubt and _letters(key) >= SHORTEST:
             likely = number
-    beside = [line for line in lines[length:] if line.strip()][:LINES_OF_CLOSE]
-    closes = any(_kind(_key(line)) is Kind.CLOSE for line in beside)
-    return sure if closes else max(sure, likely)
-
-
-def _run(lines: list[str], repeated: set[int]) -> int:
-    """Return how many lines from the first on are repeated, up to the last that is long enough to be sure."""
-    length = 0
-    for number, line in enumerate(lines, start=1):
-        if not (key := _key(line)):
-            continue
-        if _hash(key) not in repeated:
-            break
-        if _is_long(key):
-            length = number
-    return length
+    beside = [key for line in lines[max(sure, likely) :] if (key := _key(line))][:LINES_OF_CLOSE]
+    return sure if any(map(_CLOSE.match, beside)) else max(sure, likely)
 
 
 class Kind(StrEnum):
@@ -258,8 +248,8 @@ def _kind(key: str) -> Kind:
     return Kind.LINKS if is_about_frame else Kind.OTHER
 
 
-def _is_long(line: str) -> bool:
-    return sum(map(str.isalnum, line)) >= SHORTEST
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
 
 
 def _key(line: str) -> str:

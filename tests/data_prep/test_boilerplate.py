@@ -138,8 +138,9 @@ def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Pat
     ruled = f"{'_' * 40}\nSlik klager du: Skriv til oss innen tre uker."
     links = f"Del på e-post | Skriv ut | Til toppen\n{notice}\nOrganisasjonsnummer 999 999 941"
     for foot in (ruled, links):
-        texts = [f"Om noe eget, {i}.\n\nVedtaket stadfestes.\n\n{foot}" for i in range(6)]
-        assert cleaned([of_host(texts)], tmp_path)[0] == [text.removesuffix(foot).strip() for text in texts]
+        for end in ("Vedtaket stadfestes.", "Klagefrist {}"):
+            texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{end.format(i)}\n\n{foot}" for i in range(6)]
+            assert cleaned([of_host(texts)], tmp_path)[0] == [text.removesuffix(foot).strip() for text in texts]
     texts = [f"Om noe eget, {i}.\n\nVedtaket stadfestes.\n\n{notice}" for i in range(6)]
     assert cleaned([of_host(texts)], tmp_path)[0] == texts, "nothing parts the notice from the body"
 
