@@ -121,11 +121,16 @@ def _years(years: Years) -> str:
     return _section("Years", ("source", "year", "documents", "tokens"), rows)
 
 
+_CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # of stages that cut text from documents
+
+
 def _stages(manifest: Manifest) -> str:
     rows = [
         (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts)) for stage in manifest.stages
     ]
-    return _section("Stages", ("stage", "documents in", "out", "counted"), rows)
+    has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
+    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie." if has_cut else ""
+    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note)
 
 
 def _drops(manifest: Manifest) -> str:

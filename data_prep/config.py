@@ -156,19 +156,22 @@ class DeduplicateConfig:
 
 @dataclass(kw_only=True)
 class BoilerplateConfig:
-    """Cutting of what a site repeats at the head and foot of its documents.
+    """Cutting of the lines that frame the pages of a site, at the head and foot of its documents.
 
     Attributes:
         readers: whose sources have such a frame; laws, minutes and the like are left as they are.
+        sites: names of sources whose documents without a host in their URL are the pages of one site. Documents without a host
+            of other sources are left as they are.
         min_documents: a line stands in at least so many documents of its site …
-        min_share: … and in at least this share of them, before it counts as repeated.
-        max_cut: a document that would lose more than this share is a copy of another, and is left whole.
+        min_share: … and in at least this share of them, before it counts as a part of the frame.
+        max_cut: a document that would lose more than this share of its letters is a copy of another, and is left whole.
     """
 
     readers: list[str] = field(default_factory=lambda: ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"])
-    min_documents: int = 3
-    min_share: float = 0.03
-    max_cut: float = 0.8
+    sites: list[str] = field(default_factory=list)
+    min_documents: int = 5
+    min_share: float = 0.9
+    max_cut: float = 0.9
 
     def __post_init__(self) -> None:
         if unknown := set(self.readers) - set(READERS):
@@ -178,6 +181,18 @@ class BoilerplateConfig:
         for name in ("min_share", "max_cut"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"boilerplate.{name} is {getattr(self, name)}: give a share from 0 to 1")
+
+    def check_sites(self, sources: dict[str, SourceConfig]) -> None:
+        """Raise ValueError if `sites` names no source, or one whose reader is left out."""
+        for name in self.sites:
+            if name not in sources:
+                raise ValueError(f"boilerplate.sites names '{name}': choose among {', '.join(sources)}")
+            reader = sources[name].reader
+            if reader not in self.readers:
+                raise ValueError(
+                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: add it there, "
+                    "or take the source out"
+                )
 
 
 @dataclass(kw_only=True)
@@ -370,6 +385,7 @@ class CorpusConfig:
                     f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
                     f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
                 )
+        self.boilerplate.check_sites(self.sources)
         if unknown := set(self.quality.skip_sources) - set(self.sources):
             raise ValueError(f"quality.skip_sources names '{min(unknown)}': choose among {', '.join(self.sources)}")
         if self.shard_tokens < 1:

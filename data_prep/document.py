@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -114,16 +114,45 @@ class Broken:
     error: str
 
 
+@dataclass(slots=True)
+class Cut:
+    """A line or paragraph that a stage took out of documents and did not put elsewhere.
+
+    Attributes:
+        source: of the documents.
+        reason: why it was cut: the site whose frame it is, the evaluation set that holds it.
+        text: the line or paragraph.
+        documents: in how many documents it was cut.
+        example: id of the first of them.
+    """
+
+    source: str
+    reason: str
+    text: str
+    documents: int
+    example: str
+
+
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a place."""
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a place, every text
+    that was cut an example."""
 
     drops: list[Drop] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     broken: list[Broken] = field(default_factory=list)
+    cuts: dict[tuple[str, str, str], Cut] = field(default_factory=dict)
 
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
         self.drops.append(Drop(document.id, document.source, reason, detail))
+
+    def cut(self, document: Document, reason: str, texts: Iterable[str]) -> None:
+        """Note lines or paragraphs that were cut from a document. Those that differ in white space alone count as one."""
+        for text in dict.fromkeys(" ".join(text.split()) for text in texts):
+            known = self.cuts.setdefault(
+                (document.source, reason, text), Cut(document.source, reason, text, documents=0, example=document.id)
+            )
+            known.documents += 1
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
         """Note a broken record.
@@ -149,3 +178,4 @@ class Report:
 
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in Broken.__dataclass_fields__])
+CUT_SCHEMA = pa.schema([(name, pa.int64() if name == "documents" else pa.string()) for name in Cut.__dataclass_fields__])

@@ -6,6 +6,7 @@
       1-normalise/
         part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
         drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail
+        cut-00003-000.parquet           lines and paragraphs that it cut from documents, with counts; if there are any
         quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
         done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
       3-deduplicate/
@@ -32,7 +33,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Document, Drop, Report, Turn
+from data_prep.document import CUT_SCHEMA, DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Cut, Document, Drop, Report, Turn
 from data_prep.shards import sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
@@ -93,6 +94,18 @@ class StageFolder:
                 for row in pq.read_table(path).to_pylist():
                     yield Broken(**row)
 
+    def cuts(self) -> list[Cut]:
+        """What the stage cut from documents, counted over all its shards."""
+        found: dict[tuple[str, str, str], Cut] = {}
+        for shard in self.shards():
+            path = self.path / f"cut-{shard}.parquet"
+            for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+                cut = Cut(**row)
+                known = found.setdefault((cut.source, cut.reason, cut.text), cut)
+                if known is not cut:
+                    known.documents += cut.documents
+        return list(found.values())
+
     def keep_only(self, shards: set[str]) -> None:
         """Delete the files of all other shards."""
         for path in self.path.glob("*-*"):
@@ -149,13 +162,15 @@ class StageFolder:
         )  # fmt: skip
 
     def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
-        """Write drops and marker of a shard whose files are in place."""
+        """Write drops, what was cut and quarantined, and marker of a shard whose files are in place."""
         beside = {f"drops-{shard}.parquet": pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA)}
-        if report.broken:
-            broken = [asdict(record) for record in report.broken]
-            beside[f"quarantine-{shard}.parquet"] = pa.Table.from_pylist(broken, QUARANTINE_SCHEMA)
-        else:  # of when it was read before, perhaps
-            (self.path / f"quarantine-{shard}.parquet").unlink(missing_ok=True)
+        broken = [asdict(record) for record in report.broken]
+        cuts = [asdict(cut) for cut in report.cuts.values()]
+        for kind, rows, schema in (("quarantine", broken, QUARANTINE_SCHEMA), ("cut", cuts, CUT_SCHEMA)):
+            if rows:
+                beside[f"{kind}-{shard}.parquet"] = pa.Table.from_pylist(rows, schema)
+            else:  # of when it was done before, perhaps
+                (self.path / f"{kind}-{shard}.parquet").unlink(missing_ok=True)
         for name, table in beside.items():
             write_table(self.path / name, table)
         counts = {key: count for key, count in sorted(report.counts.items()) if count}

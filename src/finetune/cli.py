@@ -24,7 +24,7 @@ usage: finetune VERB …
 Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
-  inspect CORPUS             what was done to its documents and why some were dropped; tokens, targets, lengths
+  inspect CORPUS             what was done to its documents and why some were dropped or cut; tokens, targets, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
@@ -83,14 +83,21 @@ def prepare(arguments: list[str]) -> int:
 def inspect(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="finetune inspect",
-        description="What was done to a corpus' documents, why some were dropped, which tokens are targets, how long they are. "
-        "Without options: an overview. Stages' files hold raw text, and it is shown.",
+        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are targets, how "
+        "long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
     )
     parser.add_argument("corpus", help="a corpus' name or folder")
     parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
     parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
     parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument(
+        "--cut",
+        nargs="?",
+        const="",
+        metavar="WHERE",
+        help="lines cut from documents (of a stage, a source, a host): counts, examples",
+    )
     parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
     parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
@@ -414,7 +421,7 @@ def _inspect(options: argparse.Namespace) -> int:
     folder = Path(options.corpus)
     inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
     names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None:
+    if options.dropped is None and options.cut is None:
         names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
     for name in names:
         if options.tokens:
@@ -423,11 +430,14 @@ def _inspect(options: argparse.Namespace) -> int:
             report.print_trace(inspection.trace(*name), name, options.characters)
     if options.dropped is not None:
         report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+    if options.cut is not None:
+        report.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
     if options.lengths:
         report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:
         print(draw_lengths(inspection.lengths(), options.picture))
-    if not (names or options.dropped is not None or options.lengths or options.picture):
+    asked = names or options.dropped is not None or options.cut is not None or options.lengths or options.picture
+    if not asked:
         report.print_corpus_overview(inspection.corpus)
     return 0
 

@@ -125,7 +125,9 @@ def print_corpus_overview(corpus: Any) -> None:
     out.print(_stage_table(manifest, []))
     out.print(_source_table(manifest))
     out.print(_split_line(corpus.folder, manifest))
-    name = Text(f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --tokens, --lengths; {corpus.folder}/README.md")
+    name = Text(
+        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --tokens, --lengths; {corpus.folder}/README.md"
+    )
     out.print(name, soft_wrap=True)
 
 
@@ -179,6 +181,29 @@ def print_dropped(dropped: list[tuple[Any, str, str]], characters: int) -> None:
         detail = f" ({drop.detail})" if drop.detail else ""
         out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
         out.print(Text(_clipped(text, characters) or "(no text)"), soft_wrap=True)
+        out.print()
+
+
+def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
+    """Print what stages cut from documents: in how many, the first of them, and the text.
+
+    Args:
+        number: how many lines of each place are shown; 0 for all.
+    """
+    out = console(stderr=False)
+    if not cuts:
+        out.print("no line was cut from a document")
+    places: dict[tuple[str, str, str], list[Any]] = {}
+    for stage, cut in cuts:
+        places.setdefault((stage, cut.source, cut.reason), []).append(cut)
+    for (stage, source, reason), found in places.items():
+        out.print(Text(f"{stage}: {source}: {reason}: {len(found):,} different lines", style="bold"), soft_wrap=True)
+        shown = found[:number] if number else found
+        for cut in shown:
+            where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
+            out.print(Text(f" {where}{_clipped(cut.text, characters)}"), soft_wrap=True)
+        if len(shown) < len(found):
+            out.print(f" … and {len(found) - len(shown):,} more")
         out.print()
 
 
@@ -286,6 +311,9 @@ def prepare_help() -> str:
         "  corpus.sources.NAME.limits          on what its files may unpack to\n"
         "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.boilerplate.min_share        share of a host's documents that hold a line before it counts as its frame (0.9)\n"
+        "  corpus.boilerplate.min_documents    and at least so many of them (5)\n"
+        "  corpus.boilerplate.sites            sources whose documents without a host are the pages of one site ([])\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
