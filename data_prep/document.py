@@ -73,12 +73,26 @@ DOCUMENT_SCHEMA = pa.schema([(name, _TURNS if name == "turns" else pa.string()) 
 
 @dataclass(slots=True)
 class Drop:
-    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it lost."""
+    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it lost.
+
+    Attributes:
+        characters: of its text; 0 of a record that never became a document.
+    """
 
     id: str
     source: str
     reason: str
     detail: str = ""
+    characters: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Cut:
+    """Text that a stage took from one document, which went on without it."""
+
+    source: str
+    reason: str
+    characters: int
 
 
 class Unreadable(ValueError):
@@ -116,14 +130,23 @@ class Broken:
 
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a place."""
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a place.
+
+    `drops` and `cuts` together are all text that the stage took; the card shows both by reason and source.
+    """
 
     drops: list[Drop] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     broken: list[Broken] = field(default_factory=list)
 
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
-        self.drops.append(Drop(document.id, document.source, reason, detail))
+        self.drops.append(Drop(document.id, document.source, reason, detail, document.characters))
+
+    def cut(self, document: Document, reason: str, characters: int) -> None:
+        """Note text that is taken from a document that goes on."""
+        if characters > 0:
+            self.cuts.append(Cut(document.source, reason, characters))
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
         """Note a broken record.

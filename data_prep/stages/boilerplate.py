@@ -109,6 +109,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
             report.counts["documents_cut"] += 1
             report.counts["lines_cut"] += _lines(document.text) - _lines(text)
             report.counts["characters_cut"] += len(document.text) - len(text)
+            report.cut(document, "repeated_frame", len(document.text) - len(text))
             document.text = text
         yield document
 

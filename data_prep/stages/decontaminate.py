@@ -51,6 +51,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         if rules.action == "cut" and not document.turns and (text := _without(document.text, index)):
             report.counts[f"documents_cut_{name}"] += 1
             report.counts["paragraphs_cut"] += _paragraphs(document.text) - _paragraphs(text)
+            report.cut(document, f"in_{name}", len(document.text) - len(text))
             document.text = text
             yield document
         else:

@@ -13,10 +13,11 @@ from typing import Any
 
 import ftfy
 
+from data_prep import symbol_fonts
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
-VERSION = 4
+VERSION = 5
 
 # Curly quotes are correct Norwegian typography («…», ’): ftfy must not flatten them.
 _FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization=None, explain=False)
@@ -62,6 +63,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             report.drop(document, "empty_answer")
         else:
             report.counts["changed"] += document.whole_text != before
+            report.counts["symbol_font_characters"] += symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
             document.title = normalise(document.title)
             yield document
 
@@ -103,6 +105,7 @@ def _fixed(text: str, good: set[str]) -> str:
     """Repaired by ftfy line by line, but for the lines that are `good`; what it finds good, it adds."""
     if _is_plain(text):
         return text
+    text = symbol_fonts.mend(text)
     lines = (_LINE_BREAKS.sub("\n", text) if _LINE_BREAK_SIGN.search(text) else text).split("\n")
     for place, line in enumerate(lines):
         if not _is_plain(line) and line not in good:

@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 def print_corpus(prepared: Any) -> None:
     out = console()
     out.print(_stage_table(prepared.manifest, prepared.skipped))
-    out.print(_source_table(prepared.manifest))
+    _print_sources(out, prepared.manifest)
     out.print(_split_line(prepared.folder, prepared.manifest))
 
 
@@ -93,6 +93,27 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
         name = f"{info.name} (done before)" if info.name in skipped else info.name
         stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
     return stages
+
+
+def _print_sources(out: Console, manifest: Any) -> None:
+    """What each source gave and lost, and what should be known of it."""
+    out.print(_source_table(manifest))
+    if any(stage.losses for stage in manifest.stages):
+        out.print(_loss_table(manifest))
+    for line in manifest.warnings():
+        out.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+def _loss_table(manifest: Any) -> Table:
+    """The share of each source's text that stages took, by reason, largest first."""
+    table = Table("source", "characters read", "text taken, by reason", box=None)
+    for name, source in manifest.sources.items():
+        shares: Counter[str] = Counter()
+        for loss in (loss for stage in manifest.stages for loss in stage.losses if loss.source == name):
+            shares[loss.reason] += loss.characters / max(source.characters_read, 1)
+        reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
+        table.add_row(name, f"{source.characters_read:,}", f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none")
+    return table
 
 
 def _source_table(manifest: Any) -> Table:
@@ -123,7 +144,7 @@ def print_corpus_overview(corpus: Any) -> None:
     manifest = corpus.manifest
     out = console(stderr=False)
     out.print(_stage_table(manifest, []))
-    out.print(_source_table(manifest))
+    _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
     name = Text(f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --tokens, --lengths; {corpus.folder}/README.md")
     out.print(name, soft_wrap=True)
