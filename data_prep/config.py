@@ -140,12 +140,14 @@ class DeduplicateConfig:
         near: whether near duplicates are sought too.
         similarity: Jaccard similarity of the sets of word 5-grams from which on two documents say the same. A copy in which 3% of
             the words were changed has about 0.75.
+        tell_apart: whether similar documents are kept whose titles, numbers, dates, names or words stand against each other.
         bands: into how many bands the 128 minima of MinHash are cut: more find less similar documents, and compare more.
     """
 
     near: bool = True
     similarity: float = 0.6
-    bands: int = 21
+    tell_apart: bool = True
+    bands: int = 25
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1:

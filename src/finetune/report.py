@@ -309,6 +309,8 @@ def prepare_help() -> str:
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
+        "  corpus.deduplicate.tell_apart       whether similar ones with another title, other numbers or names are kept (true)\n"
+        "  corpus.quality.skip_readers         readers whose sources the quality rules leave alone ([conllu])\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
