@@ -140,12 +140,14 @@ class DeduplicateConfig:
         near: whether near duplicates are sought too.
         similarity: Jaccard similarity of the sets of word 5-grams from which on two documents say the same. A copy in which 3% of
             the words were changed has about 0.75.
+        tell_apart: whether similar documents are kept whose titles, numbers, dates, names or words stand against each other.
         bands: into how many bands the 128 minima of MinHash are cut: more find less similar documents, and compare more.
     """
 
     near: bool = True
     similarity: float = 0.6
-    bands: int = 21
+    tell_apart: bool = True
+    bands: int = 25
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1:
@@ -201,7 +203,8 @@ class QualityConfig:
     measures, and where it comes from. A limit of null switches its rule off. Conversations, prompts and answers are not judged.
 
     Attributes:
-        skip_sources: names of sources that are not judged.
+        skip_readers: readers whose sources are not judged: treebanks are made of single sentences, and are for evaluation.
+        skip_sources: names of further sources that are not judged. What is not judged is counted.
         min_words, max_words: words.
         min_word_length, max_word_length: mean length of words, characters.
         min_letter_words: share of words that have a letter.
@@ -212,12 +215,15 @@ class QualityConfig:
         max_lorem_ipsum: share of the words that are a printer's dummy text.
         max_broken_share: share of the characters that are U+FFFD or for private use: letters that were lost.
         max_spaced_letters: share of words that are one letter, as in s p a c e d text from a PDF.
-        max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before.
-        max_top_ngrams: share of the characters in the commonest sequence of 2, 3 and 4 words.
-        max_duplicate_ngrams: share of the characters in sequences of 5 words that stood before.
+        max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before,
+            after the same line (paragraph).
+        max_top_ngrams: share of the characters in the commonest sequence of 2, 3 and 4 words, references with numbers left out.
+        max_duplicate_ngrams: share of the characters in sequences of 5 words that stood before, if sequences of 30 words have it
+            too, or those of 5 words more than the mean of this share and 1.
         repetition_from: words; shorter documents are not looked at for repetition.
     """
 
+    skip_readers: list[str] = field(default_factory=lambda: ["conllu"])
     skip_sources: list[str] = field(default_factory=list)
     min_words: int | None = 5
     max_words: int | None = 1_000_000
@@ -239,6 +245,8 @@ class QualityConfig:
     repetition_from: int = 100
 
     def __post_init__(self) -> None:
+        if unknown := set(self.skip_readers) - set(READERS):
+            raise ValueError(f"quality.skip_readers names '{min(unknown)}': choose among {', '.join(READERS)}")
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
             raise ValueError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
 

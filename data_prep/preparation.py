@@ -20,13 +20,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import reading
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings, from_settings
 from data_prep.document import Document, Report
-from data_prep.shards import StageInfo, sha256_file
+from data_prep.shards import Loss, SourceInfo, StageInfo, sha256_file
 from data_prep.stage_files import Done, StageFolder, shard_file, write_json, write_table
 from data_prep.stages import (
     boilerplate,
@@ -265,6 +266,19 @@ class Preparation:
         module = TEXT_STAGES[stage - 1]
         return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
 
+    def count_read(self, sources: dict[str, SourceInfo]) -> None:
+        """Enter what was read of each source, and how many documents have an id that is not theirs alone."""
+        shards: dict[str, list[Shard]] = {name: [] for name in sources}
+        for shard in self.shards(0):
+            shards[self.tasks[int(shard.name.partition("-")[0])].source].append(shard)
+        for name, own in shards.items():
+            markers = [self.marker(0, shard) for shard in own]
+            refused = sum(loss.characters for marker in markers for loss in marker.losses)
+            sources[name].documents_read = sum(marker.documents_in for marker in markers)
+            sources[name].characters_read = refused + sum(marker.characters_out for marker in markers)
+            hashes = [self.stage(0).id_hashes(shard.name) for shard in own]
+            sources[name].repeated_ids = sum(map(len, hashes)) - len(np.unique(np.concatenate(hashes)))
+
     def prune(self) -> None:
         """Delete what was half written, and stages and, once all is read, shards that there are no longer."""
         known = {self.stage(number).path for number in range(self.text + 2)}
@@ -387,13 +401,19 @@ class Preparation:
 def stage_info(name: str, version: int, settings: dict[str, Any], shards: list[Done]) -> StageInfo:
     """What a stage did, summed over its shards."""
     dropped, counts = Report().counts, Report().counts
+    losses: dict[tuple[str, str], Loss] = {}
     for shard in shards:
         dropped.update(shard.dropped)
         counts.update(shard.counts)
+        for part in shard.losses:
+            loss = losses.setdefault((part.source, part.reason), Loss(source=part.source, reason=part.reason))
+            loss.documents += part.documents
+            loss.cut += part.cut
+            loss.characters += part.characters
     return StageInfo(
         name=name, version=version, settings=settings, documents_in=sum(shard.documents_in for shard in shards),
         documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
-        counts=dict(sorted(counts.items())),
+        counts=dict(sorted(counts.items())), losses=[losses[key] for key in sorted(losses)],
     )  # fmt: skip
 
 

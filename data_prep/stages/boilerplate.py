@@ -132,8 +132,9 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report, dec
         elif frame.lines:
             report.counts["documents_cut"] += 1
             report.counts["lines_cut"] += len(frame.lines)
-            report.counts["characters_cut"] += len(document.text) - len(frame.body)
-            report.cut(document, f"frame of {site}", frame.lines)
+            characters = len(document.text) - len(frame.body)
+            report.counts["characters_cut"] += characters
+            report.cut(document, "frame", frame.lines, characters, f"of {site}")
             document.text = frame.body
         yield document
 

@@ -53,7 +53,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         if kept:
             report.counts[f"documents_cut_{name}"] += 1
             report.counts["paragraphs_cut"] += len(cut)
-            report.cut(document, f"in {name}", cut)
+            report.cut(document, f"in_{name}", cut, len(document.text) - len(kept))
             document.text = kept
             yield document
         else:

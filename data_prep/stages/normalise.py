@@ -18,7 +18,7 @@ from typing import Any
 import ftfy
 from ftfy import fixes
 
-from data_prep import mojibake, verbatim
+from data_prep import mojibake, symbol_fonts, verbatim
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
@@ -123,6 +123,7 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             report.drop(document, "empty_answer")
         else:
             report.counts["changed"] += document.whole_text != before
+            report.counts["symbol_font_characters"] += symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
             document.title = normalise(document.title, rules)
             report.counts.update(rules.changes)
             yield document
@@ -164,6 +165,10 @@ def _mend_signs(text: str, rules: Rules) -> str:
     text = rules.note(Change.CONTROLS, text, _CONTROLS.sub("", text))
     if _LINE_BREAK_SIGN.search(text):
         text = rules.note(Change.LINE_BREAKS, text, _LINE_BREAKS.sub("\n", text))
+    if symbol_fonts.count(text):
+        pieces = verbatim.split(text)
+        pieces[::2] = map(symbol_fonts.mend, pieces[::2])
+        text = "".join(pieces)
     return text
 
 

@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 def print_corpus(prepared: Any) -> None:
     out = console()
     out.print(_stage_table(prepared.manifest, prepared.skipped))
-    out.print(_source_table(prepared.manifest))
+    _print_sources(out, prepared.manifest)
     out.print(_split_line(prepared.folder, prepared.manifest))
 
 
@@ -93,6 +93,27 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
         name = f"{info.name} (done before)" if info.name in skipped else info.name
         stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
     return stages
+
+
+def _print_sources(out: Console, manifest: Any) -> None:
+    """What each source gave and lost, and what should be known of it."""
+    out.print(_source_table(manifest))
+    if any(stage.losses for stage in manifest.stages):
+        out.print(_loss_table(manifest))
+    for line in manifest.warnings():
+        out.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+def _loss_table(manifest: Any) -> Table:
+    """The share of each source's text that stages took, by reason, largest first."""
+    table = Table("source", "characters read", "text taken, by reason", box=None)
+    for name, source in manifest.sources.items():
+        shares: Counter[str] = Counter()
+        for loss in (loss for stage in manifest.stages for loss in stage.losses if loss.source == name):
+            shares[loss.reason] += loss.characters / max(source.characters_read, 1)
+        reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
+        table.add_row(name, f"{source.characters_read:,}", f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none")
+    return table
 
 
 def _source_table(manifest: Any) -> Table:
@@ -123,7 +144,7 @@ def print_corpus_overview(corpus: Any) -> None:
     manifest = corpus.manifest
     out = console(stderr=False)
     out.print(_stage_table(manifest, []))
-    out.print(_source_table(manifest))
+    _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
     name = Text(
         f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --tokens, --lengths; {corpus.folder}/README.md"
@@ -316,6 +337,8 @@ def prepare_help() -> str:
         "  corpus.boilerplate.sites            sources whose documents without a host are the pages of one site ([])\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
+        "  corpus.deduplicate.tell_apart       whether similar ones with another title, other numbers or names are kept (true)\n"
+        "  corpus.quality.skip_readers         readers whose sources the quality rules leave alone ([conllu])\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
