@@ -322,7 +322,10 @@ class _Sequence:
                 report.quarantine(where, fault)
             else:
                 shape.add(value, column)
-                yield from self._of_value(value, where, report)
+                if self._form.is_record(value) and not self._form.path:
+                    yield where, value
+                else:
+                    yield from self._of_value(value, where, report)
             self._number += 1
         text.step()
         return True

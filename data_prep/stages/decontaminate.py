@@ -23,7 +23,7 @@ from data_prep.evaluation_sets import files, texts
 from data_prep.ngrams import WORD, ngram_hashes, word_numbers
 from data_prep.shards import sha256_file
 
-VERSION = 1
+VERSION = 2
 
 logger = logging.getLogger(__name__)
 
