@@ -77,7 +77,6 @@ def test_one_pretty_printed_record_is_one_document_and_not_its_parts(tmp_path: P
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("indent", [None, 2])
 def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_records(tmp_path: Path, indent: int | None) -> None:
     records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
     (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
@@ -89,6 +88,7 @@ def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_rec
         assert [error for _, error in faults(report)] == ["no string under 'text'"]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
 def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -> None:
     body = {"arkiv": [{"text": "Gammel."}], "text": "Om samlingen", "svar": {"saker": [{"text": "Ny."}, {"text": "Nyest."}]}}
     (tmp_path / "a.json").write_text(dump(body, indent))
