@@ -327,8 +327,16 @@ class _Sequence:
         records; of others, the elements may be objects that hold it."""
         text, shape = self._text, _Shape()
         text.step()
-        while text.skip(_SEPARATORS) != "]":
+        while True:
+            character = text.skip(_SEPARATORS)
             where, column = self._where(), text.column
+            if character == "]":
+                text.step()
+                if not in_object or text.skip(_SPACES) != "{":
+                    return True
+                report.quarantine(where, "not JSON: ] between two elements")
+                self._number += 1
+                continue
             try:
                 value = text.value(self._form.limit)
             except NotJson as fault:
@@ -344,8 +352,6 @@ class _Sequence:
                 else:
                     yield from self._of_value(value, where, report)
             self._number += 1
-        text.step()
-        return True
 
     def _of_value(self, value: Any, where: Place, report: Report) -> Iterator[tuple[Place, Any]]:
         with report.quarantining(where):
@@ -365,10 +371,13 @@ class _Sequence:
             try:
                 value = text.value(min(self._form.limit, WINDOW))
             except NotJson as fault:
-                closed = yield from self._of_broken_or_long(fault)
-                text.column = None if closed else column
-                if not closed and text.skip_broken(shape, self._form) is not Behind.ELEMENT:
-                    return
+                lost = yield from self._of_broken_or_long(fault)
+                if lost is not None:
+                    text.column, where = column, self._where()
+                    if text.skip_broken(shape, self._form) is not Behind.ELEMENT:
+                        raise lost from None
+                    self._report.quarantine(where, lost)
+                    self._number += 1
             else:
                 shape.add(value, column)
                 yield from self._of_whole(value, where)
@@ -384,10 +393,9 @@ class _Sequence:
             yield self._where(), element
             self._number += 1
 
-    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the records of an object that cannot be held whole; return whether reading stands behind its end."""
-        text, where = self._text, self._where()
-        outline = _Outline(text, self._form, self._finder)
+    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
+        """Yield the records of an object that cannot be held whole; return the fault that it ends with, if it does."""
+        text, outline = self._text, _Outline(self._text, self._form, self._finder)
         try:
             text.mark()
             try:
@@ -395,41 +403,43 @@ class _Sequence:
             finally:
                 text.go_back()
             if not outline.is_record:
-                found = len(self._report.broken), self._number
-                closed = yield from self._of_object(outline.choose(fault), ())
-                if (len(self._report.broken), self._number) == found and self._form.path and not outline.is_named:
-                    raise NotJson(f"no list under '{'.'.join(self._form.path)}', which options.records names")
-                return closed
+                yield from self._of_list(outline.choose(fault), outline.is_named)
+                return None
             value = text.value(self._form.limit)
         except NotJson as inner:
-            self._report.quarantine(where, inner)
-            self._number += 1
-            return False
+            return inner
+        where = self._where()
         self._number += 1
         yield where, value
-        return True
+        return None
+
+    def _of_list(self, path: tuple[str, ...], is_there: bool) -> Iterator[tuple[Place, Any]]:
+        before = self._number, len(self._report.broken)
+        yield from self._of_object(path, ())
+        if self._form.path and not is_there and before == (self._number, len(self._report.broken)):
+            raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
 
     def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the wanted list of the object that begins here; return whether its end was found."""
+        """Yield the elements of the wanted list of the object that begins here; return False if the text ended in the list.
+
+        Raises:
+            NotJson: what stands beside the list is broken.
+        """
         text = self._text
-        try:
-            for key, opening in text.members():
-                here = (*path, key)
-                if opening == "[" and here == wanted:
-                    closed = yield from self._elements(self._report, in_object=True)
-                    if not closed:
-                        return True  # at the end of the text, and said
-                elif opening == "{" and wanted[: len(here)] == here:
-                    closed = yield from self._of_object(wanted, here)
-                    if not closed:
-                        return False
-                elif opening == "[":
-                    self._pass_over_list(here)
-                else:
-                    text.value(self._form.limit)
-        except NotJson as fault:
-            self._report.quarantine(self._where(), f"{fault}, beside the list of records")
-            return False
+        for key, opening in text.members():
+            here = (*path, key)
+            if opening == "[" and here == wanted:
+                closed = yield from self._elements(self._report, in_object=True)
+                if not closed:
+                    return False
+            elif opening == "{" and wanted[: len(here)] == here:
+                closed = yield from self._of_object(wanted, here)
+                if not closed:
+                    return False
+            elif opening == "[":
+                self._pass_over_list(here)
+            else:
+                text.value(self._form.limit)
         return True
 
     def _pass_over_list(self, path: tuple[str, ...]) -> None:

@@ -220,6 +220,13 @@ LAYOUTS = {
     "object": ('{"count": 4, "items": [', ", ", '], "next": null}', None),
     "object, one a line": ('{\n"count": 4,\n"items": [\n', ",\n", '\n],\n"facets": [\n{"id": "x"}\n]\n}', None),
     "object, pretty": ('{\n  "count": 4,\n  "items": [\n    ', ",\n    ", '\n  ],\n  "facets": [\n    {"id": "x"}\n  ]\n}', 4),
+    "nested": ('{"response": {"n": 4, "docs": [', ", ", ']}, "next": null}', None),
+    "nested, pretty": (
+        '{\n "response": {\n  "docs": [\n    ',
+        ",\n    ",
+        '\n  ],\n  "n": 4\n },\n "more": [\n    {"id": "x"}\n  ]\n}',
+        4,
+    ),
     "lines": ("", "\n", "\n", None),
 }
 
@@ -254,6 +261,21 @@ def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layou
     assert len(report.broken) == 1
 
 
+@pytest.mark.parametrize("tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_is_broken_beside_the_list_costs_no_record(tmp_path: Path, tail: str, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == EXPECTED
+    assert len(report.broken) == 1
+
+
+def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1))
+        assert texts(read("jsonl", tmp_path)[0]) == EXPECTED
+
+
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
 def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> None:
     text = joint.join(dump(record, None) for record in RECORDS)
@@ -265,7 +287,7 @@ def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> 
         assert not report.broken
 
 
-@pytest.mark.parametrize("layout", ["one a line", "one line", "pretty", "object", "object, pretty"])
+@pytest.mark.parametrize("layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"])
 @pytest.mark.parametrize("cut", [1, 40, 90])
 def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, layout: str, cut: int) -> None:
     opening, comma, _, indent = LAYOUTS[layout]
