@@ -165,12 +165,12 @@ class ListFinder:
 
     def __init__(self, form: Form, report: Report) -> None:
         self.form, self._report = form, report
-        self._has_records = False
+        self.has_records = False
 
     def is_record(self, value: Any) -> bool:
         """Whether a value that stands in no list is a record, which needs no further look."""
         found = not self.form.path and self.form.is_record(value)
-        self._has_records = self._has_records or found
+        self.has_records = self.has_records or found
         return found
 
     def expand(self, value: Any, is_element: bool = False) -> list[Any] | None:
@@ -184,7 +184,7 @@ class ListFinder:
             return None
         if path and isinstance(named := _follow(value, path), list):
             return named
-        if self.is_record(value) or self._has_records or (path and (is_element or self.form.is_record(value))):
+        if self.is_record(value) or self.has_records or (path and (is_element or self.form.is_record(value))):
             return None
         if path:
             raise Unreadable(f"no list under '{'.'.join(path)}', which options.records names, but {_names(list(value))}")
@@ -284,12 +284,15 @@ def _beginning(value: dict[str, Any]) -> tuple[str, str]:
     return (match[1], match[2] or "") if match else ("", "")
 
 
-def _objects_within(value: Any) -> Iterator[dict[str, Any]]:
-    for inner in value.values() if isinstance(value, dict) else value:
+def _objects_within(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    waiting: list[Any] = [*value.values()]
+    while waiting:  # no recursion: they may be nested as deep as JSON can be read
+        inner = waiting.pop()
         if isinstance(inner, dict):
             yield inner
-        if isinstance(inner, dict | list):
-            yield from _objects_within(inner)
+            waiting.extend(inner.values())
+        elif isinstance(inner, list):
+            waiting.extend(inner)
 
 
 class _Sequence:
@@ -408,6 +411,7 @@ class _Sequence:
             value = text.value(self._form.limit)
         except NotJson as inner:
             return inner
+        self._finder.is_record(value)
         where = self._where()
         self._number += 1
         yield where, value
@@ -505,16 +509,19 @@ class _Outline:
                 value = text.value(WINDOW)
             except NotJson:
                 if not found and _holds_key(text, self._form):
-                    found = True
-                    self.lists.append(path)
+                    found = self._add(path)
                 if text.is_full() or text.skip_broken(shape, self._form) is Behind.NOTHING:
                     raise
                 continue
             shape.add(value, column)
             if not found and self._form.is_record(value):
-                found = True
-                self.lists.append(path)
+                found = self._add(path)
         text.step()
+
+    def _add(self, path: tuple[str, ...]) -> bool:
+        if not self._finder.has_records:
+            self.lists.append(path)
+        return True
 
 
 def _holds_key(text: JsonText, form: Form) -> bool:

@@ -82,10 +82,13 @@ def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_rec
     (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
     (tmp_path / "b.json").write_text(dump(records, indent))
     (tmp_path / "c.json").write_text(dump({"items": records}, indent))
-    for name in "abc":
+    broken = dump(records[1], indent)[:-1] + ' "x"'
+    (tmp_path / "d.json").write_text("\n".join([dump(records[0], indent), broken, dump(records[2], indent)]))
+    for name in "abcd":
         documents, report = read("jsonl", tmp_path / f"{name}.json")
         assert texts(documents) == ["En.", "To."]
-        assert [error for _, error in faults(report)] == ["no string under 'text'"]
+        ((_, error),) = faults(report)
+        assert error.startswith("not JSON" if name == "d" else "no string under 'text'")
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -317,6 +320,15 @@ def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:
     source, report = SourceConfig(reader="jsonl", path=str(tmp_path), license="CC0-1.0"), Report()
     assert sum(1 for _ in reading.read("s", source, report, reading.files(source))) == 5000
     assert len(report.broken) == 5000
+
+
+def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
+    deep = '{"text": "Dyp.", "x": ' + "[" * 800 + '{"a": 1}' + "]" * 800 + "}"
+    for name, text in {"a": f"[{deep}, nei, {deep}]", "b": f'{{"items": [{deep}, nei, {deep}]}}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        documents, report = read("jsonl", tmp_path / f"{name}.json")
+        assert texts(documents) == ["Dyp.", "Dyp."]
+        assert len(report.broken) == 1
 
 
 # --- lines --------------------------------------------------------------------------------------------------------------------
