@@ -38,6 +38,7 @@ _FIRST_KEYS = re.compile(rf"\{{\s*({_STRING})\s*:(?:\s*(?:{_STRING}|[\w.+-]+)\s*
 _TO_FIRST_LIST = re.compile(
     r'\s*\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|\{)\s*)*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{'
 )
+_COUNTABLE = re.compile(r"[\w.-]{1,60}")
 _KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
 
 
@@ -85,10 +86,11 @@ def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, 
         if head[:1] == "[" or (head[:1] == "{" and _is_spread(head, form, is_cut=len(raw) >= 4096)):
             yield from _Sequence(member, form, report).values(is_array=head[:1] == "[")
             return
+    finder = ListFinder(form, report)
     for where, line in member.lines():
         if line.strip():
             with report.quarantining(where):
-                yield from _values_of_line(decode(line, report), where, form, report)
+                yield from _values_of_line(decode(line, report), where, finder, report)
 
 
 def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
@@ -114,13 +116,13 @@ def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
     return True
 
 
-def _values_of_line(text: str, where: Place, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
+def _values_of_line(text: str, where: Place, finder: ListFinder, report: Report) -> Iterator[tuple[Place, Any]]:
     """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole list."""
     if text.rstrip().endswith(","):  # lines cut out of an array
         text = text.rstrip()[:-1]
     try:
         found = [parse(text)]
-        if form.is_record(found[0]) and not form.path:
+        if finder.is_record(found[0]):
             yield where, found[0]
             return
     except NotJson:
@@ -131,7 +133,7 @@ def _values_of_line(text: str, where: Place, form: Form, report: Report) -> Iter
     for number, value in enumerate(found, start=1):
         place = replace(where, at=f"{where.at}.{number}") if several else where
         with report.quarantining(place):
-            elements = expand(value, form, report)
+            elements = finder.expand(value)
             if elements is None:
                 yield place, value
             else:
@@ -154,45 +156,58 @@ def _joined(text: str) -> list[Any]:
     return found
 
 
-def expand(value: Any, form: Form, report: Report, is_element: bool = False) -> list[Any] | None:
-    """Return the records of an object that holds them in a list; None if it is none of that kind, as an element mostly is.
+class ListFinder:
+    """Finds the list of records in the objects of one file.
 
-    Raises:
-        Unreadable: the list that a setting names is not in it, or several are and none is named.
+    A file has either records or objects that hold them: once a record was seen, an object that is none is broken, and a list in
+    it, of comments perhaps, is no list of records.
     """
-    if not isinstance(value, dict):
-        return None
-    if form.path and isinstance(named := _follow(value, form.path), list):
-        return named
-    if form.is_record(value):
-        return None
-    if form.path and is_element:
-        return None
-    if form.path:
-        raise Unreadable(f"no list under '{'.'.join(form.path)}', which options.records names, but {_names(list(value))}")
-    lists = dict(_lists(value, ()))
-    holding = [path for path, elements in lists.items() if any(map(form.is_record, elements))]
-    if not holding:
-        _refuse_map(value, form)
+
+    def __init__(self, form: Form, report: Report) -> None:
+        self.form, self._report = form, report
+        self.has_records = False
+
+    def is_record(self, value: Any) -> bool:
+        """Whether a value that stands in no list is a record, which needs no further look."""
+        found = not self.form.path and self.form.is_record(value)
+        self.has_records = self.has_records or found
+        return found
+
+    def expand(self, value: Any, is_element: bool = False) -> list[Any] | None:
+        """Return the records of an object that holds them in a list; None if it is none of that kind, as an element mostly is.
+
+        Raises:
+            Unreadable: the list that a setting names is not in it, or several are and none is named.
+        """
+        path = self.form.path
+        if not isinstance(value, dict):
+            return None
+        if path and isinstance(named := _follow(value, path), list):
+            return named
+        if self.is_record(value) or self.has_records or (path and (is_element or self.form.is_record(value))):
+            return None
+        if path:
+            raise Unreadable(f"no list under '{'.'.join(path)}', which options.records names, but {_names(list(value))}")
+        lists = dict(_lists(value, ()))
+        holding = [path for path, elements in lists.items() if any(map(self.form.is_record, elements))]
+        if holding:
+            return lists[self.choose(holding)]
+        _refuse_map(value, self.form)
         empty = [path for path, elements in lists.items() if not elements and path[-1] in EMPTY_LISTS]
         return [] if empty and len(empty) == len(lists) else None
-    choose_list(holding, report)
-    return lists[holding[0]]
 
+    def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the only one of the lists of records, and count it by its name.
 
-def choose_list(paths: list[tuple[str, ...]], report: Report) -> None:
-    """Count which list is read.
-
-    Raises:
-        Unreadable: there are several.
-    """
-    if len(paths) > 1:
-        names = _names([".".join(path) for path in paths])
-        raise Unreadable(f"holds several lists of records, {names}: name the one to read by options.records")
-    name = ".".join(paths[0])
-    if not re.fullmatch(r"[\w.-]{1,60}", name):
-        name = "other"
-    report.counts[f"list_found_{name}"] += 1
+        Raises:
+            NotJson: there are several.
+        """
+        if len(paths) > 1:
+            names = _names([".".join(path) for path in paths])
+            raise NotJson(f"holds several lists of records, {names}: name the one to read by options.records")
+        name = ".".join(paths[0])
+        self._report.counts[f"list_found_{name if _COUNTABLE.fullmatch(name) else 'other'}"] += 1
+        return paths[0]
 
 
 def _names(names: list[str]) -> str:
@@ -269,12 +284,15 @@ def _beginning(value: dict[str, Any]) -> tuple[str, str]:
     return (match[1], match[2] or "") if match else ("", "")
 
 
-def _objects_within(value: Any) -> Iterator[dict[str, Any]]:
-    for inner in value.values() if isinstance(value, dict) else value:
+def _objects_within(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    waiting: list[Any] = [*value.values()]
+    while waiting:  # no recursion: they may be nested as deep as JSON can be read
+        inner = waiting.pop()
         if isinstance(inner, dict):
             yield inner
-        if isinstance(inner, dict | list):
-            yield from _objects_within(inner)
+            waiting.extend(inner.values())
+        elif isinstance(inner, list):
+            waiting.extend(inner)
 
 
 class _Sequence:
@@ -283,6 +301,7 @@ class _Sequence:
     def __init__(self, member: Member, form: Form, report: Report) -> None:
         self._place, self._form, self._report = member.place, form, report
         self._text = JsonText(member, form.limit, report)
+        self._finder = ListFinder(form, report)
         self._number = 1
 
     def values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
@@ -306,12 +325,21 @@ class _Sequence:
             if not closed:
                 return
 
-    def _elements(self, report: Report) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the array that begins here; return whether its end was found."""
+    def _elements(self, report: Report, in_object: bool = False) -> Generator[tuple[Place, Any], None, bool]:
+        """Yield the elements of the array that begins here; return whether its end was found. One in an object is the list of
+        records; of others, the elements may be objects that hold it."""
         text, shape = self._text, _Shape()
         text.step()
-        while text.skip(_SEPARATORS) != "]":
+        while True:
+            character = text.skip(_SEPARATORS)
             where, column = self._where(), text.column
+            if character == "]":
+                text.step()
+                if not in_object or text.skip(_SPACES) != "{":
+                    return True
+                report.quarantine(where, "not JSON: ] between two elements")
+                self._number += 1
+                continue
             try:
                 value = text.value(self._form.limit)
             except NotJson as fault:
@@ -322,14 +350,15 @@ class _Sequence:
                 report.quarantine(where, fault)
             else:
                 shape.add(value, column)
-                yield from self._of_value(value, where, report)
+                if in_object or self._finder.is_record(value):
+                    yield where, value
+                else:
+                    yield from self._of_value(value, where, report)
             self._number += 1
-        text.step()
-        return True
 
     def _of_value(self, value: Any, where: Place, report: Report) -> Iterator[tuple[Place, Any]]:
         with report.quarantining(where):
-            elements = expand(value, self._form, report, is_element=True)
+            elements = self._finder.expand(value, is_element=True)
             if elements is None:
                 yield where, value
             else:
@@ -345,17 +374,20 @@ class _Sequence:
             try:
                 value = text.value(min(self._form.limit, WINDOW))
             except NotJson as fault:
-                closed = yield from self._of_broken_or_long(fault)
-                text.column = None if closed else column
-                if not closed and text.skip_broken(shape, self._form) is not Behind.ELEMENT:
-                    return
+                lost = yield from self._of_broken_or_long(fault)
+                if lost is not None:
+                    text.column, where = column, self._where()
+                    if text.skip_broken(shape, self._form) is not Behind.ELEMENT:
+                        raise lost from None
+                    self._report.quarantine(where, lost)
+                    self._number += 1
             else:
                 shape.add(value, column)
                 yield from self._of_whole(value, where)
 
     def _of_whole(self, value: Any, where: Place) -> Iterator[tuple[Place, Any]]:
         try:
-            elements = expand(value, self._form, self._report)
+            elements = self._finder.expand(value)
         except Unreadable as fault:
             self._report.quarantine(where, fault)
             self._number += 1
@@ -364,10 +396,9 @@ class _Sequence:
             yield self._where(), element
             self._number += 1
 
-    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the records of an object that cannot be held whole; return whether reading stands behind its end."""
-        text, where = self._text, self._where()
-        outline = _Outline(text, self._form)
+    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
+        """Yield the records of an object that cannot be held whole; return the fault that it ends with, if it does."""
+        text, outline = self._text, _Outline(self._text, self._form, self._finder)
         try:
             text.mark()
             try:
@@ -375,47 +406,50 @@ class _Sequence:
             finally:
                 text.go_back()
             if not outline.is_record:
-                found = len(self._report.broken), self._number
-                closed = yield from self._of_object(outline.choose(fault, self._report), ())
-                if (len(self._report.broken), self._number) == found and self._form.path and not outline.is_named:
-                    raise NotJson(f"no list under '{'.'.join(self._form.path)}', which options.records names")
-                return closed
+                yield from self._of_list(outline.choose(fault), outline.is_named)
+                return None
             value = text.value(self._form.limit)
         except NotJson as inner:
-            self._report.quarantine(where, inner)
-            self._number += 1
-            return False
+            return inner
+        self._finder.is_record(value)
+        where = self._where()
         self._number += 1
         yield where, value
-        return True
+        return None
+
+    def _of_list(self, path: tuple[str, ...], is_there: bool) -> Iterator[tuple[Place, Any]]:
+        before = self._number, len(self._report.broken)
+        yield from self._of_object(path, ())
+        if self._form.path and not is_there and before == (self._number, len(self._report.broken)):
+            raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
 
     def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the wanted list of the object that begins here; return whether its end was found."""
+        """Yield the elements of the wanted list of the object that begins here; return False if the text ended in the list.
+
+        Raises:
+            NotJson: what stands beside the list is broken.
+        """
         text = self._text
-        try:
-            for key, opening in text.members():
-                here = (*path, key)
-                if opening == "[" and here == wanted:
-                    closed = yield from self._elements(self._report)
-                    if not closed:
-                        return True  # at the end of the text, and said
-                elif opening == "{" and wanted[: len(here)] == here:
-                    closed = yield from self._of_object(wanted, here)
-                    if not closed:
-                        return False
-                elif opening == "[":
-                    self._pass_over_list(here)
-                else:
-                    text.value(self._form.limit)
-        except NotJson as fault:
-            self._report.quarantine(self._where(), f"{fault}, beside the list of records")
-            return False
+        for key, opening in text.members():
+            here = (*path, key)
+            if opening == "[" and here == wanted:
+                closed = yield from self._elements(self._report, in_object=True)
+                if not closed:
+                    return False
+            elif opening == "{" and wanted[: len(here)] == here:
+                closed = yield from self._of_object(wanted, here)
+                if not closed:
+                    return False
+            elif opening == "[":
+                self._pass_over_list(here)
+            else:
+                text.value(self._form.limit)
         return True
 
     def _pass_over_list(self, path: tuple[str, ...]) -> None:
         """Step over a list that is not read; one of records that was not seen when the list was chosen is a broken record."""
         number, where = self._number, self._where()
-        held = sum(self._form.is_record(element) for _, element in self._elements(Report()))
+        held = sum(self._form.is_record(element) for _, element in self._elements(Report(), in_object=True))
         self._number = number
         if held and not self._form.path:
             name = ".".join(path)
@@ -426,8 +460,8 @@ class _Sequence:
 class _Outline:
     """The keys and lists of an object of which only the beginning is looked at."""
 
-    def __init__(self, text: JsonText, form: Form) -> None:
-        self._text, self._form = text, form
+    def __init__(self, text: JsonText, form: Form, finder: ListFinder) -> None:
+        self._text, self._form, self._finder = text, form, finder
         self.is_record = False
         self.lists: list[tuple[str, ...]] = []
         self.is_named = False
@@ -439,7 +473,7 @@ class _Outline:
             if not (self.lists or self.is_record or self.is_named):
                 raise
 
-    def choose(self, fault: NotJson, report: Report) -> tuple[str, ...]:
+    def choose(self, fault: NotJson) -> tuple[str, ...]:
         """Return the path of the list to read.
 
         Raises:
@@ -449,11 +483,7 @@ class _Outline:
             return self._form.path
         if not self.lists:
             raise fault
-        try:
-            choose_list(self.lists, report)
-        except Unreadable as fault:
-            raise NotJson(str(fault)) from None
-        return self.lists[0]
+        return self._finder.choose(self.lists)
 
     def _object(self, path: tuple[str, ...]) -> None:
         for key, opening in self._text.members():
@@ -479,16 +509,19 @@ class _Outline:
                 value = text.value(WINDOW)
             except NotJson:
                 if not found and _holds_key(text, self._form):
-                    found = True
-                    self.lists.append(path)
+                    found = self._add(path)
                 if text.is_full() or text.skip_broken(shape, self._form) is Behind.NOTHING:
                     raise
                 continue
             shape.add(value, column)
             if not found and self._form.is_record(value):
-                found = True
-                self.lists.append(path)
+                found = self._add(path)
         text.step()
+
+    def _add(self, path: tuple[str, ...]) -> bool:
+        if not self._finder.has_records:
+            self.lists.append(path)
+        return True
 
 
 def _holds_key(text: JsonText, form: Form) -> bool:

@@ -6,9 +6,7 @@ What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's 
 
 from __future__ import annotations
 
-import codecs
 import csv
-import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.separators import EXCEL_LINE, HEAD, NO_SEPARATOR, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 from data_prep.sources.jsonl import OPTIONAL, clean, described
@@ -31,11 +30,6 @@ ROWS = 256
 FIELDS = ("text", *OPTIONAL)
 LINE_BYTES = 200  # that a line takes in memory besides its text
 PATIENCE = 8  # how much more may be gone back over than is read; then every row is a line, or stray quotes alone would take hours
-
-
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-NO_SEPARATOR = "\x1f"  # of a table with one column, whose texts may hold all of these
-_EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
 @dataclass
@@ -120,7 +114,9 @@ def csv_rows(
     """
     csv.field_size_limit(source.limits.max_record_bytes)
     if not delimiter:
-        delimiter = find_separator(member, needed)
+        head = member.stream.peek(HEAD)[:HEAD]
+        usual = "\t" if member.name.lower().endswith(".tsv") else ","
+        delimiter = find_separator(head, len(head) < WHOLE_BELOW, usual, needed)
         report.counts[f"separator_{SEPARATORS.get(delimiter, 'none' if delimiter == NO_SEPARATOR else 'other')}"] += 1
     lines = _Lines(member, source.limits.max_record_bytes, report)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -135,7 +131,7 @@ def csv_rows(
             lines.give_up_row(f"not CSV: {fault}")
             continue
         if names is None:
-            if row and not _EXCEL_LINE.fullmatch(lines.row[0][1]):
+            if row and not EXCEL_LINE.fullmatch(lines.row[0][1]):
                 names = row if set(needed) <= set(row) else [name.strip() for name in row]
                 _require(needed, names, member.place, source.reader)
         elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
@@ -149,34 +145,8 @@ def csv_rows(
         report.quarantine(member.place, "empty: not even the names of columns")
 
 
-def find_separator(member: Member, needed: tuple[str, ...]) -> str:
-    """Return what parts the columns of CSV, by its first line and the records behind it.
-
-    It is what makes a needed column of the first line; else what cuts most records into as many columns as the first line, and
-    into most. Without any in the first line, there is one column.
-    """
-    head = member.stream.peek(2**16)[: 2**16].removeprefix(codecs.BOM_UTF8)
-    lines = [line for line in head.decode("utf-8", "cp1252").splitlines(keepends=True) if line.strip()]
-    if lines and (said := _EXCEL_LINE.fullmatch(lines[0])):
-        return said[1]
-    whole = lines[:-1] if len(lines) > 1 and len(head) >= 4096 else lines
-    usual = "\t" if member.name.lower().endswith(".tsv") else ","
-    best, best_score = NO_SEPARATOR, (False, 0.0, 0, False)
-    for separator in SEPARATORS:
-        try:
-            names, *records = [row for row in csv.reader(whole[:200], delimiter=separator) if row] or [[]]
-        except csv.Error:
-            continue
-        if len(names) > 1:
-            fitting = sum(len(row) == len(names) for row in records) / max(len(records), 1)
-            has_needed = {name.strip() for name in names} >= set(needed)
-            score = has_needed, round(fitting, 1), len(names), separator == usual
-            best, best_score = max((best, best_score), (separator, score), key=lambda pair: pair[1])
-    return best
-
-
 def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
-    head = member.stream.peek(2**16)[: 2**16]
+    head = member.stream.peek(HEAD)[:HEAD]
     of_old_macs = b"\r" in head and b"\n" not in head  # their lines end in a carriage return
     for where, line in member.lines():
         with report.quarantining(where):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data_prep import pipeline, reading
@@ -63,6 +64,19 @@ def read_step(config: PrepareConfig) -> None:
     pipeline.run_task(work, "read")
 
 
+def change_in_the_middle(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any], file: Path) -> None:
+    """Change a file once 200 documents of it were read."""
+    read = reading.read
+
+    def interrupted(*arguments: Any) -> Iterator[Document]:
+        for number, document in enumerate(read(*arguments)):
+            if number == 200:
+                change(file)
+            yield document
+
+    monkeypatch.setattr(reading, "read", interrupted)
+
+
 def left(config: PrepareConfig) -> list[str]:
     return sorted(path.name for path in (Path(config.corpora_dir) / ".x.stages" / "0-read").glob("*"))
 
@@ -86,19 +100,27 @@ def test_a_file_that_changes_while_it_is_read_fails_its_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, packed: bool
 ) -> None:
     config, file = corpus(tmp_path, packed)
-    read = reading.read
-
-    def interrupted(*arguments: Any) -> Iterator[Document]:
-        for number, document in enumerate(read(*arguments)):
-            if number == 200:
-                CHANGES[change](file)
-            yield document
-
-    monkeypatch.setattr(reading, "read", interrupted)
+    change_in_the_middle(monkeypatch, CHANGES[change], file)
     with pytest.raises(ValueError, match=MESSAGE):
         pipeline.prepare(config)
     assert not left(config)
     assert not (tmp_path / "corpora" / "x").exists()
+
+
+def test_an_arrow_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = corpus(tmp_path)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    rows = pa.table({"text": [f"{TEXT * 20} {n}" for n in range(2000)]})
+    with pa.ipc.new_stream(folder / "a.arrow", rows.schema) as stream:
+        stream.write_table(rows, max_chunksize=100)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+    config.corpus.sources["letters"] = SourceConfig(reader="huggingface", path=str(folder), license="CC0-1.0")
+    change_in_the_middle(monkeypatch, CHANGES["is cut"], folder / "a.arrow")
+    with pytest.raises(ValueError, match=MESSAGE):
+        pipeline.prepare(config)
 
 
 def test_what_was_changed_is_read_whole_by_the_next_prepare(tmp_path: Path) -> None:

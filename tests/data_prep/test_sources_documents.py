@@ -86,6 +86,7 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     (law,) = read("lovdata", tmp_path)[0]
     assert "Vedlegg\n\n1. Reagens" in law.text
     assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), "in a consolidated act it is not yet in force"
+    assert "skal lyde" not in law.text, "it would introduce nothing"
 
 
 FUTURE = '<article class="futureLegalArticle"><span class="futureLegalArticleHeader">§ {n}</span><p>Ikkje i kraft.</p></article>'

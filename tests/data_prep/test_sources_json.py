@@ -77,6 +77,21 @@ def test_one_pretty_printed_record_is_one_document_and_not_its_parts(tmp_path: P
 
 
 @pytest.mark.parametrize("indent", [None, 2])
+def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_records(tmp_path: Path, indent: int | None) -> None:
+    records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
+    (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
+    (tmp_path / "b.json").write_text(dump(records, indent))
+    (tmp_path / "c.json").write_text(dump({"items": records}, indent))
+    broken = dump(records[1], indent)[:-1] + ' "x"'
+    (tmp_path / "d.json").write_text("\n".join([dump(records[0], indent), broken, dump(records[2], indent)]))
+    for name in "abcd":
+        documents, report = read("jsonl", tmp_path / f"{name}.json")
+        assert texts(documents) == ["En.", "To."]
+        ((_, error),) = faults(report)
+        assert error.startswith("not JSON" if name == "d" else "no string under 'text'")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
 def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -> None:
     body = {"arkiv": [{"text": "Gammel."}], "text": "Om samlingen", "svar": {"saker": [{"text": "Ny."}, {"text": "Nyest."}]}}
     (tmp_path / "a.json").write_text(dump(body, indent))
@@ -208,6 +223,13 @@ LAYOUTS = {
     "object": ('{"count": 4, "items": [', ", ", '], "next": null}', None),
     "object, one a line": ('{\n"count": 4,\n"items": [\n', ",\n", '\n],\n"facets": [\n{"id": "x"}\n]\n}', None),
     "object, pretty": ('{\n  "count": 4,\n  "items": [\n    ', ",\n    ", '\n  ],\n  "facets": [\n    {"id": "x"}\n  ]\n}', 4),
+    "nested": ('{"response": {"n": 4, "docs": [', ", ", ']}, "next": null}', None),
+    "nested, pretty": (
+        '{\n "response": {\n  "docs": [\n    ',
+        ",\n    ",
+        '\n  ],\n  "n": 4\n },\n "more": [\n    {"id": "x"}\n  ]\n}',
+        4,
+    ),
     "lines": ("", "\n", "\n", None),
 }
 
@@ -242,6 +264,21 @@ def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layou
     assert len(report.broken) == 1
 
 
+@pytest.mark.parametrize("tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_is_broken_beside_the_list_costs_no_record(tmp_path: Path, tail: str, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == EXPECTED
+    assert len(report.broken) == 1
+
+
+def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1))
+        assert texts(read("jsonl", tmp_path)[0]) == EXPECTED
+
+
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
 def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> None:
     text = joint.join(dump(record, None) for record in RECORDS)
@@ -253,7 +290,7 @@ def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> 
         assert not report.broken
 
 
-@pytest.mark.parametrize("layout", ["one a line", "one line", "pretty", "object", "object, pretty"])
+@pytest.mark.parametrize("layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"])
 @pytest.mark.parametrize("cut", [1, 40, 90])
 def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, layout: str, cut: int) -> None:
     opening, comma, _, indent = LAYOUTS[layout]
@@ -283,6 +320,15 @@ def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:
     source, report = SourceConfig(reader="jsonl", path=str(tmp_path), license="CC0-1.0"), Report()
     assert sum(1 for _ in reading.read("s", source, report, reading.files(source))) == 5000
     assert len(report.broken) == 5000
+
+
+def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
+    deep = '{"text": "Dyp.", "x": ' + "[" * 800 + '{"a": 1}' + "]" * 800 + "}"
+    for name, text in {"a": f"[{deep}, nei, {deep}]", "b": f'{{"items": [{deep}, nei, {deep}]}}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        documents, report = read("jsonl", tmp_path / f"{name}.json")
+        assert texts(documents) == ["Dyp.", "Dyp."]
+        assert len(report.broken) == 1
 
 
 # --- lines --------------------------------------------------------------------------------------------------------------------
