@@ -168,6 +168,7 @@ class Furniture:
         self.by_class = by_class
         self._sizes = _measure(root)
         self._controlled = set(_controlled(root))
+        self._titles = list(root.iter("h1"))
 
     def letters(self, element: html.HtmlElement) -> int:
         return self._sizes[element].letters
@@ -234,13 +235,12 @@ class Furniture:
     def _heads_what_is_skipped(self, heading: html.HtmlElement) -> bool:
         line = _line(heading)
         after = heading.getnext()
-        if after is None or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line)):
+        if after is None or local_name(after).lower() in HEADINGS or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line)):
             return False
         return self.is_link_list(after) or self.skips(after)
 
     def _has_the_only_title(self, header: html.HtmlElement) -> bool:
-        titles = list(self.root.iter("h1"))
-        return bool(titles) and all(header in title.iterancestors() for title in titles)
+        return len(self._titles) == 1 and header in self._titles[0].iterancestors()
 
     def _is_made_of_social_links(self, element: html.HtmlElement, name: str) -> bool:
         size = self._sizes[element]

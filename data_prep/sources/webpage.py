@@ -27,6 +27,7 @@ from data_prep.sources.markup import local_name, parse_html
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 MOST = 0.9  # of the letters that trafilatura took: the part of the page that holds so many is its text
+NEAR = 5_000  # letters behind the last block found: there the next is looked for first
 _PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # trafilatura drops them where they should stay
 
 
@@ -173,9 +174,18 @@ def _text_blocks(blocks: list[Block], extracted: str, furniture: Furniture, stri
 
 
 def _taken(blocks: list[Block], extracted: str) -> list[bool]:
+    """Return for each block whether it stands in the extracted text, wherever that is, by its letters."""
     letters = "".join(filter(str.isalnum, extracted))
-    texts = ["".join(filter(str.isalnum, block.text)) for block in blocks]
-    return [bool(text) and text in letters for text in texts]
+    taken: list[bool] = []
+    at = 0
+    for block in blocks:
+        text = "".join(filter(str.isalnum, block.text))
+        found = letters.find(text, at, at + len(text) + NEAR)
+        if found < 0:
+            found = letters.find(text)
+        taken.append(bool(text) and found >= 0)
+        at = found + len(text) if taken[-1] else at
+    return taken
 
 
 def _stands_in(block: Block, part: html.HtmlElement) -> bool:
