@@ -8,44 +8,69 @@ from itertools import pairwise
 
 Span = tuple[int, int]
 
+_OPENING = re.compile(r"`+|://|www\.")
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
 # A code span of Markdown, on one line, closed by as many marks as opened it; a URL up to what ends one in running text.
-_INLINE = re.compile(
-    r"(?<!`)(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)"
-    r"|(?:\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://|\bwww\.)(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}"
-)
+_CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
+_URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
 _NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # at its end
 _FENCE = re.compile(r"[ \t]*(`{3,}(?![^\n]*`)|~{3,})")
 _INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
 _CODE_SIGN = re.compile(r"[{}<>\\]|&#?\w+;|\s[=:!+*-]?=\s|\w\(\S*\)|\)\s*;$|^\s*(?:[$#>]\s|//|/\*|\w+=\S)")
-_ANY_SIGN = re.compile(r"`|~~~|://|www\.|(?:\A|\n)(?: {4}|\t)")
+_BLOCK_SIGNS = ("```", "~~~", "\n    ", "\n\t")
+_INLINE_SIGNS = ("`", "://", "www.")
 
 
 def spans(text: str) -> list[Span]:
     """Return the parts of `text` that are code or URLs, in order: fenced and indented blocks, code spans, URLs."""
-    if not _ANY_SIGN.search(text):
-        return []
+    has_inline = any(sign in text for sign in _INLINE_SIGNS)
+    has_blocks = text.startswith(("    ", "\t")) or any(sign in text for sign in _BLOCK_SIGNS)
+    blocks = list(_blocks(text)) if has_blocks else []
+    if not has_inline:
+        return blocks
     found: list[Span] = []
-    blocks = list(_blocks(text))
-    edges = [0, *(edge for block in blocks for edge in block), len(text)]
-    for number, (start, end) in enumerate(pairwise(edges)):
-        if number % 2:
-            found.append((start, end))
-        else:
-            found += _inline(text, start, end)
-    return found
+    start = 0
+    for block in [*blocks, (len(text), len(text))]:
+        found += _inline(text, start, block[0])
+        found.append(block)
+        start = block[1]
+    return found[:-1]
 
 
 def split(text: str) -> list[str]:
     """Return `text` in pieces: running text, code or URL, running text, and so on, by turns."""
-    edges = [0, *(edge for span in spans(text) for edge in span), len(text)]
+    found = spans(text)
+    if not found:
+        return [text]
+    edges = [0, *(edge for span in found for edge in span), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
 
 
 def _inline(text: str, start: int, end: int) -> Iterator[Span]:
-    for match in _INLINE.finditer(text, start, end):
-        whole = match[0]
-        is_code = match[1] is not None
-        yield match.start(), match.start() + len(whole if is_code else whole.rstrip(_NOT_IN_URL))
+    """Find code spans and URLs between two places."""
+    done = start
+    while opening := _OPENING.search(text, start, end):
+        start = opening.end()
+        span = _code(opening, end) if opening[0][0] == "`" else _url(opening, end)
+        if span and span[0] >= done:
+            yield span
+            start = done = span[1]
+
+
+def _code(opening: re.Match[str], end: int) -> Span | None:
+    match = _CODE.match(opening.string, opening.start(), end)
+    return match.span() if match else None
+
+
+def _url(opening: re.Match[str], end: int) -> Span | None:
+    text, start = opening.string, opening.start()
+    if opening[0] == "://":
+        scheme = _SCHEME.search(text[max(0, start - 21) : start])
+        start -= len(scheme[0]) if scheme else 0
+    body = _URL.match(text, opening.end(), end)
+    if body is None or (start == opening.start() and (opening[0] == "://" or text[start - 1 : start].isalnum())):
+        return None
+    return start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))
 
 
 def _blocks(text: str) -> Iterator[Span]:

@@ -161,6 +161,10 @@ def _mend_signs(text: str, rules: Rules) -> str:
     """Mend what is wrong whatever the text is: letters of a wrong encoding, control characters, line breaks."""
     if _is_plain(text):
         return text
+    return _mend_odd_signs(text, rules)
+
+
+def _mend_odd_signs(text: str, rules: Rules) -> str:
     text = rules.note(Change.MOJIBAKE, text, _mend_encoding(text))
     text = rules.note(Change.CONTROLS, text, _CONTROLS.sub("", text))
     if _LINE_BREAK_SIGN.search(text):
@@ -199,18 +203,19 @@ def _is_plain(text: str) -> bool:
 
 
 def _normalise_once(text: str, rules: Rules) -> str:
-    text = _mend_signs(text, rules)
+    is_plain = _is_plain(text)
+    if not is_plain:
+        text = _mend_odd_signs(text, rules)
     pieces = verbatim.split(text)  # every second one is code or a URL
-    pieces[::2] = [_mend_prose(piece, rules) for piece in pieces[::2]]
+    if not is_plain:
+        pieces[::2] = [_mend_prose(piece, rules) for piece in pieces[::2]]
     pieces[::2] = [rules.note(Change.SPACES, piece, _without_layout(piece)) for piece in pieces[::2]]
-    joined = _joined_words(pieces[::2])
-    for before, after in zip(pieces[::2], joined, strict=True):
-        rules.note(Change.WORDS, before, after)
-    pieces[::2] = joined
-    ends = pieces[0] + pieces[-1]
-    pieces[0] = pieces[0].lstrip()
-    pieces[-1] = pieces[-1].rstrip()
-    rules.note(Change.SPACES, ends, pieces[0] + pieces[-1])
+    if any("-\n" in piece and _PARTED_SIGN.search(piece) for piece in pieces[::2]):
+        parted = "".join(pieces)
+        pieces[::2] = _joined_words(pieces[::2])
+        rules.note(Change.WORDS, parted, "".join(pieces))
+    pieces[0] = rules.note(Change.SPACES, pieces[0], pieces[0].lstrip())
+    pieces[-1] = rules.note(Change.SPACES, pieces[-1], pieces[-1].rstrip())
     return "".join(pieces)
 
 
@@ -260,10 +265,9 @@ def _without_layout(text: str) -> str:
     """Return text with single spaces, without spaces at the ends of its lines, and with one blank line at a time."""
     if "  " in text or _ODD_SPACES_SIGN.search(text):
         text = _SPACES.sub(" ", text)
-    first, *rest = text.split("\n")
-    if rest:
-        last = rest.pop()
-        text = "\n".join([first.rstrip(), *(line.strip() for line in rest), last.lstrip()])
+    lines = text.split("\n")
+    if len(lines) > 1:
+        text = "\n".join([lines[0].rstrip(), *[line.strip() for line in lines[1:-1]], lines[-1].lstrip()])
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 
@@ -274,8 +278,6 @@ def _joined_words(texts: list[str]) -> list[str]:
     or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post), and stands for what is left out before `og`
     and its kin (barne-/og ungdomsarbeid).
     """
-    if not any("-\n" in text and _PARTED_SIGN.search(text) for text in texts):
-        return texts
     elsewhere = {word for text in texts for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())}
 
     def whole(first: str, second: str) -> str:
