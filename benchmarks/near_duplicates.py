@@ -2,14 +2,15 @@
 
     python -m benchmarks.near_duplicates --corpora FOLDER [--copies 2500] [--record]
 
-Documents are what the readers make of FOLDER (see norwegian.py), running text of at least 30 words; copies have 3% of their words
-replaced, left out or doubled, at random, and stand anywhere. Titles (and first lines), numbers and names are left alone, as another
-one makes another document; the rows "any word" are the benchmark of before, which changes those too. A copy is found if one
-document is kept for it and its original.
+Documents are what the readers make of FOLDER (see norwegian.py), running text of at least 30 words; copies
+have 3% of their words replaced, left out or doubled, at random, and stand anywhere. Titles (and first lines),
+numbers and names are left alone, as another one makes another document; the rows "any word" are the benchmark
+of before, which changes those too. A copy is found if one document is kept for it and its original.
 
-Real text has duplicates of its own: a drop outside the planted pairs counts as right if the two documents have the same title and
-their words are alike to 80% by difflib, which knows nothing of n-grams, and as wrong otherwise. `other title` are the drops whose
-title, as the source gives it, is not that of the document that was kept.
+Real text has duplicates of its own: a drop outside the planted pairs counts as right if the two documents
+have the same title and their words are alike to 80% by difflib, which knows nothing of n-grams, and as wrong
+otherwise. `other title` are the drops whose title, as the source gives it, is not that of the document that
+was kept.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True, help="a folder like ../shared/corpora")
     parser.add_argument("--copies", type=int, default=2500)
     parser.add_argument(
-        "--bands", type=lambda text: [int(part) for part in text.split(",")], default=[16, DeduplicateConfig().bands, 32]
+        "--bands",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[16, DeduplicateConfig().bands, 32],
     )
     parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
@@ -135,7 +138,7 @@ def main() -> None:
         f"{len(originals):,} real documents, {options.copies:,} copies with {EDITED:.0%} word edits; similarity "
         f"{DeduplicateConfig().similarity}, {deduplicate.PERMUTATIONS} permutations, {deduplicate.NGRAM}-grams of words.",
         "",
-        "| edited | bands | recall of copies | precision | dropped | real ones among them | other title | documents/s, one process |",
+        "| edited | bands | recall of copies | precision | dropped | real ones among them | other title | documents/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for any_word in (False, True):

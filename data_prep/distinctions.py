@@ -1,9 +1,9 @@
-"""What tells documents apart that share most of their text: titles, numbers, dates, names, and words that stand in the other's place.
+"""What tells documents apart that share most of their text: titles, numbers, dates, names and replaced words.
 
-Acts, letters and minutes are written upon each other. Two with the same provisions, and another title, amount or place, are two
-documents, and a copy with a printer's date or a line more is one. So only what stands against each other counts, as an amount in
-the place of another: what one document has beyond the other never tells them apart. Words that look alike (OCR, another spelling)
-do not stand against each other.
+Acts, letters and minutes are written upon each other. Two with the same provisions, and another title, amount
+or place, are two documents, and a copy with a printer's date or a line more is one. So only what stands
+against each other counts, as an amount in the place of another: what one document has beyond the other never
+tells them apart. Words that look alike (OCR, another spelling) do not stand against each other.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import re
 from functools import cached_property
 
 TITLE_WORDS = 20  # of a first line; a longer one is a paragraph
-HEAD_WORDS = 120  # in which a title may stand below a banner
+HEAD = 900  # characters in which a title may stand below a banner
+SHORT_LINE = 80  # characters of a line that is a heading, or part of an address
 WORDS_A_MARK = 150  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
 MARKS_SHARE = 0.2  # but no more than this share of all, or one
 FEWEST_WORDS = 30  # from which on words may be replaced at all …
-REPLACED, REPLACED_LONG, LONG = 0.08, 0.2, 1000  # … up to this share of the different words, and in texts of so many words
+# … up to this share of the different words, which grows with the text up to LONG words
+REPLACED, REPLACED_LONG, LONG = 0.06, 0.2, 1000
 
 _WORD = re.compile(r"[^\W\d_]+")
-_CAPITAL = "[A-ZÆØÅÄÖÜÁČĐŊŠŦŽ]"
-# after a word, a comma or an opening bracket: not at the start of a sentence, where every word has a capital
-_NAME = re.compile(rf"(?<=[\w,:(«/&-] ){_CAPITAL}[\w-]+|(?<=[(«/-]){_CAPITAL}[\w-]+")
-_SHORT_LINE = re.compile(r"^[ \t]*((?:[^\s]+[ \t]+){{0,3}}[^\s]+)[ \t]*$", re.MULTILINE)
-_CAPITALISED = re.compile(rf"\b{_CAPITAL}[\w-]+")
+_CAPITALISED = re.compile(r"[A-ZÆØÅÄÖÜÁČĐŊŠŦŽ][\w-]+")
+# Behind these, letters and digits a capital is a name's; behind others a sentence begins.
+_BEFORE_NAME = frozenset(",:(«/&-")
 _MONTHS = {
     name: number
     for number, names in enumerate(
@@ -32,25 +32,52 @@ _MONTHS = {
     )
     for name in names.split()
 }  # fmt: skip
-_DATE = re.compile(
-    r"\b(?:(?P<d>\d{1,2})\.?[ ]?(?P<m>" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")\b\.?,?[ ](?P<y>\d{4})"
-    r"|(?P<d2>\d{1,2})[./-][ ]?(?P<m2>\d{1,2})[./-][ ]?(?P<y2>\d{4})|(?P<y3>\d{4})-(?P<m3>\d{2})-(?P<d3>\d{2}))\b",
-    re.IGNORECASE,
+_NUMBER = re.compile(
+    r"(?P<d>\d{1,2})\.?[ ]?(?P<m>"
+    + "|".join(written for name in sorted(_MONTHS, key=len, reverse=True) for written in (name, name.title(), name.upper()))
+    + r")\b\.?,?[ ](?P<y>\d{4})\b"
+    r"|(?P<d2>\d{1,2})[./-][ ]?(?P<m2>\d{1,2})[./-][ ]?(?P<y2>\d{4})\b|(?P<y3>\d{4})-(?P<m3>\d{2})-(?P<d3>\d{2})\b"
+    r"|\d+(?:[ ]\d{3}(?!\d))*(?:[.,:/–-]?\w+)*"
 )
 _IS_DAY = re.compile(r"\d{4}d\d{2}d\d{2}")
-_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"\w*\d\w*(?:[.,:/–-]\w*\d\w*)*")
+_SPACES = re.compile(r"[^\S\n ]+|[ ]{2,}")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
-# lines that whoever prints, saves or shows a page puts there
-_FURNITURE = re.compile(
-    r"^.{0,60}\b(?:utskrift|utskrevet|skrevet ut|utskriven|printed|nedlastet|lastet ned|lasta ned|downloaded|hentet|henta|lest|"
-    r"sist (?:endret|oppdatert|endra|oppdatert|lagret|redigert|besøkt)|oppdatert|oppdatera|publisert|last updated|updated|published|"
-    r"informasjonskapsl\w*|cookies?|kopiert|utskriftsdato|versjonsdato)\b.{0,80}$|^[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
+# of lines that whoever prints, saves or shows a page puts there: anywhere in them, or at their beginning
+_FURNITURE = (
+    "utskrift", "utskrevet", "skrevet ut", "utskriven", "printed", "nedlastet", "lastet ned", "lasta ned", "downloaded",
+    "sist endret", "sist oppdatert", "sist endra", "sist lagret", "sist redigert", "sist besøkt", "last updated", "last modified",
+    "informasjonskaps", "cookie", "versjonsdato",
+)  # fmt: skip
+_FURNITURE_BEGINS = (
+    "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published", "retrieved",
+)  # fmt: skip
+LONGEST_FURNITURE = 150  # characters of such a line
+_PAGE_NUMBER = re.compile(r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?:[ ]+[|–—•:-][ ][^|–—•]*|[ ]*[(\[][^()\[\]]*[)\]])$")
 _STOP = frozenset(
-    "og i på av er det som for til med en et ei ein eit den de at om fra frå ved eller the of and in to a an for on mv m".split()
+    {
+        *(
+            "og",
+            "i",
+            "på",
+            "av",
+            "er",
+            "det",
+            "som",
+            "for",
+            "til",
+            "med",
+            "en",
+            "et",
+            "ei",
+            "ein",
+            "eit",
+            "den",
+            "de",
+            "at",
+        ),
+        *("om", "fra", "frå", "ved", "eller", "the", "of", "and", "in", "to", "a", "an", "on", "mv", "m"),
+    }
 )
 _LOOKS = str.maketrans({"0": "o", "1": "l", "i": "l", "í": "l", "5": "s", "8": "b", "ø": "o", "ö": "o", "ó": "o", "å": "a",
                         "ä": "a", "á": "a", "é": "e", "è": "e", "ü": "u", "ß": "b"})  # fmt: skip
@@ -112,18 +139,21 @@ class Profile:
 
 def profile(title: str, text: str) -> str:
     """Return the lines of which a Profile is made."""
-    lower = text.casefold()
-    words = _WORD.findall(lower)
-    plain = _ADDRESS.sub(" ", _FURNITURE.sub(" ", text))
+    text = _SPACES.sub(" ", text)
+    words = _WORD.findall(text.casefold())
+    head = text[:HEAD]
+    plain = "\n".join([line for line in text.split("\n") if not _is_furniture(line)])
+    if "://" in plain or "www." in plain:
+        plain = _ADDRESS.sub(" ", plain)
     first = title.strip() or _first_line(text)
     return "\n".join(
         [
             "title" if title.strip() else "",
-            str(len(text.split())),
+            str(len(words)),
             _listed(_title_words(first)),
             _listed(_numbers(plain)),
             _listed(_names(plain)),
-            _listed({*_WORD.findall(" ".join(lower.split()[:HEAD_WORDS])), *_numbers(" ".join(text.split()[:HEAD_WORDS]))}),
+            _listed({*_WORD.findall(head.casefold()), *_numbers(head)}),
             _listed(set(words)),
             _listed(_title_words(_SUFFIX.sub("", first.strip()) or first)),
         ]
@@ -157,7 +187,7 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 
 
 def _without_misspelt_dates(ours: frozenset[str], theirs: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Leave out a date of one side whose day and year are numbers of the other: there its month is misspelt, or missing."""
+    """Leave out a date of one side whose day or year is a number of the other: there its month is misspelt."""
     left_out: set[str] = set()
     for own, others in ((ours, theirs), (theirs, ours)):
         for date in (word for word in own if _IS_DAY.fullmatch(word)):
@@ -217,11 +247,11 @@ def _is_slip(a: str, b: str) -> bool:
 
 
 def _first_line(text: str) -> str:
-    """The first line that looks like a title: short, not a sentence, and not what a page has around its text; "" without."""
+    """Return the first line of the text itself if it looks like a title: short, and not a sentence; else ""."""
     lines = text.split("\n", 12)
     for line in lines[:-1]:
         line = line.strip()
-        if not _WORD.search(line) or _FURNITURE.search(line):
+        if not _WORD.search(line) or _is_furniture(line):
             continue
         is_title = len(line.split()) <= TITLE_WORDS and line[-1] not in ".!?;,"
         return line if is_title else ""
@@ -229,14 +259,16 @@ def _first_line(text: str) -> str:
 
 
 def _title_words(title: str) -> set[str]:
-    return (set(_WORD.findall(_NUMBER.sub(" ", title.casefold()))) - _STOP) | _numbers(title)
+    return (set(_WORD.findall(_NUMBER.sub(" ", title).casefold())) - _STOP) | _numbers(title)
 
 
 def _numbers(text: str) -> set[str]:
     """Numbers and dates, however they are written."""
-    dates = {_day(found) for found in _DATE.finditer(text)}
-    rest = _THOUSANDS.sub("", _DATE.sub(" ", text))
-    return dates | {"".join(filter(str.isalnum, found)).casefold() for found in _NUMBER.findall(rest)}
+    return {_number(found) for found in _NUMBER.finditer(text)}
+
+
+def _number(found: re.Match[str]) -> str:
+    return "".join(filter(str.isalnum, found[0])).casefold() if found.lastgroup is None else _day(found)
 
 
 def _day(found: re.Match[str]) -> str:
@@ -247,10 +279,24 @@ def _day(found: re.Match[str]) -> str:
 
 def _names(text: str) -> set[str]:
     """Words with a capital inside a sentence, or on a line too short for one."""
-    found = set(_NAME.findall(text))
-    for line in _SHORT_LINE.findall(text):
-        found.update(_CAPITALISED.findall(line))
+    found = set()
+    for match in _CAPITALISED.finditer(text):
+        before = text[max(match.start() - 2, 0) : match.start()].strip(" ")
+        if before and (before[-1].isalnum() or before[-1] in _BEFORE_NAME):
+            found.add(match[0])
+    for line in text.split("\n"):
+        if len(line) < SHORT_LINE and line.count(" ") < 4:
+            found.update(_CAPITALISED.findall(line))
     return {part for name in found for part in _WORD.findall(name.casefold())}
+
+
+def _is_furniture(line: str) -> bool:
+    if not line or len(line) > LONGEST_FURNITURE:
+        return False
+    lower = line.casefold()
+    if lower.startswith(_FURNITURE_BEGINS) or any(sign in lower for sign in _FURNITURE):
+        return True
+    return lower[-1].isdigit() and _PAGE_NUMBER.fullmatch(line) is not None
 
 
 def _listed(words: set[str]) -> str:

@@ -1,8 +1,9 @@
 """What of a text is running text, for rules that judge texts by their words.
 
-Forms, laws, letters and documentation hold more than sentences: lines to fill in, merge fields, tables, addresses, examples of
-code. None of that says that a document is no text, so rules that measure words and characters look at the sentences alone, if there
-are enough of them. A text without any (a table, a program, a list of addresses) is judged as it stands.
+Forms, laws, letters and documentation hold more than sentences: lines to fill in, merge fields, tables,
+addresses, examples of code. None of that says that a document is no text, so rules that measure words and
+characters look at the sentences alone, if there are enough of them. A text without any (a table, a program, a
+list of addresses) is judged as it stands.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 import re
 
 LONGEST_FIELD = 60  # characters between the braces of a merge field
-FEWEST_WORDS, FEWEST_FUNCTION_WORDS = 20, 4  # of sentences; of a program's comments, too, there must be as many words as of code
+FEWEST_WORDS, FEWEST_FUNCTION_WORDS = (
+    20,
+    4,
+)  # of sentences; they also have as many words as the lines of code beside them
 
 # dots, ellipses, lines and spaced dots to write on or that lead to a page number
-_LEADER = re.compile(r"[.·_‥\u2024]{4,}|[…⋯]{2,}[.…]*|(?:[.…·_⋯][ \t]){3,}[.…·_⋯]?|-{5,}|_{2,}|[.]{3}(?=[ \t]*\d+$)", re.MULTILINE)
+_LEADER = re.compile(
+    r"[.·_‥\u2024]{4,}|[…⋯]{2,}[.…]*|(?:[.…·_⋯][ \t]){3,}[.…·_⋯]?|-{5,}|_{2,}|[.]{3}(?=[ \t]*\d+$)",
+    re.MULTILINE,
+)
 _NAME = rf"[^\W\d_][\w .:/-]{{0,{LONGEST_FIELD}}}"  # of a field: words, perhaps with dots between them
 _HTML = (
     "a|abbr|article|aside|b|blockquote|body|br|button|code|dd|div|dl|dt|em|footer|form|h[1-6]|head|header|hr|html|i|img|input|label|"
     "li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|"
     "thead|title|tr|u|ul|xml"
 )
-# {felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ] and %felt%, but neither y[i] = {x: 1}; nor <div>. Also [12] and <kari@x.no>
+# {felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ] and %felt%, but neither y[i] = {x: 1}; nor <div>;
+# also [12] and <kari@example.no>
 _FIELD = re.compile(
     rf"(?<![=)\]])\$?\{{{{?[#/^]?[ ]?(?:{_NAME}|(?<![\w^_]\{{)\d{{1,2}})[ ]?(?:\\[^{{}}\n]{{0,60}})?\}}}}?(?![ ]*[\{{:;=])"
     rf"|(?<![\w)\]])\[\[?[ ]?(?:{_NAME}|[xX]?)[ ]?\]\]?(?!\(|[ ]*[=\[{{])|%{_NAME}%"
@@ -30,7 +38,7 @@ _FIELD = re.compile(
 _LINK = re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]*\)")  # of Markdown: its words stay
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
-_CODE = "{}<>\\;=$^~`[]\""
+_CODE = '{}<>\\;=$^~`[]"'
 _IS_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -50,7 +58,7 @@ def without_examples(text: str) -> str:
 
 
 def sentences(text: str, function_words: frozenset[str]) -> str:
-    """Return the running text of a text without blanks, or all of it where it has too little running text to be judged by."""
+    """Return the running text of a text without blanks, or all of it where that is too little to be judged by."""
     kept, code_words = [], 0
     for line in without_examples(text).split("\n"):
         if _is_row(line):

@@ -105,7 +105,7 @@ class StageInfo:
     Attributes:
         dropped: reason -> documents.
         counts: whatever else the stage counts.
-        losses: text that was dropped or cut, by source and reason. Empty in corpora of before 1.1, which did not count it.
+        losses: text that was dropped or cut, by source and reason. Empty in corpora that were made before it was counted.
     """
 
     name: str
@@ -154,13 +154,13 @@ class Manifest:
         return sum(shard.tokens for shard in self.splits[split])
 
     def warnings(self) -> list[str]:
-        """Sentences on what somebody who prepares or trains should know of the sources, with the setting that changes it."""
+        """Return what somebody who trains should know of the sources, each with the setting that changes it."""
         split = next((stage for stage in self.stages if stage.name == "split"), None)
         share = split.settings.get("validation_share") if split else None
         return [line for name, source in self.sources.items() for line in _source_warnings(name, source, share)]
 
     def _body(self) -> dict[str, Any]:
-        """The manifest as plain data. Fields that came later are left out while they are empty: digests stay as they were."""
+        """Return the manifest as plain data, without later fields that are empty: old corpora keep their digests."""
         body = asdict(self)
         for source in body["sources"].values():
             _drop_empty(source, "documents_read", "characters_read", "repeated_ids", "single_group")

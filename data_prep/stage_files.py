@@ -52,9 +52,7 @@ from data_prep.shards import Loss, sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
-DROP_SCHEMA = pa.schema(
-    [(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)]
-)
+DROP_SCHEMA = pa.schema([(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)])
 
 
 @dataclass(kw_only=True)
@@ -205,7 +203,8 @@ class StageFolder:
 def losses(report: Report) -> list[Loss]:
     """What a stage dropped and cut, added up by source and reason."""
     found: dict[tuple[str, str], Loss] = {}
-    for taken in (*report.drops, *report.shortened):
+    every: list[Drop | Shortened] = [*report.drops, *report.shortened]
+    for taken in every:
         loss = found.setdefault((taken.source, taken.reason), Loss(source=taken.source, reason=taken.reason))
         loss.documents += isinstance(taken, Drop)
         loss.cut += isinstance(taken, Shortened)

@@ -1,11 +1,13 @@
 """Characters of Microsoft's Symbol and Wingdings fonts, which Word files and PDFs hold as private use, U+F020 to U+F0FF.
 
-The two fonts use the same code points, and plain text does not name the font. So the place decides: at the start of a line such a
-character is a bullet, else it is read as Symbol's, or as the one of Wingdings that Word writes in text (arrows, check marks, boxes
-and faces). A letter of Symbol counts only where text or a number follows or touches it: alone at the end of a line it may be an
-icon of a web font. What is in neither table stays as it is.
+The two fonts use the same code points, and plain text does not name the font. So the place decides: at the
+start of a line such a character is a bullet, else it is read as Symbol's, or as the one of Wingdings that
+Word writes in text (arrows, check marks, boxes and faces). A letter of Symbol counts only where text or a
+number follows or touches it: alone at the end of a line it may be an icon of a web font. What is in neither
+table stays as it is.
 
-The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings fonts (Unicode's L2/11-052).
+The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings fonts
+(Unicode's L2/11-052).
 """
 
 from __future__ import annotations
@@ -39,11 +41,14 @@ BULLET = "•"
 
 _SIGN = re.compile("[\uf020-\uf0ff]")
 # Wingdings' and Symbol's bullets, arrowheads, stars, flowers, hands and pens; not the letters and digits of Symbol's text
-_BULLETS = "\uf02d\uf0b7\uf09e\uf09f\uf06c-\uf078\uf0a0-\uf0a2\uf0a4-\uf0a8\uf0aa-\uf0af\uf0b2\uf0b5\uf0b6\uf0d5-\uf0f3\uf0fb-\uf0fe"
+_BULLETS = "\uf02d\uf0b7\uf09e\uf09f\uf06c-\uf078\uf0a0-\uf0a2\uf0a4-\uf0a8\uf0aa-\uf0af\uf0b2\uf0b5\uf0b6"
+_ARROWS_AND_MARKS = "\uf0d5-\uf0f3\uf0fb-\uf0fe"
 _HANDS = "\uf021\uf03f\uf043-\uf049\uf07b\uf07c\uf0c4"
 # A bullet that stands on a line of its own, as in the text of a PDF, belongs to the line below; a letter of a formula is none.
 _AT_START = re.compile(
-    f"^([ \t]*)([{_BULLETS}{_HANDS}])(?=\\s|$|[^\\W_])(?![ \t]*[=<>≤≥+*/)])(?:[ \t]*\n(?=[ \t]*[^\\W_])|[ \t]*)", re.MULTILINE
+    f"^([ \t]*)([{_BULLETS}{_ARROWS_AND_MARKS}{_HANDS}])"
+    "(?=\\s|$|[^\\W_])(?![ \t]*[=<>≤≥+*/)])(?:[ \t]*\n(?=[ \t]*[^\\W_])|[ \t]*)",
+    re.MULTILINE,
 )
 _LETTER = re.compile("[\uf041-\uf05a\uf061-\uf07a]")
 _ICON = re.compile(r"(?:^|(?<=\s))[\uf020-\uf0ff](?=[ \t]*$)", re.MULTILINE)

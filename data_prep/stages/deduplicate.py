@@ -1,27 +1,29 @@
 """Exact and near duplicates, over all sources. Of documents that say the same, the best is kept, wherever it stands.
 
-Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and those whose Jaccard
-similarity is at least `deduplicate.similarity` say the same. MinHash finds who might (Broder 1997; rensa's R-MinHash, whose 128
-minima are cut into bands: two documents are compared if they agree in one whole band), and every pair is then compared by its
-real sets, so that MinHash can miss a duplicate, but never makes one. Standard text is not what makes a document: two that are
-similar, and have another title, other numbers, dates or names, or other words in the same places, are both kept, as distinctions.py
-says; the fewer words they have, the less it takes. `similar_but_kept` counts such documents.
+Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and
+those whose Jaccard similarity is at least `deduplicate.similarity` say the same. MinHash finds who might
+(Broder 1997; rensa's R-MinHash, whose 128 minima are cut into bands: two documents are compared if they agree
+in one whole band), and every pair is then compared by its real sets, so that MinHash can miss a duplicate,
+but never makes one. Standard text is not what makes a document: two that are similar, and have another title,
+other numbers, dates or names, or other words in the same places, are both kept, as distinctions.py says; the
+fewer words they have, the less it takes. `similar_but_kept` counts such documents.
 
-Pairs that say the same are joined into clusters (union-find). Of a cluster the best document is kept, and what is similar to it
-goes; of what is left, if anything, again the best is kept: a chain of small changes does not pull a document down that nothing
-kept resembles. Better is, in this order: longer by a tenth, later date, more words, more fields filled in, earlier in the
-corpus file.
+Pairs that say the same are joined into clusters (union-find). Of a cluster the best document is kept, and
+what is similar to it goes; of what is left, if anything, again the best is kept: a chain of small changes
+does not pull a document down that nothing kept resembles. Better is, in this order: longer by a tenth, later
+date, more words, more fields filled in, earlier in the corpus file.
 
-Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what is to be learned is
-the same up to case and punctuation, and so is the last question that was asked, and then by all that was asked. Questions on one
-long text are no duplicates of each other.
+Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what
+is to be learned is the same up to case and punctuation, and so is the last question that was asked, and then
+by all that was asked. Questions on one long text are no duplicates of each other.
 
-Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force) stays in each of
-them and is counted: `shared_paragraphs` are the different paragraphs that more than one document has, `shared_paragraph_copies`
-how often they occur beyond once, among the documents that are kept.
+Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force)
+stays in each of them and is counted: `shared_paragraphs` are the different paragraphs that more than one
+document has, `shared_paragraph_copies` how often they occur beyond once, among the documents that are kept.
 
-The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and the 5-grams only of
-those that are compared, which lie in a file, as do their titles, names and words. In all it needs some 420 bytes a document.
+The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and
+the 5-grams only of those that are compared, which lie in a file, as do their titles, names and words. In all
+it needs some 420 bytes a document.
 """
 
 from __future__ import annotations
@@ -47,15 +49,16 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from data_prep.config import CorpusConfig, DeduplicateConfig, as_settings
-from data_prep.document import Document, Report
 from data_prep.distinctions import Profile, profile, tell_apart
+from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
 
 VERSION = 4
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
 PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
-# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and names: beyond, it is a form
+# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and names:
+# beyond, the bucket is a form.
 MAX_COMPARED = 64
 MAX_TOLD_APART = 500_000  # pairs that are remembered, so that they are not compared again in the next band
 PROFILES = 2048  # that are in memory at a time

@@ -1,11 +1,12 @@
 """Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
 
-Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig), by its name. What is
-to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on words and signs drop no document whose
-sentences alone pass them, whatever tables, addresses and examples of code it has beside them: see running_text.py. The rules
-are those of Gopher (Rae et al. 2021, appendix A) with an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the
-limits were set by looking at what each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and
-tables, and repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
+Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig),
+by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
+words and signs drop no document whose sentences alone pass them, whatever tables, addresses and examples of
+code it has beside them: see running_text.py. The rules are those of Gopher (Rae et al. 2021, appendix A) with
+an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the limits were set by looking at what
+each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and tables, and
+repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
 FineWeb's shares of lines that are short, or end without a stop.
 
     too_short, too_long           words                                                       Gopher
@@ -51,7 +52,10 @@ FUNCTION_WORDS = frozenset(f"{_NORDIC} {_OTHERS}".split())
 FUNCTION_WORDS_FROM = 50  # words
 BULLETS = tuple("•-–*·▪●◦‣➢❖✓✗☐☑☒→➔■□◆")
 ITEM_WORDS = 5  # mean of the lines of a list, from which on they are sentences, and no menu
-LETTER_WORD, LONGEST_WORD = re.compile(r"[\W_]*[^\W_]+(?:[-_/][^\W_]+)*[\W_]*"), 30  # a compound may be long; text without spaces is longer
+LETTER_WORD, LONGEST_WORD = (
+    re.compile(r"[\W_]*[^\W_]+(?:[-_/][^\W_]+)*[\W_]*"),
+    30,
+)  # a compound may be long; text without spaces is longer
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
 CODE = "{}<>\\;=$^~`[]"
 LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
@@ -185,9 +189,9 @@ def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> 
         yield "lost_letters", share
     if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
         yield "code", share
-    if words >= SYMBOLS_FROM and ("#" in text or "…" in text or "..." in text):
-        if outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
-            yield "symbols", share
+    has_symbols = words >= SYMBOLS_FROM and ("#" in text or "…" in text or "..." in text)
+    if has_symbols and outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
+        yield "symbols", share
     if outside(share := lower.count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
         yield "lorem_ipsum", share
 
@@ -204,8 +208,9 @@ def _of_repetition(text: str, words: list[str], lengths: list[int], lines: list[
     numbers = word_numbers(words)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for n, limit in zip((2, 3, 4), limits.max_top_ngrams or (), strict=False):
-        if outside(_top_share(numbers, ends, n), None, limit):
-            if outside(share := _top_share(numbers, ends, n, _numbered(words, numbers, n)), None, limit):
+        if _top_share(numbers, ends, n) > limit:
+            share = _top_share(numbers, ends, n, _numbered(words, numbers, n))
+            if share > limit:
                 yield "repeated_words", share
     if limits.max_duplicate_ngrams is not None:
         yield from _of_passages(numbers, ends, limits.max_duplicate_ngrams)
@@ -219,7 +224,7 @@ def _of_passages(numbers: NDArray[np.uint64], ends: NDArray[Any], limit: float) 
 
 
 def _repeated(pieces: list[str]) -> int:
-    """Characters in pieces that stood before, after the same piece: one sentence of many sections is no repetition of the text."""
+    """Count the characters in pieces that stood before after the same piece: not a sentence of many sections."""
     seen: set[tuple[str, str]] = set()
     repeated, previous = 0, ""
     for piece in pieces:
@@ -241,9 +246,7 @@ def _numbered(words: list[str], numbers: NDArray[np.uint64], n: int) -> NDArray[
     return numbered
 
 
-def _top_share(
-    numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None
-) -> float:
+def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None) -> float:
     """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
     hashes = ngram_hashes(numbers, n)
     counted = hashes if left_out is None else hashes[~left_out]
