@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.languages import NAMES
+from data_prep.languages import name as language_name
 from data_prep.shards import Manifest
 
 CARD = "README.md"
@@ -25,8 +27,7 @@ _CODES = {
     "sme": "se",
     "nor": "no",
 }  # as data set cards write them
-_STANDARDS = {"nob": "Bokmål", "nno": "Nynorsk", "nor": "both standards", "dan": "Danish", "swe": "Swedish", "eng": "English",
-              "sme": "North Sámi"}  # fmt: skip
+_STANDARDS = {"nor": "both standards"}  # others go by their language's name
 
 Rows = Iterable[tuple[str, ...]]
 
@@ -97,7 +98,7 @@ def _standards(manifest: Manifest) -> str:
             documents[name, key.partition("/")[2]] += count
             tokens[name, key.partition("/")[2]] += source.tokens[key]
     rows = [
-        (name, _STANDARDS.get(code, code), f"{documents[name, code]:,}", f"{tokens[name, code]:,}")
+        (name, _STANDARDS.get(code) or language_name(code), f"{documents[name, code]:,}", f"{tokens[name, code]:,}")
         for name, code in sorted(documents)
     ]
     return _section("Written standards", ("source", "written standard", "documents", "tokens"), rows)
@@ -141,6 +142,7 @@ def _drops(manifest: Manifest) -> str:
         for reason, count in sorted(stage.dropped.items(), key=lambda item: (-item[1], item[0]))
     ]
     note = "Shares are of the documents read. `finetune inspect CORPUS --dropped REASON` shows some, where the stages' files lie."
+    note += _languages(reason for _, reason, _, _ in rows)
     return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note) if rows else ""
 
 
@@ -169,6 +171,12 @@ def _losses(manifest: Manifest) -> str:
     columns = ("stage", "reason", "source", "dropped", "share of documents", "cut", "characters", "share of text")
     note = "Shares are of what was read of the source. Cut are documents that went on without a part of their text."
     return _section("Text taken, by source", columns, rows, note) if rows else ""
+
+
+def _languages(reasons: Iterable[str]) -> str:
+    """Name the languages that documents were dropped for, whose reasons hold their codes alone."""
+    codes = sorted({reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")} & set(NAMES))
+    return f" Languages: {', '.join(f'{code} {language_name(code)}' for code in codes)}." if codes else ""
 
 
 def _personal_data(manifest: Manifest) -> str:

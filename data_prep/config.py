@@ -12,7 +12,8 @@ READERS = (
     "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
 )  # fmt: skip
 TARGETS = ("answers", "everything")
-LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")  # that the language stage tells apart
+LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")  # that the language stage tells apart well enough to be kept
+OTHER_PARTS = ("cut", "keep")
 
 
 @dataclass(kw_only=True)
@@ -116,18 +117,23 @@ class LanguageConfig:
         claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
             another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
         mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
+        other_parts: `cut` paragraphs that are surely in a language far from Norwegian that is not kept (Polish, Arabic, English …)
+            from documents that are kept, and keep the Norwegian parts of other documents; `keep` judges documents whole.
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
     min_characters: int = 60
     claim_weight: float = 0.5
     mixed_share: float = 0.15
+    other_parts: str = "cut"
 
     def __post_init__(self) -> None:
         if unknown := set(self.keep) - set(LANGUAGES):
             raise ValueError(f"language.keep names '{min(unknown)}': choose among {', '.join(LANGUAGES)}")
         if not 0 <= self.claim_weight <= 1:
             raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
+        if self.other_parts not in OTHER_PARTS:
+            raise ValueError(f"language.other_parts is '{self.other_parts}': choose {' or '.join(OTHER_PARTS)}")
         if not 0 < self.mixed_share <= 0.5:
             raise ValueError(f"language.mixed_share is {self.mixed_share}: give a share above 0, up to 0.5")
 

@@ -38,7 +38,9 @@ _ALONE = re.compile(
 )  # begins what no line can go on with, or be part of
 _TABLE_RULE = re.compile(r"^(?=.*\|)[ \t|:-]+$", re.MULTILINE)
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-_RAW = re.compile(r"\{%-?\s{0,20}raw\s{0,20}-?%\}((?:(?!\{%-?\s{0,20}(?:end)?raw\b).){0,50000}+)\{%-?\s{0,20}endraw\s{0,20}-?%\}", re.DOTALL)
+_RAW = re.compile(
+    r"\{%-?\s{0,20}raw\s{0,20}-?%\}((?:(?!\{%-?\s{0,20}(?:end)?raw\b).){0,50000}+)\{%-?\s{0,20}endraw\s{0,20}-?%\}", re.DOTALL
+)
 _VALUE = re.compile(r"\{\{-?\s{0,20}([\w.-]{1,100})(?:\s{0,20}\|[^{}]{0,200})?\s{0,20}-?\}\}")
 # Template tags of Jekyll ({% … %}, {{ … }}) and of Hugo ({{< … >}}, {{% … %}}).
 _SHORTCODE = re.compile(r"\{\{[<%](?:(?!\{\{[<%]).){0,2000}?[>%]\}\}", re.DOTALL)

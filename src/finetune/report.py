@@ -336,6 +336,7 @@ def prepare_help() -> str:
         "  corpus.boilerplate.min_share        share of a host's documents that hold a line before it counts as its frame (0.9)\n"
         "  corpus.boilerplate.min_documents    and at least so many of them (5)\n"
         "  corpus.boilerplate.sites            sources whose documents without a host are the pages of one site ([])\n"
+        "  corpus.language.other_parts         cut paragraphs in Polish, Arabic … from Norwegian documents, or keep (cut)\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
         "  corpus.deduplicate.tell_apart       whether similar ones with another title, other numbers or names are kept (true)\n"

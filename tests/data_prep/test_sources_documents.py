@@ -37,7 +37,23 @@ def test_dates(claim: object, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("claim", "expected"),
-    [("nb", "nob"), ("no", "nob"), ("NN", "nno"), ("nn-NO", "nno"), ("en_GB", "eng"), ("se", "sme"), ("fr", ""), (None, "")],
+    [
+        ("nb", "nob"),
+        ("no", "nob"),
+        ("NN", "nno"),
+        ("nn-NO", "nno"),
+        ("en_GB", "eng"),
+        ("se", "sme"),
+        ("fr", "fra"),
+        (None, ""),
+        ("pl", "pol"),
+        ("UKR", "ukr"),
+        ("ar-SY", "ara"),
+        ("ger", "deu"),
+        ("zh_Hans", "zho"),
+        ("smj", "smj"),
+        ("klingon", ""),
+    ],
 )
 def test_languages(claim: object, expected: str) -> None:
     assert claims.language(claim) == expected

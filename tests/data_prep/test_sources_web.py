@@ -15,7 +15,9 @@ INTRO = (
     "Støtten kan brukes til utstyr, turer og kurs, og må brukes i løpet av det året den er gitt for."
 )
 CLOSING = "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på alle hverdager i uken."
-SITE_TOP = '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
+SITE_TOP = (
+    '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
+)
 SITE_FOOT = "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p><p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
 
 
@@ -154,7 +156,9 @@ def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, fu
     "<table role='presentation'><tr><td><a href='/'>Hjem</a></td><td><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}</p></td></tr></table>",
 ])  # fmt: skip
 def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
-    table = "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
+    table = (
+        "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
+    )
     html = body.format(intro=INTRO, closing=CLOSING, table=table)
     text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{html}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
@@ -165,7 +169,9 @@ def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
 def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path: Path, reader: str) -> None:
     """Here all text stands in parts of a class that is furniture elsewhere."""
-    parts = "".join(f'<div class="promo"><p>{text}</p></div>' for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1]))
+    parts = "".join(
+        f'<div class="promo"><p>{text}</p></div>' for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])
+    )
     text, report = text_of(tmp_path, page_of(parts), reader)
     assert text.split("\n\n")[:3] == [INTRO, CLOSING, INTRO.replace("uker", "dager")]
     way = {"webpage": "pages_read_by_tags_of_main_element", "regjeringen": "pages_read_by_tags"}
@@ -173,7 +179,9 @@ def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path
 
 
 def test_letters_kept_are_counted_against_the_pages_own(tmp_path: Path) -> None:
-    _, report = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>"))
+    _, report = text_of(
+        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>")
+    )
     assert report.counts["page_letters"] == report.counts["page_letters_kept"] == sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
 
 
