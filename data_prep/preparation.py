@@ -45,7 +45,7 @@ TEXT_STAGES: tuple[ModuleType, ...] = (
     normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
 )  # fmt: skip
 LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
-READ_VERSION = 5
+READ_VERSION = 6
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
@@ -190,7 +190,10 @@ class Preparation:
             broken = counts[f"quarantined_{name}"]
             quarantined = self.stage(0).quarantined([shard.name for shard in shards]) if broken else iter(())
             first = next((record for record in quarantined if record.source == name), None)
-            reading.check_yield(name, source, counts[f"read_{name}"], broken, first)
+            read = counts[f"read_{name}"]
+            drops = iter(()) if read else self.stage(0).drops()
+            dropped = next((drop for drop in drops if drop.source == name), None)
+            reading.check_yield(name, source, read, broken, first, dropped)
 
     def _stage_shards(self, stage: int) -> list[Shard]:
         before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)

@@ -97,7 +97,10 @@ def _place_tokenizer(preparation: Preparation) -> bool:
     folder = stage.path / "tokenizer"
     shutil.rmtree(folder, ignore_errors=True)
     tokenise.place_files(preparation.corpus, _sample(preparation), folder)
-    Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
+    tokeniser = Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
+    if tokeniser.overrides:
+        chat, path = preparation.corpus.chat, preparation.corpus.tokenizer.path
+        logger.warning("corpus.chat.template=%s takes the place of the chat template of %s", chat.template, path)
     chosen = encoder.choose(folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library)
     logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
     write_json(stage.path / ENCODER, chosen)
@@ -154,6 +157,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
     if tokenizer is None:
         raise ValueError("step tokenizer is not done: run it first")
     began, report, masks = time.perf_counter(), Report(), set[str]()
+    has_chats = False
     tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)
     documents = preparation.stage(preparation.text).documents([shard.name])
     with ExitStack() as stack:
@@ -161,6 +165,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
         while batch := list(islice(documents, BATCH)):
             masks.update(document.mask for document in batch if document.mask)
             for document, rows in tokeniser.rows(batch, report):
+                has_chats = has_chats or any(turn.role for turn in document.turns)
                 report.counts["rows_of_single_turns"] += len(rows) - 1
                 files[document.split].add(document, rows)
             for file in files.values():
@@ -168,7 +173,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
     stage.report(
         shard.name, shard.fingerprint, report, [f"{split}-{shard.name}.arrow" for split in SPLITS],
         documents_in=before.documents_out, documents_out=before.documents_out - len(report.drops), masks=sorted(masks),
-        seconds=round(time.perf_counter() - began, 3),
+        has_chats=has_chats, seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return True
 
@@ -278,6 +283,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             "sha256": tokenizer_digest(tokeniser.folder),
             "vocab_size": tokeniser.vocab_size,
             "eos_token_id": tokeniser.eos_token_id,
+            **(_end_of_turn(tokeniser) if any(marker.has_chats for marker in markers) else {}),
             "encoder": read_json(stage.path / ENCODER),
         },
         splits=splits,
@@ -286,6 +292,12 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
     )
     manifest.write(folder)
     write_card(folder, manifest, years)
+
+
+def _end_of_turn(tokeniser: Tokeniser) -> dict[str, Any]:
+    """What a model must stop at that is trained on conversations."""
+    token, token_id = tokeniser.end_of_turn
+    return {"end_of_turn": token, "end_of_turn_id": token_id}
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:

@@ -50,6 +50,7 @@ class Done:
         characters_out: of the documents that went on.
         dropped, counts: as in StageInfo.
         masks: of the tokenise stage: the mask columns that its documents ask for.
+        has_chats: of the tokenise stage: whether a chat template rendered some of its documents.
         seconds: what the stage took.
     """
 
@@ -61,6 +62,7 @@ class Done:
     dropped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     masks: list[str] = field(default_factory=list)
+    has_chats: bool = False
     seconds: float = 0.0
 
 

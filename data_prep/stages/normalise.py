@@ -16,7 +16,7 @@ import ftfy
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
-VERSION = 4
+VERSION = 5
 
 # Curly quotes are correct Norwegian typography («…», ’): ftfy must not flatten them.
 _FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, fix_line_breaks=True, normalization=None, explain=False)
@@ -56,11 +56,15 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         for turn in document.turns:
             # Plain prompts and completions meet without anything between them: the white space there is theirs.
             turn.content = repair(turn.content).strip() if turn.role else repair(turn.content)
+        empty_answers = [turn for turn in document.turns if turn.target and not turn.content.strip()]
+        for turn in empty_answers:
+            turn.target = False  # an empty answer costs its turn, which stays as context
         if not document.whole_text.strip():
             report.drop(document, "empty")
-        elif any(turn.target and not turn.content.strip() for turn in document.turns):
+        elif empty_answers and not any(turn.target for turn in document.turns):
             report.drop(document, "empty_answer")
         else:
+            report.counts["empty_answers"] += len(empty_answers)
             report.counts["changed"] += document.whole_text != before
             document.title = normalise(document.title)
             yield document

@@ -293,6 +293,8 @@ def prepare_help() -> str:
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
         "  corpus.chat.targets                 of conversations, learn answers or everything (answers)\n"
         "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
+        "  corpus.chat.template_arguments      variables for the template, as {enable_thinking: false}\n"
+        "  corpus.chat.system                  system prompts by written standard, as {nno: …, nob: …}\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
         "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"

@@ -132,7 +132,7 @@ FAMILIES = {
     "chatml-marked": (CHATML_MARKED, "{}<|im_end|>"),
     "chatml-marked-short": (CHATML_MARKED_SHORT, "{}<|im_end|>"),
     "chatml-marked-long": (CHATML_MARKED_LONG, "{}<|im_end|>"),
-    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "{}<|im_end|>"),
+    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "<|im_start|>assistant\n{}<|im_end|>"),
     "llama3": (LLAMA3, "{}<|eot_id|>"),
     "mistral": (MISTRAL, " {}</s>"),
     "gemma": (GEMMA, "{}<end_of_turn>"),
@@ -173,8 +173,6 @@ def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
-    if family == "chatml-without-generation-prompt":
-        kept = answer.lstrip()  # where the header ends, only the answer tells
     if family == "phi":
         kept = answer.lstrip()  # <|assistant|> swallows white space after it
     learned = case.learned(case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0])))
@@ -246,8 +244,9 @@ def test_arguments_reach_the_template(folder: Path) -> None:
 
 
 def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: Path) -> None:
+    """After every answer: in a row that went on, nothing would end the first."""
     case = Case(folder, PLAIN)
-    assert case.learned(case.row(*CHAT)) == [f"{ANSWERS[0]}\n", f"{ANSWERS[1]}\n</s>"]
+    assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,6 @@ def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: 
         (CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
         (CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im"), CHAT, "template_changes_answer", "Fristen"),
         (CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"), CHAT, "prompt_is_no_prefix", "turn 2"),
-        (CHATML_MARKED.replace("'assistant' %}", "'assistant' and loop.last %}"), CHAT, "markers_do_not_fit", "1 parts"),
         (LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}"), [CHAT[1]], "template_refuses", "no element 0"),
     ],
 )  # fmt: skip
