@@ -214,8 +214,18 @@ def print_summary(run: RunFolder) -> None:
         f"  {total:.0f} s: {', '.join(f'{name} {seconds / total:.0%}' for seconds, name in parts if seconds > total / 200)}"
     )
     print_held_out(summary, config.data)
+    if token := summary.get("new_stop"):
+        out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)
     result = os.path.relpath(summary["result"])
     out.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
+
+
+def _new_stop(token: str, is_adapter: bool) -> str:
+    """Report that generation stops at the end of a turn now, and what a user of an adapter must do for it."""
+    line = f"{token} ends a turn, and is an end of sequence now in generation_config.json"
+    if is_adapter:
+        return f"{line} beside the adapter: PEFT loads the base's, so give generate() this one (GenerationConfig.from_pretrained)"
+    return f"{line} and config.json"
 
 
 def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> None:
