@@ -21,6 +21,7 @@ thoughts that begin an answer stay what they are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -226,8 +227,11 @@ class ChatTemplate:
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
         try:
             frame = self._render([question], add_generation_prompt=True) + self._render([question, answer])
+            shows_answers = _PROBE in self._render([question, {**answer, "content": _PROBE}])
         except Refused as fault:
             raise ValueError(f"chat template of {name} fails on a question and its answer: {fault}") from None
+        if not shows_answers:
+            raise ValueError(f"chat template of {name} does not show an answer that is a string: it is for contents in parts")
         # Tokens that are not called special, but frame turns all the same, are control tokens too.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
@@ -271,7 +275,8 @@ class ChatTemplate:
         shown = answered[: len(answered) - len(ending.tail)]
         answer = content.answer.strip()
         if not answered.endswith(ending.tail) or not shown.rstrip().endswith(answer):
-            raise Refused("template_changes_answer", f"the template does not show the answer '{answer[:40]}' as it is")
+            beginning = _PLACEHOLDERS.sub("…", answer[:40])
+            raise Refused("template_changes_answer", f"the template does not show the answer '{beginning}' as it is")
         if shown.startswith(prompt):
             written: str | None = shown[len(prompt) :]
         else:
@@ -281,25 +286,41 @@ class ChatTemplate:
         elif _lacks_thought(prompt, written, content):
             written = _with_thought(prompt, written, content, i)
             counts["thoughts_that_the_template_leaves_out"] += 1
-        if self._has_markers and _squeezed(written) not in _squeezed("".join(answered[a:b] for a, b in marked[-1:])):
-            counts["answers_that_the_template_marks_otherwise"] += 1
+        begin = len(shown) - len(written)
+        in_marks = "".join(answered[max(start, begin) : stop] for start, stop in marked if stop > begin)
+        counts["answers_that_the_template_marks_otherwise"] += self._has_markers and _squeezed(written) not in _squeezed(in_marks)
+        counts["answers_whose_end_is_no_token"] += ending.token is None and bool(ending.tail.strip())
         return _Turn(prompt, written + ending.written, ended=ending.token is not None)
 
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
-        """How the template ends an answer to these messages."""
+        """How the template ends an answer to these messages.
+
+        A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn that ends the whole,
+        and some templates end a turn only where another one follows.
+        """
         probe, question = {"role": "assistant", "content": _PROBE}, {"role": "user", "content": "?"}
         tail = self._render([*messages, probe]).rpartition(_PROBE)[2]
-        if end := self._control.search(tail):
-            return _Ending(tail, tail[: end.end()], end[0])
-        try:  # some end a turn only where another one follows
+        try:
             before, _, after = self._render([question, probe, question]).partition(_PROBE)
         except Refused:
-            return _Ending(tail, tail, None)
+            before, after = "", tail
+        shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
+        for end in [*self._control.finditer(shared)][-1:] or self._adjacent_control(tail)[-1:]:
+            return _Ending(tail, tail[: end.end()], end[0])
         between, opened = after.rpartition("?")[0], before.rpartition("?")[0]
         between = between[: len(between) - len(_shared_end(between, opened))]  # without the header of the next question
-        if end := self._control.search(between):
+        for end in self._adjacent_control(between)[-1:]:
             return _Ending(tail, between[: end.end()], end[0])
         return _Ending(tail, tail, None)
+
+    def _adjacent_control(self, text: str) -> list[re.Match[str]]:
+        """The first control token of a text, and those that follow it without anything between."""
+        found: list[re.Match[str]] = []
+        for match in self._control.finditer(text):
+            if found and match.start() > found[-1].end():
+                break
+            found.append(match)
+        return found
 
     def _row(self, text: str, spans: list[Span], literal: list[str], eos_token_id: int) -> Row:
         """A text with its targets. A turn that no control token ends is ended by the end of the sequence."""
@@ -382,7 +403,7 @@ def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
         raise Refused(
             "prompt_is_no_prefix",
             f"turn {i + 1} does not begin with the template's own generation prompt, which opens thoughts ({opening}): give it "
-            f"thoughts, or set corpus.chat.template_arguments so that the template asks without them",
+            f"thoughts, or set corpus.chat.template_arguments or corpus.chat.template so that it is asked for without them",
         )
     written = content.whole.strip()
     if content.opens:

@@ -28,7 +28,7 @@ from data_prep import encoder
 from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
-from data_prep.document import Document, Report
+from data_prep.document import Document, Drop, Report
 from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
@@ -273,7 +273,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
                 writer.write(pa.RecordBatch.from_arrays([*kept, mask] if mask_column else kept, schema=writer.schema))
         splits[split] = writer.close()
     if not splits["train"]:
-        _require_documents(corpus.name, infos)
+        _require_documents(corpus.name, infos, next(stage.drops(), None))
     manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
@@ -356,15 +356,16 @@ class _Counter:
         return float(-(validation * log_probabilities).sum() / validation.sum())
 
 
-def _require_documents(name: str, stages: list[StageInfo]) -> None:
-    """Raises ValueError if the last stage left nothing to train on."""
+def _require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
+    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it dropped."""
     (split,) = (stage for stage in stages if stage.name == "split")
     if split.counts.get("train") and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
-        remedy = "check corpus.chat.template; the stage's drops say why of each"
+        why = f"; the first, {first.id}: {first.detail or first.reason}" if first else ""
+        remedy = f"check corpus.chat.template{why}"
     elif split.documents_out:
         remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
     else:

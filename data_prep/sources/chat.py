@@ -191,7 +191,7 @@ class ConversationReader:
         role_key, content_key = self._turn_keys(message)
         role, wanted = self._role(message, role_key), _flag(message)
         if content_key not in message:
-            raise Malformed("unreadable_record", f"a message without '{content_key}'")
+            raise Malformed("unreadable_record", f"a message without '{content_key}'; options.content_key can name another key")
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -210,7 +210,10 @@ class ConversationReader:
         return self._options.role_key or role, self._options.content_key or content
 
     def _role(self, message: dict[str, Any], key: str) -> str:
-        said = message.get(key)
+        if key not in message:
+            names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
+            raise Malformed("unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})")
+        said = message[key]
         if isinstance(said, str):
             role = self._options.roles.get(said, SHAREGPT_ROLES.get(said, said) if key == "from" else said)
             if role in ROLES:

@@ -1,4 +1,4 @@
-"""The law of conversations, over the forms of 44 families of chat templates and twelve conversations: what is a target is what
+"""The law of conversations, over the forms of 45 families of chat templates and twelve conversations: what is a target is what
 inference would have to write, and it ends where generation stops.
 
 The oracle knows a form by its end of turn alone. It asks transformers for the prompt that inference would use, and for the
@@ -26,7 +26,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 ENDS = {
     "alpaca": "</s>", "apertus": "<|assistant_end|>", "baichuan": "", "chatml": "<|im_end|>",
     "chatml_ended_by_the_next": "<|im_end|>", "chatml_marked": "<|im_end|>", "chatml_marked_without_thoughts": "<|im_end|>",
-    "chatml_without_prompt": "<|im_end|>", "command_r": "<|END_OF_TURN_TOKEN|>", "deepseek_r1": "<｜end▁of▁sentence｜>",
+    "chatml_without_prompt": "<|im_end|>", "command_r": "<|END_OF_TURN_TOKEN|>", "command_r7b": "<|END_OF_TURN_TOKEN|>",
+    "deepseek_r1": "<｜end▁of▁sentence｜>",
     "deepseek_r1_unopened": "<｜end▁of▁sentence｜>", "deepseek_v2": "</s>", "exaone": "[|endofturn|]", "falcon": "",
     "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "glm4": "", "gpt_oss": "<|return|>", "granite": "<|end_of_text|>",
     "internlm2": "<|im_end|>", "jamba": "<|eom|>", "llama2": "</s>", "llama3": "<|eot_id|>", "llama31": "<|eot_id|>",
@@ -43,7 +44,7 @@ HEADERS = (
     "<|start_of_role|>", "<|end_of_role|>", "<reserved_106>", "<reserved_107>", "[gMASK]", "<sop>", "<|observation|>", "<|bom|>",
     "[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "<|start|>", "<|channel|>", "<|message|>", "<|system_start|>",
     "<|system_end|>", "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
-    "<extra_id_0>", "<extra_id_1>",
+    "<extra_id_0>", "<extra_id_1>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as Llama 3 cuts text
 
@@ -81,9 +82,7 @@ CONVERSATIONS = [
     Conversation("system", [("system", SYSTEM), ("user", Q), ("assistant", A)]),
     Conversation("system and several", [("system", SYSTEM), ("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2)]),
     Conversation("thoughts", [("user", Q), ("assistant", THOUGHT + A)]),
-    Conversation(
-        "thoughts and several", [("user", Q), ("assistant", THOUGHT + A), ("user", Q2), ("assistant", THOUGHT * 1 + A2)]
-    ),
+    Conversation("thoughts and several", [("user", Q), ("assistant", THOUGHT + A), ("user", Q2), ("assistant", THOUGHT + A2)]),
     Conversation("empty answer", [("user", Q), ("assistant", ""), ("user", Q2), ("assistant", A2)], {1}),
     Conversation("flags", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")], {1}),
     Conversation("long", LONG),
