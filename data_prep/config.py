@@ -350,15 +350,21 @@ class ChatConfig:
             tokenizer's own.
         template_arguments: variables for the template, e.g. {enable_thinking: false}, or {date_string: "1 Jan 2026"} for one
             that would otherwise write the day of preparation into the shards.
+        system: by written standard (nob, nno, … or nor), the system prompt of conversations that bring none of their own.
     """
 
     targets: str = "answers"
     template: str | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
             raise ValueError(f"chat.targets is '{self.targets}': choose one of {', '.join(TARGETS)}")
+        if unknown := set(self.system) - {*LANGUAGES, "nor"}:
+            raise ValueError(f"chat.system names '{min(unknown)}': choose among {', '.join(LANGUAGES)} and nor")
+        if empty := [language for language, prompt in self.system.items() if not prompt.strip()]:
+            raise ValueError(f"chat.system.{empty[0]} is empty: give a system prompt, or leave it out")
 
 
 @dataclass(kw_only=True)

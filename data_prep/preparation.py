@@ -205,7 +205,10 @@ class Preparation:
             broken = counts[f"quarantined_{name}"]
             quarantined = self.stage(0).quarantined([shard.name for shard in shards]) if broken else iter(())
             first = next((record for record in quarantined if record.source == name), None)
-            reading.check_yield(name, source, counts[f"read_{name}"], broken, first)
+            read = counts[f"read_{name}"]
+            drops = iter(()) if read else self.stage(0).drops()
+            dropped = next((drop for drop in drops if drop.source == name), None)
+            reading.check_yield(name, source, read, broken, first, dropped)
 
     def _stage_shards(self, stage: int) -> list[Shard]:
         before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)

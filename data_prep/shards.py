@@ -128,7 +128,8 @@ class Manifest:
         unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets, add-one smoothed:
             what a model that knows nothing but frequencies would score. None without validation documents.
         tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id, and `encoder`: the library that encoded running
-            text, its version, and why it was taken.
+            text, its version, and why it was taken. Where a chat template rendered conversations, end_of_turn and
+            end_of_turn_id too: the token that ends their answers.
     """
 
     name: str

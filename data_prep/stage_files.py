@@ -65,6 +65,7 @@ class Done:
         characters_out: of the documents that went on.
         dropped, counts, losses: as in StageInfo.
         masks: of the tokenise stage: the mask columns that its documents ask for.
+        has_chats: of the tokenise stage: whether a chat template rendered some of its documents.
         seconds: what the stage took.
     """
 
@@ -77,6 +78,7 @@ class Done:
     counts: dict[str, int] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     masks: list[str] = field(default_factory=list)
+    has_chats: bool = False
     seconds: float = 0.0
 
 

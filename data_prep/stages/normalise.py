@@ -117,11 +117,15 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             # Plain prompts and completions meet without anything between them: the white space there is theirs.
             repaired = repair(turn.content, rules)
             turn.content = rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
+        empty_answers = [turn for turn in document.turns if turn.target and not turn.content.strip()]
+        for turn in empty_answers:
+            turn.target = False  # an empty answer costs its turn, which stays as context
         if not document.whole_text.strip():
             report.drop(document, "empty")
-        elif any(turn.target and not turn.content.strip() for turn in document.turns):
+        elif empty_answers and not any(turn.target for turn in document.turns):
             report.drop(document, "empty_answer")
         else:
+            report.counts["empty_answers"] += len(empty_answers)
             report.counts["changed"] += document.whole_text != before
             report.counts["symbol_font_characters"] += symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
             document.title = normalise(document.title, rules)

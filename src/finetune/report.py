@@ -260,8 +260,18 @@ def print_summary(run: RunFolder) -> None:
         f"  {total:.0f} s: {', '.join(f'{name} {seconds / total:.0%}' for seconds, name in parts if seconds > total / 200)}"
     )
     print_held_out(summary, config.data)
+    if token := summary.get("new_stop"):
+        out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)
     result = os.path.relpath(summary["result"])
     out.print(f"  {'adapter' if config.adapter else 'model'}: {result if not result.startswith('..') else summary['result']}")
+
+
+def _new_stop(token: str, is_adapter: bool) -> str:
+    """Report that generation stops at the end of a turn now, and what a user of an adapter must do for it."""
+    line = f"{token} ends a turn, and is an end of sequence now in generation_config.json"
+    if is_adapter:
+        return f"{line} beside the adapter: PEFT loads the base's, so give generate() this one (GenerationConfig.from_pretrained)"
+    return f"{line} and config.json"
 
 
 def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> None:
@@ -346,6 +356,8 @@ def prepare_help() -> str:
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
         "  corpus.chat.targets                 of conversations, learn answers or everything (answers)\n"
         "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
+        "  corpus.chat.template_arguments      variables for the template, as {enable_thinking: false}\n"
+        "  corpus.chat.system                  system prompts by written standard, as {nno: …, nob: …}\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
         "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"

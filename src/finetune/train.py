@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import base, guards, kernels, metrics, model, pretrained
+from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
@@ -398,6 +398,7 @@ def save_result(run: Run) -> None:
         if adapter:
             guards.check_reloads(temporary, trained, written)
         shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
+        end_of_turn.declare(temporary, run.corpus.tokenizer, trained)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
     run.world.barrier()
@@ -444,6 +445,7 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
             "skipped_batches": run.skipped,
             "before": run.folder.read_json("before.json"),
             "after": dataclasses.asdict(after) if after else None,
+            "new_stop": end_of_turn.new_stop(run.corpus.tokenizer, trained),
             "result": str(run.folder.adapter if model.is_adapter(trained) else run.folder.model),
         },
     )
