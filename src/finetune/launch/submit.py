@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from finetune import base
+from finetune import base, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.launch import chain, local, observe, slurm
@@ -43,6 +43,8 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
     after = _waits_for(frozen, on_slurm)
     for point in _one_of_each_input(frozen):
         base.check_inputs(point, corpus_is_there=after is None)
+        if after is None:
+            rows.check_losses(rows.training_account(base.open_corpus(point), point.data), point.data)
     if after is None:
         _check_models(frozen)
     runs = freeze(frozen, sweep)
@@ -161,16 +163,15 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _check_models(points: list[TrainConfig]) -> None:
-    """What a base, an adapter and a corpus would refuse of each other. It takes the seconds of importing torch and PEFT, in a
-    process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs more."""
-    on_a_base = {repr((p.data, p.model, p.adapter)): p for p in points if p.model.path}
-    if not on_a_base:
-        return
+    """What a base, an adapter, a tokenizer and a corpus would refuse of each other. It takes the seconds of importing torch and
+    PEFT, in a process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs
+    more."""
+    one_of_each = {repr((p.data, p.model, p.adapter)): p for p in points}
     with (
         contextlib.suppress(BrokenProcessPool),  # killed, for want of memory perhaps: then the job tells
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _keep_quiet) as alone,
     ):
-        alone.submit(_check_on_bases, list(on_a_base.values())).result()
+        alone.submit(_check_each, list(one_of_each.values())).result()
 
 
 def _keep_quiet() -> None:
@@ -180,13 +181,19 @@ def _keep_quiet() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
-def _check_on_bases(points: list[TrainConfig]) -> None:
+def _check_each(points: list[TrainConfig]) -> None:
+    with contextlib.suppress(ImportError, OSError):  # a login node whose jobs run in a container need not have transformers
+        for point in points:
+            tokenizer.check(point)
+    on_a_base = [point for point in points if point.model.path]
+    if not on_a_base:
+        return
     try:
         with lean_imports("mlflow", "bitsandbytes"):
             from finetune import model
-    except (ImportError, OSError):  # a login node whose jobs run in a container need not have torch
+    except (ImportError, OSError):  # nor torch
         return
-    for point in points:
+    for point in on_a_base:
         model.check(point)
 
 
