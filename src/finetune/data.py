@@ -153,10 +153,6 @@ class PackedData:
                     f"start a new run, or resume this one with the version that began it"
                 )
 
-    def num_steps(self, global_batch_size: int, num_epochs: float) -> int:
-        """Optimizer steps that cover `num_epochs`; the last one is filled up from the epoch after."""
-        return max(1, -(-round(self.num_packs * num_epochs) // global_batch_size))
-
     def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> Step:
         """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same order."""
         first = step * global_batch_size

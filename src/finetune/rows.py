@@ -139,12 +139,13 @@ def rows_of(table: pa.Table, mask_column: str | None, sources: list[str], long: 
     """
     lengths = ListColumn(table["input_ids"]).lengths
     mask = ListColumn(table[mask_column]) if mask_column else None
-    targets = np.maximum(lengths - 1, 0) if mask is None else mask.sums_after_first()
+    marked, first = (lengths, np.minimum(lengths, 1)) if mask is None else mask.sums()
     rows = np.zeros(len(lengths), ROW)
-    rows["length"], rows["kept"], rows["targets"] = lengths, lengths, targets
+    rows["length"] = rows["kept"] = lengths
+    rows["targets"] = marked - first  # a row's first token has nothing to be predicted from
     fate = rows["fate"]
     is_long = lengths > long.sequence_length
-    is_text = targets == lengths - 1
+    is_text = marked == lengths
     _decide_text(rows, is_long & is_text, long)
     _decide_conversations(rows, is_long & ~is_text, long, mask.row if mask else None)
     fate[(rows["targets"] <= 0) & ~np.isin(fate, [Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS])] = Fate.NO_TARGET
@@ -277,16 +278,19 @@ class ListColumn:
         row: NDArray[np.int32] = self._values[chunk][start:stop]
         return row
 
-    def sums_after_first(self) -> NDArray[np.int64]:
-        """Return the sum of each row's values without its first one: of a mask, the targets."""
-        sums = [_sums_after_first(*chunk) for chunk in zip(self._offsets, self._values, strict=True)]
-        return np.concatenate([*sums, np.zeros(0, np.int64)])
+    def sums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sum of each row's values, and its first value (0 of an empty row)."""
+        chunks = [_sums(*chunk) for chunk in zip(self._offsets, self._values, strict=True)]
+        both = np.concatenate([*chunks, np.zeros((2, 0), np.int64)], axis=1)
+        return both[0], both[1]
 
 
-def _sums_after_first(offsets: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
-    sums = np.zeros(len(offsets) - 1, np.int64)
+def _sums(offsets: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
+    """[2, rows] sums and first values of one chunk."""
+    sums = np.zeros((2, len(offsets) - 1), np.int64)
     filled = np.flatnonzero(np.diff(offsets))
     if len(filled):  # empty rows take no place between the others
         starts = offsets[:-1][filled]
-        sums[filled] = np.add.reduceat(values[: offsets[-1]], starts, dtype=np.int64) - values[starts]
+        sums[0, filled] = np.add.reduceat(values[: offsets[-1]], starts, dtype=np.int64)
+        sums[1, filled] = values[starts]
     return sums

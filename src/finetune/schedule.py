@@ -33,6 +33,11 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
 
 
+def num_steps_of(num_packs: int, config: TrainConfig) -> int:
+    """Return the optimizer steps of a run: max_steps, or those that cover num_epochs; the last is filled up from the epoch after."""
+    return config.max_steps or max(1, -(-round(num_packs * config.num_epochs) // config.global_batch_size))
+
+
 def describe_leap(step: int, old_num_steps: int, num_steps: int, config: TrainConfig) -> str | None:
     """Describe how the learning rate leaps where a run of `old_num_steps` goes on after `step` steps to `num_steps`.
 

@@ -27,7 +27,7 @@ from finetune.metrics import Clock
 from finetune.partition import gathered
 from finetune.rows import check_losses
 from finetune.run_folder import RunFolder
-from finetune.schedule import describe_leap, learning_rate
+from finetune.schedule import describe_leap, learning_rate, num_steps_of
 from finetune.stop import GO_ON, STATES, Leave, StopFlag
 from finetune.tracking.spool import Spool
 
@@ -200,7 +200,7 @@ def put_together(
         checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
         spool=spool, stop=stop, stop_point=stop_point, watchdog=watchdog,
         clock=Clock(world.device), peak=peak, flops_per_token=flops,
-        num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
+        num_steps=num_steps_of(data.num_packs, config),
         skipped=(folder.read_json("skipped.json") or {"batches": []})["batches"],
     )  # fmt: skip
 

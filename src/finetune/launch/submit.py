@@ -11,17 +11,21 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from finetune import base, rows, tokenizer
+import numpy as np
+
+from finetune import base, checkpoint_files, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.launch import chain, local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.launch.job import lean_imports
 from finetune.run_folder import RunFolder
+from finetune.schedule import describe_leap, num_steps_of
 
 RETRIED = ("failed", "dead", "cancelled", "interrupted", "queued")  # of no live job: then queued is never started
 
@@ -83,11 +87,30 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     _check_inputs(run, config)
     check_no_secrets(config)
     _goes_to_queue(config, 1)
+    for message in _warnings_of_resume(run, config):
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
         temporary = run.path / ".config.yaml.tmp"
         configuration.save(config, temporary)
         os.replace(temporary, run.config_file)
     _start_again([run])
+
+
+def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
+    """Yield what a user may not expect of a run that goes on: steps that are done again, a learning rate that leaps."""
+    newest = next(iter(checkpoint_files.published(run.checkpoints)), None)
+    state = checkpoint_files.read_state(newest) if newest else None
+    if newest is None or state is None:
+        return
+    step, last = checkpoint_files.step_of(newest), run.last_metrics()
+    if run.summary() and step < last.get("step", 0):
+        yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
+    planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
+    plan = next(run.plan.glob("train-*-epoch-000.npy"), None)
+    if planned and plan is not None:
+        num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
+        if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
+            yield message
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
