@@ -14,7 +14,6 @@ from finetune import base, checkpoint_files
 from finetune import config as configuration
 from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.evaluate import evaluate_on_corpus
-from finetune.launch import end
 from finetune.run_folder import RunFolder
 from finetune.weights import WeightFiles
 from tests.corpora import write_corpus
@@ -122,10 +121,3 @@ def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> 
 def test_a_step_without_a_checkpoint_is_one_line(runs: dict[str, RunFolder]) -> None:
     with pytest.raises(ValueError, match=f"no checkpoint of step 3: it keeps steps .*{STEPS}"):
         base.resolve("run:whole@3", runs["whole"].path.parent)
-
-
-def test_prune_leaves_the_best_checkpoint(runs: dict[str, RunFolder]) -> None:
-    run = runs["zero3"]
-    run.write_json("outcome.json", {"state": "completed"})
-    list(map(end.remove, (path for path, _ in end.prunable([run], run.path.parent, failed=False))))
-    assert [checkpoint_files.step_of(p) for p in run.checkpoints.iterdir()] == [summary_of(run)["result_step"]]

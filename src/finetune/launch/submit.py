@@ -208,15 +208,17 @@ def _check_each(points: list[TrainConfig]) -> None:
     with contextlib.suppress(ImportError, OSError):  # a login node whose jobs run in a container need not have transformers
         for point in points:
             tokenizer.check(point)
-    on_a_base = [point for point in points if point.model.path]
-    if not on_a_base:
-        return
+    if on_a_base := [point for point in points if point.model.path]:
+        _check_on_bases(on_a_base)
+
+
+def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
             from finetune import model
     except (ImportError, OSError):  # nor torch
         return
-    for point in on_a_base:
+    for point in points:
         model.check(point)
 
 
