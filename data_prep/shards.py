@@ -281,6 +281,11 @@ class Corpus:
             return Dataset(InMemoryTable(_schema(self.manifest.mask_column).empty_table()))
         return concatenate_datasets([Dataset.from_file(str(self.folder / shard.file)) for shard in shards])
 
+    def table(self, split: str) -> pa.Table:
+        """Return the documents of a split as a memory-mapped table, in shard order."""
+        tables = [_mapped(self.folder / shard.file) for shard in self.manifest.splits[split]]
+        return pa.concat_tables(tables) if tables else _schema(self.manifest.mask_column).empty_table()
+
     def _shards(self) -> list[ShardInfo]:
         return [shard for split in self.manifest.splits.values() for shard in split]
 
@@ -345,6 +350,11 @@ class ShardWriter:
     @property
     def _file(self) -> str:
         return f"{self.split}/shard-{len(self.shards):05d}.arrow"
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        return stream.read_all()
 
 
 def _schema(mask_column: str | None) -> pa.Schema:

@@ -260,6 +260,9 @@ def print_summary(run: RunFolder) -> None:
         f"  {total:.0f} s: {', '.join(f'{name} {seconds / total:.0%}' for seconds, name in parts if seconds > total / 200)}"
     )
     print_held_out(summary, config.data)
+    print_losses(summary.get("token_use") or {})
+    for line in [*_result_lines(summary), *(f"warning: {message}" for message in summary.get("warnings") or [])]:
+        out.print(Text(f"  {line}", style="yellow" if line.startswith("warning") else ""), soft_wrap=True)
     if token := summary.get("new_stop"):
         out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)
     result = os.path.relpath(summary["result"])
@@ -290,6 +293,29 @@ def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> N
             table.add_row(label, _loss(before.get(group, {}).get(name)), _loss(loss))
     table.add_row("  what token frequencies alone score", "", _loss(after["unigram_loss"]))
     console().print(table)
+
+
+def print_losses(token_use: dict[str, Any]) -> None:
+    """What was dropped, cut off or left without any target, by split; nothing where all tokens are used."""
+    table = Table("  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None)
+    for split, account in token_use.items():
+        for loss in account["losses"]:
+            share = f"{loss['tokens'] / account['tokens']:.1%}"
+            label = f"  {split}: {loss['reason']}"
+            numbers = f"{loss['documents']:,}", f"{loss['tokens']:,}", share
+            table.add_row(label, loss["source"], loss["language"], *numbers, loss["setting"])
+    if table.row_count:
+        console().print(table)
+
+
+def _result_lines(summary: dict[str, Any]) -> list[str]:
+    """Name the step that was saved, where it is not simply the last."""
+    best, last, step = summary.get("best"), summary.get("last"), summary.get("result_step")
+    if not best or not last or best["step"] == last["step"]:
+        return []
+    other = "result=last saves the last" if step == best["step"] else "result=best saves the best"
+    steps = f"best held-out loss {best['loss']:.3f} at step {best['step']}, {last['loss']:.3f} at the last, {last['step']}"
+    return [f"saved: step {step} ({steps}; {other})"]
 
 
 def _loss(value: float | None) -> str:
