@@ -51,8 +51,8 @@ def write_card(folder: Path, manifest: Manifest, years: Years) -> None:
 
 def card(manifest: Manifest, years: Years) -> str:
     """The card's Markdown."""
-    sections = [_head(manifest), _sources(manifest), _standards(manifest), _licences(manifest), _years(years), _stages(manifest),
-                _drops(manifest), _personal_data(manifest)]  # fmt: skip
+    sections = [_head(manifest), _warnings(manifest), _sources(manifest), _standards(manifest), _licences(manifest),
+                _years(years), _stages(manifest), _drops(manifest), _losses(manifest), _personal_data(manifest)]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -122,11 +122,16 @@ def _years(years: Years) -> str:
     return _section("Years", ("source", "year", "documents", "tokens"), rows)
 
 
+_CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # of stages that cut text from documents
+
+
 def _stages(manifest: Manifest) -> str:
     rows = [
         (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts)) for stage in manifest.stages
     ]
-    return _section("Stages", ("stage", "documents in", "out", "counted"), rows)
+    has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
+    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie." if has_cut else ""
+    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note)
 
 
 def _drops(manifest: Manifest) -> str:
@@ -139,6 +144,33 @@ def _drops(manifest: Manifest) -> str:
     note = "Shares are of the documents read. `finetune inspect CORPUS --dropped REASON` shows some, where the stages' files lie."
     note += _languages(reason for _, reason, _, _ in rows)
     return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note) if rows else ""
+
+
+def _warnings(manifest: Manifest) -> str:
+    return "\n".join(f"- {line}." for line in manifest.warnings())
+
+
+def _losses(manifest: Manifest) -> str:
+    """What each stage took from each source, as a share of what was read of it."""
+    rows = []
+    for stage in manifest.stages:
+        for loss in sorted(stage.losses, key=lambda loss: (-loss.characters, loss.source, loss.reason)):
+            source = manifest.sources[loss.source]
+            rows.append(
+                (
+                    stage.name,
+                    loss.reason,
+                    loss.source,
+                    f"{loss.documents:,}",
+                    f"{loss.documents / max(source.documents_read, 1):.2%}",
+                    f"{loss.cut:,}",
+                    f"{loss.characters:,}",
+                    f"{loss.characters / max(source.characters_read, 1):.2%}",
+                )
+            )
+    columns = ("stage", "reason", "source", "dropped", "share of documents", "cut", "characters", "share of text")
+    note = "Shares are of what was read of the source. Cut are documents that went on without a part of their text."
+    return _section("Text taken, by source", columns, rows, note) if rows else ""
 
 
 def _languages(reasons: Iterable[str]) -> str:

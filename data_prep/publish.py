@@ -28,7 +28,7 @@ from data_prep import encoder
 from data_prep.card import Years, write_card
 from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
-from data_prep.document import Document, Report
+from data_prep.document import Document, Drop, Report
 from data_prep.encoder import COMPARED_CHARACTERS
 from data_prep.preparation import Preparation, Shard, digest, stage_info
 from data_prep.shards import (
@@ -97,7 +97,10 @@ def _place_tokenizer(preparation: Preparation) -> bool:
     folder = stage.path / "tokenizer"
     shutil.rmtree(folder, ignore_errors=True)
     tokenise.place_files(preparation.corpus, _sample(preparation), folder)
-    Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
+    tokeniser = Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
+    if tokeniser.overrides:
+        chat, path = preparation.corpus.chat, preparation.corpus.tokenizer.path
+        logger.warning("corpus.chat.template=%s takes the place of the chat template of %s", chat.template, path)
     chosen = encoder.choose(folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library)
     logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
     write_json(stage.path / ENCODER, chosen)
@@ -154,6 +157,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
     if tokenizer is None:
         raise ValueError("step tokenizer is not done: run it first")
     began, report, masks = time.perf_counter(), Report(), set[str]()
+    has_chats = False
     tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)
     documents = preparation.stage(preparation.text).documents([shard.name])
     with ExitStack() as stack:
@@ -161,6 +165,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
         while batch := list(islice(documents, BATCH)):
             masks.update(document.mask for document in batch if document.mask)
             for document, rows in tokeniser.rows(batch, report):
+                has_chats = has_chats or any(turn.role for turn in document.turns)
                 report.counts["rows_of_single_turns"] += len(rows) - 1
                 files[document.split].add(document, rows)
             for file in files.values():
@@ -168,7 +173,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
     stage.report(
         shard.name, shard.fingerprint, report, [f"{split}-{shard.name}.arrow" for split in SPLITS],
         documents_in=before.documents_out, documents_out=before.documents_out - len(report.drops), masks=sorted(masks),
-        seconds=round(time.perf_counter() - began, 3),
+        has_chats=has_chats, seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return True
 
@@ -268,7 +273,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
                 writer.write(pa.RecordBatch.from_arrays([*kept, mask] if mask_column else kept, schema=writer.schema))
         splits[split] = writer.close()
     if not splits["train"]:
-        _require_documents(corpus.name, infos)
+        _require_documents(corpus.name, infos, next(stage.drops(), None))
     manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
@@ -278,14 +283,21 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             "sha256": tokenizer_digest(tokeniser.folder),
             "vocab_size": tokeniser.vocab_size,
             "eos_token_id": tokeniser.eos_token_id,
+            **(_end_of_turn(tokeniser) if any(marker.has_chats for marker in markers) else {}),
             "encoder": read_json(stage.path / ENCODER),
         },
         splits=splits,
-        sources=counter.sources,
+        sources=counter.finish(preparation),
         stages=infos,
     )
     manifest.write(folder)
     write_card(folder, manifest, years)
+
+
+def _end_of_turn(tokeniser: Tokeniser) -> dict[str, Any]:
+    """What a model must stop at that is trained on conversations."""
+    token, token_id = tokeniser.end_of_turn
+    return {"end_of_turn": token, "end_of_turn_id": token_id}
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
@@ -312,6 +324,7 @@ class _Counter:
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
+        self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
             name: SourceInfo(
                 license=source.license, attribution=source.attribution, sha256=preparation.source_settings[name]["sha256"]
@@ -334,6 +347,16 @@ class _Counter:
             info, key = self.sources[source], f"{split}/{language}"
             for counts, number in ((info.documents, 1), (info.tokens, tokens), (info.supervised_tokens, targets)):
                 counts[key] = counts.get(key, 0) + number
+        for source, group in zip(batch["source"].to_pylist(), batch["group"].to_pylist(), strict=True):
+            if len(self._groups[source]) < 2:
+                self._groups[source].add(group)
+
+    def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
+        """What each source gave, once all rows are added."""
+        preparation.count_read(self.sources)
+        for name, info in self.sources.items():
+            info.single_group = len(self._groups[name]) == 1
+        return self.sources
 
     def validation_loss(self) -> float | None:
         """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""
@@ -344,15 +367,16 @@ class _Counter:
         return float(-(validation * log_probabilities).sum() / validation.sum())
 
 
-def _require_documents(name: str, stages: list[StageInfo]) -> None:
-    """Raises ValueError if the last stage left nothing to train on."""
+def _require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
+    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it dropped."""
     (split,) = (stage for stage in stages if stage.name == "split")
     if split.counts.get("train") and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
-        remedy = "check corpus.chat.template; the stage's drops say why of each"
+        why = f"; the first, {first.id}: {first.detail or first.reason}" if first else ""
+        remedy = f"check corpus.chat.template{why}"
     elif split.documents_out:
         remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
     else:

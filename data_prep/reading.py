@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from data_prep.config import SourceConfig
-from data_prep.document import Broken, Document, Report
+from data_prep.document import Broken, Document, Drop, Report
+from data_prep.sources import claims
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -44,16 +45,23 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         report.counts[f"quarantined_{name}"] += len(report.broken) - before
 
 
-def check_yield(name: str, source: SourceConfig, num_read: int, num_broken: int, first: Broken | None) -> None:
+def check_yield(
+    name: str, source: SourceConfig, num_read: int, num_broken: int, first: Broken | None, dropped: Drop | None = None
+) -> None:
     """To be asked once all files of a source are read, with the sums of their counts and the first broken record.
+
+    Args:
+        dropped: the first record that was dropped while it was read, if nothing else came of the source.
 
     Raises:
         ValueError: too many of its records were broken, or nothing came of it.
     """
     place = ":".join(part for part in (first.file, first.member, first.at) if part) if first else ""
     if not num_read:
-        why = f"; {place}: {first.error}" if first else ": its files hold no document for this reader and its options"
-        raise ValueError(f"source {name}: nothing of it can be read{why}")
+        why = [f"{place}: {first.error}"] if first else []
+        why += [f"{dropped.id}: {dropped.reason}: {dropped.detail}"] if dropped else []
+        reasons = "; " + "; ".join(why) if why else ": its files hold no document for this reader and its options"
+        raise ValueError(f"source {name}: nothing of it can be read{reasons}")
     if first and num_broken > max(source.max_broken, source.max_broken_share * (num_read + num_broken)):
         raise ValueError(
             f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
@@ -65,6 +73,8 @@ def _reader(source: SourceConfig) -> ModuleType:
     module = importlib.import_module(f"data_prep.sources.{source.reader}")
     if source.options and not hasattr(module, "Options"):
         raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+    if hasattr(module, "Options"):
+        claims.options(source, module.Options)
     known = getattr(module, "FIELDS", ())
     if unknown := next((field for field in source.fields if field not in known), None):
         raise ValueError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")

@@ -70,3 +70,9 @@ def choose(name: str, value: str, among: tuple[str, ...]) -> None:
     """Raises ValueError if an option is none of its values."""
     if value not in among:
         raise ValueError(f"options.{name} is '{value}': choose one of {', '.join(among)}")
+
+
+def share(name: str, value: float) -> None:
+    """Raises ValueError if an option is no share."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"options.{name} is {value}: must be between 0 and 1")

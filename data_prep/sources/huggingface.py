@@ -1,7 +1,7 @@
 """A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or can be downloaded.
 
 Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction and output are read
-as `chat` reads them. Options: `split`, `subset` (the Hub calls it configuration) and `revision` of a name.
+as `chat` reads them, with its options. Options: `split`, `subset` (the Hub calls it configuration) and `revision` of a name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIELDS = ("text", *chat.FIELDS)
 
 
 @dataclass
-class Options:
+class Options(chat.Options):
     """split: its name. subset, revision: of a data set on the Hub; empty: the default one, the newest in the cache."""
 
     split: str = "train"
@@ -35,6 +35,7 @@ class Options:
     revision: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "[" in self.split:
             raise ValueError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
 
@@ -87,12 +88,13 @@ def _of_hub(name: str, options: Options) -> list[Path]:
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = source.fields.get("text", "text")
+    conversations = chat.ConversationReader(source, claims.options(source, Options), report)
     for path in paths:
         for where, row in _rows(path, place(name, source, path), report):
             with report.quarantining(where):
                 if isinstance(row.get(key), str):
                     yield Document(text=clean(row[key]), **described(row, where, source))
-                elif (document := chat.document_of(row, where, source, report)) is not None:
+                elif (document := conversations.document(row, where)) is not None:
                     yield document
 
 
@@ -100,7 +102,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
     number = 0
     with report.quarantining(file):
         try:
-            with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+            # Not mapped into memory: a file that is cut meanwhile would kill the process.
+            with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)
                     number += len(batch)

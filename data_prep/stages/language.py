@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -185,9 +185,14 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
         return
     kept = set(map(id, rest))
     text = _joined(verdict.passages, kept)
+    cut: defaultdict[str, list[str]] = defaultdict(list)
     for passage in verdict.passages:
         if id(passage) not in kept:
-            report.counts[f"characters_cut_{passage.code or UNDETERMINED}"] += len(passage.text.strip())
+            cut[passage.code or UNDETERMINED].append(passage.text.strip())
+    for code, texts in cut.items():
+        characters = sum(map(len, texts))
+        report.counts[f"characters_cut_{code}"] += characters
+        report.cut(document, f"language_{code}", texts, characters)
     report.counts["documents_cut"] += 1
     document.text = text
 

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.config import ChatConfig, CorpusConfig, as_settings
-from data_prep.document import Document, Report
+from data_prep.document import Document, Report, Turn
 from data_prep.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
 
-VERSION = 2
+VERSION = 3
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE_FILE = "chat_template.jinja"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
@@ -53,6 +53,9 @@ class Tokeniser:
     Args:
         library: which encodes running text: what `encoder.choose` found.
 
+    Attributes:
+        overrides: whether the corpus names another chat template than the tokenizer's own.
+
     Raises:
         ValueError: the tokenizer has no end-of-sequence token.
     """
@@ -65,6 +68,16 @@ class Tokeniser:
         self.eos_token_id = _eos_token_id(self._encode.tokenizer, self.special_tokens)
         start = self._encode.tokenizer.encode("").ids
         self._start = start[:-1] if start[-1:] == [self.eos_token_id] else start  # of a sequence: [bos], or nothing
+        own = _template_of(Path(config.tokenizer.path)) if config.tokenizer.path else None
+        self.overrides = own is not None and own != _template_of(folder)
+
+    @property
+    def end_of_turn(self) -> tuple[str, int]:
+        """The token with which the chat template ends an answer, and its id."""
+        token = self._template.end_of_turn or self.special_tokens["eos_token"]
+        token_id = self._encode.tokenizer.token_to_id(token)
+        assert token_id is not None  # the template's control tokens are tokens of the vocabulary
+        return token, token_id
 
     def rows(self, documents: list[Document], report: Report) -> Iterator[tuple[Document, list[Row]]]:
         """The rows of each document, in order; a conversation that gives none is dropped."""
@@ -74,7 +87,7 @@ class Tokeniser:
                 yield document, [self._ended(next(texts))]
                 continue
             try:
-                rows = self._conversation(document)
+                rows = self._conversation(document, report)
             except Refused as fault:
                 report.drop(document, fault.reason, str(fault))
                 continue
@@ -88,16 +101,34 @@ class Tokeniser:
             ids = np.append(ids, np.int32(self.eos_token_id))
         return Row(ids, np.ones(len(ids), np.int8))
 
-    def _conversation(self, document: Document) -> list[Row]:
+    def _conversation(self, document: Document, report: Report) -> list[Row]:
         everything = self._config.chat.targets == "everything"
         if all(turn.role for turn in document.turns):
-            return self._template.rows(document.turns, self.eos_token_id, everything)
+            turns = self._with_system(document, report)
+            rows = self._template.rows(turns, self.eos_token_id, everything, report.counts)
+            report.counts["by_another_template_than_the_tokenizers_own"] += self.overrides
+            return rows
+        report.counts["by_prompt_template"] += 1
         # Plain prompt and completion are tokenised apart, as at inference the prompt is all there is: no token spans the two.
         prompt, completion = document.turns
         asked = [*self._start, *self._encoder.first(prompt.content)]
         answer = self._encoder.following(completion.content) if asked else self._encoder.first(completion.content)
         answered = [*answer, self.eos_token_id]
         return [Row(asked + answered, [int(everything)] * len(asked) + [1] * len(answered))]
+
+    def _with_system(self, document: Document, report: Report) -> list[Turn]:
+        """Put the corpus' system prompt in the document's written standard first, unless the conversation brings its own."""
+        prompts = self._config.chat.system
+        if not prompts:
+            return document.turns
+        if any(turn.role in ("system", "developer") for turn in document.turns):
+            report.counts["system_of_its_own"] += 1
+            return document.turns
+        if document.language not in prompts:
+            report.counts[f"no_system_for_{document.language or 'unknown'}"] += 1
+            return document.turns
+        report.counts[f"system_{document.language}"] += 1
+        return [Turn(role="system", content=prompts[document.language], target=False), *document.turns]
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -109,8 +140,9 @@ class Tokeniser:
         source = _template_of(self.folder)
         if source is None:
             raise ValueError(
-                f"the tokenizer {name} has no chat template, and the corpus holds conversations: set corpus.chat.template to a "
-                f"Jinja file, or to `default`"
+                f"the tokenizer {name} has no chat template, and the corpus holds conversations or prompts: set "
+                f"corpus.chat.template to a Jinja file, or to `default`; or, for prompts and instructions as plain text, name "
+                f'their form as corpus.sources.NAME.options.prompt_template, e.g. "{{prompt}}\\n\\n"'
             )
         return ChatTemplate(source, self.special_tokens | chat.template_arguments, self._encoder, chat.template or name)
 

@@ -23,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import logging as transformers_logging
 
 from finetune import base as base_models
+from finetune import end_of_turn
 from finetune.base import Base
 from finetune.config import TrainConfig
 from finetune.distributed import World
@@ -63,6 +64,7 @@ def load(
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
         model = _merge(model, adapter, partition_for).requires_grad_(True)  # PEFT froze it, and leaves it frozen
+        end_of_turn.inherit(model, adapter)
     model.train()
     return model
 

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 
 from data_prep import pipeline
 from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data_prep.document import Document, Report, Turn
+from data_prep.document import Document, Place, Report, Turn
 from data_prep.pipeline import Prepared
 from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
+from data_prep.sources import chat, claims
 from data_prep.stages import normalise
 from data_prep.stages.tokenise import Tokeniser, place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3
@@ -27,17 +28,24 @@ ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i 
 TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
 MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": TOLD}]
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
+SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
 
 STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
 
 
-def prepare(tmp_path: Path, sources: dict[str, list[Any]], **settings: Any) -> Prepared:
+def prepare(tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any) -> Prepared:
     """Prepare records; source names that begin with `text` are read as running text."""
     configs = {}
     for name, records in sources.items():
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        configs[name] = SourceConfig(reader="jsonl" if name.startswith("text") else "chat", path=str(path), license="CC0-1.0")
+        is_text = name.startswith("text")
+        configs[name] = SourceConfig(
+            reader="jsonl" if is_text else "chat",
+            path=str(path),
+            license="CC0-1.0",
+            options={} if is_text else options or {},
+        )
     settings = {"tokenizer": TokenizerConfig(vocab_size=400), "split": SplitConfig(validation_share=0), **settings}
     corpus = CorpusConfig(name="mine", sources=configs, **settings)
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora")))
@@ -75,7 +83,8 @@ def quarantined(prepared: Prepared) -> dict[str, str]:
         ({"messages": MESSAGES}, "assistant_masks", f"{TOLD}</s>"),
         ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "completion_mask", f"{TOLD}</s>"),
         ({"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]}, "completion_mask", f"{TOLD}</s>"),
-        ({"prompt": f"{ASKED}\nSvar:", "completion": f" {TOLD}"}, "completion_mask", f" {TOLD}</s>"),
+        ({"prompt": f"{ASKED}\nSvar:", "completion": f" {TOLD}"}, "completion_mask", f"{TOLD}</s>"),
+        ({"conversations": SHAREGPT}, "assistant_masks", f"{TOLD}</s>"),
         ({"instruction": "Svar innbyggeren.", "input": ASKED, "output": TOLD}, "completion_mask", f"{TOLD}</s>"),
         ({"instruction": ASKED, "input": "", "output": TOLD}, "completion_mask", f"{TOLD}</s>"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "content": PARTS}]}, "assistant_masks", f"{TOLD}</s>"),
@@ -140,6 +149,177 @@ def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tm
     refused = drops(prepared) | dict.fromkeys(quarantined(prepared), "unreadable_record")
     assert refused == {f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)}
     assert learned(prepared) == [f"{TOLD}</s>"]
+
+
+def asked_and_told(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
+    """User and assistant in turn; `flags` go to the first answer."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    messages[1] |= flags
+    return messages
+
+
+FIRST = "Vi har åpent fra klokken ni til klokken fire alle hverdager."
+TWO = (("user", "Når åpner kontoret om morgenen?"), ("assistant", FIRST), ("user", ASKED), ("assistant", TOLD))
+
+
+@pytest.mark.parametrize("flag", ["loss", "train", "trainable", "training", "weight"])
+@pytest.mark.parametrize(("value", "expected"), [(False, [TOLD]), (0, [TOLD]), (True, [FIRST, TOLD]), (None, [FIRST, TOLD])])
+def test_a_flag_of_a_turn_says_whether_it_is_learned(flag: str, value: Any, expected: list[str]) -> None:
+    turns = turns_of({"messages": asked_and_told(*TWO, **{flag: value})})
+    assert [turn.content for turn in turns if turn.target] == expected
+    assert len(turns) == 4
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"messages": asked_and_told(*TWO, weight=0.5)}, "weight 0.5"),
+    ({"messages": asked_and_told(*TWO, train="false")}, "train 'false'"),
+    ({"messages": asked_and_told(*TWO, train=True, loss=False)}, "loss and train disagree"),
+    ({"messages": asked_and_told(*TWO, train_detail=[{"begin_offset": 0, "end_offset": 4, "train": False}])}, "train_detail"),
+    ({"messages": asked_and_told(*TWO, mask=0)}, "mask"),
+    ({"messages": [{"role": "user", "content": ASKED, "train": True}, MESSAGES[1]]}, "turn of the user"),
+    ({"messages": MESSAGES, "train": False}, "train"),
+    ({"messages": MESSAGES, "weight": 2}, "weight"),
+    ({"messages": MESSAGES, "history": [["a", "b"]]}, "history"),
+    ({"messages": MESSAGES, "rejected": TOLD}, "rejected"),
+    ({"prompt": ASKED, "completion": TOLD, "label": False}, "label"),
+    ({"messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES], "system": "Svar langt."}, "system"),
+    ({"conversations": [{"from": "human", "value": ASKED}, {"from": "function_call", "value": "{}"}]}, "function_call"),
+]
+
+
+@pytest.mark.parametrize(("record", "word"), REFUSED, ids=[word for _, word in REFUSED])
+def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, Any], word: str) -> None:
+    report = Report()
+    assert documents_of(record, report=report) == []
+    (drop,) = report.drops
+    assert drop.reason == "unsupported_record"
+    assert word in drop.detail
+
+
+def test_a_system_and_a_history_beside_an_instruction_are_turns() -> None:
+    """As LLaMA-Factory means them: answers in the history are learned too, unless they are to be context."""
+    record = {"system": "Svar kort.", "instruction": ASKED, "input": "", "output": TOLD, "history": [["Er det åpent?", FIRST]]}
+    turns = turns_of(record)
+    assert [turn.role for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert [turn.content for turn in turns if turn.target] == [FIRST, TOLD]
+    assert [turn.content for turn in turns_of(record, learn_history=False) if turn.target] == [TOLD]
+    assert turns_of({"messages": MESSAGES, "system": "Svar kort."})[0].content == "Svar kort."
+
+
+def test_keys_and_roles_of_turns_can_be_named() -> None:
+    options = {"role_key": "fra", "content_key": "tekst", "roles": {"kunde": "user", "saksbehandler": "assistant"}}
+    record = {"messages": [{"fra": "kunde", "tekst": ASKED}, {"fra": "saksbehandler", "tekst": TOLD}]}
+    assert [(turn.role, turn.content, turn.target) for turn in turns_of(record, **options)] == [
+        ("user", ASKED, False),
+        ("assistant", TOLD, True),
+    ]
+    with pytest.raises(ValueError, match=r"options.roles maps 'kunde' to 'bruker': choose one of system"):
+        turns_of(record, roles={"kunde": "bruker"})
+    with pytest.raises(ValueError, match=r"options.prompt_template is 'Svar:': it must hold \{prompt\} once"):
+        turns_of(record, prompt_template="Svar:")
+
+
+def test_unknown_keys_are_counted_by_name_and_within_bounds() -> None:
+    report = Report()
+    messages = [MESSAGES[0], {**MESSAGES[1], "rangering": 3, "navn": None}]
+    odd = {f"key{number}": 1 for number in range(30)}
+    documents_of({"messages": messages, "saksbehandler": "A"}, {"messages": MESSAGES, "Kari Nordmann": 1, **odd}, report=report)
+    counts = report.counts
+    assert counts["unknown_key_of_a_turn_rangering"] == counts["unknown_key_saksbehandler"] == 1
+    assert counts["unknown_key_(no plain name)"] == 1
+    assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
+    assert not any("Nordmann" in name or "navn" in name for name in counts)
+
+
+def test_an_empty_answer_costs_its_turn_and_not_the_conversation(tmp_path: Path) -> None:
+    """null, "" and white space alike. What is empty stays where it stands, as context."""
+    turns = [("user", "Er dere der?"), ("assistant", "\u200b \n"), ("user", "Hallo?"), ("assistant", None), *TWO[2:]]
+    prepared = prepare(tmp_path, {"chats": [{"messages": asked_and_told(*turns)}]})
+    assert learned(prepared) == [f"{TOLD}</s>"]
+    assert {"empty_answers": 2}.items() <= prepared.manifest.stages[1].counts.items()
+    tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
+    text = tokenizer.decode(rows(prepared)[0]["input_ids"], skip_special_tokens=False)
+    assert text.count("<s>assistant\n</s>") == 2
+    with pytest.raises(ValueError, match="empty_answer 1"):
+        prepare(tmp_path, {"chats": [{"instruction": ASKED, "output": None}]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("<p>Fristen er <b>tre uker</b>.</p><p>Lykke&nbsp;til &amp; takk!</p>", "Fristen er tre uker.\n\nLykke\xa0til & takk!"),
+        ("Ta med:<ul>\n<li>pass</li>\n<li>søknad</li></ul>Hilsen oss", "Ta med:\n- pass\n- søknad\n\nHilsen oss"),
+        ("Ring oss<br/>i morgen<script>alert(1 < 2)</script><!-- intern -->", "Ring oss\ni morgen"),
+        ("<think>\nHm.\n</think>\n\n2 < 3 og <fødselsnummer>", "<think>\nHm.\n</think>\n\n2 < 3 og <fødselsnummer>"),
+    ],
+)  # fmt: skip
+def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
+    messages = [{"role": "user", "content": "Hva betyr <b>?"}, {"role": "assistant", "content": answer}]
+    report = Report()
+    (document,) = documents_of({"messages": messages}, report=report, strip_html=True)
+    assert [turn.content for turn in document.turns] == ["Hva betyr <b>?", expected]
+    assert report.counts["answers_with_html_stripped"] == (answer != expected)
+    assert turns_of({"messages": messages})[1].content == answer
+
+
+def test_when_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> None:
+    gpt = [MESSAGES[0], {"role": "saksbehandler", "content": TOLD}]
+    with pytest.raises(ValueError, match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"):
+        prepare(tmp_path, {"chats": [{"messages": gpt}, {"messages": MESSAGES[:1]}]})
+
+
+def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path) -> None:
+    record = {
+        "prompt": "Hva gjør jeg når søknaden om foreldrepenger",
+        "completion": "utbetaling er avvist av banken, og du må ringe.",
+    }
+
+    def text(prepared: Prepared) -> str:
+        tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
+        return tokenizer.decode(rows(prepared)[0]["input_ids"], skip_special_tokens=False)
+
+    prepared = prepare(tmp_path, {"chats": [record]})
+    assert text(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
+    assert prepared.manifest.tokenizer["end_of_turn"] == "</s>"
+    named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
+    assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
+    assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
+    assert learned(named) == [f"{record['completion']}</s>"]
+
+
+def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -> None:
+    nynorsk = [
+        {"role": "user", "content": "Kva er fristen for å klage på vedtaket eg fekk frå kommunen?"},
+        {"role": "assistant", "content": "Fristen er tre veker frå du fekk vedtaket, og klaga sender du til kommunen."},
+    ]
+    own = [{"role": "system", "content": "Vær høflig."}, *asked_and_told(*TWO)]
+    by_standard = ChatConfig(system={"nob": "Svar på bokmål.", "nno": "Svar på nynorsk."})
+    records = [{"id": "nob", "messages": MESSAGES}, {"id": "nno", "messages": nynorsk}, {"id": "own", "messages": own}]
+    prepared = prepare(tmp_path, {"chats": records}, chat=by_standard)
+    tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
+    begins = {row["id"]: tokenizer.decode(row["input_ids"], skip_special_tokens=False).split("</s>")[0] for row in rows(prepared)}
+    assert begins == {
+        "nob": "<s>system\nSvar på bokmål.",
+        "nno": "<s>system\nSvar på nynorsk.",
+        "own": "<s>system\nVær høflig.",
+    }
+    assert prepared.manifest.stages[-1].counts == {"system_nno": 1, "system_nob": 1, "system_of_its_own": 1}
+    for system, fault in (({"nn": "Svar."}, "names 'nn'"), ({"nno": " "}, "nno is empty")):
+        with pytest.raises(ValueError, match=f"chat.system.*{fault}"):
+            ChatConfig(system=system)
+
+
+def documents_of(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
+    """The documents that the reader makes of records."""
+    source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
+    reader = chat.ConversationReader(source, claims.options(source, chat.Options), report or Report())
+    found = [reader.document(record, Place("chats", "x.jsonl", at=f"line {n}")) for n, record in enumerate(records, start=1)]
+    return [document for document in found if document is not None]
+
+
+def turns_of(record: dict[str, Any], **options: Any) -> list[Turn]:
+    (document,) = documents_of(record, **options)
+    return document.turns
 
 
 def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
@@ -235,7 +415,9 @@ def with_template(folder: Path, copy: Path, source: Any) -> Path:
     return copy
 
 
-def test_the_template_is_the_tokenizers_own_unless_one_is_named(tmp_path: Path, folder: Path) -> None:
+def test_the_template_is_the_tokenizers_own_unless_one_is_named(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """From its config, by name or alone; the one used goes with the corpus, and so with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
     own = TokenizerConfig(path=str(with_template(folder, tmp_path / "own", CHATML)))
@@ -243,8 +425,11 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_named(tmp_path: Path, 
     several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
     named = TokenizerConfig(path=str(with_template(folder, tmp_path / "named", several)))
     assert learned(prepare(tmp_path, records, tokenizer=named)) == [f"{TOLD}<|im_end|>"]
+    assert "by_another_template" not in str(prepare(tmp_path, records, tokenizer=own).manifest.stages[-1].counts)
     other = prepare(tmp_path, records, tokenizer=own, chat=ChatConfig(template="default"))
     assert learned(other) == [f"{TOLD}</s>"]
+    assert other.manifest.stages[-1].counts == {"by_another_template_than_the_tokenizers_own": 1}
+    assert "takes the place of the chat template of" in caplog.text
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(other.folder / "tokenizer")
@@ -271,7 +456,12 @@ def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path
     with pytest.raises(ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()
-    assert prepare(tmp_path, {"chats": [{"prompt": ASKED, "completion": TOLD}]}, tokenizer=given).manifest.mask_column
+    strings = {"chats": [{"prompt": ASKED, "completion": TOLD}]}
+    with pytest.raises(ValueError, match=r"has no chat template.*options.prompt_template"):
+        prepare(tmp_path, strings, tokenizer=given)
+    named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=given)
+    assert named.manifest.mask_column == "completion_mask"
+    assert "end_of_turn" not in named.manifest.tokenizer
     with pytest.raises(FileNotFoundError, match=r"corpus.chat.template /none.jinja does not exist"):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, chat=ChatConfig(template="/none.jinja"))
     with pytest.raises(ValueError, match="choose one of answers, everything"):
@@ -335,4 +525,4 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
         if record["planted"] == "identity_number":
             assert "[fødselsnummer]" in text
             continue
-        assert text == "".join(f"{answer}</s>" for answer in answers)
+        assert text == "".join(f"{answer.strip()}</s>" for answer in answers)

@@ -5,6 +5,8 @@ The templates are invented, in the style of families that people fine-tune.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,16 @@ MISTRAL = """\
 {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
 {%- if m.role == 'user' %}{{- '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}
 {%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
+{%- endfor %}"""
+
+SYSTEM_IN_LAST_TURN = """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}
+{%- else %}{% set rest = messages %}{% endif %}
+{%- for m in rest %}
+{%- if m.role == 'user' %}{{- '[INST]' }}{% if loop.last and system is defined %}{{- system + '\\n\\n' }}{% endif %}
+{{- m.content + '[/INST]' }}
+{%- else %}{{- m.content + eos_token }}{% endif %}
 {%- endfor %}"""
 
 GEMMA = """\
@@ -132,7 +144,7 @@ FAMILIES = {
     "chatml-marked": (CHATML_MARKED, "{}<|im_end|>"),
     "chatml-marked-short": (CHATML_MARKED_SHORT, "{}<|im_end|>"),
     "chatml-marked-long": (CHATML_MARKED_LONG, "{}<|im_end|>"),
-    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "{}<|im_end|>"),
+    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "<|im_start|>assistant\n{}<|im_end|>"),
     "llama3": (LLAMA3, "{}<|eot_id|>"),
     "mistral": (MISTRAL, " {}</s>"),
     "gemma": (GEMMA, "{}<end_of_turn>"),
@@ -173,8 +185,6 @@ def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
-    if family == "chatml-without-generation-prompt":
-        kept = answer.lstrip()  # where the header ends, only the answer tells
     if family == "phi":
         kept = answer.lstrip()  # <|assistant|> swallows white space after it
     learned = case.learned(case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0])))
@@ -239,6 +249,75 @@ def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> No
     assert f"<|im_start|>assistant\n{ANSWERS[0]}<|im_end|>" in last
 
 
+THOUGHT = "<think>\nHm.\n</think>\n\n"
+DROPS_THOUGHTS = CHATML.replace("m.content +", "m.content.split('</think>')[-1].lstrip() +")
+OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "expected"),
+    [
+        (CHATML_WITHOUT_PROMPT, THOUGHT + ANSWERS[0], f"<|im_start|>assistant\n{THOUGHT}{ANSWERS[0]}"),
+        (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], THOUGHT + ANSWERS[0]),
+        (DROPS_THOUGHTS, "<think>\n\n</think>\n\nJa", "<think>\n\n</think>\n\nJa"),
+        (DROPS_THOUGHTS, "<think>Ja</think>Ja", "<think>Ja</think>Ja"),
+        (OPENS_THOUGHTS, THOUGHT + ANSWERS[0], f"Hm.\n</think>\n\n{ANSWERS[0]}"),
+        (OPENS_THOUGHTS, f"Hm.\n</think>\n\n{ANSWERS[0]}", f"Hm.\n</think>\n\n{ANSWERS[0]}"),
+        (QWEN3, THOUGHT, THOUGHT),
+    ],
+)
+def test_thoughts_that_the_model_must_write_are_targets(folder: Path, source: str, answer: str, expected: str) -> None:
+    case = Case(folder, source)
+    assert case.learned(case.row(CHAT[0], ("assistant", answer))) == [f"{expected}<|im_end|>"]
+
+
+def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
+    """Special ones too. Elsewhere, spelled by a person, they are text as all control tokens are."""
+    body = json.loads((folder / "tokenizer.json").read_text())
+    for token in body["added_tokens"]:
+        token["special"] = token["special"] or "think" in token["content"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    case = Case(tmp_path, QWEN3)
+    row = case.row(("user", "Hva er <think>?"), ("assistant", f"{THOUGHT}Det er </think> med <think>."))
+    assert case.learned(row) == [f"{THOUGHT}Det er </think> med <think>.<|im_end|>"]
+    for mark in ("<think>", "</think>"):
+        assert row.input_ids.count(case.tokenizer.token_to_id(mark)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "counted"),
+    [
+        (CHATML_MARKED, ANSWERS[0], {}),
+        (CHATML_MARKED_SHORT, ANSWERS[0], {}),
+        (CHATML_MARKED.replace("{% generation %}{{ m", "{{ m.content[:3] }}{% generation %}{{ m").replace("t + '", "t[3:] + '"),
+         ANSWERS[0], {"answers_that_the_template_marks_otherwise": 1}),
+        (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], {"thoughts_that_the_template_leaves_out": 1}),
+        (CHATML.replace("<|im_end|>", "<|slutt|>"), ANSWERS[0], {"answers_whose_end_is_no_token": 1}),
+    ],
+)  # fmt: skip
+def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_counted(
+    folder: Path, source: str, answer: str, counted: dict[str, int]
+) -> None:
+    counts = Counter[str]()
+    turns = [Turn(role="user", content=QUESTION, target=False), Turn(role="assistant", content=answer, target=True)]
+    Case(folder, source).template.rows(turns, 1, False, counts)
+    assert +counts == counted
+
+
+@pytest.mark.parametrize("turns", [CHAT, [("system", "Svar kort."), *CHAT]], ids=["plain", "system"])
+def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(folder: Path, turns: list[tuple[str, str]]) -> None:
+    case = Case(folder, SYSTEM_IN_LAST_TURN)
+    rows = case.rows(*turns)
+    learned = [text for row in rows for text in case.learned(row)]
+    assert learned == [f"{answer}</s>" for answer in ANSWERS]
+    if turns is CHAT:
+        assert len(rows) == 1
+        return
+    first, second = (case.decoded(row.input_ids) for row in rows)
+    assert first == f"<s>[INST]Svar kort.\n\n{QUESTION}[/INST]{ANSWERS[0]}</s>"
+    assert second == f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
+
+
 def test_arguments_reach_the_template(folder: Path) -> None:
     """Without thinking, the empty thought is part of the prompt and no target."""
     case = Case(folder, QWEN3, enable_thinking=False)
@@ -246,8 +325,9 @@ def test_arguments_reach_the_template(folder: Path) -> None:
 
 
 def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: Path) -> None:
+    """After every answer: in a row that went on, nothing would end the first."""
     case = Case(folder, PLAIN)
-    assert case.learned(case.row(*CHAT)) == [f"{ANSWERS[0]}\n", f"{ANSWERS[1]}\n</s>"]
+    assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +338,7 @@ def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: 
         (CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
         (CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im"), CHAT, "template_changes_answer", "Fristen"),
         (CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"), CHAT, "prompt_is_no_prefix", "turn 2"),
-        (CHATML_MARKED.replace("'assistant' %}", "'assistant' and loop.last %}"), CHAT, "markers_do_not_fit", "1 parts"),
+        (QWEN3, [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")], "template_changes_answer", "Ja<think>"),
         (LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}"), [CHAT[1]], "template_refuses", "no element 0"),
     ],
 )  # fmt: skip
@@ -274,6 +354,9 @@ def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(fol
     for source in ("{% for m in messages %}", "{{ missing.role }}", "{{ raise_exception('no') }}", "{{ messages.append(1) }}"):
         with pytest.raises(ValueError, match="chat template of the test fails on a question and its answer"):
             Case(folder, source)
+    parts = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match="chat template of the test does not show an answer that is a string"):
+        Case(folder, parts)
 
 
 def test_everything_is_the_whole_conversation(folder: Path) -> None:
