@@ -253,6 +253,8 @@ class ChatTemplate:
         messages = [{"role": turn.role, "content": self._protected(turn, literal)} for turn in turns]
         if everything:
             text = self._render(messages)
+            if counts is not None:
+                counts["answers_learned_as_everything"] += sum(_is_context(turn) for turn in turns)
             return [self._row(text, [(0, len(text))], literal, eos_token_id)]
         counts = Counter() if counts is None else counts
         wanted = [self._turn(messages, i, counts) for i, turn in enumerate(turns) if turn.target]
@@ -305,12 +307,14 @@ class ChatTemplate:
         except Refused:
             before, after = "", tail
         shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
-        for end in [*self._control.finditer(shared)][-1:] or self._adjacent_control(tail)[-1:]:
-            return _Ending(tail, tail[: end.end()], end[0])
+        ends = [*self._control.finditer(shared)] or self._adjacent_control(tail)
+        if ends:
+            return _Ending(tail, tail[: ends[-1].end()], ends[-1][0])
         between, opened = after.rpartition("?")[0], before.rpartition("?")[0]
         between = between[: len(between) - len(_shared_end(between, opened))]  # without the header of the next question
-        for end in self._adjacent_control(between)[-1:]:
-            return _Ending(tail, between[: end.end()], end[0])
+        ends = self._adjacent_control(between)
+        if ends:
+            return _Ending(tail, between[: ends[-1].end()], ends[-1][0])
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
@@ -370,6 +374,11 @@ class ChatTemplate:
         if spans_into is not None:
             spans_into += [(start, stop) for start, stop in spans[0]]
         return str(text)
+
+
+def _is_context(turn: Turn) -> bool:
+    """Whether a turn is an answer that its record wants as context alone."""
+    return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
 def _behind_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:

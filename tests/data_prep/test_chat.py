@@ -113,6 +113,9 @@ def test_running_text_beside_conversations_is_all_targets(tmp_path: Path) -> Non
 
 def test_a_corpus_may_learn_everything(tmp_path: Path) -> None:
     thanked = {"messages": [*MESSAGES, {"role": "user", "content": "Takk skal du ha!"}]}
+    flagged = {"messages": [MESSAGES[0], {"role": "assistant", "content": "Hei!", "loss": False}, *thanked["messages"]]}
+    prepared = prepare(tmp_path, {"chats": [flagged]}, chat=ChatConfig(targets="everything"))
+    assert prepared.manifest.stages[-1].counts == {"answers_learned_as_everything": 1}
     prepared = prepare(tmp_path, {"chats": [thanked]}, chat=ChatConfig(targets="everything"))
     assert prepared.manifest.mask_column is None
     (row,) = rows(prepared)
