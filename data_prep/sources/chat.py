@@ -120,7 +120,10 @@ class ConversationReader:
     def __init__(self, source: SourceConfig, options: Options, report: Report) -> None:
         self._source, self._options, self._report = source, options, report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
-        self._known = {*self._keys.values(), *SHAREGPT_LISTS, *REFUSED, *REFUSED_UNLESS_TRUE}
+        described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
+        self._known = {*described, *REFUSED, *REFUSED_UNLESS_TRUE}
+        chosen = set(source.fields.values())  # who names a preferred answer as the completion leaves the other one out
+        self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
         self._names: set[str] = set()  # of unknown keys so far
 
     def document(self, record: dict[str, Any], where: Place) -> Document | None:
@@ -143,7 +146,7 @@ class ConversationReader:
 
     def _conversation(self, record: dict[str, Any]) -> tuple[list[Turn], str]:
         """Return the turns of a record, and the name of the mask it calls for."""
-        _refuse(record)
+        _refuse({name: value for name, value in record.items() if name not in self._may_be_there})
         form, keys = self._form(record)
         system = self._text(record, "system")
         history = self._history(record)
@@ -163,7 +166,8 @@ class ConversationReader:
             turns, mask = [*history, Turn(role="user", content=question, target=False), answer], "completion_mask"
             if self._options.prompt_template:
                 turns = self._plain(turns, system)
-        self._count_unknown(record, self._known, "unknown_key_")
+        used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
+        self._count_unknown(record, self._known | used, "unknown_key_")
         return _with_system(turns, system), mask
 
     def _form(self, record: dict[str, Any]) -> tuple[str, list[str]]:
@@ -221,7 +225,7 @@ class ConversationReader:
         if said == "function_call":
             raise Malformed("unsupported_record", "a message with function_call")
         known = ", ".join([*self._options.roles, *ROLES])
-        raise Malformed("unknown_role", f"{key} is {said!r}, not one of {known}; options.roles can name more")
+        raise Malformed("unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more")
 
     def _history(self, record: dict[str, Any]) -> list[Turn]:
         key = self._keys["history"]

@@ -199,6 +199,14 @@ def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, A
     assert word in drop.detail
 
 
+def test_a_preferred_answer_can_be_named_as_the_completion() -> None:
+    record = {"prompt": ASKED, "chosen": TOLD, "rejected": "Vet ikke."}
+    source = SourceConfig(reader="chat", path="x", license="CC0-1.0", fields={"completion": "chosen"})
+    document = chat.ConversationReader(source, chat.Options(), Report()).document(record, Place("chats", "x.jsonl"))
+    assert document is not None
+    assert [turn.content for turn in document.turns] == [ASKED, TOLD]
+
+
 def test_a_system_and_a_history_beside_an_instruction_are_turns() -> None:
     """As LLaMA-Factory means them: answers in the history are learned too, unless they are to be context."""
     record = {"system": "Svar kort.", "instruction": ASKED, "input": "", "output": TOLD, "history": [["Er det åpent?", FIRST]]}
@@ -230,6 +238,9 @@ def test_unknown_keys_are_counted_by_name_and_within_bounds() -> None:
     counts = report.counts
     assert counts["unknown_key_of_a_turn_rangering"] == counts["unknown_key_saksbehandler"] == 1
     assert counts["unknown_key_(no plain name)"] == 1
+    beside = Report()
+    documents_of({"messages": MESSAGES, "prompt": ASKED, "input": "Sak 24/17"}, report=beside)
+    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "of another form: not used here"
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 
