@@ -242,7 +242,8 @@ class ConversationReader:
         """Return a question and its answer as plain text in the form that the options name."""
         if len(turns) != 2 or system:
             raise Malformed("unsupported_record", "has a system or history, for which prompt_template has no place")
-        prompt = self._options.prompt_template.replace("{prompt}", turns[0].content)
+        form = self._options.prompt_template.replace("\\n", "\n")  # a command line passes the two characters on
+        prompt = form.replace("{prompt}", turns[0].content)
         return [Turn(role="", content=prompt, target=False), Turn(role="", content=turns[1].content, target=True)]
 
     def _answer(self, value: object, name: str) -> str:

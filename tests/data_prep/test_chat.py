@@ -298,6 +298,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
     assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
+    assert turns_of(record, prompt_template="{prompt}\\n\\n")[0].content == f"{record['prompt']}\n\n"
     assert learned(named) == [f"{record['completion']}</s>"]
 
 
