@@ -92,6 +92,8 @@ class Tokeniser:
                 report.drop(document, fault.reason, str(fault))
                 continue
             if rows := [row for row in rows if any(row.mask[1:])]:
+                for row in rows:
+                    row.mask[0] = 0  # never predicted; a mask without a zero is running text's, which may be cut anywhere
                 yield document, rows
             else:
                 report.drop(document, "no_supervised_tokens")

@@ -422,6 +422,18 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
     assert report.drop_reasons() == {"no_supervised_tokens": 1}
 
 
+def test_a_mask_of_ones_alone_is_running_text(folder: Path, tmp_path: Path) -> None:
+    """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
+    source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    tokeniser = tokeniser_of(corpus_config(with_template(folder, tmp_path / "bare", source)), tmp_path)
+    text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
+    answer = Document(id="2", text="", source="s", license="CC0-1.0", group="2", mask="assistant_masks")
+    answer.turns = [Turn(role="assistant", content="Fristen er 1. mars.", target=True)]
+    (_, (running,)), (_, (answered,)) = tokeniser.rows([text, answer], Report())
+    assert set(running.mask) == {1}
+    assert answered.mask == [0] + [1] * (len(answered.input_ids) - 1)
+
+
 def with_template(folder: Path, copy: Path, source: Any) -> Path:
     copy.mkdir()
     (copy / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
