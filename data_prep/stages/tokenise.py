@@ -93,7 +93,8 @@ class Tokeniser:
                 continue
             if rows := [row for row in rows if any(row.mask[1:])]:
                 for row in rows:
-                    row.mask[0] = 0  # never predicted; a mask without a zero is running text's, which may be cut anywhere
+                    # Never predicted; and a mask of ones alone is running text's, which may be cut anywhere.
+                    row.mask[0] = 0
                 yield document, rows
             else:
                 report.drop(document, "no_supervised_tokens")
@@ -119,7 +120,7 @@ class Tokeniser:
         return [Row(asked + answered, [int(everything)] * len(asked) + [1] * len(answered))]
 
     def _with_system(self, document: Document, report: Report) -> list[Turn]:
-        """Put the corpus' system prompt in the document's written standard first, unless the conversation brings its own."""
+        """Put the system prompt in the document's written standard first, unless it brings its own."""
         prompts = self._config.chat.system
         if not prompts:
             return document.turns
