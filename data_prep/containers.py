@@ -181,7 +181,8 @@ class _Container:
         elif is_zip:
             yield from self._zip(path.open("rb") if path else _spooled(stream, self.limits), place, depth + 1)
         else:
-            yield Member(place, _as_utf8(stream, head), self.report, self.limits, path)
+            text = _as_utf8(stream, head)
+            yield Member(place, text, self.report, self.limits, path if text is stream else None)
 
     def _unpacked(self, stream: io.BufferedReader, kind: str) -> BinaryIO:
         tally = _Tally(stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -73,12 +73,17 @@ DOCUMENT_SCHEMA = pa.schema([(name, _TURNS if name == "turns" else pa.string()) 
 
 @dataclass(slots=True)
 class Drop:
-    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it lost."""
+    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it lost.
+
+    Attributes:
+        characters: of its text; 0 of a record that never became a document.
+    """
 
     id: str
     source: str
     reason: str
     detail: str = ""
+    characters: int = 0
 
 
 class Unreadable(ValueError):
@@ -114,16 +119,67 @@ class Broken:
     error: str
 
 
+@dataclass(slots=True)
+class Cut:
+    """A line or paragraph that a stage took out of documents and did not put elsewhere.
+
+    Attributes:
+        source: of the documents.
+        reason: why it was cut: the site whose frame it is, the evaluation set that holds it.
+        text: the line or paragraph.
+        documents: in how many documents it was cut.
+        example: id of the first of them.
+    """
+
+    source: str
+    reason: str
+    text: str
+    documents: int
+    example: str
+
+
+@dataclass(slots=True, frozen=True)
+class Shortened:
+    """A document that went on without `characters` of its text."""
+
+    source: str
+    reason: str
+    characters: int
+
+
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a place."""
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a place, every text
+    that was cut an example.
+
+    `drops` and `shortened` together are all text that the stage took; the card shows both by reason and source.
+    """
 
     drops: list[Drop] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     broken: list[Broken] = field(default_factory=list)
+    cuts: dict[tuple[str, str, str], Cut] = field(default_factory=dict)
+    shortened: list[Shortened] = field(default_factory=list)
 
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
-        self.drops.append(Drop(document.id, document.source, reason, detail))
+        self.drops.append(Drop(document.id, document.source, reason, detail, document.characters))
+
+    def cut(self, document: Document, reason: str, texts: Iterable[str], characters: int, where: str = "") -> None:
+        """Note what is cut from a document that goes on without it.
+
+        Args:
+            reason: as the card counts it.
+            texts: the lines or paragraphs; those that differ in white space alone count as one.
+            characters: by how many the document becomes shorter.
+            where: what belongs to the reason in the stage's files alone, as the site of a frame.
+        """
+        self.shortened.append(Shortened(document.source, reason, characters))
+        place = f"{reason} {where}".strip()
+        for text in dict.fromkeys(" ".join(text.split()) for text in texts):
+            known = self.cuts.setdefault(
+                (document.source, place, text), Cut(document.source, place, text, documents=0, example=document.id)
+            )
+            known.documents += 1
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
         """Note a broken record.
@@ -149,3 +205,4 @@ class Report:
 
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in Broken.__dataclass_fields__])
+CUT_SCHEMA = pa.schema([(name, pa.int64() if name == "documents" else pa.string()) for name in Cut.__dataclass_fields__])

@@ -16,6 +16,7 @@ from data_prep import containers
 from data_prep.config import LimitsConfig
 from data_prep.containers import Member
 from data_prep.document import Place, Report
+from data_prep.separators import HEAD, WHOLE_BELOW, find_separator
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -64,11 +65,13 @@ def _texts(member: Member) -> Iterator[str]:
             for batch in pq.ParquetFile(file).iter_batches(256) if name.endswith(".parquet") else pa.ipc.open_stream(file):
                 yield from _strings(batch.to_pylist())
         return
+    head = member.stream.peek(HEAD)[:HEAD]
     stream = io.TextIOWrapper(member.stream, encoding="utf-8-sig", newline="")
     if name.endswith(".txt"):
         yield stream.read()
     elif name.endswith((".csv", ".tsv")):
-        for row in csv.reader(stream, delimiter="\t" if name.endswith(".tsv") else ","):
+        separator = find_separator(head, len(head) < WHOLE_BELOW, "\t" if name.endswith(".tsv") else ",")
+        for row in csv.reader(stream, delimiter=separator):
             yield from row
     elif name.endswith(".json"):
         yield from _json(stream.read())

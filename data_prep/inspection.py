@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data_prep.document import Document, Drop
+from data_prep.document import Cut, Document, Drop
 from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder, read_documents
 
@@ -137,6 +137,22 @@ class Inspection:
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, self.stages[stage].name, self._text_before(stage, drop)) for drop, stage in some]
+
+    def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
+        """Return the stage and what it cut from documents, by stage, source and reason, from most documents to fewest.
+
+        Args:
+            wanted: a stage, a source, or a part of the reason, such as a host.
+
+        Raises:
+            ValueError: nothing was cut there.
+        """
+        found = [(stage.name, cut) for stage in self._needed() for cut in stage.cuts()]
+        chosen = [(stage, cut) for stage, cut in found if wanted is None or wanted in (stage, cut.source) or wanted in cut.reason]
+        if wanted is not None and not chosen:
+            known = ", ".join(sorted({cut.reason for _, cut in found})) or "nothing was cut"
+            raise ValueError(f"nothing was cut for '{wanted}': give a stage, a source, or one of {known}")
+        return sorted(chosen, key=lambda one: (one[0], one[1].source, one[1].reason, -one[1].documents, one[1].text))
 
     def _text_before(self, stage: int, drop: Drop) -> str:
         document = _document(self.stages[stage - 1], drop.source, drop.id) if stage else None

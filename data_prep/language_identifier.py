@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AT_ONCE = 2048  # texts that are walked through together: more gains nothing, and takes memory
+FEW_LANGUAGES = 8  # up to which so many are; with more languages there are fewer, for the memory that their scores take
 FEW = 16  # texts up to which it takes less time to walk through one after the other
 _FEATURE_BITS = 17  # a feature's number and its text's are one number of 32 bits
 
@@ -21,7 +22,7 @@ class LanguageIdentifier:
     """py3langid, held to some languages.
 
     Args:
-        codes: py3langid's codes of the languages that compete.
+        codes: py3langid's codes of the languages that compete. Empty: all that it has.
 
     Attributes:
         codes: the same in the order of the scores.
@@ -34,7 +35,7 @@ class LanguageIdentifier:
         from py3langid.langid import LanguageIdentifier as Original
 
         self.original: Any = Original.from_model_file(MODEL_FILE)
-        self.original.set_languages(list(codes))
+        self.original.set_languages(list(codes) or list(dict.fromkeys(self.original.nb_classes)))
         model = self.original
         self.codes: list[str] = list(model.nb_classes)
         self._floor = RAW_FLOOR  # of a text without any feature, in every language
@@ -47,7 +48,8 @@ class LanguageIdentifier:
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Log-posterior up to a constant, of shape (texts, codes). A text's score does not depend on the others'."""
-        found = [self._scores(texts[begin : begin + AT_ONCE]) for begin in range(0, len(texts), AT_ONCE)]
+        at_once = max(1, AT_ONCE * FEW_LANGUAGES // max(FEW_LANGUAGES, len(self.codes)))
+        found = [self._scores(texts[begin : begin + at_once]) for begin in range(0, len(texts), at_once)]
         return np.concatenate(found) if found else np.zeros((0, len(self.codes)))
 
     def _scores(self, texts: Sequence[str]) -> NDArray[np.float64]:

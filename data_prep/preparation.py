@@ -20,13 +20,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import reading
-from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings, from_settings
 from data_prep.document import Document, Report
-from data_prep.shards import StageInfo, sha256_file
+from data_prep.shards import Loss, SourceInfo, StageInfo, sha256_file
 from data_prep.stage_files import Done, StageFolder, shard_file, write_json, write_table
 from data_prep.stages import (
     boilerplate,
@@ -77,6 +78,20 @@ class Shard:
 
     name: str
     fingerprint: str
+
+
+class FileChanged(ValueError):
+    """A raw file that is not what its checksum says."""
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source, self.name = source, name
+        super().__init__(
+            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: run prepare again "
+            f"once nothing writes to it"
+        )
+
+    def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:  # it comes from another process
+        return type(self), (self.source, self.name)
 
 
 class Preparation:
@@ -254,6 +269,19 @@ class Preparation:
         module = TEXT_STAGES[stage - 1]
         return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
 
+    def count_read(self, sources: dict[str, SourceInfo]) -> None:
+        """Enter what was read of each source, and how many documents have an id that is not theirs alone."""
+        shards: dict[str, list[Shard]] = {name: [] for name in sources}
+        for shard in self.shards(0):
+            shards[self.tasks[int(shard.name.partition("-")[0])].source].append(shard)
+        for name, own in shards.items():
+            markers = [self.marker(0, shard) for shard in own]
+            refused = sum(loss.characters for marker in markers for loss in marker.losses)
+            sources[name].documents_read = sum(marker.documents_in for marker in markers)
+            sources[name].characters_read = refused + sum(marker.characters_out for marker in markers)
+            hashes = [self.stage(0).id_hashes(shard.name) for shard in own]
+            sources[name].repeated_ids = sum(map(len, hashes)) - len(np.unique(np.concatenate(hashes)))
+
     def prune(self) -> None:
         """Delete what was half written, and stages and, once all is read, shards that there are no longer."""
         known = {self.stage(number).path for number in range(self.text + 2)}
@@ -290,8 +318,20 @@ class Preparation:
             return False
         folder.path.mkdir(parents=True, exist_ok=True)
         report, source = Report(), self.corpus.sources[task.source]
-        documents = reading.read(task.source, source, report, [Path(path) for path in task.paths])
+        documents = _read_unchanged(task, source, report)
         names: list[str] = []
+        try:
+            self._write_read(number, documents, report, names)
+        except FileChanged:  # what is finished has the checksum of another file than was read
+            for name in names:
+                folder.discard(name)
+            raise
+        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
+        return True
+
+    def _write_read(self, number: int, documents: Iterator[Document], report: Report, names: list[str]) -> None:
+        """Write the documents of a task in shards, whose names are added to `names`."""
+        folder, fingerprint = self.stage(0), self._task_fingerprint(number)
         document = next(documents, None)
         while document is not None or not names:  # at least one, to hold what was refused
             name = f"{number:05d}-{len(names):03d}"
@@ -300,10 +340,8 @@ class Preparation:
                     file.add(document)
                     document = next(documents, None)
             said = Report() if document is not None else report  # what a task has to report goes with its last shard
-            folder.close(name, digest(fingerprint, name), file, said)
             names.append(name)
-        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
-        return True
+            folder.close(name, digest(fingerprint, name), file, said)
 
     def _apply(self, stage: int, number: int) -> bool:
         shard, folder, module = self.shards(stage)[number], self.stage(stage), TEXT_STAGES[stage - 1]
@@ -366,13 +404,19 @@ class Preparation:
 def stage_info(name: str, version: int, settings: dict[str, Any], shards: list[Done]) -> StageInfo:
     """What a stage did, summed over its shards."""
     dropped, counts = Report().counts, Report().counts
+    losses: dict[tuple[str, str], Loss] = {}
     for shard in shards:
         dropped.update(shard.dropped)
         counts.update(shard.counts)
+        for part in shard.losses:
+            loss = losses.setdefault((part.source, part.reason), Loss(source=part.source, reason=part.reason))
+            loss.documents += part.documents
+            loss.cut += part.cut
+            loss.characters += part.characters
     return StageInfo(
         name=name, version=version, settings=settings, documents_in=sum(shard.documents_in for shard in shards),
         documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
-        counts=dict(sorted(counts.items())),
+        counts=dict(sorted(counts.items())), losses=[losses[key] for key in sorted(losses)],
     )  # fmt: skip
 
 
@@ -387,6 +431,43 @@ def _name(module: ModuleType) -> str:
 @lru_cache(maxsize=1)
 def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
     return Preparation(work, json.loads((work / "plan.json").read_text(encoding="utf-8")))
+
+
+def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
+    """The documents of a task, whose files must be and stay what their checksums say.
+
+    Raises:
+        FileChanged: one was changed, replaced, cut or deleted since the plan, or while it was read.
+    """
+    for path, name, sha256 in zip(map(Path, task.paths), task.names, task.sha256, strict=True):
+        before = _state(path)
+        try:
+            yield from reading.read(task.source, source, report, [path])
+        except (ValueError, OSError):
+            if _is_changed(path, before, sha256):
+                raise FileChanged(task.source, name) from None
+            raise
+        if _is_changed(path, before, sha256):
+            raise FileChanged(task.source, name)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What differs if a file was written or replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
+    """Whether a file is another than it was before, or than its checksum says: reading it took longer than summing it up."""
+    if before is None or _state(path) != before:
+        return True
+    try:
+        return sha256_file(path) != sha256
+    except OSError:
+        return True
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:

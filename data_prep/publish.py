@@ -287,7 +287,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             "encoder": read_json(stage.path / ENCODER),
         },
         splits=splits,
-        sources=counter.sources,
+        sources=counter.finish(preparation),
         stages=infos,
     )
     manifest.write(folder)
@@ -324,6 +324,7 @@ class _Counter:
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
+        self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
             name: SourceInfo(
                 license=source.license, attribution=source.attribution, sha256=preparation.source_settings[name]["sha256"]
@@ -346,6 +347,16 @@ class _Counter:
             info, key = self.sources[source], f"{split}/{language}"
             for counts, number in ((info.documents, 1), (info.tokens, tokens), (info.supervised_tokens, targets)):
                 counts[key] = counts.get(key, 0) + number
+        for source, group in zip(batch["source"].to_pylist(), batch["group"].to_pylist(), strict=True):
+            if len(self._groups[source]) < 2:
+                self._groups[source].add(group)
+
+    def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
+        """What each source gave, once all rows are added."""
+        preparation.count_read(self.sources)
+        for name, info in self.sources.items():
+            info.single_group = len(self._groups[name]) == 1
+        return self.sources
 
     def validation_loss(self) -> float | None:
         """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""

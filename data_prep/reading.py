@@ -12,6 +12,7 @@ from types import ModuleType
 
 from data_prep.config import SourceConfig
 from data_prep.document import Broken, Document, Drop, Report
+from data_prep.sources import claims
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -72,6 +73,8 @@ def _reader(source: SourceConfig) -> ModuleType:
     module = importlib.import_module(f"data_prep.sources.{source.reader}")
     if source.options and not hasattr(module, "Options"):
         raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+    if hasattr(module, "Options"):
+        claims.options(source, module.Options)
     known = getattr(module, "FIELDS", ())
     if unknown := next((field for field in source.fields if field not in known), None):
         raise ValueError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +59,15 @@ class ShardInfo:
 
 @dataclass(kw_only=True)
 class SourceInfo:
-    """What one source gave: its licence, the digest of its raw files, and documents, tokens and, of these, supervised tokens
-    (targets) by split and language."""
+    """What one source gave.
+
+    Attributes:
+        sha256: the digest of its raw files.
+        documents, tokens, supervised_tokens: by split and language; supervised tokens are those that are targets.
+        documents_read, characters_read: all that reading found in it, what it refused included.
+        repeated_ids: documents with an id that an earlier document of the source has.
+        single_group: all its documents are one group, which no split can divide.
+    """
 
     license: str
     attribution: str
@@ -68,11 +75,38 @@ class SourceInfo:
     documents: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     supervised_tokens: dict[str, int] = field(default_factory=dict)
+    documents_read: int = 0
+    characters_read: int = 0
+    repeated_ids: int = 0
+    single_group: bool = False
+
+
+@dataclass(kw_only=True)
+class Loss:
+    """What one stage took from one source for one reason.
+
+    Attributes:
+        documents: dropped whole.
+        cut: documents that went on without a part of their text.
+        characters: of all that was taken.
+    """
+
+    source: str
+    reason: str
+    documents: int = 0
+    cut: int = 0
+    characters: int = 0
 
 
 @dataclass(kw_only=True)
 class StageInfo:
-    """What one stage did. `dropped` maps reason to count; `counts` whatever else the stage counts."""
+    """What one stage did.
+
+    Attributes:
+        dropped: reason -> documents.
+        counts: whatever else the stage counts.
+        losses: text that was dropped or cut, by source and reason. Empty in corpora that were made before it was counted.
+    """
 
     name: str
     version: int
@@ -81,6 +115,7 @@ class StageInfo:
     documents_out: int
     dropped: dict[str, int]
     counts: dict[str, int]
+    losses: list[Loss] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -111,7 +146,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """The identity of the corpus: changes when any byte of it, or anything said of it, does."""
-        return _digest(asdict(self))
+        return _digest(self._body())
 
     def documents(self, split: str) -> int:
         return sum(shard.documents for shard in self.splits[split])
@@ -119,8 +154,23 @@ class Manifest:
     def tokens(self, split: str) -> int:
         return sum(shard.tokens for shard in self.splits[split])
 
-    def write(self, folder: Path) -> None:
+    def warnings(self) -> list[str]:
+        """Return what somebody who trains should know of the sources, each with the setting that changes it."""
+        split = next((stage for stage in self.stages if stage.name == "split"), None)
+        share = split.settings.get("validation_share") if split else None
+        return [line for name, source in self.sources.items() for line in _source_warnings(name, source, share)]
+
+    def _body(self) -> dict[str, Any]:
+        """Return the manifest as plain data, without later fields that are empty: old corpora keep their digests."""
         body = asdict(self)
+        for source in body["sources"].values():
+            _drop_empty(source, "documents_read", "characters_read", "repeated_ids", "single_group")
+        for stage in body["stages"]:
+            _drop_empty(stage, "losses")
+        return body
+
+    def write(self, folder: Path) -> None:
+        body = self._body()
         text = json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
         temporary = folder / f".{MANIFEST}.tmp"
         temporary.write_text(text, encoding="utf-8")
@@ -148,10 +198,39 @@ class Manifest:
                 raise ValueError("it was edited after `prepare` wrote it")
             body["splits"] = {split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()}
             body["sources"] = {name: SourceInfo(**source) for name, source in body["sources"].items()}
-            body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
+            body["stages"] = [_stage_from_json(stage) for stage in body["stages"]]
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
+
+
+def _drop_empty(body: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if not body[name]:
+            del body[name]
+
+
+def _stage_from_json(stage: dict[str, Any]) -> StageInfo:
+    return StageInfo(**{**stage, "losses": [Loss(**loss) for loss in stage.get("losses", [])]})
+
+
+def _source_warnings(name: str, source: SourceInfo, validation_share: float | None) -> Iterator[str]:
+    """Args: validation_share: the setting; nothing is held out, and nothing is missing, at 0."""
+    if source.repeated_ids:
+        yield (
+            f"source {name}: {source.repeated_ids:,} documents have an id that an earlier one has; none is left out for it, "
+            f"but `finetune inspect` shows one of each. Another id: corpus.sources.{name}.fields.id"
+        )
+    held_out = any(key.startswith("validation/") for key in source.documents)
+    if held_out or not source.documents or not validation_share:
+        return
+    if source.single_group:
+        why = "all its documents are one group, and groups are not divided"
+        remedy = f"give a finer corpus.sources.{name}.fields.group, or raise"
+    else:
+        why = "by chance none of its groups was held out"
+        remedy = "take another corpus.split.seed, or raise"
+    yield f"source {name}: no validation documents: {why}; {remedy} corpus.split.validation_share (now {validation_share:g})"
 
 
 class Corpus:
@@ -201,6 +280,11 @@ class Corpus:
         if not shards:
             return Dataset(InMemoryTable(_schema(self.manifest.mask_column).empty_table()))
         return concatenate_datasets([Dataset.from_file(str(self.folder / shard.file)) for shard in shards])
+
+    def table(self, split: str) -> pa.Table:
+        """Return the documents of a split as a memory-mapped table, in shard order."""
+        tables = [_mapped(self.folder / shard.file) for shard in self.manifest.splits[split]]
+        return pa.concat_tables(tables) if tables else _schema(self.manifest.mask_column).empty_table()
 
     def _shards(self) -> list[ShardInfo]:
         return [shard for split in self.manifest.splits.values() for shard in split]
@@ -266,6 +350,11 @@ class ShardWriter:
     @property
     def _file(self) -> str:
         return f"{self.split}/shard-{len(self.shards):05d}.arrow"
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        return stream.read_all()
 
 
 def _schema(mask_column: str | None) -> pa.Schema:

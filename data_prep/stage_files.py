@@ -5,7 +5,8 @@
       0-read/task-00003.json            which shards the fourth task of reading gave
       1-normalise/
         part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
-        drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail
+        drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail, characters
+        cut-00003-000.parquet           lines and paragraphs that it cut from documents, with counts; if there are any
         quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
         done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
       3-deduplicate/
@@ -18,6 +19,7 @@ of its input and settings, and its files the checksums of the marker.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,15 +31,28 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from data_prep.document import DOCUMENT_SCHEMA, QUARANTINE_SCHEMA, Broken, Document, Drop, Report, Turn
-from data_prep.shards import sha256_file
+from data_prep.document import (
+    CUT_SCHEMA,
+    DOCUMENT_SCHEMA,
+    QUARANTINE_SCHEMA,
+    Broken,
+    Cut,
+    Document,
+    Drop,
+    Report,
+    Shortened,
+    Turn,
+)
+from data_prep.shards import Loss, sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
-DROP_SCHEMA = pa.schema([(column.name, pa.string()) for column in fields(Drop)])
+DROP_SCHEMA = pa.schema([(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)])
 
 
 @dataclass(kw_only=True)
@@ -48,7 +63,7 @@ class Done:
         fingerprint: of input and settings.
         files: names, and sha256 of what is in them.
         characters_out: of the documents that went on.
-        dropped, counts: as in StageInfo.
+        dropped, counts, losses: as in StageInfo.
         masks: of the tokenise stage: the mask columns that its documents ask for.
         has_chats: of the tokenise stage: whether a chat template rendered some of its documents.
         seconds: what the stage took.
@@ -61,6 +76,7 @@ class Done:
     characters_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
     masks: list[str] = field(default_factory=list)
     has_chats: bool = False
     seconds: float = 0.0
@@ -82,6 +98,12 @@ class StageFolder:
         for shard in self.shards() if shards is None else shards:
             yield from read_documents(self.part(shard), columns)
 
+    def id_hashes(self, shard: str) -> NDArray[np.uint64]:
+        """A hash of the id of each document of a shard."""
+        column = pq.ParquetFile(self.part(shard)).read(["id"], use_threads=False)["id"]
+        hashes = (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest() for name in column.to_pylist())
+        return np.frombuffer(b"".join(hashes), np.uint64)
+
     def drops(self) -> Iterator[Drop]:
         """What the stage refused, in order."""
         for shard in self.shards():
@@ -95,11 +117,28 @@ class StageFolder:
                 for row in pq.read_table(path).to_pylist():
                     yield Broken(**row)
 
+    def cuts(self) -> list[Cut]:
+        """What the stage cut from documents, counted over all its shards."""
+        found: dict[tuple[str, str, str], Cut] = {}
+        for shard in self.shards():
+            path = self.path / f"cut-{shard}.parquet"
+            for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+                cut = Cut(**row)
+                known = found.setdefault((cut.source, cut.reason, cut.text), cut)
+                if known is not cut:
+                    known.documents += cut.documents
+        return list(found.values())
+
     def keep_only(self, shards: set[str]) -> None:
         """Delete the files of all other shards."""
         for path in self.path.glob("*-*"):
             if (shard := _SHARD.search(path.stem)) and shard[0] not in shards:
                 path.unlink()
+
+    def discard(self, shard: str) -> None:
+        """Delete a shard, its marker first."""
+        for path in sorted(self.path.glob(f"*-{shard}.*")):
+            path.unlink(missing_ok=True)
 
     def shards(self) -> list[str]:
         """Names of the shards that are done."""
@@ -111,7 +150,8 @@ class StageFolder:
     def done(self, name: str, fingerprint: str, verify: bool = True) -> Done | None:
         """The marker done-`name`.json, if it has this fingerprint and its files are still what was written."""
         try:
-            marker = Done(**json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8")))
+            body = json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8"))
+            marker = Done(**{**body, "losses": [Loss(**loss) for loss in body.get("losses", [])]})
             if marker.fingerprint != fingerprint:
                 return None
             if verify and any(sha256_file(self.path / file) != sha256 for file, sha256 in marker.files.items()):
@@ -146,17 +186,32 @@ class StageFolder:
         )  # fmt: skip
 
     def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
-        """Write drops and marker of a shard whose files are in place."""
+        """Write drops, what was cut and quarantined, and marker of a shard whose files are in place."""
         beside = {f"drops-{shard}.parquet": pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA)}
-        if report.broken:
-            broken = [asdict(record) for record in report.broken]
-            beside[f"quarantine-{shard}.parquet"] = pa.Table.from_pylist(broken, QUARANTINE_SCHEMA)
-        else:  # of when it was read before, perhaps
-            (self.path / f"quarantine-{shard}.parquet").unlink(missing_ok=True)
+        broken = [asdict(record) for record in report.broken]
+        cuts = [asdict(cut) for cut in report.cuts.values()]
+        for kind, rows, schema in (("quarantine", broken, QUARANTINE_SCHEMA), ("cut", cuts, CUT_SCHEMA)):
+            if rows:
+                beside[f"{kind}-{shard}.parquet"] = pa.Table.from_pylist(rows, schema)
+            else:  # of when it was done before, perhaps
+                (self.path / f"{kind}-{shard}.parquet").unlink(missing_ok=True)
         for name, table in beside.items():
             write_table(self.path / name, table)
         counts = {key: count for key, count in sorted(report.counts.items()) if count}
-        return self.finish(shard, fingerprint, [*files, *beside], dropped=report.drop_reasons(), counts=counts, **what)
+        taken = {"dropped": report.drop_reasons(), "losses": losses(report)}
+        return self.finish(shard, fingerprint, [*files, *beside], **taken, counts=counts, **what)
+
+
+def losses(report: Report) -> list[Loss]:
+    """What a stage dropped and cut, added up by source and reason."""
+    found: dict[tuple[str, str], Loss] = {}
+    every: list[Drop | Shortened] = [*report.drops, *report.shortened]
+    for taken in every:
+        loss = found.setdefault((taken.source, taken.reason), Loss(source=taken.source, reason=taken.reason))
+        loss.documents += isinstance(taken, Drop)
+        loss.cut += isinstance(taken, Shortened)
+        loss.characters += taken.characters
+    return [found[key] for key in sorted(found)]
 
 
 class ShardFile:

@@ -75,6 +75,13 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
         ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
         ([MODEL, FULL, "corpus=mine", "data.long_documents=cut"], ["data.long_documents is 'cut'", "truncate, drop"]),
+        ([MODEL, FULL, "corpus=mine", "data.long_conversations=split"], ["data.long_conversations is 'split'", "cut, drop"]),
+        (
+            [MODEL, FULL, "corpus=mine", "data.sequence_length=4", "data.long_documents=drop"],
+            ["data.max_lost_share is 0.1", "training tokens", "data.long_documents=split", "data.sequence_length=4"],
+        ),
+        ([MODEL, FULL, "corpus=mine", "data.max_lost_share=2"], ["data.max_lost_share is 2", "between 0 and 1"]),
+        ([MODEL, FULL, "corpus=mine", "result=first"], ["result is 'first'", "best, last"]),
         ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
         ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
         ([MODEL, FULL], ["data.corpus is missing"]),
@@ -149,6 +156,11 @@ def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
     base = write_base(tmp_path / "base", **changes)
     line = refuse("train", "corpus=mine", f"model={base}", "data.sequence_length=128", *arguments)
     assert all(word in line for word in words), line
+
+
+def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(refuse: Callable[..., str], corpus: Path) -> None:
+    line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
+    assert all(words in line for words in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")), line
 
 
 def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from data_prep.shards import Corpus
+from data_prep.shards import Corpus, ShardWriter
+from finetune.config import DataConfig
 from finetune.data import PADDING, MicroBatch, PackedData
 from finetune.distributed import World
 from finetune.loss import IGNORE, normalised
+from finetune.rows import Fate, check_losses, training_account
 from tests.corpora import write_corpus
 
 SOURCES = ["letters", "laws"]
@@ -85,16 +91,12 @@ def test_labels_are_the_next_token_of_the_same_document(corpus: Path, tmp_path: 
         assert (positions[batch.documents == PADDING] == 0).all()
 
 
-def test_a_loss_mask_removes_targets_and_segments_without_any(corpus: Path, masked: Path, tmp_path: Path) -> None:
-    full, part = open_data(corpus, tmp_path / "a"), open_data(masked, tmp_path / "b")
-    targets = {kind: targets_of(data) for kind, data in (("full", full), ("part", part))}
+def test_a_loss_mask_removes_targets(corpus: Path, masked: Path, tmp_path: Path) -> None:
+    full, part = open_data(corpus, tmp_path / "a", sequence_length=200), open_data(masked, tmp_path / "b", sequence_length=200)
     masks = Corpus(masked).split("train")["completion_mask"]
-    expected = {(document, place) for document, place in targets["full"] if masks[document][place]}
-    assert targets["part"] == expected
-    plan = part.step(0, part.num_packs, 1).segments
-    assert plan["supervised"].min() > 0
-    assert part.counts["segments_without_targets"] == len(full.step(0, full.num_packs, 1).segments) - len(plan) > 0
-    assert part.num_packs < full.num_packs
+    expected = {(document, place) for document, place in targets_of(full) if masks[document][place]}
+    assert targets_of(part) == expected
+    assert part.step(0, part.num_packs, 1).segments["supervised"].min() > 0
 
 
 def targets_of(data: PackedData) -> set[tuple[int, int]]:
@@ -138,15 +140,63 @@ def test_a_corpus_without_validation_documents_can_be_opened(tmp_path: Path, cor
     assert open_data(folder, tmp_path / "plan", split="validation", shuffle_seed=None).num_packs == 0
 
 
-def test_auto_splits_text_and_drops_what_has_a_mask(corpus: Path, masked: Path, tmp_path: Path) -> None:
-    longer = sum(len(ids) > 64 for ids in Corpus(corpus).split("train")["input_ids"])
-    assert longer > 5
-    text = open_data(corpus, tmp_path, long_documents="auto")
-    assert (text.counts["documents_split"], text.counts["documents_too_long"]) == (longer, 0)
-    chats = open_data(masked, tmp_path, long_documents="auto")
-    assert (chats.counts["documents_split"], chats.counts["documents_too_long"]) == (0, longer)
-    assert chats.counts["documents"] == 60 - longer
-    assert targets_of(chats) < targets_of(open_data(masked, tmp_path, long_documents="split"))
+def test_text_is_split_whatever_else_the_corpus_holds(corpus: Path, tmp_path: Path) -> None:
+    """A mask that is all ones is running text, beside conversations too."""
+    lengths = [len(ids) for ids in Corpus(corpus).split("train")["input_ids"]]
+    mixed = mask_some(corpus, tmp_path / "mixed", lambda length: [1] * length)
+    text, same = open_data(corpus, tmp_path / "a", long_documents="auto"), open_data(mixed, tmp_path / "b", long_documents="auto")
+    assert targets_of(text) == targets_of(same)
+    assert same.counts["documents_split"] == sum(length > 64 for length in lengths) > 5
+    assert same.account.lost == 0
+
+
+def test_a_conversation_is_cut_after_its_last_whole_answer_or_dropped(corpus: Path, tmp_path: Path) -> None:
+    """Turns of 20 tokens: ten asked, ten answered. Of 64 tokens three turns fit."""
+    chats = mask_some(corpus, tmp_path / "chats", lambda length: [int(place % 20 >= 10) for place in range(length)])
+    long = [i for i, ids in enumerate(Corpus(corpus).split("train")["input_ids"]) if len(ids) > 64]
+    cut = open_data(chats, tmp_path / "a", long_documents="auto")
+    assert cut.counts["documents_cut"] == len(long)
+    assert {max(place for document, place in targets_of(cut) if document == i) for i in long} == {59}
+    dropped = open_data(chats, tmp_path / "b", long_documents="auto", long_conversations="drop")
+    assert not {document for document, _ in targets_of(dropped)} & set(long)
+    assert dropped.counts["documents_too_long"] == len(long)
+    assert dropped.account.lost > cut.account.lost > 0
+    groups = {(loss.source, loss.language) for loss in cut.account.losses if loss.fate is Fate.CUT}
+    assert groups == {("letters", "nob"), ("laws", "nob"), ("laws", "nno")}
+
+
+def mask_some(corpus: Path, folder: Path, mask: Callable[[int], list[int]]) -> Path:
+    """Copy a corpus with a loss mask, which `mask` makes of a row's length; without validation documents."""
+    source, writer = Corpus(corpus), ShardWriter(folder, "train", "assistant_masks", shard_tokens=4000)
+    rows = [{**row, "assistant_masks": mask(len(row["input_ids"]))} for row in source.split("train")]
+    shutil.copytree(corpus / "tokenizer", folder / "tokenizer")
+    writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+    splits = {"train": writer.close(), "validation": []}
+    dataclasses.replace(source.manifest, mask_column="assistant_masks", splits=splits).write(folder)
+    return folder
+
+
+def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path, tmp_path: Path) -> None:
+    chats = mask_some(corpus, tmp_path / "chats", lambda length: [0] + [1] * (length - 1))
+    assert open_data(chats, tmp_path / "plan", split="validation", shuffle_seed=None).num_packs == 0
+
+
+def test_a_run_that_would_lose_a_tenth_of_its_tokens_is_refused_unless_told(corpus: Path) -> None:
+    """Before anything is queued; the line names the reason and the setting."""
+    settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
+    lost = training_account(Corpus(corpus), DataConfig(**settings))
+    assert 0.1 < lost.lost_share < 1
+    with pytest.raises(ValueError, match=r"truncated|cut off .*data\.long_documents=split.*data\.max_lost_share=0\.\d+"):
+        check_losses(lost, DataConfig(**settings))
+    check_losses(lost, DataConfig(**settings, max_lost_share=1.0))
+    check_losses(training_account(Corpus(corpus), DataConfig(**{**settings, "long_documents": "auto"})), DataConfig(**settings))
+
+
+def test_a_run_planned_by_a_version_that_treated_long_rows_otherwise_is_not_gone_on_with(corpus: Path, tmp_path: Path) -> None:
+    chats = mask_some(corpus, tmp_path / "chats", lambda length: [int(place % 20 >= 10) for place in range(length)])
+    open_data(chats, tmp_path / "plan").check_plan()
+    with pytest.raises(ValueError, match="plan of an earlier version"):
+        open_data(chats, tmp_path / "plan", long_conversations="drop").check_plan()
 
 
 def test_another_policy_is_another_plan_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
@@ -155,9 +205,7 @@ def test_another_policy_is_another_plan_in_the_same_folder(corpus: Path, tmp_pat
 
 
 def test_nothing_left_to_learn_from_is_one_line(masked: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"nothing to learn from \(60 documents too long; sequence_length 2, long_documents drop\)"
-    ):
+    with pytest.raises(ValueError, match=r"nothing to learn from \(60 documents too long; sequence_length 2\)"):
         open_data(masked, tmp_path, sequence_length=2, long_documents="auto")
 
 

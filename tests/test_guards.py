@@ -95,6 +95,33 @@ def test_a_step_that_is_no_number_is_bad(loss: float, norm: float) -> None:
     assert check.fault(3.0, 1e-30) is None
 
 
+def test_a_step_that_deepspeed_skipped_is_bad() -> None:
+    """Its optimizers leave the weights alone where gradients are not finite, and keep the norm of the step before."""
+    from finetune.engine import Engine
+
+    class Skipping:
+        skipped_steps = 0
+        is_gradient_accumulation_boundary = staticmethod(lambda: True)
+        bfloat16_enabled = staticmethod(lambda: True)
+        get_global_grad_norm = staticmethod(lambda: 1.0)
+
+        def step(self) -> None:
+            self.skipped_steps += 1
+
+    engine = Engine.__new__(Engine)
+    engine._stage, engine._engine = 1, Skipping()
+    update = engine.step()
+    assert update.skipped
+    fault = guards.StepCheck(spike_stds=0).fault(2.5, update.grad_norm, update.skipped)
+    assert "skipped the update" in (fault or "")
+
+
+def test_a_checkpoint_that_gives_back_other_weights_is_caught() -> None:
+    guards.check_restored(75, 4.6201, 4.62)
+    with pytest.raises(guards.GuardError, match=r"step 75 was saved with a held-out loss of 4\.6200 and has 6\.0300"):
+        guards.check_restored(75, 6.03, 4.62)
+
+
 def test_a_step_that_teaches_nothing_is_bad() -> None:
     assert "the gradient is zero" in (guards.StepCheck(spike_stds=0).fault(3.0, 0.0) or "")
 
@@ -113,6 +140,30 @@ def test_a_base_of_nan_is_not_said_to_leak() -> None:
     next(broken.parameters()).data[:] = float("nan")
     with pytest.raises(guards.GuardError, match="logits are no numbers"):
         guards.check_isolation(model.PackedModel(broken).logits, VOCAB_SIZE)
+
+
+def test_logits_that_are_nan_because_of_the_adapter_are_not_blamed_on_attention(tmp_path: Path) -> None:
+    broken = adapted(tmp_path)
+    next(p for name, p in broken.named_parameters() if "lora_B" in name).data[:] = float("nan")
+    with pytest.raises(guards.NotFiniteError, match=r"NaN or Inf with the adapter \(LORA\)"):
+        guards.choose_attention(model.PackedModel(broken), "auto", VOCAB_SIZE)
+    plain = tiny()
+    next(plain.parameters()).data[:] = float("nan")
+    with pytest.raises(guards.NotFiniteError, match="the base's logits"):
+        guards.choose_attention(model.PackedModel(plain), "auto", VOCAB_SIZE)
+
+
+def test_dora_on_a_weight_with_rows_of_zeros_is_refused_by_name(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj"
+    file = write_base(tmp_path / "base") / "model.safetensors"
+    weights = load_file(file)
+    weights[f"{name}.weight"][3:5] = 0
+    save_file(weights, file, metadata={"format": "pt"})
+    data, base_model = DataConfig(corpus="none", sequence_length=64), ModelConfig(path=str(tmp_path / "base"))
+    config = TrainConfig(data=data, model=base_model, adapter={**LORA, "use_dora": True})
+    with pytest.raises(ValueError, match=f"2 rows in 1 modules of this base are all zeros, e.g. 2 in {name}: choose adapter=lora"):
+        model.build(config, TOKENIZER, tmp_path / "merged", is_main=True)
+    model.build(dataclasses.replace(config, adapter=dict(LORA)), TOKENIZER, tmp_path / "merged", is_main=True)
 
 
 def test_positions_that_change_with_a_rows_longest_document_are_refused() -> None:
@@ -339,9 +390,14 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
 
     trained(config, first.adapter, tmp_path / "unused")
     second_config = dataclasses.replace(config, model=ModelConfig(path="run:first"))
-    second = trained(second_config, tmp_path / "second", tmp_path / "merged")
-    from_disk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), tmp_path / "second").eval()
-    assert from_disk.peft_config["default"].base_model_name_or_path == str(tmp_path / "merged")
+    merged = tmp_path / "runs" / "second" / "merged_base"
+    second = trained(second_config, tmp_path / "second", merged)
+    from_disk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged), tmp_path / "second").eval()
+    assert from_disk.peft_config["default"].base_model_name_or_path == str(merged)
+    assert (merged / "tokenizer.json").read_bytes() == (tmp_path / "base" / "tokenizer.json").read_bytes()
+    again = tmp_path / "runs" / "third" / "merged_base"
+    trained(second_config, tmp_path / "third", again)
+    assert (again / "model.safetensors").samefile(merged / "model.safetensors"), "a copy for each run"
     ids = torch.arange(4, 36)[None]
     assert torch.allclose(from_disk(ids).logits, second(ids).logits, atol=1e-5)
     plain_base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from finetune import checkpoint_files, shared_bases
 from finetune import config as configuration
 from finetune.cluster import ClusterConfig
 from finetune.config import DataConfig, ModelConfig, TrainConfig
@@ -126,6 +128,45 @@ def test_a_result_keeps_the_base_that_it_needs(make: Callable[..., RunFolder], r
     for folder in (result, "merged_base", "checkpoints"):
         (run.path / folder).mkdir()
     assert pruned(run) == ["mine/checkpoints"] + ["mine/merged_base"] * (result == "model")
+
+
+def test_prune_leaves_the_best_checkpoint(make: Callable[..., RunFolder]) -> None:
+    run = make(files={"outcome": {"state": "completed"}})
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5)):
+        folder = checkpoint_files.folder_of(run.checkpoints, step)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(f'{{"held_out_loss": {loss}}}')
+    assert pruned(run) == ["mine/checkpoints/step-00000010", "mine/checkpoints/step-00000030"]
+    assert pruned(run) == []
+
+
+def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(make: Callable[..., RunFolder]) -> None:
+    run = make(files={"outcome": {"state": "completed"}})
+    for step in (10, 20):
+        run.export(step).mkdir(parents=True)
+    other = RunFolder(run.path.with_name("other"))
+    other.path.mkdir()
+    other.write_json("provenance.json", {})
+    model = ModelConfig(path="run:mine@20")
+    configuration.save(dataclasses.replace(run.config(), model=model, runs_dir=str(run.path.parent)), other.config_file)
+    assert pruned(run) == ["mine/exports/step-00000010"]
+
+
+def test_prune_removes_a_shared_base_with_the_last_run_that_has_it(make: Callable[..., RunFolder]) -> None:
+    run = make(files={"outcome": {"state": "completed"}})
+    (run.path / "merged_base").mkdir()
+    (run.path / "merged_base" / "model.safetensors").write_bytes(b"weights")
+    (run.path / "adapter").mkdir()
+    shared_bases.publish(run.path / "merged_base", "digest")
+    again = run.path.with_name("again")
+    again.mkdir()
+    assert shared_bases.link(again / "merged_base", "digest")
+    assert (again / "merged_base" / "model.safetensors").samefile(run.path / "merged_base" / "model.safetensors")
+    assert not shared_bases.link(again / "other", "another digest")
+    end.remove(run.path / "merged_base")
+    assert pruned(run) == []
+    end.remove(again)
+    assert pruned(run) == [".bases/digest"]
 
 
 def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(

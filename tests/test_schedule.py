@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.schedule import learning_rate
+from finetune.schedule import describe_leap, learning_rate
 
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
@@ -48,3 +48,19 @@ def test_wsd_is_stable_then_falls_over_its_decay() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_very_short_runs_have_a_rate(schedule: str, num_steps: int) -> None:
     assert all(0 < rate <= 2.0 for rate in rates(schedule, num_steps))
+
+
+def described(schedule: str, step: int, old: int, new: int) -> str:
+    config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0)
+    return describe_leap(step, old, new, config) or ""
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_a_resume_with_more_steps_that_raises_the_learning_rate_is_described_with_both(schedule: str) -> None:
+    assert described(schedule, 100, 100, 400).startswith("the learning rate leaps from 0.1 at step 100 of 100 to ")
+    assert described(schedule, 100, 100, 100) == described(schedule, 0, 100, 400) == ""
+
+
+def test_a_resume_that_goes_on_at_the_same_rate_is_not_worth_a_warning() -> None:
+    assert described("constant", 100, 100, 400) == described("wsd", 50, 100, 400) == ""
+    assert described("cosine", 50, 100, 101) == ""

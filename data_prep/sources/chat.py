@@ -104,6 +104,9 @@ class Malformed(ValueError):
         self.reason = reason
 
 
+Options = jsonl.Options
+
+
 def files(source: SourceConfig) -> list[Path]:
     claims.options(source, Options)
     return jsonl.files(source)

@@ -7,17 +7,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_prep.config import SourceConfig
+from data_prep.languages import ISO_639_3
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
-_LANGUAGES = {
-    "nob": ("nb", "no", "nob", "nor", "nb-no", "no-nb", "bokmål"), "nno": ("nn", "nno", "nn-no", "no-nn", "nynorsk"),
-    "eng": ("en", "eng"), "dan": ("da", "dan"), "swe": ("sv", "swe"), "sme": ("se", "sme"), "smj": ("smj",), "sma": ("sma",),
-}  # fmt: skip
-_CODES = {name: code for code, names in _LANGUAGES.items() for name in names}
+_NAMES = {"bokmål": "nob", "nor": "nob", "nynorsk": "nno"}  # what sources write beside codes; "nor" says no more than Norwegian
 _MONTHS = (
     "januar", "februar", "mars", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "desember",
 )  # fmt: skip
@@ -28,9 +25,15 @@ _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
 def language(claim: object) -> str:
-    """ISO 639-3 code of what a source calls a language, or "" if we do not know it: nb, NN, no, en-GB …"""
+    """Return the ISO 639-3 code of what a source calls a language, or "" if it is not known: nb, NN, no, en-GB, pl, ukr …"""
     name = str(claim or "").strip().lower().replace("_", "-")
-    return _CODES.get(name) or _CODES.get(name.partition("-")[0], "")
+    if name in ("no-nn", "nor-nn", "nor-nno", "no-nno"):
+        return "nno"
+    return _code(name) or _code(name.partition("-")[0])
+
+
+def _code(name: str) -> str:
+    return _NAMES.get(name) or ISO_639_3.get(name, "")
 
 
 def date(claim: object) -> str:
@@ -67,3 +70,9 @@ def choose(name: str, value: str, among: tuple[str, ...]) -> None:
     """Raises ValueError if an option is none of its values."""
     if value not in among:
         raise ValueError(f"options.{name} is '{value}': choose one of {', '.join(among)}")
+
+
+def share(name: str, value: float) -> None:
+    """Raises ValueError if an option is no share."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"options.{name} is {value}: must be between 0 and 1")

@@ -1,4 +1,5 @@
-"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms.
+"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms; and the two journals
+of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, which have a case and an entry a row.
 
 One document is one case (saksmappe) or meeting (moetemappe) with its entries: titles, dates and kinds of documents, and by what
 law something is withheld. Entries whose case is in another file are documents of their own, in the case's group.
@@ -6,8 +7,9 @@ law something is withheld. Entries whose case is in another file are documents o
 Nothing that is withheld is ever read, in either format, as only the terms below are looked at. JSON-LD marks it: `*_SENSITIV`
 (and `*_LIST`, which is cut from it) holds the whole title, `offentligTittel` and a document's `tittel` the public one. Noark 5
 has no such mark: `tittel` there is the whole title, and only `offentligTittel` the public one. A document within an entry has no
-`offentligTittel`; its `tittel` is read only where nothing around it is withheld and the entry's two titles are the same. Names
-of persons (correspondents, officers, participants) are left out in both.
+`offentligTittel`; its `tittel` is read only where nothing around it is withheld and the entry's two titles are the same. Of the
+two journals, `tittel` is never read: that of a class may be a person's name. Names of persons (correspondents, officers,
+participants) are left out in all.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
 from data_prep.sources.files import contents, decode, find, stem
-from data_prep.sources.jsonl import clean, parse
+from data_prep.sources.json_stream import parse
+from data_prep.sources.jsonl import clean
 from data_prep.sources.markup import local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml", ".jsonld", ".json")
@@ -124,7 +127,41 @@ _TERMS = {
 _DATES = ("moetedato", "saksdato")
 
 
+JOURNALS = ("offentligJournal", "loependeJournal")
+_WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "grad", "gradering")
+
+
+def _of_journal(root: etree._Element) -> Iterator[Node]:
+    """The cases of a journal, and its entries. A case stands in every row of its entries: what is said first of it holds."""
+    creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
+    cases: dict[str, Node] = {}
+    for number, row in enumerate(root.iter("{*}journalregistrering"), start=1):
+        folder, entry = (_leaves(row.find(f"{{*}}{name}")) for name in ("saksmappe", "journalpost"))
+        numbers = "/".join(folder[key] for key in ("saksaar", "sakssekvensnummer") if folder.get(key))
+        case = ":".join(part for part in (creator, numbers or folder.get("mappeID", "")) if part) or f"_:{number}"
+        terms = _public_terms(folder)
+        known = cases.setdefault(case, Node(case, "saksmappe"))
+        known.terms = terms | {key: value for key, value in known.terms.items() if value}
+        node = Node(entry.get("systemID") or f"{case}:{number}", "journalpost", case, _public_terms(entry))
+        node.is_withheld = any(element.get(key) for element in (folder, entry) for key in _WITHHELD)
+        node.terms |= {key: entry[key] for key in _SHIELD if entry.get(key)}
+        yield node
+    yield from cases.values()
+
+
+def _leaves(element: etree._Element | None) -> dict[str, str]:
+    """The values of an element's plain children, by name; of several with one name, the first."""
+    values: dict[str, str] = {}
+    for child in element if element is not None else ():
+        if len(child) == 0:
+            values.setdefault(local_name(child), squeeze(child.itertext()))
+    return values
+
+
 def _of_noark(root: etree._Element) -> Iterator[Node]:
+    if local_name(root) in JOURNALS:
+        yield from _of_journal(root)
+        return
     if local_name(root) != "arkiv" and not any(local_name(e) in ("mappe", "registrering") for e in root.iter()):
         raise Unreadable(f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it")
     shielded = {shield.getparent() for shield in root.iter("{*}skjerming")}

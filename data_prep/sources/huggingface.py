@@ -102,7 +102,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
     number = 0
     with report.quarantining(file):
         try:
-            with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+            # Not mapped into memory: a file that is cut meanwhile would kill the process.
+            with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)
                     number += len(batch)

@@ -8,15 +8,17 @@ of the day it was made, which its name holds.
 Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points of annexes
 (`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks, notes on amendments
 (`changesToParent`), and, in consolidated texts only, provisions not yet in force and their titles (`futureLegalArticle`,
-`futuretitle`): in Lovtidend these ARE the text of the amendment.
+`futuretitle`) with what introduces them and nothing else ("§ 5 skal lyde:", "I lov … gjøres følgende endringer:"): in Lovtidend
+these ARE the text of the amendment. What is left out is counted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lxml import html
+from lxml import etree, html
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report, Unreadable
@@ -31,6 +33,11 @@ HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  #
 MARK_CLASS = "data-marginOriginalId"  # the number of a point
 PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
+HEADING_TAGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+LEAD_IN = re.compile(r"(:|\bskal (lyde|lyda|lauta|heite|hete)( slik| som følger| som følgjer)?\W*)$", re.IGNORECASE)
+LEAD_IN_OF_SEVERAL = re.compile(
+    r"\b((følgende|følg?jande|slike?|desse|disse) endring(er|ar)?\b[^:]*|endr(es|ast|a) (slik|som følg)[^:]*):$", re.IGNORECASE
+)
 BLOCK_TAGS = {
     "main",
     "section",
@@ -76,10 +83,12 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
     # What was made in 2025 may be in force from 2027, and in Lovtidend often is.
     dates = refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce")
-    consolidated = dokid.startswith(("NL/", "SF/"))
+    if dokid and not dokid.startswith("LTI"):  # a consolidated text, not an announcement in Lovtidend
+        _leave_out_what_is_not_in_force(body, report)
+    report.counts["notes_left_out"] += sum(1 for _ in _outermost(body, SKIPPED_CLASSES))
     return Document(
         id=dokid or refid,
-        text=_text(body, SKIPPED_CLASSES | FUTURE_CLASSES if consolidated else SKIPPED_CLASSES),
+        text=_text(body, SKIPPED_CLASSES),
         source=source,
         license=license,
         group=refid or dokid,
@@ -88,6 +97,94 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         date=next((date for date in map(claims.date, dates) if date), ""),
         url=f"https://lovdata.no/{refid}" if refid else "",
     )
+
+
+def _outermost(body: html.HtmlElement, classes: set[str]) -> Iterator[html.HtmlElement]:
+    """Yield the elements of some classes that stand in no other of them."""
+    for element in body.iter(etree.Element):
+        if _classes(element) & classes and not any(_classes(above) & classes for above in element.iterancestors()):
+            yield element
+
+
+def _classes(element: html.HtmlElement) -> set[str]:
+    return set((element.get("class") or "").split())
+
+
+def _leave_out_what_is_not_in_force(body: html.HtmlElement, report: Report) -> None:
+    """Take out provisions that are not in force, and the lead-ins that would introduce nothing."""
+    future = list(_outermost(body, FUTURE_CLASSES))
+    _LeadIns(body, set(future), report).take_out(future)
+    report.counts["provisions_not_in_force"] += len(future)
+
+
+class _LeadIns:
+    """What introduces the elements that are `gone`. These stand in the tree until the end, as they show what followed what."""
+
+    def __init__(self, body: html.HtmlElement, gone: set[html.HtmlElement], report: Report) -> None:
+        self._body, self._gone, self._report = body, gone, report
+
+    def take_out(self, elements: list[html.HtmlElement]) -> None:
+        for element in elements:
+            self._look_before(element)
+        for element in self._gone:
+            if element.getparent() is not None:
+                element.drop_tree()
+
+    def _look_before(self, element: html.HtmlElement) -> None:
+        """Take out what introduces an element that is gone, and what held nothing else."""
+        parent, before = element.getparent(), element.getprevious()
+        while before is not None and not (before.tail or "").strip() and not self._has_text(before):
+            before = before.getprevious()
+        loose = (parent.text if before is None else before.tail) or ""
+        if loose.strip():
+            if LEAD_IN.search(loose.strip()):
+                if before is None:
+                    parent.text = " "
+                else:
+                    before.tail = " "
+                self._report.counts["lead_ins_left_out"] += 1
+        elif before is not None and self._introduces_nothing(lead := self._last_block(before)):
+            self._gone.add(lead)
+            self._report.counts["lead_ins_left_out"] += 1
+            self._look_before(lead)
+        if parent is not self._body and parent not in self._gone and not self._has_text(parent):
+            self._gone.add(parent)
+            self._look_before(parent)
+
+    def _introduces_nothing(self, lead: html.HtmlElement) -> bool:
+        """Whether a block, behind which something is gone, is a lead-in to that alone."""
+        text = self._text_of(lead)
+        if lead.tag in HEADING_TAGS or not LEAD_IN.search(text):
+            return False
+        if not LEAD_IN_OF_SEVERAL.search(text):
+            return True
+        for behind in lead.itersiblings():
+            if behind.tag in HEADING_TAGS or LEAD_IN_OF_SEVERAL.search(self._text_of(behind)):
+                return True
+            if self._has_text(behind) or (behind.tail or "").strip():
+                return False
+        return True
+
+    def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
+        """The innermost block that an element ends with: of a list, the last paragraph of its last item."""
+        while True:
+            kept = [child for child in element if self._has_text(child) or (child.tail or "").strip()]
+            if not kept or (kept[-1].tail or "").strip() or kept[-1].tag not in BLOCK_TAGS:
+                return element
+            element = kept[-1]
+
+    def _has_text(self, element: html.HtmlElement) -> bool:
+        if element in self._gone or not isinstance(element.tag, str) or _classes(element) & SKIPPED_CLASSES:
+            return False
+        inner = (self._has_text(child) or (child.tail or "").strip() for child in element)
+        return bool((element.text or "").strip()) or any(inner)
+
+    def _text_of(self, element: html.HtmlElement) -> str:
+        """The text of an element without what is gone, and without notes."""
+        if element in self._gone or not isinstance(element.tag, str) or _classes(element) & SKIPPED_CLASSES:
+            return ""
+        inner = "".join(f"{self._text_of(child)}{child.tail or ''}" for child in element)
+        return f"{element.text or ''}{inner}".strip()
 
 
 def _header(root: html.HtmlElement, name: str) -> str:

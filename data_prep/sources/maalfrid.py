@@ -18,6 +18,9 @@ TEXT_KEYS = ("fulltext", "text", "content")
 FIELDS = ("text", *(field for field in jsonl.OPTIONAL if field != "group"))
 
 
+Options = jsonl.Options
+
+
 def files(source: SourceConfig) -> list[Path]:
     return jsonl.files(source)
 
@@ -25,7 +28,7 @@ def files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     keys = (source.fields["text"],) if "text" in source.fields else TEXT_KEYS
     language = source.fields.get("language", "lang")
-    for where, record in jsonl.records(name, source, report, paths):
+    for where, record in jsonl.records(name, source, report, paths, keys):
         text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
         url = record.get(source.fields.get("url", "url"))
         with report.quarantining(where):

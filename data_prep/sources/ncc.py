@@ -15,31 +15,33 @@ from pathlib import Path
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 from data_prep.sources import claims, jsonl
+from data_prep.sources.files import find
 
 WITHDRAWN = "newspapers_online_*"
 PUBLIC_SECTOR = ["maalfrid_*", "parliament", "government_*", "publicreports", "lovdata_*"]
 
 
 @dataclass
-class Options:
+class Options(jsonl.Options):
     """doc_types: names, or patterns with `*`. min_confidence: of fasttext in its language, from 0 to 1."""
 
     doc_types: list[str] = field(default_factory=lambda: list(PUBLIC_SECTOR))
     min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bad := [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]:
             raise ValueError(f"options.doc_types names {bad[0]}: online newspapers were withdrawn from NCC, take it out")
 
 
 def files(source: SourceConfig) -> list[Path]:
     claims.options(source, Options)
-    return jsonl.files(source)
+    return find(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     options = claims.options(source, Options)
-    for where, record in jsonl.records(name, source, report, paths):
+    for where, record in jsonl.records(name, source, report, paths, ("doc_type", "text")):
         doc_type, text = record.get("doc_type"), record.get("text")
         if not isinstance(doc_type, str) or not isinstance(text, str):
             report.quarantine(where, f"no string under '{'text' if isinstance(doc_type, str) else 'doc_type'}'")

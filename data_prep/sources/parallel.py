@@ -20,6 +20,7 @@ from typing import Any
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.sources import claims, jsonl
+from data_prep.sources.files import find
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
@@ -34,13 +35,14 @@ TRANSLATE = {
 
 
 @dataclass
-class Options:
+class Options(jsonl.Options):
     """form: one of FORMS. pairs: "from-to", of languages that are keys of the records."""
 
     form: str = "messages"
     pairs: list[str] = field(default_factory=lambda: ["nob-nno", "nno-nob"])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         claims.choose("form", self.form, FORMS)
         for pair in self.pairs:
             a, _, b = pair.partition("-")
@@ -50,12 +52,13 @@ class Options:
 
 def files(source: SourceConfig) -> list[Path]:
     claims.options(source, Options)
-    return jsonl.files(source)
+    return find(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     options = claims.options(source, Options)
-    records = _texts(jsonl.records(name, source, report, paths), source, report)
+    keys = [source.fields.get(language, language) for language in LANGUAGES]
+    records = _texts(jsonl.records(name, source, report, paths, keys), source, report)
     if options.form == "text":
         for (file, group), pieces in groupby(records, key=lambda piece: (piece[0].file, piece[2])):
             yield from _letters(file, group, list(pieces), source)

@@ -1,8 +1,10 @@
-"""NOU, Meld. St., Prop. and other publications of regjeringen.no as XHTML: one document a file, one group a publication.
+"""NOU, Meld. St., Prop. and other publications of regjeringen.no as XHTML, and its own pages: one document a file.
 
 Files of one publication in several parts share the beginning of their names (…kap01, …kap02) or a folder: `group_by: folder`
 makes a folder a group, `file` each file. Kept: headings, on lines of their own and parted from the text, paragraphs, lists,
-tables row by row. Left out: reference lists, the top with its navigation, and notes, by the classes that mark them.
+tables row by row. Left out: reference lists, the top with its navigation, and notes, by the classes that mark them; and of a page of
+the site its furniture: share buttons, editors, related links (see furniture.py). Below `min_kept` of the page's own letters, classes
+that other sites use for furniture do not decide, and the page is counted.
 """
 
 from __future__ import annotations
@@ -18,26 +20,30 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
+from data_prep.sources.furniture import HEADINGS, Furniture, count_letters, main_element, without_labels
 from data_prep.sources.markup import blocks, local_name, parse_html, squeeze
 
 SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
 SKIPPED_CLASSES = {"K-REFLISTE", "TOP", "K-NOTE-TBLNOTER", "K-NOTETEXT"}
-SKIPPED_TAGS = {"script", "style", "nav", "head", "noscript", "form", "button", "svg"}
-HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 BLOCKS = HEADINGS | {
     "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption", "blockquote", "dl", "dt", "dd",
-    "figure", "figcaption", "header", "footer", "aside", "pre",
+    "figure", "figcaption", "header", "footer", "aside", "pre", "details", "summary", "address", "button",
 }  # fmt: skip
 
 
 @dataclass
 class Options:
-    """group_by: `file`, or `folder` where a publication is a folder of files."""
+    """group_by: `file`, or `folder` where a publication is a folder of files.
+
+    min_kept: share of a page's own letters that must arrive, or it is read by its tags alone and counted.
+    """
 
     group_by: str = "file"
+    min_kept: float = 0.6
 
     def __post_init__(self) -> None:
         claims.choose("group_by", self.group_by, ("file", "folder"))
+        claims.share("min_kept", self.min_kept)
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -46,16 +52,15 @@ def files(source: SourceConfig) -> list[Path]:
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    by_folder = claims.options(source, Options).group_by == "folder"
+    options = claims.options(source, Options)
     for where, raw in contents(name, source, report, paths, SUFFIXES):
         with report.quarantining(where):
-            yield parse(raw, where, source.license, by_folder, report)
+            yield parse(raw, where, source.license, options, report)
 
 
-def parse(raw: bytes, where: Place, license: str, by_folder: bool, report: Report) -> Document:
+def parse(raw: bytes, where: Place, license: str, options: Options, report: Report) -> Document:
     root = parse_html(raw, report)
-    body = root.find(".//body")
-    text = running_text(body if body is not None else root, SKIPPED_CLASSES)
+    text = _measured_text(root, options.min_kept, report)
     if not text:
         raise Unreadable("no text outside of what is left out")
     title = next((squeeze(e.itertext()) for tag in ("h1", "title") for e in root.iter(tag)), "")
@@ -65,20 +70,39 @@ def parse(raw: bytes, where: Place, license: str, by_folder: bool, report: Repor
     place = stem(where)
     return Document(
         id=place, text=text, title=title, source=where.source, license=license, url=url,
-        date=claims.date(date) or claims.date(title), group=place.rpartition("/")[0] or place if by_folder else place,
+        date=claims.date(date) or claims.date(title), group=place.rpartition("/")[0] or place if options.group_by == "folder" else place,
         language=claims.language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
     )  # fmt: skip
 
 
-def running_text(body: html.HtmlElement, skipped_classes: set[str]) -> str:
-    """One line a block, a blank line between paragraphs and around headings; list items and table rows stand close."""
+def _measured_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
+    body = root.find(".//body")
+    body = body if body is not None else root
+    main = main_element(body)
+    part = main if main is not None else body
+    whole = running_text(part, Furniture(part, by_class=False))
+    text = running_text(part, Furniture(part), labels=False)
+    if count_letters(text) >= min_kept * count_letters(whole):
+        return text
+    report.counts["pages_read_by_tags"] += 1
+    return whole
+
+
+def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = True) -> str:
+    """Return one line a block, a blank line between paragraphs and around headings; list items and table rows stand close.
+
+    Labels at the edges of the text ("Skriv ut", "Redaktør: …") stand in it if `labels`.
+    """
 
     def skips(element: html.HtmlElement) -> bool:
-        return local_name(element).lower() in SKIPPED_TAGS or not skipped_classes.isdisjoint(_classes(element))
+        return not SKIPPED_CLASSES.isdisjoint(_classes(element)) or furniture.skips(element)
 
+    pieces = list(blocks(part, lambda element: local_name(element).lower() in BLOCKS, skips))
+    if not labels:
+        pieces = [pieces[number] for number in without_labels([line for _, line in pieces])]
     lines: list[str] = []
     close = False
-    for block, line in blocks(body, lambda element: local_name(element).lower() in BLOCKS, skips):
+    for block, line in pieces:
         inside = {local_name(a).lower() for a in (block, *block.iterancestors())}
         is_close = bool(inside & {"li", "tr", "caption"}) and not inside & HEADINGS
         if lines and not (close and is_close):

@@ -10,26 +10,27 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
-from data_prep.sources import claims, jsonl
-from data_prep.sources.files import decode, find, members, stem
+from data_prep.sources import claims, json_stream, jsonl
+from data_prep.sources.files import find, members, stem
 
 SUFFIXES = (".json", ".jsonl")
 
 
 @dataclass
-class Options:
+class Options(jsonl.Options):
     """form: `messages` or `prompt_completion`. unanswerable: the answer to what the text does not answer."""
 
     form: str = "messages"
     unanswerable: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         claims.choose("form", self.form, ("messages", "prompt_completion"))
 
 
@@ -84,28 +85,19 @@ def _turns(question: Question, answer: str, form: str) -> list[Turn]:
 
 
 def _questions(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Question]:
+    form = jsonl.record_form(source, ("paragraphs", "question", "context"))
     for member in members(name, source, report, paths, SUFFIXES):
-        if member.name.lower().endswith(".jsonl"):
-            for where, line in member.lines():
-                with report.quarantining(where):
-                    yield _flat(jsonl.parse(decode(line, report)), where)
-            continue
-        with report.quarantining(member.place):
-            body = jsonl.parse(decode(member.whole(), report))
-            entries = body.get("data") if isinstance(body, dict) else body
-            if not isinstance(entries, list):
-                raise Unreadable("no list of texts under 'data'")
-            for number, entry in enumerate(entries, start=1):
-                yield from _of_entry(entry, replace(member.place, at=f"record {number}"), report)
+        for where, entry in json_stream.values(member, form, report):
+            yield from _of_entry(entry, where, report)
 
 
 def _of_entry(entry: Any, where: Place, report: Report) -> Iterator[Question]:
+    if isinstance(entry, dict) and ("question" in entry or "paragraphs" not in entry):
+        with report.quarantining(where):
+            yield _flat(entry, where)
     if not isinstance(entry, dict) or not isinstance(entry.get("paragraphs", []), list):
         report.quarantine(where, "not an object with paragraphs")
         return
-    if "question" in entry:
-        with report.quarantining(where):
-            yield _flat(entry, where)
     for paragraph in entry.get("paragraphs", []):
         asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(asked, list):

@@ -1,12 +1,13 @@
 """Tables with named columns: CSV, TSV and Parquet, one document a row. `fields` maps our names to the columns, `text` above all.
 
-Options: `delimiter` of CSV (a tab in .tsv).
+What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and counted. Option:
+`delimiter`, which overrules that.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.separators import EXCEL_LINE, HEAD, NO_SEPARATOR, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 from data_prep.sources.jsonl import OPTIONAL, clean, described
@@ -32,7 +34,7 @@ PATIENCE = 8  # how much more may be gone back over than is read; then every row
 
 @dataclass
 class Options:
-    """delimiter: between the columns of CSV; empty: a comma, or a tab in .tsv files."""
+    """delimiter: between the columns of CSV; empty: it is found."""
 
     delimiter: str = ""
 
@@ -53,8 +55,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         if member.stream.peek(4)[:4] == b"PAR1":
             rows = _parquet_rows(member, key, source, report)
         else:
-            own = delimiter or ("\t" if member.name.lower().endswith(".tsv") else ",")
-            rows = csv_rows(member, own, (key,), source, report)
+            rows = csv_rows(member, delimiter, (key,), source, report)
         for where, row in rows:
             with report.quarantining(where):
                 if not isinstance(row.get(key), str):
@@ -103,14 +104,20 @@ class _Lines:
 def csv_rows(
     member: Member, delimiter: str, needed: tuple[str, ...], source: SourceConfig, report: Report
 ) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Rows by column name. A row with more or fewer columns than the first line names is quarantined.
+    """Rows by column name. A row with more or fewer columns than the first line names is quarantined. Without a delimiter, it is
+    found.
 
     A quote that is not closed takes in the rows behind it: its first line alone is given up, and the others are read as rows.
 
     Raises:
-        ValueError: a needed column is not in the file.
+        ValueError: a needed column is not in the file, or twice.
     """
     csv.field_size_limit(source.limits.max_record_bytes)
+    if not delimiter:
+        head = member.stream.peek(HEAD)[:HEAD]
+        usual = "\t" if member.name.lower().endswith(".tsv") else ","
+        delimiter = find_separator(head, len(head) < WHOLE_BELOW, usual, needed)
+        report.counts[f"separator_{SEPARATORS.get(delimiter, 'none' if delimiter == NO_SEPARATOR else 'other')}"] += 1
     lines = _Lines(member, source.limits.max_record_bytes, report)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
@@ -124,10 +131,11 @@ def csv_rows(
             lines.give_up_row(f"not CSV: {fault}")
             continue
         if names is None:
-            names = row
-            _require(needed, names, member.place, source.reader)
-        elif len(row) == len(names):
-            yield lines.row[0][0], dict(zip(names, row, strict=True))
+            if row and not EXCEL_LINE.fullmatch(lines.row[0][1]):
+                names = row if set(needed) <= set(row) else [name.strip() for name in row]
+                _require(needed, names, member.place, source.reader)
+        elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
+            yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
             # Of what two stray quotes took between them, most lines are rows by themselves; of a text of many lines, few.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
@@ -138,9 +146,13 @@ def csv_rows(
 
 
 def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
+    head = member.stream.peek(HEAD)[:HEAD]
+    of_old_macs = b"\r" in head and b"\n" not in head  # their lines end in a carriage return
     for where, line in member.lines():
         with report.quarantining(where):
-            yield where, decode(line, report)
+            text = decode(line, report)
+            for number, part in enumerate(text.split("\r"), start=1) if of_old_macs else [(0, text)]:
+                yield (replace(where, at=f"line {number}") if number else where), part
 
 
 def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -172,6 +184,8 @@ def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report)
 
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:
+    if twice := [name for name in needed if Counter(names)[name] > 1]:
+        raise ValueError(f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant")
     if missing := [name for name in needed if name not in names]:
         hint = f"name the one that you mean in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
         if reader != "table":

@@ -23,7 +23,7 @@ from data_prep.evaluation_sets import files, texts
 from data_prep.ngrams import WORD, ngram_hashes, word_numbers
 from data_prep.shards import sha256_file
 
-VERSION = 1
+VERSION = 2
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,13 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             yield document
             continue
         name = min(found, key=lambda name: (-len(found[name]), name))
-        if rules.action == "cut" and not document.turns and (text := _without(document.text, index)):
+        cut: list[str] = []
+        kept = _without(document.text, index, cut) if rules.action == "cut" and not document.turns else ""
+        if kept:
             report.counts[f"documents_cut_{name}"] += 1
-            report.counts["paragraphs_cut"] += _paragraphs(document.text) - _paragraphs(text)
-            document.text = text
+            report.counts["paragraphs_cut"] += len(cut)
+            report.cut(document, f"in_{name}", cut, len(document.text) - len(kept))
+            document.text = kept
             yield document
         else:
             report.drop(document, f"in_{name}", f"{len(found[name])} sequences of up to {rules.words} words are in {name}")
@@ -120,17 +123,15 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
     return Index(names, hashes, owners, too_short)
 
 
-def _without(text: str, index: Index) -> str:
-    """`text` without the paragraphs in which an overlap lies, or begins or ends."""
+def _without(text: str, index: Index, cut: list[str]) -> str:
+    """Return `text` without the paragraphs in which an overlap lies, or begins or ends; these are added to `cut`."""
     spans = [span for found in index.overlaps(text).values() for span in found]
     kept, start = [], 0
     for paragraph in text.split("\n\n"):
         end = start + len(paragraph)
-        if not any(first < end and start < last for first, last in spans):
+        if any(first < end and start < last for first, last in spans):
+            cut.append(paragraph)
+        else:
             kept.append(paragraph)
         start = end + 2
     return "\n\n".join(kept).strip()
-
-
-def _paragraphs(text: str) -> int:
-    return len(text.split("\n\n"))

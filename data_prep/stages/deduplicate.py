@@ -1,25 +1,29 @@
 """Exact and near duplicates, over all sources. Of documents that say the same, the best is kept, wherever it stands.
 
-Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and those whose Jaccard
-similarity is at least `deduplicate.similarity` say the same. MinHash finds who might (Broder 1997; rensa's R-MinHash, whose 128
-minima are cut into bands: two documents are compared if they agree in one whole band), and every pair is then compared by its
-real sets, so that MinHash can miss a duplicate, but never makes one.
+Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and
+those whose Jaccard similarity is at least `deduplicate.similarity` say the same. MinHash finds who might
+(Broder 1997; rensa's R-MinHash, whose 128 minima are cut into bands: two documents are compared if they agree
+in one whole band), and every pair is then compared by its real sets, so that MinHash can miss a duplicate,
+but never makes one. Standard text is not what makes a document: two that are similar, and have another title,
+other numbers, dates or names, or other words in the same places, are both kept, as distinctions.py says; the
+fewer words they have, the less it takes. `similar_but_kept` counts such documents.
 
-Pairs that say the same are joined into clusters (union-find). Of a cluster the best document is kept, and what is similar to it
-goes; of what is left, if anything, again the best is kept: a chain of small changes does not pull a document down that nothing
-kept resembles. Better is, in this order: longer by a tenth, later date, more words, more fields filled in, earlier in the
-corpus file.
+Pairs that say the same are joined into clusters (union-find). Of a cluster the best document is kept, and
+what is similar to it goes; of what is left, if anything, again the best is kept: a chain of small changes
+does not pull a document down that nothing kept resembles. Better is, in this order: longer by a tenth, later
+date, more words, more fields filled in, earlier in the corpus file.
 
-Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what is to be learned is
-the same up to case and punctuation, and so is the last question that was asked, and then by all that was asked. Questions on one
-long text are no duplicates of each other.
+Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what
+is to be learned is the same up to case and punctuation, and so is the last question that was asked, and then
+by all that was asked. Questions on one long text are no duplicates of each other.
 
-Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force) stays in each of
-them and is counted: `shared_paragraphs` are the different paragraphs that more than one document has, `shared_paragraph_copies`
-how often they occur beyond once, among the documents that are kept.
+Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force)
+stays in each of them and is counted: `shared_paragraphs` are the different paragraphs that more than one
+document has, `shared_paragraph_copies` how often they occur beyond once, among the documents that are kept.
 
-The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and the 5-grams only of
-those that are compared, which lie in a file. In all it needs some 400 bytes a document.
+The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and
+the 5-grams only of those that are compared, which lie in a file, as do their titles, names and words. In all
+it needs some 420 bytes a document.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -38,19 +43,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from data_prep.config import CorpusConfig, as_settings
+from data_prep.config import CorpusConfig, DeduplicateConfig, as_settings
+from data_prep.distinctions import Profile, profile, tell_apart
 from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
 
-VERSION = 3
+VERSION = 4
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
 PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
-MAX_COMPARED = 64  # kept documents of a bucket that a further one is compared with; beyond, a bucket is a form, not a duplicate
+# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and names:
+# beyond, the bucket is a form.
+MAX_COMPARED = 64
+MAX_TOLD_APART = 500_000  # pairs that are remembered, so that they are not compared again in the next band
+PROFILES = 2048  # that are in memory at a time
 PARAGRAPHS_AT_ONCE = 20_000_000
 
 _WORD = re.compile(r"\w+")
@@ -80,6 +91,9 @@ def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
         }
         if config.deduplicate.near:
             columns["ngrams"] = pa.ListArray.from_arrays(pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32()))
+            profiles = [profile(document.title, "\n".join(asked)) for document, asked in zip(batch, _asked(batch), strict=True)]
+            columns["profile"] = pa.array(profiles, pa.large_binary())
+            columns["marks"] = pa.array([_hash(Profile(lines).key) for lines in profiles], pa.uint64())
             for number, band in enumerate(_bands(values, begins, config.deduplicate.bands).T):
                 columns[f"band_{number}"] = pa.array(band, pa.uint64())
         tables.append(pa.table(columns))
@@ -95,7 +109,7 @@ def decide(collected: list[Path], config: CorpusConfig) -> pa.Table:
     _exact(found, order, kept_by)
     counts = Counter[str]()
     if config.deduplicate.near and found.number:
-        for worse, (better, similarity) in _near(found, order, kept_by < 0, config.deduplicate.similarity, counts).items():
+        for worse, (better, similarity) in _near(found, order, kept_by < 0, config.deduplicate, counts).items():
             kept_by[worse], similar[worse] = better, similarity
     counts.update(_shared_paragraphs(found, kept_by < 0))
     lost = np.flatnonzero(kept_by >= 0)
@@ -142,7 +156,7 @@ def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Intege
 
     Those of a conversation are of what is asked, and other numbers for every other answer and question.
     """
-    asked = ["\n".join([d.text, *(turn.content for turn in d.turns if not turn.target)]) for d in batch]
+    asked = ["\n".join(parts) for parts in _asked(batch)]
     values, begins, num_words = ngrams(asked, NGRAM)
     for place, document in enumerate(batch):
         if document.turns:
@@ -155,6 +169,15 @@ def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Intege
             values[own] = np.sort(values[own] ^ salt)
             num_words[place] += len(answer)
     return values, begins, num_words
+
+
+def _asked(batch: list[Document]) -> Iterator[list[str]]:
+    """The text of each document; of a conversation, what is asked."""
+    return ([d.text, *(turn.content for turn in d.turns if not turn.target)] for d in batch)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _key(folded: str) -> bytes:
@@ -171,7 +194,7 @@ def _paragraphs(folded: str) -> list[int]:
     """A hash of each paragraph that is long enough to count, each once a document."""
     found = (part.split() for part in folded.split("\n") if len(part) >= 2 * PARAGRAPH_WORDS - 1)
     long = {" ".join(words) for words in found if len(words) >= PARAGRAPH_WORDS}
-    return sorted(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "big") for part in long)
+    return sorted(map(_hash, long))
 
 
 def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[np.uint64]:
@@ -259,7 +282,7 @@ def _runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def _near(
-    found: _Collected, order: Integers, alive: NDArray[np.bool_], similarity: float, counts: Counter[str]
+    found: _Collected, order: Integers, alive: NDArray[np.bool_], rules: DeduplicateConfig, counts: Counter[str]
 ) -> dict[int, tuple[int, float]]:
     """Of every document that is lost, the one it is lost to, and how similar they are."""
     rank = np.empty(found.number, np.int64)
@@ -267,32 +290,46 @@ def _near(
     buckets = [bucket for band in _band_names(found) for bucket in _buckets(found.column(band), alive, rank)]
     if not buckets:
         return {}
-    with tempfile.TemporaryFile(dir=found.paths[0].parent) as file:
-        sets = _Sets(found, np.unique(np.concatenate(buckets)), file)
+    with tempfile.TemporaryFile(dir=found.paths[0].parent) as sets, tempfile.TemporaryFile(dir=found.paths[0].parent) as lines:
+        pairs = _Pairs(found, np.unique(np.concatenate(buckets)), rules, sets, lines)
         clusters = _Clusters()
+        marks = found.column("marks")
         for bucket in buckets:
-            representatives: list[int] = []
-            for document in bucket.tolist():
-                for other in representatives:
-                    if clusters.joined(document, other) or sets.similarity(document, other) >= similarity:
-                        clusters.join(document, other)
-                        break
-                else:
-                    if len(representatives) < MAX_COMPARED:
-                        representatives.append(document)
-                    else:
-                        counts["near_duplicates_not_compared"] += 1
+            counts["near_duplicates_not_compared"] += _join(bucket, marks, clusters, pairs)
         lost: dict[int, tuple[int, float]] = {}
         for cluster in clusters.all():
             kept: list[int] = []
             for document in sorted(cluster, key=lambda member: int(rank[member])):
-                compared = [(sets.similarity(document, other), other) for other in kept]
+                compared = [(pairs.similarity(document, other), other) for other in kept]
                 closest, other = max(compared, default=(0.0, -1), key=lambda pair: pair[0])
-                if closest >= similarity:
+                if closest > 0:
                     lost[document] = other, closest
                 else:
                     kept.append(document)
+        counts["similar_but_kept"] += len(pairs.told_apart - lost.keys())
         return lost
+
+
+def _join(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> int:
+    """Join what says the same in a bucket. Returns how many documents were not compared with all that came before them.
+
+    Documents with the same title, numbers and names are compared first, however many others there are in a bucket.
+    """
+    not_compared = 0
+    representatives: list[int] = []
+    by_marks: dict[int, list[int]] = {}
+    for document in bucket.tolist():
+        alike = by_marks.setdefault(int(marks[document]), [])
+        for other in (*alike, *representatives):
+            if clusters.joined(document, other) or pairs.similarity(document, other):
+                clusters.join(document, other)
+                break
+        else:
+            not_compared += len(representatives) >= MAX_COMPARED
+            for known in (alike, representatives):
+                if len(known) < MAX_COMPARED:
+                    known.append(document)
+    return not_compared
 
 
 def _band_names(found: _Collected) -> list[str]:
@@ -309,27 +346,55 @@ def _buckets(band: NDArray[np.uint64], alive: NDArray[np.bool_], rank: Integers)
         yield documents[first:last]
 
 
-class _Sets:
-    """The 5-grams of the documents that are compared, in a file that is mapped into memory."""
+class _Pairs:
+    """The documents that are compared: their 5-grams, titles, names and words, in files that are mapped into memory."""
 
-    def __init__(self, found: _Collected, documents: Integers, file: Any) -> None:
-        self._documents = documents
-        lengths = []
-        for begin, column in found.tables("ngrams"):
-            own = documents[(documents >= begin) & (documents < begin + len(column))] - begin
-            chosen = column.take(pa.array(own))
-            lengths.append(np.diff(chosen.offsets.to_numpy()))
-            file.write(chosen.flatten().to_numpy().tobytes())
-        file.flush()
-        self._begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-        self._values = np.memmap(file, np.uint32, "r") if self._begins[-1] else np.zeros(0, np.uint32)
+    def __init__(self, found: _Collected, documents: Integers, rules: DeduplicateConfig, sets: Any, lines: Any) -> None:
+        self._documents, self._rules, self._number = documents, rules, found.number
+        self._sets, self._set_begins = _mapped(found, documents, "ngrams", np.uint32, sets)
+        self._lines, self._line_begins = _mapped(found, documents, "profile", np.uint8, lines)
+        self._profile = lru_cache(maxsize=PROFILES)(self._read_profile)
+        self._others: set[int] = set()
+        self.told_apart: set[int] = set()
 
     def similarity(self, document: int, other: int) -> float:
-        return jaccard(self._of(document), self._of(other))
+        """How similar two documents are that say the same; 0 of two that do not."""
+        pair = min(document, other) * self._number + max(document, other)
+        if pair in self._others:
+            return 0.0
+        similarity = jaccard(self._set(document), self._set(other))
+        if similarity >= self._rules.similarity:
+            if not self._rules.tell_apart or not tell_apart(self._profile(document), self._profile(other)):
+                return similarity
+            self.told_apart.add(document)
+        if len(self._others) < MAX_TOLD_APART:
+            self._others.add(pair)
+        return 0.0
 
-    def _of(self, document: int) -> NDArray[np.uint32]:
+    def _set(self, document: int) -> NDArray[np.uint32]:
         place = int(np.searchsorted(self._documents, document))
-        return self._values[self._begins[place] : self._begins[place + 1]]
+        return self._sets[self._set_begins[place] : self._set_begins[place + 1]]
+
+    def _read_profile(self, document: int) -> Profile:
+        place = int(np.searchsorted(self._documents, document))
+        return Profile(self._lines[self._line_begins[place] : self._line_begins[place + 1]].tobytes().decode())
+
+
+def _mapped(
+    found: _Collected, documents: Integers, name: str, kind: type[np.generic], file: Any
+) -> tuple[NDArray[Any], Integers]:
+    """A column of lists or bytes of some documents, strung together in a file, and where those of each begin."""
+    lengths = []
+    for begin, column in found.tables(name):
+        own = documents[(documents >= begin) & (documents < begin + len(column))] - begin
+        chosen = column.take(pa.array(own))
+        is_list = isinstance(chosen, pa.ListArray)
+        lengths.append(np.asarray(pc.list_value_length(chosen) if is_list else pc.binary_length(chosen), np.int64))
+        for part in [chosen.flatten().to_numpy().tobytes()] if is_list else chosen.to_pylist():
+            file.write(part)
+    file.flush()
+    begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return np.memmap(file, kind, "r") if begins[-1] else np.zeros(0, kind), begins
 
 
 class _Clusters:

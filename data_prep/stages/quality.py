@@ -1,25 +1,32 @@
 """Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
 
-Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig), by its name. They
-are those of Gopher (Rae et al. 2021, appendix A) with an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the
-limits were set by looking at what each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and
-tables, and repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
+Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig),
+by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
+words and signs drop no document whose sentences alone pass them, whatever tables, addresses and examples of
+code it has beside them: see running_text.py. The rules are those of Gopher (Rae et al. 2021, appendix A) with
+an eye on C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); the limits were set by looking at what
+each drops of Norwegian law, which is made of short numbered paragraphs, headings, lists and tables, and
+repeats itself in earnest. Left out for that reason: Gopher's 50 words at the least (an amendment has 20), and
 FineWeb's shares of lines that are short, or end without a stop.
 
     too_short, too_long           words                                                       Gopher
     short_words, long_words       mean length of words                                        Gopher; 10 there, for English
     few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
     few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
-    symbols                       `#tag` and `…` to words, three and more                     Gopher
+    symbols                       `#tag` and `…` to words, of 50 words and more               Gopher; speech has some
     bullets, ellipses             lines that begin with a bullet, that end in an ellipsis,    Gopher
-                                  of five lines and more: a line of dialogue begins so too
+                                  of five lines and more: a line of dialogue begins so too;
+                                  a heading and its list of sentences pass
     code                          characters of programs and markup                           C4, which drops any `{`
     lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
-    lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost    ours
+    lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost;   ours
+                                  not a sign that stands alone, which is an icon or a bullet
     spaced_letters                words of one letter, but å and i: s p a c e d               ours
-    repeated_lines, _paragraphs   characters in lines that stood before                       Gopher; FineWeb has 0.1 for lines
-    repeated_words                characters in the commonest 2, 3 and 4 words                Gopher; 0.2, 0.18, 0.16 there
-    repeated_passages             characters in sequences of 5 words that stood before        Gopher; 0.15 there
+    repeated_lines, _paragraphs   characters in lines that stood before, after the same line  Gopher; FineWeb has 0.1 for lines
+    repeated_words                characters in the commonest 2, 3 and 4 words; not those     Gopher; 0.2, 0.18, 0.16 there
+                                  with a number of their own, as in a list of references
+    repeated_passages             characters in sequences of 30 words that stood before, or,  Gopher; 0.15 there, for 5 words
+                                  at half the distance from the limit to all, of 5 words
 """
 
 from __future__ import annotations
@@ -34,35 +41,49 @@ from numpy.typing import NDArray
 from data_prep.config import CorpusConfig, QualityConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
+from data_prep.running_text import sentences, without_blanks, without_examples
 
-VERSION = 2
+VERSION = 3
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
 _OTHERS = "af och att är inte från the of and to in is that with be or ja lea leat ii ahte go dahje maid"
 FUNCTION_WORDS = frozenset(f"{_NORDIC} {_OTHERS}".split())
 FUNCTION_WORDS_FROM = 50  # words
-BULLETS = ("•", "-", "–", "*", "·", "▪", "●", "◦", "‣")
+BULLETS = tuple("•-–*·▪●◦‣➢❖✓✗☐☑☒→➔■□◆")
+ITEM_WORDS = 5  # mean of the lines of a list, from which on they are sentences, and no menu
+LETTER_WORD, LONGEST_WORD = (
+    re.compile(r"[\W_]*[^\W_]+(?:[-_/][^\W_]+)*[\W_]*"),
+    30,
+)  # a compound may be long; text without spaces is longer
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # a heading's # stands alone
 CODE = "{}<>\\;=$^~`[]"
 LOREM_WORDS = 50  # that follow upon "lorem ipsum", as a rule
-SYMBOLS_FROM = 3
+SYMBOLS_FROM = 50  # words
+LONG_PASSAGE = 30  # words
 LINES_FROM = 5
 WORDS_OF_A_LETTER = frozenset("åÅiI")
 LETTER = re.compile(r"[^\W\d_]")
-BROKEN = re.compile("[\ufffd\ue000-\uf8ff]")
+BROKEN = re.compile("\ufffd|[\ue000-\uf8ff](?=\\S)|(?<=\\S)[\ue000-\uf8ff]")
+OF_SENTENCES = frozenset(  # rules that a text may break by what stands between its sentences
+    ["short_words", "long_words", "few_letters", "spaced_letters", "few_function_words", "code", "symbols"]
+)
+OF_REPETITION = frozenset(["repeated_lines", "repeated_paragraphs", "repeated_words", "repeated_passages"])
 EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
 
 Finding = tuple[str, float]  # a rule's name, and what it measured
 
 
 def settings(config: CorpusConfig) -> dict[str, Any]:
-    return as_settings(config.quality)
+    return as_settings(config.quality) | {"not_judged": sorted(_not_judged(config))}
 
 
 def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+    skipped = _not_judged(config)
     for document in documents:
-        if not document.turns and document.source not in config.quality.skip_sources:
+        if document.source in skipped and not document.turns:
+            report.counts[f"not_judged_{document.source}"] += 1
+        elif not document.turns:
             finding = next(findings(document.text, config.quality), None)
             if finding is not None:
                 report.drop(document, finding[0], f"{finding[1]:.3g}")
@@ -70,8 +91,32 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
         yield document
 
 
+def _not_judged(config: CorpusConfig) -> set[str]:
+    """Sources that are left out by name, or by their reader."""
+    by_reader = {name for name, source in config.sources.items() if source.reader in config.quality.skip_readers}
+    return by_reader | set(config.quality.skip_sources)
+
+
 def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
     """The rules that the text breaks, cheapest first."""
+    whole, text = text, without_blanks(text)
+    if text != whole and limits.min_letter_words is not None:
+        own = sum(LETTER.search(word) is not None for word in without_blanks(whole, field=" ").split())
+        if own < 2:
+            yield "few_letters", own / max(len(text.split()), 1)  # merge fields, and nothing between them
+    parts: dict[bool, str] = {}
+    for name, measured in _broken_rules(text, limits):
+        if name in OF_SENTENCES or name in OF_REPETITION:
+            repeated = name in OF_REPETITION
+            if repeated not in parts:
+                parts[repeated] = without_examples(text) if repeated else sentences(text, FUNCTION_WORDS)
+            part = parts[repeated]
+            if part != text and name not in {other for other, _ in _broken_rules(part, limits)}:
+                continue
+        yield name, measured
+
+
+def _broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
     words = text.split()
     if outside(len(words), limits.min_words, None):
         yield "too_short", len(words)
@@ -85,8 +130,7 @@ def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
     yield from _of_characters(text, lower, len(words), limits)
     lines = [line for line in text.split("\n") if line]
     if len(lines) >= LINES_FROM:
-        if outside(share := sum(line.startswith(BULLETS) for line in lines) / len(lines), None, limits.max_bullet_lines):
-            yield "bullets", share
+        yield from _of_bullets(lines, limits)
         if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
             yield "ellipses", share
     if len(words) >= limits.repetition_from:
@@ -101,8 +145,10 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
     mean = sum(lengths) / len(words)
     if outside(mean, limits.min_word_length, None):
         yield "short_words", mean
-    if outside(mean, None, limits.max_word_length):
-        yield "long_words", mean
+    if outside(mean, None, limits.max_word_length) and limits.max_word_length is not None:
+        mean = sum(_counted_length(word, limits.max_word_length) for word in words) / len(words)
+        if mean > limits.max_word_length:
+            yield "long_words", mean
     # Words of letters alone are some of those with letters, and letters some of the words of one sign: mostly that is enough.
     if outside(sum(map(str.isalpha, words)) / len(words), limits.min_letter_words, None):
         with_letters = sum(LETTER.search(word) is not None for word in words)
@@ -122,13 +168,29 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
         yield "few_function_words", len(found)
 
 
+def _counted_length(word: str, limit: float) -> float:
+    """A word's length, at most the limit for what may be a compound: a sentence of four of them is a sentence."""
+    may_be_compound = len(word) <= LONGEST_WORD and LETTER_WORD.fullmatch(word)
+    return min(len(word), limit) if may_be_compound else len(word)
+
+
+def _of_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
+    """A list under a heading passes if its items are sentences; a menu has items of a word or two."""
+    items = [line for line in lines if line.startswith(BULLETS)]
+    share = len(items) / len(lines)
+    if outside(share, None, limits.max_bullet_lines):
+        words = sum(len(line.split()) - 1 for line in items)
+        if share == 1 or words < ITEM_WORDS * len(items):
+            yield "bullets", share
+
+
 def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> Iterator[Finding]:
     if outside(share := len(BROKEN.findall(text)) / len(text), None, limits.max_broken_share):
         yield "lost_letters", share
     if outside(share := sum(map(text.count, CODE)) / len(text), None, limits.max_code_share):
         yield "code", share
-    symbols = len(SYMBOLS.findall(text)) if "#" in text or "…" in text or "..." in text else 0
-    if symbols >= SYMBOLS_FROM and outside(share := symbols / words, None, limits.max_symbol_share):
+    has_symbols = words >= SYMBOLS_FROM and ("#" in text or "…" in text or "..." in text)
+    if has_symbols and outside(share := len(SYMBOLS.findall(text)) / words, None, limits.max_symbol_share):
         yield "symbols", share
     if outside(share := lower.count("lorem ipsum") * LOREM_WORDS / words, None, limits.max_lorem_ipsum):
         yield "lorem_ipsum", share
@@ -146,21 +208,51 @@ def _of_repetition(text: str, words: list[str], lengths: list[int], lines: list[
     numbers = word_numbers(words)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for n, limit in zip((2, 3, 4), limits.max_top_ngrams or (), strict=False):
-        if outside(share := _top_share(numbers, ends, n), None, limit):
-            yield "repeated_words", share
-    if outside(share := _repeated_share(numbers, ends, 5), None, limits.max_duplicate_ngrams):
+        if _top_share(numbers, ends, n) > limit:
+            share = _top_share(numbers, ends, n, _numbered(words, numbers, n))
+            if share > limit:
+                yield "repeated_words", share
+    if limits.max_duplicate_ngrams is not None:
+        yield from _of_passages(numbers, ends, limits.max_duplicate_ngrams)
+
+
+def _of_passages(numbers: NDArray[np.uint64], ends: NDArray[Any], limit: float) -> Iterator[Finding]:
+    """A list of like items repeats short sequences; a text that stands there again repeats long ones."""
+    share = _repeated_share(numbers, ends, 5)
+    if share > limit and (share > (1 + limit) / 2 or _repeated_share(numbers, ends, LONG_PASSAGE) > limit):
         yield "repeated_passages", share
 
 
 def _repeated(pieces: list[str]) -> int:
-    """Characters in pieces that stood before."""
-    return sum(map(len, pieces)) - sum(map(len, set(pieces)))
+    """Count the characters in pieces that stood before after the same piece: not a sentence of many sections."""
+    seen: set[tuple[str, str]] = set()
+    repeated, previous = 0, ""
+    for piece in pieces:
+        if (previous, piece) in seen or piece == previous:
+            repeated += len(piece)
+        seen.add((previous, piece))
+        previous = piece
+    return repeated
 
 
-def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
+def _numbered(words: list[str], numbers: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
+    """Of each sequence of n words, whether a number of its own follows it within three words."""
+    has_digit = np.fromiter((any(map(str.isdigit, word)) for word in words), np.bool_, len(words))
+    numbered = np.zeros(max(len(words) - n + 1, 0), np.bool_)
+    for further in (1, 2, 3):
+        hashes = ngram_hashes(numbers, n + further)
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        numbered[: len(hashes)] |= has_digit[n + further - 1 :] & (counts[inverse] == 1)
+    return numbered
+
+
+def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None) -> float:
     """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
     hashes = ngram_hashes(numbers, n)
-    ordered = np.sort(hashes)
+    counted = hashes if left_out is None else hashes[~left_out]
+    if not len(counted):
+        return 0.0
+    ordered = np.sort(counted)
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     counts = np.diff(starts, append=len(ordered))
     top = int(counts.argmax())

@@ -6,15 +6,20 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune.config import TrainConfig
+from finetune import checkpoint_files
+from finetune.config import RUN_PREFIX, TrainConfig, split_step
 from finetune.run_folder import RunFolder
 
-RUN_PREFIX = "run:"
 INPUTS = "inputs.json"  # of a run folder: see note_inputs
 WINDOW = 4096  # bytes of a tensor that its digest reads
 
@@ -35,23 +40,22 @@ class Base:
 
 def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
     """A model folder, a hub id in the local cache, or the result of run:<run id>: its model, or its adapter merged into its base.
+    run:<run id>@<step> is the checkpoint of that step instead.
 
     Raises:
         FileNotFoundError: no such run or folder, or a hub id that is not in the cache.
         ValueError: the run has no result yet, or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
-        run = RunFolder.find(path.removeprefix(RUN_PREFIX), runs_dir)
+        name, step = split_step(path.removeprefix(RUN_PREFIX))
+        run = RunFolder.find(name, runs_dir)
+        if step is not None and not _is_result(run, step):
+            return _trained(run, _exported(run, step))
         if run.state() != "completed":
             raise ValueError(
                 f"run {run.id} is {run.state()} and has no result to start from: finish it with `finetune resume {run.id}`"
             )
-        if run.model.is_dir():
-            return resolve(str(run.model), runs_dir)
-        earlier = run.config()
-        assert earlier.model.path is not None  # config.py: an adapter never sits on a model from scratch
-        base = resolve(earlier.model.path, earlier.runs_dir, earlier.model.revision)
-        return Base(base.name, base.folder, (*base.adapters, run.adapter))
+        return _trained(run, run.model if run.model.is_dir() else run.adapter)
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
@@ -62,6 +66,43 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
     return Base(path, folder)
+
+
+def _trained(run: RunFolder, folder: Path) -> Base:
+    """Name what a run wrote: a model, or an adapter with the base that it belongs to."""
+    config = run.config()
+    if not config.adapter:
+        return resolve(str(folder), config.runs_dir)
+    assert config.model.path is not None  # config.py: an adapter never sits on a model from scratch
+    base = resolve(config.model.path, config.runs_dir, config.model.revision)
+    return Base(base.name, base.folder, (*base.adapters, folder))
+
+
+def _is_result(run: RunFolder, step: int) -> bool:
+    """Whether the weights of a step are what a completed run saved."""
+    return run.state() == "completed" and (run.summary() or {}).get("result_step") == step
+
+
+def _exported(run: RunFolder, step: int) -> Path:
+    """Return a checkpoint's weights as a folder, written by export.py when they are first asked for.
+
+    Raises:
+        ValueError: there is no checkpoint of this step, or it is damaged.
+    """
+    folder = run.export(step)
+    with FileLock(run.path / ".export.lock"):
+        if folder.is_dir():
+            return folder
+        if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
+            kept = ", ".join(str(checkpoint_files.step_of(path)) for path in reversed(checkpoint_files.published(run.checkpoints)))
+            raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "finetune.export", str(run.path), str(step)]
+        done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
+            raise ValueError(f"run {run.id}@{step}: {last}")
+    return folder
 
 
 def _cached_snapshot(hub_id: str, revision: str | None) -> Path:

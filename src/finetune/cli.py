@@ -24,10 +24,10 @@ usage: finetune VERB …
 Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
-  inspect CORPUS             what was done to its documents and why some were dropped; tokens, targets, lengths
+  inspect CORPUS             what was done to its documents and why some were dropped or cut; tokens, targets, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
-  evaluate RUN|FOLDER        held-out loss of a run's result or of a model folder, per source and written standard
+  evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model folder, by source and written standard
   status [RUN …] [--watch]   what the runs are doing, or how they ended
   logs RUN … [-f] [--rank N] what a rank has written
   cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
@@ -83,14 +83,21 @@ def prepare(arguments: list[str]) -> int:
 def inspect(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="finetune inspect",
-        description="What was done to a corpus' documents, why some were dropped, which tokens are targets, how long they are. "
-        "Without options: an overview. Stages' files hold raw text, and it is shown.",
+        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are targets, how "
+        "long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
     )
     parser.add_argument("corpus", help="a corpus' name or folder")
     parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
     parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
     parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument(
+        "--cut",
+        nargs="?",
+        const="",
+        metavar="WHERE",
+        help="lines cut from documents (of a stage, a source, a host): counts, examples",
+    )
     parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
     parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
@@ -132,9 +139,9 @@ def evaluate(arguments: list[str]) -> int:
     from finetune import run_commands
 
     parser = run_commands.parser(
-        "evaluate", "Held-out loss of a run's result, or of a model folder, on a corpus' validation split."
+        "evaluate", "Held-out loss of a run's result, one of its checkpoints, or a model folder, on a corpus' validation split."
     )
-    parser.add_argument("model", help="run id, or model folder")
+    parser.add_argument("model", help="run id, run id@step for a checkpoint that it keeps, or model folder")
     parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
     parser.add_argument("--sequence-length", type=int, help="tokens a pack (of a run: its own; else 512)")
@@ -379,29 +386,36 @@ def _fail(message: str) -> NoReturn:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
+    from data_prep.shards import Corpus
     from finetune import report
-    from finetune.config import DataConfig
+    from finetune.config import RUN_PREFIX, DataConfig, split_step
     from finetune.evaluate import evaluate_on_corpus
+    from finetune.rows import LongRows, account_of
     from finetune.run_folder import RunFolder
 
-    path, corpus, length, long_documents = options.model, options.corpus, options.sequence_length, "auto"
+    path = options.model
     if (Path(path) / "adapter_config.json").is_file():
         raise ValueError(f"{path} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+    settings = DataConfig(corpus="")
     if not Path(path).is_dir() or (Path(path) / "config.yaml").is_file():  # not a model folder: a run
-        run = RunFolder.find(path, options.runs_dir)
-        path = f"run:{run.path}"
-        corpus = corpus or run.config().data.corpus
-        length = length if length is not None else run.config().data.sequence_length
-        long_documents = run.config().data.long_documents
-    if corpus is None:
+        name, step = split_step(path)
+        run = RunFolder.find(name, options.runs_dir)
+        path = f"{RUN_PREFIX}{run.path}" + ("" if step is None else f"@{step}")
+        settings = run.config().data
+    corpus = options.corpus or settings.corpus
+    if not corpus:
         raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
+    length = settings.sequence_length if options.sequence_length is None else options.sequence_length
     data = DataConfig(
-        corpus=corpus, corpora_dir=options.corpora_dir, long_documents=long_documents,
-        sequence_length=512 if length is None else length,
+        corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=length, long_documents=settings.long_documents,
+        long_conversations=settings.long_conversations,
     )  # fmt: skip
     held_out = evaluate_on_corpus(path, data, options.runs_dir)
     print(f"{path} on {data.corpus_folder}, packs of {data.sequence_length} tokens", file=sys.stderr)
     report.print_held_out({"after": held_out.as_dict()})
+    corpus_read = Corpus(data.corpus_folder)
+    held_out_rows = account_of(corpus_read, "validation", list(corpus_read.manifest.sources), LongRows.of(data))
+    report.print_losses({"validation": held_out_rows.as_dict()})
     if options.json:
         print(json.dumps(held_out.as_dict(), ensure_ascii=False))
     return 0
@@ -414,7 +428,7 @@ def _inspect(options: argparse.Namespace) -> int:
     folder = Path(options.corpus)
     inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
     names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None:
+    if options.dropped is None and options.cut is None:
         names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
     for name in names:
         if options.tokens:
@@ -423,11 +437,14 @@ def _inspect(options: argparse.Namespace) -> int:
             report.print_trace(inspection.trace(*name), name, options.characters)
     if options.dropped is not None:
         report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+    if options.cut is not None:
+        report.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
     if options.lengths:
         report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:
         print(draw_lengths(inspection.lengths(), options.picture))
-    if not (names or options.dropped is not None or options.lengths or options.picture):
+    asked = names or options.dropped is not None or options.cut is not None or options.lengths or options.picture
+    if not asked:
         report.print_corpus_overview(inspection.corpus)
     return 0
 

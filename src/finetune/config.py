@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.cluster import ClusterConfig
 from finetune.settings import at_least, one_of, setting
 
+RUN_PREFIX = "run:"
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
 KERNELS = ("auto", "none", "torch", "liger")
 QUANTIZATIONS = ("nf4",)
 PREPENDING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+RESULTS = ("best", "last")
 ON_BAD_STEP = ("stop", "rewind")
 LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
+LONG_CONVERSATIONS = ("cut", "drop")
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """The base model: loaded from `path`, or built `from_scratch` with random weights. Exactly one of the two."""
 
-    path: str | None = setting(None, "model folder, hub id, or run:<run id> for the result of an earlier run")
+    path: str | None = setting(None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint")
     revision: str | None = setting(None, "hub revision of `path`")
     from_scratch: dict[str, Any] = setting(
         {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
@@ -65,14 +69,22 @@ class DataConfig:
     exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
     sequence_length: int = setting(512, "tokens a pack")
     long_documents: str = setting(
-        "auto",
-        "documents longer than a pack: split, truncate, drop, or auto: drop where a loss mask says what to learn, else split",
+        "auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split"
+    )
+    long_conversations: str = setting(
+        "cut", "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop"
+    )
+    max_lost_share: float = setting(
+        0.1, "share of the training tokens that truncating, cutting and dropping may cost before a run refuses to start"
     )
     stage: bool = setting(False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts")
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
         one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
+        one_of("data.long_conversations", self.long_conversations, LONG_CONVERSATIONS)
+        if not 0 <= self.max_lost_share <= 1:
+            raise ValueError(f"data.max_lost_share is {self.max_lost_share}: must be between 0 and 1")
 
     def trains_on(self, source: str) -> bool:
         return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
@@ -118,6 +130,9 @@ class TrainConfig:
     evaluate_every: int = setting(0, "steps between evaluations; 0: only before the first step and after the last")
     checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
     keep_checkpoints: int = setting(2, "newest checkpoints kept; the one with the best held-out loss is kept besides")
+    result: str = setting(
+        "best", "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests"
+    )
     on_bad_step: str = setting(
         "stop", "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch"
     )
@@ -162,6 +177,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
         one_of("precision", self.precision, PRECISIONS)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("result", self.result, RESULTS)
         one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
         if self.zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
@@ -204,11 +220,12 @@ class TrainConfig:
     def frozen(self) -> TrainConfig:
         """A copy that means the same from any working directory."""
         model = self.model
-        path = model.path or ""
-        prefix = "run:" if path.startswith("run:") else ""
-        folder = Path(path.removeprefix(prefix))
-        if path and folder.is_dir():
-            model = dataclasses.replace(model, path=f"{prefix}{folder.resolve()}")
+        if model.path:
+            prefix = RUN_PREFIX if model.path.startswith(RUN_PREFIX) else ""
+            name, step = split_step(model.path.removeprefix(prefix)) if prefix else (model.path, None)
+            if Path(name).is_dir():
+                at_step = "" if step is None else f"@{step}"
+                model = dataclasses.replace(model, path=f"{prefix}{Path(name).resolve()}{at_step}")
         data = dataclasses.replace(
             self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
         )
@@ -235,7 +252,7 @@ def _refuse_extra(config: Any, prefix: str) -> None:
 # What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a step.
 CHANGEABLE = (
     "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
-    "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
+    "result", "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
 )  # fmt: skip
 
 
@@ -252,6 +269,12 @@ def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result
+
+
+def split_step(name: str) -> tuple[str, int | None]:
+    """Part ID@STEP, which names a checkpoint of a run, into both; a name without a step is the run's result."""
+    found = re.fullmatch(r"(.+)@(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 def save(config: TrainConfig, path: Path) -> None:

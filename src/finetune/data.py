@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -21,6 +20,7 @@ from finetune import packing
 from finetune.distributed import World
 from finetune.loss import IGNORE
 from finetune.packing import Segments
+from finetune.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 
 PADDING = -1
 
@@ -85,13 +85,13 @@ class PackedData:
 
     Args:
         sources: documents of other sources are left out.
-        long_documents: of packing.LONG_DOCUMENTS, or "auto": split, but drop where a loss mask says what the targets are, as
-            the rest of a cut conversation is no conversation.
+        long_documents, long_conversations: what becomes of rows longer than a pack; see rows.LongRows.
         plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first needed.
         shuffle_seed: None walks the documents in their own order.
 
     Attributes:
-        counts: documents in the plan, and how many were split, truncated or left out (see packing.count_documents).
+        counts: documents in the plan, and how many were split, cut or left out (see rows.count_documents).
+        account: the split's tokens, and those that are not used, by source, written standard and reason.
 
     Raises:
         ValueError: nothing is left to train on.
@@ -108,35 +108,50 @@ class PackedData:
         shuffle_seed: int | None,
         plan_folder: Path,
         world: World,
+        long_conversations: str = "cut",
     ) -> None:
         self.split, self.sequence_length, self.world = split, sequence_length, world
         self._seed, self._plan_folder = shuffle_seed, plan_folder
-        masked = corpus.manifest.mask_column is not None
-        self.long_documents = ("drop" if masked else "split") if long_documents == "auto" else long_documents
-        inputs = [corpus.manifest.digest, sequence_length, self.long_documents, shuffle_seed, sorted(sources)]
+        mask_column = corpus.manifest.mask_column
+        text = "split" if long_documents == "auto" else long_documents
+        self._long = LongRows(sequence_length, text, long_conversations)
+        inputs = [corpus.manifest.digest, sequence_length, text, shuffle_seed, sorted(sources)]
+        inputs += [long_conversations] if mask_column else []
         self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]  # another corpus never meets this plan
-        dataset = corpus.split(split)
-        table = dataset.data.table
-        self.tokens = _ListColumn(table["input_ids"])
-        self._targets = _ListColumn(table[corpus.manifest.mask_column]) if corpus.manifest.mask_column else None
-        self.sources = np.asarray(table["source"].to_pylist(), dtype=object)
-        self.languages = np.asarray(table["language"].to_pylist(), dtype=object)
-        self._lengths = np.where(np.isin(self.sources.astype(str), sources), self.tokens.lengths, 0)
+        table = corpus.table(split)
+        self.tokens = ListColumn(table["input_ids"])
+        self._targets = ListColumn(table[mask_column]) if mask_column else None
+        self.sources, self.languages = groups_of(table)
+        rows = plan_folder / f"{split}-{self._plan_key}-rows.npy"
+        if world.is_main and not rows.exists():
+            _save(rows, rows_of(table, mask_column, sources, self._long))
+        world.barrier()
+        self._rows: Rows = _load(rows)
         self._epochs: dict[int, Segments] = {}
         self.num_packs = int(self._epoch(0)["pack"][-1]) + 1 if len(self._epoch(0)) else 0
-        self.counts = packing.count_documents(self._lengths, sequence_length, self.long_documents, self._epoch(0))
+        self.counts = count_documents(self._rows)
+        self.account = account(self._rows, self.sources, self.languages)
         if world.is_main:
-            self._say_counts()
+            self._log_counts()
         if not self.num_packs and split == "train":
-            lost = {name: count for name, count in self.counts.items() if count}
+            lost = {name: count for name, count in self.counts.items() if count and name.startswith("documents")}
             raise ValueError(
                 f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from"
-                + (f" ({_words(lost)}; sequence_length {sequence_length}, long_documents {self.long_documents})" if lost else "")
+                + (f" ({_words(lost)}; sequence_length {sequence_length})" if lost else "")
             )
 
-    def num_steps(self, global_batch_size: int, num_epochs: float) -> int:
-        """Optimizer steps that cover `num_epochs`; the last one is filled up from the epoch after."""
-        return max(1, -(-round(self.num_packs * num_epochs) // global_batch_size))
+    def check_plan(self) -> None:
+        """Raise if the folder holds another plan of this split: an earlier version cut long rows in another way.
+
+        Raises:
+            ValueError: a run that goes on would see some documents twice and others never.
+        """
+        for path in self._plan_folder.glob(f"{self.split}-*-epoch-000.npy"):
+            if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
+                raise ValueError(
+                    f"{path} is the plan of an earlier version, which treated rows longer than a pack in another way: "
+                    f"start a new run, or resume this one with the version that began it"
+                )
 
     def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> Step:
         """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same order."""
@@ -171,16 +186,12 @@ class PackedData:
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
-        segments = packing.segments_of(self._lengths, self.sequence_length, self.long_documents)
-        if self._targets is not None:
-            segments = packing.supervised_only(segments, self._targets.row)
-        plan = packing.pack(segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        np.save(temporary, plan)
-        os.replace(temporary, path)
+        segments = packing.segments_of(self._rows["kept"], self.sequence_length)
+        in_one_piece = np.isin(self._rows["fate"], (Fate.WHOLE, Fate.CUT))[segments["document"]]
+        segments["supervised"][in_one_piece] = self._rows["targets"][segments["document"][in_one_piece]]
+        _save(path, packing.pack(segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None))
 
-    def _say_counts(self) -> None:
+    def _log_counts(self) -> None:
         changed = {name: count for name, count in self.counts.items() if count and name != "documents"}
         logger.info(
             "%s: %d documents in %d packs of %d tokens%s", self.split, self.counts["documents"], self.num_packs,
@@ -211,26 +222,17 @@ def _words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
-def _load(path: Path) -> Segments:
-    """Memory-mapped; an empty plan cannot be mapped."""
+def _save(path: Path, array: NDArray[np.void]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    np.save(temporary, array)
+    os.replace(temporary, path)
+
+
+def _load(path: Path) -> NDArray[np.void]:
+    """Memory-mapped; an empty array cannot be mapped."""
     try:
-        plan: Segments = np.load(path, mmap_mode="r")
+        array: NDArray[np.void] = np.load(path, mmap_mode="r")
     except ValueError:
-        plan = np.load(path)
-    return plan
-
-
-class _ListColumn:
-    """A list column of a memory-mapped table, row by row as numpy views: nothing is copied, nothing becomes Python objects."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._offsets = [np.asarray(chunk.offsets) for chunk in column.chunks]
-        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in column.chunks]
-        self._first_row = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]).astype(np.int64)
-
-    def row(self, index: int) -> NDArray[np.int32]:
-        chunk = int(np.searchsorted(self._first_row, index, side="right")) - 1
-        start, stop = self._offsets[chunk][index - self._first_row[chunk] :][:2]
-        row: NDArray[np.int32] = self._values[chunk][start:stop]
-        return row
+        array = np.load(path)
+    return array

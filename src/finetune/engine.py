@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,22 @@ from finetune.partition import compile_ahead, deepspeed, deepspeed_config, shape
 logger = logging.getLogger(__name__)
 
 
-def init_distributed(world: World, init_method: str) -> None:
-    """Join the process group. `init_method` is a URL of torch.distributed (file:// or tcp://)."""
+@dataclass(frozen=True)
+class Update:
+    """An optimizer step: the gradient norm before clipping, and whether DeepSpeed skipped it because of gradients that are NaN
+    or Inf (then the norm is infinite)."""
+
+    grad_norm: float
+    skipped: bool
+
+
+def init_distributed(world: World, init_method: str, timeout: timedelta = timedelta(minutes=35)) -> None:
+    """Join the process group.
+
+    Args:
+        init_method: a URL of torch.distributed (file:// or tcp://).
+        timeout: after which a collective fails. It must be longer than the watchdog waits, which writes every rank's stack.
+    """
     if world.device.type == "cuda":  # collectives of objects send from the current GPU, which is else the first for every rank
         torch.cuda.set_device(world.device)
     # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine uses.
@@ -30,6 +47,7 @@ def init_distributed(world: World, init_method: str) -> None:
     deepspeed.init_distributed(
         dist_backend=backend,
         init_method=init_method,
+        timeout=timeout,
         rank=world.rank,
         world_size=world.size,
         auto_mpi_discovery=False,
@@ -84,12 +102,14 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch; nothing moves before the boundary
 
-    def step(self) -> float:
-        """Clip, update the weights, clear the gradients; the gradient norm before clipping."""
+    def step(self) -> Update:
+        """Clip, update the weights, clear the gradients."""
         assert self._engine.is_gradient_accumulation_boundary()
-        norm = self._unpartitioned_grad_norm()
+        norm, skipped = self._unpartitioned_grad_norm(), self._engine.skipped_steps
         self._engine.step()
-        return norm if norm is not None else float(self._engine.get_global_grad_norm())
+        if self._engine.skipped_steps > skipped:  # DeepSpeed keeps the norm of the step before
+            return Update(math.inf, skipped=True)
+        return Update(float(self._engine.get_global_grad_norm()) if norm is None else norm, skipped=False)
 
     def state_on_main(self) -> dict[str, torch.Tensor]:
         """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A model that is trained
@@ -97,10 +117,12 @@ class Engine:
         return dict(models.weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's own resume files, of all ranks, into `folder`; frozen weights are left out."""
+        """DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model; frozen weights are left out."""
         self._engine.save_checkpoint(
             str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=models.is_adapter(self.model)
         )
+        if self.world.is_main:
+            models.describe(self.model, folder / models.DESCRIPTION)
 
     def load(self, folder: Path, same_ranks: bool) -> None:
         """The counterpart of `save`, at the same ZeRO stage.

@@ -39,6 +39,10 @@ class GuardError(ValueError):
     """A run that would look fine and is not."""
 
 
+class NotFiniteError(GuardError):
+    """A model whose logits contain NaN or Inf, whatever its attention."""
+
+
 # --- before the first step --------------------------------------------------------------------------------------------
 
 
@@ -49,13 +53,14 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
     its documents one by one under `eager`, which is the architecture's definition (check_packed).
 
     Raises:
-        GuardError: the one asked for is wrong, or all are.
+        GuardError: the one asked for is wrong, or all are; or the model gives no numbers with any.
     """
     faults: list[str] = []
     for candidate in attention.by_speed(device) if requested == "auto" else [requested]:
         try:
             packed.attention = "eager"
             alone = _one_by_one(packed.logits, vocab_size, device)
+            check_logits(packed, alone, vocab_size, device)
             packed.attention = candidate
             check_isolation(packed.logits, vocab_size, device)
             with torch.no_grad():
@@ -65,10 +70,31 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
                     "attention: eager, in memory that grows with the square of data.sequence_length: %s", "; ".join(faults)
                 )
             return candidate
+        except NotFiniteError:
+            raise
         except (GuardError, ValueError, ImportError, NotImplementedError, RuntimeError) as fault:
             faults.append(f"{candidate}: {' '.join(str(fault).split())[:300]}")
             logger.info("attention %s", faults[-1])
     raise GuardError(f"no attention implementation keeps this model's packed documents apart ({'; '.join(faults)})")
+
+
+def check_logits(packed: PackedModel, logits: torch.Tensor, vocab_size: int, device: torch.device = CPU) -> None:
+    """The logits of plain documents are numbers; else name the part of the model at fault: its adapter or its base.
+
+    Raises:
+        NotFiniteError: they contain NaN or Inf.
+    """
+    if bool(logits.isfinite().all()):
+        return
+    if isinstance(packed.model, PeftModel):
+        with packed.model.disable_adapter():
+            plain = _one_by_one(packed.logits, vocab_size, device)
+        if bool(plain.isfinite().all()):
+            raise NotFiniteError(
+                f"the model's logits contain NaN or Inf with the adapter ({packed.model.active_peft_config.peft_type.value}), and do "
+                f"not without it: choose other adapter.target_modules, or another adapter"
+            )
+    raise NotFiniteError("the base's logits contain NaN or Inf: its weights, or its config, are broken: get it again")
 
 
 def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3) -> None:
@@ -200,8 +226,14 @@ class StepCheck:
     def __init__(self, spike_stds: float, recent: Iterable[float] = ()) -> None:
         self._stds, self.recent = spike_stds, deque[float](recent, maxlen=64)
 
-    def fault(self, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with this step, or None."""
+    def fault(self, loss: float, grad_norm: float, skipped: bool = False) -> str | None:
+        """What is wrong with this step, or None.
+
+        Args:
+            skipped: DeepSpeed left the weights as they were.
+        """
+        if skipped:
+            return f"DeepSpeed skipped the update, as gradients contain NaN or Inf (loss {loss})"
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
         if grad_norm == 0:
@@ -225,6 +257,15 @@ def check_targets(counted: int, planned: int, step: int) -> None:
     if counted != planned:
         raise GuardError(
             f"step {step}: the ranks counted {counted} supervised tokens, the plan {planned}: plan/ does not fit the corpus"
+        )
+
+
+def check_restored(step: int, loss: float, expected: float) -> None:
+    """The weights that a checkpoint gives back have the held-out loss that they were saved with, up to rounding."""
+    if not abs(loss - expected) <= 0.01 * max(1.0, abs(expected)):
+        raise GuardError(
+            f"the checkpoint of step {step} was saved with a held-out loss of {expected:.4f} and has {loss:.4f} now: it does not "
+            f"restore the weights; `finetune resume` with result=last saves those of the last step"
         )
 
 

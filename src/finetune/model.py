@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from finetune import base as base_models
+from finetune import shared_bases
+from finetune import tokenizer as tokenizers
 from finetune import weights as weight_files
 from finetune.attention import ONE_ROW
 from finetune.config import TrainConfig
 from finetune.distributed import World
 from finetune.loss import TargetHead
 from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
+
+DESCRIPTION = "description"  # of a checkpoint's model: see describe
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
         model = load(base, DTYPES[config.precision], partition_for=config, quantization=config.model.quantization)
         if base.adapters and config.adapter:
-            _keep_merged(model, merged_base, is_main)
+            _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
         added = base_models.num_added_tokens(base, config.data.corpus_folder)
         if added:
             enlarge(model, tokenizer["vocab_size"], config)
@@ -60,6 +66,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
     if config.adapter:
         torch.manual_seed(config.seed)  # the same adapter whatever the base drew
         model = _with_adapter(model, config)
+        _check_magnitudes(model)
         if added:
             _check_added_tokens_are_trained(model, added)
     if is_partitioned(model):
@@ -112,14 +119,34 @@ def _check_zero(config: TrainConfig) -> None:
         raise ValueError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
 
 
-def _keep_merged(model: Model, folder: Path, is_main: bool) -> None:
-    """Save a base with adapters merged into it, once, and let it be known by that folder."""
-    if not World().from_main(folder.exists()):
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        save(model, weights(model), temporary, is_main)
-        if is_main:
-            temporary.rename(folder)
+def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
+    """Save a base with adapters merged into it, and its tokenizer, once, and name the model after that folder. Runs of equal
+    merged bases share the files (shared_bases.py)."""
+    world = World()
+    if not world.from_main(folder.exists()):
+        digest = _digest(model, tokenizer_folder, is_main)
+        if not world.from_main(is_main and shared_bases.link(folder, digest)):
+            temporary = folder.with_name(f".{folder.name}.tmp")
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            save(model, weights(model), temporary, is_main)
+            if is_main:
+                tokenizers.place(tokenizer_folder, temporary)
+                temporary.rename(folder)
+                shared_bases.publish(folder, digest)
     model.name_or_path = str(folder)  # type: ignore[assignment]
+
+
+def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
+    """Return a digest of all that a saved model consists of, on rank 0; every rank must call it."""
+    hasher = hashlib.sha256(model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
+    for name, tensor in weights(model):
+        if is_main:
+            hasher.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for path in (tokenizer_folder / file for file in tokenizers.FILES):
+        hasher.update(path.read_bytes() if path.is_file() else b"")
+    return hasher.hexdigest()[:16]
 
 
 class PackedModel:
@@ -207,11 +234,26 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
     model.config.dtype = next(model.parameters()).dtype
     model.config.architectures = [type(model).__name__]  # type: ignore[union-attr]
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    _save_generation_config(model, folder)
+
+
+def _save_generation_config(model: Model, folder: Path) -> None:
     if model.can_generate():  # type: ignore[operator]
         try:
             model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
         except ValueError as fault:  # some published models' own settings contradict each other; the weights are what counts
             logger.warning("generation_config.json is not written: %s", str(fault).splitlines()[0])
+
+
+def describe(model: Model, folder: Path) -> None:
+    """Write the model's settings, and its adapter's, so that a checkpoint can be made a model without the run (export.py)."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    _save_generation_config(plain, folder)
+    if isinstance(model, PeftModel):
+        stated = dataclasses.replace(model.active_peft_config)
+        stated.inference_mode = True  # as PEFT writes it
+        stated.save_pretrained(str(folder))
 
 
 def is_adapter(model: Model) -> bool:
@@ -279,6 +321,21 @@ def _with_adapter(model: Model, config: TrainConfig, **settings: Any) -> Model:
             return get_peft_model(model, adapter, **settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
         raise ValueError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
+
+
+def _check_magnitudes(model: Model) -> None:
+    """DoRA divides each row of a weight by the row's length: one of zeros would be NaN from the first forward pass on."""
+    rows: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
+            if zeros := int((magnitude.weight == 0).sum()):
+                rows[name.removeprefix("base_model.model.")] = zeros
+    if rows:
+        first = next(iter(rows))
+        raise ValueError(
+            f"adapter: DoRA divides each weight row by its length, and {sum(rows.values())} rows in {len(rows)} modules of this base "
+            f"are all zeros, e.g. {rows[first]} in {first}: choose adapter=lora, or leave these modules out of adapter.target_modules"
+        )
 
 
 def _check_added_tokens_are_trained(model: Model, added: int) -> None:

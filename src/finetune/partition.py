@@ -5,9 +5,12 @@ DeepSpeed marks such a parameter with `ds_id` and `ds_shape`; its own tensor is 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +76,22 @@ def whole(named: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> Iterator[
         with gathered([tensor] if isinstance(tensor, torch.nn.Parameter) else []):
             copy = tensor.detach().to("cpu" if is_main else "meta", copy=True)
         yield name, copy
+
+
+def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
+    """Read the trained weights and saved buffers out of DeepSpeed's checkpoint files, by parameter name.
+
+    The files are pickles: call it only after their manifest has verified.
+    """
+    if stage < 3:  # every rank holds the model whole, in its own precision
+        file = folder / "mp_rank_00_model_states.pt"
+        module: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=False, mmap=True)["module"]
+        return module
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
+        whole = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name, exclude_frozen_parameters=True)
+    return dict(whole)
 
 
 class Partitioner:

@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 def print_corpus(prepared: Any) -> None:
     out = console()
     out.print(_stage_table(prepared.manifest, prepared.skipped))
-    out.print(_source_table(prepared.manifest))
+    _print_sources(out, prepared.manifest)
     out.print(_split_line(prepared.folder, prepared.manifest))
 
 
@@ -93,6 +93,27 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
         name = f"{info.name} (done before)" if info.name in skipped else info.name
         stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
     return stages
+
+
+def _print_sources(out: Console, manifest: Any) -> None:
+    """What each source gave and lost, and what should be known of it."""
+    out.print(_source_table(manifest))
+    if any(stage.losses for stage in manifest.stages):
+        out.print(_loss_table(manifest))
+    for line in manifest.warnings():
+        out.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+def _loss_table(manifest: Any) -> Table:
+    """The share of each source's text that stages took, by reason, largest first."""
+    table = Table("source", "characters read", "text taken, by reason", box=None)
+    for name, source in manifest.sources.items():
+        shares: Counter[str] = Counter()
+        for loss in (loss for stage in manifest.stages for loss in stage.losses if loss.source == name):
+            shares[loss.reason] += loss.characters / max(source.characters_read, 1)
+        reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
+        table.add_row(name, f"{source.characters_read:,}", f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none")
+    return table
 
 
 def _source_table(manifest: Any) -> Table:
@@ -123,9 +144,11 @@ def print_corpus_overview(corpus: Any) -> None:
     manifest = corpus.manifest
     out = console(stderr=False)
     out.print(_stage_table(manifest, []))
-    out.print(_source_table(manifest))
+    _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
-    name = Text(f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --tokens, --lengths; {corpus.folder}/README.md")
+    name = Text(
+        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --tokens, --lengths; {corpus.folder}/README.md"
+    )
     out.print(name, soft_wrap=True)
 
 
@@ -182,6 +205,29 @@ def print_dropped(dropped: list[tuple[Any, str, str]], characters: int) -> None:
         out.print()
 
 
+def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
+    """Print what stages cut from documents: in how many, the first of them, and the text.
+
+    Args:
+        number: how many lines of each place are shown; 0 for all.
+    """
+    out = console(stderr=False)
+    if not cuts:
+        out.print("no line was cut from a document")
+    places: dict[tuple[str, str, str], list[Any]] = {}
+    for stage, cut in cuts:
+        places.setdefault((stage, cut.source, cut.reason), []).append(cut)
+    for (stage, source, reason), found in places.items():
+        out.print(Text(f"{stage}: {source}: {reason}: {len(found):,} different lines", style="bold"), soft_wrap=True)
+        shown = found[:number] if number else found
+        for cut in shown:
+            where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
+            out.print(Text(f" {where}{_clipped(cut.text, characters)}"), soft_wrap=True)
+        if len(shown) < len(found):
+            out.print(f" … and {len(found) - len(shown):,} more")
+        out.print()
+
+
 def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
     """Tokens a row, by source, as bars."""
     out = console(stderr=False)
@@ -214,6 +260,9 @@ def print_summary(run: RunFolder) -> None:
         f"  {total:.0f} s: {', '.join(f'{name} {seconds / total:.0%}' for seconds, name in parts if seconds > total / 200)}"
     )
     print_held_out(summary, config.data)
+    print_losses(summary.get("token_use") or {})
+    for line in [*_result_lines(summary), *(f"warning: {message}" for message in summary.get("warnings") or [])]:
+        out.print(Text(f"  {line}", style="yellow" if line.startswith("warning") else ""), soft_wrap=True)
     if token := summary.get("new_stop"):
         out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)
     result = os.path.relpath(summary["result"])
@@ -244,6 +293,29 @@ def print_held_out(summary: dict[str, Any], data: DataConfig | None = None) -> N
             table.add_row(label, _loss(before.get(group, {}).get(name)), _loss(loss))
     table.add_row("  what token frequencies alone score", "", _loss(after["unigram_loss"]))
     console().print(table)
+
+
+def print_losses(token_use: dict[str, Any]) -> None:
+    """What was dropped, cut off or left without any target, by split; nothing where all tokens are used."""
+    table = Table("  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None)
+    for split, account in token_use.items():
+        for loss in account["losses"]:
+            share = f"{loss['tokens'] / account['tokens']:.1%}"
+            label = f"  {split}: {loss['reason']}"
+            numbers = f"{loss['documents']:,}", f"{loss['tokens']:,}", share
+            table.add_row(label, loss["source"], loss["language"], *numbers, loss["setting"])
+    if table.row_count:
+        console().print(table)
+
+
+def _result_lines(summary: dict[str, Any]) -> list[str]:
+    """Name the step that was saved, where it is not simply the last."""
+    best, last, step = summary.get("best"), summary.get("last"), summary.get("result_step")
+    if not best or not last or best["step"] == last["step"]:
+        return []
+    other = "result=last saves the last" if step == best["step"] else "result=best saves the best"
+    steps = f"best held-out loss {best['loss']:.3f} at step {best['step']}, {last['loss']:.3f} at the last, {last['step']}"
+    return [f"saved: step {step} ({steps}; {other})"]
 
 
 def _loss(value: float | None) -> str:
@@ -291,13 +363,20 @@ def prepare_help() -> str:
         "  corpus.sources.NAME.path            a file, folder or archive, packed or not\n"
         "  corpus.sources.NAME.reader          how it is read: jsonl, text, chat, table, lovdata, stortinget, pdf …\n"
         "  corpus.sources.NAME.fields          our name: the record's name (text, id, group, language, title, date, url)\n"
-        "  corpus.sources.NAME.options         what the reader alone understands\n"
+        "  corpus.sources.NAME.options         what the reader alone understands: records (the list in a JSON object, as\n"
+        "                                      response.docs), delimiter of CSV … (data_prep/sources says which)\n"
         "  corpus.sources.NAME.mixture         how much of it, by written standard and years: weight or max_tokens\n"
         "  corpus.sources.NAME.limits          on what its files may unpack to\n"
         "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
         "  corpus.language.keep                written standards kept ([nob,nno])\n"
+        "  corpus.boilerplate.min_share        share of a host's documents that hold a line before it counts as its frame (0.9)\n"
+        "  corpus.boilerplate.min_documents    and at least so many of them (5)\n"
+        "  corpus.boilerplate.sites            sources whose documents without a host are the pages of one site ([])\n"
+        "  corpus.language.other_parts         cut paragraphs in Polish, Arabic … from Norwegian documents, or keep (cut)\n"
         "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
         "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
+        "  corpus.deduplicate.tell_apart       whether similar ones with another title, other numbers or names are kept (true)\n"
+        "  corpus.quality.skip_readers         readers whose sources the quality rules leave alone ([conllu])\n"
         "  corpus.split.validation_share       share of groups held out (0.1)\n"
         "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
         "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"

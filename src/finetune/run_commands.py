@@ -173,7 +173,7 @@ def retry(arguments: list[str]) -> int:
 
 
 def prune(arguments: list[str]) -> int:
-    options_of = parser("prune", "Free what completed runs need no more: checkpoints, job files, code that no run uses.")
+    options_of = parser("prune", "Free what completed runs need no more: all checkpoints but the best, job files, code and bases that no run uses.")
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
     options_of.add_argument(
         "--failed",
@@ -193,7 +193,7 @@ def prune(arguments: list[str]) -> int:
     done = (
         "freed"
         if options.yes
-        else "would be freed: add --yes. A completed run without checkpoints cannot be resumed with more steps"
+        else "would be freed: add --yes. The best checkpoint stays, and a completed run that is given more steps resumes from it"
     )
     print(f"{total / 2**20:10.1f} MiB  {done}", file=sys.stderr)
     return 0

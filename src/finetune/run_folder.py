@@ -28,6 +28,7 @@ class RunFolder:
     plan/             the pack plan, one file an epoch
     metrics.jsonl     every metric of every step, append-only       summary.json      what came of it, for people
     model/ | adapter/ the result, as transformers and PEFT load it  jobs/             submitit's files and the ranks' logs
+    exports/          checkpoints named as run:ID@STEP, likewise
     """
 
     path: Path
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def jobs(self) -> Path:
         return self.path / "jobs"
+
+    def export(self, step: int) -> Path:
+        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them (base.resolve)."""
+        return self.path / "exports" / f"step-{step:08d}"
 
     @property
     def stop_file(self) -> Path:

@@ -6,6 +6,8 @@ import math
 
 from finetune.config import TrainConfig
 
+LEAP = 0.05  # share by which the learning rate may change at a resume without a warning
+
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     """Linear warm-up to `lr` over `warmup_ratio` of the steps, then what `schedule` says, down to `lr × min_lr_ratio`.
@@ -29,3 +31,28 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+
+
+def num_steps_of(num_packs: int, config: TrainConfig) -> int:
+    """Return the optimizer steps of a run: max_steps, or those that cover num_epochs; the last is filled up from the epoch after."""
+    return config.max_steps or max(1, -(-round(num_packs * config.num_epochs) // config.global_batch_size))
+
+
+def describe_leap(step: int, old_num_steps: int, num_steps: int, config: TrainConfig) -> str | None:
+    """Describe how the learning rate leaps where a run of `old_num_steps` goes on after `step` steps to `num_steps`.
+
+    Returns:
+        None if it stays within a twentieth of what it was.
+    """
+    if not 0 < step < num_steps or old_num_steps == num_steps:
+        return None
+    before = learning_rate(min(step, old_num_steps) - 1, old_num_steps, config)
+    planned = learning_rate(min(step, old_num_steps - 1), old_num_steps, config)
+    after = learning_rate(step, num_steps, config)
+    if abs(after - planned) <= LEAP * max(after, planned):
+        return None
+    return (
+        f"the learning rate leaps from {before:.3g} at step {step} of {old_num_steps} to {after:.3g} at step {step + 1} of "
+        f"{num_steps}: schedule={config.schedule} is stretched over the new number of steps; to go on at a steady rate, start a "
+        f"new run from this one with schedule=constant"
+    )

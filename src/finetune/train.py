@@ -8,14 +8,14 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_prep.shards import Manifest
-from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained
+from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained, tokenizer
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
@@ -25,8 +25,9 @@ from finetune.evaluate import HeldOut, held_out_loss
 from finetune.loss import normalised
 from finetune.metrics import Clock
 from finetune.partition import gathered
+from finetune.rows import check_losses
 from finetune.run_folder import RunFolder
-from finetune.schedule import learning_rate
+from finetune.schedule import describe_leap, learning_rate, num_steps_of
 from finetune.stop import GO_ON, STATES, Leave, StopFlag
 from finetune.tracking.spool import Spool
 
@@ -55,6 +56,12 @@ class Run:
     flops_per_token: float | None
     num_steps: int
     skipped: list[int]
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Log a warning that the summary repeats."""
+        logger.warning(message)
+        self.warnings.append(message)
 
 
 @dataclass
@@ -66,6 +73,7 @@ class StepResult:
     tokens: int
     checksum: int
     grad_norm: float
+    skipped: bool
     stop: int
     seconds: float
     data_seconds: float
@@ -75,8 +83,8 @@ class StepResult:
 @dataclass
 class Progress:
     """Where the loop ended and why (a reason of stop.py), and what it saw on the way, in all attempts of the run: the last losses
-    (in `check`), tokens that are not padding, seconds of training steps alone, the same times ranks, and the evaluation of the
-    weights it ended with, if there was one."""
+    (in `check`), tokens that are not padding, seconds of training steps alone, the same times ranks, the steps that the run was to
+    take when its checkpoint was saved (0: unknown), and the evaluation of the weights it ended with, if there was one."""
 
     step: int
     check: guards.StepCheck
@@ -85,7 +93,23 @@ class Progress:
     targets: int = 0
     seconds: float = 0.0
     rank_seconds: float = 0.0
+    num_steps: int = 0
     held_out: HeldOut | None = None
+
+
+@dataclass
+class Result:
+    """The weights that are saved, by optimizer step, and what is known of them and of the last ones.
+
+    Attributes:
+        step: the step whose weights they are; the last, or the one with the best held-out loss.
+        held_out: their evaluation; None without validation documents.
+        last: that of the last step.
+    """
+
+    step: int
+    held_out: HeldOut | None
+    last: HeldOut | None
 
 
 def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> str:
@@ -120,9 +144,9 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
             run = put_together(config, folder, world, watchdog, spool, stop, stop_point)
             progress = run_steps(run, begin_or_go_on(run))
             if not progress.stop:
-                after = progress.held_out or log_held_out(run, progress.step)
+                result = choose_result(run, progress)
                 save_result(run)
-                summarise(run, progress, after)
+                summarise(run, progress, result)
             run.engine.close()
         except Leave as leave:  # before the first step, or in an evaluation of what a checkpoint holds
             logger.info("leaving (%s): %s", STATES[leave.reason], stop.describe() or "another rank was asked to")
@@ -143,10 +167,15 @@ def put_together(
         del identity["base"]
     packing: dict[str, Any] = {
         "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
-        "plan_folder": folder.plan, "world": world,
+        "long_conversations": config.data.long_conversations, "plan_folder": folder.plan, "world": world,
     }  # fmt: skip
     data = PackedData(corpus, "train", sources=base.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
+    if any(folder.checkpoints.glob("step-*")):
+        data.check_plan()
+        validation.check_plan()
+    else:
+        check_losses(data.account, config.data)
 
     stop_point()
     trained = model.build(config, corpus.manifest.tokenizer, folder.path / "merged_base", world.is_main)
@@ -171,7 +200,7 @@ def put_together(
         checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
         spool=spool, stop=stop, stop_point=stop_point, watchdog=watchdog,
         clock=Clock(world.device), peak=peak, flops_per_token=flops,
-        num_steps=config.max_steps or data.num_steps(config.global_batch_size, config.num_epochs),
+        num_steps=num_steps_of(data.num_packs, config),
         skipped=(folder.read_json("skipped.json") or {"batches": []})["batches"],
     )  # fmt: skip
 
@@ -182,9 +211,19 @@ def begin_or_go_on(run: Run) -> Progress:
     run.clock.count(clock)
     if progress.step == 0:
         begin(run, progress)
-    elif _evaluates_after(run, progress.step) and not run.checkpoints.evaluated(progress.step):
+        return progress
+    warn_of_leap(run, progress)
+    if _evaluates_after(run, progress.step) and not run.checkpoints.evaluated(progress.step):
         progress.held_out = log_held_out(run, progress.step)
+        if progress.held_out:
+            run.checkpoints.note_held_out_loss(progress.step, progress.held_out.loss)
     return progress
+
+
+def warn_of_leap(run: Run, progress: Progress) -> None:
+    """Warn where a run that goes on with another number of steps gets another learning rate at once."""
+    if message := describe_leap(progress.step, progress.num_steps or run.num_steps, run.num_steps, run.config):
+        run.warn(message)
 
 
 def restored(run: Run) -> tuple[Progress, dict[str, float]]:
@@ -196,11 +235,14 @@ def restored(run: Run) -> tuple[Progress, dict[str, float]]:
 
 
 def begin(run: Run, progress: Progress) -> None:
-    """Before the first step of all: that the adapter can be saved, what the model knows already, and somewhere to rewind to."""
+    """Before the first step of all: that adapter and tokenizer can be saved, what the model knows already, and somewhere to
+    rewind to."""
     if run.at_start is not None and run.world.is_main:
         with tempfile.TemporaryDirectory() as folder:  # a method that PEFT cannot restore must not be found out at the end
             model.save(run.engine.model, run.at_start.items(), Path(folder))
             guards.check_reloads(Path(folder), run.engine.model, run.at_start)
+    if run.world.is_main:
+        tokenizer.check(run.config)
     run.spool.log(0, {f"data/{name}": count for name, count in run.data.counts.items()})
     progress.held_out = log_held_out(run, 0)
     if run.config.on_bad_step == "rewind" and not run.checkpoints.holds(0):
@@ -220,7 +262,7 @@ def run_steps(run: Run, progress: Progress) -> Progress:
         guards.check_targets(result.targets, data.num_targets, step + 1)
         if step == 0 and config.model.path and config.check_first_loss:
             guards.check_first_loss(result.loss, run.corpus.tokenizer["vocab_size"], config.model.path)
-        if fault := progress.check.fault(result.loss, result.grad_norm):
+        if fault := progress.check.fault(result.loss, result.grad_norm, result.skipped):
             progress = rewind(run, step, fault)
             continue
         step += 1
@@ -230,7 +272,7 @@ def run_steps(run: Run, progress: Progress) -> Progress:
         log_step(run, step, result, lr)
         progress.step, progress.stop, progress.held_out = step, result.stop, None
         evaluate_unless_asked_to_leave(run, progress)
-        if step == run.num_steps or progress.stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+        if _saves_after(run, progress):
             save_checkpoint(run, progress, result.seconds)
     if progress.stop:
         why = run.stop.describe() or "another rank was asked to"
@@ -252,6 +294,14 @@ def evaluate_unless_asked_to_leave(run: Run, progress: Progress) -> None:
 def _evaluates_after(run: Run, step: int) -> bool:
     every = run.config.evaluate_every
     return step == run.num_steps or bool(every and step % every == 0)
+
+
+def _saves_after(run: Run, progress: Progress) -> bool:
+    """Whether a checkpoint is due: the last one, on the way out, by the interval, or of a new best held-out loss."""
+    step, every = progress.step, run.config.checkpoint_every
+    if step == run.num_steps or progress.stop or (every and step % every == 0):
+        return True
+    return run.config.result == "best" and progress.held_out is not None and run.checkpoints.is_best(progress.held_out.loss)
 
 
 def train_step(run: Run, data: Step, lr: float) -> StepResult:
@@ -277,7 +327,7 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
         tokens += batch.num_tokens
         checksum += batch.checksum
     with clock.phase("optimizer"):
-        grad_norm = run.engine.step()
+        update = run.engine.step()
     # float64 holds every one of these exactly: a CRC sum stays below 2^53 for two million packs a step
     mine = [float(loss_sum), targets, tokens, checksum, run.stop.reason(), clock.seconds["data"] - waited]
     clock.settle()
@@ -286,7 +336,7 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
     totals, worst = ranks.sum(0).tolist(), ranks.amax(0).tolist()
     return StepResult(
         loss=totals[0] / max(totals[1], 1), targets=int(totals[1]), tokens=int(totals[2]), checksum=int(totals[3]),
-        grad_norm=grad_norm, stop=int(worst[4]), data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
+        grad_norm=update.grad_norm, skipped=update.skipped, stop=int(worst[4]), data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
     )  # fmt: skip
 
 
@@ -346,11 +396,7 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
         Leave: the ranks were asked to, and left the evaluation after the same batch.
         guards.GuardError: the loss is no number; or documents see each other now, which weights that are still random can hide.
     """
-    run.engine.eval()
-    with run.clock.waiting("evaluation"):
-        held_out = held_out_loss(
-            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.stop_point
-        )
+    held_out = evaluate(run)
     if held_out:
         if not math.isfinite(held_out.loss):
             raise guards.GuardError(f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base")
@@ -361,12 +407,25 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     return held_out
 
 
+def evaluate(run: Run) -> HeldOut | None:
+    """Measure the held-out loss of the weights in the engine.
+
+    Raises:
+        Leave: the ranks were asked to, and left the evaluation after the same batch.
+    """
+    run.engine.eval()
+    with run.clock.waiting("evaluation"):
+        return held_out_loss(
+            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.stop_point
+        )
+
+
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
     """Save, and say so if that takes longer than a job is given to leave in."""
     step, held_out = progress.step, progress.held_out
     seen = {
         "tokens": progress.tokens, "targets": progress.targets, "seconds": progress.seconds,
-        "rank_seconds": progress.rank_seconds, "losses": list(progress.check.recent), "clock": run.clock.breakdown(),
+        "rank_seconds": progress.rank_seconds, "num_steps": run.num_steps, "losses": list(progress.check.recent), "clock": run.clock.breakdown(),
     }  # fmt: skip
     with run.clock.waiting("checkpoint"):
         stalled = run.checkpoints.save(run.engine, step, seen, held_out.loss if held_out else None)
@@ -380,6 +439,47 @@ def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> 
             math.ceil(2 * needed),
         )  # fmt: skip
         run.spool.log(step, {"checkpoint/seconds_beyond_grace": needed - grace})
+
+
+def choose_result(run: Run, progress: Progress) -> Result:
+    """Bring the weights that are to be saved into the engine: with result=best those with the best held-out loss.
+
+    Raises:
+        guards.GuardError: a checkpoint does not restore the weights that were evaluated.
+    """
+    last = progress.held_out or log_held_out(run, progress.step)
+    result = Result(progress.step, last, last)
+    if run.config.result == "best" and last is not None:
+        step = run.checkpoints.load_best(run.engine, progress.step)
+        if step is not None and step != progress.step:
+            restored_loss = evaluate(run)
+            assert restored_loss is not None
+            guards.check_restored(step, restored_loss.loss, run.checkpoints.loss_of(step))
+            result = Result(step, restored_loss, last)
+    for name, message in find_regressions(run, result):
+        run.warn(message)
+        run.spool.log(progress.step, {f"guard/{name}": 1})
+    if result.held_out:
+        run.spool.log(progress.step, {"result/step": result.step, "result/loss": result.held_out.loss})
+    return result
+
+
+def find_regressions(run: Run, result: Result) -> Iterator[tuple[str, str]]:
+    """Yield the name of each comparison that the result loses, and a warning."""
+    if result.held_out is None:
+        return
+    loss, before = result.held_out.loss, run.folder.read_json("before.json")
+    if before and loss > before["loss"]:
+        yield "worse_than_start", (
+            f"the result is worse than the start: held-out loss {loss:.3f} after step {result.step}, {before['loss']:.3f} before "
+            f"the first: lower lr, train less, or look at the data"
+        )
+    unigram = result.held_out.unigram_loss
+    if unigram is not None and loss > unigram:
+        yield "worse_than_unigram", (
+            f"the result is worse than token frequencies alone: held-out loss {loss:.3f} after step {result.step}, they score "
+            f"{unigram:.3f}: train longer, or look at lr and the data"
+        )
 
 
 def save_result(run: Run) -> None:
@@ -397,7 +497,7 @@ def save_result(run: Run) -> None:
         guards.check_saved(temporary, written, run.at_start)
         if adapter:
             guards.check_reloads(temporary, trained, written)
-        shutil.copytree(run.config.data.corpus_folder / "tokenizer", temporary, dirs_exist_ok=True)
+        tokenizer.place(run.config.data.corpus_folder / "tokenizer", temporary)
         end_of_turn.declare(temporary, run.corpus.tokenizer, trained)
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
         temporary.rename(final)
@@ -414,7 +514,7 @@ def _remembered(
         yield name, tensor
 
 
-def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
+def summarise(run: Run, progress: Progress, result: Result) -> None:
     """summary.json: what `finetune train` prints at the end, and what MLflow keeps beside the curves."""
     seconds = {name: round(value, 3) for name, value in run.clock.breakdown().items()}
     run.spool.log(progress.step, {f"time/{name}": value for name, value in seconds.items()})
@@ -430,7 +530,9 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
         {
             "run_id": run.folder.id,
             "steps": progress.step,
+            "result_step": result.step,
             "data": run.data.counts,
+            "token_use": {"train": run.data.account.as_dict(), "validation": run.validation.account.as_dict()},
             "device": str(run.world.device),
             "parameters": sum(_num_elements(p) for p in trained.parameters()),
             "trainable_parameters": sum(_num_elements(p) for p in trained.parameters() if p.requires_grad),
@@ -444,8 +546,11 @@ def summarise(run: Run, progress: Progress, after: HeldOut | None) -> None:
             "seconds": seconds,
             "skipped_batches": run.skipped,
             "before": run.folder.read_json("before.json"),
-            "after": dataclasses.asdict(after) if after else None,
+            "after": result.held_out.as_dict() if result.held_out else None,
+            "best": run.checkpoints.describe_best(),
+            "last": {"step": progress.step, "loss": result.last.loss} if result.last else None,
             "new_stop": end_of_turn.new_stop(run.corpus.tokenizer, trained),
+            "warnings": run.warnings,
             "result": str(run.folder.adapter if model.is_adapter(trained) else run.folder.model),
         },
     )

@@ -1,9 +1,11 @@
-"""What a site repeats at the ends of its documents is cut; what documents share inside, laws, and copies are left."""
+"""What frames nearly all pages of a host is cut at their ends; outcomes, closes of letters, laws and copies are left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,14 +15,18 @@ from data_prep.document import Document, Report
 from data_prep.stages import boilerplate
 from tests.data_prep.documents import config, document
 
+CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 MENU = "Hopp til hovedinnhold\nHjem | Tjenester | Kontakt oss"
 FOOTER = "Personvern og informasjonskapsler\n\nStorvika kommune – tett på havet"
 
 
-def cleaned(shards: list[list[Document]], tmp_path: Path, **settings: object) -> tuple[list[str], Report]:
+def cleaned(shards: list[list[Document]], tmp_path: Path, **settings: Any) -> tuple[list[str], Report]:
     """Shard by shard, as the pipeline does it."""
-    chosen = config(boilerplate=BoilerplateConfig(**settings), reader=str(settings.pop("reader", "jsonl")))  # type: ignore[arg-type]
-    return run(shards, tmp_path, chosen)
+    return run(shards, tmp_path, config(boilerplate=BoilerplateConfig(**settings)))
+
+
+def of_host(texts: Sequence[str], host: str = "storvika.example") -> list[Document]:
+    return [document(text, f"side-{i}", url=f"https://{host}/{i}") for i, text in enumerate(texts)]
 
 
 def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[list[str], Report]:
@@ -36,7 +42,7 @@ def pages(number: int) -> Iterator[Document]:
     for i in range(number):
         shared = "Alle sidene har denne setningen midt i."
         body = f"Veileder nummer {i} om noe helt annet.\n\nDet står noe eget her: {i * 37}.\n\n{shared}\n\nSlutt {i}."
-        yield document(f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}")
+        yield document(f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}", url=f"https://www.storvika.example/{i}")
 
 
 def test_menu_and_footer_go_and_shared_sentences_inside_stay(tmp_path: Path) -> None:
@@ -59,28 +65,132 @@ def test_where_shards_end_makes_no_difference(tmp_path: Path, monkeypatch: pytes
 def test_two_documents_are_no_site_and_a_copy_is_no_second_document(tmp_path: Path) -> None:
     two = [d.text for d in pages(2)]
     assert cleaned([list(pages(2))], tmp_path)[0] == two
-    copies = [document(two[0], f"copy-{i}") for i in range(5)]
-    assert cleaned([copies], tmp_path)[0] == [two[0]] * 5
+    assert cleaned([of_host([two[0]] * 5)], tmp_path)[0] == [two[0]] * 5
 
 
 def test_near_copies_are_left_whole_for_the_stage_that_removes_them(tmp_path: Path) -> None:
-    texts = [f"Det samme lange brevet til alle.\n\nDen samme lange setningen igjen.\n\nSak {i}" for i in range(5)]
-    after, report = cleaned([[document(text, str(i)) for i, text in enumerate(texts)]], tmp_path)
+    links = " | ".join(["Tjenester", "Personvern", "Kontakt oss"] * 3)
+    texts = [f"{links}\n\nSak {i}\n\n{links}" for i in range(5)]
+    after, report = cleaned([of_host(texts)], tmp_path)
     assert after == texts
     assert report.counts["left_mostly_repeated"] == 5
 
 
 def test_sites_are_told_apart_by_host(tmp_path: Path) -> None:
-    first = [document(d.text, d.id, url=f"https://a.example/{d.id}") for d in pages(2)]
-    second = [document(d.text, d.id + "b", url=f"https://b.example/{d.id}") for d in pages(2)]
-    assert cleaned([first + second], tmp_path)[0] == [d.text for d in [*pages(2), *pages(2)]], "two pages of each are too few"
+    texts = [d.text for d in pages(8)]
+    apart = of_host(texts[:4], "a.example") + of_host(texts[4:], "b.example")
+    assert cleaned([apart], tmp_path)[0] == texts, "four pages of each are too few"
+    assert cleaned([of_host(texts[:4], "a.example") + of_host(texts[4:], "www.a.example")], tmp_path)[0] != texts
+
+
+def test_documents_without_a_host_are_a_site_only_if_asked_for(tmp_path: Path) -> None:
+    texts = [d.text for d in pages(6)]
+    without = [document(text, str(i)) for i, text in enumerate(texts)]
+    assert cleaned([without], tmp_path) == (texts, Report())
+    after, report = cleaned([without], tmp_path, sites=["letters"])
+    assert after == cleaned([of_host(texts)], tmp_path)[0] != texts
+    assert report.counts["documents_cut"] == 6
+
+
+def test_a_line_of_a_part_of_the_pages_is_no_frame(tmp_path: Path) -> None:
+    texts = [
+        f"Veileder {i} om noe eget.\n\n{'Del på e-post | Skriv ut | Til toppen' if i % 4 else f'Ende {i}'}" for i in range(40)
+    ]
+    assert cleaned([of_host(texts)], tmp_path)[0] == texts
+    assert cleaned([of_host(texts)], tmp_path, min_share=0.5)[0] != texts
+
+
+OUTCOMES = [
+    "Konklusjon\nKlagen tas ikke til følge.",
+    "Vedtaket stadfestes.",
+    "Nemnda sitt vedtak:\n\nKlaga vert ikkje teken til følgje.",
+    "Slutning\n\n«Anken forkastes.»",
+    "KONKLUSJON OG VEDTAK\n\nKLAGEN AVVISES!",
+    "Avgjørelse etter dette: **Søknaden innvilges.**",
+    "Klagen avvises",
+    "Resultat: Avslag, tidligere vedtak",
+    "Fylkesmannen stadfestar vedtaket\nVedtaket kan ikke påklages videre, jf. forvaltningsloven § 28.",
+    "§ 4. Ikrafttredelse\nForskriften trer i kraft straks.",
+    "Med vennlig hilsen\nStatsforvalteren i Storvika",
+    "Venleg helsing\n\nKari Nordmann\nseniorrådgiver, Storvika kommune",
+    "Hilsen oss på Storvika skattekontor",
+]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("frame", ["", "Del på e-post | Skriv ut | Til toppen\n© Storvika kommune"])
+def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(outcome: str, frame: str, tmp_path: Path) -> None:
+    texts = [f"{MENU}\n\nSaken gjelder støy fra skytefelt {i}.\n\n{outcome}\n\n{frame}".strip() for i in range(12)]
+    after, _ = cleaned([of_host(texts)], tmp_path)
+    for i, text in enumerate(after):
+        assert text.startswith(f"Saken gjelder støy fra skytefelt {i}."), "the menu goes"
+        assert text.endswith(outcome), "the frame behind the outcome goes, the outcome stays"
+
+
+def test_how_a_document_begins_is_kept(tmp_path: Path) -> None:
+    ingress = "Med hjemmel i lov om havner har Storvika kommune fastsatt følgende forskrift."
+    texts = [f"{MENU}\n\n{ingress}\n\n§ 1. Om kai {i}." for i in range(6)]
+    assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(MENU).strip() for text in texts]
+
+
+def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Path) -> None:
+    notice = "Vi bruker informasjonskapsler for å telle besøk."
+    ruled = f"{'_' * 40}\nSlik klager du: Skriv til oss innen tre uker."
+    links = f"Del på e-post | Skriv ut | Til toppen\n{notice}\nOrganisasjonsnummer 999 999 941"
+    for foot in (ruled, links):
+        for end in ("Vedtaket stadfestes.", "Klagefrist {}"):
+            texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{end.format(i)}\n\n{foot}" for i in range(6)]
+            assert cleaned([of_host(texts)], tmp_path)[0] == [text.removesuffix(foot).strip() for text in texts]
+    texts = [f"Om noe eget, {i}.\n\nVedtaket stadfestes.\n\n{notice}" for i in range(6)]
+    assert cleaned([of_host(texts)], tmp_path)[0] == texts, "nothing parts the notice from the body"
+
+
+def test_lines_cut_are_noted_with_counts_and_an_example(tmp_path: Path) -> None:
+    _, report = cleaned([list(pages(6))], tmp_path)
+    cuts = {cut.text: cut for cut in report.cuts.values()}
+    assert {line for part in (MENU, FOOTER) for line in part.split("\n") if line} == set(cuts)
+    for cut in cuts.values():
+        assert (cut.source, cut.reason, cut.documents, cut.example) == (
+            "letters",
+            "frame of letters storvika.example",
+            6,
+            "page-0",
+        )
+    assert report.counts["lines_cut"] == sum(cut.documents for cut in cuts.values())
+
+
+@pytest.mark.parametrize("name", ["outcome-lines.jsonl", "act-titles.jsonl"])
+@pytest.mark.parametrize("url", ["", "https://nemnda.example/sak/"])
+def test_real_forms_are_kept_whole(name: str, url: str, tmp_path: Path) -> None:
+    path = CASES / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    made = [document(r["text"], r["id"], url=url and url + r["id"]) for r in records]
+    texts = [d.text for d in made]
+    after, report = cleaned([made], tmp_path, min_documents=2, min_share=0.3, sites=["letters"])
+    assert (after, report.counts) == (texts, {})
 
 
 def test_laws_are_left_alone(tmp_path: Path) -> None:
-    laws = [document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nDenne loven trer i kraft straks.", str(i)) for i in range(9)]
+    laws = [document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example") for i in range(9)]
     texts = [d.text for d in laws]
     assert run([laws], tmp_path, config(reader="lovdata"))[0] == texts
 
 
 def test_an_address_that_is_none_is_of_no_site() -> None:
-    assert boilerplate.site_of(document("Tekst.", "a", url="http://[foo]/x")) == boilerplate.site_of(document("Tekst.", "b"))
+    for url in ("http://[foo]/x", "storvika.example/side", "file:///a/b", ""):
+        assert boilerplate.site_of(document("Tekst.", "a", url=url), config()) is None
+    assert boilerplate.site_of(document("Tekst.", "a", url="https://www.B.example:80/x"), config()) == "letters b.example"
+
+
+@pytest.mark.parametrize(
+    ("source", "reader", "fault"),
+    [
+        ("brev", "jsonl", "boilerplate.sites names 'brev': choose among letters"),
+        ("letters", "lovdata", "boilerplate.sites names 'letters', whose reader lovdata is not in boilerplate.readers"),
+    ],
+)
+def test_a_site_that_would_be_ignored_is_refused(source: str, reader: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        config(reader=reader, boilerplate=BoilerplateConfig(sites=[source]))

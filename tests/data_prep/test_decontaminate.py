@@ -79,6 +79,17 @@ def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
     assert list(texts(str(folder))) == [*expected, *["fem", "seks", "sju"] * 2]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_cell_of_a_set_is_one_text_whatever_parts_the_columns(tmp_path: Path, separator: str) -> None:
+    """Cut at its commas, each piece would have fewer words than are looked for."""
+    cell = "Når, på hvilken måte, og av hvem, skal vedtaket, som er enkelt, påklages?"
+    quoted = f'"{cell}"' if separator == "," else cell
+    (tmp_path / "a.csv").write_text(f"nr{separator}tekst\n1{separator}{quoted}\n")
+    assert cell in list(texts(str(tmp_path)))
+    kept, _ = run([document(f"{OURS} {cell}")], tmp_path / "a.csv")
+    assert not kept
+
+
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, "\udcff"])
 def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(body.encode("utf-8", "surrogateescape"))

@@ -42,6 +42,20 @@ def test_a_document_is_found_by_the_ids_of_its_repetitions_and_rows(seen: Inspec
         assert seen.trace(source, id) == seen.trace(source, name)
 
 
+def test_lines_that_were_cut_are_listed_with_counts_and_an_example(folder: Path, seen: Inspection) -> None:
+    cuts = seen.cuts("guidance storvika.example.no")
+    menu = next(cut for _, cut in cuts if cut.text.startswith("Hjem | Tjenester"))
+    assert (menu.source, menu.documents, menu.example) == ("guidance", 4, "veileder-027")
+    assert {(stage, cut.source) for stage, cut in seen.cuts()} == {("boilerplate", "guidance"), ("boilerplate", "letters")}
+    info = next(stage for stage in seen.corpus.manifest.stages if stage.name == "boilerplate")
+    assert sum(cut.documents for _, cut in seen.cuts("boilerplate")) == info.counts["lines_cut"]
+    card = (folder / CARD).read_text()
+    assert f"lines_cut {info.counts['lines_cut']}" in card
+    assert not [cut.text for _, cut in seen.cuts() if cut.text in card]
+    with pytest.raises(ValueError, match="nothing was cut for 'minutes'"):
+        seen.cuts("minutes")
+
+
 def test_what_was_dropped_says_where_and_why(seen: Inspection) -> None:
     (last,) = seen.trace("guidance", "veileder-032")[-1:]
     assert (last.stage, last.outcome) == ("language", "dropped")
@@ -103,6 +117,14 @@ def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp
     assert said(folder.name, "--corpora-dir", str(folder.parent), "veileder-032").count("dropped: language_eng") == 1
     assert "targets" in said(str(folder), "brev-045", "--tokens")
     assert "exact_duplicate (same text as" in said(str(folder), "--dropped", "exact_duplicate")
+    listed = said(str(folder), "--cut", "--sample", "2")
+    assert "boilerplate: guidance: frame of guidance storvika.example.no" in listed
+    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" not in listed, (
+        "only two lines of each site are asked for"
+    )
+    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" in said(str(folder), "--cut", "guidance")
+    assert "letters/" not in said(str(folder), "--cut", "guidance")
+    assert said(str(folder), "--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
     assert "█" in said(str(folder), "--lengths")
     assert str(tmp_path / "a.png") in said(str(folder), "--picture", str(tmp_path / "a.png"))
     assert said(str(folder), "none-such").startswith("2 error: no document 'none-such'")

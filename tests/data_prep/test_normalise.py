@@ -1,4 +1,4 @@
-"""Normalising: what it mends, what it leaves, and that twice is once."""
+"""Normalising: what it mends, what it leaves and counts, and that twice is once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import mojibake, verbatim
+from data_prep.document import Turn
 from data_prep.stages import normalise as stage
 from data_prep.stages.normalise import normalise, repair
+from tests.data_prep.documents import config, document, through
 
-NASTY = ["Ã¸", "Ã¥", "&amp;", "&lt;", "a", "-", "\n", " ", "\u00ad", "\ufffe", "é", "e\u0301", "\x00", "\t", "§", "1", "«", "â€™",
-         "å", "»", "–", "\u200b", "\r", "ﬁ", "og", "A", "Â", "\x85", "&#229;", "\ufeff", "|", "\f", "\u2028"]  # fmt: skip
+NASTY = [
+    *re.findall(
+        r"\S+", "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// www. http 👩 amp; Ã oslash;"
+    ),
+    *"\n \u00ad\ufffe\x00\t\u200b\r\x85\ufeff\f\u2028\u200d\x92\ud83d",
+    "```\n",
+    "\n\n    ",
+]
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
@@ -21,22 +30,25 @@ def test_twice_is_once(clean: object) -> None:
     assert callable(clean)
     rng = random.Random(1)
     for _ in range(5000):
-        once = clean("".join(rng.choices(NASTY, k=rng.randint(1, 14))))
+        text = "".join(rng.choices(NASTY, k=rng.randint(1, 14)))
+        assert "".join(verbatim.split(text)) == text
+        once = clean(text)
         assert clean(once) == once
 
 
-def test_plain_text_is_what_ftfy_would_not_change() -> None:
-    """The short cut past ftfy gives what ftfy gives: of every text it takes for plain, drawn from the letters it knows."""
+def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the letters it knows."""
     known = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
     odd = [letter for letter in known if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
-    plain = 0
-    for _ in range(20_000):
-        text = "".join(rng.choices(odd, k=rng.randint(1, 8)))
-        if stage._is_plain(text):
-            plain += 1
-            assert stage._mended(text) == text
-    assert plain > 1000
+    drawn = ["".join(rng.choices(odd, k=rng.randint(1, 8))) for _ in range(20_000)]
+    plain = [text for text in drawn if stage._is_plain(text)]
+    assert len(plain) > 1000
+    monkeypatch.setattr(stage, "_is_plain", lambda text: False)
+    rules = stage.Rules()
+    for text in plain:
+        assert stage._mend_prose(stage._mend_signs(text, rules), rules) == text
+    assert not rules.changes
 
 
 @pytest.mark.parametrize(
@@ -95,3 +107,159 @@ def test_typography_stays_and_noise_goes() -> None:
     assert normalise("«Vedtak» – § 3, jf. ‘a’…") == "«Vedtak» – § 3, jf. ‘a’…"
     assert normalise("a\u00a0 b \t c\r\n\r\n\r\n\r\nd\ufeff\x00") == "a b c\n\nd"
     assert normalise("SÃ¸knad om a\u030a") == "Søknad om å"
+
+
+BROKEN = [
+    ("«Vi mÃ¥ fÃ¥»", "«Vi må få»"),
+    ("“NÃ¥ er det Ã¸st – Ã…lesund”", "“Nå er det øst – Ålesund”"),
+    ("§ 3: kommunenÂ\u00a0skal sørge for bÃ¥de a og b", "§ 3: kommunen skal sørge for både a og b"),
+    ("Det er viktig Ã¥ lese", "Det er viktig å lese"),
+    ("komitÃ©», FÃ˜RST, BÃ…T og PÃ… i «Ã…S»", "komité», FØRST, BÅT og PÅ i «ÅS»"),
+    ("åpent – men stengt pÃ¥ sÃ¸ndager", "åpent – men stengt på søndager"),
+    ("Han sa â€œneiâ€\x9d og «jÃ¸ss»", "Han sa “nei” og «jøss»"),
+    ("20Â°C «ute», Â§ 4 og 2â‚¬", "20°C «ute», § 4 og 2€"),
+    ("ÄŒÃ¡hci â€“ sÃ¡megiella, Å¡iehtÃ¡ «Å¡»", "Čáhci – sámegiella, šiehtá «š»"),
+    ("sÃƒÂ¸knad «dobbelt»", "søknad «dobbelt»"),
+    ("Ã\x85lesund og l\x92amour \x96 «nær»", "Ålesund og l’amour – «nær»"),
+    ("ok ðŸ˜€ «bÃ¥t»", "ok 😀 «båt»"),
+    ("s√∏knad p√• br√∏d", "søknad på brød"),
+    ("forste\x0bandre\r\ntredje", "forste\nandre\ntredje"),
+]
+
+
+@pytest.mark.parametrize("clean", [normalise, repair])
+@pytest.mark.parametrize(("broken", "whole"), BROKEN)
+def test_letters_of_a_wrong_encoding_are_mended_beside_those_that_are_right(broken: str, whole: str, clean: object) -> None:
+    assert callable(clean)
+    assert clean(broken).replace("\u00a0", " ") == whole
+
+
+RIGHT = [
+    "«PÅ» og «BLÅ», HVA ER «Å»?",
+    "«på»… IDÉ»… og 5 Å², 3 Å³, Ø²",
+    "A IRMÃ» e a MAÇû… SÃO PAULO, AMANHû. «Ã» e «Â»",
+    "DÉJÀ VU, FRANÇAIS, «Â», l’ÎLE, ROMÂNIA, Ærø, Øst°",
+    "Čáhci, đ, ŋ, Ŧ: «Š» – ČŠŽ",
+    "Ísland: ÞAÐ, Ð»",
+    "Привет, Ελληνικά, عربى, 日本語！",
+    "a⁄b ≈ √2 ± 1 ∂x, ├── mappe",
+    "👩‍⚕️ 👨‍👩‍👧 🇳🇴 1️⃣ 👍🏽 🏴󠁧󠁢󠁷󠁬󠁳󠁿 ❤️‍🔥",
+    "می‌خواهم क्‍ष",
+    "Tegnet Ã¸ vises der ø skulle stått",
+]
+
+
+@pytest.mark.parametrize("clean", [normalise, repair])
+@pytest.mark.parametrize("text", RIGHT)
+def test_text_that_is_right_stays(text: str, clean: object) -> None:
+    assert callable(clean)
+    assert clean(text) == text
+
+
+def test_real_text_that_is_right_keeps_its_letters(real_corpora: Path) -> None:
+    read = 0
+    for path in sorted(real_corpora.rglob("*")):
+        if path.suffix in (".md", ".txt", ".xml", ".jsonl", ".json", ".csv", ".conllu"):
+            text = path.read_bytes()[:400_000].decode("utf-8", "ignore")
+            assert mojibake.repair(text) == text, path
+            read += 1
+    assert read > 400
+
+
+VERBATIM = [
+    "`&lt;strong&gt;`",
+    "`&amp;nbsp;` og ``a `&nbsp;` b``",
+    "`a  b\u00a0c\u00ad`",
+    "`e\u0301 ﬁ ＡＢ`",
+    "https://a.example/?a=1&amp;b=2&copy;=3",
+    "https://a.example/en-sti\u200b/ﬁl",
+    "www.a.example/e\u0301",
+    "```html\n<p>  &aring;&nbsp;\n\n\n\n    kom-\nmune\u200b</p>\t\n```",
+    "~~~\n  &lt;\n~~~",
+    "    if (a &lt; b) {\n        return  &quot;&quot;;\n    }",
+]
+
+
+@pytest.mark.parametrize("code", VERBATIM)
+def test_code_and_urls_keep_what_was_written(code: str) -> None:
+    assert normalise(f"For  &aring;pen:\n\n{code}\n\net  kom-\nmune") == f"For åpen:\n\n{code}\n\net kommune"
+    if "\n" not in code:
+        assert normalise(f"For  &aring;pen {code} et  kom-\nmune.") == f"For åpen {code} et kommune."
+    assert normalise(code) == code
+
+
+def test_code_that_does_not_end_runs_to_the_end() -> None:
+    assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
+    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is no code"
+
+
+def test_code_about_broken_letters_is_no_broken_letter() -> None:
+    about = 'Skriv `bokmÃ¥l` som det er:\n\n```\nfix("bÃ¥t")\n```'
+    assert normalise(about) == repair(about) == about
+    assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), "all of it was read with the wrong encoding"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Skriv &lt;strong&gt; og &amp;nbsp;, `&lt;i&gt;` og R&amp;D.",
+        "1\u00a0000\u00a0kr, or\u00addeling, e\u0301, ﬁn, ＡＢ, a\u200bb, می‌خواهم",
+        "Legen (👩‍⚕️) kan hjelpe 👨‍👩‍👧.",
+        "- a\n    - b  \n\n\n\n\tc\n| x  | y |",
+        "    innrykk\nsiste-\nlinje",
+        "https://a.example/?a=1&amp;b=2",
+    ],
+)
+def test_conversations_keep_what_was_written(said: str) -> None:
+    chat = document("", turns=[Turn(role="user", content="Hei", target=False), Turn(role="assistant", content=said, target=True)])
+    (kept,), report = through(stage, [chat], config("chat"))
+    assert kept.turns[1].content == said
+    assert not +report.counts
+
+
+def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_them() -> None:
+    assert normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;") == "Søknad & vedtak fra «R&D» å"
+    assert normalise("s&amp;oslash;knad") == "søknad", "surely escaped twice"
+    for about in ("Skriv &amp;lt; for mindre enn.", "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.", "a < b &amp; c"):
+        assert normalise(about) == about
+    page = "Et hardt mellomrom skrives &nbsp;, og R&amp;D og s&oslash;knad er feil."
+    (kept,), report = through(stage, [document(page, title="A &amp; B")], config("markdown"))
+    assert kept.text == "Et hardt mellomrom skrives &nbsp;, og R&D og søknad er feil."
+    assert report.counts["entities_decoded"] == 1
+
+
+def test_joiners_without_a_meaning_and_other_noise_go() -> None:
+    assert normalise("a\u200db\u200cc\u200b d\u2060e 👩\u200d \u200d👩") == "abc de 👩 👩"
+    assert normalise("eﬀekt ＡＢＣ ko\u00admune a\u030a") == "effekt ABC komune å"
+
+
+def test_each_kind_of_change_is_counted_by_documents() -> None:
+    texts = {
+        "mojibake_repaired": "Vi mÃ¥ fÃ¥",
+        "control_characters_removed": "a\x00b \x1b[31mc",
+        "line_breaks_replaced": "a\r\nb",
+        "entities_decoded": "R&amp;D &aring;",
+        "letters_composed": "a\u030a",
+        "letter_forms_replaced": "ﬁn",
+        "invisible_removed": "ko\u00admune",
+        "words_joined": "kom-\nmune",
+        "white_space_changed": "a  b",
+    }
+    documents = [document(text, kind) for kind, text in texts.items()]
+    _, report = through(stage, [*documents, document("Helt vanlig tekst – «ja».", "plain")], config())
+    assert report.counts == {**dict.fromkeys(texts, 1), "changed": len(texts)}
+
+
+def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
+    chat = document("", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)])
+    (kept,), report = through(stage, [chat], config("chat"))
+    assert kept.turns[0].content == "    def f():\n        pass"
+    assert report.counts["white_space_changed"] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["```\n" * 30_000, "~~~\n~~~~\n" * 20_000, "`a" * 60_000, "Ã¥Â" * 40_000, "&lt;a" * 40_000, "\n\n    a" * 20_000]
+)
+def test_code_and_broken_letters_are_found_in_linear_time(text: str) -> None:
+    verbatim.spans(text)
+    normalise(text)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import pipeline
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import BoilerplateConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.stage_files import StageFolder
@@ -26,7 +26,13 @@ def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
     sources = {name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0") for name in JSONL}
     sources["laws"] = SourceConfig(reader="lovdata", path=str(SAMPLE / "laws"), license="NLOD-2.0")
     sources["consultation_replies"] = SourceConfig(reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0")
-    settings = {"split": SplitConfig(validation_share=0.15, seed=2), "tokenizer": TokenizerConfig(vocab_size=2000), **changes}
+    chosen = {"boilerplate": BoilerplateConfig(min_documents=3)}  # as conf/corpus/sample.yaml
+    settings = {
+        **chosen,
+        "split": SplitConfig(validation_share=0.15, seed=2),
+        "tokenizer": TokenizerConfig(vocab_size=2000),
+        **changes,
+    }
     return PrepareConfig(corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings))  # type: ignore[arg-type]
 
 
@@ -71,6 +77,15 @@ def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared:
     for name, reason in planted.items():
         assert any(name in pair and reason == found for pair, found in pairs), name
     assert {drop.id: drop.reason for drop in dropped if "duplicate" not in drop.reason} == expected
+
+
+def test_planted_frames_are_cut_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
+    before, after = text_after(prepared, "normalise"), text_after(prepared, "boilerplate")
+    changed = {name for name in before if before[name]["text"] != after[name]["text"]}
+    assert changed == {r["id"] for r in raw() if r["planted"] == "boilerplate" and "url" in r}
+    for name in changed:
+        assert "Informasjonskapsler" not in after[name]["text"]
+        assert len(after[name]["text"]) > 150
 
 
 def test_written_standards_are_told_apart(prepared: pipeline.Prepared) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +37,23 @@ def test_dates(claim: object, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("claim", "expected"),
-    [("nb", "nob"), ("no", "nob"), ("NN", "nno"), ("nn-NO", "nno"), ("en_GB", "eng"), ("se", "sme"), ("fr", ""), (None, "")],
+    [
+        ("nb", "nob"),
+        ("no", "nob"),
+        ("NN", "nno"),
+        ("nn-NO", "nno"),
+        ("en_GB", "eng"),
+        ("se", "sme"),
+        ("fr", "fra"),
+        (None, ""),
+        ("pl", "pol"),
+        ("UKR", "ukr"),
+        ("ar-SY", "ara"),
+        ("ger", "deu"),
+        ("zh_Hans", "zho"),
+        ("smj", "smj"),
+        ("klingon", ""),
+    ],
 )
 def test_languages(claim: object, expected: str) -> None:
     assert claims.language(claim) == expected
@@ -85,6 +102,68 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     (law,) = read("lovdata", tmp_path)[0]
     assert "Vedlegg\n\n1. Reagens" in law.text
     assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), "in a consolidated act it is not yet in force"
+    assert "skal lyde" not in law.text, "it would introduce nothing"
+
+
+FUTURE = '<article class="futureLegalArticle"><span class="futureLegalArticleHeader">§ {n}</span><p>Ikkje i kraft.</p></article>'
+F = FUTURE.format(n=7)
+TITLE = '<span class="futuretitle">Kapittel 4. Ikkje i kraft</span>'
+
+
+def lead(text: str, kind: str = "defaultP") -> str:
+    return f'<article class="{kind}">{text}</article>'
+
+
+def change(*parts: str) -> str:
+    return f'<article class="change">{"".join(parts)}</article>'
+
+
+def items(*texts: str) -> str:
+    return "<ul>" + "".join(f'<li data-name="{n}."><article>{text}</article></li>' for n, text in enumerate(texts, 1)) + "</ul>"
+
+
+SEVERAL = lead("I lov 3. mai 2001 nr. 7 om elvar blir det gjort følgjande endringar:", "legalP")
+KEPT = change(lead("§ 9 andre ledd skal lyde:"), lead("Ny tekst som gjeld.", "legalP"))
+
+
+@pytest.mark.parametrize(
+    ("markup", "left"),
+    [
+        (change(lead("§ 7 skal lyde:"), F), []),
+        (change(lead("Nytt kapittel 4 skal lyde:"), TITLE, F, F), []),
+        (change(lead("§ 7 skal lyde"), F), []),
+        (change("§ 7 skal lyde:", F), []),
+        (change("§ 7 skal lyde:", F, "§ 8 skal lyde:", F, "Noko anna."), ["Noko anna."]),
+        (lead("§ 7 skal lyde:") + F + lead("§ 8 skal lyde:") + F + lead("Slutt."), ["Slutt."]),
+        (lead("§ 7 skal lyde:" + F), []),
+        (lead("Ein setning.") + F, ["Ein setning."]),
+        (SEVERAL + change(lead("§ 7 skal lyde:"), F), []),
+        (SEVERAL + change(lead("§ 7 skal lyde:"), F) + KEPT, [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (SEVERAL + KEPT + change(lead("§ 7 skal lyde:"), F), [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (SEVERAL + lead("§ 7 skal lyde:") + F + SEVERAL.replace("elvar", "vatn") + KEPT,
+         [SEVERAL.replace("elvar", "vatn"), "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (f'<article class="document-change">{SEVERAL}{change(lead("§ 7 skal lyde:"), F)}</article>', []),
+        (items(lead("§ 7 skal lyde:") + F, "Står."), ["2. Står."]),
+        (items("Står.", "§ 7 skal lyde:") + F, ["1. Står."]),
+        (lead("§ 7 skal lyde:") + '<sup class="footnotereference">1</sup>' + F, []),
+        (KEPT, ["§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        ("<h3>Endringar i andre lover:</h3>" + change(lead("§ 7 skal lyde:"), F), ["Endringar i andre lover:"]),
+    ],
+)  # fmt: skip
+def test_what_introduces_a_provision_not_in_force_goes_with_it(tmp_path: Path, markup: str, left: list[str]) -> None:
+    whole = LAW.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
+    (tmp_path / "nl-1.xml").write_text(whole)
+    (law,), report = read("lovdata", tmp_path)
+    expected = [re.sub("<[^>]+>", "", part) for part in left]
+    found = law.text.partition("Sluttføresegner")[2].split("\n")
+    assert [line for line in found if line] == expected
+    assert report.counts["provisions_not_in_force"] == markup.count("futureLegalArticle") // 2 + markup.count("futuretitle")
+    assert bool(report.counts["lead_ins_left_out"]) == ("skal lyde" in markup and F in markup)
+    (tmp_path / "nl-1.xml").write_text(whole.replace("NL/lov", "LTI/lov"))
+    (law,), report = read("lovdata", tmp_path)
+    lost = [text for text in re.sub("<[^>]+>", "\n", markup).split("\n") if text.strip() and text not in law.text]
+    assert not lost
+    assert not report.counts["provisions_not_in_force"]
 
 
 def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> None:
@@ -452,6 +531,82 @@ def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None
     assert report.counts["without_public_titles"] == 1
 
 
+HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato>
+<journalSluttDato>2021-12-31</journalSluttDato>
+<seleksjon>HEMMELIG utvalg</seleksjon><antallJournalposter>{count}</antallJournalposter><arkivskaper>
+<arkivskaperID>958</arkivskaperID>
+<arkivskaperNavn>Eksempel kommune</arkivskaperNavn></arkivskaper></journalhode>"""
+ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID><tittel>HEMMELIG Person</tittel>{class_shield}</klasse>
+<saksmappe><saksaar>2021</saksaar><sakssekvensnummer>{case}</sakssekvensnummer>{case_title}
+<offentligTittel>{public_case}</offentligTittel>
+{case_shield}<administrativEnhet>Plan</administrativEnhet><saksansvarlig>HEMMELIG ansvarlig</saksansvarlig></saksmappe>
+<journalpost><systemID>{id}</systemID><journalaar>2021</journalaar><journalsekvensnummer>7</journalsekvensnummer>
+<journalpostnummer>{number}</journalpostnummer>{title}<offentligTittel>{public}</offentligTittel>{metadata}
+<journaldato>2021-03-02</journaldato>{date}<administrativEnhet>Plan</administrativEnhet><saksbehandler>HEMMELIG</saksbehandler>
+{shield}<korrespondansepart><korrespondanseparttype>Avsender</korrespondanseparttype>
+<korrespondansepartNavn>HEMMELIG navn</korrespondansepartNavn>{party_shield}</korrespondansepart></journalpost>
+</journalregistrering>"""
+
+
+def journal(kind: str, version: str = "5") -> str:
+    """Three entries of two cases, in the form of the schemas: the public journal has no `tittel` but a class' own."""
+    running = kind == "loependeJournal"
+    hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
+    common = {
+        "class_shield": hidden if running else "", "case_title": "<tittel>HEMMELIG sak</tittel>" if running else "",
+        "title": "<tittel>HEMMELIG post</tittel>" if running else "", "party_shield": hidden if running else "",
+        "case_shield": hidden if running else "",
+    }  # fmt: skip
+    degree = "<grad>HEMMELIG</grad>" if version == "5" else "<gradering>HEMMELIG</gradering>"
+    law = "<skjermingshjemmel>Offl. § 13</skjermingshjemmel>"
+    shield = f"<tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon>{degree}{law}"
+    rows = [
+        ROW.format(case=44, public_case="Klage på vedtak", id="jp-1", number=1, public="Klage", metadata=hidden,
+                   date="<dokumentetsDato>2021-02-27</dokumentetsDato>", shield=shield, **common),
+        ROW.format(case=45, public_case="Ny vei", id="jp-2", number=1, public="Kart", metadata="", date="", shield="", **common),
+        ROW.format(case=44, public_case="Klage på vedtak", id="jp-3", number=2, public="Svar", metadata="", date="", shield="",
+                   **common),
+    ]  # fmt: skip
+    space = f"http://www.arkivverket.no/standarder/noark5/{kind}"
+    body = HEAD.format(count=3) + "".join(rows)
+    return f'<?xml version="1.0" encoding="utf-8"?><{kind} xmlns="{space}">{body}</{kind}>'
+
+
+@pytest.mark.parametrize("version", ["3", "5"])
+@pytest.mark.parametrize("kind", ["offentligJournal", "loependeJournal"])
+def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withheld(
+    tmp_path: Path, kind: str, version: str
+) -> None:
+    (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
+    documents, report = read("einnsyn", tmp_path)
+    assert texts(documents) == [
+        "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\nUnntatt offentlighet: Offl. § 13\n\n"
+        "Journalpost 2 (2021-03-02): Svar",
+        "Sak 2021/45: Ny vei\nPlan\n\nJournalpost 1 (2021-03-02): Kart",
+    ]
+    assert "HEMMELIG" not in str(documents)
+    assert [(d.group, d.title, d.date) for d in documents] == [
+        ("958:2021/44", "Klage på vedtak", "2021"), ("958:2021/45", "Ny vei", "2021"),
+    ]  # fmt: skip
+    assert not report.broken
+
+
+def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_ones(tmp_path: Path) -> None:
+    bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
+    (tmp_path / "a.xml").write_text(bare)
+    (tmp_path / "b.xml").write_text(re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal")))
+    documents, report = read("einnsyn", tmp_path)
+    assert [d.title for d in documents] == ["Klage på vedtak"]
+    assert "HEMMELIG" not in str(documents)
+    assert report.counts["without_public_titles"] == 3
+
+
+def test_a_case_that_is_named_in_one_row_alone_has_its_name(tmp_path: Path) -> None:
+    text = journal("offentligJournal").replace("<offentligTittel>Klage på vedtak</offentligTittel>", "", 1)
+    (tmp_path / "a.xml").write_text(text)
+    assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
+
+
 # too deep for one of json.loads and what goes through its result
 DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 
@@ -496,6 +651,8 @@ SHAPES: dict[str, tuple[str, bytes]] = {
     "debate": ("parlamint", TEI.format(seg=WORDS).encode()),
     "publication": ("regjeringen", XHTML.encode()),
     "journal": ("einnsyn", NOARK.encode()),
+    "public journal": ("einnsyn", journal("offentligJournal").encode()),
+    "running journal": ("einnsyn", journal("loependeJournal").encode()),
     "JSON-LD": ("einnsyn", json.dumps({"@graph": GRAPH}).encode()),
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.document import Report
 from data_prep.sources import markdown, markup, pdf
+from data_prep.sources.pdf_layout import Line, Page
 from tests.data_prep.reading import faults, read
 
 # --- web pages ------------------------------------------------------------------------------------------------------------------
@@ -134,6 +135,46 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("| A | B |\n|---|---|\n| <ul><li>en</li><li>to</li></ul> | x |", "| A | B |\n|---|---|\n| • en • to | x |"),
+        ("| A |\n|---|\n| <p>en</p><p>to</p> |", "| A |\n|---|\n| en to |"),
+        ("<p>Ein.</p><p>To.</p>", "Ein.\nTo."),
+        ("<ul><li>ein</li><li>to</li></ul>", "- ein\n- to"),
+        ("<table><tr><td>Ein</td><td>To</td></tr><tr><td>Tre</td><td>Fire</td></tr></table>", "Ein | To\nTre | Fire"),
+        ("<dl><dt>Frist</dt><dd>1. mars</dd></dl>", "Frist\n1. mars"),
+        ("<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>", "Fakta\nVedteke i 2012."),
+        ("<details><summary>Meir</summary>Gøymd.</details>", "Meir\nGøymd."),
+        ("{{% notice info %}}\nViktig.\n{{% /notice %}}", "Viktig."),
+        ('{{< figure src="a.png" caption="Kart over vegen" >}}', "Kart over vegen"),
+        ('{{<alert title="Obs!">}}Viktig.{{</alert>}}', "Obs! Viktig."),
+        ("{% include callout.html content='Vi flyttar.' %}", "Vi flyttar."),
+        ('{% hint style="info" %}\nHugs dette.\n{% endhint %}', "Hugs dette."),
+        ("{% raw %}Skriv {{ namn }} her.{% endraw %}", "Skriv {{ namn }} her."),
+        ("Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig.", "Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig."),
+        ("Tekst.\n\n[viktig]: dette er inga lenkje", "Tekst.\n\n[viktig]: dette er inga lenkje"),
+        ("Tekst [her][r].\n\n[r]: https://lov.no 'Lova'", "Tekst her."),
+        ('<img src="a.png" alt="Kart over hamna">', "Kart over hamna"),
+        ('!!! note "Merk"\n    Dette er\n    viktig.', '!!! note "Merk"\n    Dette er viktig.'),
+        ("Skriv <namn> og trykk <Ctrl>, der a < b.", "Skriv <namn> og trykk <Ctrl>, der a < b."),
+    ],
+)
+def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -> None:
+    assert markdown.reduce(source, Report())[0] == expected
+
+
+def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(
+        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\nVi har {{ antal }} saker, [sjå]({{site.url}}/x)."
+    )
+    (tmp_path / "b.md").write_text('+++\ntitle = "Fjell"\ndate = 2020-01-02\n+++\n\nTekst.')
+    documents, report = read("markdown", tmp_path)
+    assert documents[0].text == "# Hent person\n\n| Term | Hent person |\n\nVi har  saker, sjå."
+    assert report.counts["template_values_left_out"] == 1
+    assert (documents[1].text, documents[1].date) == ("# Fjell\n\nTekst.", "2020-01-02")
+
+
 def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Min tittel\n\nTekst.")
     (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")
@@ -147,18 +188,19 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
     "opening",
     [
         " ", "`", "{%highlight %}", '{% include content="', "{{ ", "![a", "[[a]", "<http://", "<code>", "<script ", "{:",
-        "[a](b){", "<!--", "ord\n",
+        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td", "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
+        "+++\n",
     ],
 )  # fmt: skip
 def test_no_page_of_markdown_takes_forever(opening: str) -> None:
     """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
-    text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b")
+    text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 
 
 def test_front_matter_and_fences_do_not_take_forever() -> None:
-    assert markdown.reduce("---\na: x" + " " * 200_000 + "x\n---\n")[1]["a"].endswith("x")
-    assert markdown.reduce("`" * 100_000 + "a" * 100_000)[0].endswith("a")
+    assert markdown.reduce("---\na: x" + " " * 200_000 + "x\n---\n", Report())[1]["a"].endswith("x")
+    assert markdown.reduce("`" * 100_000 + "a" * 100_000, Report())[0].endswith("a")
 
 
 def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path) -> None:
@@ -176,8 +218,9 @@ def test_a_declaration_of_markup_does_not_take_forever() -> None:
 # --- PDF ------------------------------------------------------------------------------------------------------------------------
 
 
-def page(*lines: str) -> str:
-    return "\r\n".join(lines)
+def page(*lines: str) -> Page:
+    """A page whose lines have no known places."""
+    return Page([Line(line) for line in lines])
 
 
 def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
@@ -213,7 +256,7 @@ def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> 
 @pytest.mark.parametrize("line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000])
 def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
     """Guards against rules in quadratic time."""
-    assert pdf.running_text([line]).startswith(line[0])
+    assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:

@@ -3,7 +3,9 @@ treebanks. All documents here are invented, in the exact format of the source.""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -364,6 +366,79 @@ def test_a_stray_byte_and_a_stray_nul_of_a_table_are_counted(tmp_path: Path) -> 
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["Vedtak på Ås er fattet."]
     assert (report.counts["decoded_as_cp1252"], report.counts["nul_bytes_removed"]) == (1, 1)
+
+
+SUMS = [
+    {"nr": "1", "tekst": 'Kommunen sa "nei", og vi klaget; så ja.', "sum": "1,5"},
+    {"nr": "2", "tekst": "Første linje,\nandre; linje\tmed | strek.", "sum": "2 300,75"},
+    {"nr": "3", "tekst": "Ås, Bø; Å", "sum": "0,1"},
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("ending", ["\r\n", "\n"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_the_separator_of_a_table_is_found(tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any) -> None:
+    """Texts hold all of them, and sums have decimal commas, as Excel writes them in Norway."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(SUMS[0]), delimiter=separator, quoting=quoting, lineterminator=ending)
+    writer.writeheader()
+    writer.writerows(SUMS)
+    (tmp_path / "a.csv").write_bytes(file.getvalue().encode(encoding))
+    documents, report = read("table", tmp_path, fields={"text": "tekst", "id": "nr"})
+    assert texts(documents) == [row["tekst"] for row in SUMS]
+    assert [d.id for d in documents] == ["1", "2", "3"]
+    assert not report.broken
+    name = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}[separator]
+    assert {key: count for key, count in report.counts.items() if key.startswith("separator_")} == {f"separator_{name}": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "separator"),
+    [
+        ("sep=;\nid;text\n1;Ja, nei\n", ["Ja, nei"], "semicolon"),
+        ('"sep=|"\r\nid|text\r\n1|Ja; nei\r\n', ["Ja; nei"], "pipe"),
+        ("SEP=#\nid#text\n1#Ja\n", ["Ja"], "other"),
+        ("id;text\n", [], "semicolon"),
+        ("text\nJa, nei; kanskje\n\nNei | ja\n", ["Ja, nei; kanskje", "Nei | ja"], "none"),
+        ('text\n"Ja, ""nei""\nog ja"\n', ['Ja, "nei"\nog ja'], "none"),
+        ("navn, fornavn;sum;text\nA, B;1,5;Ja\nC, D;2,5;Nei\n", ["Ja", "Nei"], "semicolon"),
+        ("id,text\n1,Ja; nei; ja; nei\n2,Ja; ja; ja; ja\n", ["Ja; nei; ja; nei", "Ja; ja; ja; ja"], "comma"),
+        ("id; text ;x\n1;Ja;\n", ["Ja"], "semicolon"),
+        ("\n\nid;text\n1;Ja\n", ["Ja"], "semicolon"),
+        ("id;text\n1;Ja;;\n2;Nei\n", ["Ja", "Nei"], "semicolon"),
+        ("id;text\r1;Ja\r2;Nei\r", ["Ja", "Nei"], "semicolon"),
+        ("id;text\n" + "".join(f"{n};Sak, {n}\n" for n in range(9000)), [f"Sak, {n}" for n in range(9000)], "semicolon"),
+        ("id;text\n1;" + "Lang, " * 20_000 + "\n", ["Lang, " * 20_000], "semicolon"),
+    ],
+)
+def test_tables_as_they_come_from_spreadsheets(tmp_path: Path, content: str, expected: list[str], separator: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content.encode())
+    documents, report = read("table", tmp_path)
+    assert texts(documents) == expected
+    assert not report.broken
+    assert report.counts[f"separator_{separator}"] == 1
+
+
+def test_rows_that_do_not_fit_a_found_separator_are_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;God, ja.\n2\n3;for;mange\n\n4;God og, ja.\n")
+    documents, report = read("table", tmp_path)
+    assert texts(documents) == ["God, ja.", "God og, ja."]
+    assert [place for place, _ in faults(report)] == ["a.csv:line 3", "a.csv:line 4"]
+
+
+def test_a_separator_that_is_set_is_the_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\nid;a,text\n1;b,Ja\n")
+    documents, report = read("table", tmp_path, options={"delimiter": ","})
+    assert texts(documents) == ["Ja"]
+    assert not [key for key in report.counts if key.startswith("separator_")]
+
+
+def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text;id;text\nEn;1;To\n")
+    with pytest.raises(ValueError, match=r"has two columns 'text': rename"):
+        read("table", tmp_path)
 
 
 def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Path) -> None:

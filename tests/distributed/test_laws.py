@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from finetune import config as configuration
 from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.export import export
 from finetune.run_folder import RunFolder
 from tests.distributed import reference, worker
 from tests.models import LLAMA, LORA
@@ -190,6 +191,22 @@ def test_validation_loss_is_that_of_the_saved_model(
             targets += ids.shape[1] - 1
     assert summary["after"]["tokens"] == targets
     assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
+
+
+@pytest.mark.parametrize("ranks", ["", "-alone"])
+@pytest.mark.parametrize(("kind", "stage"), MATRIX)
+def test_a_checkpoint_as_a_folder_is_the_result_of_its_step_to_the_bit(
+    runs: dict[str, RunFolder], kind: str, stage: int, ranks: str
+) -> None:
+    run = runs[f"{kind}-zero{stage}{ranks}"]
+    folder = export(run, STEPS)
+    result = run.adapter if run.adapter.is_dir() else run.model
+    assert {path.name for path in folder.iterdir()} == {path.name for path in result.iterdir()}
+    for name in ("config.json", "adapter_config.json", "tokenizer.json"):
+        assert not (result / name).is_file() or (folder / name).read_text() == (result / name).read_text()
+    exported, saved = load_file(next(folder.glob("*.safetensors"))), weights(run)
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[key], saved[key]) for key in saved)
 
 
 LONG = 42

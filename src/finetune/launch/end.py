@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from finetune import checkpoint_files, shared_bases
+from finetune.config import RUN_PREFIX, split_step
 from finetune.launch import slurm
 from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE
@@ -71,7 +73,8 @@ def _kill_local(run: RunFolder) -> None:
 
 
 def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
-    """What can go: of completed runs all but their result and their numbers; code that no run's job imports.
+    """What can go: of completed runs all but their result, their best checkpoint and their numbers; code that no
+    run's job imports; merged bases that no run has.
 
     Args:
         failed: whole folders too, of runs that failed, died or were cancelled; not of one that another machine has, unless it
@@ -80,29 +83,53 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
     Yields:
         a file or folder, and its bytes.
     """
+    every = RunFolder.all(runs_dir)
+    bases = {folder for run in every if (folder := _export_used_by(run))}
     for one in observe(runs):
         if one.alive or one.run.elsewhere():
             continue
         with contextlib.suppress(Timeout), one.run.lock:  # held while the caller removes what it is given
             if one.run.state() == one.state:  # else somebody has started it since
-                yield from ((path, _size(path)) for path in _superfluous(one, failed) if path.exists())
-    used = {run.code() for run in RunFolder.all(runs_dir)}
+                yield from ((path, _size(path)) for path in _superfluous(one, failed, bases) if path.exists())
+    used = {run.code() for run in every}
     for folder in sorted((runs_dir / CODE).glob("*")):
         if folder.name not in used:
             yield folder, _size(folder)
+    yield from ((entry, _size(entry)) for entry in shared_bases.find_unused(runs_dir))
 
 
-def _superfluous(one: Observed, failed: bool) -> list[Path]:
+def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
+    """List what a run that has ended needs no more; the best checkpoint and exports that are another run's base stay."""
     run = one.run
+    exports = set(run.path.glob("exports/*"))
     if one.state == "completed":
         merged = [] if run.adapter.is_dir() else [run.path / "merged_base"]  # which adapter_config.json names
-        return [run.checkpoints, *merged, *run.jobs.glob("*.pkl"), *run.jobs.glob("rendezvous-*")]
-    return [run.path] if failed and one.state in ("failed", "dead", "cancelled") else []
+        return [*_checkpoints(run), *sorted(exports - bases), *merged, *run.jobs.glob("*.pkl"), *run.jobs.glob("rendezvous-*")]
+    is_base = bool(exports & bases)
+    return [run.path] if failed and not is_base and one.state in ("failed", "dead", "cancelled") else []
+
+
+def _checkpoints(run: RunFolder) -> list[Path]:
+    """List all checkpoints but the best; their folder if there is no best."""
+    best = checkpoint_files.best(run.checkpoints)
+    return [run.checkpoints] if best is None else sorted(path for path in run.checkpoints.iterdir() if path != best)
+
+
+def _export_used_by(run: RunFolder) -> Path | None:
+    """Return the export that a run's base is, if model.path names a checkpoint of another run."""
+    with contextlib.suppress(ValueError, OSError):
+        config = run.config()
+        name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))
+        if step is not None:
+            return RunFolder.find(name, config.runs_dir).export(step)
+    return None
 
 
 def _size(path: Path) -> int:
+    """Count the bytes that a removal frees: files with other names elsewhere stay."""
     files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    stats = [file.lstat() for file in files if not file.is_dir()]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 def remove(path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import submitit
@@ -26,6 +27,7 @@ from finetune.stop import StopFlag
 SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
 ALL_GPUS = "all"
 MEETING_SECONDS = 600
+COLLECTIVE_MARGIN_MIN = 5  # a collective fails this long after the watchdog, which has ended the job by then
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 logger = logging.getLogger(__name__)
@@ -173,7 +175,8 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
     if world.device.type == "cpu":
         _keep_freed_memory()
     preflight.check_device(config, world)
-    init_distributed(world, _meeting_point(run, environment, config.cluster.master_suffix))
+    meeting_point = _meeting_point(run, environment, config.cluster.master_suffix)
+    init_distributed(world, meeting_point, timedelta(minutes=config.hang_timeout_min + COLLECTIVE_MARGIN_MIN))
     preflight.check_together(run, world)
     with staged(config, run, world) as with_local_corpus:
         state = train(with_local_corpus, run, world, stop)

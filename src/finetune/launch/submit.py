@@ -11,17 +11,21 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from finetune import base
+import numpy as np
+
+from finetune import base, checkpoint_files, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.launch import chain, local, observe, slurm
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.launch.job import lean_imports
 from finetune.run_folder import RunFolder
+from finetune.schedule import describe_leap, num_steps_of
 
 RETRIED = ("failed", "dead", "cancelled", "interrupted", "queued")  # of no live job: then queued is never started
 
@@ -43,6 +47,8 @@ def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolde
     after = _waits_for(frozen, on_slurm)
     for point in _one_of_each_input(frozen):
         base.check_inputs(point, corpus_is_there=after is None)
+        if after is None:
+            rows.check_losses(rows.training_account(base.open_corpus(point), point.data), point.data)
     if after is None:
         _check_models(frozen)
     runs = freeze(frozen, sweep)
@@ -81,11 +87,30 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     _check_inputs(run, config)
     check_no_secrets(config)
     _goes_to_queue(config, 1)
+    for message in _warnings_of_resume(run, config):
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
         temporary = run.path / ".config.yaml.tmp"
         configuration.save(config, temporary)
         os.replace(temporary, run.config_file)
     _start_again([run])
+
+
+def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
+    """Yield what a user may not expect of a run that goes on: steps that are done again, a learning rate that leaps."""
+    newest = next(iter(checkpoint_files.published(run.checkpoints)), None)
+    state = checkpoint_files.read_state(newest) if newest else None
+    if newest is None or state is None:
+        return
+    step, last = checkpoint_files.step_of(newest), run.last_metrics()
+    if run.summary() and step < last.get("step", 0):
+        yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
+    planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
+    plan = next(run.plan.glob("train-*-epoch-000.npy"), None)
+    if planned and plan is not None:
+        num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
+        if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
+            yield message
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
@@ -161,16 +186,15 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _check_models(points: list[TrainConfig]) -> None:
-    """What a base, an adapter and a corpus would refuse of each other. It takes the seconds of importing torch and PEFT, in a
-    process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs more."""
-    on_a_base = {repr((p.data, p.model, p.adapter)): p for p in points if p.model.path}
-    if not on_a_base:
-        return
+    """What a base, an adapter, a tokenizer and a corpus would refuse of each other. It takes the seconds of importing torch and
+    PEFT, in a process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs
+    more."""
+    one_of_each = {repr((p.data, p.model, p.adapter)): p for p in points}
     with (
         contextlib.suppress(BrokenProcessPool),  # killed, for want of memory perhaps: then the job tells
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _keep_quiet) as alone,
     ):
-        alone.submit(_check_on_bases, list(on_a_base.values())).result()
+        alone.submit(_check_each, list(one_of_each.values())).result()
 
 
 def _keep_quiet() -> None:
@@ -180,11 +204,19 @@ def _keep_quiet() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
+def _check_each(points: list[TrainConfig]) -> None:
+    with contextlib.suppress(ImportError, OSError):  # a login node whose jobs run in a container need not have transformers
+        for point in points:
+            tokenizer.check(point)
+    if on_a_base := [point for point in points if point.model.path]:
+        _check_on_bases(on_a_base)
+
+
 def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
             from finetune import model
-    except (ImportError, OSError):  # a login node whose jobs run in a container need not have torch
+    except (ImportError, OSError):  # nor torch
         return
     for point in points:
         model.check(point)

@@ -1,0 +1,212 @@
+"""The text that a source's files hold, taken from them without data_prep's readers: what these are measured against.
+
+Each piece is named by where it stands (an element and its class, a key, a column), so that what a reader leaves out can be named.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lxml import etree, html
+
+SKIPPED = ("head", "script", "style", "nav", "template", "noscript")
+_FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
+_MARKDOWN = re.compile(
+    r"(?P<comment><!--.*?-->)|(?P<template>\{[%{].*?[%}]\}|\{:[^}]*\})|(?P<tag></?\w[^<>]*>)|"
+    r"(?P<address>\]\([^()\s]*(?:\([^()]*\)[^()]*)*\)|^\s*\[[^\]\n]+\]:\s+\S+.*$|https?://[^\s)>\]]+)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    name: str
+    text: str
+
+
+def unpacked(folder: Path, into: Path) -> Path:
+    """Copy a folder's files to another, with the members of tar archives in their place."""
+    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    root = folder.parent if folder.is_file() else folder
+    for path in paths:
+        target = into / path.relative_to(root)
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                archive.extractall(target, filter="data")
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return into
+
+
+def _named(element: etree._Element) -> str:
+    """The nearest element that has a class or is no mere mark-up, with its class."""
+    for above in (element, *element.iterancestors()):
+        name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
+        if classes := (above.get("class") or "").split():
+            return f"{name}.{classes[0]}"
+        if name not in ("span", "a", "b", "i", "em", "strong", "sup", "sub", "p", "li", "ul", "ol", "td", "th", "tr", "tbody"):
+            return name
+    return "body"
+
+
+def _pieces(root: etree._Element) -> Iterator[Piece]:
+    for element in root.iter(etree.Element):
+        if any(above.tag in SKIPPED for above in (element, *element.iterancestors())):
+            continue
+        yield Piece(_named(element), element.text or "")
+        for child in element:
+            yield Piece(_named(element), child.tail or "")
+
+
+def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
+    root = etree.fromstring(path.read_bytes().lstrip(b"\xef\xbb\xbf"), etree.XMLParser(recover=True, remove_comments=True))
+    for top in root.iter(inside) if inside else [root]:
+        yield from _pieces(top)
+
+
+def _html(path: Path) -> Iterator[Piece]:
+    parser = html.HTMLParser(encoding="utf-8", remove_comments=True)
+    root = html.document_fromstring(path.read_bytes(), parser=parser)
+    tops = [*root.iter("main")] or [top for top in root.iter("article") if top.getparent() is not None] or [root]
+    outermost = [top for top in tops if not any(above in tops for above in top.iterancestors())]
+    for top in outermost:
+        yield from _pieces(top)
+
+
+def _journal(path: Path) -> Iterator[Piece]:
+    """Every value of a journal, public or not, by its term: what a reader must leave out is named beside the rest."""
+    if path.suffix == ".xml":
+        yield from _xml(path)
+        return
+    yield from _values(json.loads(path.read_text(encoding="utf-8-sig")), "")
+
+
+def _values(value: Any, name: str) -> Iterator[Piece]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "@value" or not key.startswith("@"):
+                yield from _values(inner, name if key == "@value" else re.split(r"[/:#]", key)[-1])
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _values(inner, name)
+    elif isinstance(value, str) and not value.startswith("http"):
+        yield Piece(name, value)
+
+
+def _markdown(path: Path) -> Iterator[Piece]:
+    text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff").replace("\r\n", "\n")
+    if front := _FRONT_MATTER.match(text):
+        yield Piece("front matter", front[0])
+        text = text[front.end() :]
+    at = 0
+    for match in _MARKDOWN.finditer(text):
+        yield Piece("text", text[at : match.start()])
+        yield Piece(str(match.lastgroup), match[0])
+        at = match.end()
+    yield Piece("text", text[at:])
+
+
+def _lines(path: Path) -> Iterator[Piece]:
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        yield Piece("line", line)
+
+
+def _table(path: Path, column: str) -> Iterator[Piece]:
+    for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")):
+        yield Piece(f"column {column}", row[column] or "")
+
+
+def _speeches(path: Path) -> Iterator[Piece]:
+    yield from _table(path, "text") if path.suffix == ".csv" else _lines(path)
+
+
+def _records(path: Path, keys: tuple[str, ...]) -> Iterator[Piece]:
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        record = json.loads(line)
+        for key in keys:
+            yield Piece(f"key {key}", record.get(key) or "")
+
+
+def _questions(path: Path) -> Iterator[Piece]:
+    for entry in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for paragraph in entry["paragraphs"]:
+            for asked in paragraph["qas"]:
+                if answers := [answer["text"] for answer in asked["answers"] if answer["text"]]:
+                    yield Piece("context", paragraph["context"])
+                    yield Piece("question", asked["question"])
+                    yield Piece("answer", answers[0])
+                else:
+                    yield Piece("question without an answer", asked["question"])
+
+
+def _sentences(path: Path) -> Iterator[Piece]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# text ="):
+            yield Piece("sentence", line.partition("=")[2])
+
+
+def _pdf(path: Path) -> Iterator[Piece]:
+    pypdfium2 = importlib.import_module("pypdfium2")
+    document = pypdfium2.PdfDocument(path)
+    for page in document:
+        text = page.get_textpage().get_text_range().replace("\ufffe", "").replace("\xad", "")
+        for line in text.splitlines():
+            yield Piece("page", line)
+
+
+def _main_of(path: Path) -> Iterator[Piece]:
+    """Lovdata's XML-flavoured HTML: its main element."""
+    root = html.document_fromstring(path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True))
+    for main in root.iter("main"):
+        yield from _pieces(main)
+
+
+BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
+    "lovdata": lambda path: _html(path) if path.suffix == ".html" else _main_of(path),
+    "stortinget": _xml,
+    "parlamint": lambda path: _xml(path, "{*}body"),
+    "einnsyn": _journal,
+    "regjeringen": _html,
+    "webpage": _html,
+    "markdown": _markdown,
+    "pdf": _pdf,
+    "text": _lines,
+    "talk_of_norway": _speeches,
+    "parallel": lambda path: _records(path, ("nob", "nno", "eng")),
+    "squad": _questions,
+    "conllu": _sentences,
+}
+
+
+# What readers leave out on purpose. It is looked for last, so that it does not take the words of what they keep.
+LEFT_OUT = re.compile(
+    r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter|tag|template|comment|"
+    r".*_SENSITIV|.*_LIST|(tittel|beskrivelse|systemID|opprettetAv|question without an answer)$"
+)
+
+
+OF_FIELDS: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
+    "table": _table,
+    "jsonl": lambda path, key: _records(path, (key,)),
+}
+READERS = sorted({*BODIES, *OF_FIELDS})
+
+
+def of_file(reader: str, path: Path, text_key: str = "text") -> list[Piece]:
+    """Return the pieces of a file's body, those that a reader should keep first.
+
+    Args:
+        text_key: the key or column that the reader is told to read.
+    """
+    pieces = OF_FIELDS[reader](path, text_key) if reader in OF_FIELDS else BODIES[reader](path)
+    return sorted(pieces, key=lambda piece: bool(LEFT_OUT.match(piece.name)))

@@ -1,0 +1,114 @@
+"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+Span = tuple[int, int]
+
+_OPENING = re.compile(r"`+|://|www\.")
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
+# A code span of Markdown, on one line, closed by as many marks as opened it; a URL up to what ends one in running text.
+_CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
+_URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
+_NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # at its end
+_FENCE = re.compile(r"[ \t]*(`{3,}(?![^\n]*`)|~{3,})")
+_INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
+_CODE_SIGN = re.compile(r"[{}<>\\]|&#?\w+;|\s[=:!+*-]?=\s|\w\(\S*\)|\)\s*;$|^\s*(?:[$#>]\s|//|/\*|\w+=\S)")
+_BLOCK_SIGNS = ("```", "~~~", "\n    ", "\n\t")
+_INLINE_SIGNS = ("`", "://", "www.")
+
+
+def spans(text: str) -> list[Span]:
+    """Return the parts of `text` that are code or URLs, in order: fenced and indented blocks, code spans, URLs."""
+    has_inline = any(sign in text for sign in _INLINE_SIGNS)
+    has_blocks = text.startswith(("    ", "\t")) or any(sign in text for sign in _BLOCK_SIGNS)
+    blocks = list(_blocks(text)) if has_blocks else []
+    if not has_inline:
+        return blocks
+    found: list[Span] = []
+    start = 0
+    for block in [*blocks, (len(text), len(text))]:
+        found += _inline(text, start, block[0])
+        found.append(block)
+        start = block[1]
+    return found[:-1]
+
+
+def split(text: str) -> list[str]:
+    """Return `text` in pieces: running text, code or URL, running text, and so on, by turns."""
+    found = spans(text)
+    if not found:
+        return [text]
+    edges = [0, *(edge for span in found for edge in span), len(text)]
+    return [text[start:end] for start, end in pairwise(edges)]
+
+
+def _inline(text: str, start: int, end: int) -> Iterator[Span]:
+    """Find code spans and URLs between two places."""
+    done = start
+    while opening := _OPENING.search(text, start, end):
+        start = opening.end()
+        span = _code(opening, end) if opening[0][0] == "`" else _url(opening, end)
+        if span and span[0] >= done:
+            yield span
+            start = done = span[1]
+
+
+def _code(opening: re.Match[str], end: int) -> Span | None:
+    match = _CODE.match(opening.string, opening.start(), end)
+    return match.span() if match else None
+
+
+def _url(opening: re.Match[str], end: int) -> Span | None:
+    text, start = opening.string, opening.start()
+    if opening[0] == "://":
+        scheme = _SCHEME.search(text[max(0, start - 21) : start])
+        start -= len(scheme[0]) if scheme else 0
+    body = _URL.match(text, opening.end(), end)
+    if body is None or (start == opening.start() and (opening[0] == "://" or text[start - 1 : start].isalnum())):
+        return None
+    return start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))
+
+
+def _blocks(text: str) -> Iterator[Span]:
+    """Find fenced code, and indented paragraphs that look like code, whole lines without the last line end."""
+    lines = text.split("\n")
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line) + 1)
+    tildes_close = True
+    number = 0
+    while number < len(lines):
+        end = number
+        fence = _FENCE.match(lines[number])
+        if fence and (fence[1][0] == "`" or tildes_close):
+            end = _end_of_fence(lines, number, fence[1])
+            tildes_close = end > number
+        elif _INDENTED.match(lines[number]) and (not number or not lines[number - 1].strip()):
+            end = _end_of_indented(lines, number)
+        if end > number:
+            yield starts[number], starts[end] - 1
+        number = max(end, number + 1)
+
+
+def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
+    """Return the number of the line behind a fence. One of backticks that never closes runs to the end, another is none."""
+    for number in range(first + 1, len(lines)):
+        line = lines[number].strip()
+        if line.startswith(mark) and not line.strip(mark[0]):
+            return number + 1
+    return len(lines) if mark[0] == "`" else first
+
+
+def _end_of_indented(lines: list[str], first: int) -> int:
+    """Return the number of the line behind an indented paragraph, or `first` if it does not look like code."""
+    end = first
+    while end < len(lines) and lines[end].strip():
+        if not _INDENTED.match(lines[end]):
+            return first
+        end += 1
+    signs = sum(_CODE_SIGN.search(line) is not None for line in lines[first:end])
+    return end if 2 * signs >= end - first else first

@@ -1,0 +1,60 @@
+"""PDF files made by hand: pieces of text at places of a page, in a size and weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEADING = 14  # points from line to line
+
+
+@dataclass
+class Piece:
+    """A piece of text: its left edge and baseline in points from the lower left corner."""
+
+    x: float
+    y: float
+    text: str
+    size: float = 11
+    bold: bool = False
+
+
+def column(lines: list[str], x: float = 72, top: float = 760, size: float = 11) -> list[Piece]:
+    """Return lines set one below the other."""
+    return [Piece(x, top - LEADING * number, line, size) for number, line in enumerate(lines)]
+
+
+def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
+    """Return a file of A4 pages; with `picture`, a page without pieces holds a picture, as a scanned one does."""
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica-Bold /Encoding /WinAnsiEncoding >>",
+        b"<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 >>\n"
+        b"stream\n\x00\nendstream",
+    ]
+    resources = b"<< /Font << /F1 3 0 R /F2 4 0 R >> /XObject << /I 5 0 R >> >>"
+    kids = []
+    for pieces in pages:
+        stream = b"".join(map(_show, pieces)) or (b"595 0 0 842 0 0 cm /I Do" if picture else b"")
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+        page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents %d 0 R /Resources %s >>"
+        objects.append(page % (len(objects), resources))
+        kids.append(b"%d 0 R" % len(objects))
+    objects[1] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (b" ".join(kids), len(kids))
+    return _write(objects)
+
+
+def _show(piece: Piece) -> bytes:
+    text = piece.text.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)").encode("cp1252")
+    return b"BT /F%d %g Tf %g %g Td (%s) Tj ET\n" % (2 if piece.bold else 1, piece.size, piece.x, piece.y, text)
+
+
+def _write(objects: list[bytes]) -> bytes:
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    table += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return out + table + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, len(out))

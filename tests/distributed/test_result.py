@@ -1,0 +1,123 @@
+"""Which weights a run saves, on real processes: those with the best held-out loss, whatever interrupted the run; and weights of
+any kept checkpoint, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import base, checkpoint_files
+from finetune import config as configuration
+from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.evaluate import evaluate_on_corpus
+from finetune.run_folder import RunFolder
+from finetune.weights import WeightFiles
+from tests.corpora import write_corpus
+from tests.distributed import worker
+from tests.models import LLAMA
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
+
+EVERY, STEPS = 17, 51  # worker.usr2_alone interrupts step 17, where an evaluation is due
+ALONE, PAIR = ClusterConfig(ranks_per_node=1), ClusterConfig(ranks_per_node=2)
+ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So few documents that a model learns them by heart: the held-out loss falls, and rises again."""
+    folder = tmp_path_factory.mktemp("small")
+    return write_corpus(folder / "few", num_documents=12, longest=60, seed=2)
+
+
+def overfitting(corpus: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "data": DataConfig(corpus=str(corpus), sequence_length=64), "model": ModelConfig(from_scratch=LLAMA),
+        "zero": {"stage": 1}, "cluster": ALONE, "global_batch_size": 4, "micro_batch_size": 2, "max_steps": STEPS, "lr": 2e-2,
+        "schedule": "constant", "evaluate_every": EVERY, "checkpoint_every": 10, "keep_checkpoints": 1, "check_first_loss": False,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    folder = tmp_path_factory.mktemp("result")
+
+    def make(name: str, fault: str | None = None, **changes: Any) -> dict[str, Any]:
+        run = RunFolder(folder / "runs" / name)
+        run.path.mkdir(parents=True)
+        config = overfitting(corpus, runs_dir=str(folder / "runs"), **changes)
+        configuration.save(config, run.config_file)
+        return {"run": str(run.path), "fault": fault}
+
+    interrupted = make("interrupted", "usr2_alone")
+    first = [make("whole"), interrupted]
+    worker.join(folder / "one", worker.start(folder / "one", first, 1))
+    path = Path(interrupted["run"]) / "config.yaml"
+    configuration.save(dataclasses.replace(configuration.load(path), cluster=PAIR), path)
+    pair: dict[str, Any] = {"zero": ZERO_3, "cluster": PAIR, "micro_batch_size": 1}
+    second = [{"run": interrupted["run"]}, make("zero3", **pair)]
+    worker.join(folder / "two", worker.start(folder / "two", second, 2))
+    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+
+
+def summary_of(run: RunFolder) -> dict[str, Any]:
+    summary = run.summary()
+    assert summary is not None
+    return summary
+
+
+def held_out(run: RunFolder) -> dict[int, float]:
+    """Held-out loss by step, as the spool has it."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return {line["step"]: line["values"]["validation/loss"] for line in lines if "validation/loss" in line["values"]}
+
+
+def loss_of(run: RunFolder, name: str) -> float:
+    return evaluate_on_corpus(f"run:{name}", run.config().data, str(run.path.parent)).loss
+
+
+@pytest.mark.parametrize("name", ["whole", "interrupted", "zero3"])
+def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunFolder], name: str) -> None:
+    run, summary = runs[name], summary_of(runs[name])
+    measured = {step: loss for step, loss in held_out(run).items() if step > 0}
+    best = min(measured, key=lambda step: measured[step])
+    assert summary["result_step"] == summary["best"]["step"] == best
+    assert summary["last"] == {"step": STEPS, "loss": measured[STEPS]}
+    assert summary["after"]["loss"] == pytest.approx(measured[best], abs=1e-5)
+    assert loss_of(run, run.id) == pytest.approx(measured[best], abs=1e-4)
+    kept = [checkpoint_files.step_of(path) for path in checkpoint_files.published(run.checkpoints)]
+    assert kept == sorted({best, STEPS}, reverse=True)
+
+
+def test_the_held_out_loss_turned(runs: dict[str, RunFolder]) -> None:
+    """Else the tests above say nothing; and the run says that its end is worse than its best."""
+    summary = summary_of(runs["whole"])
+    assert summary["best"]["step"] < STEPS
+    assert summary["last"]["loss"] > summary["best"]["loss"] + 0.2
+    assert any("worse than" in message for message in summary_of(runs["whole"])["warnings"])
+
+
+def test_an_interruption_changes_neither_which_step_is_best_nor_its_weights(runs: dict[str, RunFolder]) -> None:
+    """Interrupted where an evaluation was due, which is made up for, and gone on with by two ranks."""
+    whole, interrupted = summary_of(runs["whole"]), summary_of(runs["interrupted"])
+    assert interrupted["result_step"] == whole["result_step"]
+    a, b = (dict(WeightFiles(runs[name].model)) for name in ("whole", "interrupted"))
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 2e-3
+    assert interrupted["best"]["loss"] == pytest.approx(whole["best"]["loss"], abs=1e-3)
+
+
+def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> None:
+    run, summary = runs["zero3"], summary_of(runs["zero3"])
+    assert loss_of(run, f"{run.id}@{STEPS}") == pytest.approx(summary["last"]["loss"], abs=1e-4)
+    assert loss_of(run, f"{run.id}@{summary['result_step']}") == pytest.approx(summary["best"]["loss"], abs=1e-4)
+    assert [path.name for path in run.path.glob("exports/*")] == [f"step-{STEPS:08d}"]  # the best is the result itself
+
+
+def test_a_step_without_a_checkpoint_is_one_line(runs: dict[str, RunFolder]) -> None:
+    with pytest.raises(ValueError, match=f"no checkpoint of step 3: it keeps steps .*{STEPS}"):
+        base.resolve("run:whole@3", runs["whole"].path.parent)

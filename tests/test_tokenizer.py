@@ -1,0 +1,53 @@
+"""Laws of the tokenizer in a saved folder: AutoTokenizer gives the ids that training used, or the folder is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from data_prep.stages.tokenise import _train
+from finetune import tokenizer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus' own tokenizer, as preparation trains it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    _train(700, [*tokenizer.SAMPLES, "Søknaden gjelder 100 000 kroner i 2024.\n"] * 5, folder)
+    return folder
+
+
+def saved(folder: Path, model_type: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma", "gemma2", "phi", "phi3", "qwen3", "gpt2", "olmo2", "bloom"])
+def test_a_trained_tokenizer_reads_back_in_models_of_most_types(trained: Path, tmp_path: Path, model_type: str) -> None:
+    folder = saved(tmp_path / "model", model_type)
+    tokenizer.place(trained, folder)
+    text = "Ein ny setning om 1 250 000 kr:\n\n\tdet er ikkje så lett!</s>"
+    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == Tokenizer.from_file(str(trained / "tokenizer.json")).encode(text).ids
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3_5"])
+def test_a_type_that_is_read_by_a_class_of_its_own_is_refused(trained: Path, tmp_path: Path, model_type: str) -> None:
+    with pytest.raises(ValueError, match=r"would not read back: Qwen.*Tokenizer gives .* where the corpus has .*model_type"):
+        tokenizer.place(trained, saved(tmp_path / "model", model_type))
+
+
+def test_a_class_that_gives_other_ids_is_replaced_in_the_copy(trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    (source / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
+    stated = {**json.loads((trained / tokenizer.CONFIG).read_text()), "tokenizer_class": "Qwen2Tokenizer"}
+    (source / tokenizer.CONFIG).write_text(json.dumps(stated))
+    folder = saved(tmp_path / "model", "gemma")
+    tokenizer.place(source, folder)
+    assert json.loads((folder / tokenizer.CONFIG).read_text())["tokenizer_class"] == tokenizer.GENERIC
+    assert tokenizer.find_difference(folder) is None
