@@ -1,22 +1,26 @@
 """Conversations as tokens, with what the model must learn to write marked.
 
-The model is asked with a prompt: `render(messages[:i], add_generation_prompt=True)`, the conversation so far as its chat template
-renders it. It must then write the rest of `render(messages[:i + 1])`, up to and with the token that ends the turn. Exactly that
-is the target of turn i, whatever else a template shows or marks:
+The model is asked with a prompt: `render(messages[:i], add_generation_prompt=True)`, the conversation so far
+as its chat template renders it. It must then write the rest of `render(messages[:i + 1])`, up to and with the
+token that ends the turn. Exactly that is the target of turn i, whatever else a template shows or marks:
 
-- A template without a generation prompt leaves more to the model: the header of the turn, its leading space, its thoughts.
-- A template may show the conversation otherwise once it is answered. Mistral's kind puts the system prompt into the last user
-  turn, and only while that is last; there the answer is found behind the last message that prompt and rendering share.
-- A template may leave the thoughts of an answer out even where it has just been given (DeepSeek-R1). The model writes them all
-  the same, so they are put back from the content.
-- Markers (`{% generation %}`) are a claim by the template's author on what to learn. The prompt decides; a difference is counted.
+- A template without a generation prompt leaves more to the model: the header of the turn, its leading space,
+  its thoughts.
+- A template may show the conversation otherwise once it is answered. Mistral's kind puts the system prompt
+  into the last user turn, and only while that is last; there the answer is found behind the last message that
+  prompt and rendering share.
+- A template may leave the thoughts of an answer out even where it has just been given (DeepSeek-R1). The
+  model writes them all the same, so they are put back from the content.
+- Markers (`{% generation %}`) are a claim by the template's author on what to learn. The prompt decides; a
+  difference is counted.
 
-Turns share a row as long as the row holds, character by character, what the model sees and writes at each of them. Else, as with
-Qwen3, which leaves out earlier thoughts, each turn has a row of its own that ends with it and in which it alone is a target.
+Turns share a row as long as the row holds, character by character, what the model sees and writes at each of
+them. Else, as with Qwen3, which leaves out earlier thoughts, each turn has a row of its own that ends with it
+and in which it alone is a target.
 
-Control tokens are those of the template. The same characters inside a content are text: they are replaced by one placeholder
-each (a Unicode noncharacter) while the template is rendered, and encoded as plain text afterwards. Only the marks around the
-thoughts that begin an answer stay what they are.
+Control tokens are those of the template. The same characters inside a content are text: they are replaced by
+one placeholder each (a Unicode noncharacter) while the template is rendered, and encoded as plain text
+afterwards. Only the marks around the thoughts that begin an answer stay what they are.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ Span = tuple[int, int]
 
 
 class Refused(ValueError):
-    """A conversation that the template cannot render, or renders so that its answers cannot be told for certain."""
+    """A conversation that the template cannot render, or whose answers cannot be told for certain."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -80,8 +84,8 @@ class Row:
 
 @dataclass
 class _Tokens:
-    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but those of white space,
-    with which some vocabularies are merely made smaller."""
+    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but
+    those of white space, with which some vocabularies are merely made smaller."""
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     start: np.ndarray[Any, np.dtype[np.int64]]
@@ -152,7 +156,7 @@ class _Ending:
 
     Attributes:
         tail: all that it puts behind the answer.
-        written: the part of it that the model must write: up to the token that ends the turn, if there is one.
+        written: the part of it that the model must write: up to the token that ends the turn, if any does.
         token: that token.
     """
 
@@ -210,12 +214,13 @@ class ChatTemplate:
 
     Args:
         source: the Jinja text.
-        variables: what the template may use beside the messages: the tokenizer's special tokens and the corpus' arguments.
+        variables: what the template may use beside the messages: the tokenizer's special tokens and the
+            corpus' arguments.
         name: where the template comes from, for messages.
 
     Attributes:
-        end_of_turn: the token with which the model ends its answers; None where the template has none, so that the end of the
-            sequence stands for it.
+        end_of_turn: the token with which the model ends its answers; None where the template has none, so
+            that the end of the sequence stands for it.
 
     Raises:
         ValueError: the template does not even render a question and its answer.
@@ -244,7 +249,7 @@ class ChatTemplate:
 
         Args:
             everything: one row of the whole conversation, in which every token is a target.
-            counts: takes up what was done to answers that the template does not show as they are to be learned.
+            counts: counts answers that the template does not show as they are to be learned.
 
         Raises:
             Refused: the template cannot render it, or its answers cannot be told for certain.
@@ -253,11 +258,13 @@ class ChatTemplate:
         messages = [{"role": turn.role, "content": self._protected(turn, literal)} for turn in turns]
         if everything:
             text = self._render(messages)
+            if counts is not None:
+                counts["answers_learned_as_everything"] += sum(_is_context(turn) for turn in turns)
             return [self._row(text, [(0, len(text))], literal, eos_token_id)]
         counts = Counter() if counts is None else counts
         wanted = [self._turn(messages, i, counts) for i, turn in enumerate(turns) if turn.target]
         rows = []
-        while wanted:  # from the last turn backwards: each row holds all the turns left that stand in it as they are written
+        while wanted:  # from the last turn backwards: a row holds all turns left that stand in it as written
             last = wanted[-1]
             inside = [turn for turn in wanted if turn is last or (turn.ended and last.text.startswith(turn.text))]
             rows.append(self._row(last.text, [turn.span for turn in inside], literal, eos_token_id))
@@ -288,15 +295,16 @@ class ChatTemplate:
             counts["thoughts_that_the_template_leaves_out"] += 1
         begin = len(shown) - len(written)
         in_marks = "".join(answered[max(start, begin) : stop] for start, stop in marked if stop > begin)
-        counts["answers_that_the_template_marks_otherwise"] += self._has_markers and _squeezed(written) not in _squeezed(in_marks)
+        is_marked = not self._has_markers or _squeezed(written) in _squeezed(in_marks)
+        counts["answers_that_the_template_marks_otherwise"] += not is_marked
         counts["answers_whose_end_is_no_token"] += ending.token is None and bool(ending.tail.strip())
         return _Turn(prompt, written + ending.written, ended=ending.token is not None)
 
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
         """How the template ends an answer to these messages.
 
-        A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn that ends the whole,
-        and some templates end a turn only where another one follows.
+        A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn
+        that ends the whole, and some templates end a turn only where another one follows.
         """
         probe, question = {"role": "assistant", "content": _PROBE}, {"role": "user", "content": "?"}
         tail = self._render([*messages, probe]).rpartition(_PROBE)[2]
@@ -305,12 +313,15 @@ class ChatTemplate:
         except Refused:
             before, after = "", tail
         shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
-        for end in [*self._control.finditer(shared)][-1:] or self._adjacent_control(tail)[-1:]:
-            return _Ending(tail, tail[: end.end()], end[0])
+        ends = [*self._control.finditer(shared)] or self._adjacent_control(tail)
+        if ends:
+            return _Ending(tail, tail[: ends[-1].end()], ends[-1][0])
         between, opened = after.rpartition("?")[0], before.rpartition("?")[0]
-        between = between[: len(between) - len(_shared_end(between, opened))]  # without the header of the next question
-        for end in self._adjacent_control(between)[-1:]:
-            return _Ending(tail, between[: end.end()], end[0])
+        # without the header of the next question
+        between = between[: len(between) - len(_shared_end(between, opened))]
+        ends = self._adjacent_control(between)
+        if ends:
+            return _Ending(tail, between[: ends[-1].end()], ends[-1][0])
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
@@ -372,8 +383,13 @@ class ChatTemplate:
         return str(text)
 
 
+def _is_context(turn: Turn) -> bool:
+    """Whether a turn is an answer that its record wants as context alone."""
+    return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
+
+
 def _behind_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
-    """What stands behind the prompt's last message and header in a rendering whose beginning is not the prompt.
+    """Return what stands behind the prompt's last message in a rendering that begins otherwise.
 
     Args:
         shown: the rendering up to the end of the answer.
@@ -395,7 +411,7 @@ def _behind_shared_text(prompt: str, shown: str, content: _Content, asked: str) 
 
 
 def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
-    """The content as it goes on from a prompt that no rendering of it begins with. Such a prompt may open the thoughts."""
+    """Return the content as it goes on from a prompt that no rendering begins with; it may open thoughts."""
     opening = next((opening for opening, _ in _THOUGHT_MARKS if prompt.rstrip().endswith(opening)), None)
     if opening is None:
         return _with_thought(prompt, content.answer.strip(), content, i)
@@ -458,8 +474,8 @@ def _shared_end(a: str, b: str) -> str:
 
 
 def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Encode what stands inside a longer text. SentencePiece's kin put a space before whatever they are given: here it comes
-    before a line break, which is taken off again."""
+    """Encode what stands inside a longer text. SentencePiece's kin put a space before whatever they are
+    given: here it comes before a line break, which is taken off again."""
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
     encoding = tokenizer.encode("\n" + text, add_special_tokens=False)
     if newline and encoding.ids[: len(newline)] == newline and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)]):

@@ -2,22 +2,25 @@
 
     messages: [{role, content}, …]                          the model learns the assistant's turns
     conversations: [{from, value}, …]                       the same in ShareGPT's words (human, gpt, system)
-    prompt, completion: two strings, or two such lists       it learns the completion (of lists, the assistant's turns in it)
-    instruction, input (may be empty or absent), output      Alpaca's names: a question by the user, and the answer to learn
+    prompt, completion: two strings, or two such lists       it learns the completion (of lists, the
+                                                            assistant's turns in it)
+    instruction, input (may be empty or absent), output      Alpaca's names: a question by the user, and the
+                                                            answer to learn
 
-Beside each of them may stand `system`, the text of a system turn; beside the last two `history`, earlier questions and
-answers as [[question, answer], …], which are learned too, as where the format comes from (LLaMA-Factory). `fields` maps other
-keys; `id`, `group`, `language`, `title` and `date` are read as in `jsonl`. A content is a string or a list of text parts; null
-is empty.
+Beside each of them may stand `system`, the text of a system turn; beside the last two `history`, earlier
+questions and answers as [[question, answer], …], which are learned too, as where the format comes from
+(LLaMA-Factory). `fields` maps other keys; `id`, `group`, `language`, `title` and `date` are read as in
+`jsonl`. A content is a string or a list of text parts; null is empty.
 
-A turn of the assistant is learned unless one of its flags (`loss`, `train`, `trainable`, `training`, `weight`) is false or 0.
-Keys that would change what is learned, and are not followed here (REFUSED, REFUSED_IN_TURNS), make a record unsupported: it is
-dropped, with their names. All other keys are counted by name.
+A turn of the assistant is learned unless one of its flags (`loss`, `train`, `trainable`, `training`,
+`weight`) is false or 0. Keys that would change what is learned, and are not followed here (REFUSED,
+REFUSED_IN_TURNS), make a record unsupported: it is dropped, with their names. All other keys are counted by
+name.
 
-Options: `role_key`, `content_key` and `roles` name the keys and roles of turns in other words, as {kunde: user, saksbehandler:
-assistant}. `prompt_template` makes prompts and instructions plain text that ends in its own way, as "{prompt}\\n\\n"; without it
-they are turns, which the chat template renders. `strip_html` takes HTML's tags out of answers. `learn_history: false` makes
-answers in `history` context.
+Options: `role_key`, `content_key` and `roles` name the keys and roles of turns in other words, as {kunde:
+user, saksbehandler: assistant}. `prompt_template` makes prompts and instructions plain text that ends in its
+own way, as "{prompt}\\n\\n"; without it they are turns, which the chat template renders. `strip_html` takes
+HTML's tags out of answers. `learn_history: false` makes answers in `history` context.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ REFUSED_IN_TURNS = (
     "train_detail", "training_detail", "masked", "ignore", "ignore_loss",
 )  # fmt: skip
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")  # 0 may mean either
-# … and of a whole record, unless they are true or 1. `label` and `kto_tag` are KTO's: false marks an answer to avoid.
+# … and of a whole record, unless they are true or 1. KTO's `label` and `kto_tag`: false is an answer to avoid.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
 MAX_NAMES = 20  # of unknown keys that are counted by name in one file
 
@@ -71,10 +74,10 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 @dataclass
 class Options:
-    """role_key, content_key: keys of a turn; empty: `role` and `content`, or `from` and `value`. roles: a name in the records:
-    the role that it is. prompt_template: the plain text that prompts and instructions become, as "{prompt}\\n\\n"; empty: turns
-    for the chat template. strip_html: whether HTML's tags are taken out of answers. learn_history: whether answers in `history`
-    are learned."""
+    """role_key, content_key: keys of a turn; empty: `role` and `content`, or `from` and `value`. roles: a
+    name in the records: the role that it is. prompt_template: the plain text that prompts and instructions
+    become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's tags are taken
+    out of answers. learn_history: whether answers in `history` are learned."""
 
     role_key: str = ""
     content_key: str = ""
@@ -123,7 +126,11 @@ class ConversationReader:
     def __init__(self, source: SourceConfig, options: Options, report: Report) -> None:
         self._source, self._options, self._report = source, options, report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
-        self._known = {*self._keys.values(), *SHAREGPT_LISTS, *REFUSED, *REFUSED_UNLESS_TRUE}
+        described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
+        self._known = {*described, *REFUSED, *REFUSED_UNLESS_TRUE}
+        # Whoever names a preferred answer as the completion leaves the other one out.
+        chosen = set(source.fields.values())
+        self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
         self._names: set[str] = set()  # of unknown keys so far
 
     def document(self, record: dict[str, Any], where: Place) -> Document | None:
@@ -146,7 +153,7 @@ class ConversationReader:
 
     def _conversation(self, record: dict[str, Any]) -> tuple[list[Turn], str]:
         """Return the turns of a record, and the name of the mask it calls for."""
-        _refuse(record)
+        _refuse({name: value for name, value in record.items() if name not in self._may_be_there})
         form, keys = self._form(record)
         system = self._text(record, "system")
         history = self._history(record)
@@ -166,7 +173,8 @@ class ConversationReader:
             turns, mask = [*history, Turn(role="user", content=question, target=False), answer], "completion_mask"
             if self._options.prompt_template:
                 turns = self._plain(turns, system)
-        self._count_unknown(record, self._known, "unknown_key_")
+        used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
+        self._count_unknown(record, self._known | used, "unknown_key_")
         return _with_system(turns, system), mask
 
     def _form(self, record: dict[str, Any]) -> tuple[str, list[str]]:
@@ -224,7 +232,7 @@ class ConversationReader:
         if said == "function_call":
             raise Malformed("unsupported_record", "a message with function_call")
         known = ", ".join([*self._options.roles, *ROLES])
-        raise Malformed("unknown_role", f"{key} is {said!r}, not one of {known}; options.roles can name more")
+        raise Malformed("unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more")
 
     def _history(self, record: dict[str, Any]) -> list[Turn]:
         key = self._keys["history"]
@@ -241,7 +249,9 @@ class ConversationReader:
         """Return a question and its answer as plain text in the form that the options name."""
         if len(turns) != 2 or system:
             raise Malformed("unsupported_record", "has a system or history, for which prompt_template has no place")
-        prompt = self._options.prompt_template.replace("{prompt}", turns[0].content)
+        # A command line passes the two characters of an escaped line break on.
+        form = self._options.prompt_template.replace("\\n", "\n")
+        prompt = form.replace("{prompt}", turns[0].content)
         return [Turn(role="", content=prompt, target=False), Turn(role="", content=turns[1].content, target=True)]
 
     def _answer(self, value: object, name: str) -> str:
@@ -269,8 +279,8 @@ class ConversationReader:
 
 
 def without_html(text: str) -> str:
-    """Return a text without HTML's tags: blocks become lines, items a list, entities their characters. What has the form of a
-    tag but is none of HTML's, as <think>, stays."""
+    """Return a text without HTML's tags: blocks become lines, items a list, entities their characters. What
+    has the form of a tag but is none of HTML's, as <think>, stays."""
     lines = _LINE.sub("\n", _PARAGRAPH.sub("\n\n", _NO_TEXT.sub("", text)))
     plain = html.unescape(_TAG.sub("", _CELL.sub("\t", _ITEM.sub("\n- ", lines))))
     return text if plain == text else _BLANK_LINES.sub("\n\n", plain).strip()
@@ -297,7 +307,8 @@ def _refuse(record: dict[str, Any]) -> None:
 def _flag(message: dict[str, Any]) -> bool | None:
     """Return whether a turn is to be learned, by its own word; None if it says nothing."""
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
-    if odd := [name for name, value in flags.items() if not isinstance(value, bool | int | float) or value not in (0, 1)]:
+    odd = [name for name, value in flags.items() if not isinstance(value, int | float) or value not in (0, 1)]
+    if odd:
         raise Malformed("unsupported_record", f"a message with {odd[0]} {flags[odd[0]]!r}, neither true nor false")
     if len({bool(value) for value in flags.values()}) > 1:
         raise Malformed("unsupported_record", f"a message whose {' and '.join(flags)} disagree")

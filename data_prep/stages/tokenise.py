@@ -92,6 +92,9 @@ class Tokeniser:
                 report.drop(document, fault.reason, str(fault))
                 continue
             if rows := [row for row in rows if any(row.mask[1:])]:
+                for row in rows:
+                    # Never predicted; and a mask of ones alone is running text's, which may be cut anywhere.
+                    row.mask[0] = 0
                 yield document, rows
             else:
                 report.drop(document, "no_supervised_tokens")
@@ -117,7 +120,7 @@ class Tokeniser:
         return [Row(asked + answered, [int(everything)] * len(asked) + [1] * len(answered))]
 
     def _with_system(self, document: Document, report: Report) -> list[Turn]:
-        """Put the corpus' system prompt in the document's written standard first, unless the conversation brings its own."""
+        """Put the system prompt in the document's written standard first, unless it brings its own."""
         prompts = self._config.chat.system
         if not prompts:
             return document.turns

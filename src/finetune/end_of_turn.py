@@ -1,7 +1,8 @@
-"""The end of a turn as an end of sequence in what is saved, so that a model trained on conversations stops by itself.
+"""The end of a turn as an end of sequence in what is saved: a model trained on conversations stops by itself.
 
-A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base model). A model
-that learned to end its answers with that token would go on behind it: `generate` stops at the ids of generation_config.json only.
+A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base
+model). A model that learned to end its answers with that token would go on behind it: `generate` stops at the
+ids of generation_config.json only.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def new_stop(tokenizer: dict[str, Any], model: Any) -> str | None:
 
 
 def declare(folder: Path, tokenizer: dict[str, Any], model: Any) -> None:
-    """Make the end of turn an end of sequence in the generation config, config and tokenizer of a saved folder.
+    """Make the end of turn an end of sequence in the configs and the tokenizer of a saved folder.
 
-    Beside an adapter, which is saved without its base's configs, the generation config is written for those who load it by hand.
+    Beside an adapter, which is saved without its base's configs, the generation config is written for those
+    who load it by hand.
     """
     token = new_stop(tokenizer, model)
     if token is None:
@@ -65,9 +67,11 @@ def declare(folder: Path, tokenizer: dict[str, Any], model: Any) -> None:
 
 def inherit(model: Any, adapter: Path) -> None:
     """Let a model into which an adapter was merged stop where the adapter's generation config says."""
-    stops = _as_list(_read(adapter / GENERATION).get("eos_token_id")) if (adapter / GENERATION).is_file() else []
+    if not (adapter / GENERATION).is_file():
+        return
+    stops = _as_list(_read(adapter / GENERATION).get("eos_token_id"))
     merged = [*_stops(model), *(stop for stop in stops if stop not in _stops(model))]
-    if stops and merged != _stops(model):
+    if merged != _stops(model):
         model.config.eos_token_id = merged
         if model.generation_config is not None:
             model.generation_config.eos_token_id = merged
@@ -109,7 +113,9 @@ def _template(folder: Path) -> str:
     """Return the text of all chat templates of a folder."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
-    return json.dumps(_read(folder / TOKENIZER).get("chat_template", "")) if (folder / TOKENIZER).is_file() else ""
+    if not (folder / TOKENIZER).is_file():
+        return ""
+    return json.dumps(_read(folder / TOKENIZER).get("chat_template", ""))
 
 
 def _read(path: Path) -> dict[str, Any]:

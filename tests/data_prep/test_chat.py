@@ -113,6 +113,9 @@ def test_running_text_beside_conversations_is_all_targets(tmp_path: Path) -> Non
 
 def test_a_corpus_may_learn_everything(tmp_path: Path) -> None:
     thanked = {"messages": [*MESSAGES, {"role": "user", "content": "Takk skal du ha!"}]}
+    flagged = {"messages": [MESSAGES[0], {"role": "assistant", "content": "Hei!", "loss": False}, *thanked["messages"]]}
+    prepared = prepare(tmp_path, {"chats": [flagged]}, chat=ChatConfig(targets="everything"))
+    assert prepared.manifest.stages[-1].counts == {"answers_learned_as_everything": 1}
     prepared = prepare(tmp_path, {"chats": [thanked]}, chat=ChatConfig(targets="everything"))
     assert prepared.manifest.mask_column is None
     (row,) = rows(prepared)
@@ -196,6 +199,14 @@ def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, A
     assert word in drop.detail
 
 
+def test_a_preferred_answer_can_be_named_as_the_completion() -> None:
+    record = {"prompt": ASKED, "chosen": TOLD, "rejected": "Vet ikke."}
+    source = SourceConfig(reader="chat", path="x", license="CC0-1.0", fields={"completion": "chosen"})
+    document = chat.ConversationReader(source, chat.Options(), Report()).document(record, Place("chats", "x.jsonl"))
+    assert document is not None
+    assert [turn.content for turn in document.turns] == [ASKED, TOLD]
+
+
 def test_a_system_and_a_history_beside_an_instruction_are_turns() -> None:
     """As LLaMA-Factory means them: answers in the history are learned too, unless they are to be context."""
     record = {"system": "Svar kort.", "instruction": ASKED, "input": "", "output": TOLD, "history": [["Er det åpent?", FIRST]]}
@@ -227,6 +238,9 @@ def test_unknown_keys_are_counted_by_name_and_within_bounds() -> None:
     counts = report.counts
     assert counts["unknown_key_of_a_turn_rangering"] == counts["unknown_key_saksbehandler"] == 1
     assert counts["unknown_key_(no plain name)"] == 1
+    beside = Report()
+    documents_of({"messages": MESSAGES, "prompt": ASKED, "input": "Sak 24/17"}, report=beside)
+    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "of another form: not used here"
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 
@@ -284,6 +298,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
     assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
+    assert turns_of(record, prompt_template="{prompt}\\n\\n")[0].content == f"{record['prompt']}\n\n"
     assert learned(named) == [f"{record['completion']}</s>"]
 
 
@@ -405,6 +420,18 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
     tokeniser, report = tokeniser_of(corpus_config(tmp_path / "plain"), tmp_path), Report()
     assert [document.id for document, _ in tokeniser.rows([plain("", ""), plain("a", "b")], report)] == ["1"]
     assert report.drop_reasons() == {"no_supervised_tokens": 1}
+
+
+def test_a_mask_of_ones_alone_is_running_text(folder: Path, tmp_path: Path) -> None:
+    """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
+    source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    tokeniser = tokeniser_of(corpus_config(with_template(folder, tmp_path / "bare", source)), tmp_path)
+    text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
+    answer = Document(id="2", text="", source="s", license="CC0-1.0", group="2", mask="assistant_masks")
+    answer.turns = [Turn(role="assistant", content="Fristen er 1. mars.", target=True)]
+    (_, (running,)), (_, (answered,)) = tokeniser.rows([text, answer], Report())
+    assert set(running.mask) == {1}
+    assert answered.mask == [0] + [1] * (len(answered.input_ids) - 1)
 
 
 def with_template(folder: Path, copy: Path, source: Any) -> Path:
