@@ -37,13 +37,16 @@ LINES_OF_CLOSE = 4  # behind the close of a letter: a name, a title, an office
 LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
-# A sentence, with its full stop or without: passives and the commonest finite verbs of decisions, in both written standards.
+# A sentence, with its full stop or without: passives and the commonest finite verbs, and what decisions decide, in both
+# written standards.
 _SENTENCE_END = re.compile(r"[.!?…][\s)\]»”’\"'*_]*$")
 _VERB = re.compile(
-    r"\b(er|var|ble|blir|blei|vert|vart|har|hadde|skal|kan|må|vil|får|fikk|fekk|gir|gav|tas|takast|gis|gjevast|avslås"
-    r"|ikke|ikkje|[^\W\d_]{3,}(?:es|ast))\b"
+    r"\b(er|var|ble|blir|blei|vert|vart|har|hadde|skal|kan|må|vil|får|fikk|fekk|gir|gav|tas|takast|gis|gjevast"
+    r"|ikke|ikkje|medhold|medhald|(?:stadfest|opphev|avvis|forkast|innvilg|avslå|omgjor|omgjer)\w*"
+    r"|[^\W\d_]{3,}(?:es|ast))\b"
 )
 _VERDICT = re.compile(r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:")
+_HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\.\d+)*[.)]?\s+\S")
 _CLOSE = re.compile(r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b")
 # A row of links or buttons, a copyright notice; what a heading or a sentence in a frame is about; a ruled line.
 _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
@@ -190,9 +193,9 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many lines are surely of the frame, counted from a document's end inwards.
 
-    Up to a row of links all are, but for sentences that are not about what frames are about: the first of these may be the
-    body's. Under a ruled line at the foot all are. Further inwards, what is no sentence is, unless a letter closes there: beside
-    the close stand a name and an office.
+    Up to a row of links all are, but for headings and sentences that are not about what frames are about: the first of
+    these may be the body's. Under a ruled line at the foot all are. Further inwards, what is no sentence is, unless a letter
+    closes there: beside the close stand a name and an office.
     """
     sure = likely = 0
     reached_sentence = in_doubt = False
@@ -230,7 +233,7 @@ class Kind(StrEnum):
     RULE = "a ruled line"
     LINKS = "a row of links or buttons, or a notice that only frames have"
     NOTICE = "a sentence about what frames are about"
-    SENTENCE = "another sentence"
+    SENTENCE = "another sentence, or a heading of a body"
     OTHER = "no sentence"
 
 
@@ -243,6 +246,8 @@ def _kind(key: str) -> Kind:
     if _LINKS.search(key) and not is_table_row:
         return Kind.LINKS
     is_about_frame = _ABOUT_FRAME.search(key) is not None
+    if _HEADING.match(key):
+        return Kind.SENTENCE
     if _SENTENCE_END.search(key) or _VERB.search(key) or _VERDICT.match(key):
         return Kind.NOTICE if is_about_frame else Kind.SENTENCE
     return Kind.LINKS if is_about_frame else Kind.OTHER

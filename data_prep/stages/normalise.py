@@ -25,7 +25,7 @@ from data_prep.document import Document, Report
 VERSION = 5
 
 # Readers that decode the entities of their markup: one that is left is what the page shows.
-DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "einnsyn", "webpage", "markdown"])
+DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
 # Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to put them in order.
 _MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
 _MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
