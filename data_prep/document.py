@@ -135,8 +135,8 @@ class Cut:
 
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a place, every text
-    that was cut an example."""
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a place,
+    every text that was cut an example."""
 
     drops: list[Drop] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -147,12 +147,12 @@ class Report:
         self.drops.append(Drop(document.id, document.source, reason, detail))
 
     def cut(self, document: Document, reason: str, texts: Iterable[str]) -> None:
-        """Note lines or paragraphs that were cut from a document. Those that differ in white space alone count as one."""
+        """Note lines or paragraphs that were cut from a document; white space makes no difference between them."""
         for text in dict.fromkeys(" ".join(text.split()) for text in texts):
-            known = self.cuts.setdefault(
-                (document.source, reason, text), Cut(document.source, reason, text, documents=0, example=document.id)
-            )
-            known.documents += 1
+            key = (document.source, reason, text)
+            if key not in self.cuts:
+                self.cuts[key] = Cut(*key, documents=0, example=document.id)
+            self.cuts[key].documents += 1
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
         """Note a broken record.
