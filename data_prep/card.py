@@ -130,8 +130,8 @@ def _stages(manifest: Manifest) -> str:
         (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts)) for stage in manifest.stages
     ]
     has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
-    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie." if has_cut else ""
-    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note)
+    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie."
+    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note if has_cut else "")
 
 
 def _drops(manifest: Manifest) -> str:

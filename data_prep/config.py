@@ -168,11 +168,11 @@ class BoilerplateConfig:
 
     Attributes:
         readers: whose sources have such a frame; laws, minutes and the like are left as they are.
-        sites: names of sources whose documents without a host in their URL are the pages of one site. Documents without a host
-            of other sources are left as they are.
+        sites: names of sources whose documents without a host in their URL are the pages of one site. Of other
+            sources, documents without a host are left as they are.
         min_documents: a line stands in at least so many documents of its site …
         min_share: … and in at least this share of them, before it counts as a part of the frame.
-        max_cut: a document that would lose more than this share of its letters is a copy of another, and is left whole.
+        max_cut: a document that would lose more than this share of its letters is a copy of another: it is left.
     """
 
     readers: list[str] = field(default_factory=lambda: ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"])
@@ -198,8 +198,8 @@ class BoilerplateConfig:
             reader = sources[name].reader
             if reader not in self.readers:
                 raise ValueError(
-                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: add it there, "
-                    "or take the source out"
+                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: "
+                    "add it there, or take the source out"
                 )
 
 

@@ -169,17 +169,17 @@ class Report:
 
         Args:
             reason: as the card counts it.
-            texts: the lines or paragraphs; those that differ in white space alone count as one.
+            texts: the lines or paragraphs; white space makes no difference between them.
             characters: by how many the document becomes shorter.
             where: what belongs to the reason in the stage's files alone, as the site of a frame.
         """
         self.shortened.append(Shortened(document.source, reason, characters))
         place = f"{reason} {where}".strip()
         for text in dict.fromkeys(" ".join(text.split()) for text in texts):
-            known = self.cuts.setdefault(
-                (document.source, place, text), Cut(document.source, place, text, documents=0, example=document.id)
-            )
-            known.documents += 1
+            key = (document.source, place, text)
+            if key not in self.cuts:
+                self.cuts[key] = Cut(*key, documents=0, example=document.id)
+            self.cuts[key].documents += 1
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
         """Note a broken record.

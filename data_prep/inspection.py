@@ -139,7 +139,7 @@ class Inspection:
         return [(drop, self.stages[stage].name, self._text_before(stage, drop)) for drop, stage in some]
 
     def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
-        """Return the stage and what it cut from documents, by stage, source and reason, from most documents to fewest.
+        """Return the stage and what it cut from documents, by stage, source and reason, commonest first.
 
         Args:
             wanted: a stage, a source, or a part of the reason, such as a host.
@@ -148,11 +148,15 @@ class Inspection:
             ValueError: nothing was cut there.
         """
         found = [(stage.name, cut) for stage in self._needed() for cut in stage.cuts()]
-        chosen = [(stage, cut) for stage, cut in found if wanted is None or wanted in (stage, cut.source) or wanted in cut.reason]
-        if wanted is not None and not chosen:
-            known = ", ".join(sorted({cut.reason for _, cut in found})) or "nothing was cut"
-            raise ValueError(f"nothing was cut for '{wanted}': give a stage, a source, or one of {known}")
-        return sorted(chosen, key=lambda one: (one[0], one[1].source, one[1].reason, -one[1].documents, one[1].text))
+        found.sort(key=lambda one: (one[0], one[1].source, one[1].reason, -one[1].documents, one[1].text))
+        if wanted is None:
+            return found
+        chosen = [one for one in found if wanted in (one[0], one[1].source) or wanted in one[1].reason]
+        if not chosen:
+            places = ", ".join(sorted({cut.reason for _, cut in found}))
+            known = f"text was cut for {places}" if found else "no text was cut from a document"
+            raise ValueError(f"nothing was cut for '{wanted}': {known}")
+        return chosen
 
     def _text_before(self, stage: int, drop: Drop) -> str:
         document = _document(self.stages[stage - 1], drop.source, drop.id) if stage else None

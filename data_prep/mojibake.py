@@ -1,8 +1,9 @@
-"""Repair UTF-8 that was read as Windows-1252 or Latin-1, sign by sign: `mÃ¥` is `må`, also beside guillemets that are right.
+"""Repair UTF-8 that was read as Windows-1252 or Latin-1, sign by sign: `mÃ¥` is `må`, also beside a right «.
 
-The bytes of a letter in UTF-8 look like two or three signs: `Ã¥`, `â€™`. Some of these pairs are right text too (`IRMÃ»` ends a
-quotation in Portuguese, `Å²` is a unit). So a pair is surely broken, perhaps broken, or right, by the signs beside it; what is
-perhaps broken is repaired only in a text that holds something surely broken.
+The bytes of a letter in UTF-8 look like two or three signs: `Ã¥`, `â€™`. Some of these pairs are right text
+too (`IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit). So a pair is surely broken, perhaps broken, or
+right, by the signs beside it; what is perhaps broken is repaired only in a text that holds something surely
+broken.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def repair(text: str, quoted: Sequence[tuple[int, int]] = ()) -> str:
     """Return `text` with what is broken repaired.
 
     Args:
-        quoted: parts, in order, that are no evidence of a broken text by themselves: code may be about such signs.
+        quoted: parts, in order, that are no evidence of a broken text: code may be about such signs.
     """
     pairs = _pairs(text)
     if not pairs:
@@ -125,7 +126,7 @@ def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
 
 
 def _judge_letter(meant: str, second: str, before: str, after: str, before_that: str) -> Judgement:
-    """Judge `Ã` and a sign: æ, ø, å, é and their kin. Right are capitals of Portuguese at the end of a word: `MAÇÃ»`."""
+    """Judge `Ã` and a sign: æ, ø, å, é and their kin. Right are capitals at the end of a word: `MAÇÃ»`."""
     is_odd = second not in _COMMON
     if before.islower():
         return Judgement.SURELY
@@ -143,7 +144,7 @@ def _judge_letter(meant: str, second: str, before: str, after: str, before_that:
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Judge `Â` and a sign, which is meant: `Â§` is `§`. Right is the letter at the end of a quotation: `«Â»`."""
+    """Judge `Â` and a sign, which is meant: `Â§` is `§`. Right is the letter as a quotation: `«Â»`."""
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
     if before in _OPENING and second in _CLOSING:
@@ -154,7 +155,7 @@ def _judge_sign(second: str, before: str) -> Judgement:
 
 
 def _judge_extended(meant: str, second: str, before: str, after: str) -> Judgement:
-    """Judge `Ä` or `Å` and a sign: č, đ, ŋ, š, ŧ, ž of Sámi and their kin. Right is `«BLÅ»`, and `Å²`."""
+    """Judge `Ä` or `Å` and a sign: č, đ, ŋ, š, ŧ, ž of Sámi and their kin. Right are `«BLÅ»` and `Å²`."""
     if meant not in _EXTENDED:
         return Judgement.RIGHT
     if second in _COMMON:

@@ -6,7 +6,7 @@
       1-normalise/
         part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
         drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail, characters
-        cut-00003-000.parquet           lines and paragraphs that it cut from documents, with counts; if there are any
+        cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; if any
         quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
         done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
       3-deduplicate/

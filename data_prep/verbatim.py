@@ -8,9 +8,9 @@ from itertools import pairwise
 
 Span = tuple[int, int]
 
-_OPENING = re.compile(r"`+|://|www\.")
+_OPENING = re.compile(r"(?<!\w)`+|://|www\.")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
-# A code span of Markdown, on one line, closed by as many marks as opened it; a URL up to what ends one in running text.
+# A code span on one line, closed by as many marks as opened it; a URL up to what ends one in prose.
 _CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
 _URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
 _NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # at its end
@@ -22,7 +22,7 @@ _INLINE_SIGNS = ("`", "://", "www.")
 
 
 def spans(text: str) -> list[Span]:
-    """Return the parts of `text` that are code or URLs, in order: fenced and indented blocks, code spans, URLs."""
+    """Return where `text` is code or a URL, in order: fenced and indented blocks, code spans, URLs."""
     has_inline = any(sign in text for sign in _INLINE_SIGNS)
     has_blocks = text.startswith(("    ", "\t")) or any(sign in text for sign in _BLOCK_SIGNS)
     blocks = list(_blocks(text)) if has_blocks else []
@@ -74,7 +74,7 @@ def _url(opening: re.Match[str], end: int) -> Span | None:
 
 
 def _blocks(text: str) -> Iterator[Span]:
-    """Find fenced code, and indented paragraphs that look like code, whole lines without the last line end."""
+    """Find fenced code, and indented paragraphs that look like code: lines without the last line end."""
     lines = text.split("\n")
     starts = [0]
     for line in lines:
@@ -95,7 +95,7 @@ def _blocks(text: str) -> Iterator[Span]:
 
 
 def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
-    """Return the number of the line behind a fence. One of backticks that never closes runs to the end, another is none."""
+    """Return the number of the line behind a fence; if it never closes, the end for backticks, else `first`."""
     for number in range(first + 1, len(lines)):
         line = lines[number].strip()
         if line.startswith(mark) and not line.strip(mark[0]):
@@ -104,7 +104,7 @@ def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
 
 
 def _end_of_indented(lines: list[str], first: int) -> int:
-    """Return the number of the line behind an indented paragraph, or `first` if it does not look like code."""
+    """Return the number of the line behind an indented paragraph; `first` if it does not look like code."""
     end = first
     while end < len(lines) and lines[end].strip():
         if not _INDENTED.match(lines[end]):

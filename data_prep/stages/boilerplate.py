@@ -1,12 +1,13 @@
-"""Cut the lines that frame the pages of a host (menus, footers, notices on cookies) from the ends of its documents.
+"""Cut the lines that frame the pages of a host (menus, footers, cookie notices) from the ends of documents.
 
-A site is the host of a document's URL. Documents without one are left as they are, except those of sources that the
-settings name as a site each. A line belongs to a frame if nearly all of the site's documents hold it, and only runs of
-such lines at a document's ends are cut. What decides a case often stands there too, in the same words everywhere
-("Vedtaket stadfestes."): losing it costs more than keeping a line of a footer. So a sentence is cut only where the frame
-has surely begun between it and the body, and the close of a letter stays. Texts whose form is their author's alone (laws,
-minutes, letters in parallel) have no such frame: only sources of the named readers are looked at. Every line that was cut
-is in the stage's files, with a count and an example.
+A site is the host of a document's URL. Documents without one are left as they are, except those of sources
+that the settings name as a site each. A line belongs to a frame if nearly all of the site's documents hold
+it, and only runs of such lines at a document's ends are cut. What decides a case often stands there too, in
+the same words everywhere ("Vedtaket stadfestes."): losing it costs more than keeping a line of a footer. So a
+sentence is cut only where the frame has surely begun between it and the body, and the close of a letter
+stays. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
+sources of the named readers are looked at. Every line that was cut is in the stage's files, with a count and
+an example.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ LINES_OF_CLOSE = 4  # behind the close of a letter: a name, a title, an office
 LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
-# A sentence, with its full stop or without: passives and the commonest finite verbs of decisions, in both written standards.
+# A sentence, with its full stop or without: passives, the commonest finite verbs, words that decide a case.
 _SENTENCE_END = re.compile(r"[.!?…][\s)\]»”’\"'*_]*$")
 _VERB = re.compile(
-    r"\b(er|var|ble|blir|blei|vert|vart|har|hadde|skal|kan|må|vil|får|fikk|fekk|gir|gav|tas|takast|gis|gjevast|avslås"
-    r"|ikke|ikkje|[^\W\d_]{3,}(?:es|ast))\b"
+    r"\b(er|var|ble|blir|blei|vert|vart|har|hadde|skal|kan|må|vil|får|fikk|fekk|gir|gav|tas|takast|gis|gjevast"
+    r"|ikke|ikkje|medhold|medhald|(?:stadfest|opphev|avvis|forkast|innvilg|avslå|omgjor|omgjer)\w*"
+    r"|[^\W\d_]{3,}(?:es|ast))\b"
 )
 _VERDICT = re.compile(r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:")
+_HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\.\d+)*[.)]?\s+\S")
 _CLOSE = re.compile(r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b")
-# A row of links or buttons, a copyright notice; what a heading or a sentence in a frame is about; a ruled line.
+# A row of links or buttons, a copyright notice; what headings and sentences of a frame are about; a ruled line.
 _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
 _ABOUT_FRAME = re.compile(
     r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring|javascript|nettleser"
@@ -176,7 +179,7 @@ def find_frame(text: str, repeated: set[int]) -> Frame:
 
 
 def site_of(document: Document, config: CorpusConfig) -> str | None:
-    """Return the site whose page a document is, `<source> <host>` or a source that is one site; None if it is of none."""
+    """Return the site of a document, `<source> <host>` or a source that is one site; None if it has none."""
     if document.turns or config.sources[document.source].reader not in config.boilerplate.readers:
         return None
     try:
@@ -191,9 +194,9 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many lines are surely of the frame, counted from a document's end inwards.
 
-    Up to a row of links all are, but for sentences that are not about what frames are about: the first of these may be the
-    body's. Under a ruled line at the foot all are. Further inwards, what is no sentence is, unless a letter closes there: beside
-    the close stand a name and an office.
+    Up to a row of links all are, but for headings and sentences that are not about what frames are about: the
+    first of these may be the body's. Under a ruled line at the foot all are. Further inwards, what is no sentence
+    is, unless a letter closes there: beside the close stand a name and an office.
     """
     sure = likely = 0
     reached_sentence = in_doubt = False
@@ -231,7 +234,7 @@ class Kind(StrEnum):
     RULE = "a ruled line"
     LINKS = "a row of links or buttons, or a notice that only frames have"
     NOTICE = "a sentence about what frames are about"
-    SENTENCE = "another sentence"
+    SENTENCE = "another sentence, or a heading of a body"
     OTHER = "no sentence"
 
 
@@ -244,6 +247,8 @@ def _kind(key: str) -> Kind:
     if _LINKS.search(key) and not is_table_row:
         return Kind.LINKS
     is_about_frame = _ABOUT_FRAME.search(key) is not None
+    if _HEADING.match(key):
+        return Kind.SENTENCE
     if _SENTENCE_END.search(key) or _VERB.search(key) or _VERDICT.match(key):
         return Kind.NOTICE if is_about_frame else Kind.SENTENCE
     return Kind.LINKS if is_about_frame else Kind.OTHER

@@ -124,7 +124,7 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
 
 
 def _without(text: str, index: Index, cut: list[str]) -> str:
-    """Return `text` without the paragraphs in which an overlap lies, or begins or ends; these are added to `cut`."""
+    """Return `text` without the paragraphs in which an overlap lies, begins or ends; add these to `cut`."""
     spans = [span for found in index.overlaps(text).values() for span in found]
     kept, start = [], 0
     for paragraph in text.split("\n\n"):

@@ -1,9 +1,10 @@
-"""Text as it was meant: encoding faults repaired, one Unicode form, no control characters, words whole, quiet white space.
+"""Text as it was meant: encoding faults repaired, one Unicode form, no control characters, whole words.
 
-Only what is broken changes. Code and URLs in running text keep what was written, and so do conversations, in which nothing is
-mended but letters of a wrong encoding, control characters and line breaks. Each kind of change is counted, by documents.
-Normalising twice is normalising once. Words that a line end parted are put together again: at a soft hyphen or PDFium's mark
-(U+FFFE) always, at a plain hyphen by what else the document says (kommu-/nen is kommunen, barne-/og stays barne- og).
+Only what is broken changes. Code and URLs in running text keep what was written, and so do conversations, in
+which nothing is mended but letters of a wrong encoding, control characters and line breaks. Each kind of
+change is counted, by documents. Normalising twice is normalising once. Words that a line end parted are put
+together again: at a soft hyphen or PDFium's mark (U+FFFE) always, at a plain hyphen by what else the document
+says (kommu-/nen is kommunen, barne-/og stays barne- og).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from data_prep.document import Document, Report
 VERSION = 5
 
 # Readers that decode the entities of their markup: one that is left is what the page shows.
-DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "einnsyn", "webpage", "markdown"])
+DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
 # Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to put them in order.
 _MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
 _MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _CONTROLS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]|[\x00-\x08\x0e-\x1f\x7f\u206a-\u206f\ufff9-\ufffc\ufeff]")
 _C1 = re.compile("[\x80-\x84\x86-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\f\x85\u2028\u2029]")
-# Joiners have a meaning between emoji, and in scripts whose letters join; zero-width spaces in scripts without spaces.
+# Joiners mean something between emoji and in scripts that join letters, zero-width spaces in those without spaces.
 _PICTURE = "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f"
 _JOINING = "\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -144,7 +145,7 @@ def repair(text: str, rules: Rules | None = None) -> str:
 
 
 def _settled(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
-    """Repeat a step: one repair can lay bare another fault. Text that never settles is repaired a few times."""
+    """Repeat a step, for one repair can lay bare another fault; a few times, for some text never settles."""
     for _ in range(_PASSES):
         before, text = text, step(text, rules)
         if text == before:
@@ -158,11 +159,11 @@ def _trimmed(turn: str) -> str:
     return text if text.startswith(("    ", "\t")) else text.lstrip()
 
 
-# --- in all text -------------------------------------------------------------------------------------------------------
+# --- in all text -----------------------------------------------------------------------------------------
 
 
 def _mend_signs(text: str, rules: Rules) -> str:
-    """Mend what is wrong whatever the text is: letters of a wrong encoding, control characters, line breaks."""
+    """Mend what is wrong in any text: letters of a wrong encoding, control characters, line breaks."""
     if _is_plain(text):
         return text
     return _mend_odd_signs(text, rules)
@@ -199,11 +200,11 @@ def _reread(line: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Return True if no rule for signs would change anything, which takes them far longer to find out (tested against them)."""
+    """Return True if no rule for signs would change anything; they would take far longer to find that out."""
     return bool(_PLAIN.fullmatch(text)) and not _MAY_BE_BYTES.search(text)
 
 
-# --- in running text ---------------------------------------------------------------------------------------------------
+# --- in running text -------------------------------------------------------------------------------------
 
 
 def _normalise_once(text: str, rules: Rules) -> str:
@@ -224,7 +225,7 @@ def _normalise_once(text: str, rules: Rules) -> str:
 
 
 def _mend_prose(text: str, rules: Rules) -> str:
-    """Mend lines one by one, but for those that are `good`; lines that come out as they went in are added there."""
+    """Mend lines one by one, but for the `good`; lines that come out as they went in are added there."""
     if _is_plain(text):
         return text
     lines = text.split("\n")
@@ -254,6 +255,8 @@ def _decode_entities(line: str, everywhere: bool) -> str:
     def decode(match: re.Match[str]) -> str:
         entity = f"&{match[1]}"
         sign: str = fixes.unescape_html(entity)
+        if sign == entity and match[0] != entity:  # no name of a sign: the `&amp;` before it stands for itself
+            return f"&{match[1]}" if everywhere or line[match.start() - 1 : match.start()].isalpha() else match[0]
         before, after = line[match.start() - 1 : match.start()], line[match.end() : match.end() + 1]
         if sign.isalpha():
             is_broken = before.isalpha() or after.isalpha()
@@ -266,7 +269,7 @@ def _decode_entities(line: str, everywhere: bool) -> str:
 
 
 def _without_layout(text: str) -> str:
-    """Return text with single spaces, without spaces at the ends of its lines, and with one blank line at a time."""
+    """Return text with single spaces, none at the ends of its lines, and one blank line at a time."""
     if "  " in text or _ODD_SPACES_SIGN.search(text):
         text = _SPACES.sub(" ", text)
     lines = text.split("\n")

@@ -24,7 +24,7 @@ usage: finetune VERB …
 Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
-  inspect CORPUS             what was done to its documents and why some were dropped or cut; tokens, targets, lengths
+  inspect CORPUS             what was done to its documents and why some were dropped; cuts, tokens, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model folder, by source and written standard
@@ -83,8 +83,8 @@ def prepare(arguments: list[str]) -> int:
 def inspect(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="finetune inspect",
-        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are targets, how "
-        "long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
+        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are "
+        "targets, how long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
     )
     parser.add_argument("corpus", help="a corpus' name or folder")
     parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")

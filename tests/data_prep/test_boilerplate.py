@@ -108,6 +108,8 @@ OUTCOMES = [
     "KONKLUSJON OG VEDTAK\n\nKLAGEN AVVISES!",
     "Avgjørelse etter dette: **Søknaden innvilges.**",
     "Klagen avvises",
+    "Statsforvaltaren stadfestar vedtaket",
+    "Søknaden innvilget for tre år",
     "Resultat: Avslag, tidligere vedtak",
     "Fylkesmannen stadfestar vedtaket\nVedtaket kan ikke påklages videre, jf. forvaltningsloven § 28.",
     "§ 4. Ikrafttredelse\nForskriften trer i kraft straks.",
@@ -129,8 +131,9 @@ def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(outcome
 
 def test_how_a_document_begins_is_kept(tmp_path: Path) -> None:
     ingress = "Med hjemmel i lov om havner har Storvika kommune fastsatt følgende forskrift."
-    texts = [f"{MENU}\n\n{ingress}\n\n§ 1. Om kai {i}." for i in range(6)]
-    assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(MENU).strip() for text in texts]
+    for begin in (ingress, "## Introduksjon", "§ 1. Virkeområde og formål", "Kapittel 1 Innledning", "1.2 Om denne veilederen"):
+        texts = [f"{MENU}\n\n{begin}\n\nDette handler om kai {i}." for i in range(6)]
+        assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(MENU).strip() for text in texts]
 
 
 def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Path) -> None:

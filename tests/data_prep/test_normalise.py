@@ -228,6 +228,11 @@ def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_t
     assert report.counts["entities_decoded"] == 1
 
 
+def test_an_apostrophe_is_no_code_and_an_ampersand_before_a_semicolon_no_entity() -> None:
+    assert normalise("Per`s hus, s&oslash;r for Kari`s") == "Per`s hus, sør for Kari`s"
+    assert normalise("AT&amp;T; R&amp;D; og &xyz;") == "AT&T; R&D; og &xyz;"
+
+
 def test_joiners_without_a_meaning_and_other_noise_go() -> None:
     assert normalise("a\u200db\u200cc\u200b d\u2060e 👩\u200d \u200d👩") == "abc de 👩 👩"
     assert normalise("eﬀekt ＡＢＣ ko\u00admune a\u030a") == "effekt ABC komune å"

@@ -171,6 +171,8 @@ def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(prepared: pipeli
     assert checksums(prepared.folder) == before
     elsewhere = pipeline.prepare(sample_config(tmp_path))
     assert checksums(elsewhere.folder) == before
+    cuts = [StageFolder(of.folder.with_name(".sample.stages") / "2-boilerplate").cuts() for of in (prepared, elsewhere)]
+    assert cuts[0] == cuts[1] != []
 
 
 def test_a_changed_setting_runs_from_its_stage_on(prepared: pipeline.Prepared, tmp_path: Path) -> None:
