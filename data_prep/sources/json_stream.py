@@ -322,18 +322,24 @@ class _Sequence:
         self._text = JsonText(member, form.limit, report)
         self._finder = ListFinder(form, report)
         self._number = 1
+        self._is_broken_off = False
 
     def values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
         try:
             yield from self._arrays() if is_array else self._objects()
         except Unreadable as fault:
-            self._break_off(fault)
+            self._break_off(fault, self._report)
+        if self._text.fault is not None and not self._is_broken_off:
+            self._break_off(self._text.fault, self._report)
 
     def _where(self) -> Place:
         return replace(self._place, at=f"record {self._number}")
 
-    def _break_off(self, fault: Exception) -> None:
-        break_off(self._report, self._where(), Unreadable(f"{fault}; the rest of the file cannot be read"))
+    def _break_off(self, fault: Unreadable, report: Report) -> None:
+        """Report that the text cannot be read to its end; where the stream under it breaks off, that is why."""
+        self._is_broken_off = self._is_broken_off or report is self._report
+        line = f"{self._text.fault or fault}; the rest of the file cannot be read"
+        break_off(report, self._where(), Unreadable(line))
 
     def _arrays(self) -> Iterator[tuple[Place, Any]]:
         text = self._text
@@ -364,7 +370,7 @@ class _Sequence:
             except NotJson as fault:
                 behind = text.skip_broken(shape, self._form)
                 if behind is Behind.NOTHING:
-                    break_off(report, where, Unreadable(f"{fault}; the rest of the file cannot be read"))
+                    self._break_off(fault, report)
                     return False
                 report.quarantine(where, fault)
             else:
@@ -555,6 +561,7 @@ class JsonText:
     stands before it.
 
     Attributes:
+        fault: of the stream, where it breaks off.
         column: of this place, where only white space and commas stand before it on its line, else None.
     """
 
@@ -562,6 +569,7 @@ class JsonText:
         self._stream, self._limit, self._report = member.stream, limit, report
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self.at, self._ended = "", 0, False
+        self.fault: Unreadable | None = None
         self.column: int | None = 0
         self._mark: int | None = None
         self._marked_column: int | None = 0
@@ -707,11 +715,22 @@ class JsonText:
 
     def _more(self) -> bool:
         begin = self.at if self._mark is None else self._mark
-        raw = self._stream.read(max(2**16, len(self._text) - begin))
+        raw = self._read(max(2**16, len(self._text) - begin))
         self._text, self.at = self._text[begin:] + self._decode(raw), self.at - begin
         self._mark = None if self._mark is None else 0
         self._ended = not raw
         return not self._ended
+
+    def _read(self, size: int) -> bytes:
+        """Read about so many bytes, in pieces: what comes before a break is kept."""
+        pieces, missing = [], size
+        try:
+            while missing > 0 and (piece := self._stream.read1(2**16)):
+                pieces.append(piece)
+                missing -= len(piece)
+        except Unreadable as fault:
+            self.fault = fault
+        return b"".join(pieces)
 
     def _decode(self, raw: bytes) -> str:
         """Decode UTF-8; what is none is taken for Windows-1252, as in `decode`, and counted once a file."""

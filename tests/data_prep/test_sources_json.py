@@ -3,9 +3,11 @@ All is invented."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -330,6 +332,27 @@ def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, l
     assert texts(documents) == EXPECTED[:3]
     assert len(report.broken) == 1
     assert "the rest of the file cannot be read" in report.broken[0].error
+    assert report.counts["broken_off"] == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("in_object", [True, False])
+def test_a_packed_file_that_breaks_off_keeps_what_came_before(tmp_path: Path, in_object: bool, indent: int | None) -> None:
+    random = Random(0)
+    records = [{"id": n, "text": "".join(random.choices("abcdefghij ", k=400))} for n in range(2000)]
+    body: Any = {"count": 2000, "response": {"docs": records}} if in_object else records
+    packed = gzip.compress(dump(body, indent).encode())
+    (tmp_path / "a.json.gz").write_bytes(packed)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == [record["text"] for record in records]
+    assert not report.broken
+    (tmp_path / "a.json.gz").write_bytes(packed[: len(packed) // 2])
+    documents, report = read("jsonl", tmp_path)
+    assert 800 < len(documents) < 1200
+    assert texts(documents) == [record["text"] for record in records[: len(documents)]]
+    ((place, error),) = faults(report)
+    assert place == f"a.json.gz:record {len(documents) + 1}"
+    assert error.startswith("gzip breaks off or is broken")
     assert report.counts["broken_off"] == 1
 
 
