@@ -1,7 +1,8 @@
-"""The text that a source's files hold, taken from them without data_prep's readers: what these are measured against.
+"""The text that a source's files hold, taken from them without data_prep's readers: what these are measured
+against.
 
-Each piece is named by where it stands (an element and its class, a key, a column), so that what a reader leaves out can be named.
-"""
+Each piece is named by where it stands (an element and its class, a key, a column), so that what a reader
+leaves out can be named."""
 
 from __future__ import annotations
 
@@ -54,7 +55,24 @@ def _named(element: etree._Element) -> str:
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
         if classes := (above.get("class") or "").split():
             return f"{name}.{classes[0]}"
-        if name not in ("span", "a", "b", "i", "em", "strong", "sup", "sub", "p", "li", "ul", "ol", "td", "th", "tr", "tbody"):
+        if name not in (
+            "span",
+            "a",
+            "b",
+            "i",
+            "em",
+            "strong",
+            "sup",
+            "sub",
+            "p",
+            "li",
+            "ul",
+            "ol",
+            "td",
+            "th",
+            "tr",
+            "tbody",
+        ):
             return name
     return "body"
 
@@ -84,7 +102,8 @@ def _html(path: Path) -> Iterator[Piece]:
 
 
 def _journal(path: Path) -> Iterator[Piece]:
-    """Every value of a journal, public or not, by its term: what a reader must leave out is named beside the rest."""
+    """Every value of a journal, public or not, by its term: what a reader must leave out is named beside the
+    rest."""
     if path.suffix == ".xml":
         yield from _xml(path)
         return
@@ -188,7 +207,8 @@ BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
 }
 
 
-# What readers leave out on purpose. It is looked for last, so that it does not take the words of what they keep.
+# What readers leave out on purpose. It is looked for last, so that it does not take the words of what they
+# keep.
 LEFT_OUT = re.compile(
     r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter|tag|template|comment|"
     r".*_SENSITIV|.*_LIST|(tittel|beskrivelse|systemID|opprettetAv|question without an answer)$"

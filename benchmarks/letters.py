@@ -1,14 +1,15 @@
-"""Letters of a source's bodies against letters after its reader and after `normalise`; what is missing is named.
+"""Letters of a source's bodies against letters after its reader and after `normalise`; what is missing is
+named.
 
     python -m benchmarks.letters FOLDER [--record]                  every reader on every file of a folder like ../shared/corpora
     python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit": "speech"}}']
 
-The bodies are taken from the files by benchmarks/bodies.py, without the readers. A piece of a body (the text of an element, a
-line, a cell) that stands in the reader's text as a whole is there; of the others, each word is looked for in what is left of the
-file's text. Letters that are not there are named by where they stood: an element and its class, a term, a key. Later losses are
-those of the stages of `finetune prepare` with its default settings: of documents that a stage drops, by its reason, and of what
-it changes in those that it lets through.
-"""
+The bodies are taken from the files by benchmarks/bodies.py, without the readers. A piece of a body (the text
+of an element, a line, a cell) that stands in the reader's text as a whole is there; of the others, each word
+is looked for in what is left of the file's text. Letters that are not there are named by where they stood: an
+element and its class, a term, a key. Later losses are those of the stages of `finetune prepare` with its
+default settings: of documents that a stage drops, by its reason, and of what it changes in those that it lets
+through."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def letters(text: str) -> int:
 
 
 def missing_letters(pieces: list[bodies.Piece], text: str) -> Counter[str]:
-    """Count the letters of the pieces that are not in a text, by their names. No letter of the text counts twice."""
+    """Count the letters of the pieces that are not in a text, by their names. No letter of the text counts
+    twice."""
     left = bytearray(f" {' '.join(_WORD.findall(text))} ".encode())
     at, rest = 0, []
     for piece in pieces:
@@ -125,7 +127,12 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
     with tempfile.TemporaryDirectory(prefix="letters-") as scratch:
         raw = bodies.unpacked(folder, Path(scratch))
         config = SourceConfig(
-            reader=source.reader, path=str(raw), license="-", max_broken_share=1.0, limits=LimitsConfig(), **source.settings
+            reader=source.reader,
+            path=str(raw),
+            license="-",
+            max_broken_share=1.0,
+            limits=LimitsConfig(),
+            **source.settings,
         )
         found = Measured(source)
         for path in reading.files(config):
@@ -145,7 +152,8 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
 
 
 def through_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
-    """Run the text stages; return the letters that come out of each, and those that are lost in it, by reason."""
+    """Run the text stages; return the letters that come out of each, and those that are lost in it, by
+    reason."""
     corpus = CorpusConfig(name="letters", sources={"s": source})
     shutil.rmtree(work, ignore_errors=True)
     steps = pipeline.plan(PrepareConfig(corpus=corpus, corpora_dir=str(work), workers=1))
@@ -223,7 +231,10 @@ def _later_losses(results: list[Measured]) -> Iterator[str]:
         reasons = Counter[str]()
         for name, (_, lost) in stages[1:]:
             reasons.update({f"{name}: {reason}": count for reason, count in lost.items()})
-        source, counts = found.source, f"{found.read:,} | {after_first:,} | {_list(lost_in_first)} | {after_last:,}"
+        source, counts = (
+            found.source,
+            f"{found.read:,} | {after_first:,} | {_list(lost_in_first)} | {after_last:,}",
+        )
         yield f"| {source.reader} | {source.folder} | {counts} | {_list(reasons, 12)} |"
 
 

@@ -86,8 +86,8 @@ class FileChanged(ValueError):
     def __init__(self, source: str, name: str) -> None:
         self.source, self.name = source, name
         super().__init__(
-            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: run prepare again "
-            f"once nothing writes to it"
+            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: "
+            f"run prepare again once nothing writes to it"
         )
 
     def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:  # it comes from another process
@@ -434,7 +434,7 @@ def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
 
 
 def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """The documents of a task, whose files must be and stay what their checksums say.
+    """Yield the documents of a task, whose files must be and stay what their checksums say.
 
     Raises:
         FileChanged: one was changed, replaced, cut or deleted since the plan, or while it was read.
@@ -452,7 +452,7 @@ def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Ite
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What differs if a file was written or replaced; None if there is none."""
+    """Return what differs if a file was written or replaced; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -461,7 +461,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Whether a file is another than it was before, or than its checksum says: reading it took longer than summing it up."""
+    """Return whether a file is another than it was before, or than its checksum says."""
     if before is None or _state(path) != before:
         return True
     try:

@@ -1,4 +1,5 @@
-"""What parts the columns of a CSV file: a comma, a semicolon (as Excel writes it in Norway), a tab or a pipe."""
+"""What parts the columns of a CSV file: a comma, a semicolon (as Excel writes it in Norway), a tab or a
+pipe."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ import csv
 import re
 from collections.abc import Sequence
 
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-NO_SEPARATOR = "\x1f"  # of a table with one column, whose texts may hold all of these
+NO_SEPARATOR = "\x1f"  # of a table with one column, whose texts may hold all others
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", NO_SEPARATOR: "none"}
 EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
-HEAD, WHOLE_BELOW = 2**16, 4096  # bytes to look at; fewer than the second are all of a file: 8 KiB are read of any at once
+HEAD, WHOLE_BELOW = (
+    2**16,
+    4096,
+)  # bytes to look at; fewer than the second are all of a file: 8 KiB are read of any at once
 SAMPLE_LINES = 200
 
 
 def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequence[str] = ()) -> str:
     """Return what parts the columns, by the first line and the records behind it.
 
-    It is what makes the needed columns of the first line; else what cuts most records into as many columns as the first line,
-    and that into most. Without any in the first line, there is one column.
+    It is what makes the needed columns of the first line; else what cuts most records into as many columns as
+    the first line, and that into most. Without any in the first line, there is one column.
 
     Args:
         head: the first bytes of the file.
@@ -42,7 +46,7 @@ def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequen
 
 
 def _rows(lines: list[str], separator: str) -> tuple[list[str], list[list[str]]]:
-    """The first row and the others; none if this separator makes no CSV of them."""
+    """Return the first row and the others; none if this separator makes no CSV of them."""
     try:
         rows = [row for row in csv.reader(lines, delimiter=separator) if row]
     except csv.Error:

@@ -1,16 +1,18 @@
-"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms; and the two journals
-of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, which have a case and an entry a row.
+"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms;
+and the two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, which have a case
+and an entry a row.
 
-One document is one case (saksmappe) or meeting (moetemappe) with its entries: titles, dates and kinds of documents, and by what
-law something is withheld. Entries whose case is in another file are documents of their own, in the case's group.
+One document is one case (saksmappe) or meeting (moetemappe) with its entries: titles, dates and kinds of
+documents, and by what law something is withheld. Entries whose case is in another file are documents of their
+own, in the case's group.
 
-Nothing that is withheld is ever read, in either format, as only the terms below are looked at. JSON-LD marks it: `*_SENSITIV`
-(and `*_LIST`, which is cut from it) holds the whole title, `offentligTittel` and a document's `tittel` the public one. Noark 5
-has no such mark: `tittel` there is the whole title, and only `offentligTittel` the public one. A document within an entry has no
-`offentligTittel`; its `tittel` is read only where nothing around it is withheld and the entry's two titles are the same. Of the
-two journals, `tittel` is never read: that of a class may be a person's name. Names of persons (correspondents, officers,
-participants) are left out in all.
-"""
+Nothing that is withheld is ever read, in either format, as only the terms below are looked at. JSON-LD marks
+it: `*_SENSITIV` (and `*_LIST`, which is cut from it) holds the whole title, `offentligTittel` and a
+document's `tittel` the public one. Noark 5 has no such mark: `tittel` there is the whole title, and only
+`offentligTittel` the public one. A document within an entry has no `offentligTittel`; its `tittel` is read
+only where nothing around it is withheld and the entry's two titles are the same. Of the two journals,
+`tittel` is never read: that of a class may be a person's name. Names of persons (correspondents, officers,
+participants) are left out in all."""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ KIND_WORDS = re.compile(r"(?<=[a-zæøå])(?=[A-ZÆØÅ])")
 
 @dataclass
 class Node:
-    """A folder, an entry or a document. `terms` holds public terms alone; `is_withheld` that a part of it is not public."""
+    """A folder, an entry or a document. `terms` holds public terms alone; `is_withheld` that a part of it is
+    not public."""
 
     id: str
     kind: str
@@ -132,7 +135,8 @@ _WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "g
 
 
 def _of_journal(root: etree._Element) -> Iterator[Node]:
-    """The cases of a journal, and its entries. A case stands in every row of its entries: what is said first of it holds."""
+    """Yield the entries of a journal, and its cases. A case stands in every row of its entries: what is said first
+    of it holds."""
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
     for number, row in enumerate(root.iter("{*}journalregistrering"), start=1):
@@ -150,7 +154,7 @@ def _of_journal(root: etree._Element) -> Iterator[Node]:
 
 
 def _leaves(element: etree._Element | None) -> dict[str, str]:
-    """The values of an element's plain children, by name; of several with one name, the first."""
+    """Return the values of an element's plain children, by name; of several with one name, the first."""
     values: dict[str, str] = {}
     for child in element if element is not None else ():
         if len(child) == 0:
@@ -210,7 +214,8 @@ def _words(term: str) -> str:
 
 @dataclass
 class Thing:
-    """An object of JSON-LD: its terms by their own names. `inside` is the id of the one that it was nested in."""
+    """An object of JSON-LD: its terms by their own names. `inside` is the id of the one that it was nested
+    in."""
 
     kind: str = ""
     inside: str = ""
@@ -244,7 +249,8 @@ _SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
 
 
 def _gather(value: Any, things: dict[str, Thing], inside: str) -> None:
-    """Every object with an id, however nested, under its terms' own names; nested ones are replaced by references."""
+    """Every object with an id, however nested, under its terms' own names; nested ones are replaced by
+    references."""
     if isinstance(value, list):
         for element in value:
             _gather(element, things, inside)
@@ -269,7 +275,8 @@ def _term(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """The value of a term: a string, {"@value": …}, a reference to a word of the standard, or the first of a list of these."""
+    """The value of a term: a string, {"@value": …}, a reference to a word of the standard, or the first of a
+    list of these."""
     if isinstance(value, list):
         value = value[0] if value else ""
     if isinstance(value, dict):

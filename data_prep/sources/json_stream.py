@@ -1,12 +1,12 @@
 """JSON values of a stream, however they are laid out, with no more than one record in memory.
 
-A file is JSON lines, arrays one after another, or objects one after another, each on one line or spread over many. An object that
-is no record itself (it has none of the reader's keys) may hold the list of records, however deep in objects within it; what
-stands beside the list is no record. `options.records` names the list where it is not found.
+A file is JSON lines, arrays one after another, or objects one after another, each on one line or spread over
+many. An object that is no record itself (it has none of the reader's keys) may hold the list of records,
+however deep in objects within it; what stands beside the list is no record. `options.records` names the list
+where it is not found.
 
-A broken element costs itself alone: reading goes on at the next one, which begins a line with the same indentation, or looks like
-a record where elements share a line.
-"""
+A broken element costs itself alone: reading goes on at the next one, which begins a line with the same
+indentation, or looks like a record where elements share a line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,19 @@ HEAD = 2**16  # bytes by which the layout of a file is told; of a plain file, Py
 WINDOW = 2**22  # characters of an object that are looked at to find its list, where it is longer or broken
 MAX_DEPTH = 4  # objects within each other that may hold the list
 MAX_TRIES = 10_000  # places at which the next element is looked for behind a broken one
-EMPTY_LISTS = ("data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows", "value", "values")
+EMPTY_LISTS = (
+    "data",
+    "docs",
+    "documents",
+    "entries",
+    "hits",
+    "items",
+    "records",
+    "results",
+    "rows",
+    "value",
+    "values",
+)
 
 _DECODER = json.JSONDecoder()
 _SPACES, _SEPARATORS = re.compile(r"\s*"), re.compile(r"[\s,]*")
@@ -34,7 +46,8 @@ _LINE_START = re.compile(r'\n([ \t]*)(?:\}[ \t]*)?(?:,[ \t]*)?(\{|\](?=\s*(?:\Z|
 _OPENING = re.compile(r"[},\n\[]\s*(\{)")
 _STRING = r'"(?:[^"\\\n]|\\.){0,200}"'
 _FIRST_KEYS = re.compile(rf"\{{\s*({_STRING})\s*:(?:\s*(?:{_STRING}|[\w.+-]+)\s*,\s*({_STRING})\s*:)?")
-# An object up to its first list of objects: only numbers, words, strings and the beginnings of objects stand before it.
+# An object up to its first list of objects: only numbers, words, strings and the beginnings of objects stand
+# before it.
 _TO_FIRST_LIST = re.compile(
     r'\s*\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|\{)\s*)*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{'
 )
@@ -94,7 +107,8 @@ def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, 
 
 
 def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
-    """Return whether the first object of a text goes on behind its first line, or is a broken one that holds a list."""
+    """Return whether the first object of a text goes on behind its first line, or is a broken one that holds
+    a list."""
     line, newline, rest = head.partition("\n")
     listed = _TO_FIRST_LIST.match(head)
     holds_list = listed is not None and not set(_KEY.findall(listed[0])) & set(form.keys)
@@ -117,7 +131,8 @@ def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
 
 
 def _values_of_line(text: str, where: Place, finder: ListFinder, report: Report) -> Iterator[tuple[Place, Any]]:
-    """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole list."""
+    """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole
+    list."""
     if text.rstrip().endswith(","):  # lines cut out of an array
         text = text.rstrip()[:-1]
     try:
@@ -159,22 +174,22 @@ def _joined(text: str) -> list[Any]:
 class ListFinder:
     """Finds the list of records in the objects of one file.
 
-    A file has either records or objects that hold them: once a record was seen, an object that is none is broken, and a list in
-    it, of comments perhaps, is no list of records.
-    """
+    A file has either records or objects that hold them: once a record was seen, an object that is none is
+    broken, and a list in it, of comments perhaps, is no list of records."""
 
     def __init__(self, form: Form, report: Report) -> None:
         self.form, self._report = form, report
         self.has_records = False
 
     def is_record(self, value: Any) -> bool:
-        """Whether a value that stands in no list is a record, which needs no further look."""
+        """Return whether a value that stands in no list is a record, which needs no further look."""
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found
         return found
 
     def expand(self, value: Any, is_element: bool = False) -> list[Any] | None:
-        """Return the records of an object that holds them in a list; None if it is none of that kind, as an element mostly is.
+        """Return the records of an object that holds them in a list; None if it is none of that kind, as an
+        element mostly is.
 
         Raises:
             Unreadable: the list that a setting names is not in it, or several are and none is named.
@@ -211,7 +226,8 @@ class ListFinder:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(f"'{name[:60]}'" for name in names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing"
+    shown = [f"'{name[:60]}'" for name in names[:8]] or ["nothing"]
+    return ", ".join(shown) + (" …" if len(names) > 8 else "")
 
 
 def _follow(value: Any, path: tuple[str, ...]) -> Any:
@@ -276,7 +292,10 @@ class _Shape:
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
     def is_alike(self, value: Any, form: Form) -> bool:
-        return isinstance(value, dict) and (form.is_record(value) or len(self.keys & set(value)) * 2 > max(len(self.keys), 1))
+        if not isinstance(value, dict):
+            return False
+        common = len(self.keys & set(value))
+        return form.is_record(value) or 2 * common > max(len(self.keys), 1)
 
 
 def _beginning(value: dict[str, Any]) -> tuple[str, str]:
@@ -303,18 +322,24 @@ class _Sequence:
         self._text = JsonText(member, form.limit, report)
         self._finder = ListFinder(form, report)
         self._number = 1
+        self._is_broken_off = False
 
     def values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
         try:
             yield from self._arrays() if is_array else self._objects()
         except Unreadable as fault:
-            self._break_off(fault)
+            self._break_off(fault, self._report)
+        if self._text.fault is not None and not self._is_broken_off:
+            self._break_off(self._text.fault, self._report)
 
     def _where(self) -> Place:
         return replace(self._place, at=f"record {self._number}")
 
-    def _break_off(self, fault: Exception) -> None:
-        break_off(self._report, self._where(), Unreadable(f"{fault}; the rest of the file cannot be read"))
+    def _break_off(self, fault: Unreadable, report: Report) -> None:
+        """Report that the text cannot be read to its end; where the stream under it breaks off, that is why."""
+        self._is_broken_off = self._is_broken_off or report is self._report
+        line = f"{self._text.fault or fault}; the rest of the file cannot be read"
+        break_off(report, self._where(), Unreadable(line))
 
     def _arrays(self) -> Iterator[tuple[Place, Any]]:
         text = self._text
@@ -326,8 +351,8 @@ class _Sequence:
                 return
 
     def _elements(self, report: Report, in_object: bool = False) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the array that begins here; return whether its end was found. One in an object is the list of
-        records; of others, the elements may be objects that hold it."""
+        """Yield the elements of the array that begins here; return whether its end was found. One in an
+        object is the list of records; of others, the elements may be objects that hold it."""
         text, shape = self._text, _Shape()
         text.step()
         while True:
@@ -345,7 +370,7 @@ class _Sequence:
             except NotJson as fault:
                 behind = text.skip_broken(shape, self._form)
                 if behind is Behind.NOTHING:
-                    break_off(report, where, Unreadable(f"{fault}; the rest of the file cannot be read"))
+                    self._break_off(fault, report)
                     return False
                 report.quarantine(where, fault)
             else:
@@ -364,8 +389,6 @@ class _Sequence:
             else:
                 for count, element in enumerate(elements, start=1):
                     yield replace(where, at=f"{where.at}.{count}"), element
-
-    # --- objects, one after another ------------------------------------------------------------------------------------
 
     def _objects(self) -> Iterator[tuple[Place, Any]]:
         text, shape = self._text, _Shape()
@@ -397,7 +420,8 @@ class _Sequence:
             self._number += 1
 
     def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
-        """Yield the records of an object that cannot be held whole; return the fault that it ends with, if it does."""
+        """Yield the records of an object that cannot be held whole; return the fault that it ends with, if it
+        does."""
         text, outline = self._text, _Outline(self._text, self._form, self._finder)
         try:
             text.mark()
@@ -424,7 +448,8 @@ class _Sequence:
             raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
 
     def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the wanted list of the object that begins here; return False if the text ended in the list.
+        """Yield the elements of the wanted list of the object that begins here; return False if the text
+        ended in the list.
 
         Raises:
             NotJson: what stands beside the list is broken.
@@ -447,7 +472,8 @@ class _Sequence:
         return True
 
     def _pass_over_list(self, path: tuple[str, ...]) -> None:
-        """Step over a list that is not read; one of records that was not seen when the list was chosen is a broken record."""
+        """Step over a list that is not read; one of records that was not seen when the list was chosen is a
+        broken record."""
         number, where = self._number, self._where()
         held = sum(self._form.is_record(element) for _, element in self._elements(Report(), in_object=True))
         self._number = number
@@ -525,15 +551,17 @@ class _Outline:
 
 
 def _holds_key(text: JsonText, form: Form) -> bool:
-    """Whether a broken element begins like a record: one of the keys stands in its first line."""
+    """Return whether a broken element begins like a record: one of the keys stands in its first line."""
     line = text.peek(2000).partition("\n")[0] if text.peek(2) != "{\n" else text.peek(2000)
     return bool(set(_KEY.findall(line)) & set(form.keys))
 
 
 class JsonText:
-    """A member's text, of which what lies before `at` has been read, and may be forgotten unless a mark stands before it.
+    """A member's text, of which what lies before `at` has been read, and may be forgotten unless a mark
+    stands before it.
 
     Attributes:
+        fault: of the stream, where it breaks off.
         column: of this place, where only white space and commas stand before it on its line, else None.
     """
 
@@ -541,6 +569,7 @@ class JsonText:
         self._stream, self._limit, self._report = member.stream, limit, report
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self.at, self._ended = "", 0, False
+        self.fault: Unreadable | None = None
         self.column: int | None = 0
         self._mark: int | None = None
         self._marked_column: int | None = 0
@@ -554,7 +583,7 @@ class JsonText:
         self.at, self.column, self._mark = self._mark, self._marked_column, None
 
     def is_full(self) -> bool:
-        """Whether no more is kept behind the mark."""
+        """Return whether no more is kept behind the mark."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:
@@ -580,8 +609,8 @@ class JsonText:
         self.at, self.column = self.at + 1, None
 
     def members(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys of the object that begins here, each with the first character of its value, which must be stepped
-        over before the next key is asked for.
+        """Yield the keys of the object that begins here, each with the first character of its value, which
+        must be stepped over before the next key is asked for.
 
         Raises:
             NotJson: it is none.
@@ -686,11 +715,22 @@ class JsonText:
 
     def _more(self) -> bool:
         begin = self.at if self._mark is None else self._mark
-        raw = self._stream.read(max(2**16, len(self._text) - begin))
+        raw = self._read(max(2**16, len(self._text) - begin))
         self._text, self.at = self._text[begin:] + self._decode(raw), self.at - begin
         self._mark = None if self._mark is None else 0
         self._ended = not raw
         return not self._ended
+
+    def _read(self, size: int) -> bytes:
+        """Read about so many bytes, in pieces: what comes before a break is kept."""
+        pieces, missing = [], size
+        try:
+            while missing > 0 and (piece := self._stream.read1(2**16)):
+                pieces.append(piece)
+                missing -= len(piece)
+        except Unreadable as fault:
+            self.fault = fault
+        return b"".join(pieces)
 
     def _decode(self, raw: bytes) -> str:
         """Decode UTF-8; what is none is taken for Windows-1252, as in `decode`, and counted once a file."""

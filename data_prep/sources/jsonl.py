@@ -1,8 +1,8 @@
-"""JSON lines, JSON arrays of records, or objects that hold a list of records, on one line or many (json_stream says how).
+"""JSON lines, JSON arrays of records, or objects that hold a list of records, on one line or many
+(json_stream says how).
 
-Only `text` is required; `fields` maps other key names. Option: `records`, the keys that lead to the list of records in an object
-(`items`, `response.docs`), where it is not found by itself.
-"""
+Only `text` is required; `fields` maps other key names. Option: `records`, the keys that lead to the list of
+records in an object (`items`, `response.docs`), where it is not found by itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
 # An object with one of these is a record of a reader; of all others, one with `text`.
 RECORD_KEYS = {"chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")}
-FIELDS = ("text", *OPTIONAL)  # what the corpus file's `fields` may map, here as in every reader that has such a line
+FIELDS = (
+    "text",
+    *OPTIONAL,
+)  # what the corpus file's `fields` may map, here as in every reader that has such a line
 
 
 @dataclass
 class Options:
-    """records: the keys that lead to the list of records in an object, joined by dots; empty: the list is found."""
+    """records: the keys that lead to the list of records in an object, joined by dots; empty: the list is
+    found."""
 
     records: str = ""
 
@@ -71,7 +75,8 @@ def record_form(source: SourceConfig, keys: Sequence[str]) -> json_stream.Form:
 
 
 def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dict[str, Any]:
-    """What a record says about itself, as Document's attributes. A record without an id is called by its place.
+    """What a record says about itself, as Document's attributes. A record without an id is called by its
+    place.
 
     Raises:
         Unreadable: one of them is a list or an object.

@@ -1,16 +1,17 @@
 """Lovdata's public API: tar.bz2 archives of acts and regulations, and single XML files.
 
-The files are XML-flavoured HTML, one act or regulation each: a header with its identity (`dl.data-document-key-info`) and
-`main.documentBody`. One file becomes one document. Its group is the act itself (`refid`, e.g. lov/2005-06-17-101), so that
-the announcement of an act in Lovtidend and its consolidated text never stand on different sides of a split. Its date is that
-of the day it was made, which its name holds.
+The files are XML-flavoured HTML, one act or regulation each: a header with its identity
+(`dl.data-document-key-info`) and `main.documentBody`. One file becomes one document. Its group is the act
+itself (`refid`, e.g. lov/2005-06-17-101), so that the announcement of an act in Lovtidend and its
+consolidated text never stand on different sides of a split. Its date is that of the day it was made, which
+its name holds.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points of annexes
-(`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks, notes on amendments
-(`changesToParent`), and, in consolidated texts only, provisions not yet in force and their titles (`futureLegalArticle`,
-`futuretitle`) with what introduces them and nothing else ("§ 5 skal lyde:", "I lov … gjøres følgende endringer:"): in Lovtidend
-these ARE the text of the amendment. What is left out is counted.
-"""
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points
+of annexes (`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks,
+notes on amendments (`changesToParent`), and, in consolidated texts only, provisions not yet in force and
+their titles (`futureLegalArticle`, `futuretitle`) with what introduces them and nothing else ("§ 5 skal
+lyde:", "I lov … gjøres følgende endringer:"): in Lovtidend these ARE the text of the amendment. What is left
+out is counted."""
 
 from __future__ import annotations
 
@@ -34,9 +35,10 @@ MARK_CLASS = "data-marginOriginalId"  # the number of a point
 PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
 HEADING_TAGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-LEAD_IN = re.compile(r"(:|\bskal (lyde|lyda|lauta|heite|hete)( slik| som følger| som følgjer)?\W*)$", re.IGNORECASE)
+LEAD_IN = re.compile(r"(:|\bskal (lyd[ea]|lauta|hei?te)( slik| som følg(er|jer))?\W*)$", re.IGNORECASE)
 LEAD_IN_OF_SEVERAL = re.compile(
-    r"\b((følgende|følg?jande|slike?|desse|disse) endring(er|ar)?\b[^:]*|endr(es|ast|a) (slik|som følg)[^:]*):$", re.IGNORECASE
+    r"\b((følgende|følg?jande|slike?|desse|disse) endring(er|ar)?\b[^:]*|endr(es|ast|a) (slik|som følg)[^:]*):$",
+    re.IGNORECASE,
 )
 BLOCK_TAGS = {
     "main",
@@ -118,7 +120,8 @@ def _leave_out_what_is_not_in_force(body: html.HtmlElement, report: Report) -> N
 
 
 class _LeadIns:
-    """What introduces the elements that are `gone`. These stand in the tree until the end, as they show what followed what."""
+    """What introduces the elements that are `gone`. These stand in the tree until the end, as they show what
+    followed what."""
 
     def __init__(self, body: html.HtmlElement, gone: set[html.HtmlElement], report: Report) -> None:
         self._body, self._gone, self._report = body, gone, report
@@ -152,7 +155,7 @@ class _LeadIns:
             self._look_before(parent)
 
     def _introduces_nothing(self, lead: html.HtmlElement) -> bool:
-        """Whether a block, behind which something is gone, is a lead-in to that alone."""
+        """Return whether a block, behind which something is gone, is a lead-in to that alone."""
         text = self._text_of(lead)
         if lead.tag in HEADING_TAGS or not LEAD_IN.search(text):
             return False
@@ -166,7 +169,7 @@ class _LeadIns:
         return True
 
     def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
-        """The innermost block that an element ends with: of a list, the last paragraph of its last item."""
+        """Return the innermost block that an element ends with: of a list, the last paragraph of its last item."""
         while True:
             kept = [child for child in element if self._has_text(child) or (child.tail or "").strip()]
             if not kept or (kept[-1].tail or "").strip() or kept[-1].tag not in BLOCK_TAGS:
@@ -180,7 +183,7 @@ class _LeadIns:
         return bool((element.text or "").strip()) or any(inner)
 
     def _text_of(self, element: html.HtmlElement) -> str:
-        """The text of an element without what is gone, and without notes."""
+        """Return the text of an element without what is gone, and without notes."""
         if element in self._gone or not isinstance(element.tag, str) or _classes(element) & SKIPPED_CLASSES:
             return ""
         inner = "".join(f"{self._text_of(child)}{child.tail or ''}" for child in element)
@@ -240,7 +243,8 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """True for the block that holds the text of a list item, or of a numbered point: it belongs on the line of the mark."""
+    """True for the block that holds the text of a list item, or of a numbered point: it belongs on the line
+    of the mark."""
     before = element.getprevious()
     if before is not None and MARK_CLASS in (before.get("class") or "").split():
         return True

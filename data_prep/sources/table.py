@@ -1,8 +1,8 @@
-"""Tables with named columns: CSV, TSV and Parquet, one document a row. `fields` maps our names to the columns, `text` above all.
+"""Tables with named columns: CSV, TSV and Parquet, one document a row. `fields` maps our names to the
+columns, `text` above all.
 
-What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and counted. Option:
-`delimiter`, which overrules that.
-"""
+What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and
+counted. Option: `delimiter`, which overrules that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
-from data_prep.separators import EXCEL_LINE, HEAD, NO_SEPARATOR, SEPARATORS, WHOLE_BELOW, find_separator
+from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 from data_prep.sources.jsonl import OPTIONAL, clean, described
@@ -104,10 +104,11 @@ class _Lines:
 def csv_rows(
     member: Member, delimiter: str, needed: tuple[str, ...], source: SourceConfig, report: Report
 ) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Rows by column name. A row with more or fewer columns than the first line names is quarantined. Without a delimiter, it is
-    found.
+    """Rows by column name. A row with more or fewer columns than the first line names is quarantined. Without
+    a delimiter, it is found.
 
-    A quote that is not closed takes in the rows behind it: its first line alone is given up, and the others are read as rows.
+    A quote that is not closed takes in the rows behind it: its first line alone is given up, and the others
+    are read as rows.
 
     Raises:
         ValueError: a needed column is not in the file, or twice.
@@ -117,7 +118,7 @@ def csv_rows(
         head = member.stream.peek(HEAD)[:HEAD]
         usual = "\t" if member.name.lower().endswith(".tsv") else ","
         delimiter = find_separator(head, len(head) < WHOLE_BELOW, usual, needed)
-        report.counts[f"separator_{SEPARATORS.get(delimiter, 'none' if delimiter == NO_SEPARATOR else 'other')}"] += 1
+        report.counts[f"separator_{SEPARATORS.get(delimiter, 'other')}"] += 1
     lines = _Lines(member, source.limits.max_record_bytes, report)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
@@ -137,7 +138,8 @@ def csv_rows(
         elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
             yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
-            # Of what two stray quotes took between them, most lines are rows by themselves; of a text of many lines, few.
+            # Of what two stray quotes took between them, most lines are rows by themselves; of a text of many
+            # lines, few.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
             fault_line = f"{len(row)} columns where the first line names {len(names)}"
             lines.give_up_row(fault_line, go_back=2 * sum(fitting) > len(fitting))
@@ -172,7 +174,8 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
 
 
 def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is quarantined."""
+    """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is
+    quarantined."""
     for at in range(len(batch)):
         where = replace(place, at=f"row {number + at + 1}")
         with report.quarantining(where):

@@ -1,4 +1,5 @@
-"""A file that is changed between the plan and the end of reading fails its task: no document arrives under another's checksum."""
+"""A file that is changed between the plan and the end of reading fails its task: no document arrives under
+another's checksum."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""JSON however it is laid out: objects that hold the list of records, broken elements, lines of many kinds. All is invented."""
+"""JSON however it is laid out: objects that hold the list of records, broken elements, lines of many kinds.
+All is invented."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -93,7 +96,11 @@ def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_rec
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -> None:
-    body = {"arkiv": [{"text": "Gammel."}], "text": "Om samlingen", "svar": {"saker": [{"text": "Ny."}, {"text": "Nyest."}]}}
+    body = {
+        "arkiv": [{"text": "Gammel."}],
+        "text": "Om samlingen",
+        "svar": {"saker": [{"text": "Ny."}, {"text": "Nyest."}]},
+    }
     (tmp_path / "a.json").write_text(dump(body, indent))
     assert texts(read("jsonl", tmp_path, options={"records": "svar.saker"})[0]) == ["Ny.", "Nyest."]
     assert texts(read("jsonl", tmp_path)[0]) == ["Om samlingen"], "an object with the text is a record"
@@ -103,9 +110,17 @@ def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -
 @pytest.mark.parametrize(
     ("body", "options", "error"),
     [
-        ({"a": RECORDS, "b": RECORDS}, {}, "holds several lists of records, 'a', 'b': name the one to read by options.records"),
+        (
+            {"a": RECORDS, "b": RECORDS},
+            {},
+            "holds several lists of records, 'a', 'b': name the one to read by options.records",
+        ),
         ({"x": {"a": RECORDS}, "b": RECORDS}, {}, "holds several lists of records, 'x.a', 'b'"),
-        ({"items": RECORDS}, {"records": "docs"}, "no list under 'docs', which options.records names, but 'items'"),
+        (
+            {"items": RECORDS},
+            {"records": "docs"},
+            "no list under 'docs', which options.records names, but 'items'",
+        ),
         ({"items": 5, "docs": RECORDS}, {"records": "items"}, "no list under 'items'"),
         ({"s1": RECORDS[0], "s2": RECORDS[1]}, {}, "holds 2 records by key, 's1', 's2'"),
         ({"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}}, {}, "holds 2 records by key, 's1', 's2'"),
@@ -201,7 +216,10 @@ class Fault:
 FAULTS = [
     Fault("two stray quotes", {2: '{"id": "2019/2", "text": "Den andre har et "galt" hermetegn."}'}),
     Fault("one stray quote", {2: '{"id": "2019/2", "text": "Den andre har et "galt hermetegn."}'}),
-    Fault("quote and braces", {2: '{"id": "2019/2", "text": "Et "galt },{ tegn", "meta": {"parts": [{"id": 1}]}}'}),
+    Fault(
+        "quote and braces",
+        {2: '{"id": "2019/2", "text": "Et "galt },{ tegn", "meta": {"parts": [{"id": 1}]}}'},
+    ),
     Fault("no value", {2: '{"id": "2019/2", "text": }'}),
     Fault("no brace", {2: '{"id": "2019/2", "text": "Uten slutt."'}),
     Fault("no quote at the end", {2: '{"id": "2019/2", "text": "Uten slutt.}'}),
@@ -210,7 +228,10 @@ FAULTS = [
     Fault("the first", {1: '{"id": "2019/1", "text": "Et "galt" tegn"}'}),
     Fault("the first, one quote", {1: '{"id": "2019/1", "text": "Et "galt tegn"}'}),
     Fault("the last", {4: '{"id": "2019/4", "text": "Et "galt" tegn"}'}),
-    Fault("two in a row", {2: '{"id": "2019/2", "text": "Et "galt tegn"}', 3: '{"id": "2019/3", "text": Et galt tegn"}'}),
+    Fault(
+        "two in a row",
+        {2: '{"id": "2019/2", "text": "Et "galt tegn"}', 3: '{"id": "2019/3", "text": Et galt tegn"}'},
+    ),
     Fault("every other", {1: '{"id": "2019/1", "text" "x"}', 3: '{"id": "2019/3" "text": "x"}'}),
 ]
 LAYOUTS = {
@@ -221,8 +242,18 @@ LAYOUTS = {
     "pretty, braces together": ("[\n  ", ", ", "\n]\n", 2),
     "commas before": ("[\n  ", "\n, ", "\n]", None),
     "object": ('{"count": 4, "items": [', ", ", '], "next": null}', None),
-    "object, one a line": ('{\n"count": 4,\n"items": [\n', ",\n", '\n],\n"facets": [\n{"id": "x"}\n]\n}', None),
-    "object, pretty": ('{\n  "count": 4,\n  "items": [\n    ', ",\n    ", '\n  ],\n  "facets": [\n    {"id": "x"}\n  ]\n}', 4),
+    "object, one a line": (
+        '{\n"count": 4,\n"items": [\n',
+        ",\n",
+        '\n],\n"facets": [\n{"id": "x"}\n]\n}',
+        None,
+    ),
+    "object, pretty": (
+        '{\n  "count": 4,\n  "items": [\n    ',
+        ",\n    ",
+        '\n  ],\n  "facets": [\n    {"id": "x"}\n  ]\n}',
+        4,
+    ),
     "nested": ('{"response": {"n": 4, "docs": [', ", ", ']}, "next": null}', None),
     "nested, pretty": (
         '{\n "response": {\n  "docs": [\n    ',
@@ -304,9 +335,34 @@ def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, l
     assert report.counts["broken_off"] == 1
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("in_object", [True, False])
+def test_a_packed_file_that_breaks_off_keeps_what_came_before(tmp_path: Path, in_object: bool, indent: int | None) -> None:
+    random = Random(0)
+    records = [{"id": n, "text": "".join(random.choices("abcdefghij ", k=400))} for n in range(2000)]
+    body: Any = {"count": 2000, "response": {"docs": records}} if in_object else records
+    packed = gzip.compress(dump(body, indent).encode())
+    (tmp_path / "a.json.gz").write_bytes(packed)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == [record["text"] for record in records]
+    assert not report.broken
+    (tmp_path / "a.json.gz").write_bytes(packed[: len(packed) // 2])
+    documents, report = read("jsonl", tmp_path)
+    assert 800 < len(documents) < 1200
+    assert texts(documents) == [record["text"] for record in records[: len(documents)]]
+    ((place, error),) = faults(report)
+    assert place == f"a.json.gz:record {len(documents) + 1}"
+    assert error.startswith("gzip breaks off or is broken")
+    assert report.counts["broken_off"] == 1
+
+
 def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
     records = [{"text": "Liten."}, {"text": "x" * 3_000_000}, {"text": "Liten igjen."}]
-    for name, text in {"a": dump(records, None), "b": dump(records, 2), "c": dump({"items": records}, 2)}.items():
+    for name, text in {
+        "a": dump(records, None),
+        "b": dump(records, 2),
+        "c": dump({"items": records}, 2),
+    }.items():
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
         assert texts(documents) == ["Liten.", "Liten igjen."]
@@ -344,7 +400,11 @@ def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
         ('# merknad\n{"text": "a"}\n// {"text": "b"}\n', ["a"], ["line 1", "line 3"]),
         ('{"text": "a"\n{"text": "b"}\n', ["b"], ["line 1"]),
         ('{"id": 1,\n{"text": "b"}\n', ["b"], ["line 1"]),
-        ('{"items": [{"text": "a"}]}\n{"items": [{"text": "b"}, 5]}\n{"text": "c"}\n', ["a", "b", "c"], ["line 2.2"]),
+        (
+            '{"items": [{"text": "a"}]}\n{"items": [{"text": "b"}, 5]}\n{"text": "c"}\n',
+            ["a", "b", "c"],
+            ["line 2.2"],
+        ),
         ('{"id": 1, "tags": [{"name": "a"}]}\n{"text": "b"}\n', ["b"], ["line 1"]),
         ('\n\n{"text": "a"}\n\n', ["a"], []),
     ],
