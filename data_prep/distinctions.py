@@ -176,7 +176,7 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
 
 
 def _marks_differ(a: Profile, b: Profile) -> bool:
-    ours, theirs = _without_misspelt_dates(a.numbers - b.numbers, b.numbers - a.numbers)
+    ours, theirs = _without_misspelt_dates(a, b)
     ours |= a.names - b.words
     theirs |= b.names - a.words
     if not ours or not theirs:
@@ -186,14 +186,20 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
     return _fewest_against(ours, theirs) > min(words / WORDS_A_MARK, max(1, MARKS_SHARE * marks))
 
 
-def _without_misspelt_dates(ours: frozenset[str], theirs: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Leave out a date of one side whose day or year is a number of the other: there its month is misspelt."""
+def _without_misspelt_dates(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the numbers of each that the other has not, without dates that stand there with a misspelt month.
+
+    Of such a date the other has the day and the year as numbers, and no date of its own in its place.
+    """
+    ours, theirs = a.numbers - b.numbers, b.numbers - a.numbers
     left_out: set[str] = set()
-    for own, others in ((ours, theirs), (theirs, ours)):
-        for date in (word for word in own if _IS_DAY.fullmatch(word)):
+    for own, others, all_others in ((ours, theirs, b.numbers), (theirs, ours, a.numbers)):
+        if any(map(_IS_DAY.fullmatch, others)):
+            continue
+        for date in filter(_IS_DAY.fullmatch, own):
             year, _, day = date.split("d")
-            parts = {year, day.lstrip("0")} & others
-            if parts:
+            parts = {year, day.lstrip("0")}
+            if parts <= all_others and parts & others:
                 left_out |= {date, *parts}
     return ours - left_out, theirs - left_out
 

@@ -260,7 +260,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
             file = f"{split}-{shard.name}.arrow"
             if sha256_file(stage.path / file) != marker.files[file]:
                 raise ValueError(f"{stage.path / file} is not what was written (checksum differs): run it again")
-            dates = {d.id: d.date for d in preparation.stage(preparation.text).documents([shard.name], ["id", "date"])}
+            dates = _Dates(preparation, shard, split)
             for batch in pa.ipc.open_stream(pa.memory_map(str(stage.path / file))):
                 mask = _full_mask(batch)
                 counter.add(split, batch, mask)
@@ -268,7 +268,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
                     batch["source"].to_pylist(), batch["id"].to_pylist(), pc.list_value_length(batch["input_ids"]).to_pylist(),
                     strict=True,
                 ):  # fmt: skip
-                    years.add(source, dates.get(name) or dates.get(name.rpartition("#")[0], ""), length)
+                    years.add(source, dates.of_row(name), length)
                 kept = [batch[name] for name in (*TEXT_COLUMNS, "input_ids")]
                 writer.write(pa.RecordBatch.from_arrays([*kept, mask] if mask_column else kept, schema=writer.schema))
         splits[split] = writer.close()
@@ -298,6 +298,24 @@ def _end_of_turn(tokeniser: Tokeniser) -> dict[str, Any]:
     """What a model must stop at that is trained on conversations."""
     token, token_id = tokeniser.end_of_turn
     return {"end_of_turn": token, "end_of_turn_id": token_id}
+
+
+class _Dates:
+    """The dates of a shard's documents, asked for row by row, in order: ids need not be unique."""
+
+    def __init__(self, preparation: Preparation, shard: Shard, split: str) -> None:
+        self._dates: dict[str, list[str]] = {}
+        columns = ["id", "date", "split"]
+        for document in preparation.stage(preparation.text).documents([shard.name], columns):
+            if document.split == split:
+                self._dates.setdefault(document.id, []).append(document.date)
+
+    def of_row(self, name: str) -> str:
+        """The date of the document of a row: the last row of a document has its id, those before it a number behind it."""
+        if name not in self._dates:
+            return self._dates.get(name.rpartition("#")[0], [""])[0]
+        waiting = self._dates[name]
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:

@@ -60,7 +60,8 @@ PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
 # Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and names:
 # beyond, the bucket is a form.
 MAX_COMPARED = 64
-MAX_TOLD_APART = 500_000  # pairs that are remembered, so that they are not compared again in the next band
+MAX_TOLD_APART = 16  # documents that one is told apart from, before it counts as one of a form
+REMEMBERED = 500_000  # pairs that do not say the same, so that they are not compared again in the next band
 PROFILES = 2048  # that are in memory at a time
 PARAGRAPHS_AT_ONCE = 20_000_000
 
@@ -295,7 +296,7 @@ def _near(
         clusters = _Clusters()
         marks = found.column("marks")
         for bucket in buckets:
-            counts["near_duplicates_not_compared"] += _join(bucket, marks, clusters, pairs)
+            _join(bucket, marks, clusters, pairs)
         lost: dict[int, tuple[int, float]] = {}
         for cluster in clusters.all():
             kept: list[int] = []
@@ -306,30 +307,32 @@ def _near(
                     lost[document] = other, closest
                 else:
                     kept.append(document)
-        counts["similar_but_kept"] += len(pairs.told_apart - lost.keys())
+        pairs.times_told_apart[list(lost)] = 0
+        counts["similar_but_kept"] += int(np.count_nonzero(pairs.times_told_apart))
+        counts["near_duplicates_not_compared"] += int(pairs.not_compared.sum())
         return lost
 
 
-def _join(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> int:
-    """Join what says the same in a bucket. Returns how many documents were not compared with all that came before them.
+def _join(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
+    """Join what says the same in a bucket.
 
-    Documents with the same title, numbers and names are compared first, however many others there are in a bucket.
+    Documents with the same title, numbers and names are compared however many others there are in a bucket; with others those
+    that were told apart from many are not: they are of a form.
     """
-    not_compared = 0
     representatives: list[int] = []
     by_marks: dict[int, list[int]] = {}
     for document in bucket.tolist():
         alike = by_marks.setdefault(int(marks[document]), [])
-        for other in (*alike, *representatives):
+        is_of_form = pairs.times_told_apart[document] >= MAX_TOLD_APART
+        for other in alike if is_of_form else (*alike, *representatives):
             if clusters.joined(document, other) or pairs.similarity(document, other):
                 clusters.join(document, other)
                 break
         else:
-            not_compared += len(representatives) >= MAX_COMPARED
+            pairs.not_compared[document] |= is_of_form or len(representatives) >= MAX_COMPARED
             for known in (alike, representatives):
                 if len(known) < MAX_COMPARED:
                     known.append(document)
-    return not_compared
 
 
 def _band_names(found: _Collected) -> list[str]:
@@ -355,7 +358,8 @@ class _Pairs:
         self._lines, self._line_begins = _mapped(found, documents, "profile", np.uint8, lines)
         self._profile = lru_cache(maxsize=PROFILES)(self._read_profile)
         self._others: set[int] = set()
-        self.told_apart: set[int] = set()
+        self.times_told_apart = np.zeros(found.number, np.uint8)
+        self.not_compared = np.zeros(found.number, np.bool_)
 
     def similarity(self, document: int, other: int) -> float:
         """How similar two documents are that say the same; 0 of two that do not."""
@@ -366,8 +370,8 @@ class _Pairs:
         if similarity >= self._rules.similarity:
             if not self._rules.tell_apart or not tell_apart(self._profile(document), self._profile(other)):
                 return similarity
-            self.told_apart.add(document)
-        if len(self._others) < MAX_TOLD_APART:
+            self.times_told_apart[document] = min(self.times_told_apart[document] + 1, MAX_TOLD_APART)
+        if len(self._others) < REMEMBERED:
             self._others.add(pair)
         return 0.0
 

@@ -16,7 +16,7 @@ FineWeb's shares of lines that are short, or end without a stop.
     symbols                       `#tag` and `…` to words, of 50 words and more               Gopher; speech has some
     bullets, ellipses             lines that begin with a bullet, that end in an ellipsis,    Gopher
                                   of five lines and more: a line of dialogue begins so too;
-                                  a heading and its list of sentences pass
+                                  lists of sentences pass
     code                          characters of programs and markup                           C4, which drops any `{`
     lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
     lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost;   ours
@@ -47,10 +47,12 @@ VERSION = 3
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
+_NORDIC += " mot ble vart var må etter ingen alle dette denne seg du vi"
 _OTHERS = "af och att är inte från the of and to in is that with be or ja lea leat ii ahte go dahje maid"
 FUNCTION_WORDS = frozenset(f"{_NORDIC} {_OTHERS}".split())
 FUNCTION_WORDS_FROM = 50  # words
 BULLETS = tuple("•-–*·▪●◦‣➢❖✓✗☐☑☒→➔■□◆")
+DASHES = ("-", "–", "*", "·")
 ITEM_WORDS = 5  # mean of the lines of a list, from which on they are sentences, and no menu
 LETTER_WORD, LONGEST_WORD = (
     re.compile(r"[\W_]*[^\W_]+(?:[-_/][^\W_]+)*[\W_]*"),
@@ -175,12 +177,13 @@ def _counted_length(word: str, limit: float) -> float:
 
 
 def _of_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
-    """A list under a heading passes if its items are sentences; a menu has items of a word or two."""
+    """A list passes if its items are sentences, a menu has items of a word or two; of lines with dashes, one must be another."""
     items = [line for line in lines if line.startswith(BULLETS)]
     share = len(items) / len(lines)
     if outside(share, None, limits.max_bullet_lines):
         words = sum(len(line.split()) - 1 for line in items)
-        if share == 1 or words < ITEM_WORDS * len(items):
+        only_dashes = share == 1 and all(line.startswith(DASHES) for line in items)
+        if only_dashes or words < ITEM_WORDS * len(items):
             yield "bullets", share
 
 

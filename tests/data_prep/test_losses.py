@@ -39,8 +39,11 @@ def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfi
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
     """Letters with a copy, ids that are not unique and a short one; notes of one group; minutes that are all kept."""
     folder = tmp_path_factory.mktemp("raw")
-    letters = [{"id": str(n % 15), "text": text(n), "group": str(n)} for n in range(20)]
-    letters += [{"id": "copy", "text": text(3).upper(), "group": "3"}, {"id": "short", "text": "Ring oss", "group": "short"}]
+    letters = [{"id": str(n % 15), "text": text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)]
+    letters += [
+        {"id": "copy", "text": text(3).upper(), "group": "3", "date": "1990"},
+        {"id": "short", "text": "Ring oss", "group": "short"},
+    ]
     notes = [{"id": str(n), "text": text(100 + n), "group": "all"} for n in range(5)]
     minutes = [{"id": str(n), "text": text(200 + n), "group": str(n)} for n in range(40)]
     sources = {name: write(folder, name, made) for name, made in
@@ -101,6 +104,8 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
     print_corpus(prepared)
     console = capsys.readouterr().err
     assert all(line in card and line in console for line in warnings)
+    years = [line.split(" | ")[1:3] for line in card.splitlines() if line.startswith("| letters | 20")]
+    assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], "each has its own date"
 
 
 def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:

@@ -107,6 +107,7 @@ REAL = {
     "symbols: speech": "– Ja… nei… jeg vet ikke… kanskje, men…",
     "long_words: a headline": "Arbeidsmiljøundersøkelsen gjennomføres: Kommunedirektørens personalpolitiske retningslinjer",
     "lost_letters: icons": "\n".join(f"{chr(0xE800 + n)} {sentence}" for n, sentence in enumerate(SENTENCES)),
+    "bullets: a list": normalise.normalise("\n".join(f"\uf0b7 {sentence}" for sentence in SENTENCES)),
     "bullets: a heading and a list": "Kommunen har disse oppgavene:\n" + "\n".join(f"• {s}" for s in SENTENCES * 3),
 }
 
