@@ -146,7 +146,7 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
         ("<dl><dt>Frist</dt><dd>1. mars</dd></dl>", "Frist\n1. mars"),
         ("<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>", "Fakta\nVedteke i 2012."),
         ("<details><summary>Meir</summary>Gøymd.</details>", "Meir\nGøymd."),
-        ('{{% notice info %}}\nViktig.\n{{% /notice %}}', "Viktig."),
+        ("{{% notice info %}}\nViktig.\n{{% /notice %}}", "Viktig."),
         ('{{< figure src="a.png" caption="Kart over vegen" >}}', "Kart over vegen"),
         ('{{<alert title="Obs!">}}Viktig.{{</alert>}}', "Obs! Viktig."),
         ("{% include callout.html content='Vi flyttar.' %}", "Vi flyttar."),
@@ -165,7 +165,9 @@ def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -
 
 
 def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\nVi har {{ antal }} saker, [sjå]({{site.url}}/x).")
+    (tmp_path / "a.md").write_text(
+        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\nVi har {{ antal }} saker, [sjå]({{site.url}}/x)."
+    )
     (tmp_path / "b.md").write_text('+++\ntitle = "Fjell"\ndate = 2020-01-02\n+++\n\nTekst.')
     documents, report = read("markdown", tmp_path)
     assert documents[0].text == "# Hent person\n\n| Term | Hent person |\n\nVi har  saker, sjå."
@@ -186,7 +188,8 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
     "opening",
     [
         " ", "`", "{%highlight %}", '{% include content="', "{{ ", "![a", "[[a]", "<http://", "<code>", "<script ", "{:",
-        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td", "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
+        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td",
+        "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
         "+++\n",
     ],
 )  # fmt: skip

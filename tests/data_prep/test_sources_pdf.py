@@ -1,4 +1,5 @@
-"""PDF files by the places and type of their lines: line numbers, page numbers, running titles, headings. All of it is invented."""
+"""PDF files by the places and type of their lines: line numbers, page numbers, running titles, headings. All
+of it is invented."""
 
 from __future__ import annotations
 
@@ -10,7 +11,22 @@ from data_prep.document import Report
 from tests.data_prep.pdf_files import LEADING, Piece, column, make_pdf
 from tests.data_prep.reading import read
 
-THEMES = ["skole", "vann", "veier", "helse", "kultur", "skog", "havn", "brann", "bibliotek", "park", "museum", "ferje", "fjell", "fiske"]
+THEMES = [
+    "skole",
+    "vann",
+    "veier",
+    "helse",
+    "kultur",
+    "skog",
+    "havn",
+    "brann",
+    "bibliotek",
+    "park",
+    "museum",
+    "ferje",
+    "fjell",
+    "fiske",
+]
 
 
 def text_of(tmp_path: Path, pages: list[list[Piece]], picture: bool = False) -> tuple[str, Report]:
@@ -132,7 +148,8 @@ PAGE_NUMBERS = {
 def test_page_numbers_and_running_titles_are_left_out_and_counted(tmp_path: Path, kind: str, at_foot: bool) -> None:
     y = 40 if at_foot else 810
     pages = [
-        [*column([sentence(page, line) for line in range(8)], size=10), Piece(290, y, PAGE_NUMBERS[kind][page], 9)] for page in range(6)
+        [*column([sentence(page, line) for line in range(8)], size=10), Piece(290, y, PAGE_NUMBERS[kind][page], 9)]
+        for page in range(6)
     ]
     text, report = text_of(tmp_path, pages)
     assert text.split() == words(6, 8)
@@ -151,7 +168,8 @@ REAL_LINES = {
 def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
     titles = REAL_LINES[kind]
     pages = [
-        [Piece(72, 790, titles[page], 16, True), *column([sentence(page, line) for line in range(8)], size=10)] for page in range(6)
+        [Piece(72, 790, titles[page], 16, True), *column([sentence(page, line) for line in range(8)], size=10)]
+        for page in range(6)
     ]
     text, report = text_of(tmp_path, pages)
     assert [paragraph for paragraph in text.split("\n\n") if len(paragraph) < 30] == titles
@@ -160,7 +178,10 @@ def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, 
 
 BODY = ["Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året i hele kommunen", "også når det er tørt."]
 HEADINGS = {
-    "larger": [Piece(72, 760, "Kommunens plan for vern av vann og vassdrag i perioden", 16), Piece(72, 741, "2020 til 2030 med kart", 16)],
+    "larger": [
+        Piece(72, 760, "Kommunens plan for vern av vann og vassdrag i perioden", 16),
+        Piece(72, 741, "2020 til 2030 med kart", 16),
+    ],
     "bold and no larger": [
         Piece(72, 760, "Kommunens plan for vern av vann og vassdrag og andre saker i perioden for", 11, True),
         Piece(72, 746, "Troms og Finnmark", 11, True),
@@ -194,15 +215,22 @@ def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path
 
 def test_two_headings_below_each_other_stay_two(tmp_path: Path) -> None:
     heads = [Piece(72, 760, "2 Vann", 14, True), Piece(72, 740, "2.1 Drikkevann", 12, True)]
-    text, _ = text_of(tmp_path, [[*heads, *column(BODY, top=720, size=10), *column([sentence(0, n) for n in range(6)], top=600, size=10)]])
+    text, _ = text_of(
+        tmp_path, [[*heads, *column(BODY, top=720, size=10), *column([sentence(0, n) for n in range(6)], top=600, size=10)]]
+    )
     assert text.split("\n\n")[:3] == ["2 Vann", "2.1 Drikkevann", " ".join(BODY)]
 
 
 def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
-    first = [Piece(72, 760, "Formål.", 10, True), Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10)]
+    first = [
+        Piece(72, 760, "Formål.", 10, True),
+        Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10),
+    ]
     rest = [*column(["og i hele kommunen."], top=746, size=10), *column([sentence(0, n) for n in range(6)], top=600, size=10)]
     text, _ = text_of(tmp_path, [[*first, *rest]])
-    assert text.startswith("Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året og i hele kommunen.")
+    assert text.startswith(
+        "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året og i hele kommunen."
+    )
 
 
 def test_scanned_pages_among_others_are_counted(tmp_path: Path) -> None:
