@@ -1,6 +1,8 @@
-"""The text of a part of an HTML page as Markdown: headings, lists, tables, quotations and code; links reduced to their text.
+"""The text of a part of an HTML page as Markdown: headings, lists, tables, quotations and code; links reduced
+to their text.
 
-All that stands in it and is no furniture arrives: lists in table cells, fact boxes, definitions, captions, what can be unfolded.
+All that stands in it and is no furniture arrives: lists in table cells, fact boxes, definitions, captions,
+what can be unfolded.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
 _BLOCKS = HEADINGS | {
-    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody", "thead", "tfoot", "tr", "td", "th",
+    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody", "thead", "tfoot", "tr", "td",
+    "th",
     "caption", "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre", "address", "details",
     "summary", "fieldset", "legend", "form", "hr", "center", "hgroup", "menu", "dir", "nav", "search", "dialog", "button",
 }  # fmt: skip
@@ -24,7 +27,8 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """What a block is: those of one kind in LIST and TABLE stand on lines of their own without a blank line between."""
+    """What a block is: those of one kind in LIST and TABLE stand on lines of their own without a blank line
+    between."""
 
     TEXT = "text"
     HEADING = "heading"
@@ -62,7 +66,8 @@ def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool
 
 
 def join(blocks: list[Block]) -> str:
-    """Return blocks as one text: a blank line between them, but for items of one list and rows of one table."""
+    """Return blocks as one text: a blank line between them, but for items of one list and rows of one
+    table."""
     pieces: list[str] = []
     for number, block in enumerate(blocks):
         before = blocks[number - 1].kind if number else None

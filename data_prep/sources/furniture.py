@@ -1,7 +1,9 @@
-"""Parts of an HTML page that are no part of its text: menus, share buttons, cookie banners, editors, related links.
+"""Parts of an HTML page that are no part of its text: menus, share buttons, cookie banners, editors, related
+links.
 
-They are found by structure: by tag, role, class, the addresses of links and the share of linked letters. Words decide only where a
-whole short line at the edge of the text is one of the usual labels ("Skriv ut", "Ansvarlig redaktør: …").
+They are found by structure: by tag, role, class, the addresses of links and the share of linked letters.
+Words decide only where a whole short line at the edge of the text is one of the usual labels ("Skriv ut",
+"Ansvarlig redaktør: …").
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lxml import etree, html
 
@@ -26,62 +29,98 @@ NAMED = 0.1  # of the page's letters: a main element with fewer is left over fro
 ONLY_LINKS = 0.85
 AROUND_LINKS = 40  # letters beside links to share or follow, as in "Del denne siden på"
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _ROLES = {"navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "dialog", "alertdialog"}
-_CLASSES = {
-    "share", "sharing", "shares", "sharebar", "sharebuttons", "shareicons", "sharelinks", "social", "socials", "socialmedia",
-    "socialshare", "socialsharing", "addthis", "addtoany", "deling", "deleknapper", "delknapper", "delelenker", "tipsvenn",
-    "breadcrumb", "breadcrumbs", "brodsmuler", "brødsmuler", "brodsmulesti", "brødsmulesti", "smulesti",
-    "pagination", "pager", "paginering", "cookie", "cookies", "cookiebanner", "cookieconsent", "consent", "gdpr",
-    "informasjonskapsler", "newsletter", "nyhetsbrev", "toolbar", "skiplink", "skiplinks", "navbar", "navigation", "menu", "meny",
-    "submenu", "sidemeny", "undermeny", "related", "relatedcontent", "relatedlinks", "relatert", "relaterte", "tags", "taglist",
-    "tagcloud", "emneord", "stikkord", "advert", "advertisement", "annonse", "promo", "noprint", "printnone", "hiddenprint",
-    "printbutton", "printlink", "printpage", "skrivut", "utskrift", "feedback", "tilbakemelding", "recommended", "recommendations", "subscribe", "paywall",
-    "byline", "redaktor", "redaktør", "redaktorer", "redaktører", "nettredaktor",
-    "nettredaktør", "editors", "editorinfo", "ansvarligredaktor", "ansvarligredaktør", "totop", "backtotop", "tiltoppen",
-}  # fmt: skip
-_SURE_CLASSES = {
-    "comment", "comments", "commentlist", "respond", "kommentarer", "kommentarfelt", "disqus", "cookie", "cookies", "cookiebanner",
-    "cookieconsent", "informasjonskapsler", "breadcrumb", "breadcrumbs", "brodsmulesti", "brødsmulesti", "addtoany", "addthis",
-    "newsletter", "paywall",
-}  # fmt: skip
+_CLASSES = _words(
+    """
+    share sharing shares sharebar sharebuttons shareicons sharelinks social socials socialmedia socialshare socialsharing
+    deling deleknapper delknapper delelenker tipsvenn smulesti pagination pager paginering consent gdpr nyhetsbrev
+    toolbar skiplink skiplinks navbar navigation menu meny submenu sidemeny undermeny
+    related relatedcontent relatedlinks relatert relaterte tags taglist tagcloud emneord stikkord recommended
+    recommendations advert advertisement annonse promo noprint printnone hiddenprint printbutton printlink printpage
+    skrivut utskrift feedback tilbakemelding subscribe byline redaktor redaktør redaktorer redaktører nettredaktor
+    nettredaktør editors editorinfo ansvarligredaktor ansvarligredaktør totop backtotop tiltoppen
+    """
+)
+_SURE_CLASSES = _words(
+    """
+    comment comments commentlist respond kommentarer kommentarfelt disqus cookie cookies cookiebanner cookieconsent
+    informasjonskapsler breadcrumb breadcrumbs brodsmuler brødsmuler brodsmulesti brødsmulesti addtoany addthis
+    newsletter paywall
+    """
+)
 NEARLY_ALL = 0.8  # of the page's letters: what holds so many is not furniture whatever its class
-_PANEL = {"accordion", "accordions", "trekkspill", "collapse", "collapsible", "collapsed", "panel", "tabpanel", "expandable",
-          "expander", "ekspanderbar", "details", "foldout", "readmore"}  # fmt: skip
-_SHARE_ADDRESS = re.compile(
-    r"""(?x) (?:https?:)?//(?:[\w-]+\.)*(?:facebook\.com/(?:sharer?|dialog/(?:share|feed))\b|(?:twitter|x)\.com/(?:intent|share|home\?status)
-    |linkedin\.com/(?:sharearticle|sharing|cws/share)|plus\.google\.com/share|pinterest\.\w+/pin/create|reddit\.com/submit
-    |bsky\.app/intent|wa\.me/\?|api\.whatsapp\.com/send|t\.me/share|addtoany\.com|addthis\.com)
-    | whatsapp:// | mailto:\?(?:subject|body|&) | javascript:.*\bprint\b | javascript:.*\bshare""",
-    re.IGNORECASE,
-)  # fmt: skip
+_PANEL = _words(
+    """
+    accordion accordions trekkspill collapse collapsible collapsed panel tabpanel expandable expander ekspanderbar
+    details foldout readmore
+    """
+)
+
+
+def _one_of(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("(?:" + "|".join(alternatives) + ")", re.IGNORECASE)
+
+
+_SITE = r"(?:https?:)?//(?:[\w-]+\.)*"
+_SHARE_ADDRESS = _one_of(
+    rf"{_SITE}facebook\.com/(?:sharer?|dialog/(?:share|feed))\b",
+    rf"{_SITE}(?:twitter|x)\.com/(?:intent|share|home\?status)",
+    rf"{_SITE}linkedin\.com/(?:sharearticle|sharing|cws/share)",
+    rf"{_SITE}(?:plus\.google\.com/share|pinterest\.\w+/pin/create|reddit\.com/submit|bsky\.app/intent)",
+    rf"{_SITE}(?:wa\.me/\?|api\.whatsapp\.com/send|t\.me/share|addtoany\.com|addthis\.com)",
+    r"whatsapp://",
+    r"mailto:\?(?:subject|body|&)",
+    r"javascript:.*\b(?:print\b|share)",
+)
 _SOCIAL_ADDRESS = re.compile(
-    r"(?:https?:)?//(?:[\w-]+\.)*(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)\.\w+(?:/|$)",
+    _SITE + r"(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)\.\w+(?:/|$)",
     re.IGNORECASE,
 )
-_RELATED = re.compile(
-    r"(?:les|se|sjå) (?:også|òg|og)|(?:andre )?relater[at]\w*(?: (?:saker|artikler|artiklar|lenker|lenkjer|innhold|innhald|sider|"
-    r"dokumenter|dokument|nyheter|stoff|tema))?|beslekt\w+ \w+|(?:mest|siste|flere|fleire|andre) (?:lest\w*|nytt|nyheter|nyhende|"
-    r"saker|artikler|artiklar)|følg oss(?: (?:på|i) .*)?|del(?: (?:artikkel|siden|sida|saken|denne|på|med|via)\b.*)?|"
-    r"relat\w+ (?:articles|links|content|pages|stories)|read also|see also|share(?: this.*)?|follow us(?: .*)?|tema|emneord|"
-    r"stikkord|tagg?er|tags", re.IGNORECASE,
-)  # fmt: skip
-_CONTENTS = re.compile(r"innhold(?:sfortegnelse)?|innhald(?:sliste)?|(?:på|i) denne (?:siden|sida|artikkelen)|on this page|contents",
-                       re.IGNORECASE)  # fmt: skip
+_RELATED = _one_of(
+    r"(?:les|se|sjå) (?:også|òg|og)",
+    r"(?:andre )?relater[at]\w*",
+    r"(?:andre )?relater[at]\w* (?:saker|artikler|artiklar|lenker|lenkjer|innhold|innhald|sider|dokument\w*|stoff|tema)",
+    r"beslekt\w+ \w+",
+    r"(?:mest|siste|flere|fleire|andre) (?:lest\w*|nytt|nyheter|nyhende|saker|artikler|artiklar)",
+    r"følg oss(?: (?:på|i) .*)?",
+    r"del(?: (?:artikkel|siden|sida|saken|denne|på|med|via)\b.*)?",
+    r"relat\w+ (?:articles|links|content|pages|stories)",
+    r"read also|see also|share(?: this.*)?|follow us(?: .*)?",
+    r"tema|emneord|stikkord|tagg?er|tags",
+)
+_CONTENTS = _one_of(
+    r"innhold(?:sfortegnelse)?", r"innhald(?:sliste)?", r"(?:på|i) denne (?:siden|sida|artikkelen)", r"on this page", r"contents"
+)
 _TOGGLE = re.compile(
-    r"(?:vis|skjul|les|se|sjå|åpne|opne|lukk|lat att|show|hide|read|open|close)\b(?: (?:mer|meir|mindre|alle?|alt|fler\w*|fleire|more|"
-    r"less|all|innhold|innhald|meny\w*|menu))*", re.IGNORECASE,
-)  # fmt: skip
-_LABEL = re.compile(
-    r"(?:skriv ut|utskrift|utskriftsvennlig \w+|del (?:på|med|via|denne|siden|sida|artikkelen|saken)\b|del$|tips en venn|tips ein ven|"
-    r"send (?:til en venn|som e-post|på e-post)|følg oss|til toppen|tilbake til toppen|lytt(?: til (?:teksten|siden))?$|"
-    r"sist (?:oppdatert|endr[ae]t?|revidert|publisert)|publisert(?: (?:dato|av))?\s*:|publisert (?:\d|under|av)|oppdatert\s*:|"
-    r"oppdatert \d|last updated|(?:ansvarlig|ansvarleg) (?:redaktør|utgiver|utgjevar|for (?:siden|sida|innhold\w*|innhald\w*|nettsi\w+))|"
-    r"(?:nett|web|vakt)?redaktør(?:er|ar)?(?:\s*:|$)|(?:nett|web)(?:ansvarlig|ansvarleg|master)(?:\s*:|$)|redaksjon(?:en)?(?:\s*:|$)|"
-    r"fant du (?:det|informasjonen) du (?:lette|leitte) etter|var (?:denne )?(?:siden|sida|artikkelen|informasjonen|dette) "
-    r"(?:til hjelp|nyttig)|print(?: this)? page|share (?:on|this|via)\b)", re.IGNORECASE,
-)  # fmt: skip
-_EDITOR = re.compile(r"(?:(?:ansvarlig|ansvarleg|nett|web|vakt)? ?(?:redaktør(?:er|ar)?|utgiver|utgjevar)|(?:nett|web)(?:ansvarlig|ansvarleg|master)|"
-                     r"(?:ansvarlig|ansvarleg) for (?:siden|sida|innholdet|innhaldet|nettsiden|nettsida))", re.IGNORECASE)  # fmt: skip
+    r"(?:vis|skjul|les|se|sjå|åpne|opne|lukk|lat att|show|hide|read|open|close)\b"
+    r"(?: (?:mer|meir|mindre|alle?|alt|fler\w*|fleire|more|less|all|innhold|innhald|meny\w*|menu))*",
+    re.IGNORECASE,
+)
+_EDITOR = _one_of(
+    r"(?:ansvarlig|ansvarleg) (?:redaktør|utgiver|utgjevar)",
+    r"(?:nett|web|vakt)?redaktør(?:er|ar)?",
+    r"(?:nett|web)(?:ansvarlig|ansvarleg|master)",
+    r"redaksjon(?:en)?",
+    r"(?:ansvarlig|ansvarleg) for (?:siden|sida|innhold\w*|innhald\w*|nettsi\w+)",
+)
+_LABEL = _one_of(
+    r"skriv ut\b|utskrift\b|utskriftsvennlig \w+",
+    r"del (?:på|med|via|denne|siden|sida|artikkelen|saken)\b|del$",
+    r"tips en venn|tips ein ven|send (?:til en venn|som e-post|på e-post)",
+    r"følg oss|til toppen|tilbake til toppen|lytt(?: til (?:teksten|siden))?$",
+    r"sist (?:oppdatert|endr[ae]t?|revidert|publisert)|oppdatert\s*:|oppdatert \d|last updated",
+    r"publisert(?: (?:dato|av))?\s*:|publisert (?:\d|under|av)",
+    rf"{_EDITOR.pattern}(?:\s*:|$)",
+    r"(?:ansvarlig|ansvarleg) (?:redaktør|utgiver|utgjevar|for (?:siden|sida|innhold\w*|innhald\w*|nettsi\w+))",
+    r"fant du (?:det|informasjonen) du (?:lette|leitte) etter",
+    r"var (?:denne )?(?:siden|sida|artikkelen|informasjonen|dette) (?:til hjelp|nyttig)",
+    r"print(?: this)? page|share (?:on|this|via)\b",
+)
 _SENTENCE = re.compile(r"[.!?…:][\"'»”)\]]*$")
 _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
@@ -97,14 +136,16 @@ def is_running(text: str) -> bool:
 
 
 def is_label(text: str) -> bool:
-    """Return whether a whole line is one of the labels around a text: to print, to share, who edits it and when it changed."""
+    """Return whether a whole line is one of the labels around a text: to print, to share, who edits it and
+    when it changed."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
 
 
 def without_labels(lines: list[str]) -> list[int]:
-    """Return the numbers of the lines that are text: all but labels before the first running text or after the last.
+    """Return the numbers of the lines that are text: all but labels before the first running text or after
+    the last.
 
     A name below a label that ends there ("Redaktør:") goes with it.
     """
@@ -205,9 +246,10 @@ class Furniture:
 
     def _is_furniture_by_class(self, element: html.HtmlElement, name: str) -> bool:
         size = self._sizes[element]
-        if not _CLASSES.isdisjoint(_words_of(element)) and not _inside(element, ("blockquote", "figure", "table")):
-            if size.letters <= SHORT or size.link_share > MOSTLY_LINKS or self._is_small(element):
-                return True
+        is_minor = size.letters <= SHORT or size.link_share > MOSTLY_LINKS or self._is_small(element)
+        named = not _CLASSES.isdisjoint(_words_of(element)) and not _inside(element, ("blockquote", "figure", "table"))
+        if named and is_minor:
+            return True
         if name == "aside":
             return size.link_share > MOSTLY_LINKS or any(True for _ in element.iter("form"))
         if name in ("ul", "ol", "div", "section", "p"):
@@ -309,13 +351,14 @@ def _controlled(root: html.HtmlElement) -> Iterator[str]:
 
 
 def _words_of(element: html.HtmlElement) -> set[str]:
-    """Words of an element's class, id and name, each alone and with its neighbour: no-print is "no", "print" and "noprint"."""
+    """Words of an element's class, id and name, each alone and with its neighbour: no-print is "no", "print"
+    and "noprint"."""
     words: set[str] = set()
     for attribute in ("class", "id", "aria-label", "data-component"):
         for name in (element.get(attribute) or "").split():
             parts = [part.lower() for part in _WORD.findall(name)]
             words.update(parts)
-            words.update(first + second for first, second in zip(parts, parts[1:], strict=False))
+            words.update(first + second for first, second in pairwise(parts))
     return words
 
 

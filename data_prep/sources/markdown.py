@@ -1,9 +1,11 @@
-"""Markdown documentation, also as Jekyll builds sites from it: one document a file, a folder's files are a group.
+"""Markdown documentation, also as Jekyll builds sites from it: one document a file, a folder's files are a
+group.
 
-Kept: headings with their marks, lists, tables, footnotes, code as it stands, titles and captions that template tags carry. Out: front
-matter (its title becomes the first heading if the text has none of its own), comments, HTML tags, template tags around their text,
-contents; links and pictures are reduced to their text, rules of tables to their least. A paragraph is one line, as on the page,
-wherever its source broke it. Values that a template would put in are taken from the front matter, or counted as left out.
+Kept: headings with their marks, lists, tables, footnotes, code as it stands, titles and captions that
+template tags carry. Out: front matter (its title becomes the first heading if the text has none of its own),
+comments, HTML tags, template tags around their text, contents; links and pictures are reduced to their text,
+rules of tables to their least. A paragraph is one line, as on the page, wherever its source broke it. Values
+that a template would put in are taken from the front matter, or counted as left out.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ _TAG_OF_CELL = re.compile(r"<t[dh](?=[\s/>])")
 # Tags of blocks, one or several on end: what stands before them and after them are two blocks.
 _BLOCK_TAGS = re.compile(
     r"(?:</?(?:address|article|aside|blockquote|body|br|caption|center|colgroup|dd|details|div|dl|dt|fieldset|figcaption|figure|footer|"
-    r"h[1-6]|header|hr|html|legend|li|main|nav|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|tr|ul)(?=[\s/>])[^<>]*>[ \t]*+)++",
+    r"h[1-6]|header|hr|html|legend|li|main|nav|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|tr|ul)"
+    r"(?=[\s/>])[^<>]*>[ \t]*+)++",
     re.IGNORECASE,
 )
 
@@ -138,7 +141,8 @@ def _prose(text: str, front: dict[str, str], report: Report) -> str:
 
 
 def _without_template_tags(text: str, front: dict[str, str], report: Report) -> str:
-    """Put in what the front matter says ({{ page.title }}), and reduce other tags to the titles and captions that they carry."""
+    """Put in what the front matter says ({{ page.title }}), and reduce other tags to the titles and captions
+    that they carry."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1].removeprefix("page.").lower()
@@ -156,7 +160,8 @@ def _without_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
 
 def _part_blocks(line: str) -> str:
-    """Take the tags of blocks out of a line, and part what stands between them: by line ends, in a table row by spaces and bullets."""
+    """Take the tags of blocks out of a line, and part what stands between them: by line ends, in a table row
+    by spaces and bullets."""
     in_row = line.lstrip().startswith("|")
     first, last = len(line) - len(line.lstrip()), len(line.rstrip())
 
@@ -176,7 +181,8 @@ def _part_blocks(line: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Each paragraph and list item as one line: a line end in it is a space, unless two spaces or a backslash stand before it."""
+    """Each paragraph and list item as one line: a line end in it is a space, unless two spaces or a backslash
+    stand before it."""
     lines: list[list[str]] = []  # of pieces each
     goes_on = blank = code = False
     for line in text.split("\n"):

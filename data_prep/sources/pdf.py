@@ -1,10 +1,11 @@
 """PDF files with a text layer, by PDFium (extra `prep`): one document a file.
 
-Words that a line break parted are joined: PDFium writes U+FFFE for their hyphen, and for one that belongs there too, as in
-"risiko- og" or "ID-porten". Line numbers in the margins, lines that stand at the top or foot of most pages (titles, page numbers) and
-tables of contents are left out and counted, and lines of one paragraph are joined; headings are told from it by their type. The letters
-kept are measured against those of the pages: below `min_kept` all lines are read, and the document is counted. A file without text,
-a scan, is dropped; pages without text among others are counted.
+Words that a line break parted are joined: PDFium writes U+FFFE for their hyphen, and for one that belongs
+there too, as in "risiko- og" or "ID-porten". Line numbers in the margins, lines that stand at the top or foot
+of most pages (titles, page numbers) and tables of contents are left out and counted, and lines of one
+paragraph are joined; headings are told from it by their type. The letters kept are measured against those of
+the pages: below `min_kept` all lines are read, and the document is counted. A file without text, a scan, is
+dropped; pages without text among others are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from data_prep.config import SourceConfig
@@ -44,7 +46,7 @@ _LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # of a table of contents
 
 @dataclass
 class Options:
-    """min_kept: share of the pages' letters that must arrive, or all lines are read and the document is counted."""
+    """min_kept: share of the pages' letters that must arrive, or all lines are read and counted."""
 
     min_kept: float = 0.5
 
@@ -74,7 +76,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _measured_text(pages: list[Page], min_kept: float, report: Report) -> str:
-    """Return the running text, or all lines where that would keep too few of the pages' letters. Both are counted."""
+    """Return the running text, or all lines where that would keep too few of the pages' letters."""
     everything = [Page([*page.lines]) for page in pages]
     own = sum(map(str.isalpha, "".join(line.text for page in pages for line in page.lines)))
     report.counts["pages_without_text"] += sum(page.is_picture for page in pages)
@@ -102,7 +104,8 @@ class _LeftOut:
 
 
 def running_text(pages: list[Page]) -> str:
-    """Return the paragraphs of all pages, without what is repeated at their edges, and without tables of contents."""
+    """Return the paragraphs of all pages, without what is repeated at their edges, and without tables of
+    contents."""
     return _running_text(pages)[0]
 
 
@@ -121,7 +124,8 @@ def _running_text(pages: list[Page]) -> tuple[str, _LeftOut]:
 
 @dataclass(slots=True)
 class _Shape:
-    """What lines of a document are like: the height of its letters, the distance of its lines, and how long a full one is."""
+    """What lines of a document are like: the height of its letters, the distance of its lines, and how long a
+    full one is."""
 
     size: float
     pitch: float
@@ -135,7 +139,7 @@ class _Shape:
         lengths = sorted(len(line.text) for line in lines)
         widths = sorted(line.right - line.left for line in lines)
         rights = sorted(line.right for line in lines)
-        steps = [round(a.y - b.y) for page in pages for a, b in zip(page.lines, page.lines[1:], strict=False) if _is_below(a, b)]
+        steps = [round(a.y - b.y) for page in pages for a, b in pairwise(page.lines) if _is_below(a, b)]
         eighty = int(len(lines) * 0.8)
         return cls(
             size=body_size(lines),
@@ -146,7 +150,8 @@ class _Shape:
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
-        """Return whether a line is about as long as lines get: where places are known, whether the next word had no room in it."""
+        """Return whether a line is about as long as lines get: where places are known, whether the next word
+        had no room in it."""
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
         word = len(line.text.split()[0]) * (line.right - line.left) / len(line.text)
@@ -168,7 +173,8 @@ class _Shape:
         return _is_below(above, line) and bool(self.pitch) and above.y - line.y > FAR * max(self.pitch, line.size)
 
     def goes_on(self, above: Line, line: Line) -> bool:
-        """Return whether a heading goes on in the next line: its size shows it, or its line has no room for the next word."""
+        """Return whether a heading goes on in the next line: its size shows it, or its line has no room for
+        the next word."""
         if not (self.is_heading(above) and self.is_heading(line)) or _SECTION.match(line.text) or self.parts(above, line):
             return False
         if min(above.size, line.size) > 1.15 * self.size and _is_below(above, line):
@@ -181,7 +187,8 @@ def _is_below(above: Line, line: Line) -> bool:
 
 
 def _paragraphs(pages: list[Page]) -> str:
-    """A line goes on in the next if it is about as long as lines get, or ends inside a word, and the next does not open anew.
+    """A line goes on in the next if it is about as long as lines get, or ends inside a word, and the next
+    does not open anew.
 
     Type and distance, where they are known, part lines and join those of a heading.
     """

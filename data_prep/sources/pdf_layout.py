@@ -1,4 +1,5 @@
-"""Lines of a PDF with their places and type, by PDFium, and those of them that are no text: line numbers and running titles."""
+"""Lines of a PDF with their places and type, by PDFium, and those of them that are no text: line numbers and
+running titles."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -167,7 +169,8 @@ def _place_words(line: Line, text: str, start: int, letters: _Letters) -> None:
 
 @dataclass(slots=True)
 class _Number:
-    """A number that may count the lines of a page: the line that it stands in, and whether that has text beside it."""
+    """A number that may count the lines of a page: the line that it stands in, and whether that has text
+    beside it."""
 
     line: Line
     value: int
@@ -183,8 +186,8 @@ class _Number:
 def remove_line_numbers(pages: list[Page]) -> int:
     """Take the numbers that count the lines out of the margins, and return how many they were.
 
-    A column of numbers at one place beside all the text, which go up in equal steps as the lines do, is one of line numbers. Numbers
-    of lists, sections and tables stand where other text of the document begins.
+    A column of numbers at one place beside all the text, which go up in equal steps as the lines do, is one
+    of line numbers. Numbers of lists, sections and tables stand where other text of the document begins.
     """
     titles = _titles(pages)
     removed = 0
@@ -260,7 +263,7 @@ def _counts_lines(pages: list[Page], columns: list[list[_Number]], at_end: bool,
 
 def _steps(numbers: list[_Number]) -> Iterator[int]:
     ordered = sorted(numbers, key=lambda number: -number.line.y)
-    for above, below in zip(ordered, ordered[1:], strict=False):
+    for above, below in pairwise(ordered):
         yield below.value - above.value
 
 
@@ -325,7 +328,8 @@ class _Edge:
 
 
 def remove_running_titles(pages: list[Page]) -> int:
-    """Leave out page numbers, and lines that stand at the top or foot of most pages, and return how many they were.
+    """Leave out page numbers, and lines that stand at the top or foot of most pages, and return how many they
+    were.
 
     A line that comes again with other numbers than the page's own is text: "Sak 12/2020" above each case.
     """
@@ -366,7 +370,8 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines come on most pages, most left or right ones, or those of a chapter, at one place."""
+    """Return whether lines come on most pages, most left or right ones, or those of a chapter, at one
+    place."""
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
     if count < 3 or not _at_one_place(group):
@@ -402,7 +407,8 @@ def _is_large(group: list[_Edge], body: float) -> bool:
 
 
 def _page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
-    """Yield lines that hold a page number alone: one that says so, or is of a row that goes up with the pages."""
+    """Yield lines that hold a page number alone: one that says so, or is of a row that goes up with the
+    pages."""
     bare = [edge for group in edges.values() for edge in group if edge.numbers and _BARE_NUMBER.fullmatch(edge.line.text)]
     offsets = Counter(edge.numbers[0] - edge.page for edge in bare)
     for edge in bare:
@@ -417,7 +423,8 @@ def _page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float)
 
 
 def _stands_alone(line: Line, lines: list[Line]) -> bool:
-    """Return whether a number is the first or last line of its page, and apart from the text, as page numbers are."""
+    """Return whether a number is the first or last line of its page, and apart from the text, as page numbers
+    are."""
     others = [other.y for other in lines if other is not line]
     if not others or len(line.text) > 3:
         return False
@@ -437,7 +444,8 @@ def _values(text: str) -> Iterator[int]:
 
 
 def _value(token: str) -> int | None:
-    """Return what an Arabic or Roman numeral stands for; None for another word. Long digits are cut: they count no pages."""
+    """Return what an Arabic or Roman numeral stands for; None for another word. Long digits are cut: they
+    count no pages."""
     if token.isdecimal():
         return int(token[:9])
     if not _ROMAN.fullmatch(token) or not (token.islower() or token.isupper()):

@@ -1,10 +1,12 @@
-"""NOU, Meld. St., Prop. and other publications of regjeringen.no as XHTML, and its own pages: one document a file.
+"""NOU, Meld. St., Prop. and other publications of regjeringen.no as XHTML, and its own pages: one document a
+file.
 
-Files of one publication in several parts share the beginning of their names (…kap01, …kap02) or a folder: `group_by: folder`
-makes a folder a group, `file` each file. Kept: headings, on lines of their own and parted from the text, paragraphs, lists,
-tables row by row. Left out: reference lists, the top with its navigation, and notes, by the classes that mark them; and of a page of
-the site its furniture: share buttons, editors, related links (see furniture.py). Below `min_kept` of the page's own letters, classes
-that other sites use for furniture do not decide, and the page is counted.
+Files of one publication in several parts share the beginning of their names (…kap01, …kap02) or a folder:
+`group_by: folder` makes a folder a group, `file` each file. Kept: headings, on lines of their own and parted
+from the text, paragraphs, lists, tables row by row. Left out: reference lists, the top with its navigation,
+and notes, by the classes that mark them; and of a page of the site its furniture: share buttons, editors,
+related links (see furniture.py). Below `min_kept` of the page's own letters, classes that other sites use for
+furniture do not decide, and the page is counted.
 """
 
 from __future__ import annotations
@@ -68,9 +70,10 @@ def parse(raw: bytes, where: Place, license: str, options: Options, report: Repo
     date = next((meta[key] for key in ("dc.date", "dcterms.date", "date", "article:published_time") if meta.get(key)), "")
     url = next((e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical"), meta.get("og:url", ""))
     place = stem(where)
+    folder = place.rpartition("/")[0]
     return Document(
         id=place, text=text, title=title, source=where.source, license=license, url=url,
-        date=claims.date(date) or claims.date(title), group=place.rpartition("/")[0] or place if options.group_by == "folder" else place,
+        date=claims.date(date) or claims.date(title), group=folder or place if options.group_by == "folder" else place,
         language=claims.language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
     )  # fmt: skip
 
@@ -89,7 +92,8 @@ def _measured_text(root: html.HtmlElement, min_kept: float, report: Report) -> s
 
 
 def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = True) -> str:
-    """Return one line a block, a blank line between paragraphs and around headings; list items and table rows stand close.
+    """Return one line a block, a blank line between paragraphs and around headings; list items and table rows
+    stand close.
 
     Labels at the edges of the text ("Skriv ut", "Redaktør: …") stand in it if `labels`.
     """

@@ -1,9 +1,11 @@
-"""HTML pages of any site: the main text as Markdown, without menus, banners, share buttons and footers (extra `prep`).
+"""HTML pages of any site: the main text as Markdown, without menus, banners, share buttons and footers (extra
+`prep`).
 
-The part of the page that holds its text is its main or article element, else the smallest part that holds what trafilatura takes
-for the text. All of it is read but for its furniture (see furniture.py). The letters kept are measured against the page's own:
-below `min_kept` the page is read another way, at last all of it but for what its tags say is no text. The ways are counted. Pages below one folder are a group, by their address if they name it, else
-by where they lie.
+The part of the page that holds its text is its main or article element, else the smallest part that holds
+what trafilatura takes for the text. All of it is read but for its furniture (see furniture.py). The letters
+kept are measured against the page's own: below `min_kept` the page is read another way, at last all of it but
+for what its tags say is no text. The ways are counted. Pages below one folder are a group, by their address
+if they name it, else by where they lie.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return the page's text by the first way that keeps `min_kept` of the page's own letters, else by the one that keeps most.
+    """Return the page's text by the first way that keeps `min_kept` of the page's own letters, else by the
+    one that keeps most.
 
     `spare` is the same page parsed anew: trafilatura cuts the tree that it is given.
     """
@@ -125,7 +128,8 @@ def _reading(way: str, blocks: list[Block], own: int) -> Reading:
 def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
     """Return the element that the page itself names as its text, if there is one.
 
-    An article element is believed if it holds half of what was extracted: some pages have one for each teaser.
+    An article element is believed if it holds half of what was extracted: some pages have one for each
+    teaser.
     """
     if (main := main_element(body)) is not None:
         return main
@@ -141,7 +145,8 @@ def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | 
 
 
 def _own_letters(root: html.HtmlElement) -> int:
-    """Return the letters of the page's own text: outside of navigation, buttons and forms, and not in lists of links."""
+    """Return the letters of the page's own text: outside of navigation, buttons and forms, and not in lists
+    of links."""
     furniture = Furniture(root, by_class=False)
 
     def skips(element: html.HtmlElement) -> bool:
@@ -153,8 +158,9 @@ def _own_letters(root: html.HtmlElement) -> int:
 def _text_blocks(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
     """Return the blocks that are text by what trafilatura extracted, in order.
 
-    Those are: all that it took; what stands in the smallest part of the page that holds most of that, but for links before the first
-    and after the last of them; and, unless `strict`, running text, tables, lists and fact boxes that it dropped elsewhere.
+    Those are: all that it took; what stands in the smallest part of the page that holds most of that, but for
+    links before the first and after the last of them; and, unless `strict`, running text, tables, lists and
+    fact boxes that it dropped elsewhere.
     """
     taken = _taken(blocks, extracted)
     part = _part_of(blocks, taken)

@@ -24,7 +24,8 @@ def column(lines: list[str], x: float = 72, top: float = 760, size: float = 11) 
 
 
 def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
-    """Return a file of A4 pages; with `picture`, a page without pieces holds a picture, as a scanned one does."""
+    """Return a file of A4 pages; with `picture`, a page without pieces holds a picture, as a scanned one
+    does."""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"",

@@ -188,7 +188,8 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
     "opening",
     [
         " ", "`", "{%highlight %}", '{% include content="', "{{ ", "![a", "[[a]", "<http://", "<code>", "<script ", "{:",
-        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td", "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
+        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td",
+        "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
         "+++\n",
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""PDF files by the places and type of their lines: line numbers, page numbers, running titles, headings. All of it is invented."""
+"""PDF files by the places and type of their lines: line numbers, page numbers, running titles, headings. All
+of it is invented."""
 
 from __future__ import annotations
 
