@@ -143,7 +143,7 @@ def test_a_base_of_nan_is_not_said_to_leak() -> None:
 
 
 def test_logits_that_are_nan_because_of_the_adapter_are_not_blamed_on_attention(tmp_path: Path) -> None:
-    broken = adapted(tmp_path)
+    broken = adapted(tmp_path / "base")
     next(p for name, p in broken.named_parameters() if "lora_B" in name).data[:] = float("nan")
     with pytest.raises(guards.NotFiniteError, match=r"NaN or Inf with the adapter \(LORA\)"):
         guards.choose_attention(model.PackedModel(broken), "auto", VOCAB_SIZE)
@@ -161,7 +161,9 @@ def test_dora_on_a_weight_with_rows_of_zeros_is_refused_by_name(tmp_path: Path) 
     save_file(weights, file, metadata={"format": "pt"})
     data, base_model = DataConfig(corpus="none", sequence_length=64), ModelConfig(path=str(tmp_path / "base"))
     config = TrainConfig(data=data, model=base_model, adapter={**LORA, "use_dora": True})
-    with pytest.raises(ValueError, match=f"2 rows in 1 modules of this base are all zeros, e.g. 2 in {name}: choose adapter=lora"):
+    with pytest.raises(
+        ValueError, match=f"2 rows in 1 modules of this base are all zeros, e.g. 2 in {name}: choose adapter=lora"
+    ):
         model.build(config, TOKENIZER, tmp_path / "merged", is_main=True)
     model.build(dataclasses.replace(config, adapter=dict(LORA)), TOKENIZER, tmp_path / "merged", is_main=True)
 

@@ -32,7 +32,10 @@ def test_a_trained_tokenizer_reads_back_in_models_of_most_types(trained: Path, t
     folder = saved(tmp_path / "model", model_type)
     tokenizer.place(trained, folder)
     text = "Ein ny setning om 1 250 000 kr:\n\n\tdet er ikkje så lett!</s>"
-    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == Tokenizer.from_file(str(trained / "tokenizer.json")).encode(text).ids
+    assert (
+        AutoTokenizer.from_pretrained(folder)(text).input_ids
+        == Tokenizer.from_file(str(trained / "tokenizer.json")).encode(text).ids
+    )
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3_5"])

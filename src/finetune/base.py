@@ -94,7 +94,9 @@ def _exported(run: RunFolder, step: int) -> Path:
         if folder.is_dir():
             return folder
         if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
-            kept = ", ".join(str(checkpoint_files.step_of(path)) for path in reversed(checkpoint_files.published(run.checkpoints)))
+            kept = ", ".join(
+                str(checkpoint_files.step_of(path)) for path in reversed(checkpoint_files.published(run.checkpoints))
+            )
             raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "finetune.export", str(run.path), str(step)]

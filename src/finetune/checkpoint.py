@@ -106,7 +106,9 @@ class Checkpoints:
 
     def loss_of(self, step: int) -> float:
         """The held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
-        return float(self.world.from_main(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None))
+        return float(
+            self.world.from_main(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None)
+        )
 
     def describe_best(self) -> dict[str, float] | None:
         """Step and held-out loss of the best checkpoint."""

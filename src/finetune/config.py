@@ -33,7 +33,9 @@ LONG_CONVERSATIONS = ("cut", "drop")
 class ModelConfig:
     """The base model: loaded from `path`, or built `from_scratch` with random weights. Exactly one of the two."""
 
-    path: str | None = setting(None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint")
+    path: str | None = setting(
+        None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint"
+    )
     revision: str | None = setting(None, "hub revision of `path`")
     from_scratch: dict[str, Any] = setting(
         {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
@@ -68,9 +70,7 @@ class DataConfig:
     include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
     exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
     sequence_length: int = setting(512, "tokens a pack")
-    long_documents: str = setting(
-        "auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split"
-    )
+    long_documents: str = setting("auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split")
     long_conversations: str = setting(
         "cut", "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop"
     )
@@ -131,7 +131,8 @@ class TrainConfig:
     checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
     keep_checkpoints: int = setting(2, "newest checkpoints kept; the one with the best held-out loss is kept besides")
     result: str = setting(
-        "best", "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests"
+        "best",
+        "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests",
     )
     on_bad_step: str = setting(
         "stop", "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch"

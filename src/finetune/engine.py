@@ -117,7 +117,8 @@ class Engine:
         return dict(models.weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model; frozen weights are left out."""
+        """Write DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model; frozen weights are left
+        out."""
         self._engine.save_checkpoint(
             str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=models.is_adapter(self.model)
         )

@@ -104,7 +104,8 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
             corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,
-            long_documents=config.long_documents, long_conversations=config.long_conversations, shuffle_seed=None, plan_folder=Path(plan), world=world,
+            long_documents=config.long_documents, long_conversations=config.long_conversations, shuffle_seed=None,
+            plan_folder=Path(plan), world=world,
         )  # fmt: skip
         held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
     if held_out is None:

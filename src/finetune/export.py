@@ -38,7 +38,9 @@ def export(run: RunFolder, step: int) -> Path:
         raise ValueError(f"checkpoint {checkpoint}: {fault}: choose another step")
     description = checkpoint / "engine" / model.DESCRIPTION
     if not description.is_dir():
-        raise ValueError(f"checkpoint {checkpoint} is of an earlier version, which did not describe its model: resume the run first")
+        raise ValueError(
+            f"checkpoint {checkpoint} is of an earlier version, which did not describe its model: resume the run first"
+        )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
     held = partition.read_weights(checkpoint / "engine", config.zero["stage"])
     wanted = {name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)}

@@ -91,8 +91,9 @@ def check_logits(packed: PackedModel, logits: torch.Tensor, vocab_size: int, dev
             plain = _one_by_one(packed.logits, vocab_size, device)
         if bool(plain.isfinite().all()):
             raise NotFiniteError(
-                f"the model's logits contain NaN or Inf with the adapter ({packed.model.active_peft_config.peft_type.value}), and do "
-                f"not without it: choose other adapter.target_modules, or another adapter"
+                f"the model's logits contain NaN or Inf with the adapter "
+                f"({packed.model.active_peft_config.peft_type.value}), and do not without it: choose other "
+                f"adapter.target_modules, or another adapter"
             )
     raise NotFiniteError("the base's logits contain NaN or Inf: its weights, or its config, are broken: get it again")
 

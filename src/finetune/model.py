@@ -333,8 +333,9 @@ def _check_magnitudes(model: Model) -> None:
     if rows:
         first = next(iter(rows))
         raise ValueError(
-            f"adapter: DoRA divides each weight row by its length, and {sum(rows.values())} rows in {len(rows)} modules of this base "
-            f"are all zeros, e.g. {rows[first]} in {first}: choose adapter=lora, or leave these modules out of adapter.target_modules"
+            f"adapter: DoRA divides each weight row by its length, and {sum(rows.values())} rows in {len(rows)} modules of "
+            f"this base are all zeros, e.g. {rows[first]} in {first}: choose adapter=lora, or leave these modules out of "
+            f"adapter.target_modules"
         )
 
 

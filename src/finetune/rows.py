@@ -239,9 +239,10 @@ def check_losses(training: Account, data: DataConfig) -> None:
     if training.lost_share <= data.max_lost_share:
         return
     raise ValueError(
-        f"data.max_lost_share is {data.max_lost_share:g}, but {training.lost_share:.0%} of the {training.tokens:,} training tokens "
-        f"of corpus {data.corpus} would be left out at data.sequence_length={data.sequence_length}: "
-        f"{'; '.join(_by_reason(training))}; change that, or accept it with data.max_lost_share={_rounded_up(training.lost_share)}"
+        f"data.max_lost_share is {data.max_lost_share:g}, but {training.lost_share:.0%} of the {training.tokens:,} training "
+        f"tokens of corpus {data.corpus} would be left out at data.sequence_length={data.sequence_length}: "
+        f"{'; '.join(_by_reason(training))}; change that, or accept it with "
+        f"data.max_lost_share={_rounded_up(training.lost_share)}"
     )
 
 

@@ -173,7 +173,10 @@ def retry(arguments: list[str]) -> int:
 
 
 def prune(arguments: list[str]) -> int:
-    options_of = parser("prune", "Free what completed runs need no more: all checkpoints but the best, job files, code and bases that no run uses.")
+    options_of = parser(
+        "prune",
+        "Free what completed runs need no more: all checkpoints but the best, job files, code and bases that no run uses.",
+    )
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
     options_of.add_argument(
         "--failed",

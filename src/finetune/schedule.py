@@ -34,7 +34,7 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
 
 
 def num_steps_of(num_packs: int, config: TrainConfig) -> int:
-    """Return the optimizer steps of a run: max_steps, or those that cover num_epochs; the last is filled up from the epoch after."""
+    """Return the optimizer steps of a run: max_steps, or those that cover num_epochs, the last filled up from the next epoch."""
     return config.max_steps or max(1, -(-round(num_packs * config.num_epochs) // config.global_batch_size))
 
 

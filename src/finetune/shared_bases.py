@@ -1,4 +1,4 @@
-"""Merged bases that runs share: runs/.bases/<digest of what is in it>/, by hard links to the same files in each run's merged_base/.
+"""Merged bases that runs share: runs/.bases/<digest of the content>/, with hard links to its files in each run's merged_base/.
 
 The digest is of the merged weights, their settings and the tokenizer, so an entry cannot be out of date. A run that is copied or
 moved takes whole files along; an entry whose files no run links to any more can go.

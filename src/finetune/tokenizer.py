@@ -20,7 +20,7 @@ CONFIG = "tokenizer_config.json"
 FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
 SAMPLES = (
     "Kommunen vedtok 17. mai 2024 å gi kr 1 234 567,50 til «Bygda vår» – jf. § 3-1 første ledd (sak 24/1187).",
-    "Eg veit ikkje kva dei skal gjere no; me får sjå korleis det går med Ålesund, Sør-Aukra og Bærum.\n\n- Fyrste punkt\n\t- Andre",
+    "Eg veit ikkje kva dei skal gjere no; me får sjå korleis det går med Ålesund, Sør-Aukra og Bærum.\n\n- Fyrste\n\t- Andre",
     "Hva koster det?  Søknaden ble sendt til post@example.no, og svaret kom 3 uker etter: «Nei!» CO₂-utslepp: 12 % (2019–2023).",
     "Åtte ærlege øyfolk 👩‍⚕️ café, naïve, SÁMI: čállosat\r\nKjære alle! it's 100000 x 0.5\n",
 )
@@ -94,7 +94,7 @@ def find_difference(folder: Path) -> str | None:
             if ids != found:
                 place = next((i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), 0)
                 return (
-                    f"{type(loaded).__name__} gives {found[place : place + 3]}… where the corpus has {ids[place : place + 3]}…, in "
-                    f"{text[:40]!r}"
+                    f"{type(loaded).__name__} gives {found[place : place + 3]}… where the corpus has "
+                    f"{ids[place : place + 3]}…, in {text[:40]!r}"
                 )
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import shutil
@@ -83,8 +82,8 @@ class StepResult:
 @dataclass
 class Progress:
     """Where the loop ended and why (a reason of stop.py), and what it saw on the way, in all attempts of the run: the last losses
-    (in `check`), tokens that are not padding, seconds of training steps alone, the same times ranks, the steps that the run was to
-    take when its checkpoint was saved (0: unknown), and the evaluation of the weights it ended with, if there was one."""
+    (in `check`), tokens that are not padding, seconds of training steps alone, the same times ranks, the steps that the run
+    was to take when its checkpoint was saved (0: unknown), and the evaluation of the weights it ended with, if there was one."""
 
     step: int
     check: guards.StepCheck
@@ -110,6 +109,14 @@ class Result:
     step: int
     held_out: HeldOut | None
     last: HeldOut | None
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A comparison that a result loses: the name of its metric, and a warning."""
+
+    name: str
+    message: str
 
 
 def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> str:
@@ -336,7 +343,8 @@ def train_step(run: Run, data: Step, lr: float) -> StepResult:
     totals, worst = ranks.sum(0).tolist(), ranks.amax(0).tolist()
     return StepResult(
         loss=totals[0] / max(totals[1], 1), targets=int(totals[1]), tokens=int(totals[2]), checksum=int(totals[3]),
-        grad_norm=update.grad_norm, skipped=update.skipped, stop=int(worst[4]), data_seconds=worst[5], seconds=worst[6], peak_memory=int(worst[7]),
+        grad_norm=update.grad_norm, skipped=update.skipped, stop=int(worst[4]), data_seconds=worst[5],
+        seconds=worst[6], peak_memory=int(worst[7]),
     )  # fmt: skip
 
 
@@ -425,7 +433,8 @@ def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> 
     step, held_out = progress.step, progress.held_out
     seen = {
         "tokens": progress.tokens, "targets": progress.targets, "seconds": progress.seconds,
-        "rank_seconds": progress.rank_seconds, "num_steps": run.num_steps, "losses": list(progress.check.recent), "clock": run.clock.breakdown(),
+        "rank_seconds": progress.rank_seconds, "num_steps": run.num_steps, "losses": list(progress.check.recent),
+        "clock": run.clock.breakdown(),
     }  # fmt: skip
     with run.clock.waiting("checkpoint"):
         stalled = run.checkpoints.save(run.engine, step, seen, held_out.loss if held_out else None)
@@ -456,30 +465,26 @@ def choose_result(run: Run, progress: Progress) -> Result:
             assert restored_loss is not None
             guards.check_restored(step, restored_loss.loss, run.checkpoints.loss_of(step))
             result = Result(step, restored_loss, last)
-    for name, message in find_regressions(run, result):
-        run.warn(message)
-        run.spool.log(progress.step, {f"guard/{name}": 1})
+    for regression in find_regressions(run, result):
+        run.warn(regression.message)
+        run.spool.log(progress.step, {f"guard/{regression.name}": 1})
     if result.held_out:
         run.spool.log(progress.step, {"result/step": result.step, "result/loss": result.held_out.loss})
     return result
 
 
-def find_regressions(run: Run, result: Result) -> Iterator[tuple[str, str]]:
-    """Yield the name of each comparison that the result loses, and a warning."""
+def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
+    """Yield the comparisons that the result loses: with the start, and with token frequencies."""
     if result.held_out is None:
         return
-    loss, before = result.held_out.loss, run.folder.read_json("before.json")
-    if before and loss > before["loss"]:
-        yield "worse_than_start", (
-            f"the result is worse than the start: held-out loss {loss:.3f} after step {result.step}, {before['loss']:.3f} before "
-            f"the first: lower lr, train less, or look at the data"
-        )
-    unigram = result.held_out.unigram_loss
-    if unigram is not None and loss > unigram:
-        yield "worse_than_unigram", (
-            f"the result is worse than token frequencies alone: held-out loss {loss:.3f} after step {result.step}, they score "
-            f"{unigram:.3f}: train longer, or look at lr and the data"
-        )
+    before, unigram = run.folder.read_json("before.json"), result.held_out.unigram_loss
+    measured = f"held-out loss {result.held_out.loss:.3f} after step {result.step}"
+    if before and result.held_out.loss > before["loss"]:
+        message = f"the result is worse than the start: {measured}, {before['loss']:.3f} before the first: "
+        yield Regression("worse_than_start", message + "lower lr, train less, or look at the data")
+    if unigram is not None and result.held_out.loss > unigram:
+        message = f"the result is worse than token frequencies alone: {measured}, they score {unigram:.3f}: "
+        yield Regression("worse_than_unigram", message + "train longer, or look at lr and the data")
 
 
 def save_result(run: Run) -> None:
