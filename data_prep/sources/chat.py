@@ -73,11 +73,11 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 
 @dataclass
-class Options:
-    """role_key, content_key: keys of a turn; empty: `role` and `content`, or `from` and `value`. roles: a
-    name in the records: the role that it is. prompt_template: the plain text that prompts and instructions
-    become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's tags are taken
-    out of answers. learn_history: whether answers in `history` are learned."""
+class Options(jsonl.Options):
+    """records: as in `jsonl`. role_key, content_key: keys of a turn; empty: `role` and `content`, or `from`
+    and `value`. roles: a name in the records: the role that it is. prompt_template: the plain text that prompts
+    and instructions become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's
+    tags are taken out of answers. learn_history: whether answers in `history` are learned."""
 
     role_key: str = ""
     content_key: str = ""
@@ -87,6 +87,7 @@ class Options:
     learn_history: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, role in self.roles.items():
             if role not in ROLES:
                 raise ValueError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
@@ -102,9 +103,6 @@ class Malformed(ValueError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-Options = jsonl.Options
 
 
 def files(source: SourceConfig) -> list[Path]:
