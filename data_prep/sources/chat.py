@@ -74,10 +74,10 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 @dataclass
 class Options(jsonl.Options):
-    """Of reader jsonl, and: role_key, content_key: keys of a turn; empty: `role` and `content`, or `from` and `value`. roles: a
-    name in the records: the role that it is. prompt_template: the plain text that prompts and instructions
-    become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's tags are taken
-    out of answers. learn_history: whether answers in `history` are learned."""
+    """records: as in `jsonl`. role_key, content_key: keys of a turn; empty: `role` and `content`, or `from`
+    and `value`. roles: a name in the records: the role that it is. prompt_template: the plain text that prompts
+    and instructions become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's
+    tags are taken out of answers. learn_history: whether answers in `history` are learned."""
 
     role_key: str = ""
     content_key: str = ""

@@ -36,6 +36,8 @@ class Options(chat.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.records:
+            raise ValueError("options.records is for JSON files: a Hugging Face data set has rows; leave it out")
         if "[" in self.split:
             raise ValueError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
 

@@ -118,15 +118,16 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             # Plain prompts and completions meet without anything between them: the white space there is theirs.
             repaired = repair(turn.content, rules)
             turn.content = rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
-        empty_answers = [turn for turn in document.turns if turn.target and not turn.content.strip()]
+        empty_answers = [turn for turn in document.turns if turn.target and _shows_nothing(turn.content)]
         for turn in empty_answers:
-            turn.target = False  # an empty answer costs its turn, which stays as context
+            turn.target, turn.content = False, ""  # an empty answer costs its turn, which stays as context
         if not document.whole_text.strip():
             report.drop(document, "empty")
         elif empty_answers and not any(turn.target for turn in document.turns):
             report.drop(document, "empty_answer")
         else:
-            report.counts["empty_answers"] += len(empty_answers)
+            if empty_answers:
+                report.counts["empty_answers"] += len(empty_answers)
             report.counts["changed"] += document.whole_text != before
             report.counts["symbol_font_characters"] += symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
             document.title = normalise(document.title, rules)
@@ -151,6 +152,11 @@ def _settled(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
         if text == before:
             break
     return text
+
+
+def _shows_nothing(text: str) -> bool:
+    """Return True if a text is white space and invisible signs alone."""
+    return all(sign.isspace() or unicodedata.category(sign) == "Cf" for sign in text)
 
 
 def _trimmed(turn: str) -> str:

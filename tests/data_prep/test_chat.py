@@ -359,7 +359,7 @@ def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
     same = [*messages[:2], {"role": "assistant", "content": told.replace("Du heter", "du\nHETER")}]
     prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
     (text,) = learned(prepared)
-    assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske</s>", "its layout is its own"
+    assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske\u00ad</s>", "its layout is its own"
     everything = next(prepared.folder.with_name(".mine.stages").glob("*-deidentify/part-00000-000.parquet")).read_bytes()
     assert number[6:].encode() not in everything
     (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
@@ -372,7 +372,7 @@ def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
     document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
     (done,) = normalise.run(iter([document]), config, Report())
-    assert [turn.content for turn in done.turns] == ["Fråga: ja?\nSvar: ", "\tJa"]
+    assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
 
 
 def corpus_config(folder: Path, **settings: Any) -> CorpusConfig:
