@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from lxml import html
 
 from data_prep.document import Report
 from tests.data_prep.reading import read
@@ -27,8 +28,8 @@ def page_of(article: str) -> str:
     return f'<html lang="nb"><head><title>Støtte</title></head><body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>'
 
 
-def text_of(tmp_path: Path, html: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
-    (tmp_path / "a.html").write_text(html)
+def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
+    (tmp_path / "a.html").write_text(page)
     documents, report = read(reader, tmp_path, options=options)
     return documents[0].text, report
 
@@ -183,8 +184,8 @@ def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str
     table = (
         "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
     )
-    html = body.format(intro=INTRO, closing=CLOSING, table=table)
-    text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{html}{SITE_FOOT}</body></html>")
+    filled = body.format(intro=INTRO, closing=CLOSING, table=table)
+    text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
     assert "Bolig" not in text
     assert "redaktør" not in text
@@ -214,3 +215,11 @@ def test_a_share_is_between_0_and_1(tmp_path: Path, reader: str) -> None:
     (tmp_path / "a.html").write_text("x")
     with pytest.raises(ValueError, match=r"options.min_kept is 1.5: must be between 0 and 1"):
         read(reader, tmp_path, options={"min_kept": 1.5})
+
+
+@pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
+def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case) -> None:
+    text, report = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen")
+    own = html.fromstring(f"<div>{case.html}</div>").text_content()
+    assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))
+    assert not report.counts["pages_read_by_tags"]
