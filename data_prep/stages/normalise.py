@@ -129,7 +129,8 @@ def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> 
             if empty_answers:
                 report.counts["empty_answers"] += len(empty_answers)
             report.counts["changed"] += document.whole_text != before
-            report.counts["symbol_font_characters"] += symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
+            if mended := symbol_fonts.count(before) - symbol_fonts.count(document.whole_text):
+                report.counts["symbol_font_characters"] += mended
             document.title = normalise(document.title, rules)
             report.counts.update(rules.changes)
             yield document

@@ -58,7 +58,7 @@ def test_cut_takes_the_paragraphs_and_drops_what_has_no_others(squad: Path) -> N
     assert said.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
     assert [d.id for d in said.drops] == ["all", "chat"]  # type: ignore[attr-defined]
     ((cut,), wanted) = said.cuts.values(), " ".join(CONTEXT.split())  # type: ignore[attr-defined]
-    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in norquad", 1, "a", wanted)
+    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", wanted)
 
 
 def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:

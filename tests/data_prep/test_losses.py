@@ -59,12 +59,12 @@ def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
     report = Report()
     report.drop(document("Ti tegn her", "a"), "too_short")
     report.drop(document("Kort", "b"), "too_short")
-    report.cut(document("En lang tekst", "c"), "repeated_frame", 8)
-    report.cut(document("En lang tekst", "d", source="laws"), "repeated_frame", 5)
-    report.cut(document("En lang tekst", "e"), "repeated_frame", 0)
+    report.cut(document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
+    report.cut(document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
+    report.cut(document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
     assert losses(report) == [
-        Loss(source="laws", reason="repeated_frame", cut=1, characters=5),
-        Loss(source="letters", reason="repeated_frame", cut=1, characters=8),
+        Loss(source="laws", reason="frame", cut=1, characters=5),
+        Loss(source="letters", reason="frame", cut=2, characters=17),
         Loss(source="letters", reason="too_short", documents=2, characters=15),
     ]
 
