@@ -14,7 +14,7 @@ from functools import cached_property
 TITLE_WORDS = 20  # of a first line; a longer one is a paragraph
 HEAD = 900  # characters in which a title may stand below a banner
 SHORT_LINE = 80  # characters of a line that is a heading, or part of an address
-WORDS_A_MARK = 150  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
+WORDS_A_MARK = 200  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
 MARKS_SHARE = 0.2  # but no more than this share of all, or one
 FEWEST_WORDS = 30  # from which on words may be replaced at all …
 # … up to this share of the different words, which grows with the text up to LONG words
@@ -54,31 +54,8 @@ _FURNITURE_BEGINS = (
 LONGEST_FURNITURE = 150  # characters of such a line
 _PAGE_NUMBER = re.compile(r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?:[ ]+[|–—•:-][ ][^|–—•]*|[ ]*[(\[][^()\[\]]*[)\]])$")
-_STOP = frozenset(
-    {
-        *(
-            "og",
-            "i",
-            "på",
-            "av",
-            "er",
-            "det",
-            "som",
-            "for",
-            "til",
-            "med",
-            "en",
-            "et",
-            "ei",
-            "ein",
-            "eit",
-            "den",
-            "de",
-            "at",
-        ),
-        *("om", "fra", "frå", "ved", "eller", "the", "of", "and", "in", "to", "a", "an", "on", "mv", "m"),
-    }
-)
+_STOP_WORDS = "og i på av er det som for til med en et ei ein eit den de at om fra frå ved eller mv m the of and in to a an on"
+_STOP = frozenset(_STOP_WORDS.split())
 _LOOKS = str.maketrans({"0": "o", "1": "l", "i": "l", "í": "l", "5": "s", "8": "b", "ø": "o", "ö": "o", "ó": "o", "å": "a",
                         "ä": "a", "á": "a", "é": "e", "è": "e", "ü": "u", "ß": "b"})  # fmt: skip
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))

@@ -105,6 +105,11 @@ def kept(documents: list[Document], **settings: object) -> list[str]:
     return [d.id for d in run_stage(deduplicate, [documents], config(deduplicate=rules))[0]]
 
 
+def words_of_a_decision() -> list[str]:
+    """Return endings that make 117 times three different words, none of which holds a digit."""
+    return [f"{first}{second}{third}" for first in "aeiouyæøå" for second in "ktlmnrsgdbpvf" for third in "a"]
+
+
 UNTITLED = ACT.partition("\n\n")[2]
 OTHERS = {
     "acts with titles": form(ACT, TIMBER, MILK, title=True),
@@ -120,6 +125,12 @@ OTHERS = {
     "letters to two persons": form(LETTER, KARI, OLA),
     "letters to two persons on one day": form(LETTER, KARI, KARI | {"who": "Ola Hansen\nLia 8"}),
     "letters on two places": form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
+    "a decision of 360 words on another place and day": form(
+        "Vedtak om kamp\n\nListen endres {day} 2025 for lokalet {place} i byen.\n\n"
+        + " ".join(" ".join(f"{word}{number}" for word in ("vilkår", "krav", "frist")) for number in words_of_a_decision()),
+        {"day": "19. mai", "place": "Valhall"},
+        {"day": "18. juni", "place": "Storgården"},
+    ),
     "minutes": form(MINUTES, {"date": "3. mai 2024", "end": "14.30"}, {"date": "7. juni 2024", "end": "15.10"}),
     "plans": form(PLAN, {"low": "22", "height": "6", "area": "25"}, {"low": "27", "height": "7,5", "area": "30"}),
     "journal posts": form(
