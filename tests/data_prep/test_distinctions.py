@@ -105,11 +105,6 @@ def kept(documents: list[Document], **settings: object) -> list[str]:
     return [d.id for d in run_stage(deduplicate, [documents], config(deduplicate=rules))[0]]
 
 
-def words_of_a_decision() -> list[str]:
-    """Return endings that make 117 times three different words, none of which holds a digit."""
-    return [f"{first}{second}{third}" for first in "aeiouyæøå" for second in "ktlmnrsgdbpvf" for third in "a"]
-
-
 UNTITLED = ACT.partition("\n\n")[2]
 OTHERS = {
     "acts with titles": form(ACT, TIMBER, MILK, title=True),
@@ -127,7 +122,7 @@ OTHERS = {
     "letters on two places": form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
     "a decision of 360 words on another place and day": form(
         "Vedtak om kamp\n\nListen endres {day} 2025 for lokalet {place} i byen.\n\n"
-        + " ".join(" ".join(f"{word}{number}" for word in ("vilkår", "krav", "frist")) for number in words_of_a_decision()),
+        + " ".join(f"Vilkår {n} er oppfylt." for n in range(100, 190)),
         {"day": "19. mai", "place": "Valhall"},
         {"day": "18. juni", "place": "Storgården"},
     ),
