@@ -122,7 +122,7 @@ OTHERS = {
     "letters on two places": form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
     "a decision of 360 words on another place and day": form(
         "Vedtak om kamp\n\nListen endres {day} 2025 for lokalet {place} i byen.\n\n"
-        + " ".join(f"Vilkår {n} er oppfylt." for n in range(100, 220)),
+        + " ".join(f"Vilkår {n} om {chr(97 + n % 26)}{chr(97 + n // 26)}steder er oppfylt." for n in range(70)),
         {"day": "19. mai", "place": "Valhall"},
         {"day": "18. juni", "place": "Storgården"},
     ),
