@@ -3,9 +3,10 @@
 A site is the host of a document's URL. Documents without one are left as they are, except those of sources
 that the settings name as a site each. A line belongs to a frame if nearly all of the site's documents hold
 it, and only runs of such lines at a document's ends are cut. What decides a case often stands there too, in
-the same words everywhere ("Vedtaket stadfestes.", "Brudd på loven", a row of a table): losing it costs more than
-keeping a line of a footer. So what does not itself look like a frame (a link, an address, a notice) is cut only
-where the frame has surely begun between it and the body, and the close and signature of a letter stay. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
+the same words everywhere ("Vedtaket stadfestes.", "Brudd på loven", a row of a table): losing it costs more
+than keeping a line of a footer. So what does not itself look like a frame (a link, an address, a notice) is
+cut only where the frame has surely begun between it and the body, and the close and signature of a letter
+stay. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
 sources of the named readers are looked at. Every line that was cut is in the stage's files, with a count and
 an example.
 """
