@@ -181,18 +181,20 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
         if language not in keep or of_rest.clear[language] < PART:
             return
         document.language = language
-    if len(rest) == len(verdict.passages):
-        return
     kept = set(map(id, rest))
+    if not any(passage.text.strip() for passage in verdict.passages if id(passage) not in kept):
+        return
     text = _joined(verdict.passages, kept)
     cut: defaultdict[str, list[str]] = defaultdict(list)
     for passage in verdict.passages:
-        if id(passage) not in kept:
+        if id(passage) not in kept and passage.text.strip():
             cut[passage.code or UNDETERMINED].append(passage.text.strip())
+    taken = {code: sum(map(len, texts)) for code, texts in cut.items()}
+    # The blank lines around them, so that what was read is what is kept and what was taken.
+    taken[max(taken, key=lambda code: taken[code])] += len(document.text) - len(text) - sum(taken.values())
     for code, texts in cut.items():
-        characters = sum(map(len, texts))
-        report.counts[f"characters_cut_{code}"] += characters
-        report.cut(document, f"language_{code}", texts, characters)
+        report.counts[f"characters_cut_{code}"] += taken[code]
+        report.cut(document, f"language_{code}", texts, taken[code])
     report.counts["documents_cut"] += 1
     document.text = text
 
