@@ -82,7 +82,7 @@ _STOP = frozenset(
 _LOOKS = str.maketrans({"0": "o", "1": "l", "i": "l", "í": "l", "5": "s", "8": "b", "ø": "o", "ö": "o", "ó": "o", "å": "a",
                         "ä": "a", "á": "a", "é": "e", "è": "e", "ü": "u", "ß": "b"})  # fmt: skip
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
-# Beginnings of words that decide a case; those of one meaning in both standards are one word in a document, or none.
+# Beginnings of words that decide a case, in both standards
 _OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
 _SPELT = 50  # words that are compared letter by letter; of more, the two texts are others
 

@@ -48,7 +48,8 @@ _VERDICT = re.compile(r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørel
 # What decides a case without a verb. Not what menus name too: "Innsyn", "Vedtak", "Søknader".
 _DECIDES = re.compile(
     r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort|brudd|brot|diskriminering"
-    r"|frifunnet|frifunne\w*|frifinn\w*|dømt|fengsel|bot|godkjent|godkjend|pålegg|overtredelsesgebyr|tvangsmulkt|krav|kravet|kritikk|dissens"
+    r"|frifunnet|frifunne\w*|frifinn\w*|dømt|fengsel|bot|godkjent|godkjend|pålegg"
+    r"|overtredelsesgebyr|tvangsmulkt|krav|kravet|kritikk|dissens"
     r"|enstemmig|samrøystes|ikraft\w*|iverksett\w*)\b"
 )
 _HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\.\d+)*[.)]?\s+\S")
@@ -59,7 +60,7 @@ _ABOUT_FRAME = re.compile(
     r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring|javascript|nettleser"
     r"|nettsted|nettside|denne sid[ae]|nyhetsbrev|nyheitsbrev|kontakt oss|telefon|sentralbord|åpningstid|opningstid|e-post|@"
 )
-# What else only frames hold: buttons by themselves, postal addresses, networks, the question whether a page helped.
+# What else only frames hold: buttons, postal addresses, networks, the question whether a page helped.
 _BUTTONS = re.compile(
     r"(?:meny|hovudmeny|hovedmeny|søk|hjem|heim|lukk|forsid[ea]|språk|english|logg (?:inn|ut)|skriv ut|skriv ut sid[ea]n?"
     r"|godta alle|godta|bare nødvendige|berre nødvendige|avvis alle|sosiale medi[ea]r?|snarvegar|snarveier|nettstedskart"
