@@ -59,6 +59,8 @@ _STOP = frozenset(_STOP_WORDS.split())
 _LOOKS = str.maketrans({"0": "o", "1": "l", "i": "l", "í": "l", "5": "s", "8": "b", "ø": "o", "ö": "o", "ó": "o", "å": "a",
                         "ä": "a", "á": "a", "é": "e", "è": "e", "ü": "u", "ß": "b"})  # fmt: skip
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
+# Beginnings of words that decide a case, in both standards
+_OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
 _SPELT = 50  # words that are compared letter by letter; of more, the two texts are others
 
 
@@ -139,7 +141,7 @@ def profile(title: str, text: str) -> str:
 
 def tell_apart(a: Profile, b: Profile) -> bool:
     """Whether two documents that share most of their text are not one."""
-    return _titles_differ(a, b) or _marks_differ(a, b) or _words_differ(a, b)
+    return _titles_differ(a, b) or _outcomes_differ(a, b) or _marks_differ(a, b) or _words_differ(a, b)
 
 
 def _titles_differ(a: Profile, b: Profile) -> bool:
@@ -147,9 +149,15 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
     if a.has_title and b.has_title:
         if a.core < b.core or b.core < a.core:
             return True  # an act on amendments, or on a part of what the other is on
-    else:
+    elif 2 * len(a.title & b.title) < max(len(a.title), len(b.title)):  # else each line stands in the other's place
         ours, theirs = ours - b.head, theirs - a.head
     return bool(ours and theirs) and _fewest_against(ours, theirs) > 0
+
+
+def _outcomes_differ(a: Profile, b: Profile) -> bool:
+    """Whether two decisions end in other ways: one word decides, however long the text is."""
+    ours, theirs = ({found[1] for word in words if (found := _OUTCOME.match(word))} for words in (a.words, b.words))
+    return bool(ours - theirs and theirs - ours)
 
 
 def _marks_differ(a: Profile, b: Profile) -> bool:

@@ -13,6 +13,7 @@ The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and o
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 # from U+F020 on; a space where Symbol has no character, or one that is a part of a large bracket
 _SYMBOL = (
@@ -54,8 +55,15 @@ _LETTER = re.compile("[\uf041-\uf05a\uf061-\uf07a]")
 _ICON = re.compile(r"(?:^|(?<=\s))[\uf020-\uf0ff](?=[ \t]*$)", re.MULTILINE)
 
 
+# A private-use character of any other font that begins the words of several lines is a bullet there.
+_OTHER_BULLET = re.compile("^([ \t]*)([\ue000-\uf01f\uf100-\uf8ff])[ \t]+(?=[^\\W_])", re.MULTILINE)
+ITEMS = 2  # lines that make a list
+
+
 def mend(text: str) -> str:
     """Return the text with characters of these fonts as what they show; mending twice is mending once."""
+    if not text.isascii():
+        text = _mend_bullets_of_other_fonts(text)
     if not _SIGN.search(text):
         return text
     text = _AT_START.sub(lambda found: f"{found[1]}{MARKS.get(found[2], BULLET)} ", text)
@@ -65,7 +73,18 @@ def mend(text: str) -> str:
 
 def count(text: str) -> int:
     """Return how many characters of these fonts are in a text."""
-    return len(_SIGN.findall(text)) if not text.isascii() else 0
+    return len(_SIGN.findall(text)) + sum(_bullets_of_other_fonts(text).values()) if not text.isascii() else 0
+
+
+def _mend_bullets_of_other_fonts(text: str) -> str:
+    signs = _bullets_of_other_fonts(text)
+    return _OTHER_BULLET.sub(lambda found: f"{found[1]}{BULLET} " if found[2] in signs else found[0], text) if signs else text
+
+
+def _bullets_of_other_fonts(text: str) -> Counter[str]:
+    """Count the characters that begin lines of a list, by character."""
+    counts = Counter(found[2] for found in _OTHER_BULLET.finditer(text))
+    return Counter({sign: count for sign, count in counts.items() if count >= ITEMS})
 
 
 def _in_text(sign: str) -> str:

@@ -3,9 +3,10 @@
 A site is the host of a document's URL. Documents without one are left as they are, except those of sources
 that the settings name as a site each. A line belongs to a frame if nearly all of the site's documents hold
 it, and only runs of such lines at a document's ends are cut. What decides a case often stands there too, in
-the same words everywhere ("Vedtaket stadfestes."): losing it costs more than keeping a line of a footer. So a
-sentence is cut only where the frame has surely begun between it and the body, and the close of a letter
-stays. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
+the same words everywhere ("Vedtaket stadfestes.", "Brudd på loven", a row of a table): losing it costs more
+than keeping a line of a footer. So what does not itself look like a frame (a link, an address, a notice) is
+cut only where the frame has surely begun between it and the body, and the close and signature of a letter
+stay. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
 sources of the named readers are looked at. Every line that was cut is in the stage's files, with a count and
 an example.
 """
@@ -33,8 +34,6 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 
 VERSION = 2
-SHORTEST = 12  # letters and digits of a line that counts by itself; a shorter one goes with longer ones behind it
-LINES_OF_CLOSE = 4  # behind the close of a letter: a name, a title, an office
 LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
@@ -46,6 +45,13 @@ _VERB = re.compile(
     r"|[^\W\d_]{3,}(?:es|ast))\b"
 )
 _VERDICT = re.compile(r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:")
+# What decides a case without a verb. Not what menus name too: "Innsyn", "Vedtak", "Søknader".
+_DECIDES = re.compile(
+    r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort|brudd|brot|diskriminering"
+    r"|frifunnet|frifunne\w*|frifinn\w*|dømt|fengsel|bot|godkjent|godkjend|pålegg"
+    r"|overtredelsesgebyr|tvangsmulkt|krav|kravet|kritikk|dissens"
+    r"|enstemmig|samrøystes|ikraft\w*|iverksett\w*)\b"
+)
 _HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\.\d+)*[.)]?\s+\S")
 _CLOSE = re.compile(r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b")
 # A row of links or buttons, a copyright notice; what headings and sentences of a frame are about; a ruled line.
@@ -53,6 +59,23 @@ _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
 _ABOUT_FRAME = re.compile(
     r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring|javascript|nettleser"
     r"|nettsted|nettside|denne sid[ae]|nyhetsbrev|nyheitsbrev|kontakt oss|telefon|sentralbord|åpningstid|opningstid|e-post|@"
+)
+# What else only frames hold: buttons, postal addresses, networks, the question whether a page helped.
+_BUTTONS = re.compile(
+    r"(?:meny|hovudmeny|hovedmeny|søk|hjem|heim|lukk|forsid[ea]|språk|english|logg (?:inn|ut)|skriv ut|skriv ut sid[ea]n?"
+    r"|godta alle|godta|bare nødvendige|berre nødvendige|avvis alle|sosiale medi[ea]r?|snarvegar|snarveier|nettstedskart"
+    r"|tilgjenge|tilgjengelighet|universell utforming|om (?:nav|oss|kommunen|nettstedet)|presse|jobb (?:i nav|hos oss)"
+    r"|ledige stillinga?r|ledige stillinger|tjenester|tenester|aktuelt|nyheter|nyhende|min side|mine sider"
+    r"|(?:til|tilbake til|gå til) (?:toppen|forsid[ea]n?)|(?:hopp|gå) til .*innhald(?:et)?|(?:hopp|gå) til .*innhold(?:et)?)"
+    r"|(?:du er her|følg oss|sist oppdatert|sist endra|sist endret|publisert av)\b.*"
+)
+_ADDRESS = re.compile(
+    r"\b(?:postboks \d+|postadresse|besøksadresse|org(?:anisasjons)?\.? ?(?:nr|nummer)\b|facebook|instagram|linkedin|youtube)"
+    r"|\bhttps?://|\bwww\.|fant du (?:det )?du|(?:var|er) \w+ (?:sid\w+ )?nyttig\?"
+)
+_BODY = re.compile(
+    r"[\w .–-]{0,60}(?:kommune|herad|departement(?:et)?|direktorat(?:et)?|tilsyn(?:et)?|etaten|verket|stat(?:s)?forvalt\w+|nav)"
+    r"(?:(?: i)?(?: og)? [\w-]+){0,4}"
 )
 _RULE = re.compile(r"_(?:\s?_){9,}$")  # of dashes, it may underline a heading
 
@@ -195,36 +218,36 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many lines are surely of the frame, counted from a document's end inwards.
 
     Up to a row of links all are, but for headings and sentences that are not about what frames are about: the
-    first of these may be the body's. Under a ruled line at the foot all are. Further inwards, what is no sentence
-    is, unless a letter closes there: beside the close stand a name and an office.
+    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on. Further
+    inwards stays what is there, but for the name of the body on the line beside.
     """
-    sure = likely = 0
-    reached_sentence = in_doubt = False
+    sure = 0
+    reached_sentence = is_beside_sure = False
+    beside: set[Kind] = set()  # kinds of the lines since the last that is surely of the frame
     for number, line in enumerate(lines, start=1):
         key = _key(line)
         if not key:
+            is_beside_sure = False
             continue
         if _hash(key) not in repeated:
             break
         kind = _kind(key)
+        is_ruled_off = kind is Kind.RULE and is_foot and beside != {Kind.OTHER}
+        beside.add(kind)
         if kind is Kind.CLOSE:
             return sure
-        if kind is Kind.RULE and is_foot:
-            sure = number
-            reached_sentence = in_doubt = False
+        if is_ruled_off:
+            reached_sentence = False
         elif reached_sentence:
             continue
-        elif kind is Kind.LINKS:
-            sure = number
-            in_doubt = False
         elif kind is Kind.SENTENCE:
             reached_sentence = True
-        elif kind is Kind.NOTICE:
-            in_doubt = True
-        elif kind is Kind.OTHER and not in_doubt and _letters(key) >= SHORTEST:
-            likely = number
-    beside = [key for line in lines[max(sure, likely) :] if (key := _key(line))][:LINES_OF_CLOSE]
-    return sure if any(map(_CLOSE.match, beside)) else max(sure, likely)
+            continue
+        is_beside_sure = is_ruled_off or kind is Kind.LINKS or (is_beside_sure and _BODY.fullmatch(key) is not None)
+        if is_beside_sure:
+            sure = number
+            beside.clear()
+    return sure
 
 
 class Kind(StrEnum):
@@ -246,8 +269,10 @@ def _kind(key: str) -> Kind:
     is_table_row = key.startswith("|")
     if _LINKS.search(key) and not is_table_row:
         return Kind.LINKS
+    if _BUTTONS.fullmatch(key) or (_ADDRESS.search(key) and not _DECIDES.search(key)):
+        return Kind.LINKS
     is_about_frame = _ABOUT_FRAME.search(key) is not None
-    if _HEADING.match(key):
+    if _HEADING.match(key) or _DECIDES.search(key):
         return Kind.SENTENCE
     if _SENTENCE_END.search(key) or _VERB.search(key) or _VERDICT.match(key):
         return Kind.NOTICE if is_about_frame else Kind.SENTENCE

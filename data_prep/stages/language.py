@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from typing import Any
 
 from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
-from data_prep.other_languages import Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
+from data_prep.other_languages import WORDS, Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
@@ -181,18 +181,20 @@ def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Re
         if language not in keep or of_rest.clear[language] < PART:
             return
         document.language = language
-    if len(rest) == len(verdict.passages):
-        return
     kept = set(map(id, rest))
+    if not any(passage.text.strip() for passage in verdict.passages if id(passage) not in kept):
+        return
     text = _joined(verdict.passages, kept)
     cut: defaultdict[str, list[str]] = defaultdict(list)
     for passage in verdict.passages:
-        if id(passage) not in kept:
+        if id(passage) not in kept and passage.text.strip():
             cut[passage.code or UNDETERMINED].append(passage.text.strip())
+    taken = {code: sum(map(len, texts)) for code, texts in cut.items()}
+    # The blank lines around them, so that what was read is what is kept and what was taken.
+    taken[max(taken, key=lambda code: taken[code])] += len(document.text) - len(text) - sum(taken.values())
     for code, texts in cut.items():
-        characters = sum(map(len, texts))
-        report.counts[f"characters_cut_{code}"] += characters
-        report.cut(document, f"language_{code}", texts, characters)
+        report.counts[f"characters_cut_{code}"] += taken[code]
+        report.cut(document, f"language_{code}", texts, taken[code])
     report.counts["documents_cut"] += 1
     document.text = text
 
@@ -259,6 +261,8 @@ def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
     split = [list(passages(text)) for text in texts]
     findings = iter(_far_from_norwegian([piece for pieces in split for piece in pieces]))
     verdicts = [Verdict(passages=[Passage(piece, next(findings)) for piece in pieces]) for pieces in split]
+    for verdict in verdicts:
+        _give_headings_to_paragraphs(verdict.passages)
     rests = ["".join(p.text for p in verdict.passages if not p.finding) for verdict in verdicts]
     parts = [list(stretches(rest)) if rest.strip() else [] for rest in rests]
     scores = _scores([stretch for part in parts for stretch in part])
@@ -275,6 +279,13 @@ def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
     for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
         findings[number] = finding
     return findings
+
+
+def _give_headings_to_paragraphs(found: list[Passage]) -> None:
+    """Give short passages that do not look Norwegian the language of the passage below them."""
+    for below, heading in pairwise(reversed(found)):
+        if below.finding and not heading.finding and len(heading.text) < PASSAGE and not looks_norwegian(heading.text):
+            heading.finding = below.finding
 
 
 def _count_far(verdict: Verdict) -> None:
@@ -294,6 +305,10 @@ def _count_near(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> 
             continue
         telling = words(without_names(stretch))
         code, lead = _detect(telling or found, next(scores))
+        if code not in SCANDINAVIAN and len(telling) >= WORDS:  # Sámi or English names in a Norwegian sentence
+            without = _detect(telling, next(_scores([without_names(stretch)])))
+            if without[0] in NORWEGIAN:
+                code, lead = without
         verdict.letters[code] += letters
         if code in SCANDINAVIAN and telling and lead >= CLEAR * len(telling) and _is_prose(stretch, found, letters):
             verdict.clear[code] += letters
@@ -308,16 +323,32 @@ def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
 
 
 def passages(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are the text."""
-    piece = ""
+    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are the text.
+
+    Short lines never go with the paragraph below them, which may be in another language than they are.
+    """
+    piece, is_after_blank = "", True
     for line in text.split("\n"):
+        stands_alone = _is_paragraph(line, is_after_blank)
+        is_after_blank = not line
+        if piece and stands_alone:
+            yield piece
+            piece = ""
         piece += line + "\n"
-        ends = not line or len(line) >= PARAGRAPH or len(piece) >= LONGEST
-        if ends and len(piece) >= PASSAGE:
+        ends = not line or stands_alone or len(piece) >= LONGEST
+        if ends and len(piece.encode()) >= PASSAGE:
             yield piece
             piece = ""
     if piece:
         yield piece
+
+
+def _is_paragraph(line: str, is_after_blank: bool) -> bool:
+    """Return whether a line is, or begins, a paragraph long enough to be in another language by itself."""
+    size = len(line.encode())
+    return size >= PARAGRAPH or (
+        size >= PASSAGE and (is_after_blank or line.rstrip().endswith((".", "!", "?", "。", "።", "۔", "؟")))
+    )
 
 
 def stretches(text: str) -> Iterator[str]:

@@ -116,6 +116,21 @@ OUTCOMES = [
     "Med vennlig hilsen\nStatsforvalteren i Storvika",
     "Venleg helsing\n\nKari Nordmann\nseniorrådgiver, Storvika kommune",
     "Hilsen oss på Storvika skattekontor",
+    "Klagen førte ikke fram.",
+    "Nemnda finn at avtala er ugyldig",
+    "Søknaden innvilges\n\nOslo, 3. mars 2020\nKari Nordmann\nnemndsleder",
+    f"Klager gis medhold\n\nUnderskrift\n{'_' * 20}\nKari Nordmann\nnemndleder",
+    "- Klagen avvist",
+    "| Resultat | Avslag |",
+    "| Utfall | Ikke medhold |\n| Saksnr | Se over |",
+    "Brudd på likestillingsloven § 6",
+    "Konklusjon: diskriminering\nOslo, den 3. mai 2021",
+    "Straff: fengsel i 60 dager",
+    "Pålegg om retting",
+    "Oppsigelsen ugyldig",
+    "Dispensasjon for garasje",
+    "Lovleg tilgang til dokumentet",
+    "Krav om innsyn i e-post",
 ]
 
 
@@ -146,6 +161,33 @@ def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Pat
             assert cleaned([of_host(texts)], tmp_path)[0] == [text.removesuffix(foot).strip() for text in texts]
     texts = [f"Om noe eget, {i}.\n\nVedtaket stadfestes.\n\n{notice}" for i in range(6)]
     assert cleaned([of_host(texts)], tmp_path)[0] == texts, "nothing parts the notice from the body"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "Storvika kommune\nPostboks 12, 1234 Storvika\nTelefon: 12 34 56 78\nOrg.nr. 123 456 789",
+        "Publisert av Storvika kommune\nFølg oss på Facebook\nPersonvern og informasjonskapsler",
+        "Fant du det du lette etter?\nJa\nNei\nKontakt oss",
+        "Til toppen\nNAV\nOm NAV | Presse | Jobb i NAV\n© NAV",
+    ],
+)
+def test_feet_of_common_pages_go(frame: str, tmp_path: Path) -> None:
+    texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{frame}" for i in range(6)]
+    assert cleaned([of_host(texts)], tmp_path)[0] == [f"Saken gjelder støy fra skytefelt {i}." for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "Hopp til hovedinnhold\nMeny\nSøk\nHjem > Tjenester > Bolig",
+        "Til forsiden\nNAV\nPrivatperson | Arbeidsgiver | Samarbeidspartner\nSøk",
+        "Vi bruker informasjonskapsler på dette nettstedet.\nGodta alle\nBare nødvendige\nMeny",
+    ],
+)
+def test_heads_of_common_pages_go_and_the_kind_of_the_document_stays(frame: str, tmp_path: Path) -> None:
+    texts = [f"{frame}\n\nVedtak i klagesak\n\nSaken gjelder støy fra skytefelt {i}." for i in range(6)]
+    assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(frame).strip() for text in texts]
 
 
 def test_lines_cut_are_noted_with_counts_and_an_example(tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ OTHERS = {
         {"case": "101", "what": "Lillevik", "date": "2024-03-01"},
         {"case": "102", "what": "Sørdal", "date": "2024-03-04"},
     ),
+    "regulations whose title lines alone differ": form(
+        "Forskrift om fredning av {fish} i Lillevik\n\n"
+        + RESERVE.partition("\n\n")[2].format(**STORHAUG)
+        + " Også laks og ørret.",
+        {"fish": "laks"},
+        {"fish": "ørret"},
+    ),
+    "decisions that differ in their outcome alone": form(
+        LETTER.format(**KARI) + "\n\nVedtaket {x}.", {"x": "stadfestes"}, {"x": "oppheves"}
+    ),
     "few words": form("Gebyret betales av den som søker om {x} etter alkoholloven.", {"x": "skjenkeløyve"}, {"x": "salgsløyve"}),
 }
 

@@ -266,7 +266,7 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
             assert one.language == ("nno" if NNO in mixture else "nob")
             assert one.text == "\n\n".join(text for text in mixture.replace(other, "").strip().split("\n\n") if text)
         assert said.counts["documents_cut"] == 2
-        assert said.counts[f"characters_cut_{code}"] == 2 * mixture.count(other) * len(other)
+        assert said.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
     whole = LanguageConfig(other_parts="keep")
     kept, said = through(language, [document(f"{NOB} {NOB}\n\n{other}")], config(language=whole))
     assert [one.text for one in kept] == [f"{NOB} {NOB}\n\n{other}"]
@@ -406,3 +406,34 @@ def test_the_benchmark_reads_declarations_and_prints_what_is_said_of_them(tmp_pa
     (tmp_path / "pol.html").write_text(f"<html><body><p>{PARAGRAPHS['pol']}</p><li>Artykuł &amp; 1</li></body>", encoding="utf-8")
     assert declarations(tmp_path) == [("pol", PARAGRAPHS["pol"]), ("pol", "Artykuł & 1")]
     assert "| Polish (pol) | 1 | 100% | 100% | pol 1 |" in other_languages([("pol", PARAGRAPHS["pol"])])
+
+
+NORWEGIAN_PARAGRAPH = (
+    "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne får et brev om dette."
+)
+OTHER_PARAGRAPHS = [
+    "Savivaldybė nusprendė, kad darbai prasidės pavasarį, o gatvė bus uždaryta tris mėnesius. Gyventojai gaus laišką.",
+    "Şaredariyê biryar daye ku kar di biharê de dest pê bike û kolan ji bo sê mehan girtî bimîne.",
+    "ናይ ከተማ ምምሕዳር ስራሕ ኣብ ጽድያ ክጅምር ወሲኑ ኣሎ። እቲ መንገዲ ንሰለስተ ወርሒ ተዓጽዩ ክጸንሕ እዩ።",
+    "市政府已决定工程将于春季开始，道路将关闭三个月。居民将收到一封信。",
+]
+
+
+@pytest.mark.parametrize("other", OTHER_PARAGRAPHS)
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+@pytest.mark.parametrize(
+    "short", ["Vedtaket kan påklages innen tre uker.", "## Informasjon på andre språk", "Gebyret er 500 kroner."]
+)
+def test_short_norwegian_lines_beside_another_language_stay(other: str, between: str, short: str) -> None:
+    norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
+    text = between.join([*norwegian[:2], other, *norwegian[2:]])
+    kept, report = through(language, [document(text)], config())
+    assert [line for line in kept[0].text.split("\n") if line] == norwegian
+    assert len(text) == len(kept[0].text) + sum(cut.characters for cut in report.shortened), "the numbers add up"
+    assert [cut.text for cut in report.cuts.values()] == [other]
+
+
+def test_names_in_sami_leave_a_norwegian_sentence_norwegian() -> None:
+    text = "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i Kautokeino kommune."
+    kept, _ = through(language, [document(text)], config())
+    assert [d.language for d in kept] == ["nob"]

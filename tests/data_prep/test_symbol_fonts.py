@@ -20,6 +20,8 @@ from tests.data_prep.documents import config, document, through
         ("vinkelen \uf061 mellom \uf044x og \uf062, \uf053x\uf0b22", "vinkelen α mellom Δx og β, Σx″2"),
         ("Velg Fil \uf0e0 Lagre \uf04a", "Velg Fil → Lagre ☺"),
         ("\uf06c = 3 og \uf06d/2", "λ = 3 og µ/2"),
+        ("Legg ved:\n\ue001 pass\n\ue001\tattest", "Legg ved:\n• pass\n• attest"),
+        ("\ue001 ett ikon av en skrift for seg", "\ue001 ett ikon av en skrift for seg"),
         ("Les mer \uf061\nog \ue123 i kj\ue0f8p", "Les mer \uf061\nog \ue123 i kj\ue0f8p"),
     ],
 )  # fmt: skip
