@@ -110,7 +110,8 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     assert "add --yes" in shell.finetune("prune", far.id).stderr
     assert far.checkpoints.is_dir()
     shell.finetune("prune", far.id, "--yes")
-    assert not far.checkpoints.exists()
+    best = far.summary()["best"]  # type: ignore[index]
+    assert [path.name for path in far.checkpoints.glob("step-*")] == [f"step-{best['step']:08d}"]
     assert Path(far.summary()["result"]).is_dir()  # type: ignore[index]
     assert "completed" in shell.finetune("status", far.id).stdout
 
