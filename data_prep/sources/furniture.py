@@ -46,6 +46,13 @@ _CLASSES = _words(
     nettredaktør editors editorinfo ansvarligredaktor ansvarligredaktør totop backtotop tiltoppen
     """
 )
+# Of these, what leads to other pages is furniture: a box of this class without any link is text.
+_LINKING_CLASSES = _words(
+    """
+    related relatedcontent relatedlinks relatert relaterte recommended recommendations
+    navigation menu meny submenu sidemeny undermeny
+    """
+)
 _SURE_CLASSES = _words(
     """
     comment comments commentlist respond kommentarer kommentarfelt disqus cookie cookies cookiebanner cookieconsent
@@ -247,7 +254,10 @@ class Furniture:
     def _is_furniture_by_class(self, element: html.HtmlElement, name: str) -> bool:
         size = self._sizes[element]
         is_minor = size.letters <= SHORT or size.link_share > MOSTLY_LINKS or self._is_small(element)
-        named = not _CLASSES.isdisjoint(_words_of(element)) and not _inside(element, ("blockquote", "figure", "table"))
+        classes = _CLASSES & _words_of(element)
+        if not size.links and self._has_running_text(element):
+            classes -= _LINKING_CLASSES
+        named = bool(classes) and not _inside(element, ("blockquote", "figure", "table"))
         if named and is_minor:
             return True
         if name == "aside":

@@ -46,10 +46,12 @@ _LINE_START = re.compile(r'\n([ \t]*)(?:\}[ \t]*)?(?:,[ \t]*)?(\{|\](?=\s*(?:\Z|
 _OPENING = re.compile(r"[},\n\[]\s*(\{)")
 _STRING = r'"(?:[^"\\\n]|\\.){0,200}"'
 _FIRST_KEYS = re.compile(rf"\{{\s*({_STRING})\s*:(?:\s*(?:{_STRING}|[\w.+-]+)\s*,\s*({_STRING})\s*:)?")
-# An object up to its first list of objects: only numbers, words, strings and the beginnings of objects stand
-# before it.
+# An object up to its first list of objects: only numbers, words, strings, lists of these and the beginnings
+# of objects stand before it.
+_PLAIN_LIST = r'\[(?:[^\[\]{}"]|"(?:[^"\\]|\\.)*")*\]\s*,'
 _TO_FIRST_LIST = re.compile(
-    r'\s*\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|\{)\s*)*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{'
+    rf'\s*\{{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|{_PLAIN_LIST}|\{{)\s*)*'
+    r'"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{'
 )
 _COUNTABLE = re.compile(r"[\w.-]{1,60}")
 _KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
@@ -360,7 +362,7 @@ class _Sequence:
             where, column = self._where(), text.column
             if character == "]":
                 text.step()
-                if not in_object or text.skip(_SPACES) != "{":
+                if text.skip(_SEPARATORS) != "{":
                     return True
                 report.quarantine(where, "not JSON: ] between two elements")
                 self._number += 1

@@ -422,3 +422,27 @@ def test_a_first_line_of_any_length_is_a_record(tmp_path: Path) -> None:
     documents, report = read("jsonl", tmp_path)
     assert [len(text) for text in texts(documents)] == [200_000, 1]
     assert not report.broken
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("broken", ['{"id": "x" "text": "y"}', '{"id": "x", "text": "y}', "{'id': 'x'}"])
+def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_records(
+    tmp_path: Path, broken: str, indent: int | None
+) -> None:
+    whole = dump({"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent)
+    path = tmp_path / "a.json"
+    path.write_text(whole.replace('"@"', broken))
+    documents, report = read("jsonl", path)
+    assert texts(documents) == EXPECTED
+    assert len(faults(report)) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("body", ["@", '{"count": 4, "items": @, "next": null}'])
+def test_a_stray_end_of_the_list_costs_none_of_the_records_behind_it(tmp_path: Path, body: str, indent: int | None) -> None:
+    parts = [dump(record, indent) for record in RECORDS]
+    path = tmp_path / "a.json"
+    path.write_text(body.replace("@", "[" + parts[0] + "], " + ", ".join(parts[1:]) + "]"))
+    documents, report = read("jsonl", path)
+    assert texts(documents) == EXPECTED
+    assert len(faults(report)) == 1

@@ -223,3 +223,15 @@ def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case)
     own = html.fromstring(f"<div>{case.html}</div>").text_content()
     assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))
     assert not report.counts["pages_read_by_tags"]
+
+
+def test_a_box_of_related_information_without_links_is_text(tmp_path: Path) -> None:
+    said = "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
+    around = "".join(f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8))
+    box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{said}</p></div>'
+    links = '<div class="related-info"><h3>Sjå også</h3><p><a href="/b">Betaling for plass i barnehage</a></p></div>'
+    (tmp_path / "a.html").write_text(f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>")
+    (document,), _ = read("webpage", tmp_path / "a.html")
+    assert said in document.text
+    assert "Viktig å vite" in document.text
+    assert "Betaling for plass" not in document.text
