@@ -14,8 +14,8 @@ questions and answers as [[question, answer], …], which are learned too, as wh
 
 A turn of the assistant is learned unless one of its flags (`loss`, `train`, `trainable`, `training`,
 `weight`) is false or 0. Keys that would change what is learned, and are not followed here (REFUSED,
-REFUSED_IN_TURNS), make a record unsupported: it is dropped, with their names. All other keys are counted by
-name.
+REFUSED_IN_TURNS, and flags in other spellings, as `compute_loss`), make a record unsupported: it is dropped,
+with their names. All other keys are counted by name.
 
 Options: `role_key`, `content_key` and `roles` name the keys and roles of turns in other words, as {kunde:
 user, saksbehandler: assistant}. `prompt_template` makes prompts and instructions plain text that ends in its
@@ -53,6 +53,9 @@ REFUSED_IN_TURNS = (
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")  # 0 may mean either
 # … and of a whole record, unless they are true or 1. KTO's `label` and `kto_tag`: false is an answer to avoid.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
+# Other spellings of such flags, as compute_loss, isTrainable and no_loss. They may mean either, so none is followed.
+_FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 MAX_NAMES = 20  # of unknown keys that are counted by name in one file
 
 _NAME = re.compile(r"[\w.-]{1,40}")
@@ -195,6 +198,8 @@ class ConversationReader:
     def _message(self, message: dict[str, Any], learn: bool) -> Turn:
         extra = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
         extra += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
+        followed = {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS}
+        extra += [name for name, value in message.items() if name not in followed and _is_other_flag(name, value)]
         if extra:
             raise Malformed("unsupported_record", f"a message with {', '.join(extra)}")
         role_key, content_key = self._turn_keys(message)
@@ -298,6 +303,8 @@ def _refuse(record: dict[str, Any]) -> None:
     extra = [name for name in REFUSED if not _is_empty(record.get(name))]
     extra += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
     extra += ["label"] * (record.get("label") is False)
+    followed = {*REFUSED, *REFUSED_UNLESS_TRUE}
+    extra += [name for name, value in record.items() if name not in followed and _is_other_flag(name, value)]
     if extra:
         raise Malformed("unsupported_record", f"has {', '.join(extra)}")
 
@@ -311,6 +318,15 @@ def _flag(message: dict[str, Any]) -> bool | None:
     if len({bool(value) for value in flags.values()}) > 1:
         raise Malformed("unsupported_record", f"a message whose {' and '.join(flags)} disagree")
     return bool(next(iter(flags.values()))) if flags else None
+
+
+def _is_other_flag(name: str, value: object) -> bool:
+    """Whether a key of another spelling seems to say what is learned; a text or null under it is no flag."""
+    if not _FLAG_WORDS.search(_CAPITAL.sub("_", name).replace("-", "_").lower()):
+        return False
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "false", "yes", "no", "ja", "nei", "0", "1")
+    return isinstance(value, bool | int | float | list)
 
 
 def _is_empty(value: object) -> bool:

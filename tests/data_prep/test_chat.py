@@ -179,6 +179,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": asked_and_told(*TWO, train=True, loss=False)}, "loss and train disagree"),
     ({"messages": asked_and_told(*TWO, train_detail=[{"begin_offset": 0, "end_offset": 4, "train": False}])}, "train_detail"),
     ({"messages": asked_and_told(*TWO, mask=0)}, "mask"),
+    ({"messages": asked_and_told(*TWO, compute_loss=False)}, "compute_loss"),
+    ({"messages": asked_and_told(*TWO, Loss="false")}, "Loss"),
+    ({"messages": asked_and_told(*TWO, isTrainable=0)}, "isTrainable"),
+    ({"messages": asked_and_told(*TWO, no_loss=True)}, "no_loss"),
+    ({"messages": MESSAGES, "calculate_loss": "nei"}, "calculate_loss"),
     ({"messages": [{"role": "user", "content": ASKED, "train": True}, MESSAGES[1]]}, "turn of the user"),
     ({"messages": MESSAGES, "train": False}, "train"),
     ({"messages": MESSAGES, "weight": 2}, "weight"),
@@ -188,6 +193,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES], "system": "Svar langt."}, "system"),
     ({"conversations": [{"from": "human", "value": ASKED}, {"from": "function_call", "value": "{}"}]}, "function_call"),
 ]
+
+
+def test_texts_under_keys_that_sound_like_flags_are_unknown_keys() -> None:
+    report = Report()
+    record = {"messages": asked_and_told(*TWO, training_set="våren", lossless=None), "weightings": "etter avdeling"}
+    (document,) = documents_of(record, report=report)
+    assert len(document.turns) == 4
+    assert report.counts["unknown_key_weightings"] == 1
+    assert report.counts["unknown_key_of_a_turn_training_set"] == 1
 
 
 @pytest.mark.parametrize(("record", "word"), REFUSED, ids=[word for _, word in REFUSED])
