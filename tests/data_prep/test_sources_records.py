@@ -91,7 +91,7 @@ def test_what_stands_behind_an_array_and_is_none_is_said(tmp_path: Path, rest: s
     assert report.counts["broken_off"] == 1
 
 
-@pytest.mark.parametrize(("rest", "num_faults"), [('{"text": "To."}', 1), (',[{"text": "To."}]', 0)])
+@pytest.mark.parametrize(("rest", "num_faults"), [('{"text": "To."}', 2), (',[{"text": "To."}]', 0)])
 def test_records_behind_an_array_arrive(tmp_path: Path, rest: str, num_faults: int) -> None:
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}}]\n{rest}')
     documents, report = read("jsonl", tmp_path)
