@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from finetune.settings import at_least, one_of, setting
 
@@ -24,6 +24,17 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 
 @dataclass(kw_only=True)
+class QueueLimits:
+    """Limits of one partition or quality of service (null: not known, not checked)."""
+
+    max_timeout_min: int | None = setting(None, "longest job, minutes")
+    max_nodes: int | None = setting(None, "most nodes of a job")
+    max_gpus: int | None = setting(None, "most GPUs of a job")
+    max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
+    max_running: int | None = setting(None, "most jobs of a user that run at once; each task of an array is one")
+
+
+@dataclass(kw_only=True)
 class SiteConfig:
     """What a site documents about itself. Limits in it are checked before anything is submitted (null: not known, not checked),
     and a submission says what it may cost; docs, accelerator, login_architecture, gpu_memory_gb and internet are for people."""
@@ -40,7 +51,8 @@ class SiteConfig:
     memory_per_node_gb: float | None = setting(None, "memory of a node")
     max_timeout_min: int | None = setting(None, "longest job, minutes")
     max_nodes: int | None = setting(None, "most nodes of a job")
-    max_array_size: int | None = setting(None, "most points of a sweep")
+    max_array_size: int | None = setting(None, "most tasks of a job array")
+    queues: dict[str, QueueLimits] = setting({}, "limits of single partitions and qualities of service, by name")
     whole_nodes: bool = setting(False, "a job gets, and pays for, whole nodes")
     account_pattern: str | None = setting(None, "regular expression of account names")
     account_example: str | None = setting(None, "an account's name")
@@ -135,16 +147,18 @@ class ClusterConfig:
     def _check_limits(self) -> None:
         """What the site documents: refused before Slurm is asked."""
         site = self.site
+        queue = self.queue_limits()
+        gpus = self.ranks_per_node if self.gpu_request != "none" else 0
         limits = {
-            "timeout_min": ("max_timeout_min", self.timeout_min),
-            "nodes": ("max_nodes", self.nodes),
-            "ranks_per_node": ("gpus_per_node", self.ranks_per_node if self.gpu_request != "none" else 0),
-            "cpus_per_rank": ("cores_per_node", self.cpus_per_rank * self.ranks_per_node),
+            "timeout_min": ("max_timeout_min", queue.max_timeout_min, self.timeout_min),
+            "nodes": ("max_nodes", queue.max_nodes, self.nodes),
+            "nodes × ranks_per_node": ("max_gpus", queue.max_gpus, self.nodes * gpus),
+            "ranks_per_node": ("gpus_per_node", site.gpus_per_node, gpus),
+            "cpus_per_rank": ("cores_per_node", site.cores_per_node, self.cpus_per_rank * self.ranks_per_node),
         }
-        for key, (limit, asked) in limits.items():
-            most = getattr(site, limit)
+        for key, (limit, most, asked) in limits.items():
             if most is not None and asked > most:
-                raise ValueError(f"cluster.{key} asks for {asked}, but {self.name} has cluster.site.{limit} {most}: ask for less")
+                raise ValueError(f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less")
         if self.memory_per_node and site.memory_per_node_gb and _gigabytes(self.memory_per_node) > site.memory_per_node_gb:
             raise ValueError(
                 f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has cluster.site.memory_per_node_gb "
@@ -159,6 +173,16 @@ class ClusterConfig:
             hint = f" ({site.account_hint})" if site.account_hint else ""
             wanted = site.account_example or site.account_pattern
             raise ValueError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
+
+    def queue_limits(self) -> QueueLimits:
+        """Return the limits that hold for this partition and quality of service: each the most specific one that is known."""
+        site_wide = QueueLimits(max_timeout_min=self.site.max_timeout_min, max_nodes=self.site.max_nodes)
+        found = [site_wide, *(self.site.queues.get(name or "", QueueLimits()) for name in (self.partition, self.qos))]
+        chosen = {}
+        for item in fields(QueueLimits):
+            known = [value for limits in found if (value := getattr(limits, item.name)) is not None]
+            chosen[item.name] = known[-1] if known else None
+        return QueueLimits(**chosen)
 
     @property
     def world_size(self) -> int:
