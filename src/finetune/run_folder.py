@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune import attempts
+from finetune import causes
 from finetune import config as configuration
 from finetune.config import TrainConfig
 
@@ -124,6 +124,7 @@ class RunFolder:
         """Forget how the last attempt ended."""
         leftovers = (
             *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
+            self.jobs / causes.EXITS,
         )  # fmt: skip
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
@@ -143,13 +144,22 @@ class RunFolder:
         self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
-        """Why the run failed: its batch script's diagnosis, or the word of the rank that failed first (attempts.first_word)."""
+        """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no rank failed."""
         if verdict := self.read_json("failure.json"):
             return str(verdict["error"])
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
         newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
         failures = [body for body in failures if body.get("restart", 0) == newest]
-        return attempts.first_word(failures, self.config().cluster.world_size) if failures else None
+        return self.cause_of_death(failures=failures) if failures else None
+
+    def cause_of_death(self, state: str = "", failures: Sequence[dict[str, Any]] = ()) -> str | None:
+        """Return why the newest attempt died, from its logs and exit statuses; None if it left nothing.
+
+        Args:
+            state: Slurm's state of the job, if it is known.
+            failures: what its ranks wrote of their failures.
+        """
+        return causes.explain(causes.gather(self.path, failures, self.config().cluster.world_size, state=state))
 
     def state(self) -> str:
         """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -40,6 +41,7 @@ def run_job(path: str) -> None:
     rank = environment.global_rank
     stop = StopFlag(run.stop_file)
     stop.listen()  # before the imports, which take longer than some schedulers wait
+    faulthandler.enable()  # a crash in native code leaves its signal and stack in the log (causes.py)
     lock = run.lock
     if rank == 0:  # two processes that write one run would ruin it
         try:
