@@ -24,7 +24,7 @@ EXITS = "exits.json"  # in jobs/ of a local run: see launch/ranks.py
 ON_SLURM, LOCAL = "on Slurm", "on this machine"
 
 MEMORY_REMEDY = {
-    ON_SLURM: "raise cluster.memory_per_node, spread the model over more ranks (zero=zero3), or lower micro_batch_size",
+    ON_SLURM: "raise cluster.memory_per_node, spread the model over more ranks (zero=stage3), or lower micro_batch_size",
     LOCAL: "close other programs, choose a smaller model, or lower micro_batch_size or cluster.ranks_per_node",
 }
 SIGKILL_REMEDY = {
@@ -56,7 +56,7 @@ MESSAGES = (
     Known(
         r"((?:CUDA|HIP|XPU) out of memory[^\n]{0,60}|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED)",
         "GPU memory ran out ({0})",
-        "lower micro_batch_size or data.sequence_length, or spread the model over more GPUs (zero=zero3)",
+        "lower micro_batch_size or data.sequence_length, or spread the model over more GPUs (zero=stage3)",
     ),
     Known(r"Bus error[^\n]*(?:shm|shared memory)|/dev/shm[^\n]*No space left|unable to (?:open|mmap) shared memory",
           "/dev/shm is full", "give the container or the node more shared memory (/dev/shm)"),
@@ -105,7 +105,7 @@ FATAL = {
 }  # fmt: skip
 SIGNALS = {
     signal.SIGSEGV: Known("", "crashed in native code (SIGSEGV, segmentation fault)",
-                          "the log's stack names the library; update it, or try model.kernels=torch"),
+                          "the log's stack names the library; update it, or try model.kernels=none"),
     signal.SIGBUS: Known("", "crashed on a memory access (SIGBUS)",
                          "look for a full /dev/shm, a full disk or a file that was cut off while it was read"),
     signal.SIGILL: Known("", "used an instruction that this CPU does not have (SIGILL)",

@@ -18,6 +18,8 @@ from finetune.config import DataConfig, TrainConfig, conf_dir
 from finetune.launch.observe import Observed
 from finetune.run_folder import RunFolder
 
+WARNINGS_OF_A_RUN = 5
+
 
 def console(stderr: bool = True) -> Console:
     # A pipe has no width of its own; 80 columns would cut run ids.
@@ -52,9 +54,21 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
             out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
         if one.alive and (words := attempts.last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
+        print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= 5 else 0)
     if len(seen) > 5:
         counts = Counter(one.state for one in seen)
         out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
+
+
+def print_warnings(out: Console, run: RunFolder, most: int) -> None:
+    """Print the first warnings of a run's ranks, and how many more there are."""
+    found = run.warnings()
+    for warning in found[:most]:
+        out.print(Text(f"{run.id}: warning: {warning}", style="yellow"), soft_wrap=True)
+    if len(found) > most:
+        rest = f"{len(found) - most} more warnings: finetune logs {run.id}"
+        line = rest if most else f"{len(found)} warnings: finetune status {run.id}"
+        out.print(Text(f"{run.id}: {line}", style="yellow"), soft_wrap=True)
 
 
 def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
@@ -261,7 +275,8 @@ def print_summary(run: RunFolder) -> None:
     )
     print_held_out(summary, config.data)
     print_losses(summary.get("token_use") or {})
-    for line in [*_result_lines(summary), *(f"warning: {message}" for message in summary.get("warnings") or [])]:
+    warnings = run.warnings() or summary.get("warnings") or []
+    for line in [*_result_lines(summary), *(f"warning: {message}" for message in warnings[:10])]:
         out.print(Text(f"  {line}", style="yellow" if line.startswith("warning") else ""), soft_wrap=True)
     if token := summary.get("new_stop"):
         out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)

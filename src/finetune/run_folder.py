@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune import causes
+from finetune import causes, rank_warnings
 from finetune import config as configuration
 from finetune.config import TrainConfig
 
@@ -126,6 +126,7 @@ class RunFolder:
             *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
             self.jobs / causes.EXITS,
         )  # fmt: skip
+        rank_warnings.forget(self.jobs)
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
 
@@ -160,6 +161,10 @@ class RunFolder:
             failures: what its ranks wrote of their failures.
         """
         return causes.explain(causes.gather(self.path, failures, self.config().cluster.world_size, state=state))
+
+    def warnings(self) -> list[str]:
+        """Return what its ranks warned of since a person started it, a line each."""
+        return rank_warnings.describe(self.jobs, self.config().cluster.world_size)
 
     def state(self) -> str:
         """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead
