@@ -60,6 +60,8 @@ MESSAGES = (
     ),
     Known(r"Bus error[^\n]*(?:shm|shared memory)|/dev/shm[^\n]*No space left|unable to (?:open|mmap) shared memory",
           "/dev/shm is full", "give the container or the node more shared memory (/dev/shm)"),
+    Known(r"(?:\d+ requested and \d+ written|PytorchStreamWriter failed writing file)", "a file could not be written whole",
+          "look for a full disk or a used-up quota; free space, or choose another runs_dir"),
     Known(r"No space left on device(?:[^\n]{0,3}: '([^'\n]+)')?", "the disk is full{0: at }",
           "free space there, or choose another runs_dir"),
     Known(r"Disk quota exceeded(?:[^\n]{0,3}: '([^'\n]+)')?", "the disk quota is used up{0: at }",
@@ -105,7 +107,7 @@ FATAL = {
 }  # fmt: skip
 SIGNALS = {
     signal.SIGSEGV: Known("", "crashed in native code (SIGSEGV, segmentation fault)",
-                          "the log's stack names the library; update it, or try model.kernels=none"),
+                          "update that library, or try model.kernels=none; the log has the stack"),
     signal.SIGBUS: Known("", "crashed on a memory access (SIGBUS)",
                          "look for a full /dev/shm, a full disk or a file that was cut off while it was read"),
     signal.SIGILL: Known("", "used an instruction that this CPU does not have (SIGILL)",
@@ -132,6 +134,7 @@ _START_WORDS = "Starting with JobEnvironment("  # the first line of a rank, from
 _STARTED = re.compile(rb"^[^\n]*Starting with JobEnvironment\(", re.MULTILINE)
 _SRUN = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): ([^\n]+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
+_FRAME = re.compile(r'most recent call first\):\n\s+File "([^"\n]+)", line \d+ in ([^\n]+)')  # of faulthandler
 _NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd: |^In: |^Out: |^\d{4}-\d\d-\d\d [\d:]{8} finetune: ")
 
 
@@ -266,8 +269,9 @@ def _explain_death(evidence: Evidence, death: Death) -> str:
         remedy = SIGKILL_REMEDY[evidence.where]
         return f"killed by SIGKILL, and no log says by whom; {remedy}; its last line: {last_line(own_log)}"
     if number in SIGNALS:
-        known_signal = SIGNALS[number]
-        return f"{known_signal.cause}; {known_signal.remedy}"
+        frame = _FRAME.search(own_log)
+        place = f" in {frame[2]} of {frame[1]}" if frame else ""
+        return f"{SIGNALS[number].cause}{place}; {SIGNALS[number].remedy}"
     status = "" if death.status is None else f" (exit code {death.status})"
     return f"no cause is in the log{status}; its last line: {last_line(own_log)}"
 
