@@ -90,7 +90,12 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
     parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
-    parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument(
+        "--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason, as quarantined)"
+    )
+    parser.add_argument(
+        "--find", metavar="TEXT", help="documents that hold a text at any stage, whatever its case: where, and their fate"
+    )
     parser.add_argument(
         "--cut",
         nargs="?",
@@ -423,12 +428,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from data_prep.inspection import Inspection, bins, draw_lengths
-    from finetune import report
+    from finetune import inspect_report, report
 
     folder = Path(options.corpus)
     inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
     names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None and options.cut is None:
+    if options.dropped is None and options.cut is None and options.find is None:
         names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
     for name in names:
         if options.tokens:
@@ -436,14 +441,17 @@ def _inspect(options: argparse.Namespace) -> int:
         else:
             report.print_trace(inspection.trace(*name), name, options.characters)
     if options.dropped is not None:
-        report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+        inspect_report.print_dropped(inspection, options.dropped or None, options.sample or 5, options.seed, options.characters)
+    if options.find is not None:
+        inspect_report.print_found(inspection.search(options.find, options.sample or 20), options.find, options.characters)
     if options.cut is not None:
         report.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
     if options.lengths:
         report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:
         print(draw_lengths(inspection.lengths(), options.picture))
-    asked = names or options.dropped is not None or options.cut is not None or options.lengths or options.picture
+    listed = [options.dropped, options.cut, options.find]
+    asked = names or any(value is not None for value in listed) or options.lengths or options.picture
     if not asked:
         report.print_corpus_overview(inspection.corpus)
     return 0

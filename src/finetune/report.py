@@ -161,7 +161,8 @@ def print_corpus_overview(corpus: Any) -> None:
     _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
     name = Text(
-        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --tokens, --lengths; {corpus.folder}/README.md"
+        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --find TEXT, --tokens, --lengths; "
+        f"{corpus.folder}/README.md"
     )
     out.print(name, soft_wrap=True)
 
@@ -178,8 +179,8 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
         style = {"dropped": "red", "gone": "red", "changed": "yellow"}.get(view.outcome, "")
         out.print(Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style), soft_wrap=True)
         if view.text:
-            out.print(Text(_clipped(view.text, characters)), soft_wrap=True)
-        for line in _clipped("\n".join(view.diff), characters).split("\n") if view.diff else []:
+            out.print(Text(clipped(view.text, characters)), soft_wrap=True)
+        for line in clipped("\n".join(view.diff), characters).split("\n") if view.diff else []:
             out.print(Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True)
     out.print()
 
@@ -209,16 +210,6 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
         out.print()
 
 
-def print_dropped(dropped: list[tuple[Any, str, str]], characters: int) -> None:
-    """Some of what was dropped, with the text as the stage got it."""
-    out = console(stderr=False)
-    for drop, stage, text in dropped:
-        detail = f" ({drop.detail})" if drop.detail else ""
-        out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
-        out.print(Text(_clipped(text, characters) or "(no text)"), soft_wrap=True)
-        out.print()
-
-
 def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
     """Print what stages cut from documents: in how many, the first of them, and the text.
 
@@ -236,7 +227,7 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
         shown = found[:number] if number else found
         for cut in shown:
             where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
-            out.print(Text(f" {where}{_clipped(cut.text, characters)}"), soft_wrap=True)
+            out.print(Text(f" {where}{clipped(cut.text, characters)}"), soft_wrap=True)
         if len(shown) < len(found):
             out.print(f" … and {len(found) - len(shown):,} more")
         out.print()
@@ -252,7 +243,7 @@ def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
             out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"))
 
 
-def _clipped(text: str, characters: int) -> str:
+def clipped(text: str, characters: int) -> str:
     return text if not characters or len(text) <= characters else f"{text[:characters]} … ({len(text):,} characters)"
 
 
