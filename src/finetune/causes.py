@@ -100,12 +100,12 @@ MESSAGES = (
 )  # fmt: skip
 
 # What faulthandler, bash and srun write of a signal, and the signal.
-FATAL = {
+FATAL: dict[int, str] = {
     signal.SIGSEGV: r"Segmentation fault", signal.SIGBUS: r"Bus error", signal.SIGILL: r"Illegal instruction",
     signal.SIGABRT: r"Aborted|Fatal Python error: (?!Segm|Bus|Ill|Float)", signal.SIGFPE: r"Floating[- ]point exception",
     signal.SIGKILL: r"Killed", signal.SIGTERM: r"Terminated",
 }  # fmt: skip
-SIGNALS = {
+SIGNALS: dict[int, Known] = {
     signal.SIGSEGV: Known("", "crashed in native code (SIGSEGV, segmentation fault)",
                           "update that library, or try model.kernels=none; the log has the stack"),
     signal.SIGBUS: Known("", "crashed on a memory access (SIGBUS)",

@@ -65,7 +65,8 @@ def print_found(found: Found, text: str, characters: int) -> None:
         out.print(line, soft_wrap=True)
     for record in found.quarantined[: max(5, len(found.hits))]:
         _print_quarantined(out, record, characters)
-    records = f", and {len(found.quarantined):,} quarantined records" if found.quarantined else ""
+    noun = "record" if len(found.quarantined) == 1 else "records"
+    records = f", and {len(found.quarantined):,} quarantined {noun}" if found.quarantined else ""
     shown = f", {len(found.hits):,} shown (--sample N)" if len(found.hits) < found.documents else ""
     documents = "document holds" if found.documents == 1 else "documents hold"
     out.print(Text(f"{found.documents:,} {documents} '{text}'{shown}{records}"), soft_wrap=True)

@@ -21,6 +21,8 @@ PACKAGES = ("finetune", "data_prep", "transformers", "peft", "accelerate", "deep
 APART = ("transformers", "peft", "accelerate", "DeepSpeed", "deepspeed", "bitsandbytes")
 # for developers: of what a user can change nothing
 IGNORED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+# a 4-bit kernel for CPUs, which bitsandbytes looks for whenever it is imported
+IGNORED_TEXTS = ("Failed to load CPU gemm_4bit_forward",)
 FILES = "warnings-rank-*.jsonl"
 MOST = 50  # different warnings that a rank writes down
 LONGEST = 500  # characters of one
@@ -58,8 +60,8 @@ class Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         package = record.name.partition(".")[0]
-        if package in PACKAGES:
-            text = record.getMessage()
+        text = record.getMessage()
+        if package in PACKAGES and not text.startswith(IGNORED_TEXTS):
             self.add(f"{record.name}: {_NUMBER.sub('#', text)}", text, record.created)
 
     def add(self, kind: str, text: str, when: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Sequence
@@ -148,10 +149,21 @@ class RunFolder:
         """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no rank failed."""
         if verdict := self.read_json("failure.json"):
             return str(verdict["error"])
+        failures = self.failures()
+        return self.cause_of_death(failures=failures) if failures else None
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return what ranks wrote of their failures in the newest start of the job."""
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
         newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
-        failures = [body for body in failures if body.get("restart", 0) == newest]
-        return self.cause_of_death(failures=failures) if failures else None
+        return [body for body in failures if body.get("restart", 0) == newest]
+
+    def command(self, verb: str, name: str | None = None) -> str:
+        """Return a command on this run, or on `name` beside it, as it can be pasted into this shell."""
+        here, folder = Path.cwd(), self.path.parent
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        where = [] if str(shown) == "runs" else ["--runs-dir", str(shown)]
+        return shlex.join(["finetune", verb, *where, name or self.id])
 
     def cause_of_death(self, state: str = "", failures: Sequence[dict[str, Any]] = ()) -> str | None:
         """Return why the newest attempt died, from its logs and exit statuses; None if it left nothing.

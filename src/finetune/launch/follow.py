@@ -134,7 +134,7 @@ def _ctrl_c(run: RunFolder, controller: Controller, console: Console) -> Iterato
         else:
             run.stop_file.touch()
             console.print(
-                f"stopping after this step, with a checkpoint (again: at once); `finetune resume {run.id}` goes on",
+                f"stopping after this step, with a checkpoint (again: at once); `{run.command('resume')}` goes on",
                 soft_wrap=True,
             )
 

@@ -25,7 +25,7 @@ from finetune.causes import EXITS
 POLL_SECONDS = 0.1
 
 
-class Executor(submitit.LocalExecutor):
+class Executor(submitit.LocalExecutor):  # type: ignore[misc]
     """submitit's own, but for the module that it starts."""
 
     def _submit_command(self, command: str) -> Any:
@@ -47,7 +47,7 @@ class Executor(submitit.LocalExecutor):
         return local.LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(num_tasks)))
 
 
-class Controller(local.Controller):
+class Controller(local.Controller):  # type: ignore[misc]
     """Starts the ranks, waits for them, and writes the exit status of each as it ends, in the order of their ends."""
 
     def __init__(self, folder: Path) -> None:
