@@ -119,14 +119,14 @@ SIGNALS: dict[int, Known] = {
 
 # Slurm's states of a job that it ended, and its messages of the same in a log.
 STATES = {
-    "OUT_OF_MEMORY": Known(r"$^", "host memory ran out (Slurm: OUT_OF_MEMORY)", "MEMORY"),
+    "OUT_OF_MEMORY": Known(r"(?!)", "host memory ran out (Slurm: OUT_OF_MEMORY)", "MEMORY"),
     "TIMEOUT": Known(r"CANCELLED AT \S+ DUE TO TIME LIMIT", "the time limit ended it before it could save",
                      "raise cluster.signal_lead_s or cluster.timeout_min"),
     "PREEMPTED": Known(r"CANCELLED AT \S+ DUE TO PREEMPTION", "a job of higher priority preempted it", "submit it again"),
     "NODE_FAIL": Known(r"CANCELLED AT \S+ DUE TO NODE (?:FAILURE|FAIL)[^\n]*|Node failure on (\S+)", "a node failed{0: }",
                        "submit it again"),
     "DEADLINE": Known(r"DUE TO DEADLINE", "the job's deadline passed", "submit it with a later one"),
-    "BOOT_FAIL": Known(r"$^", "its node did not boot", "submit it again"),
+    "BOOT_FAIL": Known(r"(?!)", "its node did not boot", "submit it again"),
 }  # fmt: skip
 
 _HELPER = re.compile(rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit strikes)[^\n]*\n", re.MULTILINE)
