@@ -68,6 +68,6 @@ def _has_another_corpus(run: RunFolder) -> bool:
     if noted is None:
         return False
     try:
-        return Manifest.read(run.config().data.corpus_folder).digest != noted
+        return bool(Manifest.read(run.config().data.corpus_folder).digest != noted)
     except (OSError, ValueError):
         return False

@@ -59,6 +59,9 @@ class Collector(logging.Handler):
         self._counts: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "collected", False):  # on its way up from one of the loggers in APART
+            return
+        record.collected = True
         package = record.name.partition(".")[0]
         text = record.getMessage()
         if package in PACKAGES and not text.startswith(IGNORED_TEXTS):
