@@ -137,7 +137,7 @@ _CODE = re.compile(r"Exited with exit code (\d+)")
 _FRAME = re.compile(
     r'Current thread [^\n]*most recent call first\):\n\s+File "([^"\n]+)", line \d+ in ([^\n]+)'
 )  # of faulthandler
-_NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd: |^In: |^Out: |^\d{4}-\d\d-\d\d [\d:]{8} finetune: ")
+_NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd|^In: |^Out: |^\d{4}-\d\d-\d\d [\d:]{8} finetune: ")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,13 @@ class Death:
 
 
 def gather(
-    run: Path, failures: Sequence[Mapping[str, Any]], world_size: int, code: int | None = None, state: str = "", job: str = "*"
+    run: Path,
+    failures: Sequence[Mapping[str, Any]],
+    world_size: int,
+    code: int | None = None,
+    state: str = "",
+    job: str = "*",
+    memory: str = "",
 ) -> Evidence:
     """Collect the evidence of the newest attempt from a run folder.
 
