@@ -152,6 +152,19 @@ def test_a_log_is_read_from_the_newest_attempt_on(tmp_path: Path) -> None:
     assert sentence.endswith("its last line: the second start")
 
 
+def test_within_an_allocation_sruns_own_log_is_read(tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / causes.ATTACHED).touch()
+    (jobs / "7_0_log.out").write_text(START)
+    line = "2026-11-28 08:00:00 finetune: srun starts\n"
+    before, now = ("srun: error: node1: task 0: Killed\n", "srun: error: node2: task 1: Segmentation fault\n")
+    (jobs / "controller.log").write_text(f"{line}{before}{line}{now}")
+    sentence = causes.explain(causes.gather(tmp_path, [LOST], 2))
+    assert sentence is not None
+    assert sentence.startswith("rank 1 on node2: crashed in native code (SIGSEGV")
+
+
 def test_the_controller_records_how_ranks_ended(tmp_path: Path) -> None:
     """Through submitit's own protocol, with real processes."""
     program = (

@@ -45,6 +45,8 @@ CASES = [
          "cluster.ranks_per_node=…", "cluster.ranks_per_node is 4, but 2 GPUs are visible", MISTAKE),
     Case("a mistake whose error names the value", "failed", "finetune resume mine on_bad_step=rewind",
          "step 3: lower lr, or set on_bad_step=rewind", MISTAKE, saved=True),
+    Case("a job that had no Python", "failed", "finetune resume mine cluster.host_python=…",
+         "Slurm ended the job: FAILED: the host's Python is older than 3.8; name a newer one in cluster.host_python"),
     Case("a corpus that is missing", "failed", "once that is put right: finetune retry mine", "corpus x does not exist", MISTAKE),
     Case("out of memory", "failed", "go on with less memory: finetune resume mine micro_batch_size=2",
          "rank 0: GPU memory ran out (CUDA out of memory)", settings={"micro_batch_size": 4, "global_batch_size": 8}),

@@ -21,6 +21,7 @@ TAIL_LINES = 200
 LINE_LENGTH = 240  # of a quoted line
 LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")  # errors of a dead rank's peers
 EXITS = "exits.json"  # in jobs/ of a local run: see launch/ranks.py
+ATTACHED = "attached.sh"  # in jobs/ of a run that was started within an allocation: see launch/local.py
 ON_SLURM, LOCAL = "on Slurm", "on this machine"
 
 MEMORY_REMEDY = {
@@ -84,9 +85,8 @@ MESSAGES = (
           "check cluster.python, cluster.host_python and cluster.setup"),
     Known(r"execve\(\): (\S+): No such file or directory", "the node has no command {0}",
           "check cluster.python, cluster.host_python and cluster.setup"),
-    Known(r"(helper of this script needs Python 3\.8[^\n]*)", "{0}", "name a newer Python in cluster.host_python"),
-    Known(r"future feature annotations is not defined|SyntaxError: future feature",
-          "the batch script's Python is older than 3.8", "name a newer one in cluster.host_python"),
+    Known(r"helper of this script needs Python|future feature annotations is not defined|SyntaxError: future feature",
+          "the host's Python is older than 3.8, or missing", "name a newer one in cluster.host_python"),
     Known(r"no kernel image is available for execution", "the installed torch cannot run on this GPU",
           "install a torch build for its architecture, or choose newer GPUs"),
     Known(r"(?:CUDA error: uncorrectable ECC|ECC error|Xid[^\n]*\b(?:48|63|64|79|94|95)\b|GPU has fallen off the bus)",
@@ -203,9 +203,13 @@ def gather(
     logs = {rank: read_tail(path, has_batch_lines=rank == 0) for rank, path in newest.items()}
     exits = _read_json(run / "jobs" / EXITS)
     submission = _read_json(run / "attempt.json")
+    in_allocation = submission.get("scheduler") != "slurm" and (run / "jobs" / ATTACHED).is_file()
+    if in_allocation:  # srun reports into a log of its own there
+        logs[0] = f"{logs.get(0, '')}\n{read_tail(run / 'jobs' / 'controller.log', has_batch_lines=True)}"
+    is_slurm = submission.get("scheduler") == "slurm" or code is not None or in_allocation
     return Evidence(
         world_size=world_size,
-        where=ON_SLURM if submission.get("scheduler") == "slurm" or code is not None else LOCAL,
+        where=ON_SLURM if is_slurm else LOCAL,
         logs=logs,
         failures=tuple(failures),
         exits={int(rank): int(status) for rank, status in exits.get("ranks", {}).items()},
