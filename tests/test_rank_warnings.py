@@ -20,17 +20,13 @@ from tests.test_life import make  # noqa: F401
 
 
 @pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Collector]:
-    """Of rank 1 of a process whose logging and warnings are put back afterwards."""
-    shown = warnings.showwarning
-    found = rank_warnings.collect(tmp_path, rank=1)
-    yield found
-    warnings.showwarning = shown
-    for name in ("", *rank_warnings.APART):
-        logging.getLogger(name).removeHandler(found)
+def collected(tmp_path: Path) -> Iterator[None]:
+    """What this process warns of, as rank 1."""
+    with rank_warnings.collect(tmp_path, rank=1):
+        yield
 
 
-def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collector: Collector, tmp_path: Path) -> None:
+def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected: None, tmp_path: Path) -> None:
     library = logging.getLogger("transformers.modeling_utils")
     logging.getLogger("transformers").propagate = False  # as it sets it itself
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
@@ -45,18 +41,17 @@ def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collector:
     ]
 
 
-def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(collector: Collector, tmp_path: Path) -> None:
+def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(collected: None, tmp_path: Path) -> None:
     place = "/venv/lib/python3.11/site-packages/peft/tuners/lora.py"
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = collector_show = warnings.showwarning
-        collector_show(UserWarning("found missing adapter keys"), UserWarning, place, 3)
-        collector_show(FutureWarning("will be renamed"), FutureWarning, place, 4)
-        collector_show(UserWarning("elsewhere"), UserWarning, "/venv/lib/site-packages/pandas/io.py", 3)
+        warnings.warn_explicit("found missing adapter keys", UserWarning, place, 3)
+        warnings.warn_explicit("will be renamed", FutureWarning, place, 4)
+        warnings.warn_explicit("elsewhere", UserWarning, "/venv/lib/site-packages/pandas/io.py", 3)
     assert rank_warnings.describe(tmp_path, world_size=1) == ["peft: found missing adapter keys [rank 1]"]
 
 
-def test_what_repeats_is_one_line_with_a_count(collector: Collector, tmp_path: Path) -> None:
+def test_what_repeats_is_one_line_with_a_count(collected: None, tmp_path: Path) -> None:
     for step in range(9):
         logging.getLogger("finetune.tracking.spool").warning("metrics of step %d are lost: disk full", step)
     (warning,) = rank_warnings.read(tmp_path)
