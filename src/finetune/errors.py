@@ -1,0 +1,408 @@
+"""A user's mistake as one line: the setting or file, what is wrong with it, what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from finetune import suggestions
+from finetune.config import conf_dir, describe
+from finetune.overrides import option_value, straighten
+from finetune.suggestions import did_you_mean
+
+GLOBAL_HEADER = "# @package _global_"
+KINDS = {
+    "Float": "a number",
+    "Integer": "a whole number",
+    "Boolean": "true or false",
+    "String": "text",
+    "NoneType": "null",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What was called: the verb, its arguments, and the dataclass behind its settings (None: it takes no settings)."""
+
+    verb: str
+    arguments: list[str]
+    schema: type[Any] | None = None
+
+    def folders(self) -> list[Path]:
+        """Return the folders that hold groups of config files, the user's first."""
+        own = option_value(self.arguments, "--config-dir", "-cd")
+        return [Path(own), conf_dir()] if own else [conf_dir()]
+
+    def groups(self) -> list[str]:
+        """Return the groups of config files that this verb can choose from."""
+        found = {path.name for folder in self.folders() if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+        other = "corpus" if self.verb == "train" else ""
+        return sorted(name for name in found if name.isidentifier() and name not in ("__pycache__", other))
+
+    def names(self, group: str) -> list[str]:
+        """Return the names of a group's config files."""
+        return sorted({path.stem for folder in self.folders() for path in (folder / group).glob("*.yaml") if path.is_file()})
+
+    def file(self, name: str) -> Path | None:
+        """Return the file of a config such as recipe/mine."""
+        found = [folder / f"{name}.yaml" for folder in self.folders()]
+        return next((path for path in found if path.is_file()), None)
+
+
+def is_mistake(fault: BaseException) -> bool:
+    """Return whether a fault stems from what the user gave, so that its traceback would help nobody."""
+    return isinstance(fault, ValueError | OSError | HydraException | OmegaConfBaseException | yaml.YAMLError)
+
+
+def describe_fault(fault: BaseException, call: Call) -> str:
+    """Return one line on a mistake: what is wrong, and what to do."""
+    text = _describe(fault, call)
+    unusual = next((character for character in text if straighten(character) not in (character, "'")), None)
+    if unusual and any(unusual in argument for argument in call.arguments):
+        straight = straighten(unusual)
+        text += f" ('{unusual}' is a typographic character" + (f"; type {straight})" if straight.strip() else ")")
+    return text
+
+
+def _describe(fault: BaseException, call: Call) -> str:
+    if isinstance(fault, yaml.YAMLError):
+        return describe_yaml(fault)
+    if isinstance(fault, UnicodeDecodeError):
+        return _describe_encoding(fault, call)
+    shards = sys.modules.get("data_prep.shards")  # heavy; a fault of it has imported it
+    if shards is not None and isinstance(fault, shards.NoCorpusError):
+        return _describe_missing_corpus(fault.folder, call)
+    if isinstance(fault, MissingConfigException):
+        return _describe_missing_file(fault, call)
+    below = _omegaconf_fault(fault)
+    if below is not None:
+        return _describe_setting(below, fault, call)
+    if isinstance(fault, HydraException):
+        return _describe_composition(fault, call)
+    return _one_line(fault)
+
+
+def _one_line(fault: BaseException) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if isinstance(fault, OSError) and fault.filename is not None and fault.strerror:
+        text = f"{fault.filename}: {fault.strerror[0].lower()}{fault.strerror[1:]}"
+    return text or type(fault).__name__
+
+
+def _omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
+    """Return the fault of OmegaConf that another one wraps."""
+    seen: BaseException | None = fault
+    while seen is not None:
+        if isinstance(seen, OmegaConfBaseException):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def describe_yaml(fault: yaml.YAMLError) -> str:
+    """Return the file, line and column of a mistake in a YAML file, and what it is."""
+    if isinstance(fault, yaml.reader.ReaderError):
+        return f"{_shown(Path(str(fault.name)))}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
+    if not isinstance(fault, yaml.MarkedYAMLError):
+        return _one_line(fault)
+    problem = " ".join((fault.problem or fault.context or "is not YAML").split())
+    mark = fault.problem_mark or fault.context_mark
+    for words, (meaning, at_context) in _YAML_PROBLEMS.items():
+        if words in f"{fault.context} {problem}":
+            problem = meaning
+            mark = fault.context_mark if at_context and fault.context_mark else mark
+            break
+    if mark is None:
+        return problem
+    return f"{_shown(Path(mark.name))}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+# PyYAML's words -> ours, and whether the mistake is where the thing began that it was reading
+_YAML_PROBLEMS = {
+    "found character '\\t'": ("a tab; indent with spaces", False),
+    "while scanning a quoted scalar": ("a quote that is opened here is not closed", True),
+    "while parsing a flow": ("a bracket that is opened here is not closed, or a comma is missing in it", True),
+    "mapping values are not allowed here": (
+        "a colon or an indentation that does not fit; indent keys of one mapping alike, and quote a text that holds ': '",
+        False,
+    ),
+    "could not find expected ':'": ("a key without a colon; write key: value", True),
+    "while scanning an alias": ("a text that begins with * or & stands in quotes", True),
+    "found character '@'": ("a text that begins with @ stands in quotes", False),
+    "found character '`'": ("a text that begins with ` stands in quotes", False),
+    "found character '%'": ("a text that begins with % stands in quotes", False),
+    "expected a single document": ("a second document begins; a file holds one, without --- lines", False),
+    "while parsing a block": ("does not fit the lines above; indent keys of one mapping alike", False),
+    "could not determine a constructor": ("an unknown tag; a text that begins with ! stands in quotes", False),
+}
+
+
+def _describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
+    for folder in call.folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            if path.is_file() and fault.object in (content := path.read_bytes()):
+                line = content[: content.index(fault.object) + fault.start].count(b"\n") + 1
+                return f"{_shown(path)}, line {line}: is not UTF-8; save the file in that encoding"
+    return f"a file is not UTF-8 ({_one_line(fault)}); save it in that encoding"
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be said from the working directory."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _locate(file: Path, key: str) -> str:
+    """Return the file with the line and column of a key, as far as the key is there."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return _shown(file)
+    parts = key.split(".")
+    if GLOBAL_HEADER[2:] not in text and parts[:1] == [file.parent.name]:
+        parts = parts[1:]  # what the file holds goes below the name of its group
+    mark = node.start_mark if node else None
+    for part in parts:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((name, value) for name, value in entries if name.value == part), None)
+        if found is None:
+            break
+        mark, node = found[0].start_mark, found[1]
+    return f"{_shown(file)}, line {mark.line + 1}, column {mark.column + 1}" if mark else _shown(file)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _describe_setting(fault: OmegaConfBaseException, above: BaseException, call: Call) -> str:
+    """Describe what OmegaConf finds wrong with a setting, from the command line or from a file."""
+    file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
+    file = call.file(file_name) if file_name else None
+    key = str(fault.full_key or fault.key or "")
+    text = describe(fault)
+    unknown = re.search(r"(?:Key '(.+?)' (?:is )?not in|'(.+?)' is not in struct)", text)
+    if unknown is None:
+        found = _describe_value(key, text, fault)
+    elif file is not None and file_name and (problem := _misplaced(file, file_name, key)):
+        found = problem
+    else:
+        found = describe_unknown_key(key, call, fault.parent_node)
+    return f"{_locate(file, key)}: {found}" if file else found
+
+
+def _misplaced(file: Path, file_name: str, key: str) -> str | None:
+    """Describe keys of a file that Hydra puts where no settings are."""
+    group = file_name.split("/")[0]
+    if key == group and GLOBAL_HEADER[2:] not in (text := file.read_text(encoding="utf-8")):
+        return f"its settings go nowhere without the line '{GLOBAL_HEADER}'; make it the first line"
+    if key == group and text.startswith("\ufeff"):
+        return f"a byte-order mark hides the line '{GLOBAL_HEADER}'; save the file as UTF-8 without BOM"
+    if key.startswith(f"{group}.{group}") or key.split(".")[:2] == [group, group]:
+        return f"what this file holds goes below '{group}' already; take the level '{group}:' out"
+    return None
+
+
+def _describe_value(key: str, text: str, fault: OmegaConfBaseException) -> str:
+    """Describe a value of the wrong kind, or that refers to what is not there."""
+    if "missing mandatory value" in text:
+        short = "corpus" if key == "data.corpus" else key
+        return f"{key} is missing: give {short}=…"
+    if isinstance(fault, InterpolationKeyError | InterpolationResolutionError):
+        return _describe_interpolation(key, text)
+    wanted = re.search(r"Value '(.*)' of type '(.+)' could not be converted to (\w+)", text, re.DOTALL)
+    if wanted:
+        quoted = "; for text write " + shlex.quote(f"{key}='{wanted[1]}'") if wanted[3] == "String" else ""
+        return f"{key}: '{wanted[1]}' is not {KINDS.get(wanted[3], wanted[3])}{quoted}"
+    kind = re.search(r"(list|dict|str|int|float|bool|NoneType) is not a subclass of (\S+?)(?:\.|$)", text)
+    if kind or "Cannot merge DictConfig with ListConfig" in text or "Cannot merge ListConfig with DictConfig" in text:
+        is_mapping = kind is None or not kind[2].startswith("List")
+        wanted_kind = "a mapping; write key: value, one a line" if is_mapping else "a list; write [a,b]"
+        return f"{key or 'the file'}: must be {wanted_kind}"
+    if "is not Optional" in text or "Non optional field" in text or "NoneType" in text:
+        return f"{key}: null is no value for it; leave the setting out"
+    return text if not key or key in text else f"{key}: {text}"
+
+
+def _describe_interpolation(key: str, text: str) -> str:
+    missing = re.search(r"Interpolation key '(.+?)' not found", text)
+    variable = re.search(r"Environment variable '(.+?)' not found", text)
+    if variable:
+        return f"{key}: the environment variable {variable[1]} is not set; export it, or write ${{oc.env:{variable[1]},DEFAULT}}"
+    if missing:
+        name = missing[1]
+        return (
+            f"{key}: ${{{name}}} refers to a setting that does not exist; "
+            f"for an environment variable write ${{oc.env:{name}}} (its value now), or ${name} where the job's shell reads it"
+        )
+    return f"{key}: {' '.join(text.split())}"
+
+
+def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
+    """Describe a key that no setting has, with the one that was meant."""
+    section, _, name = key.rpartition(".")
+    first = key.partition(".")[0]
+    if isinstance(parent, DictConfig) and first in ("adapter", "zero") or key.startswith("model.from_scratch."):
+        return _describe_library_key(key, parent)
+    alternative = _alternative(key, call)
+    if alternative:
+        return f"unknown setting '{key}'; {alternative}"
+    where = f"`finetune {call.verb} --help` lists all settings"
+    choices = _names_below(call.schema, section.split(".") if section else [])
+    if section and choices:
+        return f"unknown setting '{key}'; {section} has {', '.join(choices)}"
+    return f"unknown setting '{key}'; {where}"
+
+
+def _alternative(key: str, call: Call) -> str | None:
+    """Return what to write instead of a key, as `did you mean 'lr'?`."""
+    section, _, name = key.rpartition(".")
+    prefix = f"{section}." if section else ""
+    if call.verb != "prepare" and (ours := suggestions.SYNONYMS.get(name)) and ours != key:
+        return f"write {suggestions.INSTEAD[name]}" if name in suggestions.INSTEAD else f"did you mean '{ours}'?"
+    siblings = _names_below(call.schema, section.split(".") if section else [])
+    near = suggestions.closest(name, [*siblings, *([] if section else call.groups())])
+    if near:
+        return f"did you mean '{prefix}{near[0]}'?"
+    every = list(_keys_below(call.schema))
+    exact = [known for known in every if known.rpartition(".")[2] == name]
+    found = exact or suggestions.closest(key, every) or suggestions.closest(name, every)
+    return f"did you mean '{found[0]}'?" if found else None
+
+
+def _describe_library_key(key: str, parent: Any) -> str:
+    """Describe a key of PEFT's, DeepSpeed's or transformers' config that the chosen file does not have."""
+    section, _, name = key.rpartition(".")
+    node = parent if isinstance(parent, DictConfig) else {}
+    owner, known = "", tuple[str, ...]()
+    if section == "adapter":
+        owner = str(node.get("peft_type") or "")
+        known = suggestions.adapter_keys(owner)
+    elif section == "zero":
+        owner, known = "DeepSpeed's zero_optimization", suggestions.zero_keys()
+    elif section == "model.from_scratch":
+        owner = str(node.get("model_type") or "")
+        known = suggestions.model_keys(owner)
+    if name in known or not known:
+        return f"{key}: is not in the chosen file; write +{key}=… to add it"
+    by_synonym = [ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known]
+    near = by_synonym or suggestions.closest(name, known)
+    if near:
+        plus = "" if near[0] in node else "+"
+        return f"unknown setting '{key}'; did you mean '{plus}{section}.{near[0]}'?"
+    return f"unknown setting '{key}': {owner} has no such key; if it is new there, write +{key}=…"
+
+
+def _names_below(schema: Any, path: list[str]) -> list[str]:
+    """Return the settings directly below a section; none where any name may stand."""
+    for name in path:
+        if not dataclasses.is_dataclass(schema):
+            return []
+        schema = get_type_hints(schema).get(name)
+        if get_origin(schema) is dict:
+            return [] if path[-1] == name else _names_below(get_args(schema)[1], path[path.index(name) + 2 :])
+    return [item.name for item in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+
+
+def _keys_below(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all settings below a dataclass."""
+    if not dataclasses.is_dataclass(schema):
+        return
+    kinds = get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        kind = kinds[item.name]
+        yield f"{prefix}{item.name}"
+        yield from _keys_below(kind, f"{prefix}{item.name}.")
+
+
+# --- groups of files ----------------------------------------------------------------------------------------------------
+
+
+def _describe_missing_file(fault: MissingConfigException, call: Call) -> str:
+    """Describe a choice of a file that is not there, as in adapter=lroa."""
+    name = str(fault.missing_cfg_file or "")
+    group, _, wanted = name.rpartition("/")
+    within = next(iter(re.findall(r"^In '([^']+)'", str(fault))), None)
+    if not group:
+        given = re.search(r"You must specify '(\w+)'", str(fault))
+        if given:
+            return f"{given[1]} is missing; write {given[1]}=NAME, one of {', '.join(call.names(given[1]))}"
+        return _one_line(fault).partition(" Config search path:")[0]
+    names = call.names(group) or [str(option) for option in fault.options or ()]
+    text = f"{group}={wanted}: there is no {group}/{wanted}.yaml"
+    if within and within != call.verb and (file := call.file(within)):
+        line = _line_of(file, wanted)
+        text = f"{_shown(file)}{line}: there is no {group}/{wanted}.yaml"
+    if group == "model":
+        text += f", nor a folder '{wanted}'"
+    text += did_you_mean(wanted, names)
+    remedy = f"choose one of {', '.join(names)}" if names else "no file is there; check --config-dir"
+    if group == "model":
+        remedy += f", or model=FOLDER; a hub id without owner is model=pretrained model.path={wanted}"
+    return f"{text}{' ' if text.endswith('?') else '; '}{remedy}"
+
+
+def _line_of(file: Path, words: str) -> str:
+    """Return `, line N` of the first line of a file that holds the words."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = next((number for number, line in enumerate(lines, 1) if words in line.partition("#")[0]), None)
+    return f", line {found}" if found else ""
+
+
+def _describe_composition(fault: HydraException, call: Call) -> str:
+    """Describe what Hydra finds wrong with the settings together, or with a file's defaults list."""
+    text = _one_line(fault)
+    within = next(iter(re.findall(r"In '([^']+)'", text)), None)
+    file = call.file(within) if within else None
+    no_match = re.search(r"Could not override '([^']+)'. No match in the defaults list", text)
+    if no_match and file:
+        group = no_match[1].partition("@")[0].rpartition("/")[2]
+        meant = group if group in call.groups() else next(iter(suggestions.closest(group, call.groups())), "GROUP")
+        where = f"{_shown(file)}{_line_of(file, group)}"
+        return f"{where}: 'override {group}' chooses no group of files; write '- override /{meant}: NAME'"
+    several = re.search(r"Multiple values for (\S+?)\. To override a value use 'override (\S+): (.+?)'", text)
+    if several:
+        return f"{several[1]}: chosen by two files; in the recipe's defaults list write '- override /{several[1]}: {several[3]}'"
+    if file and "defaults must be a list" in text:
+        return f"{_shown(file)}{_line_of(file, 'defaults')}: defaults must be a list; begin each of its lines with '- '"
+    ambiguous = re.search(r"Ambiguous value for argument '(.+?)'\s", f"{str(fault).splitlines()[0]} ")
+    if ambiguous:
+        key, _, value = ambiguous[1].partition("=")
+        one_text = shlex.quote(f"{key}='{value}'")
+        return f"{ambiguous[1]}: several values; add -m to sweep over them, write {key}=[{value}] for a list, or {one_text} for one text"
+    if "Only one of --run, --multirun" in text:
+        return "-m and --cfg exclude each other; leave -m out to print one composed config"
+    return text.partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
+
+
+# --- corpora ------------------------------------------------------------------------------------------------------------
+
+
+def _describe_missing_corpus(folder: Path, call: Call) -> str:
+    """Describe a corpus that is not prepared, with those that are and that could be."""
+    name = folder.name
+    if name in call.names("corpus"):
+        own = option_value(call.arguments, "--config-dir", "-cd")
+        config_dir = f" --config-dir {shlex.quote(own)}" if own and (Path(own) / "corpus" / f"{name}.yaml").is_file() else ""
+        return f"no corpus in {_shown(folder)}; run `finetune prepare corpus={name}{config_dir}` first"
+    prepared = [path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."]
+    text = f"no corpus in {_shown(folder)}" + did_you_mean(name, [*prepared, *call.names("corpus")])
+    there = f"prepared are {', '.join(sorted(prepared)[:10])}; others come from" if prepared else "make one with"
+    return f"{text}{' ' if text.endswith('?') else '; '}{there} `finetune prepare corpus=NAME`"
