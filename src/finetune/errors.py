@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from finetune import suggestions
 from finetune.config import conf_dir, describe
-from finetune.overrides import option_value, straighten
+from finetune.overrides import option_value, shell_quote, straighten
 from finetune.suggestions import did_you_mean
 
 GLOBAL_HEADER = "# @package _global_"
@@ -26,6 +25,7 @@ KINDS = {
     "Float": "a number",
     "Integer": "a whole number",
     "Boolean": "true or false",
+    "bool": "true or false",
     "String": "text",
     "NoneType": "null",
 }
@@ -68,6 +68,8 @@ def is_mistake(fault: BaseException) -> bool:
 def describe_fault(fault: BaseException, call: Call) -> str:
     """Return one line on a mistake: what is wrong, and what to do."""
     text = _describe(fault, call)
+    if "typographic" in text:
+        return text
     unusual = next((character for character in text if straighten(character) not in (character, "'")), None)
     if unusual and any(unusual in argument for argument in call.arguments):
         straight = straighten(unusual)
@@ -88,9 +90,9 @@ def _describe(fault: BaseException, call: Call) -> str:
     below = _omegaconf_fault(fault)
     if below is not None:
         return _describe_setting(below, fault, call)
-    if isinstance(fault, HydraException):
-        return _describe_composition(fault, call)
-    return _one_line(fault)
+    if isinstance(fault, OSError):
+        return _one_line(fault)
+    return _describe_composition(fault, call)
 
 
 def _one_line(fault: BaseException) -> str:
@@ -98,6 +100,11 @@ def _one_line(fault: BaseException) -> str:
     text = " ".join(lines)
     if isinstance(fault, OSError) and fault.filename is not None and fault.strerror:
         text = f"{fault.filename}: {fault.strerror[0].lower()}{fault.strerror[1:]}"
+    if "Only one of --run, --multirun" in text:
+        return "-m and --cfg exclude each other; leave -m out to print one composed config"
+    no_folder = re.search(r"Additional config directory '(.+)' not found", text)
+    if no_folder:
+        return f"--config-dir: folder {_shown(Path(no_folder[1]))} does not exist"
     return text or type(fault).__name__
 
 
@@ -117,11 +124,13 @@ def _omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
 def describe_yaml(fault: yaml.YAMLError) -> str:
     """Return the file, line and column of a mistake in a YAML file, and what it is."""
     if isinstance(fault, yaml.reader.ReaderError):
-        return f"{_shown(Path(str(fault.name)))}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
+        file = _shown(Path(str(fault.name)))
+        return f"{file}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
     if not isinstance(fault, yaml.MarkedYAMLError):
         return _one_line(fault)
     problem = " ".join((fault.problem or fault.context or "is not YAML").split())
     mark = fault.problem_mark or fault.context_mark
+    problem = re.sub(r"^found duplicate key (.*)", r"key '\1' stands twice; take one of them out", problem)
     for words, (meaning, at_context) in _YAML_PROBLEMS.items():
         if words in f"{fault.context} {problem}":
             problem = meaning
@@ -200,12 +209,14 @@ def _describe_setting(fault: OmegaConfBaseException, above: BaseException, call:
     text = describe(fault)
     unknown = re.search(r"(?:Key '(.+?)' (?:is )?not in|'(.+?)' is not in struct)", text)
     if unknown is None:
-        found = _describe_value(key, text, fault)
-    elif file is not None and file_name and (problem := _misplaced(file, file_name, key)):
-        found = problem
+        key = key or _key_of_kind(text, call.schema)
+        found = _describe_value(key, text, fault, _argument_of(key, call))
     else:
-        found = describe_unknown_key(key, call, fault.parent_node)
-    return f"{_locate(file, key)}: {found}" if file else found
+        misplaced = _misplaced(file, file_name, key) if file and file_name else None
+        found = misplaced or describe_unknown_key(key, call, fault.parent_node)
+    if file is None:
+        return found
+    return f"{_locate(file, key or found.partition(':')[0])}: {found}"
 
 
 def _misplaced(file: Path, file_name: str, key: str) -> str | None:
@@ -220,25 +231,50 @@ def _misplaced(file: Path, file_name: str, key: str) -> str | None:
     return None
 
 
-def _describe_value(key: str, text: str, fault: OmegaConfBaseException) -> str:
-    """Describe a value of the wrong kind, or that refers to what is not there."""
+def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument: str) -> str:
+    """Describe a value of the wrong kind, or that refers to what is not there.
+
+    Args:
+        argument: the argument that gave it, if one did.
+    """
     if "missing mandatory value" in text:
         short = "corpus" if key == "data.corpus" else key
         return f"{key} is missing: give {short}=…"
     if isinstance(fault, InterpolationKeyError | InterpolationResolutionError):
         return _describe_interpolation(key, text)
-    wanted = re.search(r"Value '(.*)' of type '(.+)' could not be converted to (\w+)", text, re.DOTALL)
+    if isinstance(fault, GrammarParseError):
+        return f"{key}: its ${{…}} cannot be read; write \\${{ for the characters themselves"
+    wanted = re.search(r"Value '(.*)' of type '.+' could not be converted to (\w+)", text, re.DOTALL)
+    wanted = wanted or re.search(r"Value '(.*)' is not a valid (bool)", text, re.DOTALL)
+    wanted = wanted or re.search(r"Cannot convert '.+' to (?:string): '(.*)'()", text, re.DOTALL)
     if wanted:
-        quoted = "; for text write " + shlex.quote(f"{key}='{wanted[1]}'") if wanted[3] == "String" else ""
-        return f"{key}: '{wanted[1]}' is not {KINDS.get(wanted[3], wanted[3])}{quoted}"
-    kind = re.search(r"(list|dict|str|int|float|bool|NoneType) is not a subclass of (\S+?)(?:\.|$)", text)
-    if kind or "Cannot merge DictConfig with ListConfig" in text or "Cannot merge ListConfig with DictConfig" in text:
-        is_mapping = kind is None or not kind[2].startswith("List")
-        wanted_kind = "a mapping; write key: value, one a line" if is_mapping else "a list; write [a,b]"
-        return f"{key or 'the file'}: must be {wanted_kind}"
+        kind = KINDS.get(wanted[2], wanted[2]) or "text"
+        typed = argument.partition("=")[2]
+        quoted = "; for text write " + shell_quote(f"{key}='{typed}'") if kind == "text" and "'" not in typed else ""
+        return f"{key}: '{wanted[1]}' is not {kind}{quoted}"
+    if "is not a ListConfig, list or tuple" in text:
+        return f"{key}: must be a list; write {key}=[a,b]"
+    section = re.search(r"(?:list|dict|str|int|float|bool|NoneType) is not a subclass of (.+?)(?:\. value|$)", text)
+    if section or "Cannot merge" in text:
+        is_list = section is not None and section[1].startswith("List")
+        wanted_kind = "a list; write [a,b]" if is_list else "a mapping; write key: value, one a line"
+        return f"{key}: must be {wanted_kind}" if key else f"must be {wanted_kind}"
     if "is not Optional" in text or "Non optional field" in text or "NoneType" in text:
         return f"{key}: null is no value for it; leave the setting out"
     return text if not key or key in text else f"{key}: {text}"
+
+
+def _key_of_kind(text: str, schema: Any) -> str:
+    """Return the key of a section that OmegaConf names by its type alone."""
+    named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
+    for key, kind in _kinds_below(schema) if named else ():
+        if (
+            named
+            and re.sub(r"[\w.]+\.(?=\w)", "", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind)).lower()
+            == named[1].lower()
+        ):
+            return key
+    return ""
 
 
 def _describe_interpolation(key: str, text: str) -> str:
@@ -257,37 +293,56 @@ def _describe_interpolation(key: str, text: str) -> str:
 
 def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
     """Describe a key that no setting has, with the one that was meant."""
-    section, _, name = key.rpartition(".")
-    first = key.partition(".")[0]
-    if isinstance(parent, DictConfig) and first in ("adapter", "zero") or key.startswith("model.from_scratch."):
-        return _describe_library_key(key, parent)
-    alternative = _alternative(key, call)
+    section = key.rpartition(".")[0]
+    argument = _argument_of(key, call)
+    if section in ("adapter", "zero") or key.startswith("model.from_scratch."):
+        return _describe_library_key(key, parent, argument)
+    if section and _takes_any_name(call.schema, section):
+        return f"{key}: is not there yet; write {shell_quote(f'+{argument}')} to add it"
+    alternative = _alternative(key, argument, call)
     if alternative:
         return f"unknown setting '{key}'; {alternative}"
-    where = f"`finetune {call.verb} --help` lists all settings"
-    choices = _names_below(call.schema, section.split(".") if section else [])
+    choices = _names_below(call.schema, section)
     if section and choices:
         return f"unknown setting '{key}'; {section} has {', '.join(choices)}"
-    return f"unknown setting '{key}'; {where}"
+    return f"unknown setting '{key}'; `finetune {call.verb} --help` lists all settings"
 
 
-def _alternative(key: str, call: Call) -> str | None:
+def _argument_of(key: str, call: Call) -> str:
+    """Return the argument that sets a key, or else the key with a value to be given."""
+    typed = {argument.partition("=")[0].lstrip("+"): argument.lstrip("+") for argument in call.arguments if "=" in argument}
+    if key in typed:
+        return typed[key]
+    if key == "data.corpus" and "corpus" in typed:
+        return typed["corpus"]
+    related = [name for name in typed if key.startswith(f"{name}.") or name.startswith(f"{key}.")]
+    return typed[max(related, key=len)] if related else f"{key}=…"
+
+
+def _alternative(key: str, argument: str, call: Call) -> str | None:
     """Return what to write instead of a key, as `did you mean 'lr'?`."""
     section, _, name = key.rpartition(".")
     prefix = f"{section}." if section else ""
     if call.verb != "prepare" and (ours := suggestions.SYNONYMS.get(name)) and ours != key:
         return f"write {suggestions.INSTEAD[name]}" if name in suggestions.INSTEAD else f"did you mean '{ours}'?"
-    siblings = _names_below(call.schema, section.split(".") if section else [])
-    near = suggestions.closest(name, [*siblings, *([] if section else call.groups())])
+    every = [known for known, _ in _kinds_below(call.schema)]
+    siblings = _names_below(call.schema, section)
+    near = suggestions.closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    every = list(_keys_below(call.schema))
-    exact = [known for known in every if known.rpartition(".")[2] == name]
-    found = exact or suggestions.closest(key, every) or suggestions.closest(name, every)
+    if not section and (groups := suggestions.closest(name, call.groups())):
+        return f"did you mean '{groups[0]}=NAME'?"
+    if section and siblings:
+        return None
+    typed = argument.partition("=")[0]  # of `optimizer.lr=1`, `optimizer` is what is unknown
+    name = typed.rpartition(".")[2]
+    elsewhere = [known for known in every if not key.startswith(known)]
+    exact = [known for known in elsewhere if known.rpartition(".")[2] == name]
+    found = exact or suggestions.closest(typed, elsewhere) or suggestions.closest(name, elsewhere)
     return f"did you mean '{found[0]}'?" if found else None
 
 
-def _describe_library_key(key: str, parent: Any) -> str:
+def _describe_library_key(key: str, parent: Any, argument: str) -> str:
     """Describe a key of PEFT's, DeepSpeed's or transformers' config that the chosen file does not have."""
     section, _, name = key.rpartition(".")
     node = parent if isinstance(parent, DictConfig) else {}
@@ -301,35 +356,47 @@ def _describe_library_key(key: str, parent: Any) -> str:
         owner = str(node.get("model_type") or "")
         known = suggestions.model_keys(owner)
     if name in known or not known:
-        return f"{key}: is not in the chosen file; write +{key}=… to add it"
+        return f"{key}: is not in the chosen file; write {shell_quote(f'+{argument}')} to add it"
     by_synonym = [ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known]
     near = by_synonym or suggestions.closest(name, known)
     if near:
         plus = "" if near[0] in node else "+"
         return f"unknown setting '{key}'; did you mean '{plus}{section}.{near[0]}'?"
-    return f"unknown setting '{key}': {owner} has no such key; if it is new there, write +{key}=…"
+    return f"unknown setting '{key}': {owner} has no such key; if a newer version has it, write {shell_quote(f'+{argument}')}"
 
 
-def _names_below(schema: Any, path: list[str]) -> list[str]:
-    """Return the settings directly below a section; none where any name may stand."""
-    for name in path:
-        if not dataclasses.is_dataclass(schema):
-            return []
-        schema = get_type_hints(schema).get(name)
+def _schema_of(schema: Any, section: str) -> Any:
+    """Return the type of a section; None if there is none of that name."""
+    for name in section.split(".") if section else ():
         if get_origin(schema) is dict:
-            return [] if path[-1] == name else _names_below(get_args(schema)[1], path[path.index(name) + 2 :])
-    return [item.name for item in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+            schema = get_args(schema)[1]
+        else:
+            schema = get_type_hints(schema).get(name) if dataclasses.is_dataclass(schema) else None
+    return schema
 
 
-def _keys_below(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all settings below a dataclass."""
-    if not dataclasses.is_dataclass(schema):
+def _takes_any_name(schema: Any, section: str) -> bool:
+    """Return whether a section is a mapping whose keys are the user's, as cluster.env."""
+    return get_origin(_schema_of(schema, section)) is dict
+
+
+def _names_below(schema: Any, section: str) -> list[str]:
+    """Return the names of the settings directly below a section; none where the names are the user's."""
+    found = _schema_of(schema, section)
+    return [item.name for item in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+
+
+def _kinds_below(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of all settings below a dataclass, with their types; NAME stands for a key of the user's."""
+    if get_origin(schema) is dict and dataclasses.is_dataclass(get_args(schema)[1]):
+        schema = get_args(schema)[1]
+        prefix += "NAME."
+    if not (dataclasses.is_dataclass(schema) and isinstance(schema, type)):
         return
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
-        kind = kinds[item.name]
-        yield f"{prefix}{item.name}"
-        yield from _keys_below(kind, f"{prefix}{item.name}.")
+        yield f"{prefix}{item.name}", kinds[item.name]
+        yield from _kinds_below(kinds[item.name], f"{prefix}{item.name}.")
 
 
 # --- groups of files ----------------------------------------------------------------------------------------------------
@@ -339,18 +406,15 @@ def _describe_missing_file(fault: MissingConfigException, call: Call) -> str:
     """Describe a choice of a file that is not there, as in adapter=lroa."""
     name = str(fault.missing_cfg_file or "")
     group, _, wanted = name.rpartition("/")
-    within = next(iter(re.findall(r"^In '([^']+)'", str(fault))), None)
     if not group:
-        given = re.search(r"You must specify '(\w+)'", str(fault))
-        if given:
-            return f"{given[1]} is missing; write {given[1]}=NAME, one of {', '.join(call.names(given[1]))}"
         return _one_line(fault).partition(" Config search path:")[0]
     names = call.names(group) or [str(option) for option in fault.options or ()]
     text = f"{group}={wanted}: there is no {group}/{wanted}.yaml"
-    if within and within != call.verb and (file := call.file(within)):
-        line = _line_of(file, wanted)
-        text = f"{_shown(file)}{line}: there is no {group}/{wanted}.yaml"
-    if group == "model":
+    if not wanted:
+        text = f"{group}=: the name of a file is missing"
+    elif place := _file_that_chooses(group, wanted, call):
+        text = f"{place}: there is no {group}/{wanted}.yaml"
+    if group == "model" and wanted:
         text += f", nor a folder '{wanted}'"
     text += did_you_mean(wanted, names)
     remedy = f"choose one of {', '.join(names)}" if names else "no file is there; check --config-dir"
@@ -359,14 +423,26 @@ def _describe_missing_file(fault: MissingConfigException, call: Call) -> str:
     return f"{text}{' ' if text.endswith('?') else '; '}{remedy}"
 
 
-def _line_of(file: Path, words: str) -> str:
-    """Return `, line N` of the first line of a file that holds the words."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = next((number for number, line in enumerate(lines, 1) if words in line.partition("#")[0]), None)
-    return f", line {found}" if found else ""
+def _file_that_chooses(group: str, name: str, call: Call) -> str | None:
+    """Return the file, with the line, whose defaults list chooses a file of a group."""
+    for argument in call.arguments:
+        key, _, value = argument.partition("=")
+        file = call.file(f"{key}/{value}")
+        if file and (line := _line_of(file, group, name)):
+            return f"{_shown(file)}{line}"
+    return None
 
 
-def _describe_composition(fault: HydraException, call: Call) -> str:
+def _line_of(file: Path, *words: str) -> str:
+    """Return `, line N` of the first line of a file that holds the words, comments left out; nothing if none does."""
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        text = line.partition("#")[0]
+        if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):
+            return f", line {number}"
+    return ""
+
+
+def _describe_composition(fault: BaseException, call: Call) -> str:
     """Describe what Hydra finds wrong with the settings together, or with a file's defaults list."""
     text = _one_line(fault)
     within = next(iter(re.findall(r"In '([^']+)'", text)), None)
@@ -384,12 +460,24 @@ def _describe_composition(fault: HydraException, call: Call) -> str:
         return f"{_shown(file)}{_line_of(file, 'defaults')}: defaults must be a list; begin each of its lines with '- '"
     ambiguous = re.search(r"Ambiguous value for argument '(.+?)'\s", f"{str(fault).splitlines()[0]} ")
     if ambiguous:
-        key, _, value = ambiguous[1].partition("=")
-        one_text = shlex.quote(f"{key}='{value}'")
-        return f"{ambiguous[1]}: several values; add -m to sweep over them, write {key}=[{value}] for a list, or {one_text} for one text"
-    if "Only one of --run, --multirun" in text:
-        return "-m and --cfg exclude each other; leave -m out to print one composed config"
+        return _describe_several_values(ambiguous[1], call)
+    missing = re.search(r"You must specify '(\w+)'", text)
+    if missing:
+        return f"{missing[1]} is missing; write {missing[1]}=NAME, one of {', '.join(call.names(missing[1]))}"
+    if "Config group override must be a string" in text:
+        return "null chooses no file; a group takes the name of one, as in adapter=none"
     return text.partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
+
+
+def _describe_several_values(setting: str, call: Call) -> str:
+    key = setting.partition("=")[0]
+    setting = _argument_of(key, call)
+    value = setting.partition("=")[2]
+    text = f"{setting}: several values; add -m to sweep over them"
+    if key in call.groups():
+        return text
+    one_text = shell_quote(f"{key}='{value}'")
+    return f"{text}, write {shell_quote(f'{key}=[{value}]')} for a list, or {one_text} for one text"
 
 
 # --- corpora ------------------------------------------------------------------------------------------------------------
@@ -400,7 +488,7 @@ def _describe_missing_corpus(folder: Path, call: Call) -> str:
     name = folder.name
     if name in call.names("corpus"):
         own = option_value(call.arguments, "--config-dir", "-cd")
-        config_dir = f" --config-dir {shlex.quote(own)}" if own and (Path(own) / "corpus" / f"{name}.yaml").is_file() else ""
+        config_dir = f" --config-dir {shell_quote(own)}" if own and (Path(own) / "corpus" / f"{name}.yaml").is_file() else ""
         return f"no corpus in {_shown(folder)}; run `finetune prepare corpus={name}{config_dir}` first"
     prepared = [path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."]
     text = f"no corpus in {_shown(folder)}" + did_you_mean(name, [*prepared, *call.names("corpus")])

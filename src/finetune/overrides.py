@@ -111,14 +111,14 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
     if not key or not _reads(f"{key}=1"):
         raise ValueError(_describe_bad_key(key, value))
     if inner := _in_typographic_quotes(value):
-        typed = shlex.quote(f"{key}={inner}")
+        typed = shell_quote(f"{key}={inner}")
         raise ValueError(f"{key}: {value} stands in typographic quotes, which are part of the value; write {typed}")
     if value.startswith("~/"):
         value = str(Path(value).expanduser())
     quoted = key + equals + _quote_value(value)
     if not _reads(quoted):
         wanted = f"{key}={_quoted(value)}"
-        raise ValueError(f"{key}: its value cannot be read; write {shlex.quote(wanted)} if it is one text")
+        raise ValueError(f"{key}: its value cannot be read; write {shell_quote(wanted)} if it is one text")
     return quoted
 
 
@@ -328,7 +328,7 @@ def _describe_unknown_option(argument: str, following: str | None) -> str:
 def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     straight = straighten(setting)
     if straight != setting and "=" in straight:
-        return f"'{setting}' contains typographic characters; write {shlex.quote(straight)}"
+        return f"'{setting}' contains typographic characters; write {shell_quote(straight)}"
     if setting == "=":
         return "'=' stands alone; write key=value without spaces around ="
     if Path(setting).suffix in (".yaml", ".yml"):
@@ -336,23 +336,23 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
         return f"{setting} is no setting; save it as FOLDER/recipe/{name}.yaml and give --config-dir FOLDER recipe={name}"
     found = re.fullmatch(r"([A-Za-z_][\w.]*):\s*(\S.*)", setting)
     if found:
-        return f"'{setting}' is no setting; write {shlex.quote(f'{found[1]}={found[2]}')}"
+        return f"'{setting}' is no setting; write {shell_quote(f'{found[1]}={found[2]}')}"
     if before and "=" in before[-1] and not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", setting):
         return _describe_rest(setting, before[-1])
-    rest = f"; if it belongs to the value before it, write {shlex.quote(f'{before[-1]} {setting}')}" if before else ""
+    rest = f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}" if before else ""
     return f"'{setting}' has no value: {EXAMPLE}{rest}"
 
 
 def _describe_rest(setting: str, before: str) -> str:
-    return f"'{setting}' is no setting; a value with spaces is written in quotes: {shlex.quote(f'{before} {setting}')}"
+    return f"'{setting}' is no setting; a value with spaces is written in quotes: {shell_quote(f'{before} {setting}')}"
 
 
 def _describe_bad_key(key: str, value: str) -> str:
     straight = straighten(key)
     if straight != key:
-        return f"'{key}' contains typographic characters; write {shlex.quote(f'{straight}={value}')}"
+        return f"'{key}' contains typographic characters; write {shell_quote(f'{straight}={value}')}"
     if key != key.strip():
-        return f"'{key}=': spaces around the key; write {shlex.quote(f'{key.strip()}={value.strip()}')}"
+        return f"'{key}=': spaces around the key; write {shell_quote(f'{key.strip()}={value.strip()}')}"
     if not key:
         return f"'={value}' has no key; write key=value without spaces around ="
     wrong = next((character for character in key if not (character.isascii() and _KEY.fullmatch(character))), key)
@@ -360,6 +360,13 @@ def _describe_bad_key(key: str, value: str) -> str:
         f"'{key}': keys on the command line cannot contain '{wrong}'; "
         f"put the setting into a YAML file and give its folder with --config-dir"
     )
+
+
+def shell_quote(text: str) -> str:
+    """Return a word as a person would type it in a shell: double quotes around single ones, where that is safe."""
+    if "'" in text and not set(text) & set('"$`\\!'):
+        return f'"{text}"'
+    return shlex.quote(text)
 
 
 def straighten(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -126,6 +127,7 @@ SYNONYMS = {
     "cpus_per_task": "cluster.cpus_per_rank",
     "num_workers": "cluster.cpus_per_rank",
     "time": "cluster.timeout_min",
+    "timeout": "cluster.timeout_min",
     "time_limit": "cluster.timeout_min",
     "walltime": "cluster.timeout_min",
     "mem": "cluster.memory_per_node",
@@ -226,8 +228,7 @@ def closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
         by_folded.setdefault(_fold(choice), choice)
     wanted = _fold(name)
     found = difflib.get_close_matches(wanted, by_folded, at_most, cutoff=0.65)
-    if len(wanted) > 2:  # `attention` for `model.attention`, `olivia` for `olivia_gh200`
-        found += [folded for folded in by_folded if folded not in found and (wanted in folded or folded in wanted)]
+    found += [folded for folded in by_folded if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted))]
     return [by_folded[folded] for folded in found[:at_most]]
 
 
@@ -235,6 +236,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean '…'?` to put behind a message, or nothing."""
     found = closest(name, choices)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Return whether a name is made of whole words of another: attention of model.attention, but not train of constraint."""
+    return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
 
 
 def _fold(name: str) -> str:
