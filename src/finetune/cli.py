@@ -35,7 +35,7 @@ Fine-tune open language models on Norwegian public-sector text.
   prune [RUN …]              free what completed runs need no more
   sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
   ui                         open MLflow's user interface on the runs
-  completion bash|zsh        print what makes verbs and run ids complete in the shell
+  completion bash|zsh        print what makes verbs, settings, files and run ids complete in the shell
 
 RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
 
@@ -128,10 +128,13 @@ def _run_command(verb: str, arguments: list[str]) -> int:
 
 def completion(arguments: list[str]) -> int:
     """finetune completion bash|zsh"""
-    from finetune.completion import script, words
+    from finetune.completion import complete, complete_line, script
 
-    if arguments[:1] == ["words"]:  # what the script itself asks
-        print("\n".join(words(arguments[1:], _verbs())))
+    if arguments[:1] == ["words"]:  # zsh's script asks so, and bash's with a line
+        print("\n".join(complete(arguments[1:], _verbs())))
+        return 0
+    if arguments[:1] == ["line"] and len(arguments) == 3:
+        print("\n".join(complete_line(arguments[1], arguments[2], _verbs())))
         return 0
     print(script(arguments[0] if arguments else ""), end="")
     return 0

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import GrammarParseError, InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from finetune import suggestions
-from finetune.config import conf_dir, describe
+from finetune.config import describe
+from finetune.config_files import ConfigFiles
 from finetune.overrides import option_value, shell_quote, straighten
 from finetune.suggestions import did_you_mean
 
@@ -39,25 +40,13 @@ class Call:
     arguments: list[str]
     schema: type[Any] | None = None
 
-    def folders(self) -> list[Path]:
-        """Return the folders that hold groups of config files, the user's first."""
-        own = option_value(self.arguments, "--config-dir", "-cd")
-        return [Path(own), conf_dir()] if own else [conf_dir()]
+    @property
+    def own(self) -> str | None:
+        return option_value(self.arguments, "--config-dir", "-cd")
 
-    def groups(self) -> list[str]:
-        """Return the groups of config files that this verb can choose from."""
-        found = {path.name for folder in self.folders() if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
-        other = "corpus" if self.verb == "train" else ""
-        return sorted(name for name in found if name.isidentifier() and name not in ("__pycache__", other))
-
-    def names(self, group: str) -> list[str]:
-        """Return the names of a group's config files."""
-        return sorted({path.stem for folder in self.folders() for path in (folder / group).glob("*.yaml") if path.is_file()})
-
-    def file(self, name: str) -> Path | None:
-        """Return the file of a config such as recipe/mine."""
-        found = [folder / f"{name}.yaml" for folder in self.folders()]
-        return next((path for path in found if path.is_file()), None)
+    @property
+    def files(self) -> ConfigFiles:
+        return ConfigFiles(self.verb, Path(self.own) if self.own else None)
 
 
 def is_mistake(fault: BaseException) -> bool:
@@ -162,7 +151,7 @@ _YAML_PROBLEMS = {
 
 
 def _describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
-    for folder in call.folders():
+    for folder in call.files.folders():
         for path in sorted(folder.rglob("*.yaml")):
             if path.is_file() and fault.object in (content := path.read_bytes()):
                 line = content[: content.index(fault.object) + fault.start].count(b"\n") + 1
@@ -204,7 +193,7 @@ def _locate(file: Path, key: str) -> str:
 def _describe_setting(fault: OmegaConfBaseException, above: BaseException, call: Call) -> str:
     """Describe what OmegaConf finds wrong with a setting, from the command line or from a file."""
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
-    file = call.file(file_name) if file_name else None
+    file = call.files.file(file_name) if file_name else None
     key = str(fault.full_key or fault.key or "")
     text = describe(fault)
     unknown = re.search(r"(?:Key '(.+?)' (?:is )?not in|'(.+?)' is not in struct)", text)
@@ -330,7 +319,7 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     near = suggestions.closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    if not section and (groups := suggestions.closest(name, call.groups())):
+    if not section and (groups := suggestions.closest(name, call.files.groups())):
         return f"did you mean '{groups[0]}=NAME'?"
     if section and siblings:
         return None
@@ -408,7 +397,7 @@ def _describe_missing_file(fault: MissingConfigException, call: Call) -> str:
     group, _, wanted = name.rpartition("/")
     if not group:
         return _one_line(fault).partition(" Config search path:")[0]
-    names = call.names(group) or [str(option) for option in fault.options or ()]
+    names = call.files.names(group) or [str(option) for option in fault.options or ()]
     text = f"{group}={wanted}: there is no {group}/{wanted}.yaml"
     if not wanted:
         text = f"{group}=: the name of a file is missing"
@@ -427,7 +416,7 @@ def _file_that_chooses(group: str, name: str, call: Call) -> str | None:
     """Return the file, with the line, whose defaults list chooses a file of a group."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
-        file = call.file(f"{key}/{value}")
+        file = call.files.file(f"{key}/{value}")
         if file and (line := _line_of(file, group, name)):
             return f"{_shown(file)}{line}"
     return None
@@ -445,14 +434,17 @@ def _line_of(file: Path, *words: str) -> str:
 def _describe_composition(fault: BaseException, call: Call) -> str:
     """Describe what Hydra finds wrong with the settings together, or with a file's defaults list."""
     text = _one_line(fault)
-    within = next(iter(re.findall(r"In '([^']+)'", text)), None)
-    file = call.file(within) if within else None
+    within = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
+    file = call.files.file(within) if within else None
     no_match = re.search(r"Could not override '([^']+)'. No match in the defaults list", text)
     if no_match and file:
         group = no_match[1].partition("@")[0].rpartition("/")[2]
-        meant = group if group in call.groups() else next(iter(suggestions.closest(group, call.groups())), "GROUP")
+        meant = group if group in call.files.groups() else next(iter(suggestions.closest(group, call.files.groups())), "GROUP")
         where = f"{_shown(file)}{_line_of(file, group)}"
         return f"{where}: 'override {group}' chooses no group of files; write '- override /{meant}: NAME'"
+    if no_match:
+        groups = ", ".join(call.files.groups())
+        return f"unknown group '{no_match[1]}'; `finetune {call.verb}` chooses files of {groups}"
     several = re.search(r"Multiple values for (\S+?)\. To override a value use 'override (\S+): (.+?)'", text)
     if several:
         return f"{several[1]}: chosen by two files; in the recipe's defaults list write '- override /{several[1]}: {several[3]}'"
@@ -463,7 +455,7 @@ def _describe_composition(fault: BaseException, call: Call) -> str:
         return _describe_several_values(ambiguous[1], call)
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:
-        return f"{missing[1]} is missing; write {missing[1]}=NAME, one of {', '.join(call.names(missing[1]))}"
+        return f"{missing[1]} is missing; write {missing[1]}=NAME, one of {', '.join(call.files.names(missing[1]))}"
     if "Config group override must be a string" in text:
         return "null chooses no file; a group takes the name of one, as in adapter=none"
     return text.partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
@@ -474,7 +466,7 @@ def _describe_several_values(setting: str, call: Call) -> str:
     setting = _argument_of(key, call)
     value = setting.partition("=")[2]
     text = f"{setting}: several values; add -m to sweep over them"
-    if key in call.groups():
+    if key in call.files.groups():
         return text
     one_text = shell_quote(f"{key}='{value}'")
     return f"{text}, write {shell_quote(f'{key}=[{value}]')} for a list, or {one_text} for one text"
@@ -486,11 +478,11 @@ def _describe_several_values(setting: str, call: Call) -> str:
 def _describe_missing_corpus(folder: Path, call: Call) -> str:
     """Describe a corpus that is not prepared, with those that are and that could be."""
     name = folder.name
-    if name in call.names("corpus"):
-        own = option_value(call.arguments, "--config-dir", "-cd")
-        config_dir = f" --config-dir {shell_quote(own)}" if own and (Path(own) / "corpus" / f"{name}.yaml").is_file() else ""
+    if name in call.files.names("corpus"):
+        is_own = call.own and (Path(call.own) / "corpus" / f"{name}.yaml").is_file()
+        config_dir = f" --config-dir {shell_quote(str(call.own))}" if is_own else ""
         return f"no corpus in {_shown(folder)}; run `finetune prepare corpus={name}{config_dir}` first"
     prepared = [path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."]
-    text = f"no corpus in {_shown(folder)}" + did_you_mean(name, [*prepared, *call.names("corpus")])
+    text = f"no corpus in {_shown(folder)}" + did_you_mean(name, [*prepared, *call.files.names("corpus")])
     there = f"prepared are {', '.join(sorted(prepared)[:10])}; others come from" if prepared else "make one with"
     return f"{text}{' ' if text.endswith('?') else '; '}{there} `finetune prepare corpus=NAME`"
