@@ -256,7 +256,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 def _key_of_kind(text: str, schema: Any) -> str:
     """Return the key of a section that OmegaConf names by its type alone."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
-    for key, kind in _kinds_below(schema) if named else ():
+    for key, kind in _keys(schema) if named else ():
         if (
             named
             and re.sub(r"[\w.]+\.(?=\w)", "", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind)).lower()
@@ -314,7 +314,7 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     prefix = f"{section}." if section else ""
     if call.verb != "prepare" and (ours := suggestions.SYNONYMS.get(name)) and ours != key:
         return f"write {suggestions.INSTEAD[name]}" if name in suggestions.INSTEAD else f"did you mean '{ours}'?"
-    every = [known for known, _ in _kinds_below(call.schema)]
+    every = [known for known, _ in _keys(call.schema)]
     siblings = _names_below(call.schema, section)
     near = suggestions.closest(name, siblings)
     if near:
@@ -375,7 +375,7 @@ def _names_below(schema: Any, section: str) -> list[str]:
     return [item.name for item in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
 
 
-def _kinds_below(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of all settings below a dataclass, with their types; NAME stands for a key of the user's."""
     if get_origin(schema) is dict and dataclasses.is_dataclass(get_args(schema)[1]):
         schema = get_args(schema)[1]
@@ -385,7 +385,7 @@ def _kinds_below(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
         yield f"{prefix}{item.name}", kinds[item.name]
-        yield from _kinds_below(kinds[item.name], f"{prefix}{item.name}.")
+        yield from _keys(kinds[item.name], f"{prefix}{item.name}.")
 
 
 # --- groups of files ----------------------------------------------------------------------------------------------------

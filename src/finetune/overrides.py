@@ -186,7 +186,9 @@ def _quote_element(element: str) -> str:
         return _quote_mapping(element)
     function = re.fullmatch(rf"({_FUNCTIONS})(\(.*\))", element, re.DOTALL)
     if function and _encloses(function[2], "("):
-        return f"{function[1]}({','.join(_quote_argument(part) for part in _split(function[2][1:-1]))})"
+        arguments = ",".join(_quote_argument(part) for part in _split(function[2][1:-1]))
+        # Hydra takes the quotes off what choice(…) holds, and then fails to read it; a,b is the same sweep
+        return arguments if function[1] == "choice" else f"{function[1]}({arguments})"
     return _quoted(element)
 
 
@@ -337,14 +339,8 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     found = re.fullmatch(r"([A-Za-z_][\w.]*):\s*(\S.*)", setting)
     if found:
         return f"'{setting}' is no setting; write {shell_quote(f'{found[1]}={found[2]}')}"
-    if before and "=" in before[-1] and not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", setting):
-        return _describe_rest(setting, before[-1])
     rest = f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}" if before else ""
     return f"'{setting}' has no value: {EXAMPLE}{rest}"
-
-
-def _describe_rest(setting: str, before: str) -> str:
-    return f"'{setting}' is no setting; a value with spaces is written in quotes: {shell_quote(f'{before} {setting}')}"
 
 
 def _describe_bad_key(key: str, value: str) -> str:
