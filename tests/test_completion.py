@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import _verbs
+from finetune.cli import _schema, _verbs
 from finetune.completion import complete, complete_line
 
 
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> None:
-    replies = complete_line("=:", line, _verbs())
+    replies = complete_line("=:", line, _verbs(), _schema)
     assert set(some) <= set(replies)
     assert all(not reply.startswith(("adapter=", "corpus=")) or "=" not in line for reply in replies)
 
@@ -74,11 +74,11 @@ def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> Non
     "line", ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "]
 )
 def test_what_is_not_known_is_left_to_the_shell(folder: Path, line: str) -> None:
-    assert complete_line("=:", line, _verbs()) == []
+    assert complete_line("=:", line, _verbs(), _schema) == []
 
 
 def test_a_shell_that_does_not_part_words_gets_whole_ones(folder: Path) -> None:
-    assert complete(["train", "adapter=qlo"], _verbs()) == ["adapter=qlora"]
+    assert complete(["train", "adapter=qlo"], _verbs(), _schema) == ["adapter=qlora"]
 
 
 def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:

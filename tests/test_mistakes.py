@@ -9,7 +9,8 @@ import pytest
 
 from finetune import cli, suggestions
 from finetune.config import TrainConfig
-from finetune.errors import _keys
+from finetune.errors import Call, _keys, describe_unknown_key
+from finetune.settings import check_log_folder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]
@@ -39,41 +40,49 @@ def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        (["learning_rate=1"], "'lr'"),
-        (["epochs=3"], "'num_epochs'"),
-        (["bf16=true"], "write precision=bf16"),
-        (["warmup_steps=10"], "write warmup_ratio=…"),
-        (["per_device_train_batch_size=1"], "'micro_batch_size'"),
-        (["max_seq_length=2048"], "'data.sequence_length'"),
-        (["output_dir=x"], "'runs_dir'"),
-        (["model_name_or_path=x"], "write model=FOLDER"),
-        (["lora_r=8"], "'adapter.r'"),
-        (["sequence_length=5"], "'data.sequence_length'"),
+        ("learning_rate=1", "'lr'"),
+        ("epochs=3", "'num_epochs'"),
+        ("bf16=true", "write precision=bf16"),
+        ("warmup_steps=10", "write warmup_ratio=…"),
+        ("per_device_train_batch_size=1", "'micro_batch_size'"),
+        ("max_seq_length=2048", "'data.sequence_length'"),
+        ("output_dir=x", "'runs_dir'"),
+        ("model_name_or_path=x", "write model=FOLDER"),
+        ("lora_r=8", "'adapter.r'"),
+        ("sequence_length=5", "'data.sequence_length'"),
+        ("max_step=1", "'max_steps'"),
+        ("data.seq_len=1", "'data.sequence_length'"),
+        ("cluster.partion=x", "'cluster.partition'"),
+        ("cluster.site.gpu_per_node=1", "'cluster.site.gpus_per_node'"),
+        ("model.foo=1", "model has path, revision, from_scratch"),
+        ("recpie=x", "'recipe=NAME'"),
+        ("cluster.env.A=b c", "write '+cluster.env.A=b c' to add it"),
+        ("nothing_like_it=1", "`finetune train --help` lists all settings"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(typed: str, meant: str) -> None:
+    assert meant in describe_unknown_key(typed.partition("=")[0], Call("train", [typed], TrainConfig))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["learning_rate=1"], "unknown setting 'learning_rate'; did you mean 'lr'?"),
         (["optimizer.lr=1"], "'lr'"),
-        (["max_step=1"], "'max_steps'"),
-        (["data.seq_len=1"], "'data.sequence_length'"),
-        (["cluster.partion=x"], "'cluster.partition'"),
-        (["cluster.site.gpu_per_node=1"], "'cluster.site.gpus_per_node'"),
         (["adapter.dropout=0.1"], "'adapter.lora_dropout'"),
         (["adapter=lokr", "adapter.lora_alpha=2"], "'adapter.alpha'"),
-        (["adapter=ia3", "adapter.target_module=[a]"], "'adapter.target_modules'"),
         (["adapter.use_dorra=true"], "'+adapter.use_dora'"),
         (["adapter.layers_to_transform=[1]"], "write '+adapter.layers_to_transform=[1]' to add it"),
         (["zero.overlap_com=true"], "'+zero.overlap_comm'"),
         (["model.from_scratch.hidden_sise=8"], "'model.from_scratch.hidden_size'"),
-        (["model.foo=1"], "model has path, revision, from_scratch"),
         (["cluster.env={A: b}"], "write '+cluster.env={A: b}' to add it"),
         (["+lr_=1", "corpus=x", "adapter=none"], "'lr'"),
-        (["recpie=x"], "'recipe=NAME'"),
-        (["adapter=lroa"], "'lora'"),
         (["cluster=olvia"], "'olivia'"),
         (["model=llama_tny"], "'llama_tiny'"),
         (["model=gpt2"], "model=pretrained model.path=gpt2"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(
-    mistake: Callable[..., str], typed: list[str], meant: str
-) -> None:
+def test_the_command_line_gives_that_answer(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
     base = ["model=llama_tiny"] if not typed[0].startswith("model=") else []
     assert meant in mistake("train", *base, *typed)
 
@@ -82,7 +91,6 @@ def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(
     ("typed", "meant"),
     [
         (["corpus=smaple"], "'sample'"),
-        (["corpus=sample", "workrs=1"], "'workers'"),
         (["corpus=sample", "vocab_size=3"], "'corpus.tokenizer.vocab_size'"),
         (["corpus=sample", "corpus.sources.laws.pth=x"], "'corpus.sources.laws.path'"),
         (["corpus=sample", "corpus.sources.laws.limits.depth=x"], "'corpus.sources.laws.limits.max_depth'"),
@@ -98,7 +106,6 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        (["lr=fast"], "lr: 'fast' is not a number"),
         (["lr=1e–4"], "lr: '1e–4' is not a number ('–' is a typographic character; type -)"),
         (["cluster.nodes=2.5"], "cluster.nodes: '2.5' is not a whole number"),
         (["detach=ja"], "detach: 'ja' is not true or false"),
@@ -232,11 +239,28 @@ def test_corpora_runs_verbs_and_model_folders_that_were_meant(mistake: Callable[
     assert "a verb comes first" in mistake("lr=1")
 
 
+@pytest.mark.parametrize("folder", ["p%aq", "50%jobs", "%A", "%t"])
+def test_a_runs_dir_whose_name_submitit_would_change_is_refused(mistake: Callable[..., str], folder: str) -> None:
+    assert mistake("train", *TINY, "corpus=x", f"runs_dir={folder}").startswith("runs_dir: ")
+
+
+@pytest.mark.parametrize("folder", ["/a/%x", "/a/100%job", "/a/%4t", "/a/50%%", "/a/back\\slash"])
+def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) -> None:
+    with pytest.raises(ValueError, match="has a meaning of its own"):
+        check_log_folder("corpora_dir", folder, "slurm")
+
+
+@pytest.mark.parametrize("folder", ["/a b/100%", "/it's/R&D #1", "/c$HOME/[x]/(1)", '/æøå/q"q/semi;x', "/50% done"])
+def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
+    for scheduler in ("local", "slurm"):
+        check_log_folder("runs_dir", folder, scheduler)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["resume"], ["resume", "--foo"], ["resume", "x", "max_steps"], ["status", "--watc", "x"], ["status", "x", "--runs-dir"],
-        ["logs"], ["logs", "x", "--rank", "a"], ["logs", "--rnk", "2", "x"], ["cancel"], ["cancel", "x", "--nwo"], ["retry"],
+        ["resume"], ["resume", "--foo"], ["resume", "x", "max_steps"], ["status", "x", "--runs-dir"], ["logs"],
+        ["logs", "x", "--rank", "a"], ["logs", "--rnk", "2", "x"], ["cancel"], ["cancel", "x", "--nwo"], ["retry"],
         ["retry", "x", "--all"], ["prune", "x", "--yess"], ["sync", "x", "--quiet"], ["ui", "--port", "x"], ["ui", "x"],
         ["completion", "fish"], ["completion"], ["inspect"], ["inspect", "x", "--sample", "a"], ["inspect", "x", "--colour"],
         ["evaluate"], ["evaluate", "x", "--corpus"], ["evaluate", "x", "y"], ["train", "--after"], ["train", "x=1", "--help-me"],

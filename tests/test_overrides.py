@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
+from finetune import cli
+from finetune.config import TrainConfig
 from finetune.overrides import Parser, hydra_arguments, quote_setting, register_json_resolver, to_dotlist
 
 
@@ -163,3 +167,44 @@ def test_options_and_settings_of_a_verb_stand_in_any_order() -> None:
         parser.parse_args(["R", "--run-dir", "D"])
     with pytest.raises(ValueError, match=r"required: run.*`finetune resume --help`"):
         parser.parse_args([])
+
+
+@pytest.fixture
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrainConfig]]:
+    """Run `finetune train` up to what it would submit; the configs of its points."""
+    monkeypatch.chdir(tmp_path)
+    found: list[TrainConfig] = []
+
+    def submit(points: list[TrainConfig], *_: object, **__: object) -> list[None]:
+        found.extend(points)
+        return [None] * len(points)
+
+    monkeypatch.setattr(cli, "run_points", submit)
+
+    def run(*arguments: str) -> list[TrainConfig]:
+        found.clear()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", *arguments])
+        assert ended.value.code == 0
+        return list(found)
+
+    return run
+
+
+def test_values_reach_the_config_of_a_run(composed: Callable[..., list[TrainConfig]]) -> None:
+    pattern = '+adapter.rank_pattern={"^model.layers.0.(q|k)_proj": 2}'
+    setup = 'cluster.setup=[export X="a b"; echo $X, umask 007 # group]'
+    (config,) = composed("model=/data/Språk (7B) & modell", "corpus=mitt korpus #1", pattern, setup, "runs_dir=R&D/kjøringer")
+    assert config.model.path == "/data/Språk (7B) & modell"
+    assert config.data.corpus == "mitt korpus #1"
+    assert config.adapter["rank_pattern"] == {"^model.layers.0.(q|k)_proj": 2}
+    assert config.cluster.setup == ['export X="a b"; echo $X', "umask 007 # group"]
+    assert config.runs_dir == "R&D/kjøringer"
+
+
+def test_values_reach_each_point_of_a_sweep(composed: Callable[..., list[TrainConfig]]) -> None:
+    sweep = ["model=/data/Språk modell,/data/b=c", "corpus=choice(høringer,sak#1)", 'cluster.srun=[--export=ALL],["a b"]']
+    points = composed("-m", *sweep, '+adapter.alpha_pattern={"^q": 1}')
+    expected = itertools.product(["/data/Språk modell", "/data/b=c"], ["høringer", "sak#1"], [["--export=ALL"], ["a b"]])
+    assert [(p.model.path, p.data.corpus, p.cluster.srun) for p in points] == list(expected)
+    assert all(p.adapter["alpha_pattern"] == {"^q": 1} for p in points)

@@ -131,10 +131,10 @@ def completion(arguments: list[str]) -> int:
     from finetune.completion import complete, complete_line, script
 
     if arguments[:1] == ["words"]:  # zsh's script asks so, and bash's with a line
-        print("\n".join(complete(arguments[1:], _verbs())))
+        print("\n".join(complete(arguments[1:], _verbs(), _schema)))
         return 0
     if arguments[:1] == ["line"] and len(arguments) == 3:
-        print("\n".join(complete_line(arguments[1], arguments[2], _verbs())))
+        print("\n".join(complete_line(arguments[1], arguments[2], _verbs(), _schema)))
         return 0
     print(script(arguments[0] if arguments else ""), end="")
     return 0

@@ -12,9 +12,13 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from finetune.config_files import ConfigFiles
 
 Verbs = Mapping[str, Callable[[list[str]], int]]
+SchemaOf = Callable[[str], type[Any]]  # of a verb: the dataclass behind its settings
 
 TAKES_RUN = ("resume", "evaluate")
 TAKES_RUNS = ("status", "logs", "cancel", "retry", "prune", "sync")  # and sweeps
@@ -53,12 +57,12 @@ def script(shell: str) -> str:
     return BASH if shell == "bash" else ZSH
 
 
-def complete_line(breaks: str, line: str, verbs: Verbs) -> list[str]:
+def complete_line(breaks: str, line: str, verbs: Verbs, schema_of: SchemaOf) -> list[str]:
     """Return how a typed line of bash can go on: what replaces the text behind the last of its word breaks."""
     typed = _parse_line(line)[1:]
     last = typed[-1] if typed else ""
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
-    return [reply[begin:] for reply in complete(typed, verbs)]
+    return [reply[begin:] for reply in complete(typed, verbs, schema_of)]
 
 
 def _parse_line(line: str) -> list[str]:
@@ -70,7 +74,7 @@ def _parse_line(line: str) -> list[str]:
     return line.split(" ")
 
 
-def complete(typed: list[str], verbs: Verbs) -> list[str]:
+def complete(typed: list[str], verbs: Verbs, schema_of: SchemaOf) -> list[str]:
     """Return how the last of the typed words can go on."""
     *before, last = typed or [""]
     if not before:
@@ -83,7 +87,7 @@ def complete(typed: list[str], verbs: Verbs) -> list[str]:
     elif last.startswith("-"):
         replies = _options(verbs[verb])
     elif verb in SETTINGS_VERBS:
-        replies = list(_settings(verb, before[1:], last))
+        replies = list(_settings(verb, schema_of(verb), before[1:], last))
     elif verb == "inspect" or before[-1] == "--corpus":
         replies = _prepared(before)
     elif verb in TAKES_RUN + TAKES_RUNS and not before[-1].startswith("--"):
@@ -101,7 +105,7 @@ def _options(verb: Callable[[list[str]], int]) -> list[str]:
     return sorted(set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue())) | {"--help"})
 
 
-def _settings(verb: str, before: list[str], last: str) -> Iterator[str]:
+def _settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
     """Yield keys that begin as the last word, or values for its key."""
     from finetune.config_files import ConfigFiles
 
@@ -112,17 +116,16 @@ def _settings(verb: str, before: list[str], last: str) -> Iterator[str]:
     key, equals, value = last.partition("=")
     if not equals:
         yield from (f"{group}=" for group in files.groups() if group not in ("corpus", "model", "cluster", "adapter", "zero"))
-        yield from _keys(verb, files, before, key)
+        yield from _keys(schema, files, before, key)
         return
     done = value[: value.rfind(",") + 1]  # earlier values of a sweep
-    for choice in _values(verb, key, files, before):
+    for choice in _values(schema, key, files, before):
         yield f"{key}={done}{choice}"
 
 
-def _keys(verb: str, files: Any, before: list[str], typed: str) -> Iterator[str]:
+def _keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Iterator[str]:
     """Yield the keys of the section that is typed: groups and plain settings with =, sections with a dot."""
     section, dot, _ = typed.rpartition(".")
-    schema = _schema(verb)
     if section in ("adapter", "zero"):
         chosen = _value_of(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
         file = files.file(f"{section}/{chosen}")
@@ -142,20 +145,19 @@ def _keys(verb: str, files: Any, before: list[str], typed: str) -> Iterator[str]
             yield f"{key}."
         elif key not in files.groups():
             yield f"{key}="
-    if verb == "train" and not section:
+    if files.verb == "train" and not section:
         yield "corpus="
 
 
-def _values(verb: str, key: str, files: Any, before: list[str]) -> list[str]:
+def _values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> list[str]:
     """Return the values that a key can take, where they can be listed."""
-    if key in ("corpus", "data.corpus") and verb == "train":
+    if key in ("corpus", "data.corpus") and files.verb == "train":
         return _prepared(before)
     if key == "model":
         runs_dir = Path(_value_of(before, "runs_dir") or "runs")
         return [*files.names("model"), *(f"run:{name}" for name in _ids(runs_dir, sweeps=False))]
     if key in files.groups():
-        return list(files.names(key))
-    schema = _schema(verb)
+        return files.names(key)
     for name in key.split(".")[:-1]:
         schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
     if not is_dataclass(schema):
@@ -182,16 +184,6 @@ def _choices() -> dict[str, tuple[str, ...]]:
         "cluster.gpu_request": cluster.GPU_REQUESTS,
         "cluster.on_interrupt": cluster.ON_INTERRUPT,
     }
-
-
-def _schema(verb: str) -> Any:
-    if verb == "prepare":
-        from data_prep.config import PrepareConfig
-
-        return PrepareConfig
-    from finetune.config import TrainConfig
-
-    return TrainConfig
 
 
 def _prepared(before: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.cluster import ClusterConfig
-from finetune.settings import at_least, one_of, setting
+from finetune.settings import at_least, check_log_folder, one_of, setting
 from finetune.suggestions import did_you_mean
 
 RUN_PREFIX = "run:"
@@ -231,7 +231,9 @@ class TrainConfig:
         data = dataclasses.replace(
             self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
         )
-        return dataclasses.replace(self, data=data, model=model, runs_dir=str(Path(self.runs_dir).resolve()))
+        runs_dir = str(Path(self.runs_dir).resolve())
+        check_log_folder("runs_dir", runs_dir, self.cluster.scheduler)
+        return dataclasses.replace(self, data=data, model=model, runs_dir=runs_dir)
 
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
