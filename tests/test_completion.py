@@ -81,6 +81,12 @@ def test_a_shell_that_does_not_part_words_gets_whole_ones(folder: Path) -> None:
     assert complete(["train", "adapter=qlo"], _verbs(), _schema) == ["adapter=qlora"]
 
 
+def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
+    assert complete(["logs", ""], _verbs(), _schema) == ["first-1", "grid-2"]
+    assert complete(["resume", ""], _verbs(), _schema) == ["first-1"], "a sweep is not resumed"
+    assert complete(["logs", "--runs-dir", "nowhere", ""], _verbs(), _schema) == []
+
+
 def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
     script = (
         "import sys\nfrom finetune.cli import main\n"
