@@ -46,6 +46,14 @@ ROWS_PER_BATCH = 1000
 TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
+class NoCorpusError(FileNotFoundError):
+    """A folder that was named as a corpus holds none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first")
+        self.folder = folder
+
+
 @dataclass(kw_only=True)
 class ShardInfo:
     """One file of a split; `file` is relative to the corpus folder."""
@@ -181,12 +189,12 @@ class Manifest:
         """Read and check manifest.json.
 
         Raises:
-            FileNotFoundError: there is no corpus in `folder`.
+            NoCorpusError: there is no corpus in `folder`.
             ValueError: the manifest is not one, is of another version, or was edited after it was written.
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first")
+            raise NoCorpusError(folder)
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:

@@ -15,7 +15,6 @@ import pytest
 
 from finetune import attempts
 from finetune.cluster import ClusterConfig
-from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.launch import freeze, requeue, slurm
 from finetune.launch.environment import environment_file, profiles
@@ -183,20 +182,6 @@ def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Pat
     assert freeze.snapshot_code(tmp_path) == first
     assert "def train(" in (first / "finetune" / "train.py").read_text()
     assert not list((tmp_path / ".code").glob(".*[!d]"))
-
-
-def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for run in ("base-1", "base-2", "lora-1"):
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        (tmp_path / "runs" / run / "config.yaml").touch()
-    (tmp_path / "runs" / "sweeps" / "base-sweep" / "0" / "points").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    verbs = ("resume", "retry", "logs")
-    assert words(["re"], verbs) == ["resume", "retry"]
-    assert words(["logs", "base"], verbs) == ["base-1", "base-2", "base-sweep"]
-    assert words(["resume", "base"], verbs) == ["base-1", "base-2"], "a sweep is not resumed"
-    assert words(["logs", "--runs-dir", "nowhere", ""], verbs) == []
-    assert words(["prepare", ""], verbs) == []
 
 
 def test_a_submission_says_what_it_may_cost() -> None:

@@ -19,6 +19,7 @@ from data_prep.shards import Corpus, tokenizer_digest
 from finetune import checkpoint_files
 from finetune.config import RUN_PREFIX, TrainConfig, split_step
 from finetune.run_folder import RunFolder
+from finetune.suggestions import closest, did_you_mean
 
 INPUTS = "inputs.json"  # of a run folder: see note_inputs
 WINDOW = 4096  # bytes of a tensor that its digest reads
@@ -59,7 +60,7 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise FileNotFoundError(f"model folder {path} does not exist: check model.path")
+            raise FileNotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
         folder = _cached_snapshot(path, revision)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
@@ -116,9 +117,32 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
+        close = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _cached_models())
         raise FileNotFoundError(
-            f"model {hub_id} is no folder and not in the Hugging Face cache; jobs have no network: `hf download {wanted}` first"
+            f"model {hub_id} is no folder and not in the Hugging Face cache{f'{close} Jobs' if close else '; jobs'} have no "
+            f"network: `hf download {wanted}` first"
         ) from None
+
+
+def _cached_models() -> list[str]:
+    """Return the hub ids of the models in the Hugging Face cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = Path(HF_HUB_CACHE).glob("models--*")
+    return [path.name.removeprefix("models--").replace("--", "/") for path in folders]
+
+
+def _describe_neighbours(folder: Path) -> str:
+    """Return what of a folder's path exists, or which folder beside it may be meant; nothing where nothing looks like it."""
+    if folder.parent.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+        found = closest(folder.name, beside)
+        return f"; did you mean '{folder.parent / found[0]}'?" if found else ""
+    if not folder.is_absolute():
+        return ""
+    there = next(parent for parent in folder.parents if parent.is_dir())
+    missing = folder.relative_to(there).parts[0]
+    return f"; {there} has no folder '{missing}'"
 
 
 def pinned(config: TrainConfig) -> TrainConfig:

@@ -35,7 +35,7 @@ Fine-tune open language models on Norwegian public-sector text.
   prune [RUN …]              free what completed runs need no more
   sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
   ui                         open MLflow's user interface on the runs
-  completion bash|zsh        print what makes verbs and run ids complete in the shell
+  completion bash|zsh        print what makes verbs, settings, files and run ids complete in the shell
 
 RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
 
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__version__)
         sys.exit(0)
     if arguments[0] not in verbs:
-        _fail(f"unknown verb '{arguments[0]}': choose one of {', '.join(verbs)}")
-    sys.exit(_guarded(verbs[arguments[0]], arguments[1:]))
+        _fail(_describe_unknown_verb(arguments[0], list(verbs)))
+    sys.exit(_guarded(arguments[0], verbs[arguments[0]], arguments[1:]))
 
 
 def _verbs() -> dict[str, Callable[[list[str]], int]]:
@@ -81,7 +81,9 @@ def prepare(arguments: list[str]) -> int:
 
 
 def inspect(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    from finetune.overrides import Parser
+
+    parser = Parser(
         prog="finetune inspect",
         description="What was done to a corpus' documents, why some were dropped or cut, which tokens are "
         "targets, how long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
@@ -108,7 +110,7 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
     parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
-    return _inspect(parser.parse_intermixed_args(arguments))
+    return _inspect(parser.parse_args(arguments))
 
 
 def train(arguments: list[str]) -> int:
@@ -131,10 +133,13 @@ def _run_command(verb: str, arguments: list[str]) -> int:
 
 def completion(arguments: list[str]) -> int:
     """finetune completion bash|zsh"""
-    from finetune.completion import script, words
+    from finetune.completion import complete, complete_line, script
 
-    if arguments[:1] == ["words"]:  # what the script itself asks
-        print("\n".join(words(arguments[1:], _verbs())))
+    if arguments[:1] == ["words"]:  # zsh's script asks so, and bash's with a line
+        print("\n".join(complete(arguments[1:], _verbs(), _schema)))
+        return 0
+    if arguments[:1] == ["line"] and len(arguments) == 3:
+        print("\n".join(complete_line(arguments[1], arguments[2], _verbs(), _schema)))
         return 0
     print(script(arguments[0] if arguments else ""), end="")
     return 0
@@ -276,53 +281,20 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from finetune import overrides
     from finetune.config import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prepare_schema", node=_prepare_schema())
     OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
-    sys.argv = [f"finetune {config_name}", *map(_quote, _options_first(arguments))]
+    overrides.register_json_resolver()
+    sys.argv = [f"finetune {config_name}", *overrides.hydra_arguments(arguments)]
     composed: list[Any] = []  # stays empty for -m, which goes through the launcher, and for --cfg, which prints
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(composed.append)()
     for node in composed:
         task(node)
     return 0
-
-
-def _options_first(arguments: list[str]) -> list[str]:
-    """Hydra's parser wants its options together: `corpus=x --config-dir my lr=1` would end in its own usage text.
-
-    Raises:
-        ValueError: an option that is none.
-    """
-    flags, with_value = (
-        {"-m", "--multirun", "--resolve"},
-        {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"},
-    )
-    options: list[str] = []
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        name = argument.partition("=")[0]
-        if not argument.startswith("-"):
-            overrides.append(argument)
-        elif name not in flags | with_value:
-            raise ValueError(f"unknown option {name}: settings are written key=value, as in lr=1e-4")
-        else:
-            options.append(argument)
-            if name in with_value and "=" not in argument:
-                options += [value] if (value := next(rest, None)) is not None else []
-    return options + overrides
-
-
-def _quote(argument: str) -> str:
-    """Hydra's grammar knows no å, ø or æ outside quotes."""
-    key, equals, value = argument.partition("=")
-    if not equals or argument.isascii() or any(quote in value for quote in "'\""):
-        return argument
-    delimiters = r",\[\](){}\s"
-    return key + equals + re.sub(rf"[^{delimiters}]*[^\x00-\x7f{delimiters}][^{delimiters}]*", lambda word: f"'{word[0]}'", value)
 
 
 def _after(arguments: list[str]) -> list[str]:
@@ -342,7 +314,7 @@ def _expand(argument: str) -> list[str]:
     return [argument]
 
 
-def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a verb; a user's mistake becomes one line. FINETUNE_TRACEBACK=1 shows where it came from."""
     if os.environ.get("FINETUNE_TRACEBACK"):
         return verb(arguments)
@@ -350,37 +322,30 @@ def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
         return verb(arguments)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as fault:
-        _fail(_words(fault))
     except Exception as fault:
-        # hydra and omegaconf are imported by now if the fault is theirs
-        if type(fault).__module__.split(".")[0] in ("hydra", "omegaconf"):
-            _fail(_words(fault))
-        raise
+        from finetune import errors
+
+        if not errors.is_mistake(fault):
+            raise
+        _fail(errors.describe_fault(fault, errors.Call(name, arguments, _schema(name))))
 
 
-def _words(fault: Exception) -> str:
-    """One line: what, where, what to do."""
-    from omegaconf.errors import OmegaConfBaseException
+def _schema(verb: str) -> type[Any]:
+    from finetune.config import TrainConfig
 
-    from finetune.config import describe
+    schema: type[Any] = _prepare_schema() if verb == "prepare" else TrainConfig
+    return schema
 
-    cause = fault.__cause__ if isinstance(fault.__cause__, OmegaConfBaseException) else fault
-    if isinstance(cause, OmegaConfBaseException):
-        text = describe(cause)
-        if "is not in struct" in text:
-            return f"{text}: write +{cause.full_key}=… to add it"
-        if "missing mandatory value" in text:
-            key = "corpus" if cause.full_key == "data.corpus" else cause.full_key
-            return f"{cause.full_key} is missing: give {key}=…"
-        return f"{text} (`finetune VERB --help` lists the keys)" if "not in" in text else text
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    text = " ".join(lines).partition(" Config search path:")[0] or type(fault).__name__
-    if text.startswith("Ambiguous value"):
-        return f"{lines[0]}: add -m to sweep over the values, or write [a,b] for one list"
-    if type(fault).__name__ == "OverrideParseException":
-        return f"cannot read '{getattr(fault, 'override', text)}': write settings as key=value"
-    return text
+
+def _describe_unknown_verb(verb: str, verbs: list[str]) -> str:
+    """Describe a verb that does not exist, with the one that was meant."""
+    from finetune import suggestions
+
+    meant = suggestions.VERBS.get(verb.lstrip("-")) or next(iter(suggestions.closest(verb, verbs)), None)
+    if "=" in verb or verb.startswith("-"):
+        return f"'{verb}': a verb comes first, as in `finetune train {verb}`"
+    question = f"did you mean '{meant}'? " if meant else ""
+    return f"unknown verb '{verb}'; {question}verbs are {', '.join(verbs)}"
 
 
 def _fail(message: str) -> NoReturn:

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.cluster import ClusterConfig
-from finetune.settings import at_least, one_of, setting
+from finetune.settings import at_least, check_log_folder, one_of, setting
+from finetune.suggestions import did_you_mean
 
 RUN_PREFIX = "run:"
 PRECISIONS = ("fp32", "bf16")
@@ -230,7 +231,9 @@ class TrainConfig:
         data = dataclasses.replace(
             self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
         )
-        return dataclasses.replace(self, data=data, model=model, runs_dir=str(Path(self.runs_dir).resolve()))
+        runs_dir = str(Path(self.runs_dir).resolve())
+        check_log_folder("runs_dir", runs_dir, self.cluster.scheduler)
+        return dataclasses.replace(self, data=data, model=model, runs_dir=runs_dir)
 
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
@@ -244,7 +247,8 @@ def _refuse_extra(config: Any, prefix: str) -> None:
     """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read it."""
     known = {item.name for item in dataclasses.fields(config)}
     if extra := set(vars(config)) - known:
-        raise ValueError(f"{prefix}{min(extra)} is no setting, so + cannot add it (`finetune VERB --help` lists the keys)")
+        name = min(extra)
+        raise ValueError(f"unknown setting '{prefix}{name}', so + cannot add it{did_you_mean(name, known)}")
     for name in known:
         if dataclasses.is_dataclass(getattr(config, name)):
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
@@ -266,7 +270,12 @@ def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     for override in overrides:
         key = override.partition("=")[0]
         if "=" not in override or key.split(".")[0] not in CHANGEABLE:
-            raise ValueError(f"{override}: a run can go on with another {', '.join(CHANGEABLE)}; for the rest start a new run")
+            close = did_you_mean(key, CHANGEABLE)
+            raise ValueError(
+                f"{override}: a run can go on with another {', '.join(CHANGEABLE)}{close or '; for the rest start a new run'}"
+            )
+        if key == "cluster":
+            raise ValueError(f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2")
     merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.overrides import Parser, to_dotlist
 from finetune.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
 
 
-def parser(verb: str, description: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog=f"finetune {verb}", description=description)
+def parser(verb: str, description: str) -> Parser:
+    made = Parser(prog=f"finetune {verb}", description=description)
     made.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
     return made
 
@@ -41,7 +42,7 @@ def resume(arguments: list[str]) -> int:
     except FileNotFoundError:
         points = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
         raise ValueError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
-    submit.resume(run, options.settings)
+    submit.resume(run, to_dotlist(options.settings))
     return report_runs([run])
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 from finetune import causes, rank_warnings
 from finetune import config as configuration
 from finetune.config import TrainConfig
+from finetune.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class RunFolder:
         for path in (Path(runs_dir) / run_id, Path(run_id)):
             if (path / "config.yaml").is_file():
                 return cls(path.resolve())
-        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}: `finetune status` lists the runs there")
+        known = [path.parent.name for path in Path(runs_dir).glob("*/config.yaml")]
+        sweeps = [path.name for path in (Path(runs_dir) / "sweeps").glob("*") if path.is_dir()]
+        close = did_you_mean(run_id, [*known, *sweeps])
+        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:

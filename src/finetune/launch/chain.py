@@ -22,6 +22,7 @@ from pathlib import Path
 from finetune.cluster import ClusterConfig
 from finetune.launch import observe, slurm
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
+from finetune.settings import check_log_folder
 
 FILE = "prepare.json"
 MAX_RESTARTS = 3  # of a task: what needs more memory than it has would be killed for ever
@@ -96,6 +97,7 @@ def submit(name: str, work: Path, steps: list[tuple[str, bool]], num_tasks: int,
     """
     jobs: dict[str, str] = {}
     folder = work.absolute() / "slurm" / new_id(f"prepare-{name}")
+    check_log_folder("corpora_dir", str(folder), "slurm")
     try:
         folder.mkdir(parents=True)
         code = snapshot_code(folder.parent)
@@ -127,7 +129,10 @@ def _script(folder: Path, work: Path, step: str, num_tasks: int, code: Path, clu
         "time": str(wanted.timeout_min), "account": cluster.account, "partition": wanted.partition, "mem": wanted.memory,
         "dependency": f"afterok:{before[0]}" if before else None, "kill-on-invalid-dep": "yes", "open-mode": "append",
     }  # fmt: skip
-    lines = ["#SBATCH --requeue", *(f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None)]
+    lines = [
+        "#SBATCH --requeue",
+        *(f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items() if value is not None),
+    ]
     python = f"{shlex.quote(sys.executable)} -m data_prep.pipeline {shlex.quote(str(work.absolute()))} {step}"
     share = f" --task $SLURM_ARRAY_TASK_ID --of {num_tasks}" if num_tasks > 1 else ""
     return "\n".join(["#!/bin/bash", *lines, slurm.code_line(code), f"{python}{share}", _COME_BACK, ""])

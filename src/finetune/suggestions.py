@@ -1,0 +1,332 @@
+"""What a user may have meant: names that look alike, and the names that other trainers use for the same setting."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+# Names of Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune -> our setting. An empty name: we have no such
+# setting, and `INSTEAD` says what to do.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "lr_scheduler_type": "schedule",
+    "lr_scheduler": "schedule",
+    "scheduler": "schedule",
+    "min_lr": "min_lr_ratio",
+    "lr_scheduler_kwargs": "min_lr_ratio",
+    "cosine_min_lr_ratio": "min_lr_ratio",
+    "warmup": "warmup_ratio",
+    "warmup_steps": "warmup_ratio",
+    "epochs": "num_epochs",
+    "num_train_epochs": "num_epochs",
+    "steps": "max_steps",
+    "num_steps": "max_steps",
+    "max_train_steps": "max_steps",
+    "max_steps_per_epoch": "max_steps",
+    "per_device_train_batch_size": "micro_batch_size",
+    "per_gpu_train_batch_size": "micro_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "per_device_eval_batch_size": "micro_batch_size",
+    "batch_size": "global_batch_size",
+    "train_batch_size": "global_batch_size",
+    "gradient_accumulation_steps": "global_batch_size",
+    "grad_accum": "global_batch_size",
+    "max_seq_length": "data.sequence_length",
+    "max_seq_len": "data.sequence_length",
+    "max_length": "data.sequence_length",
+    "seq_len": "data.sequence_length",
+    "seq_length": "data.sequence_length",
+    "sequence_len": "data.sequence_length",
+    "block_size": "data.sequence_length",
+    "cutoff_len": "data.sequence_length",
+    "context_length": "data.sequence_length",
+    "model_max_length": "data.sequence_length",
+    "optim_beta1": "adam_beta1",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "adam_epsilon": "adam_eps",
+    "eps": "adam_eps",
+    "wd": "weight_decay",
+    "max_norm": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "gradient_clipping": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
+    "gradient_checkpointing": "activation_checkpointing",
+    "use_gradient_checkpointing": "activation_checkpointing",
+    "recompute": "activation_checkpointing",
+    "bf16": "precision",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "mixed_precision": "precision",
+    "random_seed": "seed",
+    "data_seed": "seed",
+    "eval_steps": "evaluate_every",
+    "eval_every": "evaluate_every",
+    "evals_per_epoch": "evaluate_every",
+    "eval_strategy": "evaluate_every",
+    "evaluation_strategy": "evaluate_every",
+    "save_steps": "checkpoint_every",
+    "save_every": "checkpoint_every",
+    "save_strategy": "checkpoint_every",
+    "checkpointing_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "load_best_model_at_end": "result",
+    "output_dir": "runs_dir",
+    "logging_dir": "runs_dir",
+    "save_dir": "runs_dir",
+    "run_name": "name",
+    "experiment_name": "experiment",
+    "mlflow_tracking_uri": "tracking_uri",
+    "model_name_or_path": "model",
+    "model_name": "model.path",
+    "model_path": "model.path",
+    "base_model": "model.path",
+    "name_or_path": "model.path",
+    "model_revision": "model.revision",
+    "attn_implementation": "model.attention",
+    "flash_attention": "model.attention",
+    "flash_attn": "model.attention",
+    "use_liger_kernel": "model.kernels",
+    "load_in_4bit": "model.quantization",
+    "quantization_bit": "model.quantization",
+    "dataset": "data.corpus",
+    "datasets": "data.corpus",
+    "dataset_name": "data.corpus",
+    "train_file": "data.corpus",
+    "finetuning_type": "adapter",
+    "peft": "adapter",
+    "use_peft": "adapter",
+    "peft_method": "adapter.peft_type",
+    "peft_type": "adapter.peft_type",
+    "lora_r": "adapter.r",
+    "lora_rank": "adapter.r",
+    "lora_alpha": "adapter.lora_alpha",
+    "lora_dropout": "adapter.lora_dropout",
+    "lora_target": "adapter.target_modules",
+    "lora_target_modules": "adapter.target_modules",
+    "lora_modules_to_save": "adapter.modules_to_save",
+    "use_dora": "adapter",
+    "deepspeed": "zero",
+    "zero_stage": "zero",
+    "zero_optimization": "zero",
+    "gpus": "cluster.ranks_per_node",
+    "num_gpus": "cluster.ranks_per_node",
+    "gpus_per_node": "cluster.ranks_per_node",
+    "nproc_per_node": "cluster.ranks_per_node",
+    "num_processes": "cluster.ranks_per_node",
+    "ntasks_per_node": "cluster.ranks_per_node",
+    "ranks": "cluster.ranks_per_node",
+    "nnodes": "cluster.nodes",
+    "num_nodes": "cluster.nodes",
+    "cpus_per_task": "cluster.cpus_per_rank",
+    "num_workers": "cluster.cpus_per_rank",
+    "time": "cluster.timeout_min",
+    "timeout": "cluster.timeout_min",
+    "time_limit": "cluster.timeout_min",
+    "walltime": "cluster.timeout_min",
+    "mem": "cluster.memory_per_node",
+    "memory": "cluster.memory_per_node",
+    "queue": "cluster.partition",
+    "project": "cluster.account",
+}
+# What to write where the value is in another unit, or where ours is a choice of several.
+INSTEAD = {
+    "warmup_steps": "warmup_ratio=…, a share of the steps",
+    "min_lr": "min_lr_ratio=…, a share of lr",
+    "gradient_accumulation_steps": "global_batch_size=…, packs of an optimizer step over all ranks: accumulation follows from it",
+    "bf16": "precision=bf16",
+    "load_in_4bit": "adapter=qlora",
+    "quantization_bit": "adapter=qlora",
+    "flash_attention": "model.attention=flash_attention_2",
+    "flash_attn": "model.attention=flash_attention_2",
+    "use_liger_kernel": "model.kernels=liger",
+    "load_best_model_at_end": "result=best",
+    "use_peft": "adapter=lora",
+    "peft": "adapter=lora",
+    "finetuning_type": "adapter=lora, or adapter=none for all weights",
+    "use_dora": "adapter=dora",
+    "deepspeed": "zero=stage2",
+    "zero_stage": "zero=stage2",
+    "model_name_or_path": "model=FOLDER or model=OWNER/NAME",
+    "model_name": "model=FOLDER or model=OWNER/NAME",
+    "model_path": "model=FOLDER or model=OWNER/NAME",
+    "base_model": "model=FOLDER or model=OWNER/NAME",
+    "dataset": "corpus=NAME, which `finetune prepare` makes",
+    "datasets": "corpus=NAME, which `finetune prepare` makes",
+    "dataset_name": "corpus=NAME, which `finetune prepare` makes",
+    "train_file": "corpus=NAME, which `finetune prepare` makes",
+    "evals_per_epoch": "evaluate_every=…, in steps",
+    "eval_strategy": "evaluate_every=…, in steps",
+    "evaluation_strategy": "evaluate_every=…, in steps",
+    "save_strategy": "checkpoint_every=…, in steps",
+    "time": "cluster.timeout_min=…, in minutes",
+    "time_limit": "cluster.timeout_min=…, in minutes",
+    "walltime": "cluster.timeout_min=…, in minutes",
+}
+# Names of PEFT's methods differ among themselves: LoRA's are lora_alpha and lora_dropout, LoKr's alpha and rank_dropout.
+ADAPTER_SYNONYMS = {
+    "rank": ("r",),
+    "lora_r": ("r",),
+    "lora_rank": ("r",),
+    "dropout": ("lora_dropout", "rank_dropout", "module_dropout"),
+    "lora_dropout": ("rank_dropout", "module_dropout"),
+    "alpha": ("lora_alpha",),
+    "lora_alpha": ("alpha",),
+    "lora_target": ("target_modules",),
+    "lora_target_modules": ("target_modules",),
+    "modules": ("target_modules",),
+    "exclude": ("exclude_modules",),
+    "dora": ("use_dora",),
+    "rslora": ("use_rslora",),
+    "method": ("peft_type",),
+    "type": ("peft_type",),
+}
+VERBS = {
+    "fit": "train",
+    "finetune": "train",
+    "sft": "train",
+    "run": "train",
+    "submit": "train",
+    "sweep": "train",
+    "continue": "resume",
+    "restart": "resume",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "list": "status",
+    "ls": "status",
+    "ps": "status",
+    "queue": "status",
+    "show": "status",
+    "log": "logs",
+    "tail": "logs",
+    "kill": "cancel",
+    "stop": "cancel",
+    "scancel": "cancel",
+    "resubmit": "retry",
+    "rerun": "retry",
+    "rm": "prune",
+    "delete": "prune",
+    "clean": "prune",
+    "data": "prepare",
+    "preprocess": "prepare",
+    "tokenize": "prepare",
+    "mlflow": "ui",
+    "view": "inspect",
+}
+
+
+def closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
+    """Return the choices that look most like `name`, best first; none if none does."""
+    by_folded: dict[str, str] = {}
+    for choice in choices:
+        by_folded.setdefault(_fold(choice), choice)
+    wanted = _fold(name)
+    found = difflib.get_close_matches(wanted, by_folded, at_most, cutoff=0.65)
+    found += [folded for folded in by_folded if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted))]
+    return [by_folded[folded] for folded in found[:at_most]]
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean '…'?` to put behind a message, or nothing."""
+    found = closest(name, choices)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Return whether a name is made of whole words of another: attention of model.attention, but not train of constraint."""
+    return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+# --- keys that belong to a library ------------------------------------------------------------------------------------
+
+
+@cache
+def adapter_keys(peft_type: str) -> tuple[str, ...]:
+    """Return the keys of a PEFT method's config, read from PEFT's source: importing PEFT takes seconds, and torch."""
+    package = _package("peft")
+    if package is None:
+        return ()
+    for path in sorted(package.glob("tuners/*/config.py")):
+        tree = _parse(path)
+        for defined in ast.walk(tree):
+            if isinstance(defined, ast.ClassDef) and _sets_peft_type(defined, peft_type):
+                return (*_fields_of(tree, defined.name), *_fields(_parse(package / "config.py"), "PeftConfig"))
+    return ()
+
+
+@cache
+def zero_keys() -> tuple[str, ...]:
+    """Return the keys of DeepSpeed's zero_optimization, read from its source."""
+    package = _package("deepspeed")
+    if package is None:
+        return ()
+    return tuple(_fields(_parse(package / "runtime" / "zero" / "config.py"), "DeepSpeedZeroConfig"))
+
+
+@cache
+def model_keys(model_type: str) -> tuple[str, ...]:
+    """Return the keys of an architecture's config, read from the source of transformers."""
+    package = _package("transformers")
+    if package is None:
+        return ()
+    keys: list[str] = []
+    for path in sorted(package.glob(f"models/{model_type}/configuration_{model_type}.py")):
+        tree = _parse(path)
+        for defined in ast.walk(tree):
+            if isinstance(defined, ast.ClassDef):
+                keys += _fields(tree, defined.name)
+    return tuple(dict.fromkeys(keys))
+
+
+def _package(name: str) -> Path | None:
+    found = importlib.util.find_spec(name)
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):  # another version's layout: then there is nothing to suggest
+        return ast.Module(body=[], type_ignores=[])
+
+
+def _sets_peft_type(defined: ast.ClassDef, peft_type: str) -> bool:
+    for node in ast.walk(defined):
+        if isinstance(node, ast.Assign) and ast.unparse(node) == f"self.peft_type = PeftType.{peft_type}":
+            return True
+    return False
+
+
+def _fields_of(tree: ast.Module, name: str) -> Iterator[str]:
+    """Yield the fields of a class and of its bases in the same file."""
+    for defined in ast.walk(tree):
+        if isinstance(defined, ast.ClassDef) and defined.name == name:
+            yield from _fields(tree, name)
+            for base in defined.bases:
+                yield from _fields_of(tree, ast.unparse(base))
+
+
+def _fields(tree: ast.Module, name: str) -> Iterator[str]:
+    for defined in ast.walk(tree):
+        if isinstance(defined, ast.ClassDef) and defined.name == name:
+            for node in defined.body:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    yield _alias(node.value) or node.target.id
+
+
+def _alias(default: ast.expr | None) -> str | None:
+    """Return the name under which pydantic reads a field, as stage3_max_live_parameters for max_live_parameters."""
+    for keyword in default.keywords if isinstance(default, ast.Call) else []:
+        if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
+            return str(keyword.value.value)
+    return None

@@ -1,0 +1,140 @@
+"""Completion as bash and zsh do it: keys typed into an interactive shell, and what then stands on its line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import _schema, _verbs
+from finetune.completion import complete, complete_line
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a run, a sweep, a prepared corpus, and config files of the user's own."""
+    (tmp_path / "runs" / "first-1").mkdir(parents=True)
+    (tmp_path / "runs" / "first-1" / "config.yaml").touch()
+    (tmp_path / "runs" / "sweeps" / "grid-2" / "0" / "points").mkdir(parents=True)
+    (tmp_path / "corpora" / "høringer").mkdir(parents=True)
+    (tmp_path / "corpora" / "høringer" / "manifest.json").touch()
+    for name in ("corpus/mine", "adapter/mine", "recipe/ours"):
+        file = tmp_path / "my" / f"{name}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text("peft_type: LORA\nr: 4\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "some"),
+    [
+        ("finetune tr", ["train"]),
+        ("finetune resume ", ["first-1"]),
+        ("finetune status fi", ["first-1"]),
+        ("finetune status --wa", ["--watch"]),
+        ("finetune train --config", ["--config-dir"]),
+        ("finetune train adapter=", ["lora", "none", "qlora"]),
+        ("finetune train adapter=lora,no", ["lora,none"]),
+        ("finetune train --config-dir my adapter=mi", ["mine"]),
+        ("finetune train rec", ["recipe="]),
+        ("finetune train --config-dir=my recipe=", ["ours", "sample_lora"]),
+        ("finetune train cluster.no", ["cluster.nodes=", "cluster.node_local="]),
+        ("finetune train cluster.site.max_n", ["cluster.site.max_nodes="]),
+        ("finetune train adapter.lora_", ["adapter.lora_alpha=", "adapter.lora_dropout="]),
+        ("finetune train schedule=", ["constant", "linear", "cosine", "wsd"]),
+        ("finetune train detach=", ["true", "false"]),
+        ("finetune train model=run:", ["first-1"]),
+        ("finetune train corpus=", ["høringer"]),
+        ("finetune inspect h", ["høringer"]),
+        ("finetune prepare --config-dir my corpus=mi", ["mine", "mixture"]),
+        ("finetune prepare corpus.tokenizer.v", ["corpus.tokenizer.vocab_size="]),
+        ("finetune completion z", ["zsh"]),
+        ("finetune evaluate first-1 --corpus ", ["høringer"]),
+    ],
+)
+def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> None:
+    replies = complete_line("=:", line, _verbs(), _schema)
+    assert set(some) <= set(replies)
+    assert all(not reply.startswith(("adapter=", "corpus=")) or "=" not in line for reply in replies)
+
+
+@pytest.mark.parametrize(
+    "line", ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "]
+)
+def test_what_is_not_known_is_left_to_the_shell(folder: Path, line: str) -> None:
+    assert complete_line("=:", line, _verbs(), _schema) == []
+
+
+def test_a_shell_that_does_not_part_words_gets_whole_ones(folder: Path) -> None:
+    assert complete(["train", "adapter=qlo"], _verbs(), _schema) == ["adapter=qlora"]
+
+
+def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
+    assert complete(["logs", ""], _verbs(), _schema) == ["first-1", "grid-2"]
+    assert complete(["resume", ""], _verbs(), _schema) == ["first-1"], "a sweep is not resumed"
+    assert complete(["logs", "--runs-dir", "nowhere", ""], _verbs(), _schema) == []
+
+
+def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
+    script = (
+        "import sys\nfrom finetune.cli import main\n"
+        "try: main(['completion', 'line', '=:', 'finetune train cluster.no'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'hydra', 'mlflow', 'transformers', 'numpy', 'rich', 'psutil'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cluster.nodes=" in done.stdout
+
+
+@dataclass
+class Terminal:
+    """An interactive shell, and all that it has shown."""
+
+    descriptor: int
+    shown: str = ""
+
+    def type(self, keys: str, pattern: str, seconds: float = 60) -> None:
+        """Type keys, and wait until the shell shows what matches the pattern."""
+        os.write(self.descriptor, keys.encode())
+        self.shown = ""
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.shown):
+            assert time.monotonic() < end, f"waited in vain for {pattern}: {self.shown!r}"
+            if select.select([self.descriptor], [], [], 0.2)[0]:
+                self.shown += os.read(self.descriptor, 4096).decode(errors="replace")
+
+
+@pytest.mark.parametrize("shell", [("bash", "--norc", "-i"), ("zsh", "-f", "-i")], ids=["bash", "zsh"])
+def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str, ...]) -> None:
+    program = shutil.which(shell[0])
+    if program is None:
+        pytest.skip(f"{shell[0]} is not installed")
+    process, descriptor = pty.fork()
+    if process == 0:
+        os.execve(program, shell, {**os.environ, "TERM": "dumb", "PS1": "$ ", "HOME": str(folder), "INPUTRC": "/dev/null"})
+    terminal = Terminal(descriptor)
+    try:
+        terminal.type(f'finetune() {{ {shlex.quote(sys.executable)} -m finetune.cli "$@"; }}\n', r"\$ ")
+        terminal.type(f"eval \"$(finetune completion {shell[0]})\"; echo rea''dy\n", "ready")
+        terminal.type("finetune train adapter=qlo\t", "adapter=qlora ")
+        terminal.type("corpus=h\t", "høringer ")
+        terminal.type("cluster.nodes\t", "=$")  # no space: a value follows
+        terminal.type("\x15finetune status gri\t", "grid-2 ")
+        terminal.type("\x15finetune train --config-dir m\t", "my/")  # a path is the shell's own
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.close(descriptor)
+        os.waitpid(process, 0)

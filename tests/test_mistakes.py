@@ -1,0 +1,287 @@
+"""A user's mistake is one line: the setting or the file with line and column, what is wrong, and what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune import cli, suggestions
+from finetune.config import TrainConfig
+from finetune.errors import Call, _keys, describe_unknown_key
+from finetune.settings import check_log_folder
+from tests.corpora import write_corpus
+
+TINY = ["model=llama_tiny", "adapter=none"]
+GLOBAL = "# @package _global_\n"
+CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
+
+
+@pytest.fixture
+def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a wrong call; return its one line, without `error: `."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("learning_rate=1", "'lr'"),
+        ("epochs=3", "'num_epochs'"),
+        ("bf16=true", "write precision=bf16"),
+        ("warmup_steps=10", "write warmup_ratio=…"),
+        ("per_device_train_batch_size=1", "'micro_batch_size'"),
+        ("max_seq_length=2048", "'data.sequence_length'"),
+        ("output_dir=x", "'runs_dir'"),
+        ("model_name_or_path=x", "write model=FOLDER"),
+        ("lora_r=8", "'adapter.r'"),
+        ("sequence_length=5", "'data.sequence_length'"),
+        ("max_step=1", "'max_steps'"),
+        ("data.seq_len=1", "'data.sequence_length'"),
+        ("cluster.partion=x", "'cluster.partition'"),
+        ("cluster.site.gpu_per_node=1", "'cluster.site.gpus_per_node'"),
+        ("model.foo=1", "model has path, revision, from_scratch"),
+        ("recpie=x", "'recipe=NAME'"),
+        ("cluster.env.A=b c", "write '+cluster.env.A=b c' to add it"),
+        ("nothing_like_it=1", "`finetune train --help` lists all settings"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(typed: str, meant: str) -> None:
+    assert meant in describe_unknown_key(typed.partition("=")[0], Call("train", [typed], TrainConfig))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["learning_rate=1"], "unknown setting 'learning_rate'; did you mean 'lr'?"),
+        (["optimizer.lr=1"], "'lr'"),
+        (["adapter.dropout=0.1"], "'adapter.lora_dropout'"),
+        (["adapter=lokr", "adapter.lora_alpha=2"], "'adapter.alpha'"),
+        (["adapter.use_dorra=true"], "'+adapter.use_dora'"),
+        (["adapter.layers_to_transform=[1]"], "write '+adapter.layers_to_transform=[1]' to add it"),
+        (["zero.overlap_com=true"], "'+zero.overlap_comm'"),
+        (["model.from_scratch.hidden_sise=8"], "'model.from_scratch.hidden_size'"),
+        (["cluster.env={A: b}"], "write '+cluster.env={A: b}' to add it"),
+        (["+lr_=1", "corpus=x", "adapter=none"], "'lr'"),
+        (["cluster=olvia"], "'olivia'"),
+        (["model=llama_tny"], "'llama_tiny'"),
+        (["model=gpt2"], "model=pretrained model.path=gpt2"),
+    ],
+)
+def test_the_command_line_gives_that_answer(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+    base = ["model=llama_tiny"] if not typed[0].startswith("model=") else []
+    assert meant in mistake("train", *base, *typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["corpus=smaple"], "'sample'"),
+        (["corpus=sample", "vocab_size=3"], "'corpus.tokenizer.vocab_size'"),
+        (["corpus=sample", "corpus.sources.laws.pth=x"], "'corpus.sources.laws.path'"),
+        (["corpus=sample", "corpus.sources.laws.limits.depth=x"], "'corpus.sources.laws.limits.max_depth'"),
+        (["corpus=sample", "corpus.sources.laws.fields.text=y"], "write +corpus.sources.laws.fields.text=y to add it"),
+        (["corpus=sample", "model=x"], "`finetune prepare` chooses files of cluster, corpus"),
+        ([], "write corpus=NAME, one of chat, documentation"),
+    ],
+)
+def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+    assert meant in mistake("prepare", *typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["lr=1e–4"], "lr: '1e–4' is not a number ('–' is a typographic character; type -)"),
+        (["cluster.nodes=2.5"], "cluster.nodes: '2.5' is not a whole number"),
+        (["detach=ja"], "detach: 'ja' is not true or false"),
+        (["name=[a]"], "name: '['a']' is not text; for text write \"name='[a]'\""),
+        (["data=x"], "data: must be a mapping; write key: value, one a line"),
+        (["cluster.srun=x"], "cluster.srun: must be a list; write cluster.srun=[a,b]"),
+        (["seed=null"], "seed: null is no value for it; leave the setting out"),
+        (
+            ["name=${oc.env:NOPE}", "corpus=x"],
+            "name: the environment variable NOPE is not set; export it, or write ${oc.env:NOPE,DEFAULT}",
+        ),
+        (
+            ["lr=1,2"],
+            "lr=1,2: several values; add -m to sweep over them, write 'lr=[1,2]' for a list, or \"lr='1,2'\" for one text",
+        ),
+        (["zero=stage1,stage2"], "zero=stage1,stage2: several values; add -m to sweep over them"),
+        (["adapter=null"], "null chooses no file; a group takes the name of one, as in adapter=none"),
+        (["-m", "--cfg", "job"], "-m and --cfg exclude each other; leave -m out to print one composed config"),
+        (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(mistake: Callable[..., str], typed: list[str], line: str) -> None:
+    assert mistake("train", "model=llama_tiny", *typed) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: a tab; indent with spaces"),
+        ("indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"),
+        ("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' stands twice"),
+        ("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"),
+        (
+            "bracket",
+            "data:\n  include_sources: [a, b\nlr: 1\n",
+            ", line 3, column 20: a bracket that is opened here is not closed",
+        ),
+        ("at", "name: @x\n", ", line 2, column 7: a text that begins with @ stands in quotes"),
+        ("two", "lr: 1\n---\nlr: 2\n", ", line 3, column 1: a second document begins"),
+        ("list", "- lr\n", ", line 2, column 1: must be a mapping"),
+        ("section", "data: [a]\n", ", line 2, column 1: data: must be a mapping"),
+        ("value", "lr: [1]\n", ", line 2, column 1: lr: '[1]' is not a number"),
+        (
+            "key",
+            "data:\n  seq_len: 1\n",
+            ", line 3, column 3: unknown setting 'data.seq_len'; did you mean 'data.sequence_length'?",
+        ),
+        ("default", "defaults:\n  - override /model: llama_tny\n", ", line 3: there is no model/llama_tny.yaml"),
+        ("group", "defaults:\n  - override /modell: llama_tiny\n", ", line 3: 'override modell' chooses no group of files"),
+        ("slash", "defaults:\n  - override model: llama_tiny\n", "write '- override /model: NAME'"),
+        ("mapping", "defaults:\n  model: llama_tiny\n", ", line 2: defaults must be a list; begin each of its lines with '- '"),
+        ("latin", b"name: bl\xe5\n", ", line 2: is not UTF-8"),
+        ("zero", b"name: a\x00b\n", ": character 28 cannot stand in YAML"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_line(
+    mistake: Callable[..., str], tmp_path: Path, name: str, content: str | bytes, line: str
+) -> None:
+    file = tmp_path / "my" / "recipe" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(GLOBAL.encode() + (content if isinstance(content, bytes) else content.encode()))
+    said = mistake("train", "--config-dir", "my", f"recipe={name}", "corpus=x")
+    assert line in said
+    assert f"my/recipe/{name}.yaml" in said or name == "slash"
+
+
+@pytest.mark.parametrize("content", ["lr: 1\n", "", "only text\n", "\ufeff# @package _global_\nlr: 1\n"])
+def test_a_recipe_without_its_package_line_is_told_to_have_it(mistake: Callable[..., str], tmp_path: Path, content: str) -> None:
+    file = tmp_path / "my" / "recipe" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    said = mistake("train", "--config-dir=my", "recipe=mine", "corpus=x")
+    assert said.startswith("my/recipe/mine.yaml")
+    assert "'# @package _global_'" in said
+
+
+def test_mistakes_in_files_of_other_groups_and_in_a_runs_config(mistake: Callable[..., str], tmp_path: Path) -> None:
+    for name, content in {
+        "cluster/nested": "cluster:\n  nodes: 2\n", "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
+        "corpus/key": CORPUS.replace("path", "pth"), "corpus/list": "name: x\nsources: [a]\n",
+    }.items():  # fmt: skip
+        file = tmp_path / "my" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert "take the level 'cluster:' out" in mistake("train", "--config-dir", "my", "cluster=nested")
+    assert mistake("prepare", "--config-dir", "my", "corpus=brace").startswith(
+        "my/corpus/brace.yaml, line 3, column 6: a bracket"
+    )
+    assert mistake("prepare", "--config-dir", "my", "corpus=key") == (
+        "my/corpus/key.yaml, line 3, column 22: unknown setting 'corpus.sources.a.pth'; did you mean 'corpus.sources.a.path'?"
+    )
+    assert mistake("prepare", "--config-dir", "my", "corpus=list").startswith(
+        "my/corpus/list.yaml, line 2, column 1: corpus.sources"
+    )
+    run = tmp_path / "runs" / "broken-1"
+    run.mkdir(parents=True)
+    (run / "provenance.json").write_text("{}")
+    (run / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}\n")
+    assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: a bracket")
+
+
+def test_corpora_runs_verbs_and_model_folders_that_were_meant(mistake: Callable[..., str], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
+    own = tmp_path / "my" / "corpus" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(CORPUS)
+    assert "did you mean 'letters'? prepared are letters" in mistake("train", *TINY, "corpus=leters")
+    assert "run `finetune prepare corpus=sample` first" in mistake("train", *TINY, "corpus=sample")
+    assert "run `finetune prepare corpus=mine --config-dir my` first" in mistake(
+        "train", *TINY, "corpus=mine", "--config-dir", "my"
+    )
+    assert "did you mean 'mine'?" in mistake("train", *TINY, "corpus=mien", "--config-dir", "my")
+    assert "did you mean 'letters'?" in mistake("inspect", "leters")
+    (tmp_path / "models" / "norsk-7b").mkdir(parents=True)
+    assert f"did you mean '{tmp_path}/models/norsk-7b'?" in mistake(
+        "train", f"model={tmp_path}/models/norks-7b", "corpus=letters"
+    )
+    assert "did you mean 'models/norsk-7b'?" in mistake("train", "model=models/norsk7b", "corpus=letters")
+    assert f"{tmp_path} has no folder 'modles'" in mistake("train", f"model={tmp_path}/modles/a/b", "corpus=letters")
+    (tmp_path / "runs" / "lr-sweep-1").mkdir(parents=True)
+    for name in ("config.yaml", "provenance.json"):
+        (tmp_path / "runs" / "lr-sweep-1" / name).write_text("{}")
+    for arguments in (
+        ["status", "lr-swep-1"],
+        ["resume", "lr-swep-1", "max_steps=3"],
+        ["train", "model=run:lr-swep-1", "corpus=letters"],
+    ):
+        assert "did you mean 'lr-sweep-1'?" in mistake(*arguments)
+    for typed, meant in {"trian": "train", "finetune": "train", "ls": "status", "Evaluate": "evaluate"}.items():
+        assert f"unknown verb '{typed}'; did you mean '{meant}'?" in mistake(typed)
+    assert "a verb comes first" in mistake("lr=1")
+
+
+@pytest.mark.parametrize("folder", ["p%aq", "50%jobs", "%A", "%t"])
+def test_a_runs_dir_whose_name_submitit_would_change_is_refused(mistake: Callable[..., str], folder: str) -> None:
+    assert mistake("train", *TINY, "corpus=x", f"runs_dir={folder}").startswith("runs_dir: ")
+
+
+@pytest.mark.parametrize("folder", ["/a/%x", "/a/100%job", "/a/%4t", "/a/50%%", "/a/back\\slash"])
+def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) -> None:
+    with pytest.raises(ValueError, match="has a meaning of its own"):
+        check_log_folder("corpora_dir", folder, "slurm")
+
+
+@pytest.mark.parametrize("folder", ["/a b/100%", "/it's/R&D #1", "/c$HOME/[x]/(1)", '/æøå/q"q/semi;x', "/50% done"])
+def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
+    for scheduler in ("local", "slurm"):
+        check_log_folder("runs_dir", folder, scheduler)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["resume"], ["resume", "--foo"], ["resume", "x", "max_steps"], ["status", "x", "--runs-dir"], ["logs"],
+        ["logs", "x", "--rank", "a"], ["logs", "--rnk", "2", "x"], ["cancel"], ["cancel", "x", "--nwo"], ["retry"],
+        ["retry", "x", "--all"], ["prune", "x", "--yess"], ["sync", "x", "--quiet"], ["ui", "--port", "x"], ["ui", "x"],
+        ["completion", "fish"], ["completion"], ["inspect"], ["inspect", "x", "--sample", "a"], ["inspect", "x", "--colour"],
+        ["evaluate"], ["evaluate", "x", "--corpus"], ["evaluate", "x", "y"], ["train", "--after"], ["train", "x=1", "--help-me"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], arguments: list[str]) -> None:
+    assert mistake(*arguments)
+
+
+def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
+    known = {key for key, _ in _keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
+    known |= {"adapter.target_modules", "adapter.modules_to_save", "adapter.peft_type"}
+    assert set(suggestions.SYNONYMS.values()) <= known
+    assert set(suggestions.INSTEAD) <= set(suggestions.SYNONYMS)
+    assert not set(suggestions.SYNONYMS) & known
+
+
+def test_names_of_libraries_are_read_without_importing_them() -> None:
+    assert {"r", "lora_alpha", "use_dora", "peft_type"} <= set(suggestions.adapter_keys("LORA"))
+    assert "target_r" in suggestions.adapter_keys("ADALORA")
+    assert {"stage", "overlap_comm", "stage3_max_live_parameters"} <= set(suggestions.zero_keys())
+    assert "num_key_value_heads" in suggestions.model_keys("llama")
+    assert suggestions.adapter_keys("NONE") == ()
