@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -248,27 +249,40 @@ def job(number: int, **changes: str) -> QueuedJob:
 
 
 QUEUE = [job(1), job(2), job(3, name="other"), job(4, qos="many", name="other"), job(5, partition="cpu", name="other")]
-# limits, parallel points, the job that ends; how many may be submitted
-COUNTS: dict[str, tuple[list[Limit], int, str, int]] = {
-    "one place stays free": ([Limit(20, "")], 99, "", 14),
-    "not if it is the only one": ([Limit(6, "")], 99, "", 1),
-    "none": ([Limit(5, "")], 99, "", 0),
-    "fewer than none": ([Limit(2, "")], 99, "", 0),
-    "a job that ends needs no free one": ([Limit(6, "")], 99, "1_0", 1),
-    "and still counts": ([Limit(5, "")], 99, "1_0", 0),
-    "of a quality of service": ([Limit(6, "", qos="few")], 99, "1_0", 2),
-    "of a partition": ([Limit(6, "", partition="cpu")], 99, "1_0", 5),
-    "the tightest": ([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 99, "1_0", 2),
-    "points that run at once": ([Limit(99, "")], 5, "", 3),
-    "the one that ends makes room": ([Limit(99, "")], 2, "1_0", 1),
-    "no limit is known": ([], 99, "1_0", waves.BLIND_POINTS),
+
+
+@dataclass(frozen=True)
+class Count:
+    """Limits, and how many points of the sweep `name` may be submitted beside QUEUE."""
+
+    limits: list[Limit]
+    expected: int
+    parallel: int = 99
+    ending: str = ""
+    name: str = "sweep"
+
+
+COUNTS = {
+    "one place stays free": Count([Limit(20, "")], 14),
+    "also if it is the only one": Count([Limit(6, "")], 0),
+    "not if the sweep has no job": Count([Limit(6, "")], 1, name="new"),
+    "none": Count([Limit(5, "")], 0),
+    "fewer than none": Count([Limit(2, "")], 0),
+    "a job that ends needs no free one": Count([Limit(6, "")], 1, ending="1_0"),
+    "and still counts": Count([Limit(5, "")], 0, ending="1_0"),
+    "of a quality of service": Count([Limit(6, "", qos="few")], 2, ending="1_0"),
+    "of a partition": Count([Limit(6, "", partition="cpu")], 5, ending="1_0"),
+    "the tightest": Count([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 2, ending="1_0"),
+    "points that run at once": Count([Limit(99, "")], 3, parallel=5),
+    "the one that ends makes room": Count([Limit(99, "")], 1, parallel=2, ending="1_0"),
+    "no limit is known": Count([], waves.BLIND_POINTS, ending="1_0"),
 }
 
 
-@pytest.mark.parametrize("case", COUNTS)
-def test_places(case: str) -> None:
-    limits, parallel, ending, expected = COUNTS[case]
-    assert Plan("sweep", parallel, limits, "ab", "", 0).places(QUEUE, ending) == expected
+@pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
+def test_places(case: Count) -> None:
+    plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
+    assert plan.places(QUEUE, case.ending) == case.expected
 
 
 ANSWERS = {

@@ -130,8 +130,8 @@ class Plan:
         """Count the points that may be submitted now.
 
         Args:
-            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place free, if it
-                can, so that a job that ends can submit the next point while it counts itself.
+            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place free, so that a
+                job that ends can submit the next point while it counts itself, unless the sweep would have no job then.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
@@ -139,7 +139,7 @@ class Plan:
         else:
             free = min(limit.free(jobs) for limit in self.limits)
             if not ending:
-                free = max(min(free, 1), free - 1)
+                free = max(0 if in_queue else min(free, 1), free - 1)
         return max(0, min(free, self.parallel - in_queue))
 
 
