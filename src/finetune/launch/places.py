@@ -46,7 +46,7 @@ def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int)
         jobs_of_yours = "1 job of yours" if tightest.most == 1 else f"{tightest.most} jobs of yours"
         reason = f"Slurm takes {jobs_of_yours} at a time ({tightest.source})"
     else:
-        reason = "Slurm takes no more of yours in one array"
+        reason = "Slurm took no more at once (its limit is not known)"
     if tightest is not None and tightest.most == 1:
         follow = (
             "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, whenever one has "
