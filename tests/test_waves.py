@@ -161,16 +161,23 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
     assert not waves.open_submissions(tmp_path)
 
 
-def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(slurm: Slurm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("found_out", [True, False])
+def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
+    slurm: Slurm, tmp_path: Path, found_out: bool
+) -> None:
     sweep = Sweep(tmp_path, num_points=3, limit=4)
     slurm.kill_after = 2  # Slurm has taken the array, and nobody knows its id
     with pytest.raises(Killed):
         waves.submit_waiting(tmp_path)
     assert len(slurm.jobs) == 3
-    assert sweep.submission.withdraw(1)
-    assert not sweep.submission.withdraw(1)
+    if found_out:
+        assert sweep.submission.withdraw_all([1, 2]) == [1, 2]
+    else:
+        assert sweep.submission.withdraw(1)
+        assert sweep.submission.withdraw(2)
+    assert sweep.submission.withdraw_all([1, 2]) == []
     work_off(slurm, sweep)
-    assert sorted(slurm.started) == ["run-0", "run-2"]
+    assert slurm.started == ["run-0"]
     assert not slurm.jobs
 
 

@@ -210,12 +210,13 @@ class Submission:
     def complete(self, job: str, indices: list[int]) -> int:
         """Give each task of a held array what it needs, release the array, and return the number of its points. Any process may
         do this, also two at a time."""
+        code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
         if lost := [f"{job}_{index}" for index in indices if index not in mine]:
             with contextlib.suppress(Refused):
                 run_slurm("scancel", *lost)
         for index in mine:
-            self._equip(index, f"{job}_{index}")
+            self._equip(index, f"{job}_{index}", code)
         if mine:
             run_slurm("scontrol", "release", job)
         self.settle(job)
@@ -233,13 +234,13 @@ class Submission:
             return True
         return any((self.folder / name / task).exists() for name in (CLAIMED, SUBMITTED))
 
-    def _equip(self, index: int, task: str) -> None:
+    def _equip(self, index: int, task: str, code: str) -> None:
         run = self.run(index)
         pickle = run / "jobs" / f"{task}_submitted.pkl"
         temporary = pickle.with_name(f".{pickle.name}.{os.getpid()}")
         shutil.copyfile(str(run / "jobs" / PICKLE), str(temporary))
         os.replace(temporary, pickle)
-        attempt = {"job_id": task, "host": socket.gethostname(), "scheduler": "slurm", "code": self.plan.code}
+        attempt = {"job_id": task, "host": socket.gethostname(), "scheduler": "slurm", "code": code}
         write_json(run / "attempt.json", attempt)
 
     def recover(self, jobs: list[QueuedJob]) -> None:
@@ -254,15 +255,27 @@ class Submission:
             if any(index in waiting or f"{array}_{index}" in claimed for index in indices):  # else a person holds it
                 with contextlib.suppress(Refused):  # it stays held: the next caller tries again
                     self.complete(array, indices)
-        queued = {job.id for job in jobs if not job.is_held}
-        still_held = {job.id for job in jobs if job.is_held}
-        for task in {path.name for path in _listed(self.folder / CLAIMED)} - still_held:
+        claimed = {path.name for path in _listed(self.folder / CLAIMED)}
+        now = {job.id: job for job in queue()} if claimed else {}  # asked after the look at claims, whose jobs were there before
+        for task in claimed:
             run = self.run(_index(task))
-            if task in queued or _has_begun(run, task):
+            if task in now and now[task].is_held:
+                continue
+            if task in now or _has_begun(run, task):
                 _rename(self.folder / CLAIMED / task, self.folder / SUBMITTED / task)
             else:
                 (run / "attempt.json").unlink(missing_ok=True)
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(_index(task)))
+
+    def withdraw_all(self, indices: list[int]) -> list[int]:
+        """Take points out; return those that did wait. Jobs that a killed process left on hold for them go, too."""
+        withdrawn = [index for index in indices if self.withdraw(index)]
+        ids = {str(index) for index in withdrawn}
+        with contextlib.suppress(Refused):
+            held = [job for job in queue() if job.is_held and job.index in ids and _is_same(job.command, self.script)]
+            if held:
+                run_slurm("scancel", *(job.id for job in held))
+        return withdrawn
 
     def pause(self) -> None:
         _rename(self.folder / PLAN, self.folder / PAUSED)
@@ -341,10 +354,10 @@ def waiting_points(runs_dir: Path) -> dict[str, Point]:
     for name in (PLAN, PAUSED):
         for path in (runs_dir / "sweeps").glob(f"*/*/{name}"):
             submission = Submission(path.parent)
-            for task in _listed(submission.folder / CLAIMED):
-                found[submission.run(_index(task.name)).name] = Point(submission, _index(task.name), task.name)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
+            for task in _listed(submission.folder / CLAIMED):  # after those that wait, whose next state this is
+                found[submission.run(_index(task.name)).name] = Point(submission, _index(task.name), task.name)
     return found
 
 
