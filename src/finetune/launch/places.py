@@ -1,5 +1,7 @@
-"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as Slurm's accounting
-answers where it may be asked; and moving on, from a shell, the sweeps whose points wait for a place (launch/waves.py)."""
+"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as
+Slurm's accounting answers where it may be asked; and moving on, from a shell, sweeps of which points wait for a
+place (launch/waves.py).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def largest_array(cluster: ClusterConfig) -> int:
 
 
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
-    """Return the limits that are known for jobs of this user on this partition, quality of service and account."""
+    """Return the known limits for jobs of this user on this partition, quality of service and account."""
     return [*_documented(cluster), *_accounted(cluster)]
 
 
@@ -95,10 +97,11 @@ def _of_qos(name: str) -> Iterator[int]:
 
 
 def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
-    """Submit points that wait for a place, as many as there are places for; report how many, and how many go on waiting.
+    """Submit points that wait for a place, as many as there are places for; report how many, and how many remain.
 
     Args:
-        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that wants no more of them.
+        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that wants no
+            more of them.
     """
     try:
         after = {}
