@@ -6,8 +6,10 @@
     srun …
     python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
-It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts and the standard library, from Python
-3.8 on (cluster.host_python).
+A job that has ended for good submits points of sweeps that wait for its place (waves.py).
+
+It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts, waves.py and the standard library,
+from Python 3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 
 from finetune import attempts, causes
 from finetune.attempts import Attempt, Ending
+from finetune.launch import waves
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -38,6 +41,7 @@ STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 ACCOUNTING_SECONDS = 10.0  # a question that is only nice to have answered
 SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
+PLACE_SECONDS = 120.0  # that a job waits for a place for the one that goes on after it
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
@@ -53,7 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     job = Job(options)
     run = options.run.resolve()  # through a sweep's points/<index>
-    return {"begin": begin, "guard": guard, "end": end}[options.when](run, job)
+    code = {"begin": begin, "guard": guard, "end": end}[options.when](run, job)
+    leaves_for_good = {"begin": (FAILED, DONE), "guard": (), "end": (GO, FAILED)}
+    if code in leaves_for_good[options.when]:
+        submit_waiting(run.parent, job)
+    return code
+
+
+def submit_waiting(runs_dir: Path, job: Job) -> None:
+    """Let waiting points of sweeps have this job's place. Whatever goes wrong, the run has ended as it has."""
+    try:
+        if submitted := waves.submit_waiting(runs_dir, ending=job.id):
+            say(f"{submitted} waiting points submitted")
+    except Exception as fault:
+        say(f"waiting points were not submitted ({fault}): the next job that ends does it, or `finetune status`")
 
 
 class Job:
@@ -254,27 +271,42 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     Raises:
         RuntimeError: Slurm refuses.
     """
-    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.id, check=True))
+    script = re.search(r"\bCommand=(.+)", scontrol("show", "job", job.id, check=True))
     if script is None:
         raise RuntimeError(f"Slurm does not know the script of job {job.id}")
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=SBATCH_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError("sbatch: the controller does not answer") from None
-    if done.returncode:
-        raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")
-    raw_id = done.stdout.strip().partition(";")[0]
+    raw_id = _sbatch(command)
     new_id = f"{raw_id}_{index}" if index else raw_id
     shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
     submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
     write_json(run / "attempt.json", submitted)
     attempts.hand_over(run, last.number, new_id, time.time())
     scontrol("release", raw_id, check=True)
+
+
+def _sbatch(command: list[str]) -> str:
+    """Return the id of the submitted job. Where Slurm takes no more jobs of this user, wait for the place of another that leaves:
+    jobs of a sweep come to their time limit together, and each still counts while it submits the next.
+
+    Raises:
+        RuntimeError: Slurm refuses.
+    """
+    deadline = time.monotonic() + PLACE_SECONDS
+    while True:
+        environment = waves.submission_environment()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SBATCH_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError("sbatch: the controller does not answer") from None
+        if done.returncode == 0:
+            return done.stdout.strip().partition(";")[0]
+        refusal = " ".join(done.stderr.split())
+        if not waves.TOO_MANY.search(refusal) or time.monotonic() > deadline:
+            raise RuntimeError(f"sbatch: {refusal}")
+        time.sleep(PAUSE)
 
 
 def may_be_held(job_id: str) -> bool:
