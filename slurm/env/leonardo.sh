@@ -1,7 +1,7 @@
 # source this in an allocation on leonardo. Rendered from conf/cluster/leonardo.yaml: `make cluster-env`
 # documented, 2025-03: https://docs.hpc.cineca.it/hpc/leonardo.html
 #     partition, gpu_request, cpus_per_rank, memory_per_node, clean_modules, site
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

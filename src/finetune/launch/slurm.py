@@ -298,7 +298,7 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
         return []
     commands = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
     needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NOT_TRIED}"] if commands else []
-    lines = [*needs_modules, *(f"module --quiet {command} || exit {NOT_TRIED}" for command in commands)]
+    lines = [*needs_modules, *(f"module {command} > /dev/null 2>&1 || exit {NOT_TRIED}" for command in commands)]
     trial = "\n".join(
         [*lines, "exec 2> /dev/null", *(f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8))]
     )
