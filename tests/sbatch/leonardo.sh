@@ -17,6 +17,9 @@ type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$s
 module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
 
 # the job's environment
+[ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-$WORK/$USER/cache/huggingface}"
+export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-$WORK/$USER/cache/apptainer}"
+export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-$WORK/$USER/cache/apptainer}"
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
