@@ -127,10 +127,18 @@ MODULES = 'module() { case "$*" in *none*) return 1;; *cray-python) PATH=$NEWER:
 @pytest.mark.parametrize("profile", ["lumi", "olivia", "arrhenius"])
 def test_an_old_python_on_the_host_is_refused_with_the_remedy(stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str) -> None:
     monkeypatch.setenv("BASH_FUNC_module%%", "() { :; }")
-    stub("python3", OLD)
-    cluster = replace(profiles()[profile], host_python="python3")
-    with pytest.raises(ValueError, match=r"^cluster\.host_python: python3 is Python 3\.6\.15 here, .* name a newer one"):
+    stub("sites-python3", OLD)
+    cluster = replace(profiles()[profile], host_python="sites-python3")
+    with pytest.raises(ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"):
         slurm.check(cluster, 1)
+
+
+def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(stub: Stub, tmp_path: Path) -> None:
+    """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm job."""
+    stub("sh", f"touch {tmp_path}/from-the-shell")
+    cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
+    slurm.check(cluster, 1)
+    assert not (tmp_path / "from-the-shell").exists()
 
 
 def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:

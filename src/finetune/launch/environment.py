@@ -34,7 +34,7 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
     """Return the lines for a job of the profile's number of nodes."""
     extra = cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node
     return [
-        *_node_lines(cluster),
+        *node_lines(cluster),
         *module_lines(cluster.clean_modules, cluster.modules),
         "",
         "# the job's environment",
@@ -45,7 +45,7 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _node_lines(cluster: ClusterConfig) -> list[str]:
+def node_lines(cluster: ClusterConfig) -> list[str]:
     """Return what keeps the submitting shell's programs from a node that cannot run them."""
     site = cluster.site
     if not site.crosses_architectures:

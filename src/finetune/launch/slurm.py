@@ -25,7 +25,7 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job
-from finetune.launch.environment import FIND_MODULE, environment_lines
+from finetune.launch.environment import FIND_MODULE, environment_lines, node_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
 from finetune.run_folder import RunFolder
@@ -340,7 +340,7 @@ def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.Com
     modules = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
     needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NO_MODULES}"] if modules else []
     load = [f"module {command} > /dev/null 2>&1 || exit {NO_MODULES}" for command in modules]
-    trial = "\n".join([*needs_modules, *load, "exec 2> /dev/null", *commands])
+    trial = "\n".join([*node_lines(cluster), *needs_modules, *load, "exec 2> /dev/null", *commands])
     try:
         done = subprocess.run(
             ["bash", "-c", trial],
