@@ -99,6 +99,7 @@ def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -
         "allocation failure: Requested node configuration is not available",
         "sbatch: error: Unable to contact slurm controller (connect failure)",
         "sbatch: error: invalid partition specified: a1000",
+        "sbatch: unrecognized option '--exclusiv'",
     ],
 )
 def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(stub: Stub, answer: str) -> None:

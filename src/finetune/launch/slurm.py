@@ -39,7 +39,7 @@ TRIAL_SECONDS = 60  # that the module commands of a login node may take
 NO_MODULES = 77  # exit code of a trial whose module commands do not work here
 # answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
 # "User's group not permitted to use this partition" is one.
-NO_VERDICT = re.compile(r"permission denied|test-only|unrecognized option|not implemented", re.IGNORECASE)
+NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 # for sbatch these would come before the script's own lines, and before the environment that a job needs
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 
