@@ -191,7 +191,9 @@ def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_rem
     monkeypatch.setenv("LOADEDMODULES", "GCCcore/13.2.0:Python/3.11")
     cluster = replace(profiles()["leonardo"], account="iscra")
     stub("sinfo", "exit 0")
-    with pytest.raises(ValueError, match=r"^cluster\.modules: .*/mine\) does not start .*GCCcore/13\.2\.0, Python/3\.11\)$"):
+    with pytest.raises(
+        ValueError, match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$"
+    ):
         slurm.check(cluster, 1)
     assert slurm.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
 

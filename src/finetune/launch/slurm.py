@@ -326,18 +326,22 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
     if done.returncode == 0:
         return []
     loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
+    first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
     raise ValueError(
-        f"cluster.modules: this Python ({sys.executable}) does not start in a job, which begins with "
-        f"`module {cluster.clean_modules}` and loads {cluster.modules or 'nothing'}; name the modules that it needs, "
-        f"as in cluster.modules=['load Python/3.11'] (loaded in this shell: {loaded})"
+        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, as in a job; "
+        f"name the modules that it needs, as in cluster.modules=['load Python/3.11'] (loaded in this shell: {loaded})"
     )
+
+
+def _module_commands(cluster: ClusterConfig) -> list[str]:
+    return [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
 
 
 def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
     """Run commands as a job would, after the profile's module commands; why that is not possible here, else."""
     if Path("/.singularity.d").is_dir():
         return "this command runs in a container"
-    modules = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
+    modules = _module_commands(cluster)
     needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NO_MODULES}"] if modules else []
     load = [f"module {command} > /dev/null 2>&1 || exit {NO_MODULES}" for command in modules]
     trial = "\n".join([*node_lines(cluster), *needs_modules, *load, "exec 2> /dev/null", *commands])
