@@ -152,6 +152,7 @@ class TrainConfig:
     )
     detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
     wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    dry_run: bool = setting(False, "check everything, print the batch script, start and write nothing (--dry-run is the same)")
     debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
 
     def __post_init__(self) -> None:

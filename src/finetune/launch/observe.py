@@ -103,6 +103,9 @@ def _array(job_id: str) -> str:
 
 def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
+    if state == "queued":
+        holder = run.turn_holder()  # else the shell that was to start it is gone
+        return Observed(run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else "")
     reason = run.failure() or "" if state in ("failed", "dead") else ""
     return Observed(run, state, alive=state == "running", reason=reason)
 
