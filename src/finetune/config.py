@@ -7,6 +7,7 @@ import importlib
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +237,15 @@ class TrainConfig:
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
     """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))
     _refuse_extra(config, "")
     return config
+
+
+@cache
+def _structured(schema: type[Any]) -> Any:
+    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many points."""
+    return OmegaConf.structured(schema)
 
 
 def _refuse_extra(config: Any, prefix: str) -> None:

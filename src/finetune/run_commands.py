@@ -308,7 +308,7 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the table of a sweep's points, and before it what a table does not hold: faults, warnings, the best point's result."""
+    """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
     from finetune import report
     from finetune.launch.sweep_files import best_of, read_point
     from finetune.status import print_sweep

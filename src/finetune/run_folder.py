@@ -229,6 +229,11 @@ class RunFolder:
         attempt = self.read_json("attempt.json")
         return None if attempt is None else str(attempt.get("scheduler", "local"))
 
+    def planned_scheduler(self) -> str:
+        """Return who was to be given the run: local or slurm. Its config is not read where that can be known without it."""
+        noted = (self.read_json("provenance.json") or {}).get("scheduler")
+        return str(noted or self.config().cluster.scheduler)
+
     def is_running(self) -> bool:
         """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which
         a rank may want.

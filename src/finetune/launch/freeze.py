@@ -81,7 +81,7 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
             run = RunFolder(claim_folder(Path(config.runs_dir), run_id))
             runs.append(run)
             point = {"point": sweep.points[index]} if sweep else {}
-            run.write_json("provenance.json", {**origin, **point})
+            run.write_json("provenance.json", {**origin, **point, "scheduler": config.cluster.scheduler})
             configuration.save(config, run.config_file)
             base.note_inputs(run, pinned.inputs[index])
     except BaseException as fault:

@@ -133,10 +133,7 @@ def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
         return known
     found = {folder for folder in _folders_at_work() if folder != str(run.path)}
     for folder in sorted(found - known):
-        line = (
-            f"this machine is shared: run {Path(folder).name} is at work here too, and both will be slower; "
-            f"`finetune cancel {Path(folder).name}` stops it"
-        )
+        line = f"this machine is shared: another run is at work here, and each will be slower: {folder}"
         print(line, file=sys.stderr)  # noqa: T201
     return found | known
 

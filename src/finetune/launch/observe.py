@@ -64,7 +64,7 @@ def _job_of(run: RunFolder) -> str | None:
     """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
     attempt = run.read_json("attempt.json")
     if attempt is None:
-        interrupted = run.config().cluster.scheduler == "slurm" and not run.read_json("outcome.json")
+        interrupted = run.planned_scheduler() == "slurm" and not run.read_json("outcome.json")
         return UNKNOWN if interrupted else None
     return str(attempt["job_id"]) if attempt.get("scheduler") == "slurm" else None
 
