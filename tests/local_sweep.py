@@ -47,7 +47,7 @@ def main() -> None:
     follow.POLL_SECONDS = 0.02
     from finetune import report
 
-    report.print_summary = lambda run: print(f"summary of {run.id}", file=sys.stderr)
+    report.print_summary = lambda run: sys.stderr.write(f"summary of {run.id}\n")
     cli.main(sys.argv[1:])
 
 

@@ -237,13 +237,13 @@ class TrainConfig:
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
     """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
-    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))
+    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))  # type: ignore[arg-type]
     _refuse_extra(config, "")
     return config
 
 
 @cache
-def _structured(schema: type[Any]) -> Any:
+def _structured(schema: Any) -> Any:
     """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many points."""
     return OmegaConf.structured(schema)
 

@@ -48,7 +48,7 @@ def status_tables(seen: list[Observed], most: int = OVERVIEW_POINTS, width: int 
             alone.append(one)
         else:
             sweeps.setdefault(sweep, []).append(one)
-    tables: list[RenderableType] = [_run_table(alone)] if alone or not sweeps else []
+    tables: list[RenderableType] = [_run_table(alone, width)] if alone or not sweeps else []
     limit = most if len(sweeps) + len(tables) > 1 else len(seen)
     for sweep, points in sweeps.items():
         tables += [Text(), sweep_table(sweep, points, limit, width)]
@@ -132,11 +132,7 @@ def _columns(
     states = [_state(observed[point.id]) for point in shown]
     columns += [
         Column("state", states, narrow=[point.state for point in shown]),
-        Column("step", [row.step for row in rows], drop=4),
-        Column("loss", [row.loss for row in rows], drop=3),
-        Column("tok/s", [row.speed for row in rows], drop=1),
-        Column("left", [row.left for row in rows], drop=5),
-        Column("restarts", [row.restarts for row in rows], drop=2),
+        *_progress_columns(rows),
         Column("held-out loss", losses),
     ]
     return [column for column in columns if any(column.cells)]
@@ -169,14 +165,28 @@ def _choose(points: list[Point], most: int) -> list[Point]:
     return done[: most - num_others] + others[:num_others]
 
 
-def _run_table(seen: list[Observed]) -> Table:
-    table = Table("run", "state", "step", "loss", "tok/s", "left", "restarts", "held-out loss", box=None)
-    for one in seen:
-        row = _progress(one)
-        summary = one.run.summary()
-        held_out = _before_after(summary) if summary else ""
-        table.add_row(one.run.id, _state(one), row.step, row.loss, row.speed, row.left, row.restarts, held_out)
-    return table
+def _run_table(seen: list[Observed], width: int) -> Table:
+    """Return the runs that are no points of a sweep, in the order in which they were submitted."""
+    rows = [_progress(one) for one in seen]
+    summaries = [one.run.summary() for one in seen]
+    columns = [
+        Column("run", [one.run.id for one in seen]),
+        Column("state", [_state(one) for one in seen], narrow=[one.state for one in seen]),
+        *_progress_columns(rows),
+        Column("held-out loss", [_before_after(summary) if summary else "" for summary in summaries]),
+    ]
+    kept = [column for column in columns if not column.drop or any(column.cells)]
+    return _render(_fit(kept, width), len(seen))
+
+
+def _progress_columns(rows: list[Progress]) -> list[Column]:
+    return [
+        Column("step", [row.step for row in rows], drop=4),
+        Column("loss", [row.loss for row in rows], drop=3),
+        Column("tok/s", [row.speed for row in rows], drop=1),
+        Column("left", [row.left for row in rows], drop=5),
+        Column("restarts", [row.restarts for row in rows], drop=2),
+    ]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
     order = f"{num_runs} runs, one after the other" if num_runs > 1 else "1 run"
     ranks = "1 rank" if cluster.world_size == 1 else f"{cluster.world_size} ranks"
     place = "with srun in this allocation" if cluster.scheduler == "slurm" else "on this machine"
-    return f"{order}, {place}: {ranks} each, at most {cluster.timeout_min} minutes\nrun folders: {config.runs_dir}\n"
+    each = " each" if num_runs > 1 else ""
+    return f"{order}, {place}: {ranks}{each}, at most {cluster.timeout_min} minutes{each}\nrun folders: {config.runs_dir}\n"
 
 
 def _put_in_turn(run: RunFolder) -> None:
