@@ -26,7 +26,7 @@ Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
   inspect CORPUS             what was done to its documents and why some were dropped; cuts, tokens, lengths
-  train recipe=NAME          train a model; settings follow as key=value, -m sweeps over lists (lr=1e-4,2e-4), --dry-run only checks
+  train recipe=NAME          train a model; settings follow as key=value, -m sweeps over lists (lr=1e-4,2e-4), --dry-run checks
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model folder, by source and written standard
   status [RUN …] [--watch]   what the runs are doing, or how they ended

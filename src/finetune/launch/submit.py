@@ -118,6 +118,8 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
 
 
 def _say_sweep(sweep: Sweep, num_points: int) -> None:
+    if sweep.first or num_points < 2:  # a sweeper that learns submits a batch after the other: each run is named as it starts
+        return
     print(  # noqa: T201
         f"sweep {sweep.id}: {num_points} points, one after the other on this machine\n"
         f"  finetune status {sweep.id}    finetune cancel {sweep.id}",
