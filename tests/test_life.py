@@ -241,7 +241,7 @@ def test_a_completed_run_without_checkpoints_does_not_begin_anew(make: Callable[
     assert run.config().max_steps == 6
 
 
-def test_what_a_sweep_never_came_to_is_started_unless_the_sweep_is_at_work(
+def test_retry_leaves_a_point_to_the_shell_that_is_to_start_it_as_long_as_there_is_one(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started_again: list[RunFolder] = []
@@ -252,8 +252,11 @@ def test_what_a_sweep_never_came_to_is_started_unless_the_sweep_is_at_work(
     first.write_json("outcome.json", {"state": "stopped"})
     at_work = sleeper(str(second.jobs))
     second.record_attempt(str(at_work.pid))
-    assert submit.retry([first, second, third]) == []
+    third.join_turn()
+    assert submit.retry([first, second, third]) == [first]
     at_work.kill()
     at_work.wait()
-    second.write_json("outcome.json", {"state": "stopped"})
-    assert submit.retry([first, second, third]) == started_again == [third]
+    second.write_json("outcome.json", {"state": "cancelled"})
+    third.write_json("turn.json", {**(third.read_json("turn.json") or {}), "started": 0.0})  # another process has its number
+    assert submit.retry([second, third]) == [second, third]
+    assert started_again == [first, second, third]

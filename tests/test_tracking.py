@@ -51,6 +51,12 @@ def test_steps_arrive_once_though_a_resumed_run_repeats_them(run: RunFolder) -> 
     assert found.data.params["model.from_scratch.hidden_size"] == "32"
 
 
+def test_a_point_of_a_sweep_is_called_by_its_values(run: RunFolder) -> None:
+    run.write_json("provenance.json", {"point": {"lr": "2e-4", "adapter.r": "16"}})
+    sender.sync(run)
+    assert stored(run)[0].info.run_name == "lr=2e-4 r=16"
+
+
 def test_more_than_one_batch(run: RunFolder) -> None:
     say(run, *range(1500))
     sender.sync(run)

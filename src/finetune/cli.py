@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
+    from finetune.points import Sweep
 
 USAGE = """\
 usage: finetune VERB …
@@ -25,13 +26,13 @@ Fine-tune open language models on Norwegian public-sector text.
 
   prepare corpus=NAME        raw text to a corpus folder of licensed, de-identified token shards
   inspect CORPUS             what was done to its documents and why some were dropped; cuts, tokens, lengths
-  train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
+  train recipe=NAME          train a model; settings follow as key=value, -m sweeps over lists (lr=1e-4,2e-4), --dry-run checks
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
   evaluate RUN[@STEP]|FOLDER held-out loss by source and written standard; of several, compared (--against base)
   status [RUN …] [--watch]   what the runs are doing, or how they ended
   logs RUN … [-f] [--rank N] what a rank has written
   cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
-  retry RUN …                submit again what failed
+  retry RUN …                start again what failed, or was stopped or cancelled
   prune [RUN …]              free what completed runs need no more
   sync [RUN …]               send what runs have said to MLflow (done by itself while a run is followed)
   ui                         open MLflow's user interface on the runs
@@ -114,13 +115,13 @@ def inspect(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """finetune train [recipe=NAME] [key=value …] [-m] [--after PREPARE_RUN]"""
+    """finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--after PREPARE_RUN]"""
     if _wants_help(arguments):
         from finetune import report
 
         print(report.train_help(), end="")
         return 0
-    arguments = _after(arguments)
+    arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in _after(arguments)]
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
 
 
@@ -252,19 +253,23 @@ def to_train_config(node: Any) -> TrainConfig:
     return config
 
 
-def run_points(points: list[TrainConfig], sweep: str | None = None, go_on: bool = False) -> list[float | None]:
+def run_points(points: list[TrainConfig], sweep: Sweep | None = None, go_on: bool = False) -> list[float | None]:
     """Submit the points, print what comes of each, and give their held-out losses (None where there is none, or not yet).
 
     Args:
-        sweep: id of the sweep whose points they are.
+        sweep: whose points they are.
         go_on: a failed run is for the sweeper to judge.
 
     Raises:
-        SystemExit: a run failed; all of them have been tried.
+        SystemExit: a run failed, and all of them have been tried; or nothing was to be started (--dry-run).
     """
     from finetune import run_commands
-    from finetune.launch.submit import submit
+    from finetune.launch.submit import dry_run, submit
 
+    if points[0].dry_run:
+        print(dry_run(points, sweep), end="")
+        run_commands.report_dry_run(points, sweep)
+        raise SystemExit(0)
     runs = submit(points, sweep)
     code = run_commands.report_runs(runs)
     if code and not go_on:

@@ -7,6 +7,7 @@ import importlib
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ class TrainConfig:
     )
     detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
     wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    dry_run: bool = setting(False, "check everything, print the batch script, start and write nothing (--dry-run is the same)")
     debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
 
     def __post_init__(self) -> None:
@@ -238,9 +240,15 @@ class TrainConfig:
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
     """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))  # type: ignore[arg-type]
     _refuse_extra(config, "")
     return config
+
+
+@cache
+def _structured(schema: Any) -> Any:
+    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many points."""
+    return OmegaConf.structured(schema)
 
 
 def _refuse_extra(config: Any, prefix: str) -> None:

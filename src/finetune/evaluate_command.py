@@ -19,6 +19,7 @@ from finetune import report
 from finetune.base import Base
 from finetune.config import RUN_PREFIX, DataConfig, split_step
 from finetune.run_folder import RunFolder
+from finetune.terminal import console
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
@@ -71,7 +72,7 @@ def evaluate(options: argparse.Namespace) -> str | None:
     if len(subjects) == 1:
         report.print_held_out({"after": results[0].as_dict()})
     else:
-        report.console().print(comparison_table(subjects, results))
+        console().print(comparison_table(subjects, results))
     held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
     report.print_losses({"validation": held_out_rows.as_dict()})
     if not options.json:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from finetune.report import clipped, console
+from finetune.report import clipped
+from finetune.terminal import console
 
 if TYPE_CHECKING:
     from data_prep.inspection import Inspection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections import Counter
 from typing import Any
 
@@ -13,65 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune import attempts
 from finetune.config import DataConfig, TrainConfig, conf_dir
-from finetune.launch.observe import Observed
-from finetune.next_step import what_helps
+from finetune.points import describe
 from finetune.run_folder import RunFolder
-
-WARNINGS_OF_A_RUN = 5
-
-
-def console(stderr: bool = True) -> Console:
-    # A pipe has no width of its own; 80 columns would cut run ids.
-    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() or sys.stderr.isatty() else 160)
-
-
-def status_table(seen: list[Observed]) -> Table:
-    table = Table("run", "state", "step", "loss", "tok/s", "left", "restarts", "held-out loss", box=None)
-    for one in seen:
-        last, summary = one.run.last_metrics(), one.run.summary()
-        steps = f"{last['step']}/{int(last['train/num_steps'])}" if last else ""
-        loss, speed = (f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}") if last else ("", "")
-        left = ""
-        if one.state == "running" and "seconds_a_step" in last:
-            left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
-        state = f"{one.state} ({one.reason})" if _fits(one) else one.state
-        held_out = _before_after(summary) if summary else ""
-        table.add_row(one.run.id, state, steps, loss, speed, left, str(one.restarts or ""), held_out)
-    return table
-
-
-def _fits(one: Observed) -> bool:
-    """Why a run waits is mostly a word."""
-    return one.state == "queued" and 0 < len(one.reason) < 60
-
-
-def print_status(seen: list[Observed], stderr: bool = False) -> None:
-    out = console(stderr=stderr)
-    out.print(status_table(seen))
-    for one in seen:
-        if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
-            out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
-        if not one.alive and one.state != "completed" and len(seen) <= 5:
-            out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
-        if one.alive and (words := attempts.last_restart(one.run.path)):
-            out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
-        print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= 5 else 0)
-    if len(seen) > 5:
-        counts = Counter(one.state for one in seen)
-        out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
-
-
-def print_warnings(out: Console, run: RunFolder, most: int) -> None:
-    """Print the first warnings of a run's ranks, and how many more there are."""
-    found = run.warnings()
-    for warning in found[:most]:
-        out.print(Text(f"{run.id}: warning: {warning}", style="yellow"), soft_wrap=True)
-    if len(found) > most:
-        rest = f"{len(found) - most} more warnings: finetune logs {run.id}"
-        line = rest if most else f"{len(found)} warnings: finetune status {run.id}"
-        out.print(Text(f"{run.id}: {line}", style="yellow"), soft_wrap=True)
+from finetune.terminal import console
 
 
 def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
@@ -84,17 +28,6 @@ def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) 
     for run_id, _, states in preparations:
         if any(state in ("FAILED", "OUT_OF_MEMORY", "TIMEOUT") for state in states.values()):
             console().print(f"why it failed: finetune logs {run_id}")
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 05, 2 d 04 h."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
 
 
 def print_corpus(prepared: Any) -> None:
@@ -257,7 +190,8 @@ def print_summary(run: RunFolder) -> None:
     kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
     origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
     speed = f"{summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else "no step left to do"
-    out.print(f"\n[bold]{run.id}[/bold]: {kind}, {origin}")
+    point = f" ({describe(run.point())})" if run.point() else ""
+    out.print(Text.assemble("\n", (run.id, "bold"), f"{point}: {kind}, {origin}"))
     out.print(f"  {summary['trainable_parameters']:,} of {summary['parameters']:,} parameters, {summary['steps']} steps, {speed}")
     if summary["mfu"] is not None:
         limit = f"{summary['peak_flops_per_rank'] / 1e12:.2f} TFLOP/s a rank ({summary['peak_flops_origin']})"
@@ -331,11 +265,6 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _before_after(summary: dict[str, Any]) -> str:
-    before, after = summary["before"], summary["after"]
-    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
-
-
 def _groups() -> str:
     """Every group with its files, the default one marked."""
     entries = [entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)]
@@ -351,8 +280,9 @@ def _groups() -> str:
 
 def train_help() -> str:
     return (
-        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--config-dir FOLDER]\n\n"
+        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]\n\n"
         "  -m                   sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued\n"
+        "  --dry-run            check everything as for a start, print the batch script, and write nothing\n"
         "  --config-dir FOLDER  more recipes and other files, in folders named as below\n"
         "  --cfg job            print the composed config and train nothing\n\n"
         f"Files to choose from, as group=name, * by default (model= also takes a folder, hub id or run:<id>):\n{_groups()}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -15,12 +16,15 @@ from finetune.overrides import Parser, to_dotlist
 from finetune.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from finetune.config import TrainConfig
     from finetune.launch.chain import PrepareRun
     from finetune.launch.observe import Observed
+    from finetune.points import Sweep
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
 MOVE_ON_SECONDS = 15.0  # between two tries of a watching shell to submit points that wait for a place
+REPORTED_POINTS = 20  # of a sweep, one by one
 
 
 def parser(verb: str, description: str) -> Parser:
@@ -56,6 +60,7 @@ def status(arguments: list[str]) -> int:
     from finetune import report
     from finetune.launch import places
     from finetune.launch.observe import observe
+    from finetune.status import print_status
 
     if prepared := _prepare_runs(options):
         report.print_steps([(run.id, run.jobs, run.states()) for run in prepared])
@@ -66,7 +71,8 @@ def status(arguments: list[str]) -> int:
     if options.watch:
         watch(runs)
     else:
-        report.print_status(observe(runs))
+        print_status(observe(runs))
+    update_sweep_files(runs)
     return 0
 
 
@@ -164,7 +170,7 @@ def cancel(arguments: list[str]) -> int:
 
 def retry(arguments: list[str]) -> int:
     options_of = parser(
-        "retry", "Submit again what failed, died, was cancelled or never started; each goes on from its newest checkpoint."
+        "retry", "Start again what failed, died, was stopped, cancelled or never started, each from its newest checkpoint."
     )
     options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options = options_of.parse_args(arguments)
@@ -172,7 +178,9 @@ def retry(arguments: list[str]) -> int:
 
     again = submit.retry(chosen(options))
     if not again:
-        print("nothing to retry: none of these runs failed, died, was cancelled or waits without a job", file=sys.stderr)
+        print(
+            "nothing to retry: none of these runs failed, died, was stopped or cancelled, or waits without a job", file=sys.stderr
+        )
         return 0
     return report_runs(again)
 
@@ -236,20 +244,22 @@ def chosen(options: argparse.Namespace) -> list[RunFolder]:
     return list(found.values())
 
 
-def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None) -> list[Observed]:
+def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_end: bool = True) -> list[Observed]:
     """A live table until all runs have ended, or Ctrl-C; then how they ended.
 
     Args:
         also: called between two looks.
+        show_end: print how they ended; no, if the caller does so.
     """
     from rich.live import Live
 
-    from finetune import report
     from finetune.launch import places
     from finetune.launch.observe import observe
+    from finetune.status import print_status, status_group
+    from finetune.terminal import console
 
     now, moved = observe(runs), time.monotonic()
-    with Live(report.status_table(now), console=report.console(), auto_refresh=False, transient=True) as live:
+    with Live(status_group(now), console=console(), auto_refresh=False, transient=True) as live:
         while any(one.alive for one in now):
             also()
             time.sleep(WATCH_SECONDS)
@@ -257,14 +267,19 @@ def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None) -> lis
                 places.move_sweeps_on(runs[0].path.parent, quiet=True)
                 moved = time.monotonic()
             now = observe(runs)
-            live.update(report.status_table(now), refresh=True)
-    report.print_status(now, stderr=True)
+            live.update(status_group(now), refresh=True)
+    if show_end:
+        print_status(now, stderr=True)
     return now
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Say what became of submitted runs: how they ended, or that they go on by themselves, with what comes next. With wait=true
-    it waits for the end first. The exit code that says it; stdout carries the run ids."""
+    """Report what became of submitted runs: how they ended, or that they go on by themselves, with what comes next. With
+    wait=true it waits for the end first. Stdout carries the run ids.
+
+    Returns:
+        the exit code: 1 if a run has ended and is not completed.
+    """
     from finetune.launch.observe import observe
 
     config, now = runs[0].config(), observe(runs)
@@ -274,25 +289,83 @@ def report_runs(runs: list[RunFolder]) -> int:
     elif any(one.alive for one in now):
         _say_submitted([one for one in now if one.alive])
     failed = [one for one in now if not one.alive and one.state != "completed"]
+    sweep = runs[0].sweep() if len({run.sweep() for run in runs}) == 1 else None
+    ended = [one for one in now if not one.alive]
+    if sweep and len(runs) > 1 and ended:
+        _report_sweep(sweep, ended, is_over=len(ended) == len(now))
+    else:
+        for one in now:
+            _say_ended(one)
+    update_sweep_files(runs)
     for one in now:
-        _say_ended(one)
         print(one.run.id, flush=True)
     if failed and len(runs) > 1:
         print(f"error: {len(failed)} of {len(runs)} runs did not complete", file=sys.stderr)
     return 1 if failed else 0
 
 
+def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
+    """Print the points that were checked, and what a submission of them would be charged."""
+    from finetune.status import print_points
+
+    print(file=sys.stderr)
+    if sweep and len(points) > 1:
+        print_points(sweep.points, REPORTED_POINTS)
+    if points[0].cluster.scheduler == "slurm":
+        print(*points[0].cluster.what_to_know(len(points)), sep="\n", file=sys.stderr)
+    print("dry run: all was checked, nothing was written or started; leave --dry-run out to start", file=sys.stderr)
+
+
+def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
+    """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
+    from finetune import report
+    from finetune.launch.sweep_files import best_of, read_point
+    from finetune.status import print_sweep
+
+    points = {one.run.id: read_point(one.run, one.state) for one in ended}
+    best = best_of(list(points.values()))
+    for one in [one for one in ended if one.state in ("failed", "dead")][:REPORTED_POINTS]:
+        _say_ended(one)
+    warned = [one for one in ended if one.state == "completed" and (one.run.summary() or {}).get("warnings")]
+    for one in [one for one in warned if best is None or one.run.id != best.id][:REPORTED_POINTS]:
+        for message in (one.run.summary() or {})["warnings"]:
+            print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)
+    for one in ended:
+        if best is not None and one.run.id == best.id:
+            report.print_summary(one.run)
+    print_sweep(sweep, ended)
+    again = any(one.state != "completed" for one in ended) and is_over
+    file = ended[0].run.path.parent / "sweeps" / sweep / "points.tsv"
+    retry = f"    finetune retry {sweep}" if again else ""
+    print(f"  finetune status {sweep}{retry}    all points: {_short(file)}", file=sys.stderr)
+
+
+def _name(run: RunFolder) -> str:
+    """A run's id, with its values where it is a point of a sweep."""
+    from finetune.points import describe
+
+    return f"{run.id} ({describe(run.point())})" if run.point() else run.id
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
 def _say_submitted(now: list[Observed]) -> None:
+    from finetune.points import describe
+
     first, sweep = now[0], now[0].run.sweep()
     if first.run.scheduler() == "local":
         for one in now:
             print(f"started {one.run.id}: `finetune status {one.run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
         return
     name = sweep if sweep and len(now) > 1 else first.run.id
-    for one in now[:20]:
-        print(f"  {one.run.id}  {f'job {one.job_id}' if one.job_id else one.reason}", file=sys.stderr)
-    if len(now) > 20:
-        print(f"  … and {len(now) - 20} more", file=sys.stderr)
+    for one in now[:REPORTED_POINTS]:
+        where = f"job {one.job_id}" if one.job_id else one.reason
+        print(f"  {one.run.id}  {where}  {describe(one.run.point())}".rstrip(), file=sys.stderr)
+    if len(now) > REPORTED_POINTS:
+        print(f"  … and {len(now) - REPORTED_POINTS} more", file=sys.stderr)
     print(
         f"submitted {f'sweep {name}: {len(now)} runs' if len(now) > 1 else f'run {name}'}\n"
         f"  finetune status {name} --watch    finetune logs {first.run.id} -f    finetune cancel {name}",
@@ -315,7 +388,7 @@ def _say_ended(one: Observed) -> None:
     detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
         one.state, f"{one.state}: {reason}"
     )
-    print(f"error: run {run.id}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
+    print(f"error: run {_name(run)}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
 
 
 def _wait(runs: list[RunFolder]) -> list[Observed]:
@@ -330,12 +403,25 @@ def _wait(runs: list[RunFolder]) -> list[Observed]:
             synced = time.monotonic()
 
     try:
-        now = watch(runs, sync_now_and_then)
+        now = watch(runs, sync_now_and_then, show_end=False)
     except KeyboardInterrupt:
         print("no longer waiting; the runs go on", file=sys.stderr)
         return observe(runs)
     sync_runs(runs, quiet=True)
     return now
+
+
+def update_sweep_files(runs: list[RunFolder]) -> None:
+    """Bring the tables of these runs' sweeps in runs/sweeps up to date, where they may be written."""
+    from finetune.launch import sweep_files
+
+    sweeps: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        if (sweep := run.sweep()) is not None:
+            sweeps.setdefault(sweep, []).append(run)
+    for sweep, points in sweeps.items():
+        with contextlib.suppress(OSError):  # another user's folder, or a full disk
+            sweep_files.update(points[0].path.parent, sweep, points)
 
 
 def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
@@ -352,6 +438,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
             if not quiet:
                 print(f"error: run {run.id} is not in MLflow: {reason}", file=sys.stderr)
+    update_sweep_files(runs)
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):  # of whose points something was said above
             sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])

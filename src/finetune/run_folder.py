@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -19,6 +20,9 @@ from finetune import causes, rank_warnings
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.suggestions import did_you_mean
+
+TURN = "turn.json"
+SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,11 @@ class RunFolder:
         """Held by rank 0 for as long as the run trains."""
         return FileLock(self.path / ".lock", timeout=0)
 
+    @property
+    def submission_lock(self) -> FileLock:
+        """Held for the moment in which the run is started here, or cancelled in the queue."""
+        return FileLock(self.path / ".submit.lock", timeout=SUBMISSION_SECONDS)
+
     def config(self) -> TrainConfig:
         return configuration.load(self.config_file)
 
@@ -134,6 +143,32 @@ class RunFolder:
         rank_warnings.forget(self.jobs)
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
+
+    def join_turn(self) -> None:
+        """Note that this process starts the run when those before it have ended."""
+        me = psutil.Process()
+        self.write_json(TURN, {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+
+    def leave_turn(self) -> None:
+        (self.path / TURN).unlink(missing_ok=True)
+
+    def turn_holder(self) -> str | None:
+        """Return which process is to start this run in its turn, or follows it: `process 123`, or `another process on HOST`;
+        None if nobody is. A process that was killed leaves its note behind, and is not taken for alive."""
+        turn = self.read_json(TURN)
+        if turn is None:
+            return None
+        if turn["host"] != socket.gethostname():
+            return f"another process on {turn['host']}"
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process = psutil.Process(turn["pid"])
+            if abs(process.create_time() - turn["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                return f"process {turn['pid']}"
+        return None
+
+    def has_lost_its_shell(self) -> bool:
+        """Whether the run was followed by a process that ended before it, as in a shell that was killed."""
+        return (self.path / TURN).exists() and self.turn_holder() is None
 
     def record_attempt(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
         """The job that works on the run from now on; its id is Slurm's, locally the process id of submitit's controller."""
@@ -196,14 +231,19 @@ class RunFolder:
             return "failed"
         if self.scheduler() == "slurm":
             return "running" if (self.path / "started.json").exists() else "queued"
-        if self.processes():  # ranks that outlived submitit's controller
-            return "running"
-        return "dead" if (self.path / "attempt.json").exists() else "queued"
+        if not (self.path / "attempt.json").exists():
+            return "queued"
+        return "running" if self.processes() else "dead"  # ranks may outlive submitit's controller
 
     def sweep(self) -> str | None:
         """Id of the sweep that the run is a point of, if it is."""
         found = (self.read_json("provenance.json") or {}).get("sweep")
         return None if found is None else str(found)
+
+    def point(self) -> dict[str, str]:
+        """Swept settings and this point's values, as they were typed; empty for a run that is no point of a sweep."""
+        found: dict[str, str] = (self.read_json("provenance.json") or {}).get("point") or {}
+        return found
 
     def code(self) -> str | None:
         """Digest of the code that its job imports (launch/freeze.py); None if it imports what is installed."""
@@ -219,6 +259,11 @@ class RunFolder:
         """Who was given the run: local or slurm; None before its submission."""
         attempt = self.read_json("attempt.json")
         return None if attempt is None else str(attempt.get("scheduler", "local"))
+
+    def planned_scheduler(self) -> str:
+        """Return who was to be given the run: local or slurm. Its config is not read where that can be known without it."""
+        noted = (self.read_json("provenance.json") or {}).get("scheduler")
+        return str(noted or self.config().cluster.scheduler)
 
     def is_running(self) -> bool:
         """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which

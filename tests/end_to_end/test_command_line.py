@@ -137,7 +137,16 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Pa
     assert bad.state() == "failed"
     assert "1 of 2 runs did not complete" in done.stderr
     assert "no attention implementation keeps this model's packed documents apart" in (bad.failure() or "")
-    assert "no attention implementation" in command(folder, "status", bad.id).stdout
+    sweep = str(good.sweep())
+    table = command(folder, "status", sweep).stdout
+    assert "no attention implementation" in table
+    assert any(line.split()[:3] == [good.id, "auto", "completed"] for line in table.splitlines())
+    assert done.stderr.startswith(f"sweep {sweep}: 2 points")
+    assert f"{bad.id} (attention=flash_attention_2)" in done.stderr
+    rows = (folder / "runs" / "sweeps" / sweep / "points.tsv").read_text().splitlines()
+    assert [row.split("\t")[:3] for row in rows[1:]] == [
+        [good.id, "auto", "completed"], [bad.id, "flash_attention_2", "failed"]
+    ]  # fmt: skip
 
 
 def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:

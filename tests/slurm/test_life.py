@@ -36,11 +36,11 @@ def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell:
             out, _ = following.communicate(timeout=60)
             assert "stopped" in out
             assert f"{run.id} stopped" in " ".join(shell.finetune("status").stdout.split())
-            assert "nothing to retry" in shell.finetune("retry", run.id).stderr
-            assert shell.finetune("retry", waiting.id, run.id).stdout.split() == [waiting.id]
+            assert shell.finetune("retry", waiting.id).stdout.split() == [waiting.id]
             assert list(shell.queue().values()) == ["PENDING"]
             shell.finetune("resume", run.id, "max_steps=6000")
             assert "is in use" in shell.finetune("resume", run.id, code=2).stderr
+            assert "nothing to retry" in shell.finetune("retry", run.id, waiting.id).stderr
             shell.finetune("cancel", "--now", run.id, waiting.id)
             wait_for(lambda: not shell.queue())
             assert "cancelled" in shell.finetune("status", run.id).stdout

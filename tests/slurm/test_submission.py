@@ -62,6 +62,12 @@ def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
     assert "#SBATCH --array=0-5%2" in script
     table = shell.finetune("status", str(runs[0].sweep())).stdout
     assert "6 runs: 5 completed, 1 failed" in table
+    head, best = table.splitlines()[2:4]
+    assert head.split()[:4] == ["run", "hidden_size", "num_attention_heads", "state"]
+    assert best.split()[-1] == "best"
+    assert best.strip() in done.stderr.replace("\n", " \n"), "wait=true ends with the same table"
+    (file,) = (shell.folder / "runs" / "sweeps" / str(runs[0].sweep())).glob("points.tsv")
+    assert file.read_text().splitlines()[1].split("\t")[0] == best.split()[0]
     assert str(bad.failure()) in table
 
 
@@ -175,6 +181,8 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
     shell.empty_queue()
     with shell.closed():
         both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")) for _ in range(2)]
+        dry = shell.finetune("train", "-m", "--dry-run", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')"))
+        assert "#SBATCH --array=0-5%" in dry.stdout
         ids = []
         for submitted in both:
             out, err = submitted.communicate(timeout=120)
@@ -184,7 +192,11 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
         assert len({*ids[0], *ids[1]}) == 12
         assert len(shell.queue()) == 12
         runs = shell.runs("\n".join([*ids[0], *ids[1]]))
-        assert len({run.sweep() for run in runs}) == 2
+        sweeps = {run.sweep() for run in runs}
+        assert len(sweeps) == 2
+        rendered = (shell.folder / "runs" / "sweeps" / str(runs[0].sweep()) / "0" / "submit.sh").read_text()
+        tried = re.search(r"--job-name=(\S+)", dry.stdout)[1]  # type: ignore[index]
+        assert dry.stdout.replace(tried, str(runs[0].sweep())) == rendered
         assert len({(run.config().seed, run.config().zero["stage"]) for run in runs}) == 6
         shell.finetune("cancel", *(str(sweep) for sweep in {run.sweep() for run in runs}))
         assert not shell.queue()

@@ -44,7 +44,7 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     for run in runs:
         if run.id in withdrawn:
             yield run, "cancelled"
-    for one in seen:
+    for one in sorted(seen, key=lambda one: one.state != "queued"):  # or the next of a sweep would start when one is stopped
         yield one.run, _cancel(one, now)
 
 
@@ -78,9 +78,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _cancel(one: Observed, now: bool) -> str:
     run = one.run
-    if one.state == "queued":
-        run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled in the queue"})
+    if one.state == "queued" and _take_from_queue(run, one.job_id):
         return "cancelled"
+    if one.state == "queued":  # its turn came in this moment
+        (one,) = observe([run])
     if not one.alive:
         return f"has ended already: {one.state}"
     if not now:
@@ -89,6 +90,15 @@ def _cancel(one: Observed, now: bool) -> str:
     if not one.job_id:
         _kill_local(run)
     return "ended; what it did since its last checkpoint is lost"
+
+
+def _take_from_queue(run: RunFolder, job_id: str) -> bool:
+    """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its turn will not."""
+    with run.submission_lock:
+        if not job_id and run.state() == "running":
+            return False
+        run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled in the queue"})
+        return True
 
 
 def _kill_local(run: RunFolder) -> None:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from finetune import rank_warnings
+from finetune.points import describe
 from finetune.run_folder import RunFolder
 from finetune.tracking import sender
 
@@ -42,20 +43,69 @@ class Controller:
                 self.process.terminate()  # which srun hands on; killed, it would leave the ranks alone
 
 
-def follow(run: RunFolder, controller: Controller) -> None:
+class Interrupts:
+    """Ctrl-C in the shell that follows runs. The first one asks the run that is at work to save and stop at its next step, and
+    lets no other begin; the second one ends it."""
+
+    def __init__(self) -> None:
+        self.pressed = 0
+        self._watched: tuple[RunFolder, Controller] | None = None
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        old = signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
+
+    @contextlib.contextmanager
+    def aimed_at(self, run: RunFolder, controller: Controller) -> Iterator[None]:
+        """While the run is at work, Ctrl-C is for it; also one that came while it was being started."""
+        self._watched = (run, controller)
+        if self.pressed:
+            self._stop(run)
+        try:
+            yield
+        finally:
+            self._watched = None
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.pressed += 1
+        if self._watched is None:
+            if self.pressed > 1:  # nothing is at work that could be stopped: what is done between two runs takes too long
+                raise KeyboardInterrupt
+            return
+        run, controller = self._watched
+        if self.pressed == 1:
+            self._stop(run)
+        else:
+            controller.end()
+
+    def _stop(self, run: RunFolder) -> None:
+        run.stop_file.touch()
+        go_on = f"`finetune retry {run.sweep()}` goes on with the sweep" if run.sweep() else f"`finetune resume {run.id}` goes on"
+        line = f"stopping after this step, with a checkpoint (again: at once); {go_on}"
+        Console(stderr=True).print(line, soft_wrap=True, highlight=False)
+
+
+def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place: str = "") -> None:
     """Show progress until the job's processes are gone; then fill MLflow.
 
-    The first Ctrl-C asks the ranks to save and stop at the next step; the second ends them.
+    Args:
+        place: of the run among those that are started in turn, as in `3/12`.
     """
     console, num_ranks = Console(stderr=True), run.config().cluster.world_size
-    console.print(f"[bold]{run.id}[/bold]  ranks: {num_ranks}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
+    point = escape(describe(run.point()))
+    title = "  ".join(part for part in (escape(f"[{place}]") if place else "", f"[bold]{run.id}[/bold]", point) if part)
+    console.print(f"{title}  ranks: {num_ranks}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"), console=console, transient=True,
     )  # fmt: skip
     watch = _RankWatch(controller, num_ranks)
     shown: set[str] = set()
-    with bar, _ctrl_c(run, controller, console):
+    with bar, interrupts.aimed_at(run, controller):
         task = bar.add_task("starting", total=None, status="")
         # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first steps
         _sync(run, console)
@@ -124,25 +174,6 @@ def _end(parent: psutil.Process) -> None:
         for process in (*parent.children(recursive=True), parent):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-@contextlib.contextmanager
-def _ctrl_c(run: RunFolder, controller: Controller, console: Console) -> Iterator[None]:
-    def handle(number: int, frame: Any) -> None:
-        if run.stop_file.exists():
-            controller.end()
-        else:
-            run.stop_file.touch()
-            console.print(
-                f"stopping after this step, with a checkpoint (again: at once); `{run.command('resume')}` goes on",
-                soft_wrap=True,
-            )
-
-    old = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, old)
 
 
 def _short(path: os.PathLike[str]) -> str:

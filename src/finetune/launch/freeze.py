@@ -7,6 +7,7 @@ the checkout reaches nothing that is queued, and a sweep of a thousand points is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ import finetune
 from finetune import base
 from finetune import config as configuration
 from finetune.config import TrainConfig
+from finetune.points import Sweep
 from finetune.run_folder import RunFolder
+from finetune.terminal import counted
 
 PACKAGES = (
     "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit",
@@ -43,28 +46,48 @@ _IN_URL = r"(://[^/\s:@]*:)([^/\s@]+)(@)"
 _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:$|_)"
 
 
-def freeze(points: list[TrainConfig], sweep: str | None) -> list[RunFolder]:
+@dataclass(frozen=True)
+class Pinned:
+    """Points whose base cannot move any more, and the digests of the corpora and bases that they are to be trained on."""
+
+    points: list[TrainConfig]
+    inputs: list[dict[str, str | None]]
+
+
+def pin(points: list[TrainConfig]) -> Pinned:
+    """Read what the points are to be trained on. Nothing is written.
+
+    Raises:
+        FileNotFoundError: a base cannot be read.
+    """
+    points = [base.pinned(point) for point in points]
+    one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
+    inputs = {key: base.inputs(one, None if one.after else base.open_corpus(one)) for key, one in one_of_each.items()}
+    return Pinned(points, [inputs[_key(point)] for point in points])
+
+
+def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
     """A new run folder for each config (which means the same from everywhere: config.frozen); all of them, or none.
 
     Raises:
         ValueError, FileNotFoundError: the folders cannot be written, or a base not be read.
     """
+    pinned = pin(points)
+    origin = provenance(sweep.id if sweep else None)
     runs: list[RunFolder] = []
-    origin = provenance(sweep)
-    points = [base.pinned(point) for point in points]
-    one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
-    inputs = {key: base.inputs(one, None if one.after else base.open_corpus(one)) for key, one in one_of_each.items()}
     try:
-        for config in points:
-            runs.append(RunFolder(Path(config.runs_dir) / new_id(config.name)))
-            runs[-1].path.mkdir(parents=True)
-            runs[-1].write_json("provenance.json", origin)
-            configuration.save(config, runs[-1].config_file)
-            base.note_inputs(runs[-1], inputs[_key(config)])
+        for index, config in enumerate(counted(pinned.points, len(points), "writing")):
+            run_id = sweep.run_id(index, config.name) if sweep else new_id(config.name)
+            run = RunFolder(claim_folder(Path(config.runs_dir), run_id))
+            runs.append(run)
+            point = {"point": sweep.points[index]} if sweep else {}
+            run.write_json("provenance.json", {**origin, **point, "scheduler": config.cluster.scheduler})
+            configuration.save(config, run.config_file)
+            base.note_inputs(run, pinned.inputs[index])
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):
-            raise unwritable(runs[-1].path.parent, fault) from None
+            raise unwritable(Path(points[0].runs_dir), fault) from None
         raise
     return runs
 
@@ -84,9 +107,34 @@ def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> ValueErro
     return ValueError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
 
 
+def check_writable(folder: Path) -> None:
+    """Raise ValueError if nothing can be written into a folder, which need not be there yet."""
+    nearest = folder
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        number = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
+        raise unwritable(folder, OSError(number, os.strerror(number)))
+    if os.statvfs(nearest).f_bavail == 0:
+        raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
 def new_id(name: str) -> str:
-    """Of a run or a sweep; two of the same second differ."""
+    """Return an id for a run or a sweep, `<name>-<date>-<time>-<hex>`. Two of one second may be the same: see claim_folder."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def claim_folder(parent: Path, name: str) -> Path:
+    """Make a folder that no other submission has made, not even one of this moment on another machine: `<parent>/<name>`, or
+    `<parent>/<name>-<hex>` where that is taken."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / name
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            folder = parent / f"{name}-{secrets.token_hex(4)}"
 
 
 def provenance(sweep: str | None = None) -> dict[str, Any]:
@@ -121,12 +169,7 @@ def snapshot_code(runs_dir: Path) -> Path:
     Raises:
         ValueError: the code holds what looks like a token, or the folder cannot be written.
     """
-    files = {path: content for root in _sources() for path, content in _files(root)}
-    for path, content in files.items():
-        if match := re.search(_TOKEN, content.decode(errors="replace")):
-            raise ValueError(
-                f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
-            )
+    files = _read_code()
     digest = _digest(files)
     folder = runs_dir / CODE / digest
     if folder.is_dir() and _digest({p.relative_to(folder): p.read_bytes() for p in _walk(folder)}) == digest:
@@ -145,6 +188,25 @@ def snapshot_code(runs_dir: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def name_snapshot(runs_dir: Path) -> Path:
+    """Return the folder that snapshot_code would give, and write nothing.
+
+    Raises:
+        ValueError: the code holds what looks like a token.
+    """
+    return runs_dir / CODE / _digest(_read_code())
+
+
+def _read_code() -> dict[Path, bytes]:
+    files = {path: content for root in _sources() for path, content in _files(root)}
+    for path, content in files.items():
+        if match := re.search(_TOKEN, content.decode(errors="replace")):
+            raise ValueError(
+                f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
+            )
+    return files
 
 
 def _sources() -> list[Path]:

@@ -11,55 +11,153 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from submitit.core.utils import DelayedSubmission
 
 from finetune.config import TrainConfig
-from finetune.launch import job, ranks, slurm
+from finetune.launch import job, ranks, slurm, sweep_files
 from finetune.launch.environment import environment_lines
-from finetune.launch.follow import Controller, follow
+from finetune.launch.follow import Controller, Interrupts, follow
 from finetune.launch.freeze import snapshot_code
 from finetune.run_folder import RunFolder
 
 
 def start_in_turn(runs: list[RunFolder]) -> None:
-    for run in runs:
-        start(run)
-        if run.stop_file.exists():  # Ctrl-C is meant for the whole sweep; the rest stays queued
-            break
+    """Start each run when the one before it has ended; one that is cancelled while it waits is left out.
+
+    The first Ctrl-C ends this: the run that is at work saves and stops, and those behind it stay queued. A run of a sweep whose
+    shell was killed while it was at work is followed to its end.
+
+    Raises:
+        ValueError: a run is in use, or the allocation is too small for it.
+    """
+    interrupts = Interrupts()
+    neighbours: set[str] = set()
+    try:
+        for run in runs:
+            _put_in_turn(run)
+        with interrupts.handled():
+            for position, run in enumerate(runs):
+                neighbours = _report_neighbours(run, neighbours)
+                start(run, interrupts, f"{position + 1}/{len(runs)}" if len(runs) > 1 else "")
+                _note_in_sweep(run)
+                if interrupts.pressed:
+                    break
+    finally:
+        for run in runs:
+            run.leave_turn()
 
 
-def start(run: RunFolder) -> None:
-    """Start one run and, unless it is detached, follow it to its end.
+def _note_in_sweep(run: RunFolder) -> None:
+    """Write what became of a point into its sweep's table."""
+    if sweep := run.sweep():
+        with suppress(OSError):  # a full disk does not end the sweep
+            sweep_files.update(run.path.parent, sweep)
+
+
+def describe_start(config: TrainConfig, num_runs: int) -> str:
+    """Return how so many runs would be started on this machine, in a line or two."""
+    cluster = config.cluster
+    order = f"{num_runs} runs, one after the other" if num_runs > 1 else "1 run"
+    ranks = "1 rank" if cluster.world_size == 1 else f"{cluster.world_size} ranks"
+    place = "with srun in this allocation" if cluster.scheduler == "slurm" else "on this machine"
+    each = " each" if num_runs > 1 else ""
+    return f"{order}, {place}: {ranks}{each}, at most {cluster.timeout_min} minutes{each}\nrun folders: {config.runs_dir}\n"
+
+
+def _put_in_turn(run: RunFolder) -> None:
+    """Make a run queued, however it ended before; one that is at work stays as it is."""
+    with _submission_lock(run):
+        if run.state() == "running":
+            if not run.has_lost_its_shell():
+                raise _in_use(run)
+        else:
+            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
+                run.begin_attempt()
+        run.join_turn()
+
+
+@contextmanager
+def _submission_lock(run: RunFolder) -> Iterator[None]:
+    """Hold the lock that is for starting and cancelling a run.
+
+    Raises:
+        ValueError: the run is in use.
+    """
+    try:
+        with run.submission_lock:
+            yield
+    except Timeout:
+        raise _in_use(run) from None
+
+
+def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
+    """Start a queued run and, unless it is detached, follow it to its end.
+
+    Args:
+        place: of the run among those that are started in turn.
 
     Raises:
         ValueError: the run is in use, or the allocation is too small for it.
     """
     config = run.config()
-    try:
-        with FileLock(run.path / ".submit.lock", timeout=0):
-            if run.state() == "running":
-                raise Timeout(str(run.lock.lock_file))
-            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
-                run.begin_attempt()
-            if config.debug:
-                _debug(run, config)
-                return
-            if config.cluster.scheduler == "slurm":
-                code = snapshot_code(run.path.parent)
-                controller = _srun(run, config, code)
-                run.record_attempt(str(controller.process.pid), code=code.name)
-            else:
-                controller = _local_ranks(run, config)
-                run.record_attempt(str(controller.process.pid))
-    except Timeout:
-        raise _in_use(run) from None
+    with _submission_lock(run):
+        state = run.state()
+        if state == "cancelled":
+            return
+        if state == "running":  # it has lost its shell: see _put_in_turn
+            process = run.controller()
+            if process is None:
+                raise _in_use(run)
+            controller = Controller(process, lambda: not process.is_running())
+        elif config.debug:
+            _debug(run, config)
+            return
+        elif config.cluster.scheduler == "slurm":
+            code = snapshot_code(run.path.parent)
+            controller = _srun(run, config, code)
+            run.record_attempt(str(controller.process.pid), code=code.name)
+        else:
+            controller = _local_ranks(run, config)
+            run.record_attempt(str(controller.process.pid))
     if not config.detach:
-        follow(run, controller)
+        follow(run, controller, interrupts, place)
+
+
+def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
+    """Print which other runs are at work on this machine, once for each; return their folders."""
+    if run.config().cluster.scheduler != "local":
+        return known
+    found = {folder for folder in _folders_at_work() if folder != str(run.path)}
+    for folder in sorted(found - known):
+        line = f"this machine is shared: another run is at work here, and each will be slower: {folder}"
+        print(line, file=sys.stderr)  # noqa: T201
+    return found | known
+
+
+def _folders_at_work() -> set[str]:
+    """Return the folders of the runs that have ranks on this machine and on GPUs that this shell sees."""
+    mine = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "submitit.core._submit" not in words or not words[-1].endswith("/jobs"):
+            continue
+        with suppress(psutil.Error):
+            theirs = _gpus(process.environ().get(job.SHELL_GPUS))
+            if mine and theirs and not mine & theirs:
+                continue
+        found.add(words[-1].removesuffix("/jobs"))
+    return found
+
+
+def _gpus(visible: str | None) -> set[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names; none if it does not choose."""
+    return set() if visible in (None, job.ALL_GPUS) else {name.strip() for name in str(visible).split(",") if name.strip()}
 
 
 def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:

@@ -81,7 +81,7 @@ def _job_of(run: RunFolder) -> str | None:
     """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
     attempt = run.read_json("attempt.json")
     if attempt is None:
-        interrupted = run.config().cluster.scheduler == "slurm" and not run.read_json("outcome.json")
+        interrupted = run.planned_scheduler() == "slurm" and not run.read_json("outcome.json")
         return UNKNOWN if interrupted else None
     return str(attempt["job_id"]) if attempt.get("scheduler") == "slurm" else None
 
@@ -120,6 +120,9 @@ def _array(job_id: str) -> str:
 
 def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
+    if state == "queued":
+        holder = run.turn_holder()  # else the shell that was to start it is gone
+        return Observed(run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else "")
     reason = ""
     if state in ("failed", "dead"):
         reason = run.failure() or run.cause_of_death() or ""

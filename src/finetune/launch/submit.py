@@ -8,6 +8,7 @@ changes nothing.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -15,52 +16,115 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 
 from finetune import base, checkpoint_files, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import chain, local, observe, places, slurm, waves
-from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
+from finetune.launch import chain, local, observe, places, slurm, sweep_files, waves
+from finetune.launch.freeze import (
+    check_no_secrets,
+    check_writable,
+    discard,
+    freeze,
+    name_snapshot,
+    new_id,
+    pin,
+    snapshot_code,
+)  # fmt: skip
 from finetune.launch.job import lean_imports
+from finetune.points import Sweep
 from finetune.run_folder import RunFolder
 from finetune.schedule import describe_leap, num_steps_of
 
-RETRIED = ("failed", "dead", "cancelled", "interrupted", "queued")  # of no live job: then queued is never started
+RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started
 
 
-def submit(points: list[TrainConfig], sweep: str | None = None) -> list[RunFolder]:
+def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
     """Check every point, freeze each in a run folder, and start them: on this machine in turn, on Slurm as one array.
 
     Args:
-        sweep: id of the sweep that the points belong to, where there is one.
+        sweep: that the points belong to, where there is one.
 
     Raises:
         ValueError, FileNotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is left.
     """
     frozen = [point.frozen() for point in points]
-    _check_together(frozen)
-    on_slurm = _goes_to_queue(frozen[0], len(frozen))
-    for point in frozen:
-        check_no_secrets(point)
-    after = _waits_for(frozen, on_slurm)
-    for point in _one_of_each_input(frozen):
-        base.check_inputs(point, corpus_is_there=after is None)
-        if after is None:
-            rows.check_losses(rows.training_account(base.open_corpus(point), point.data), point.data)
-    if after is None:
-        _check_models(frozen)
+    on_slurm, after = _check(frozen)
     runs = freeze(frozen, sweep)
+    if sweep:
+        sweep_files.update(Path(frozen[0].runs_dir), sweep.id, runs)
     if not on_slurm:
+        if sweep:
+            _say_sweep(sweep, len(runs))
         local.start_in_turn(runs)
         return runs
     try:
-        _to_slurm(runs, sweep, after)
+        _to_slurm(runs, sweep.id if sweep else None, after)
     except BaseException:
         discard(runs)
         raise
     return runs
+
+
+def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
+    """Check every point as `submit` does, and write nothing.
+
+    Returns:
+        the batch script that would be submitted, or what would be run on this machine.
+
+    Raises:
+        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses.
+    """
+    frozen = [dataclasses.replace(point.frozen(), dry_run=False) for point in points]
+    on_slurm, _ = _check(frozen)
+    pin(frozen)
+    runs_dir = Path(frozen[0].runs_dir)
+    check_writable(runs_dir)
+    if not on_slurm:
+        return local.describe_start(frozen[0], len(frozen))
+    code = name_snapshot(runs_dir)
+    if len(frozen) == 1:
+        run_id = sweep.run_id(0, frozen[0].name) if sweep else new_id(frozen[0].name)
+        return slurm.render_script(frozen[0].cluster, run_id, RunFolder(runs_dir / run_id).jobs, code, None)
+    name = sweep.id if sweep else new_id(frozen[0].name)
+    job_folder = runs_dir / "sweeps" / name / "0" / waves.POINTS / "%a"
+    return slurm.render_script(frozen[0].cluster, name, job_folder, code, len(frozen))
+
+
+def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
+    """Refuse what cannot run. Nothing is written.
+
+    Returns:
+        whether the points go to Slurm's queue, and the job that makes their corpus, if it is still to be made.
+
+    Raises:
+        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses.
+    """
+    _check_together(points)
+    on_slurm = _goes_to_queue(points[0], len(points))
+    for point in points:
+        check_no_secrets(point)
+    after = _waits_for(points, on_slurm)
+    for point in _one_of_each_input(points):
+        base.check_inputs(point, corpus_is_there=after is None)
+        if after is None:
+            rows.check_losses(rows.training_account(base.open_corpus(point), point.data), point.data)
+    if after is None:
+        _check_models(points)
+    return on_slurm, after
+
+
+def _say_sweep(sweep: Sweep, num_points: int) -> None:
+    if sweep.first or num_points < 2:  # a sweeper that learns submits a batch after the other: each run is named as it starts
+        return
+    print(  # noqa: T201
+        f"sweep {sweep.id}: {num_points} points, one after the other on this machine\n"
+        f"  finetune status {sweep.id}    finetune cancel {sweep.id}",
+        file=sys.stderr,
+    )
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
@@ -114,18 +178,22 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
-    """Submit again those that failed, died, were cancelled or never started; each goes on from its newest checkpoint. Those it
-    submitted. Points of a local sweep that is at work are left to it: they wait for their turn. Points that wait for a place in
-    Slurm's queue get one, if there is one."""
+    """Start again those that failed, died, were stopped, cancelled or never started; each goes on from its newest checkpoint.
+    A point of a local sweep whose shell was killed is followed, before the others, while it is at work still. Points that
+    wait for a place in Slurm's queue get one, if there is one.
+
+    Returns:
+        those that were started or followed. Points that wait for their turn in another shell are left to it.
+    """
     moved = _submit_waiting(runs)
     seen = observe.observe(runs)
-    in_turn = [("queued", now.run.sweep()) for now in seen if now.alive and now.run.sweep()]
-    failed = [now.run for now in seen if now.state in RETRIED and not now.alive and (now.state, now.run.sweep()) not in in_turn]
-    for run in failed:
+    orphans = [now.run for now in seen if now.state == "running" and not now.job_id and now.run.has_lost_its_shell()]
+    ended = [now.run for now in seen if now.state in RETRIED and not now.alive]
+    for run in ended:
         _check_inputs(run, run.config())
-    if failed:
-        _start_again(failed)
-    return [run for run in runs if run in moved or run in failed]
+    if orphans or ended:
+        _start_again(orphans + ended)
+    return [run for run in runs if run in moved or run in orphans or run in ended]
 
 
 def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from finetune.points import describe
 from finetune.run_folder import RunFolder
 
 RUN_ID_TAG = "finetune.run_id"
@@ -70,7 +71,7 @@ def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
             experiment_id, run_name=sweep, tags={SWEEP_TAG: sweep}
         )
         tags["mlflow.parentRunId"] = parent.info.run_id
-    created = found or client.create_run(experiment_id, run_name=run.id, tags=tags)
+    created = found or client.create_run(experiment_id, run_name=describe(run.point()) or run.id, tags=tags)
     params = [Param(key, value[:6000]) for key, value in _flatten(run) if key != "cluster.site.sources"]
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
