@@ -10,25 +10,46 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from finetune import attempts
 from finetune.cluster import ClusterConfig
 from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.launch import freeze, requeue, slurm
-from finetune.launch.environment import environment_file, profiles
+from finetune.launch.environment import environment_file, environment_lines, profiles
+from finetune.launch.render import batch_scripts
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
+SCRIPTS = Path(__file__).parent / "sbatch"
+CHOICES = {"name", "scheduler", "nodes", "ranks_per_node", "timeout_min", "signal_lead_s"}  # ours, not facts about a site
+ABOUT_FACTS = {"site.confidence", "site.verified", "site.sources"}
 
 
-def test_each_profile_has_its_environment_rendered_and_no_other_is_there() -> None:
+def test_each_profile_has_its_environment_and_batch_scripts_rendered_and_no_others_are_there() -> None:
     rendered = {name: environment_file(cluster) for name, cluster in profiles().items()}
+    scripts = {file: text for cluster in profiles().values() for file, text in batch_scripts(cluster).items()}
     on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
     assert on_disk == rendered, "run `make cluster-env`"
-    assert {"olivia", "lumi", "saga", "betzy", "idun", "testcluster"} <= rendered.keys()
+    assert {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()} == scripts, "run `make cluster-env`"
+    assert {"olivia", "lumi", "lumi_small", "saga", "betzy", "idun", "arrhenius", "testcluster"} <= rendered.keys()
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_each_fact_of_a_profile_has_a_source(name: str) -> None:
+    node = OmegaConf.load(conf_dir() / "cluster" / f"{name}.yaml")
+    facts = {str(key) for key in node if key != "site"} | {f"site.{key}" for key in node.site}
+    sourced = {fact for source in profiles()[name].site.sources for fact in source.facts}
+    for source in profiles()[name].site.sources:
+        assert source.source, source
+        assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.date)
+    assert all(OmegaConf.select(node, fact) is not None for fact in sourced), "a source names a fact that is not there"
+    without = {fact for fact in facts - CHOICES - ABOUT_FACTS if not {fact, fact.partition(".")[0]} & sourced}
+    assert without == set()
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
@@ -49,7 +70,7 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "requeue"), ("stop", "no-requeue")])
+@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "no-requeue"), ("stop", "no-requeue")])
 def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
     cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
     script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
@@ -66,8 +87,8 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         (line,) = [line for line in script.splitlines() if "sys.version_info" in line]
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == code
-        assert ("set cluster.host_python" in done.stderr) == (code == 1)
-        assert f"requeue() {{ {host_python} -m finetune.launch.requeue" in script
+        assert ("error: cluster.host_python: python3 is missing" in done.stderr) == (code == 1)
+        assert f"    {host_python} -m finetune.launch.requeue" in script
 
 
 @pytest.mark.parametrize("module", [attempts, requeue])
@@ -91,7 +112,7 @@ def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
 )
 def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, squeue: str, given: str, deadline: str) -> None:
     script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
-    lines = [line for line in script.splitlines() if "SLURM_JOB_END_TIME" in line]
+    lines = script[script.index("job=${") : script.index("requeue begin")].splitlines()
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
     (tmp_path / "squeue").chmod(0o755)
     shown = subprocess.run(
@@ -134,6 +155,113 @@ def test_an_account_must_look_like_the_sites() -> None:
     for account in (None, "project_465000000"):
         with pytest.raises(ValueError, match=r"olivia wants one like nn9999k \(`projects` lists yours\)"):
             replace(olivia, account=account)
+
+
+@pytest.mark.parametrize(
+    ("profile", "account", "fits"),
+    [
+        ("olivia", "nn30001k", True),
+        ("olivia", "nn9999o", True),
+        ("saga", "nn12k", True),
+        ("betzy", "nn9999x", False),
+        ("lumi_small", "project_465001234", True),
+        ("lumi", "465001234", False),
+        ("marenostrum5", "ehpc7", True),
+        ("arrhenius", "naiss2026-4-1102-gpu", True),
+        ("arrhenius", "naiss2026-4-1102", False),
+        ("idun", "share-ime-imf", True),
+    ],
+)
+def test_accounts_are_judged_by_the_sites_own_pattern(profile: str, account: str, fits: bool) -> None:
+    if fits:
+        assert replace(profiles()[profile], account=account).account == account
+        return
+    with pytest.raises(ValueError, match=f"^cluster.account is {account}: {profile} wants one like "):
+        replace(profiles()[profile], account=account)
+
+
+def test_a_users_account_is_not_presumed() -> None:
+    for path in (conf_dir() / "cluster").glob("*.yaml"):
+        assert OmegaConf.select(OmegaConf.load(path), "account") is None or path.stem == "testcluster"
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings", "fault"),
+    [
+        ("lumi", {"timeout_min": 4320}, "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880"),
+        ("lumi", {"partition": "small-g", "timeout_min": 4320}, None),
+        ("lumi_small", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"),
+        ("lumi_small", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"),
+        ("olivia", {"nodes": 8}, None),
+        ("olivia", {"nodes": 9}, "max_nodes 8"),
+        ("olivia", {"nodes": 5, "qos": "devel", "timeout_min": 120}, "cluster.nodes × ranks_per_node asks for 20"),
+        ("saga", {"qos": "devel"}, "max_timeout_min 120"),
+        ("betzy", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
+        ("leonardo", {"timeout_min": 1500}, "max_timeout_min 1440"),
+        ("leonardo", {"timeout_min": 5000, "qos": "boost_qos_lprod"}, None),
+        ("leonardo", {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"}, "max_nodes 2"),
+        ("leonardo", {"memory_per_node": "512G"}, "memory_per_node_gb 494"),
+        ("marenostrum5", {"nodes": 101}, "max_nodes 100"),
+        ("marenostrum5", {"qos": "acc_debug"}, "max_timeout_min 120"),
+        ("arrhenius", {"timeout_min": 4321}, "max_timeout_min 4320"),
+    ],
+)
+def test_limits_of_partitions_and_qualities_of_service_hold(profile: str, settings: dict[str, Any], fault: str | None) -> None:
+    if fault is None:
+        replace(profiles()[profile], **settings)
+        return
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        replace(profiles()[profile], **settings)
+
+
+def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> None:
+    limits = {name: cluster.queue_limits() for name, cluster in profiles().items()}
+    assert (limits["lumi"].max_submitted, limits["lumi"].max_running) == (210, 200)
+    assert (limits["lumi_small"].max_submitted, limits["lumi_small"].max_running) == (210, 200)
+    assert limits["marenostrum5"].max_submitted == 366
+    for name in ("olivia", "saga", "saga_a100", "betzy"):
+        assert profiles()[name].site.max_array_size == 1000
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_what_a_submission_prints_has_no_holes(name: str) -> None:
+    lines = profiles()[name].what_to_know(1)
+    assert not any("None" in line or "  " in line for line in lines), lines
+    assert profiles()[name].site.docs
+
+
+def test_jobs_begin_from_the_sites_clean_modules_whatever_a_user_loads() -> None:
+    for name, clean in (("olivia", "reset"), ("saga", "reset"), ("lumi", "purge"), ("marenostrum5", "purge")):
+        cluster = replace(profiles()[name], modules=["load mine/1"])
+        lines = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None).splitlines()
+        (first, second) = (i for i, line in enumerate(lines) if line.startswith(("module --quiet", "run_module ")))
+        assert lines[first].startswith(f"module --quiet {clean}  #")
+        assert lines[second] == "run_module load mine/1"
+        assert second < next(i for i, line in enumerate(lines) if line.startswith("export "))
+
+
+def test_a_mask_of_cores_and_their_number_do_not_go_together() -> None:
+    for name, cluster in profiles().items():
+        script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+        assert ("export SRUN_CPUS_PER_TASK=" in script) == ("mask_cpu" not in script) == (name != "lumi")
+
+
+def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library() -> None:
+    lines = environment_lines(replace(profiles()["olivia"], nodes=2))
+    lines = [line for line in lines if line.startswith("export") and ("APPTAINER_BIND=" in line or "APPTAINERENV" in line)]
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"'])],
+        capture_output=True, text=True, check=True,
+        env={"EBROOTLIBFABRIC": "/e/fabric", "EBROOTNCCL": "/e/nccl", "EBROOTAWSMINOFIMINNCCL": "/e/ofi"},
+    ).stdout.splitlines()  # fmt: skip
+    assert shown[0].split(",") == [
+        "/e/fabric/lib:/opt/libfabric/lib",
+        "/e/nccl:/opt/nccl",
+        "/e/ofi/lib:/opt/aws-ofi-nccl/lib",
+        "/usr/lib64",
+    ]
+    # Apptainer puts the container's own value in for the last part
+    assert shown[1] == "/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:$LD_LIBRARY_PATH"
 
 
 def config(**settings: object) -> TrainConfig:
@@ -199,14 +327,37 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert words(["prepare", ""], verbs) == []
 
 
-def test_a_submission_says_what_it_may_cost() -> None:
-    lumi = replace(profiles()["lumi"], account="project_465000001", nodes=2, ranks_per_node=4, timeout_min=90)
-    assert lumi.what_to_know(3)[:2] == [  # whole nodes of 8, whatever of them is used
-        "may use 72 GPU-hours of project_465000001, if all of its time is needed",
-        "a job gets, and pays for, whole nodes: 4 of 8 GPUs are used",
-    ]
-    assert any("deletes files in its work area after 90 days" in line for line in lumi.what_to_know(3))
-    assert any("not tried there yet" in line for line in lumi.what_to_know(3))
+@pytest.mark.parametrize(
+    ("profile", "settings", "cost"),
+    [
+        (
+            "lumi",
+            {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
+            "may use 36 GPU-hours of project_465000000",
+        ),  # whole nodes
+        ("lumi_small", {"timeout_min": 60}, "may use 2 GPU-hours"),  # of 3 half MI250X
+        ("lumi_small", {"timeout_min": 120, "cpus_per_rank": 32}, "may use 12 GPU-hours"),  # 8 cores count as a GPU
+        ("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
+        ("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
+        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "90G"}, "may use 18 billing hours"),
+        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "360G"}, "may use 71 billing hours"),
+        ("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
+        ("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
+        ("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
+    ],
+)
+def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(profile: str, settings: dict[str, Any], cost: str) -> None:
+    lines = replace(profiles()[profile], **settings).what_to_know(3)
+    assert lines[0].startswith(cost)
+    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (profile in ("lumi", "jupiter"))
+
+
+def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
+    for name, days in (("saga", 21), ("betzy", 21), ("olivia", 21), ("lumi", None)):  # LUMI does not enforce its rule
+        said = [line for line in profiles()[name].what_to_know(1) if "deletes files in its work area" in line]
+        assert said == ([f"{name} deletes files in its work area after {days} days: keep results elsewhere"] if days else [])
+    assert any("under /e" in line for line in profiles()["jupiter"].what_to_know(1))
+    assert any("not tried there yet (documented 2026-05" in line for line in profiles()["olivia"].what_to_know(1))
     assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
 
 

@@ -1,5 +1,5 @@
-"""Submission to Slurm: any number of runs are one job array, one Slurm task a rank. submitit writes the batch script and the
-pickles; the order of things is ours, so that a submitter killed at any moment leaves nothing that runs without its point.
+"""Submission to Slurm: any number of runs are one job array, one Slurm task a rank. submitit writes the pickles and reads them
+in the ranks; the order of things is ours, so that a submitter killed at any moment leaves nothing that runs without its point.
 
     points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the run's own folder
     sbatch --hold                             nothing can start yet
@@ -20,20 +20,28 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import submitit
 from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job
-from finetune.launch.environment import environment_lines
+from finetune.launch.environment import FIND_MODULE, environment_lines
 from finetune.launch.freeze import unwritable
-from finetune.launch.job_python import check_line, container, host_python, job_python
+from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
+from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
 from finetune.run_folder import RunFolder
 
 SCRIPT = "submit.sh"
 POINTS = "points"
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
+PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 SLURM_SECONDS = 120  # that a submission may take
+TRIAL_SECONDS = 60  # that the module commands of a login node may take
+NOT_TRIED = 77  # exit code of a trial of the host's Python that says nothing about it
+# answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
+# "User's group not permitted to use this partition" is one.
+NO_VERDICT = re.compile(r"permission denied|test-only|unrecognized option|not implemented", re.IGNORECASE)
+# for sbatch these would come before the script's own lines, and before the environment that a job needs
+NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 
 
 def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
@@ -89,29 +97,64 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
 
 
 def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None) -> str:
-    """The batch script.
+    """Return the batch script. Its ranks are started as submitit starts them, so that submitit knows who each of them is.
 
     Args:
         job_folder: where a task's pickle and logs lie; %a is its index.
         num_points: of an array; None for a single job.
     """
     before, after = _requeue_lines(cluster, job_folder)
-    executor = submitit.SlurmExecutor(folder=job_folder, python=job_python(cluster.python))
-    requeue = "no-requeue" if cluster.on_interrupt == "stop" else "requeue"
-    options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
-    if cluster.memory_per_node:
-        options["mem"] = cluster.memory_per_node
-    executor.update_parameters(
-        job_name=name, time=cluster.timeout_min, nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node,
-        cpus_per_task=cluster.cpus_per_rank, partition=cluster.partition, account=cluster.account, qos=cluster.qos,
-        constraint=cluster.constraint, signal_delay_s=cluster.signal_lead_s, array_parallelism=cluster.array_parallelism,
-        wckey=None, stderr_to_stdout=True, additional_parameters=options,
-        srun_args=["--kill-on-bad-exit=1", "--wait=60", *cluster.srun],
-        setup=[*environment_lines(cluster), code_line(code), *before], teardown=after,
-    )  # fmt: skip
-    executor.parameters["map_count"] = num_points
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return f"{text}\n"
+    log = job_folder / ("%A_%a_%t_log.out" if num_points else "%j_%t_log.out")
+    srun = shlex.join(["srun", "--unbuffered", f"--output={log}", "--kill-on-bad-exit=1", "--wait=60"])
+    parts = [
+        srun,
+        *map(shlex.quote, cluster.srun),
+        f"{job_python(cluster.python)} -u -m submitit.core._submit {shlex.quote(str(job_folder))}",
+    ]
+    lines = [
+        "#!/bin/bash",
+        *_options(cluster, name, log, num_points),
+        *environment_lines(cluster),
+        "",
+        "# finetune, as it was at submission",
+        code_line(code),
+        *before,
+        "",
+        "# the ranks",
+        "export SUBMITIT_EXECUTOR=slurm",
+        " \\\n    ".join(parts),
+        *after,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | None) -> list[str]:
+    """Return the options of sbatch, in the order in which a person asks for them; rank 0 shares its log with the script."""
+    array = f"0-{num_points - 1}%{min(num_points, cluster.array_parallelism)}" if num_points else None
+    values = {
+        "job-name": name,
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "array": array,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.ranks_per_node,
+        "cpus-per-task": cluster.cpus_per_rank,
+        **_gpus(cluster),
+        "mem": cluster.memory_per_node,
+        "time": cluster.timeout_min,
+        "signal": f"USR2@{cluster.signal_lead_s}",  # submitit's; NCCL catches USR1
+        **{key.replace("_", "-"): value for key, value in cluster.sbatch.items()},
+        "output": str(log).replace("%t", "0"),
+        "open-mode": "append",
+    }
+    given = [
+        f"#SBATCH --{key}" + (f"={shlex.quote(str(value))}" if value != "" else "")  # some, as exclusive, need no value
+        for key, value in values.items()
+        if value is not None
+    ]
+    return [*given, "#SBATCH --requeue" if cluster.on_interrupt == "requeue" else "#SBATCH --no-requeue"]
 
 
 def code_line(code: Path) -> str:
@@ -134,75 +177,184 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
     python = host_python(cluster)
-    policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
-    too_old = f"error: the helper of this script needs Python 3.8 or newer on the host: {python} is none, set cluster.host_python"
+    policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt}"
     before = [
-        *([] if cluster.python else [check_line()]),
-        *(
-            [f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"]
-            if python == cluster.host_python
-            else []
-        ),
+        "",
+        "# what brings the run back: it runs on the host, outside of a container, without packages",
+        *_host_python_lines(cluster),
+        "requeue() {",
+        f'    {python} -m finetune.launch.requeue "$1" {run} \\',
+        f'        {policy} --world-size {cluster.world_size} "${{@:2}}"',
+        "}",
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
-        f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
-        # only newer ones set it; of no answer date would make last midnight
-        'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) && [ -n "$end" ] &&'
-        ' end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
-        "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
+        *_END_TIME,
+        "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already",
         *(["requeue guard --script $$ &"] if cluster.on_interrupt != "stop" else []),
     ]
-    return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
+    after = [
+        "code=$?",
+        "",
+        "# how it ended, and whether it comes back",
+        "trap '' TERM USR2  # ignored by what it starts, too",
+        "requeue end --code $code",
+    ]
+    return before, after
+
+
+# Only newer versions of Slurm set it. Of no answer `date` would make last midnight.
+_END_TIME = [
+    "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
+    'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&',
+    '    [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
+]
+
+
+def _host_python_lines(cluster: ClusterConfig) -> list[str]:
+    """Return what ends a job with one line where the Python that is to bring it back is missing or too old."""
+    if not uses_host_python(cluster):
+        return [check_line()]
+    fault = f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; name a newer one"
+    return [f"{cluster.host_python} -c {PYTHON_3_8} || {{ echo {shlex.quote(fault)} >&2; exit 1; }}"]
 
 
 # --- before anything is written or queued ------------------------------------------------------------------------------
 
 
-def check(cluster: ClusterConfig, num_points: int) -> None:
-    """Ask Slurm whether it would take such a job.
+def check(cluster: ClusterConfig, num_points: int) -> list[str]:
+    """Ask Slurm, and try on this login node, whether such a job can run.
+
+    Returns:
+        what could not be checked here and why, a line each.
 
     Raises:
-        ValueError: it would not, or it would let it wait for ever; or the job's Python cannot run there.
+        ValueError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run there.
     """
-    if cluster.site.max_array_size is not None and num_points > cluster.site.max_array_size:
-        raise ValueError(f"a sweep of {num_points} points: {cluster.name} takes arrays of {cluster.site.max_array_size} at most")
+    limit = cluster.site.max_array_size
+    if limit is not None and num_points > limit:
+        raise ValueError(f"a sweep of {num_points} points: {cluster.name} takes arrays of {limit} at most")
     _check_architecture(cluster)
-    for program in ("sbatch", "srun", "scontrol"):
+    not_checked = _check_torch(cluster)
+    for program in ("sbatch", "scontrol"):
         _require(program)
+    not_checked += _check_host_python(cluster)
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), num_points if num_points > 1 else None)
-    slurm_command("sbatch", "--test-only", stdin=script)
-    _check_partition(cluster)
+    return [*not_checked, *test_only(script), *check_partition(cluster)]
+
+
+def test_only(script: str) -> list[str]:
+    """Ask Slurm whether it would take a batch script; return why that could not be found out, if so.
+
+    Raises:
+        ValueError: it would not.
+    """
+    try:
+        slurm_command("sbatch", "--test-only", stdin=script)
+    except SlurmError as fault:
+        if not NO_VERDICT.search(fault.reason):
+            raise
+        return [f"whether Slurm would take the job (sbatch --test-only: {fault.reason})"]
+    return []
 
 
 def _check_architecture(cluster: ClusterConfig) -> None:
     there = cluster.site.compute_architecture
     if there and there != platform.machine() and cluster.python is None:
+        example = cluster.site.python_example or "apptainer exec --nv IMAGE python3"
         raise ValueError(
             f"cluster.python is missing: {cluster.name}'s compute nodes are {there}, this Python is for {platform.machine()}: "
-            f"give the command of a Python there, as in cluster.python='apptainer exec --nv IMAGE python3'"
+            f"give the command of a Python there, as in cluster.python='{example}'"
         )
 
 
-def _check_partition(cluster: ClusterConfig) -> None:
-    """Many sites queue what a partition's limits never let start (EnforcePartLimits=NO)."""
+def _check_torch(cluster: ClusterConfig) -> list[str]:
+    """Check that torch has code for the GPUs of the site, where the job's torch is the one that is installed here.
+
+    Raises:
+        ValueError: it has none: the job would start, and fail at its first operation on the GPU.
+    """
+    gpu = cluster.gpu_architecture
+    if not cluster.uses_gpus:
+        return []
+    build = installed_torch() if cluster.python is None else None
+    if build is not None and build.cuda == (0, 0):
+        raise ValueError(
+            f"cluster.gpu_request: the job asks for GPUs, and torch {build.version} of this Python is a build for CPUs; "
+            f"install one for GPUs, or name another Python (cluster.python)"
+        )
+    if gpu is None or not is_old(gpu):
+        return []
+    missing = lacks(build, gpu) if build is not None else None
+    if build is not None and missing:
+        raise ValueError(
+            f"cluster.site.gpu_architecture: the GPUs of {cluster.name} are {gpu}, and torch {build.version} of this Python "
+            f"has no code for them; {OLDER_BUILD}"
+        )
+    which = f"torch {build.version}" if build is not None else "the job's torch"
+    return [f"whether {which} has code for {gpu}, the GPUs of {cluster.name}"] if missing is None else []
+
+
+def _check_host_python(cluster: ClusterConfig) -> list[str]:
+    """Try, as the job will, the host's Python after the profile's module commands.
+
+    Raises:
+        ValueError: it is missing or too old, and nothing but this setting decides which one it is.
+    """
+    if not uses_host_python(cluster):
+        return []
+    if image := container():
+        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: this command runs in container {image}"]
+    commands = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
+    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NOT_TRIED}"] if commands else []
+    lines = [*needs_modules, *(f"module --quiet {command} || exit {NOT_TRIED}" for command in commands)]
+    trial = "\n".join(
+        [*lines, "exec 2> /dev/null", *(f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8))]
+    )
+    try:
+        done = subprocess.run(
+            ["bash", "-c", trial], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return [f"the nodes' Python: the module commands did not end here within {TRIAL_SECONDS} s"]
+    if done.returncode == 0:
+        return []
+    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
+    if fault is None or cluster.setup:
+        reason = "cluster.setup may change it" if fault else "the profile's module commands do not work here"
+        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: {reason}"]
+    raise ValueError(
+        f"cluster.host_python: {cluster.host_python} {fault}, and what brings a run back needs 3.8 or newer on the nodes, "
+        f"outside of the container; name a newer one (cluster.host_python=python3.11), or load one (cluster.modules)"
+    )
+
+
+def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
+    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO).
+
+    Args:
+        key: of the settings, for the message.
+    """
     selection = ["--partition", cluster.partition] if cluster.partition else []
+    try:
+        shown = slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D")
+    except SlurmError as fault:
+        return [f"the partition's limits (sinfo: {fault.reason})"]
     limits: dict[str, tuple[float | None, int]] = {}
-    for line in slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D").splitlines():
-        name, limit, nodes = line.split("|")
+    for name, limit, nodes in re.findall(r"^([^|\s]+)\|([^|\s]+)\|(\d+)$", shown, re.MULTILINE):
         if cluster.partition or name.endswith("*"):
             before = limits[name][1] if name in limits else 0  # one line a state of nodes
             limits[name] = (_minutes(limit), before + int(nodes))
     if not limits:  # no default partition is shown, or none at all: sbatch has not objected
-        return
+        return []
     longest = max((float("inf") if limit is None else limit) for limit, _ in limits.values())
     most = max(nodes for _, nodes in limits.values())
     partition = " and ".join(name.rstrip("*") for name in limits)
     if cluster.timeout_min > longest:
         raise ValueError(
-            f"cluster.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
+            f"{key}.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
         )
     if cluster.nodes > most:
-        raise ValueError(f"cluster.nodes is {cluster.nodes}: partition {partition} has {most}")
+        raise ValueError(f"{key}.nodes is {cluster.nodes}: partition {partition} has {most}")
+    return []
 
 
 def _minutes(limit: str) -> float | None:
@@ -218,30 +370,45 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
+class SlurmError(ValueError):
+    """One of Slurm's commands is missing or failed; `reason` is its message."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def slurm_command(*command: str, stdin: str | None = None) -> str:
-    """Run one of Slurm's commands; what it printed.
+    """Run one of Slurm's commands and return what it printed.
 
     Raises:
-        ValueError: it is not on PATH, does not answer, or Slurm refused; in Slurm's own words.
+        SlurmError: it is not on PATH, does not answer, or Slurm refused; with Slurm's own message.
     """
     _require(command[0])
+    environment = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{command[0]} did not answer within {SLURM_SECONDS} s: try again later") from None
+        reason = f"{command[0]} did not answer within {SLURM_SECONDS} s"
+        raise SlurmError(f"{reason}: try again later", reason) from None
     if done.returncode:
         lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        words = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
-        raise ValueError(f"Slurm refuses ({command[0]}): {words}")
+        reason = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
+        raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
     return done.stdout.strip()
 
 
 def _require(program: str) -> None:
     if shutil.which(program) is not None:
         return
+    reason = f"{program} is not on PATH"
     if image := container():
-        raise ValueError(
-            f"{program} is not on PATH in container {image}, in which this command runs; let the container see the host's "
-            f"Slurm (its programs, /etc/slurm and munge's socket), or install finetune outside of it: it needs no torch there"
+        reason += f" in container {image}, in which this command runs"
+        raise SlurmError(
+            f"{reason}; let the container see the host's Slurm (its programs, /etc/slurm and munge's socket), or install "
+            f"finetune outside of it: it needs no torch there",
+            reason,
         )
-    raise ValueError(f"{program} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
+    raise SlurmError(f"{reason}: this is no Slurm login node; log in to one, or choose cluster=local", reason)
