@@ -44,7 +44,7 @@ def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: s
     for variable in cluster.env.keys() - set(chain._THREADS):
         assert f"export {variable}=" not in script
     if cluster.clean_modules:
-        assert f"module --quiet {cluster.clean_modules}" in script
+        assert f"\nmodule {cluster.clean_modules} " in script
     assert ("#SBATCH --requeue" in script) == (cluster.on_interrupt != "resubmit")
     assert ("scontrol requeue" in script) == (cluster.on_interrupt != "resubmit")
 

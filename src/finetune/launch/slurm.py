@@ -18,13 +18,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job
-from finetune.launch.environment import FIND_MODULE, environment_lines
+from finetune.launch.environment import FIND_MODULE, environment_lines, node_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
 from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
@@ -36,10 +37,10 @@ PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 SLURM_SECONDS = 120  # that a submission may take
 TRIAL_SECONDS = 60  # that the module commands of a login node may take
-NOT_TRIED = 77  # exit code of a trial of the host's Python that says nothing about it
+NO_MODULES = 77  # exit code of a trial whose module commands do not work here
 # answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
 # "User's group not permitted to use this partition" is one.
-NO_VERDICT = re.compile(r"permission denied|test-only|unrecognized option|not implemented", re.IGNORECASE)
+NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 # for sbatch these would come before the script's own lines, and before the environment that a job needs
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 
@@ -172,8 +173,8 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
-    Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
+    """Return what the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the
+    host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
     python = host_python(cluster)
@@ -236,7 +237,7 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
     not_checked = _check_torch(cluster)
     for program in ("sbatch", "scontrol"):
         _require(program)
-    not_checked += _check_host_python(cluster)
+    not_checked += [*_check_host_python(cluster), *_check_own_python(cluster)]
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), num_points if num_points > 1 else None)
     return [*not_checked, *test_only(script), *check_partition(cluster)]
 
@@ -301,30 +302,67 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
     """
     if not uses_host_python(cluster):
         return []
-    if image := container():
-        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: this command runs in container {image}"]
-    commands = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
-    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NOT_TRIED}"] if commands else []
-    lines = [*needs_modules, *(f"module --quiet {command} || exit {NOT_TRIED}" for command in commands)]
-    trial = "\n".join(
-        [*lines, "exec 2> /dev/null", *(f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8))]
-    )
-    try:
-        done = subprocess.run(
-            ["bash", "-c", trial], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        return [f"the nodes' Python: the module commands did not end here within {TRIAL_SECONDS} s"]
+    name = f"the nodes' Python ({cluster.host_python}), which brings a run back"
+    trial = [f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8)]
+    done = _try_after_modules(cluster, *trial)
+    if isinstance(done, str):
+        return [f"{name}: {done}"]
+    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
     if done.returncode == 0:
         return []
-    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
     if fault is None or cluster.setup:
-        reason = "cluster.setup may change it" if fault else "the profile's module commands do not work here"
-        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: {reason}"]
+        return [f"{name}: {'cluster.setup may change it' if cluster.setup else 'it does not start here'}"]
     raise ValueError(
         f"cluster.host_python: {cluster.host_python} {fault}, and what brings a run back needs 3.8 or newer on the nodes, "
         f"outside of the container; name a newer one (cluster.host_python=python3.11), or load one (cluster.modules)"
     )
+
+
+def _check_own_python(cluster: ClusterConfig) -> list[str]:
+    """Try whether this Python, if it is the job's, starts without the modules that this shell has loaded.
+
+    Raises:
+        ValueError: it does not, as a Python that came from a module which the job does not load.
+    """
+    if cluster.python is not None or cluster.setup or not (cluster.clean_modules or cluster.modules):
+        return []
+    done = _try_after_modules(cluster, f"{shlex.quote(sys.executable)} -c ''")
+    if isinstance(done, str):
+        return [f"whether this Python starts with the job's modules: {done}"]
+    if done.returncode == 0:
+        return []
+    loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
+    first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
+    raise ValueError(
+        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, as in a job; "
+        f"name the modules that it needs, as in cluster.modules=['load Python/3.11'] (loaded in this shell: {loaded})"
+    )
+
+
+def _module_commands(cluster: ClusterConfig) -> list[str]:
+    return [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
+
+
+def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
+    """Run commands as a job would, after the profile's module commands; why that is not possible here, else."""
+    if container():
+        return "this command runs in a container"
+    modules = _module_commands(cluster)
+    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NO_MODULES}"] if modules else []
+    load = [f"module {command} > /dev/null 2>&1 || exit {NO_MODULES}" for command in modules]
+    trial = "\n".join([*node_lines(cluster), *needs_modules, *load, "exec 2> /dev/null", *commands])
+    try:
+        done = subprocess.run(
+            ["bash", "-c", trial],
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the profile's module commands did not end within {TRIAL_SECONDS} s"
+    return "the profile's module commands do not work here" if done.returncode == NO_MODULES else done
 
 
 def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
