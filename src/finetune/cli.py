@@ -222,19 +222,27 @@ def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
     from data_prep.preparation import Preparation, Step
     from finetune.launch import chain
+    from finetune.launch.freeze import check_no_secrets
 
+    cluster = config.cluster
+    check_no_secrets(cluster, "cluster")
+    for unchecked in chain.check(cluster):
+        print(f"not checked: {unchecked}", file=sys.stderr)
     folder = Path(config.corpora_dir) / config.corpus.name
-    steps = plan(config)
-    if not steps:
+    planned = plan(config)
+    if not planned:
         print(f"corpus {folder} is there already, as it would become", file=sys.stderr)
         print(folder)
         return
     work = folder.with_name(f".{folder.name}.stages")
+    steps = [(step.name, step.cut) for step in planned]
     size = sum(Preparation.load(work).sizes(Step("read")))
-    num_tasks = min(config.cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
-    run = chain.submit(config.corpus.name, work, [(step.name, step.cut) for step in steps], num_tasks, config.cluster)
+    num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
+    run = chain.submit(config.corpus.name, work, steps, num_tasks, cluster)
+    assert run.layout is not None
+    fewer = f" (there is work for {num_tasks}: the queue takes no more)" if run.layout.num_tasks < num_tasks else ""
     print(
-        f"submitted {run.id}: {len(steps)} steps, each after the one before, in arrays of {num_tasks}\n"
+        f"submitted {run.id}: {run.layout.describe(steps)}{fewer}\n"
         f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",
         file=sys.stderr,
     )
@@ -327,6 +335,12 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
         return verb(arguments)
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as fault:
+        from finetune import extras
+
+        if message := extras.explain(fault):
+            _fail(message)
+        raise
     except Exception as fault:
         from finetune import errors
 

@@ -7,6 +7,7 @@ the checkout reaches nothing that is queued, and a sweep of a thousand points is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -26,6 +27,7 @@ import data_prep
 import finetune
 from finetune import base
 from finetune import config as configuration
+from finetune.cluster import ClusterConfig
 from finetune.config import TrainConfig
 from finetune.points import Sweep
 from finetune.run_folder import RunFolder
@@ -144,11 +146,20 @@ def provenance(sweep: str | None = None) -> dict[str, Any]:
         "command": [without_secrets(word) for word in ("finetune", *sys.argv[1:])],
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "git_revision": _git(source, "rev-parse", "HEAD"),
         "git_diff": without_secrets(_git(source, "diff", "HEAD") or ""),
         "sweep": sweep,
     }
+
+
+def _versions() -> dict[str, str | None]:
+    """Return the versions of packages; None for one that is not installed where this is called, as torch on a login node."""
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -243,8 +254,11 @@ def without_secrets(text: str) -> str:
     return re.sub(_IN_URL, r"\1[secret]\3", text)
 
 
-def check_no_secrets(config: TrainConfig) -> None:
+def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None:
     """A config is written to disk, to MLflow and into batch scripts.
+
+    Args:
+        key: of a config that is a part of one.
 
     Raises:
         ValueError: it holds what looks like a secret, which is named by its key.
@@ -258,11 +272,11 @@ def check_no_secrets(config: TrainConfig) -> None:
             for item in value:
                 walk(key, item)
         elif isinstance(value, str) and value:
-            variable = key.startswith("cluster.env") and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
+            variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
             if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
                 raise ValueError(
                     f"{key} holds what looks like a secret, and configs are written to disk: "
                     f"export it in your shell instead, which jobs inherit"
                 )
 
-    walk("", asdict(config))
+    walk(key, asdict(config))

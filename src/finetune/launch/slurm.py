@@ -29,6 +29,7 @@ from finetune.cluster import ClusterConfig
 from finetune.launch import job, places, waves
 from finetune.launch.environment import FIND_MODULE, environment_lines, node_lines
 from finetune.launch.freeze import unwritable
+from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
 from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
 from finetune.launch.waves import POINTS, SCRIPT
 from finetune.run_folder import RunFolder
@@ -196,7 +197,7 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     parts = [
         srun,
         *map(shlex.quote, cluster.srun),
-        f"{_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(job_folder))}",
+        f"{job_python(cluster.python)} -u -m submitit.core._submit {shlex.quote(str(job_folder))}",
     ]
     lines = [
         "#!/bin/bash",
@@ -249,10 +250,6 @@ def code_line(code: Path) -> str:
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
-def _python(cluster: ClusterConfig) -> str:
-    return cluster.python or shlex.quote(sys.executable)
-
-
 def _gpus(cluster: ClusterConfig) -> dict[str, str]:
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     return {
@@ -267,7 +264,7 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
-    python = cluster.host_python if cluster.python else shlex.quote(sys.executable)
+    python = host_python(cluster)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt}"
     before = [
         "",
@@ -301,9 +298,9 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return what ends a job with one line where the host's Python cannot bring it back."""
-    if cluster.python is None:
-        return []
+    """Return what ends a job with one line where the Python that is to bring it back is missing or too old."""
+    if not uses_host_python(cluster):
+        return [check_line()]
     fault = f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; name a newer one"
     return [f"{cluster.host_python} -c {PYTHON_3_8} || {{ echo {shlex.quote(fault)} >&2; exit 1; }}"]
 
@@ -326,16 +323,26 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
         _require(program)
     not_checked += [*_check_host_python(cluster), *_check_own_python(cluster)]
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
+    return [*not_checked, *try_submission(script, is_sweep=num_points > 1), *check_partition(cluster)]
+
+
+def try_submission(script: str, *, is_sweep: bool = False) -> list[str]:
+    """Ask Slurm whether it would take a batch script; return why that could not be found out, if so.
+
+    Args:
+        is_sweep: its points may wait for places in the queue, so that a full queue is no reason to refuse.
+
+    Raises:
+        ValueError: it would not.
+    """
     try:
         slurm_command("sbatch", "--test-only", stdin=script)
     except SlurmError as fault:
-        if num_points > 1 and waves.TOO_MANY.search(fault.reason):
-            pass  # points of a sweep may wait for a place
-        elif NO_VERDICT.search(fault.reason):
-            not_checked.append(f"whether Slurm would take the job (sbatch --test-only: {fault.reason})")
-        else:
+        if NO_VERDICT.search(fault.reason):
+            return [f"whether Slurm would take the job (sbatch --test-only: {fault.reason})"]
+        if not (is_sweep and waves.TOO_MANY.search(fault.reason)):
             raise
-    return [*not_checked, *_check_partition(cluster)]
+    return []
 
 
 def _check_architecture(cluster: ClusterConfig) -> None:
@@ -381,7 +388,7 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
     Raises:
         ValueError: it is missing or too old, and nothing but this setting decides which one it is.
     """
-    if cluster.python is None:
+    if not uses_host_python(cluster):
         return []
     name = f"the nodes' Python ({cluster.host_python}), which brings a run back"
     trial = [f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8)]
@@ -426,7 +433,7 @@ def _module_commands(cluster: ClusterConfig) -> list[str]:
 
 def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
     """Run commands as a job would, after the profile's module commands; why that is not possible here, else."""
-    if Path("/.singularity.d").is_dir():
+    if container():
         return "this command runs in a container"
     modules = _module_commands(cluster)
     needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NO_MODULES}"] if modules else []
@@ -446,8 +453,12 @@ def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.Com
     return "the profile's module commands do not work here" if done.returncode == NO_MODULES else done
 
 
-def _check_partition(cluster: ClusterConfig) -> list[str]:
-    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO)."""
+def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
+    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO).
+
+    Args:
+        key: of the settings, for the message.
+    """
     selection = ["--partition", cluster.partition] if cluster.partition else []
     try:
         shown = slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D")
@@ -465,10 +476,10 @@ def _check_partition(cluster: ClusterConfig) -> list[str]:
     partition = " and ".join(name.rstrip("*") for name in limits)
     if cluster.timeout_min > longest:
         raise ValueError(
-            f"cluster.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
+            f"{key}.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
         )
     if cluster.nodes > most:
-        raise ValueError(f"cluster.nodes is {cluster.nodes}: partition {partition} has {most}")
+        raise ValueError(f"{key}.nodes is {cluster.nodes}: partition {partition} has {most}")
     return []
 
 
@@ -518,6 +529,14 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
 
 
 def _require(program: str) -> None:
-    if shutil.which(program) is None:
-        reason = f"{program} is not on PATH"
-        raise SlurmError(f"{reason}: this is no Slurm login node; log in to one, or choose cluster=local", reason)
+    if shutil.which(program) is not None:
+        return
+    reason = f"{program} is not on PATH"
+    if image := container():
+        reason += f" in container {image}, in which this command runs"
+        raise SlurmError(
+            f"{reason}; let the container see the host's Slurm (its programs, /etc/slurm and munge's socket), or install "
+            f"finetune outside of it: it needs no torch there",
+            reason,
+        )
+    raise SlurmError(f"{reason}: this is no Slurm login node; log in to one, or choose cluster=local", reason)
