@@ -63,7 +63,7 @@ def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path
     expected = [
         ("cluster.python is missing", "finetune[train]"),
         ("cluster=local: this Python lacks torch", "finetune[train]"),
-        ("this command needs", "finetune[train]"),
+        ("evaluating a model needs torch", "finetune[train]"),
         ("sending runs to MLflow needs mlflow", "finetune[tracking]"),
         ("sending runs to MLflow needs mlflow", "finetune[tracking]"),
     ]

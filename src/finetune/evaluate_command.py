@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune import base as base_models
-from finetune import report
+from finetune import extras, report
 from finetune.base import Base
 from finetune.config import RUN_PREFIX, DataConfig, split_step
 from finetune.run_folder import RunFolder
@@ -58,6 +58,7 @@ def evaluate(options: argparse.Namespace) -> str | None:
     Raises:
         FileNotFoundError, ValueError: there is no such model or corpus, or they do not belong together.
     """
+    extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
     from finetune.rows import LongRows, account_of
 

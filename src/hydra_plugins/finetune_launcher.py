@@ -113,7 +113,7 @@ class FinetuneLauncher(Launcher):
 
         self.composer = Composer(hydra_context, config)
         self.typed = {}
-        for text in config.hydra.overrides.task:
+        for text in OmegaConf.to_container(config.hydra.overrides.task, resolve=False):  # a value may hold an interpolation
             override = self.composer.parse(text)
             self.typed[override.get_key_element()] = override
         self.learns = not str(config.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
