@@ -292,7 +292,7 @@ class DressedCluster(Cluster):
         return self.disk / path.lstrip("/")
 
     def node_command(self, daemon: str) -> str:
-        return f"bash {self.base}/enter-root {daemon}"
+        return f"bash {self.base}/enter-root node {daemon}"
 
     def _configure(self) -> None:
         super()._configure()
@@ -305,7 +305,7 @@ class DressedCluster(Cluster):
 
     def _start_login_node(self) -> None:
         """Start a process that holds the login node's namespaces, and wait until they are complete."""
-        inner = f"hostname {self.site.login_host} && exec bash {self.base}/enter-root bash /site/wait"
+        inner = f"hostname {self.site.login_host} && exec bash {self.base}/enter-root login bash /site/wait"
         command = ["unshare", "--uts", "--mount", "--fork", "--kill-child", "bash", "-c", inner]
         _detached(command, self.base / "log" / "login.log")
         self._wait_for(self.path("/site/login.pid").exists, "the login node", 10)
@@ -368,7 +368,7 @@ def _write_image(image: Path) -> None:
     (image / "env" / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
     for name in ("python", "python3", version):
         (image / "env" / "bin" / name).symlink_to(base / "bin" / version)
-    (image / "sources").write_text(f"{sys.base_prefix}\n{sys.prefix}/lib\n")
+    (image / "base-prefix").write_text(f"{sys.base_prefix}\n")
 
 
 def _write_login_environment(folder: Path) -> None:
@@ -376,7 +376,7 @@ def _write_login_environment(folder: Path) -> None:
 
     It is this Python with those packages hidden; what a login node must install is another test's concern."""
     source = Path(__file__).parents[2]
-    hidden = f"""\
+    command = f"""\
         import sys
 
         class Hidden:
@@ -384,20 +384,27 @@ def _write_login_environment(folder: Path) -> None:
                 if name.partition(".")[0] in {NOT_ON_LOGIN!r}:
                     raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
-        sys.meta_path.insert(0, Hidden())
+        if __name__ == "__main__":
+            sys.meta_path.insert(0, Hidden())
+            from finetune.cli import main
+            sys.exit(main())
         """
-    _write(folder / "hidden" / "sitecustomize.py", textwrap.dedent(hidden))
+    _write(folder / "login" / "start.py", textwrap.dedent(command))
     script = f"""\
         #!/bin/bash
         # the nodes have no GPUs: a training on them is told so
         case $1 in train) set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;; esac
-        PYTHONPATH=/site/hidden:{source}/src:{source} exec {sys.executable} -m finetune.cli "$@"
+        PYTHONPATH={source}/src:{source} exec {sys.executable} /site/login/start.py "$@"
         """
     _write(folder / "bin" / "finetune", textwrap.dedent(script))
 
 
 def _write_root_script(cluster: DressedCluster) -> None:
-    """Write the script that gives a process the site's root: this machine's folders, and the site's among them."""
+    """Write the script that gives a process the site's root: this machine's folders, and the site's among them.
+
+    On nodes this Python's environment is a container's: in its own place, where the login node has it, there is nothing.
+    """
+    hide = "" if sys.prefix == sys.base_prefix else f"mount -t tmpfs none $root{sys.prefix}"
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})
     script = f"""\
         set -e
@@ -412,6 +419,11 @@ def _write_root_script(cluster: DressedCluster) -> None:
           mkdir -p $root/$name
           mount --bind {cluster.disk}/$name $root/$name
         done
+        if [ $1 = node ]; then
+          mount --bind {sys.prefix}/lib $root{cluster.base}/image/env/lib
+          {hide or ":"}
+        fi
+        shift
         cd $root
         pivot_root . .
         umount -l .

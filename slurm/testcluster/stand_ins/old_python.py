@@ -7,6 +7,7 @@ started and in all that it imports from outside of the standard library.
 import __future__
 
 import ast
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -72,7 +73,8 @@ def main():
         return
     sys.path[:0] = [entry for entry in os.environ.get("PYTHONPATH", "").split(":") if entry]
     # as far as the standard library's own code needs it, these are imported before the version changes
-    import argparse, collections, contextlib, fcntl, json, pathlib, platform, shutil, signal, subprocess, typing  # noqa: E401
+    for name in "argparse collections contextlib fcntl json pathlib platform shutil signal subprocess typing".split():
+        importlib.import_module(name)
 
     sys.version_info = OldVersion((*version, "final", 0))
     sys.version = re.sub(r"^\S+", sys.argv[1], sys.version)
