@@ -29,6 +29,7 @@ import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from slurm.testcluster import wrapped
 from slurm.testcluster.cluster import Cluster, Layout, Limits, Partition, _detached
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -44,7 +45,10 @@ class Site:
     Attributes:
         folders: its shared file systems, at the root of login node and nodes.
         home: of the user, in one of them; the walk begins there.
-        image: of a container, which its Python comes from.
+        image: of a container, which the Python of trainings comes from.
+        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from; unset: from a virtual
+            environment.
+        shares_python: whether the nodes see that virtual environment.
         python: version that `python3` answers with.
         modules: files of shell lines, by path; a folder of them is a path for `module use`.
         loaded: modules that a login shell has.
@@ -58,6 +62,8 @@ class Site:
     folders: tuple[str, ...] = ("/cluster",)
     home: str = "/cluster/home/kari"
     image: str | None = None
+    wrapped: str | None = None
+    shares_python: bool = False
     python: str = "3.6.15"
     modules: dict[str, str] = field(default_factory=dict)
     loaded: str = ""
@@ -88,10 +94,12 @@ LUMI = Site(
     folders=("/users", "/project", "/projappl", "/scratch", "/flash", "/appl"),
     home="/users/kari",
     image="/appl/local/laifs/containers/lumi-multitorch-full-latest.sif",
+    wrapped="/projappl/project_465001234/finetune",
     modules={
         "/appl/local/laifs/modules/lumi-aif-singularity-bindings": (
             "export SINGULARITY_BIND=/project,/projappl,/scratch,/flash,/appl"
         ),
+        "/site/modules/CrayEnv": "",
         "/site/modules/cray-python": CRAY_PYTHON,
     },
     loaded="craype-x86-rome",
@@ -113,7 +121,8 @@ OLIVIA = Site(
         memory_mb=808 * 1024,
         interface="hsn0",
     ),
-    image="/cluster/work/support/container/pytorch_nvidia_25.09_arm64.sif",
+    image="/cluster/projects/nn9999k/finetune.sif",
+    wrapped="/cluster/projects/nn9999k/finetune",
     modules={
         "/site/modules/NRIS/GPU": f"need_not NRIS/Login\nMODULEPATH={NRIS_GPU}:$MODULEPATH",
         "/site/modules/NRIS/Login": "",
@@ -146,7 +155,7 @@ SAGA = Site(
         cpus=32,
         memory_mb=1000 * 1024,
     ),
-    image="/cluster/projects/nn9999k/pytorch.sif",
+    shares_python=True,
     modules={"/site/modules/StdEnv": "", "/site/modules/Zen2Env": "need_not StdEnv", "/site/modules/cray-python": CRAY_PYTHON},
     loaded="StdEnv",
     programs={"projects": "echo nn9999k"},
@@ -345,6 +354,7 @@ def _write_disk(cluster: DressedCluster) -> None:
     newer = f'#!/bin/bash\nexec {python} "$@"\n'
     old = f'#!/bin/bash\nexec {python} -I /site/old_python.py {site.python} "$@"\n'
     _write(disk("/site/bin/python3"), old)
+    _write(cluster.base / "profile.d" / "modules.sh", ". /site/init.sh\n")
     for name in ("python3", f"python3.{sys.version_info.minor}"):
         _write(disk(f"/site/newer-python/bin/{name}"), newer)
     for name, script in site.programs.items():
@@ -356,7 +366,7 @@ def _write_disk(cluster: DressedCluster) -> None:
     if site.image:
         _write(disk(site.image), "#!/usr/bin/env run-singularity\n")
     _write_image(cluster.base / "image")
-    _write_login_environment(disk("/site"))
+    _write_login_environment(cluster)
 
 
 def _write_image(image: Path) -> None:
@@ -371,17 +381,26 @@ def _write_image(image: Path) -> None:
     (image / "base-prefix").write_text(f"{sys.base_prefix}\n")
 
 
-def _write_login_environment(folder: Path) -> None:
-    """Write `finetune` as a login node has it: no torch, nor what needs it; and no GPUs to ask for in a training.
+def _write_login_environment(cluster: DressedCluster) -> None:
+    """Write `finetune` as a login node has it: where jobs have a Python of their own, without torch and what needs it.
 
     It is this Python with those packages hidden; what a login node must install is another test's concern."""
+    site, folder = cluster.site, cluster.path("/site")
+    python = sys.executable
+    if site.wrapped:
+        wrapped.wrap(cluster.path(site.wrapped))
+        packages = cluster.path(site.wrapped) / "img.sqfs" / "lib"
+        packages.unlink()
+        packages.symlink_to(cluster.base / "image" / "env" / "lib")
+        python = f"{site.wrapped}/bin/python"
+    hidden = () if site.shares_python else NOT_ON_LOGIN
     source = Path(__file__).parents[2]
     command = f"""\
         import sys
 
         class Hidden:
             def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {NOT_ON_LOGIN!r}:
+                if name.partition(".")[0] in {hidden!r}:
                     raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
         if __name__ == "__main__":
@@ -394,7 +413,7 @@ def _write_login_environment(folder: Path) -> None:
         #!/bin/bash
         # the nodes have no GPUs: a training on them is told so
         case $1 in train) set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;; esac
-        PYTHONPATH={source}/src:{source} exec {sys.executable} /site/login/start.py "$@"
+        PYTHONPATH={source}/src:{source} exec {python} /site/login/start.py "$@"
         """
     _write(folder / "bin" / "finetune", textwrap.dedent(script))
 
@@ -404,7 +423,7 @@ def _write_root_script(cluster: DressedCluster) -> None:
 
     On nodes this Python's environment is a container's: in its own place, where the login node has it, there is nothing.
     """
-    hide = "" if sys.prefix == sys.base_prefix else f"mount -t tmpfs none $root{sys.prefix}"
+    is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})
     script = f"""\
         set -e
@@ -419,10 +438,9 @@ def _write_root_script(cluster: DressedCluster) -> None:
           mkdir -p $root/$name
           mount --bind {cluster.disk}/$name $root/$name
         done
-        if [ $1 = node ]; then
-          mount --bind {sys.prefix}/lib $root{cluster.base}/image/env/lib
-          {hide or ":"}
-        fi
+        mount --bind {sys.prefix}/lib $root{cluster.base}/image/env/lib
+        if [ $1 = node ] && {str(is_hidden).lower()}; then mount -t tmpfs none $root{sys.prefix}; fi
+        mount --bind {cluster.base}/profile.d $root/etc/profile.d
         shift
         cd $root
         pivot_root . .
