@@ -211,19 +211,26 @@ def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
     from data_prep.preparation import Preparation, Step
     from finetune.launch import chain
+    from finetune.launch.freeze import check_no_secrets
 
+    cluster = config.cluster
+    check_no_secrets(cluster, "cluster")
+    chain.check(cluster)
     folder = Path(config.corpora_dir) / config.corpus.name
-    steps = plan(config)
-    if not steps:
+    planned = plan(config)
+    if not planned:
         print(f"corpus {folder} is there already, as it would become", file=sys.stderr)
         print(folder)
         return
     work = folder.with_name(f".{folder.name}.stages")
+    steps = [(step.name, step.cut) for step in planned]
     size = sum(Preparation.load(work).sizes(Step("read")))
-    num_tasks = min(config.cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
-    run = chain.submit(config.corpus.name, work, [(step.name, step.cut) for step in steps], num_tasks, config.cluster)
+    num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
+    run = chain.submit(config.corpus.name, work, steps, num_tasks, cluster)
+    assert run.layout is not None
+    fewer = f" (there is work for {num_tasks}: the queue takes no more)" if run.layout.num_tasks < num_tasks else ""
     print(
-        f"submitted {run.id}: {len(steps)} steps, each after the one before, in arrays of {num_tasks}\n"
+        f"submitted {run.id}: {run.layout.describe(steps)}{fewer}\n"
         f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",
         file=sys.stderr,
     )

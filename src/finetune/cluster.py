@@ -68,18 +68,77 @@ class SiteConfig:
                 one_of(f"cluster.site.{name}", value, ARCHITECTURES)
 
 
+# options of sbatch that have a setting of their own in cluster.prepare
+OWN_PREPARE_OPTIONS = {
+    "array": "cluster.prepare.tasks",
+    "job-name": "corpus.name",
+    "nodes": "cluster.prepare.tasks_per_job",
+    "ntasks": "cluster.prepare.tasks_per_job",
+    "cpus-per-task": "cluster.prepare.tasks_per_job",
+    "time": "cluster.prepare.timeout_min",
+    "partition": "cluster.prepare.partition",
+    "account": "cluster.prepare.account",
+    "qos": "cluster.prepare.qos",
+    "constraint": "cluster.prepare.constraint",
+    "mem": "cluster.prepare.memory",
+    "output": "corpora_dir",
+    "error": "corpora_dir",
+    "dependency": "the order of the steps",
+    "requeue": "cluster.on_interrupt",
+    "no-requeue": "cluster.on_interrupt",
+}
+
+
 @dataclass(kw_only=True)
 class PrepareJobs:
-    """What `finetune prepare` asks Slurm for: jobs of one core, without GPUs, of the login nodes' architecture."""
+    """Jobs of `finetune prepare`: tasks of one core, without GPUs. Of the training's half of the profile only the account, the
+    clean module environment and the caches hold here too: its partition, modules, variables and container are for GPU nodes."""
 
-    partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default")
-    tasks: int = setting(32, "tasks of a step's array, at most")
+    partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default, not cluster.partition")
+    qos: str | None = setting(None, "quality of service; unset: the site's default, not cluster.qos")
+    account: str | None = setting(None, "who pays; unset: cluster.account")
+    constraint: str | None = setting(None, "features that nodes must have")
+    architecture: str | None = setting(None, "of these nodes; unset: that of the login nodes")
+    tasks: int = setting(32, "tasks of a step, at most; fewer where the queue takes fewer jobs of a user")
+    tasks_per_job: int | None = setting(
+        None,
+        "tasks side by side in one job, each with a core and its memory, for partitions that hand out whole nodes; unset: 1, or "
+        "what a node holds where cluster.site.whole_nodes and the partition is the training's",
+    )
     memory: str = setting("8G", "of a task")
-    timeout_min: int = setting(240, "minutes of a task")
+    timeout_min: int = setting(240, "minutes of a job")
+    python: str | None = setting(
+        None, "command of the job's Python, as in a container; unset: the one that submits, not cluster.python"
+    )
+    modules: list[str] = setting([], "module commands before a job starts; none of cluster.modules")
+    setup: list[str] = setting([], "shell lines before a job starts; none of cluster.setup")
+    env: dict[str, str] = setting({}, "environment variables of a job; none of cluster.env; no secrets")
+    sbatch: dict[str, str] = setting({}, "extra options of sbatch, by their long names; none of cluster.sbatch")
 
     def check(self) -> None:
         at_least("cluster.prepare.tasks", self.tasks, 1)
         at_least("cluster.prepare.timeout_min", self.timeout_min, 1)
+        if self.tasks_per_job is not None:
+            at_least("cluster.prepare.tasks_per_job", self.tasks_per_job, 1)
+        if self.architecture is not None:
+            one_of("cluster.prepare.architecture", self.architecture, ARCHITECTURES)
+        _gigabytes(self.memory, "cluster.prepare.memory")
+        for option in self.sbatch:
+            if owner := OWN_PREPARE_OPTIONS.get(option.replace("_", "-")):
+                raise ValueError(f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead")
+
+    def tasks_on_a_node(self, site: SiteConfig) -> int:
+        """Return how many tasks a node of the training's partition holds, by its cores and its memory."""
+        by_cores = site.cores_per_node or 1
+        if site.memory_per_node_gb is None:
+            return by_cores
+        gigabytes = _gigabytes(self.memory, "cluster.prepare.memory")
+        return max(1, min(by_cores, int(site.memory_per_node_gb // max(gigabytes, 1e-6))))
+
+    def memory_of(self, num_tasks: int) -> str:
+        """Return the memory of so many tasks, as Slurm takes it."""
+        number = self.memory.rstrip("KMGTkmgt")
+        return f"{int(number) * num_tasks}{self.memory.removeprefix(number)}"
 
 
 @dataclass(kw_only=True)
@@ -207,12 +266,12 @@ class ClusterConfig:
         return lines
 
 
-def _gigabytes(text: str) -> float:
+def _gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
     """Of a size as Slurm takes it: megabytes, or with K, M, G or T behind it.
 
     Raises:
         ValueError: it is none.
     """
     if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text.upper())):
-        raise ValueError(f"cluster.memory_per_node is {text}: give a number with K, M, G or T, as in 440G")
+        raise ValueError(f"{key} is {text}: give a number with K, M, G or T, as in 440G")
     return int(found[1]) * {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1, "T": 1e3}[found[2]]

@@ -1,30 +1,41 @@
 """A preparation as a chain of Slurm jobs: one array a step, each after the one before; `train after=ID` goes behind the last.
 
-Everything of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
+All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.
 
 A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue and does what is missing;
 the steps behind wait for it. What fails otherwise cancels them: the same `finetune prepare` goes on.
+
+Which task does which share of a step changes nothing in the corpus. So tasks may share a job (cluster.prepare.tasks_per_job),
+and there may be fewer of them where the queue takes few jobs of a user.
 """
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
+import math
 import os
+import platform
+import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import observe, slurm
+from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
+from finetune.launch.job_python import check_line, job_python
 
+Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
+PYTHON_SETTING = "cluster.prepare.python"
 FILE = "prepare.json"
-MAX_RESTARTS = 3  # of a task: what needs more memory than it has would be killed for ever
+ALL_STEPS = "all-steps"
+MAX_RESTARTS = 3  # of a task: one that needs more memory than it has would be killed for ever
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class PrepareRun:
 
     folder: Path
     jobs: dict[str, str]
+    layout: Layout | None = None  # not known of one that was found on disk
 
     @property
     def id(self) -> str:
@@ -61,7 +73,8 @@ class PrepareRun:
 
     def logs(self) -> list[Path]:
         """Of its tasks, in the order in which they ended."""
-        return sorted(self.folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
+        written = [log for log in self.folder.glob("*.log") if log.stat().st_size]
+        return sorted(written, key=lambda log: log.stat().st_mtime)
 
     def cancel(self) -> str:
         """Take its steps out of the queue, and end the one at work; what came of it, in words."""
@@ -82,29 +95,211 @@ class PrepareRun:
         return manifest.stat().st_mtime >= (self.folder / FILE).stat().st_mtime
 
 
-def submit(name: str, work: Path, steps: list[tuple[str, bool]], num_tasks: int, cluster: ClusterConfig) -> PrepareRun:
-    """Submit the steps of a plan.
+@dataclass(frozen=True)
+class Layout:
+    """How a preparation is cut into jobs: into how many tasks a step, and how many of them run side by side in a job."""
+
+    num_tasks: int
+    per_job: int
+    is_one_job: bool = False  # all steps in one job, one after the other
+
+    def num_jobs(self, steps: Steps) -> int:
+        """Return how many jobs Slurm counts: each task of an array is one."""
+        if self.is_one_job:
+            return 1
+        num_cut = sum(is_cut for _, is_cut in steps)
+        return len(steps) - num_cut + num_cut * math.ceil(self.num_tasks / self.per_job)
+
+    def of_step(self, is_cut: bool) -> Layout:
+        return self if is_cut else Layout(1, 1)
+
+    def describe(self, steps: Steps) -> str:
+        """Return the layout in words, for the person who submits."""
+        if self.is_one_job:
+            return f"{len(steps)} steps in one job, {self.per_job} tasks side by side"
+        together = f", {self.per_job} side by side in a job" if self.per_job > 1 else ""
+        return f"{len(steps)} steps, each after the one before, in arrays of {self.num_tasks} tasks{together}"
+
+
+def lay_out(num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None) -> Layout:
+    """Choose a layout whose jobs the queue takes all at once.
+
+    A job has as many tasks as cluster.prepare.tasks_per_job says, or else one; more where that would be too many jobs.
+
+    Args:
+        num_tasks: of a step that can be cut.
+        most_jobs: that the queue takes; None: as far as the profile knows.
+    """
+    site, per_job = cluster.site, min(_tasks_per_job(cluster) or 1, num_tasks)
+    if most_jobs is None:
+        most_jobs = _room(cluster)
+    num_cut = max(1, sum(is_cut for _, is_cut in steps))
+    num_arrays = math.ceil(num_tasks / per_job)  # jobs of an array, that is
+    if site.max_array_size is not None:
+        num_arrays = min(num_arrays, site.max_array_size)
+    if most_jobs is not None:
+        num_arrays = min(num_arrays, (most_jobs - (len(steps) - num_cut)) // num_cut)
+    is_one_job = num_arrays < 1
+    num_arrays = max(1, num_arrays)
+    wanted = math.ceil(num_tasks / num_arrays)
+    if wanted > per_job and cluster.prepare.tasks_per_job is None:
+        per_job = _most_side_by_side(cluster, wanted)
+    num_tasks = min(num_tasks, num_arrays * per_job)
+    num_arrays = math.ceil(num_tasks / per_job)
+    return Layout(num_tasks, math.ceil(num_tasks / num_arrays), is_one_job)
+
+
+def _tasks_per_job(cluster: ClusterConfig) -> int | None:
+    """Return how many tasks a job is to have; None: one, or more if that makes too many jobs."""
+    wanted, site = cluster.prepare, cluster.site
+    if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):
+        return wanted.tasks_on_a_node(site)
+    return wanted.tasks_per_job
+
+
+def _room(cluster: ClusterConfig) -> int | None:
+    """Return how many jobs of this user the queue of preparations still takes; None where the profile does not know its limit.
+
+    Raises:
+        ValueError: none.
+    """
+    most = _as_jobs(cluster).queue_limits().max_submitted
+    if most is None:
+        return None
+    wanted = cluster.prepare
+    options = [f"--partition={wanted.partition}"] if wanted.partition else []
+    options += [f"--qos={wanted.qos}"] if wanted.qos else []
+    present = slurm.slurm_command("squeue", "--noheader", "--array", "-o", "%i", "--user", getpass.getuser(), *options).split()
+    if len(present) >= most:
+        raise ValueError(
+            f"cluster.prepare.partition: its queue takes {most} jobs of a user, and {len(present)} of yours are there; wait, "
+            f"or choose another cluster.prepare.partition or cluster.prepare.qos"
+        )
+    return most - len(present)
+
+
+def _most_side_by_side(cluster: ClusterConfig, num_tasks: int) -> int:
+    """Return how many of so many tasks Slurm would run in one job: nodes have only so many cores, and so much memory."""
+    while num_tasks > 1:
+        try:
+            _ask_slurm(cluster, num_tasks)
+            return num_tasks
+        except ValueError:
+            num_tasks = num_tasks // 2
+    return num_tasks
+
+
+def _ask_slurm(cluster: ClusterConfig, per_job: int) -> None:
+    """Raises ValueError if Slurm would not take a job of so many tasks."""
+    nowhere = Path("/nowhere")
+    script = _script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, [])
+    slurm.slurm_command("sbatch", "--test-only", stdin=script)
+
+
+def check(cluster: ClusterConfig) -> None:
+    """Ask Slurm whether it would take jobs of a preparation, before anything is read or written.
+
+    Raises:
+        ValueError: it would not, or they could not run there.
+    """
+    wanted, site = cluster.prepare, cluster.site
+    there = _architecture(cluster)
+    if there != platform.machine() and wanted.python is None:
+        raise ValueError(
+            f"{PYTHON_SETTING} is missing: nodes for preparations are {there}, this Python is for {platform.machine()}; "
+            f"set the command of a Python there, as in {PYTHON_SETTING}='apptainer exec IMAGE python3'"
+        )
+    if wanted.account and site.account_pattern and not re.fullmatch(site.account_pattern, wanted.account):
+        example = site.account_example or site.account_pattern
+        raise ValueError(f"cluster.prepare.account is {wanted.account}: {cluster.name} takes one like {example}; set that")
+    longest = _as_jobs(cluster).queue_limits().max_timeout_min
+    if longest is not None and wanted.timeout_min > longest:
+        raise ValueError(
+            f"cluster.prepare.timeout_min is {wanted.timeout_min}: jobs there take {longest} minutes at most; lower it"
+        )
+    per_job = min(_tasks_per_job(cluster) or 1, wanted.tasks)
+    try:
+        _ask_slurm(cluster, per_job)
+    except ValueError as fault:
+        if per_job == 1:
+            raise
+        raise ValueError(f"{fault}; or lower cluster.prepare.tasks_per_job, of which there are {per_job}") from None
+
+
+def _architecture(cluster: ClusterConfig) -> str:
+    """Return the architecture of the nodes for preparations."""
+    return cluster.prepare.architecture or cluster.site.login_architecture or platform.machine()
+
+
+def _as_jobs(cluster: ClusterConfig) -> ClusterConfig:
+    """Return the profile with what preparations use in place of the training's half."""
+    wanted, site = cluster.prepare, cluster.site
+    return replace(
+        cluster,
+        nodes=1,
+        ranks_per_node=1,
+        cpus_per_rank=1,
+        gpu_request="none",
+        gpu_type=None,
+        memory_per_node=None,
+        timeout_min=1,
+        signal_lead_s=0,
+        partition=wanted.partition,
+        qos=wanted.qos,
+        constraint=wanted.constraint,
+        python=wanted.python,
+        modules=wanted.modules,
+        setup=wanted.setup,
+        env=wanted.env,
+        env_one_node={},
+        env_many_nodes={},
+        sbatch={},
+        srun=[],
+        site=replace(
+            site,
+            compute_architecture=_architecture(cluster),
+            gpus_per_node=None,
+            cores_per_node=None,
+            memory_per_node_gb=None,
+        ),
+    )
+
+
+def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: ClusterConfig) -> PrepareRun:
+    """Submit the steps of a plan, in as many jobs as Slurm takes.
 
     Args:
         name: of the corpus.
         work: the folder of its stages, where the plan lies.
         steps: their names in order, and whether a step can be cut.
-        num_tasks: of the array of a step that can be.
+        num_tasks: of a step that can be, if the queue takes as many.
 
     Raises:
         ValueError: Slurm refuses; nothing is queued then.
     """
+    layout = lay_out(num_tasks, steps, cluster)
+    while True:
+        try:
+            return _submit(name, work, steps, layout, cluster)
+        except ValueError as fault:
+            if "MaxSubmit" not in str(fault) or layout.is_one_job:
+                raise
+            layout = lay_out(num_tasks, steps, cluster, most_jobs=layout.num_jobs(steps) // 2)
+
+
+def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig) -> PrepareRun:
     jobs: dict[str, str] = {}
     folder = work.absolute() / "slurm" / new_id(f"prepare-{name}")
+    shaped = [(step, layout.of_step(is_cut)) for step, is_cut in steps]
     try:
         folder.mkdir(parents=True)
         code = snapshot_code(folder.parent)
-        for step, is_cut in steps:
-            script = folder / f"{step}.sh"
-            before = list(jobs.values())[-1:]
-            script.write_text(_script(folder, work, step, num_tasks if is_cut else 1, code, cluster, before), encoding="utf-8")
+        for together in [shaped] if layout.is_one_job else [[one] for one in shaped]:
+            text = _script(folder, work, together, code, cluster, list(jobs.values())[-1:])
+            script = folder / f"{_name(together)}.sh"
+            script.write_text(text, encoding="utf-8")
             hold = [] if jobs else ["--hold"]
-            jobs[step] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
+            jobs[_name(together)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
         temporary = folder / f".{FILE}.tmp"
         temporary.write_text(json.dumps(jobs, indent=1), encoding="utf-8")
         os.replace(temporary, folder / FILE)
@@ -117,30 +312,99 @@ def submit(name: str, work: Path, steps: list[tuple[str, bool]], num_tasks: int,
         if isinstance(fault, OSError):
             raise unwritable(folder, fault, "corpora_dir") from None
         raise
-    return PrepareRun(folder, jobs)
+    return PrepareRun(folder, jobs, layout)
 
 
-def _script(folder: Path, work: Path, step: str, num_tasks: int, code: Path, cluster: ClusterConfig, before: list[str]) -> str:
+# --- the batch script --------------------------------------------------------------------------------------------------
+
+
+def _name(steps: list[tuple[str, Layout]]) -> str:
+    """Return the name of the job that does these steps."""
+    return steps[0][0] if len(steps) == 1 else ALL_STEPS
+
+
+def _script(
+    folder: Path, work: Path, steps: list[tuple[str, Layout]], code: Path, cluster: ClusterConfig, before: list[str]
+) -> str:
     wanted = cluster.prepare
-    options = {
-        "job-name": f"{folder.name}.{step}", "output": f"{folder}/{step}-%a.log", "array": f"0-{num_tasks - 1}", "ntasks": "1",
-        "time": str(wanted.timeout_min), "account": cluster.account, "partition": wanted.partition, "mem": wanted.memory,
-        "dependency": f"afterok:{before[0]}" if before else None, "kill-on-invalid-dep": "yes", "open-mode": "append",
-    }  # fmt: skip
-    lines = ["#SBATCH --requeue", *(f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None)]
-    python = f"{shlex.quote(sys.executable)} -m data_prep.pipeline {shlex.quote(str(work.absolute()))} {step}"
-    share = f" --task $SLURM_ARRAY_TASK_ID --of {num_tasks}" if num_tasks > 1 else ""
-    return "\n".join(["#!/bin/bash", *lines, slurm.code_line(code), f"{python}{share}", _COME_BACK, ""])
+    python = job_python(wanted.python, PYTHON_SETTING)
+    lines = [
+        "#!/bin/bash",
+        *_options(folder, steps, cluster, before),
+        *(f"export {name}=1" for name in _THREADS),
+        *environment_lines(_as_jobs(cluster)),
+        slurm.code_line(code),
+        *([] if wanted.python else [check_line(PYTHON_SETTING)]),
+        f'task() {{ {python} -m data_prep.pipeline {shlex.quote(str(work.absolute()))} "$@"; }}',
+        f"logs={shlex.quote(str(folder))}",
+        *_RUN,
+        "steps() {",
+        *(f"  run {step} {layout.per_job} {layout.num_tasks} || return" for step, layout in steps),
+        "}",
+        "steps; code=$?",
+        *(_IN_PLACE if cluster.on_interrupt == "resubmit" else _BACK_INTO_QUEUE),
+        "exit $code",
+    ]
+    return "\n".join(lines) + "\n"
 
+
+def _options(folder: Path, steps: list[tuple[str, Layout]], cluster: ClusterConfig, before: list[str]) -> list[str]:
+    wanted = cluster.prepare
+    per_job = max(layout.per_job for _, layout in steps)
+    num_jobs = max(math.ceil(layout.num_tasks / layout.per_job) for _, layout in steps)
+    options = {
+        "job-name": f"{folder.name}.{_name(steps)}",
+        "output": f"{folder}/{_name(steps)}-jobs.log",
+        "array": f"0-{num_jobs - 1}",
+        "nodes": "1",
+        "ntasks": "1",
+        "cpus-per-task": str(per_job),
+        "time": str(wanted.timeout_min),
+        "account": wanted.account or cluster.account,
+        "partition": wanted.partition,
+        "qos": wanted.qos,
+        "constraint": wanted.constraint,
+        "mem": wanted.memory_of(per_job),
+        "dependency": f"afterok:{before[0]}" if before else None,
+        "kill-on-invalid-dep": "yes",
+        "open-mode": "append",
+        **wanted.sbatch,
+    }
+    requeue = "no-requeue" if cluster.on_interrupt == "resubmit" else "requeue"
+    return [f"#SBATCH --{requeue}", *(f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None)]
+
+
+# A task has one core; that of a job with several must not take the others'.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+# Does this job's tasks of a step, side by side. Its code: 0; 137 if all that happened is that tasks were killed; or a worse one.
+_RUN = """\
+run() {  # the step, how many of its tasks are a job's, how many it has
+  local first=$(( SLURM_ARRAY_TASK_ID * $2 )) number process ended worst=0 processes=()
+  for (( number = first; number < first + $2 && number < $3; number++ )); do
+    task $1 --task $number --of $3 >>"$logs/$1-$number.log" 2>&1 &
+    processes+=($!)
+  done
+  for process in "${processes[@]}"; do
+    wait $process; ended=$?
+    if [ $ended -ne 0 ] && { [ $worst -eq 0 ] || [ $worst -eq 137 ]; }; then worst=$ended; fi
+  done
+  return $worst
+}""".splitlines()
 
 # 137: SIGKILL. Slurm's own (cancelled, out of time) begin with SIGTERM, and are meant. Once requeued, it ends this script.
-_COME_BACK = f"""\
-code=$?
-if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then
-  echo "killed: back into the queue" >&2
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}" && sleep 60
-fi
-exit $code"""
+_BACK_INTO_QUEUE = [
+    f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then',
+    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: back into the queue" >&2',
+    '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && sleep 60',
+    "fi",
+]
+_IN_PLACE = [  # where a site forbids requeue
+    f"for (( again = 0; again < {MAX_RESTARTS} && code == 137; again++ )); do",
+    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: it is run again" >&2',
+    "  steps; code=$?",
+    "done",
+]
 
 
 def dependency(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | None:

@@ -25,6 +25,7 @@ import data_prep
 import finetune
 from finetune import base
 from finetune import config as configuration
+from finetune.cluster import ClusterConfig
 from finetune.config import TrainConfig
 from finetune.run_folder import RunFolder
 
@@ -181,8 +182,11 @@ def without_secrets(text: str) -> str:
     return re.sub(_IN_URL, r"\1[secret]\3", text)
 
 
-def check_no_secrets(config: TrainConfig) -> None:
+def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None:
     """A config is written to disk, to MLflow and into batch scripts.
+
+    Args:
+        key: of a config that is a part of one.
 
     Raises:
         ValueError: it holds what looks like a secret, which is named by its key.
@@ -196,11 +200,11 @@ def check_no_secrets(config: TrainConfig) -> None:
             for item in value:
                 walk(key, item)
         elif isinstance(value, str) and value:
-            variable = key.startswith("cluster.env") and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
+            variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
             if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
                 raise ValueError(
                     f"{key} holds what looks like a secret, and configs are written to disk: "
                     f"export it in your shell instead, which jobs inherit"
                 )
 
-    walk("", asdict(config))
+    walk(key, asdict(config))

@@ -23,6 +23,7 @@ from finetune.launch import job, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, follow
 from finetune.launch.freeze import snapshot_code
+from finetune.launch.job_python import job_python
 from finetune.run_folder import RunFolder
 
 
@@ -92,7 +93,7 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     srun = _step(config, "--unbuffered", f"--output={run.jobs}/%j_%t_log.out", "--kill-on-bad-exit=1", "--wait=60")
     ranks = [
         *srun,
-        config.cluster.python or shlex.quote(sys.executable),
+        job_python(config.cluster.python),
         "-u -m submitit.core._submit",
         shlex.quote(str(run.jobs)),
     ]
@@ -125,7 +126,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
     if config.cluster.scheduler == "slurm":
         lines = environment_lines(config.cluster)
         terminal = ["--pty"] if sys.stdin.isatty() else []
-        command = " ".join([*_step(config, *terminal), config.cluster.python or shlex.quote(sys.executable), program])
+        command = " ".join([*_step(config, *terminal), job_python(config.cluster.python), program])
     else:
         lines, command = [], f"{shlex.quote(sys.executable)} {program}"
     run.record_attempt(str(os.getpid()))

@@ -18,7 +18,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import submitit
@@ -28,6 +27,7 @@ from finetune.cluster import ClusterConfig
 from finetune.launch import job
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
+from finetune.launch.job_python import check_line, container, host_python, job_python
 from finetune.run_folder import RunFolder
 
 SCRIPT = "submit.sh"
@@ -96,7 +96,7 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
         num_points: of an array; None for a single job.
     """
     before, after = _requeue_lines(cluster, job_folder)
-    executor = submitit.SlurmExecutor(folder=job_folder, python=_python(cluster))
+    executor = submitit.SlurmExecutor(folder=job_folder, python=job_python(cluster.python))
     requeue = "no-requeue" if cluster.on_interrupt == "stop" else "requeue"
     options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
     if cluster.memory_per_node:
@@ -119,10 +119,6 @@ def code_line(code: Path) -> str:
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
-def _python(cluster: ClusterConfig) -> str:
-    return cluster.python or shlex.quote(sys.executable)
-
-
 def _gpus(cluster: ClusterConfig) -> dict[str, str]:
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     return {
@@ -137,11 +133,16 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
-    python = cluster.host_python if cluster.python else shlex.quote(sys.executable)
+    python = host_python(cluster)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
     too_old = f"error: the helper of this script needs Python 3.8 or newer on the host: {python} is none, set cluster.host_python"
     before = [
-        *([f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"] if cluster.python else []),
+        *([] if cluster.python else [check_line()]),
+        *(
+            [f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"]
+            if python == cluster.host_python
+            else []
+        ),
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
         f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
@@ -236,5 +237,11 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
 
 
 def _require(program: str) -> None:
-    if shutil.which(program) is None:
-        raise ValueError(f"{program} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
+    if shutil.which(program) is not None:
+        return
+    if image := container():
+        raise ValueError(
+            f"{program} is not on PATH in container {image}, in which this command runs; let the container see the host's "
+            f"Slurm (its programs, /etc/slurm and munge's socket), or install finetune outside of it: it needs no torch there"
+        )
+    raise ValueError(f"{program} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
