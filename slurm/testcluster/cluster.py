@@ -80,6 +80,7 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
+EnforcePartLimits={enforce_limits}
 GresTypes=gpu
 JobRequeue={requeue}
 PreemptType=preempt/partition_prio
@@ -169,6 +170,7 @@ class Layout:
     Attributes:
         gpus: GPUs of a node by type; the type "" is GPUs without one.
         requeue: whether jobs may be requeued (JobRequeue).
+        enforce_limits: of EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait for ever.
         login_hosts: further names of this machine, which nodes resolve.
     """
 
@@ -184,6 +186,7 @@ class Layout:
     features: str = "none"
     interface: str = "eth0"
     requeue: bool = True
+    enforce_limits: str = "NO"
     login_hosts: tuple[str, ...] = ()
 
     def all_qualities(self) -> dict[str, Limits]:
@@ -368,6 +371,7 @@ class Cluster:
             "base": self.base, "net": net, "head": socket.gethostname().partition(".")[0], "cpus": self.layout.cpus,
             "gres": ",".join(f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus),
             "memory": self.layout.memory_mb, "features": self.layout.features, "requeue": int(self.layout.requeue),
+            "enforce_limits": self.layout.enforce_limits,
             "ctld_port": 21000 + slot, "dbd_port": 20000 + slot, "db_port": 22000 + slot,
             # ids are new at each start: one that came again would meet the files of an earlier job in the same folder
             "first_job_id": 1000 + int(time.time()) % 50_000_000,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -83,7 +82,7 @@ LUMI = Site(
             Partition("dev-g", "03:00:00", max_nodes=32, limits=Limits(max_submitted=2, max_running=1)),
             Partition("small", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=220, max_running=200)),
         ),
-        accounts=("project_465001234",),
+        accounts=("project_465001234", "project_465000000"),
         gpus=(("", 8),),
         cpus=56,
         memory_mb=480 * 1024,
@@ -251,7 +250,7 @@ IDUN = Site(
 EX3 = Site(name="ex3", layout=Layout(partitions=(Partition("dgx2q"), Partition("gh200q"), Partition("defq")), cpus=96))
 ARRHENIUS = Site(
     name="arrhenius",
-    layout=Layout(partitions=(Partition("gpu", "3-00:00:00"), Partition("cpu")), accounts=("naiss2026-1-1-gpu",), cpus=288),
+    layout=Layout(partitions=(Partition("gpu", "3-00:00:00"), Partition("cpu")), accounts=("naiss2026-1-23-gpu",), cpus=288),
 )
 
 SITES = {
@@ -264,7 +263,8 @@ SITES = {
 
 def union(sites: list[Site]) -> Layout:
     """Return a layout on which the jobs of all these sites can be submitted: every partition, quality of service, account, type
-    of GPU and feature, on nodes as large as the largest. Limits are left out, as sites give one name different ones."""
+    of GPU and feature, on nodes as large as the largest. Limits are left out, as sites give one name different ones: `limit` sets
+    those of one site."""
     layouts = [site.layout for site in sites]
     partitions = {partition.name: Partition(partition.name, "30-00:00:00") for each in layouts for partition in each.partitions}
     qualities = {name: Limits() for each in layouts for name, _ in each.qualities}
@@ -278,7 +278,16 @@ def union(sites: list[Site]) -> Layout:
         cpus=max(each.cpus for each in layouts),
         memory_mb=max(each.memory_mb for each in layouts),
         features=",".join(dict.fromkeys(each.features for each in layouts if each.features != "none")),
+        enforce_limits="ALL",
     )
+
+
+def limit(cluster: Cluster, site: Site) -> None:
+    """Give the partitions of a running cluster the limits that they have at a site."""
+    for partition in site.layout.partitions:
+        settings = [f"MaxTime={partition.max_time}", f"MaxNodes={partition.max_nodes or 'UNLIMITED'}"]
+        settings.append(f"OverSubscribe={'EXCLUSIVE' if partition.whole_nodes else 'NO'}")
+        cluster.slurm("scontrol", "update", f"PartitionName={partition.name}", *settings)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
     python -m slurm.testcluster.walk lumi             exit code 1 if a command fails, or prints what the page does not show
     python -m slurm.testcluster.walk lumi --write     puts what they print now into the page
 
-A page is read from top to bottom. What it runs is in blocks of `console`: lines that begin with `$ ` are commands, those with `> `
-go on with one, the others are expected output. They share one shell on the login node. A block of another kind whose first line is a
-comment with a path, as `# my/cluster/lumi.yaml`, is a file that the user writes. In what is expected, numbers, times and ids of runs
-stand for any, and … for anything, a line of it alone for any number of lines.
+A page is read from top to bottom. Its commands are in blocks of `console`: a line that begins with `$ ` is a
+command, one with `> ` continues it, the others are expected output. They share one shell on the login node. A block
+of another kind whose first line is a comment with a path, as `# my/cluster/mine.yaml`, is a file that the user
+writes. In expected output, a number, a time or an id stands for any, and … for anything; a line of … alone, for any
+number of lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Answers as an old Python: `old_python.py VERSION [-c CODE | -m MODULE | FILE] …`.
 
-The real interpreter runs what the old one could: syntax, future features and modules that came later are refused, in the code that is
-started and in all that it imports from outside of the standard library.
+The real interpreter runs what the old one could: syntax, future features and modules that came later are refused,
+in the code that is started and in all that it imports from outside of the standard library.
 """
 
 import __future__
@@ -15,9 +15,13 @@ import os
 import re
 import sys
 import types
+from pathlib import Path
 
 NEW_MODULES = {"dataclasses": (3, 7), "contextvars": (3, 7), "zoneinfo": (3, 9), "graphlib": (3, 9), "tomllib": (3, 11)}
-REAL_VERSION = sys.version_info[:2]
+STANDARD_MODULES = (
+    "argparse", "collections", "contextlib", "fcntl", "json", "pathlib", "platform", "shutil", "signal", "subprocess", "typing",
+)  # fmt: skip
+STANDARD_LIBRARY = str(Path(os.__file__).parent)
 
 
 class OldVersion(tuple):
@@ -57,7 +61,7 @@ class OldFinder(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         origin = getattr(spec, "origin", None) or ""
-        if origin.endswith(".py") and not origin.startswith(os.path.dirname(os.__file__)):
+        if origin.endswith(".py") and not origin.startswith(STANDARD_LIBRARY):
             spec.loader = OldLoader(name, origin)
             spec.loader.old = self.old
             return spec
@@ -73,7 +77,7 @@ def main():
         return
     sys.path[:0] = [entry for entry in os.environ.get("PYTHONPATH", "").split(":") if entry]
     # as far as the standard library's own code needs it, these are imported before the version changes
-    for name in "argparse collections contextlib fcntl json pathlib platform shutil signal subprocess typing".split():
+    for name in STANDARD_MODULES:
         importlib.import_module(name)
 
     sys.version_info = OldVersion((*version, "final", 0))
@@ -92,13 +96,11 @@ def main():
             sys.exit(f"python3: No module named {arguments[1]}")
         path, sys.argv = spec.origin, [spec.origin, *arguments[2:]]
         module.__package__ = spec.parent
-        with open(path, "rb") as file:
-            source = file.read()
+        source = Path(path).read_bytes()
     else:
         path, sys.argv = arguments[0], arguments
-        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-        with open(path, "rb") as file:
-            source = file.read()
+        sys.path.insert(0, str(Path(path).absolute().parent))
+        source = Path(path).read_bytes()
     module.__file__ = path
     exec(compiled(source, path, old), module.__dict__)
 
