@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
+MOVE_ON_SECONDS = 15.0  # between two tries of a watching shell to submit points that wait for a place
 
 
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -52,6 +53,7 @@ def status(arguments: list[str]) -> int:
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
     from finetune import report
+    from finetune.launch import places
     from finetune.launch.observe import observe
 
     if prepared := _prepare_runs(options):
@@ -59,6 +61,7 @@ def status(arguments: list[str]) -> int:
         if not options.runs:
             return 0
     runs = chosen(options)
+    places.move_sweeps_on(Path(options.runs_dir).resolve())
     if options.watch:
         watch(runs)
     else:
@@ -148,12 +151,13 @@ def cancel(arguments: list[str]) -> int:
     _add_corpora_dir(options_of)
     options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
     options = options_of.parse_args(arguments)
-    from finetune.launch import end
+    from finetune.launch import end, places
 
     for preparation in _prepare_runs(options):
         print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
     for run, words in end.cancel(chosen(options), options.now) if options.runs else []:
         print(f"{run.id}: {words}", file=sys.stderr)
+    places.move_sweeps_on(Path(options.runs_dir).resolve(), quiet=True)  # their places are free
     return 0
 
 
@@ -240,13 +244,17 @@ def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None) -> lis
     from rich.live import Live
 
     from finetune import report
+    from finetune.launch import places
     from finetune.launch.observe import observe
 
-    now = observe(runs)
+    now, moved = observe(runs), time.monotonic()
     with Live(report.status_table(now), console=report.console(), auto_refresh=False, transient=True) as live:
         while any(one.alive for one in now):
             also()
             time.sleep(WATCH_SECONDS)
+            if time.monotonic() - moved > MOVE_ON_SECONDS:
+                places.move_sweeps_on(runs[0].path.parent, quiet=True)
+                moved = time.monotonic()
             now = observe(runs)
             live.update(report.status_table(now), refresh=True)
     report.print_status(now, stderr=True)
@@ -281,7 +289,7 @@ def _say_submitted(now: list[Observed]) -> None:
         return
     name = sweep if sweep and len(now) > 1 else first.run.id
     for one in now[:20]:
-        print(f"  {one.run.id}  job {one.job_id}", file=sys.stderr)
+        print(f"  {one.run.id}  {f'job {one.job_id}' if one.job_id else one.reason}", file=sys.stderr)
     if len(now) > 20:
         print(f"  … and {len(now) - 20} more", file=sys.stderr)
     print(

@@ -12,7 +12,7 @@ from filelock import Timeout
 
 from finetune import checkpoint_files, shared_bases
 from finetune.config import RUN_PREFIX, split_step
-from finetune.launch import slurm
+from finetune.launch import slurm, waves
 from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE
 from finetune.launch.observe import Observed, observe
@@ -35,11 +35,44 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     for one in seen:
         if now and one.alive and (host := one.run.elsewhere()):
             raise ValueError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
+    withdrawn = _withdraw(runs)
+    if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
+        seen = observe([run for run in runs if run.id not in withdrawn])
     jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == "queued")]
     for first in range(0, len(jobs), JOBS_A_COMMAND):
         slurm.slurm_command("scancel", *jobs[first : first + JOBS_A_COMMAND])
+    for run in runs:
+        if run.id in withdrawn:
+            yield run, "cancelled"
     for one in seen:
         yield one.run, _cancel(one, now)
+
+
+def _withdraw(runs: list[RunFolder]) -> set[str]:
+    """Take out the runs that wait for a place in the queue; return their ids."""
+    withdrawn = set()
+    for folder in {run.path.parent for run in runs}:
+        if not {run.id for run in runs} & waves.waiting_points(folder).keys():
+            continue
+        with _locked(folder):
+            points = waves.waiting_points(folder)
+            for run in runs:
+                point = points.get(run.id)
+                if point is not None and not point.task and point.submission.withdraw(point.index):
+                    run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled before it had a job"})
+                    withdrawn.add(run.id)
+            for submission in {point.submission for point in points.values()}:
+                submission.close()
+    return withdrawn
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others from submitting meanwhile; where the lock cannot be had, a point is still either withdrawn or submitted."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(TimeoutError):
+            stack.enter_context(waves.lock(folder))
+        yield
 
 
 def _cancel(one: Observed, now: bool) -> str:

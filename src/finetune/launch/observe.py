@@ -11,11 +11,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from finetune.launch import waves
 from finetune.run_folder import RunFolder
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING")
 UNKNOWN = ""
+CANCELLED = "cancelled"  # why a run ended of which Slurm alone knows that it was cancelled
 SECONDS = 15  # that a Slurm command may take
 
 
@@ -49,7 +51,8 @@ class Observed:
 
 def observe(runs: list[RunFolder]) -> list[Observed]:
     """One for each run, in their order. Slurm is asked once for all of them, if any was given to it."""
-    ours = {run.id: _job_of(run) for run in runs}
+    points = {key: point for folder in {run.path.parent for run in runs} for key, point in waves.waiting_points(folder).items()}
+    ours = {run.id: (points[run.id].task or None) if run.id in points else _job_of(run) for run in runs}
     jobs = _squeue() if any(job is not None for job in ours.values()) else {}
     if jobs is not None:
         for run in runs:
@@ -57,7 +60,21 @@ def observe(runs: list[RunFolder]) -> list[Observed]:
                 ours[run.id] = _left_behind(run, jobs)
         left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.read_json("outcome.json")]
         jobs = {**(_sacct(left) if left else {}), **jobs}
-    return [_of_slurm(run, job, jobs) if (job := ours[run.id]) else _of_this_machine(run) for run in runs]
+    return [_one(run, ours[run.id], points.get(run.id), jobs) for run in runs]
+
+
+def _one(run: RunFolder, job: str | None, point: waves.Point | None, jobs: dict[str, Job] | None) -> Observed:
+    if job:
+        return _of_slurm(run, job, jobs)
+    return _of_this_machine(run) if point is None else Observed(run, "queued", True, _why_no_place(point))
+
+
+def _why_no_place(point: waves.Point) -> str:
+    sweep = point.submission.folder.parent.name
+    if point.submission.is_paused:
+        return f"waits: all jobs before it were cancelled; `finetune retry {sweep}` submits it"
+    problem = point.submission.problem()
+    return f"waits for a place; Slurm refused the last time: {problem}" if problem else "waits for a place in the queue"
 
 
 def _job_of(run: RunFolder) -> str | None:
@@ -133,7 +150,7 @@ def _silent_end(run: RunFolder, job: Job | None) -> tuple[str, str]:
     if job is None:
         return "dead", "Slurm does not know its job any more, and its ranks left no word"
     if job.state == "CANCELLED":
-        return "cancelled", "cancelled"
+        return "cancelled", CANCELLED
     where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
     return "failed", f"Slurm ended the job{where}: {job.state}"
 
@@ -150,7 +167,7 @@ def _squeue() -> dict[str, Job] | None:
     """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not answer."""
     fields = ("JobArrayID:64", "State:24", "Reason:96", "StartTime:24", "RestartCnt:8", "NodeList:200", "Name:200")
     columns = ",".join(f"{field}|" for field in fields)
-    lines = _lines("squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns)
+    lines = slurm_lines("squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns)
     if lines is None:
         return None
     jobs = {}
@@ -168,13 +185,13 @@ def _sacct(job_ids: list[str]) -> dict[str, Job]:
     for first in range(0, len(job_ids), 500):  # a command line has an end
         wanted = ",".join(job_ids[first : first + 500])
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "-o", "JobID,State,NodeList", "-j", wanted]
-        for line in _lines(*command) or []:
+        for line in slurm_lines(*command) or []:
             job_id, state, nodes = [*line.split("|"), "", ""][:3]
             found[job_id] = Job(state.partition(" ")[0], nodes=nodes)  # "CANCELLED by 1000"
     return found
 
 
-def _lines(*command: str) -> list[str] | None:
+def slurm_lines(*command: str) -> list[str] | None:
     """What the command printed, or None if it failed, is not there, or does not answer."""
     if shutil.which(command[0]) is None:
         return None

@@ -6,8 +6,10 @@
     srun …
     python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
 
-It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts and the standard library, from Python
-3.8 on (cluster.host_python).
+A job that has ended for good submits points of sweeps that wait for its place (waves.py).
+
+It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts, waves.py and the standard library,
+from Python 3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 
 from finetune import attempts
 from finetune.attempts import Attempt, Ending
+from finetune.launch import waves
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -52,7 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     job = Job(options)
     run = options.run.resolve()  # through a sweep's points/<index>
-    return {"begin": begin, "guard": guard, "end": end}[options.when](run, job)
+    code = {"begin": begin, "guard": guard, "end": end}[options.when](run, job)
+    leaves_for_good = {"begin": (FAILED, DONE), "guard": (), "end": (GO, FAILED)}
+    if code in leaves_for_good[options.when]:
+        submit_waiting(run.parent, job)
+    return code
+
+
+def submit_waiting(runs_dir: Path, job: Job) -> None:
+    """Let waiting points of sweeps have this job's place. Whatever goes wrong, the run has ended as it has."""
+    try:
+        if submitted := waves.submit_waiting(runs_dir, ending=job.id):
+            say(f"{submitted} waiting points submitted")
+    except Exception as fault:
+        say(f"waiting points were not submitted ({fault}): the next job that ends does it, or `finetune status`")
 
 
 class Job:
@@ -259,10 +275,10 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
+    environment = waves.submission_environment()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=SBATCH_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SBATCH_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise RuntimeError("sbatch: the controller does not answer") from None
     if done.returncode:

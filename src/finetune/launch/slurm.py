@@ -6,6 +6,8 @@ pickles; the order of things is ours, so that a submitter killed at any moment l
     <job id>_submitted.pkl, attempt.json      in each run's folder: now it has all it needs
     scontrol release
 
+A sweep that is larger than Slurm takes at a time is submitted in parts: waves.py.
+
 The batch script: environment → requeue.py begin → srun (one Python a rank: job.run_job) → requeue.py end.
 """
 
@@ -24,14 +26,13 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
-from finetune.launch import job
+from finetune.launch import job, places, waves
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python
+from finetune.launch.waves import POINTS, SCRIPT
 from finetune.run_folder import RunFolder
 
-SCRIPT = "submit.sh"
-POINTS = "points"
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take
 
@@ -51,29 +52,116 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
     Raises:
         ValueError: Slurm refuses, or the folder cannot be written; nothing is queued then.
     """
-    array, job_id = len(runs) > 1, None
+    return _submit({folder: runs}, name, code, after, len(runs), None)[0]
+
+
+def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
+    """Submit the runs as one job array, or as many of them as Slurm takes now; the others wait for a place (waves.py).
+
+    Args:
+        folder: of the sweep; each submission, of as many points as an array may have, is a folder in it.
+        name, code, after: as of submit_array.
+
+    Returns:
+        what a person should know of runs that wait; "" if none does.
+
+    Raises:
+        ValueError: as submit_array.
+    """
+    cluster = runs[0].config().cluster
+    size, known = places.largest_array(cluster), places.submit_limits(cluster)
+    plan = waves.Plan(name, cluster.array_parallelism, known, code.name, after or "", os.getuid())
+    number = len(list(folder.glob("*/points")))
+    blocks = {folder / str(number + n // size): runs[n : n + size] for n in range(0, len(runs), size)}
+    jobs = _queue()
+    count = len(runs)
+    if len(blocks) > 1 or any(limit.free(jobs) < len(runs) for limit in known):
+        count = max(1, min(plan.places(jobs), size, len(runs) - 1))
+    _, count = _submit(blocks, name, code, after, count, plan)
+    return "" if count == len(runs) else places.describe(plan, jobs, len(runs), count)
+
+
+def _submit(
+    blocks: dict[Path, list[RunFolder]], name: str, code: Path, after: str | None, count: int, plan: waves.Plan | None
+) -> tuple[str, int]:
+    """Submit the first `count` runs of the first folder, or as many as Slurm takes; write that the others wait.
+
+    Args:
+        blocks: the runs of each submission, by its folder.
+        plan: of the waves; None: all must be taken at once.
+
+    Returns:
+        the job id, and how many of its runs it has; "" and 0 if all wait.
+    """
+    first, runs = next(iter(blocks.items()))
+    is_array, job_id = len(runs) > 1, ""
     try:
-        script = _write_files(runs, folder, name, code)
-        wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-        job_id = slurm_command("sbatch", "--parsable", "--hold", *wait, str(script)).partition(";")[0]
-        for index, run in enumerate(runs):
-            task = f"{job_id}_{index}" if array else job_id
+        for folder, points in blocks.items():
+            _write_files(points, folder, name, code)
+        job_id, count = _submit_held(first / SCRIPT, count, len(runs), after, plan)
+        for run in (run for points in blocks.values() for run in points):
             run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
+        for index, run in enumerate(runs[:count]):
+            task = f"{job_id}_{index}" if is_array else job_id
             DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{task}_submitted.pkl")
             run.record_attempt(task, scheduler="slurm", code=code.name)
-        slurm_command("scontrol", "release", job_id)
+        if plan is not None and count < sum(map(len, blocks.values())):
+            _write_waiting(blocks, job_id, count, plan)
+        if job_id:
+            slurm_command("scontrol", "release", job_id)
+        waves.Submission(first).settle(job_id)
     except BaseException as fault:
-        if job_id is not None:
+        if job_id:
             with contextlib.suppress(ValueError):
                 slurm_command("scancel", job_id)
+        if plan is not None:
+            for folder in blocks:
+                shutil.rmtree(folder, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise unwritable(folder, fault) from None
+            raise unwritable(first, fault) from None
         raise
-    return job_id
+    return job_id, count
 
 
-def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> Path:
-    """All that the array needs to be there before it is submitted; the batch script."""
+def _submit_held(script: Path, count: int, num_points: int, after: str | None, plan: waves.Plan | None) -> tuple[str, int]:
+    """Submit the script on hold, for the first points only if `count` says so; halve them as long as Slurm finds them too many.
+
+    Returns:
+        the job id and the number of points; "" and 0 if Slurm takes none, but jobs are there that will submit them.
+    """
+    wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    while True:
+        part = [f"--array=0-{count - 1}"] if count < num_points else []
+        try:
+            return slurm_command("sbatch", "--parsable", "--hold", *part, *wait, str(script)).partition(";")[0], count
+        except ValueError as refusal:
+            if plan is None or not waves.TOO_MANY.search(str(refusal)):
+                raise
+            count //= 2
+            if count == 0 and not waves.movers(_queue(), script.parents[3]):
+                raise
+            if count == 0:
+                return "", 0
+
+
+def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: waves.Plan) -> None:
+    """Write which points wait, and give each what its job will need."""
+    for number, (folder, runs) in enumerate(blocks.items()):
+        first = count if number == 0 else 0
+        for run in runs[first:]:
+            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / waves.PICKLE)
+        waves.Submission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
+
+
+def _queue() -> list[waves.QueuedJob]:
+    """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too much."""
+    with contextlib.suppress(waves.Refused):
+        return waves.queue()
+    return []
+
+
+def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> None:
+    """All that the array needs to be there before it is submitted, with the batch script."""
     array = len(runs) > 1
     folder.mkdir(parents=True, exist_ok=True)
     if array:
@@ -85,7 +173,6 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
     job_folder = folder / POINTS / "%a" if array else runs[0].jobs
     text = render_script(runs[0].config().cluster, name, job_folder, code, len(runs) if array else None)
     (folder / SCRIPT).write_text(text, encoding="utf-8")
-    return folder / SCRIPT
 
 
 def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None) -> str:
@@ -164,13 +251,15 @@ def check(cluster: ClusterConfig, num_points: int) -> None:
     Raises:
         ValueError: it would not, or it would let it wait for ever; or the job's Python cannot run there.
     """
-    if cluster.site.max_array_size is not None and num_points > cluster.site.max_array_size:
-        raise ValueError(f"a sweep of {num_points} points: {cluster.name} takes arrays of {cluster.site.max_array_size} at most")
     _check_architecture(cluster)
     for program in ("sbatch", "srun", "scontrol"):
         _require(program)
-    script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), num_points if num_points > 1 else None)
-    slurm_command("sbatch", "--test-only", stdin=script)
+    script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
+    try:
+        slurm_command("sbatch", "--test-only", stdin=script)
+    except ValueError as refusal:
+        if num_points == 1 or not waves.TOO_MANY.search(str(refusal)):  # of a sweep, points may wait for a place
+            raise
     _check_partition(cluster)
 
 
@@ -232,6 +321,8 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     if done.returncode:
         lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         words = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
+        if waves.TOO_MANY.search(words):
+            words += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
         raise ValueError(f"Slurm refuses ({command[0]}): {words}")
     return done.stdout.strip()
 

@@ -21,7 +21,7 @@ import numpy as np
 from finetune import base, checkpoint_files, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import chain, local, observe, slurm
+from finetune.launch import chain, local, observe, places, slurm, waves
 from finetune.launch.freeze import check_no_secrets, discard, freeze, new_id, snapshot_code
 from finetune.launch.job import lean_imports
 from finetune.run_folder import RunFolder
@@ -115,7 +115,9 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """Submit again those that failed, died, were cancelled or never started; each goes on from its newest checkpoint. Those it
-    submitted. Points of a local sweep that is at work are left to it: they wait for their turn."""
+    submitted. Points of a local sweep that is at work are left to it: they wait for their turn. Points that wait for a place in
+    Slurm's queue get one, if there is one."""
+    moved = _submit_waiting(runs)
     seen = observe.observe(runs)
     in_turn = [("queued", now.run.sweep()) for now in seen if now.alive and now.run.sweep()]
     failed = [now.run for now in seen if now.state in RETRIED and not now.alive and (now.state, now.run.sweep()) not in in_turn]
@@ -123,7 +125,21 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
         _check_inputs(run, run.config())
     if failed:
         _start_again(failed)
-    return failed
+    return [run for run in runs if run in moved or run in failed]
+
+
+def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
+    """Submit waiting points of the sweeps that the runs belong to, paused ones too; return those of the runs that have a job."""
+    moved = []
+    for folder in {run.path.parent for run in runs}:
+        points = waves.waiting_points(folder)
+        mine = [run for run in runs if run.id in points]
+        for run in mine:
+            points[run.id].submission.go_on()
+        if mine:
+            places.move_sweeps_on(folder)
+            moved += [run for run in mine if run.id not in waves.waiting_points(folder)]
+    return moved
 
 
 def _start_again(runs: list[RunFolder]) -> None:
@@ -169,14 +185,15 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
-    """One job, or one array whose script and index of points lie in runs/sweeps/<sweep>/<number of the submission>/."""
+    """One job, or an array whose script and index of points lie in runs/sweeps/<sweep>/<number of the submission>/."""
     code = snapshot_code(runs[0].path.parent)
     if len(runs) == 1:
         slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
         return
     name = sweep or new_id("retry")
-    folder = runs[0].path.parent / "sweeps" / name
-    slurm.submit_array(runs, folder / str(len(list(folder.glob("*/points")))), name, code, after)
+    message = slurm.submit_sweep(runs, runs[0].path.parent / "sweeps" / name, name, code, after)
+    if message:
+        print(f"sweep {name}: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:

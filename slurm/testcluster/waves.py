@@ -1,0 +1,145 @@
+"""Does a sweep that is larger than Slurm's submit limit finish by itself? On the real test cluster, with the shell killed.
+
+    python -m slurm.testcluster.waves                          300 points against a limit of 20
+    python -m slurm.testcluster.waves --points 12 --limit 1    what a limit of one leaves for `finetune status` to do
+
+Submission, queue and batch scripts are real; in place of a rank each job starts a program that notes its start and ends well at
+once, as 300 trainings would take hours here. Every point must have been started exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.run_folder import RunFolder
+from slurm.testcluster.chaos import Sandbox
+from slurm.testcluster.cluster import ACCOUNT, Cluster
+
+QOS = "few"
+RANK = """\
+#!/bin/bash
+# in place of the job's Python: its last argument is the folder of the run's job files
+folder="${@: -1}"
+cd -P "${folder//%a/$SLURM_ARRAY_TASK_ID}" || exit 1
+run=$(cd -P .. && pwd)
+[ -e "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl" ] || exit 1  # a rank could not start without it
+echo "$(basename "$run") $SLURM_ARRAY_JOB_ID" >> STARTED
+sleep SECONDS
+echo '{"state": "completed", "asked_by": ""}' > "$run/outcome.json"
+"""
+
+
+def limit_submissions(cluster: Cluster, limit: int) -> None:
+    """Add a quality of service that takes so many jobs of a user."""
+    if not cluster.slurm("sacctmgr", "-nP", "show", "qos", QOS).strip():
+        cluster.slurm("sacctmgr", "-i", "-Q", "add", "qos", QOS)
+        cluster.slurm("sacctmgr", "-i", "-Q", "modify", "user", "root", "set", f"qos+={QOS}")
+    cluster.slurm("sacctmgr", "-i", "-Q", "modify", "qos", QOS, "set", f"MaxSubmitJobsPerUser={limit}")
+
+
+def stand_in(folder: Path, seconds: float) -> list[str]:
+    """Write the program that stands for a rank; return the settings of a run that uses it."""
+    program = folder / "rank.sh"
+    text = RANK.replace("STARTED", str(folder / "started")).replace("SECONDS", str(seconds))
+    program.write_text(text)
+    program.chmod(0o755)
+    return [f"cluster.python={program}", f"cluster.host_python={sys.executable}", f"cluster.qos={QOS}"]
+
+
+def starts(folder: Path) -> list[tuple[str, str]]:
+    """Return the run and the array of every job that was started."""
+    path = folder / "started"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(run, array) for run, array in (line.split() for line in lines)]
+
+
+def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str:
+    """Return what the command printed for people; its shell and all of its processes are gone then."""
+    log = box.folder / "submission.log"
+    command = [sys.executable, "-m", "finetune.cli", "train", "-m", *settings]
+    with log.open("w") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", '"$@"; echo done; sleep 3600', "bash", *command],
+            cwd=box.folder, env={**os.environ, **box.cluster.environment}, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    while not log.read_text().endswith("done\n"):
+        time.sleep(0.2)
+    os.killpg(shell.pid, signal.SIGKILL)
+    shell.wait()
+    return log.read_text()
+
+
+@dataclass
+class Watched:
+    """What was seen of the queue until all points had ended."""
+
+    most: int = 0
+    stalls: int = 0
+    seconds: float = 0.0
+    sizes: Counter[str] = field(default_factory=Counter)
+
+
+def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) -> Watched:
+    """Sample the queue twice a second.
+
+    Args:
+        help_stalled: run `finetune status` where nothing is in the queue and points wait.
+    """
+    seen, began = Watched(), time.monotonic()
+    while True:
+        queued = box.cluster.slurm("squeue", "-h", "-r", "-o", "%i", "-t", "PD,R,CF,S", timeout=60).split()
+        seen.most = max(seen.most, len(queued))
+        ended = sum((run.path / "outcome.json").exists() for run in runs)
+        if not queued and (ended == len(runs) or not help_stalled):
+            break
+        if not queued:
+            seen.stalls += 1
+            box.finetune("status")
+        time.sleep(0.5)
+    seen.seconds = time.monotonic() - began
+    seen.sizes = Counter(array for _, array in starts(box.folder))
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--points", type=int, default=300, help="of the sweep (300)")
+    parser.add_argument("--limit", type=int, default=20, help="jobs of a user that Slurm takes (20)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that each job works (1)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        box = Sandbox(Path(folder), Cluster(f"waves-{os.getpid()}"))
+        box.prepare()
+        box.cluster.up(owner=os.getpid())
+        try:
+            limit_submissions(box.cluster, options.limit)
+            settings = [*stand_in(box.folder, options.seconds), f"cluster.account={ACCOUNT}", f"seed=range(0,{options.points})"]
+            base = ["--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "max_steps=5"]
+            print(submit_from_a_shell_that_is_killed(box, [*base, "data.sequence_length=256", *settings])[-1500:], flush=True)
+            runs = RunFolder.all(box.folder / "runs")
+            seen = watch_to_the_end(box, runs, help_stalled=options.limit == 1)
+        finally:
+            box.cluster.down()
+        times = Counter(run for run, _ in starts(box.folder))
+        completed = sum(run.state() == "completed" for run in runs)
+    print(
+        f"{len(runs)} points, limit {options.limit}: {completed} completed, started once: "
+        f"{sum(number == 1 for number in times.values())}, more often: {sum(number > 1 for number in times.values())}; "
+        f"{len(seen.sizes)} submissions, at most {seen.most} jobs in the queue, {seen.stalls} stalls, {seen.seconds:.0f} s"
+    )
+    is_right = completed == len(runs) == options.points == len(times) == times.total() and seen.most <= options.limit
+    sys.exit(0 if is_right else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as Slurm's accounting
+answers where it may be asked; and moving on, from a shell, the sweeps whose points wait for a place (launch/waves.py)."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune.cluster import ClusterConfig
+from finetune.launch import observe, waves
+from finetune.launch.observe import slurm_lines
+from finetune.launch.waves import Limit, Plan, QueuedJob
+from finetune.run_folder import RunFolder
+
+DEFAULT_QOS = "normal"
+SLURMS_ARRAY_SIZE = 1000  # Slurm's own default is 1001
+
+
+def largest_array(cluster: ClusterConfig) -> int:
+    """Return how many tasks an array may have, and so how large an index may be."""
+    shown = "\n".join(slurm_lines("scontrol", "show", "config") or [])
+    configured = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+    known = [cluster.site.max_array_size, int(configured[1]) if configured else None]
+    return max(1, min([size for size in known if size is not None], default=SLURMS_ARRAY_SIZE))
+
+
+def submit_limits(cluster: ClusterConfig) -> list[Limit]:
+    """Return the limits that are known for jobs of this user on this partition, quality of service and account."""
+    return [*_documented(cluster), *_accounted(cluster)]
+
+
+def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int) -> str:
+    """Return what a person should know of points that wait: how many, why, and what moves them.
+
+    Args:
+        jobs: in the queue before the submission.
+    """
+    tightest = min(plan.limits, key=lambda limit: limit.free(jobs), default=None)
+    if tightest is not None and tightest.free(jobs) < num_points:
+        plural = "s" if tightest.most != 1 else ""
+        reason = f"Slurm takes {tightest.most} job{plural} of yours at a time ({tightest.source})"
+    else:
+        reason = f"more would be too many for Slurm, or for cluster.array_parallelism={plan.parallel}"
+    follow = "the others follow as these end" if submitted else "they follow as jobs of yours end"
+    if tightest is not None and tightest.most == 1:
+        follow = (
+            "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, whenever one has "
+            "ended, or wait=true, for as long as the command stays"
+        )
+    return f"{num_points} runs, {submitted} submitted now; {reason}: {follow}"
+
+
+def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
+    most = cluster.queue_limits().max_submitted
+    if most is None:
+        return
+    queue = cluster.site.queues.get(cluster.qos or "")
+    if queue is not None and queue.max_submitted == most:
+        yield Limit(most, f"{cluster.name}'s documentation of {cluster.qos}", qos=cluster.qos or "")
+    else:
+        yield Limit(most, f"{cluster.name}'s documentation of {cluster.partition}", partition=cluster.partition or "")
+
+
+def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
+    columns = "format=Account,Partition,DefaultQOS,MaxSubmitJobs"
+    accounts = [f"account={cluster.account}"] if cluster.account else []
+    lines = slurm_lines("sacctmgr", "-nP", "show", "assoc", "where", f"user={getpass.getuser()}", *accounts, columns) or []
+    rows = [values for line in lines if len(values := line.split("|")) == 4 and values[1] in ("", cluster.partition)]
+    default = {row[2] for row in rows if row[2]}
+    if cluster.account:
+        for account, partition, _, number in rows:
+            if number.isdigit():
+                yield Limit(int(number), f"account {account}", account=account, partition=partition)
+    qos = cluster.qos or (default.pop() if len(default) == 1 else DEFAULT_QOS)
+    for most in _of_qos(qos):
+        yield Limit(most, f"qos {qos}", qos=qos)
+    shown = " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or []) if cluster.partition else ""
+    if (found := re.search(r"\bQoS=(\S+)", shown)) and found[1] != "N/A":
+        for most in _of_qos(found[1]):
+            yield Limit(most, f"partition {cluster.partition}", partition=cluster.partition or "")
+
+
+def _of_qos(name: str) -> Iterator[int]:
+    for line in slurm_lines("sacctmgr", "-nP", "show", "qos", name, "format=MaxSubmitJobsPU") or []:
+        if line.strip().isdigit():
+            yield int(line)
+
+
+# --- moving on -----------------------------------------------------------------------------
+
+
+def move_sweeps_on(runs_dir: Path, quiet: bool = False) -> None:
+    """Submit points that wait for a place, as many as there are places for; report how many, and how many go on waiting.
+
+    Sweeps whose last jobs were all cancelled outside of this program are paused: whoever cancels all jobs does not want more.
+    """
+    try:
+        after = {}
+        submissions = waves.open_submissions(runs_dir)
+        jobs = waves.queue() if submissions else []
+        for submission in submissions:
+            if _is_cancelled(submission, jobs):
+                submission.pause()
+            elif job := _still_awaited(submission.plan.after):
+                after[str(submission.folder)] = job
+        submitted = waves.submit_waiting(runs_dir, after=after)
+    except (waves.Refused, ValueError, OSError) as fault:
+        if not quiet:
+            print(f"warning: points that wait for a place were not submitted: {fault}", file=sys.stderr)  # noqa: T201
+        return
+    if submitted and not quiet:
+        print(f"{submitted} points that waited for a place are submitted", file=sys.stderr)  # noqa: T201
+    waiting = sum(not point.task for point in waves.waiting_points(runs_dir).values())
+    if waiting and not quiet:
+        print(  # noqa: T201
+            f"{waiting} points wait for a place in the queue: jobs of theirs that end submit them, as does this command",
+            file=sys.stderr,
+        )
+
+
+def _is_cancelled(submission: waves.Submission, jobs: list[QueuedJob]) -> bool:
+    """Whether all jobs that a sweep had last were cancelled with Slurm's own command."""
+    if any(job.name == submission.plan.name for job in jobs):
+        return False
+    last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])
+    return bool(last) and all((one.state, one.reason) == ("cancelled", observe.CANCELLED) for one in last)
+
+
+def _still_awaited(job: str) -> str | None:
+    """Return the job that makes a sweep's corpus, if it is still at work.
+
+    Raises:
+        ValueError: Slurm does not answer.
+    """
+    return job if job and observe.states([job])[job] in (*observe.WAITING, *observe.AT_WORK) else None
