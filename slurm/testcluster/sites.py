@@ -120,8 +120,8 @@ OLIVIA = Site(
         memory_mb=808 * 1024,
         interface="hsn0",
     ),
-    image="/cluster/projects/nn9999k/finetune.sif",
-    wrapped="/cluster/projects/nn9999k/finetune",
+    image="/cluster/projects/nn30001k/finetune.sif",
+    wrapped="/cluster/projects/nn30001k/finetune",
     modules={
         "/site/modules/NRIS/GPU": f"need_not NRIS/Login\nMODULEPATH={NRIS_GPU}:$MODULEPATH",
         "/site/modules/NRIS/Login": "",
