@@ -31,9 +31,9 @@ cuda: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(BIN)/python -m slurm.testcluster.chaos $(CHAOS)
 
-# slurm/env/*.sh from the profiles in conf/cluster
+# slurm/env/*.sh and tests/sbatch/*.sh from the profiles in conf/cluster
 cluster-env: $(VENV)/.run
-	$(BIN)/python -m finetune.launch.environment slurm/env
+	$(BIN)/python -m finetune.launch.render slurm/env tests/sbatch
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

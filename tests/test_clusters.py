@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from omegaconf import OmegaConf
 
 from finetune import attempts
 from finetune.cluster import ClusterConfig
@@ -19,16 +20,35 @@ from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.launch import freeze, requeue, slurm
 from finetune.launch.environment import environment_file, profiles
+from finetune.launch.render import batch_scripts
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
+SCRIPTS = Path(__file__).parent / "sbatch"
+CHOICES = {"name", "scheduler", "nodes", "ranks_per_node", "timeout_min", "signal_lead_s"}  # ours, not facts about a site
+ABOUT_FACTS = {"site.confidence", "site.verified", "site.sources"}
 
 
-def test_each_profile_has_its_environment_rendered_and_no_other_is_there() -> None:
+def test_each_profile_has_its_environment_and_batch_scripts_rendered_and_no_others_are_there() -> None:
     rendered = {name: environment_file(cluster) for name, cluster in profiles().items()}
+    scripts = {file: text for cluster in profiles().values() for file, text in batch_scripts(cluster).items()}
     on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
     assert on_disk == rendered, "run `make cluster-env`"
-    assert {"olivia", "lumi", "saga", "betzy", "idun", "testcluster"} <= rendered.keys()
+    assert {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()} == scripts, "run `make cluster-env`"
+    assert {"olivia", "lumi", "lumi_small", "saga", "betzy", "idun", "arrhenius", "testcluster"} <= rendered.keys()
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_each_fact_of_a_profile_has_a_source(name: str) -> None:
+    node = OmegaConf.load(conf_dir() / "cluster" / f"{name}.yaml")
+    facts = {str(key) for key in node if key != "site"} | {f"site.{key}" for key in node.site}
+    sourced = {fact for source in profiles()[name].site.sources for fact in source.facts}
+    for source in profiles()[name].site.sources:
+        assert source.source, source
+        assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.date)
+    assert all(OmegaConf.select(node, fact) is not None for fact in sourced), "a source names a fact that is not there"
+    without = {fact for fact in facts - CHOICES - ABOUT_FACTS if not {fact, fact.partition(".")[0]} & sourced}
+    assert without == set()
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
@@ -49,7 +69,7 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "requeue"), ("stop", "no-requeue")])
+@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "no-requeue"), ("stop", "no-requeue")])
 def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
     cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
     script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
@@ -66,8 +86,8 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         (line,) = [line for line in script.splitlines() if "sys.version_info" in line]
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == code
-        assert ("set cluster.host_python" in done.stderr) == (code == 1)
-        assert f"requeue() {{ {host_python} -m finetune.launch.requeue" in script
+        assert ("error: cluster.host_python: python3 is missing" in done.stderr) == (code == 1)
+        assert f"    {host_python} -m finetune.launch.requeue" in script
 
 
 @pytest.mark.parametrize("module", [attempts, requeue])
@@ -202,10 +222,10 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_submission_says_what_it_may_cost() -> None:
     lumi = replace(profiles()["lumi"], account="project_465000001", nodes=2, ranks_per_node=4, timeout_min=90)
     assert lumi.what_to_know(3)[:2] == [  # whole nodes of 8, whatever of them is used
-        "may use 72 GPU-hours of project_465000001, if all of its time is needed",
+        "may use 36 GPU-hours of project_465000001, if all of its time is needed",
         "a job gets, and pays for, whole nodes: 4 of 8 GPUs are used",
     ]
-    assert any("deletes files in its work area after 90 days" in line for line in lumi.what_to_know(3))
+    assert not any("deletes files" in line for line in lumi.what_to_know(3))  # LUMI does not enforce it
     assert any("not tried there yet" in line for line in lumi.what_to_know(3))
     assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
 

@@ -1,2 +1,25 @@
 # source this in an allocation on betzy. Rendered from conf/cluster/betzy.yaml: `make cluster-env`
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# documented, 2026-06: https://documentation.sigma2.no/jobs/job_types/betzy_job_types.html (3 nodes are the
+# most of a user)
+#     partition, memory_per_node, cpus_per_rank, prepare, site.accelerator, site.gpus_per_node,
+#     site.gpu_memory_gb, site.cores_per_node, site.memory_per_node_gb, site.max_timeout_min, site.max_nodes,
+#     site.queues
+# documented, 2026-07: https://documentation.sigma2.no/jobs/job_scripts/array_jobs.html
+#     site.max_array_size, clean_modules
+# documented, 2026-07: https://documentation.sigma2.no/files_storage/clusters.html (21 to 42 days; a cache
+# folder is inferred)
+#     shared_cache, site.purge_days
+# documented, 2026-07: https://documentation.sigma2.no/jobs/projects_accounting.html
+#     gpu_request, site.billing, site.billing_per_gpu, site.billing_per_core, site.billing_per_gib,
+#     site.account_pattern, site.account_example, site.account_hint
+# documented, 2026-07: https://documentation.sigma2.no/hpc_machines/betzy.html
+#     site.docs, site.login_architecture, site.compute_architecture, site.gpu_architecture
+module --quiet reset
+[ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/users/$USER/cache/huggingface}"
+export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"
+export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"
+export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
+export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
+export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
+export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself

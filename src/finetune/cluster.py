@@ -21,6 +21,8 @@ OWN_OPTIONS = {
 }  # fmt: skip
 CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
+GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}  # types of which sites have several
+CORE_MASKS = ("mask_cpu", "map_cpu")  # srun's --cpu-bind=… by core
 
 
 @dataclass(kw_only=True)
@@ -35,20 +37,33 @@ class QueueLimits:
 
 
 @dataclass(kw_only=True)
+class Source:
+    """Where facts of a profile come from."""
+
+    facts: list[str] = setting([], "settings of the profile, as in site.queues; one stands for all that is below it")
+    source: str = setting("", "page, script or person")
+    date: str = setting("", "month or day of that page, or on which it was read")
+    confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
+
+
+@dataclass(kw_only=True)
 class SiteConfig:
-    """What a site documents about itself. Limits in it are checked before anything is submitted (null: not known, not checked),
-    and a submission says what it may cost; docs, accelerator, login_architecture, gpu_memory_gb and internet are for people."""
+    """Facts about a site. Limits are checked before anything is submitted (null: not known, not checked), and a
+    submission reports its cost and the notes."""
 
     docs: str | None = setting(None, "where the site documents this")
     confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
     verified: str | None = setting(None, "date of the documentation, or of the test")
+    sources: list[Source] = setting([], "where each fact of the profile comes from")
+    notes: list[str] = setting([], "further facts that a user of the site must know, printed at submission")
     accelerator: str | None = setting(None, "as in 4 x GH200")
+    gpu_architecture: str | None = setting(None, "of the GPUs, as CUDA names it (sm_90); torch must be built for it")
     login_architecture: str | None = setting(None, f"of the login nodes: {', '.join(ARCHITECTURES)}")
     compute_architecture: str | None = setting(None, "of the compute nodes; a python of another one cannot run the job")
     gpus_per_node: int | None = setting(None, "GPUs a node has")
     gpu_memory_gb: float | None = setting(None, "memory of a GPU")
     cores_per_node: int | None = setting(None, "cores a node has")
-    memory_per_node_gb: float | None = setting(None, "memory of a node")
+    memory_per_node_gb: float | None = setting(None, "memory of a node that jobs can ask for")
     max_timeout_min: int | None = setting(None, "longest job, minutes")
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_array_size: int | None = setting(None, "most tasks of a job array")
@@ -57,15 +72,27 @@ class SiteConfig:
     account_pattern: str | None = setting(None, "regular expression of account names")
     account_example: str | None = setting(None, "an account's name")
     account_hint: str | None = setting(None, "how a user finds the account's name")
+    python_example: str | None = setting(None, "a command for cluster.python, where jobs need a container")
     internet: bool = setting(False, "compute nodes reach the internet, perhaps through a proxy")
     purge_days: int | None = setting(None, "days after which the work area deletes files")
-    billing: str | None = setting(None, "what a job is charged in")
+    billing: str | None = setting(None, "unit that a job is charged in, each an hour of one of them")
+    billing_per_gpu: float | None = setting(None, "units of a GPU; the largest of GPUs, cores and memory is charged")
+    billing_per_core: float | None = setting(None, "units of a core")
+    billing_per_gib: float | None = setting(None, "units of a GiB of memory")
 
     def check(self) -> None:
         one_of("cluster.site.confidence", self.confidence, CONFIDENCES)
         for name in ("login_architecture", "compute_architecture"):
             if (value := getattr(self, name)) is not None:
                 one_of(f"cluster.site.{name}", value, ARCHITECTURES)
+        for source in self.sources:
+            one_of("cluster.site.sources.confidence", source.confidence, CONFIDENCES)
+
+    @property
+    def crosses_architectures(self) -> bool:
+        """Whether jobs run on another architecture than the shell that submits them."""
+        both = (self.login_architecture, self.compute_architecture)
+        return None not in both and both[0] != both[1]
 
 
 # options of sbatch that have a setting of their own in cluster.prepare
@@ -151,8 +178,8 @@ class ClusterConfig:
     ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
     timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
     env: dict[str, str] = setting({}, "environment variables of every rank; no secrets, they are written to disk")
-    env_one_node: dict[str, str] = setting({}, "further ones of jobs of one node")
-    env_many_nodes: dict[str, str] = setting({}, "further ones of jobs of several nodes")
+    env_one_node: dict[str, str] = setting({}, "extra environment variables for jobs of one node")
+    env_many_nodes: dict[str, str] = setting({}, "extra environment variables for jobs of several nodes")
 
     account: str | None = setting(None, "who pays")
     partition: str | None = setting(None, "Slurm partition; unset: the site's default")
@@ -170,7 +197,10 @@ class ClusterConfig:
     host_python: str = setting(
         "python3", "where python is set: the nodes' own Python, 3.8 or newer, that brings a run back (no packages needed)"
     )
-    modules: list[str] = setting([], "module commands before the job starts, as in 'load CUDA'")
+    clean_modules: str | None = setting(
+        None, "module command that a job begins with, so that it does not depend on the submitting shell: reset or purge"
+    )
+    modules: list[str] = setting([], "module commands after that, as in 'load CUDA'; one that fails ends the job")
     setup: list[str] = setting([], "shell lines before the job starts")
     master_suffix: str = setting("", "what makes a host's name that of its fast network, where a site needs it")
 
@@ -179,7 +209,15 @@ class ClusterConfig:
     )
     max_restarts: int = setting(20, "times that a run comes back by itself")
     signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks are told to save")
-    node_local: str | None = setting(None, "folder on each node's own disk, as $SCRATCH; may hold variables of the job")
+    node_local: str | None = setting(
+        None, "folder for the job's scratch data, as $SCRATCH; may hold variables of the job; each node uses its own part"
+    )
+    shared_cache: str | None = setting(
+        None, "folder for HF_HOME and APPTAINER_CACHEDIR, where the shell has not set them; may hold variables of the job"
+    )
+    local_cache: str | None = setting(
+        "/tmp/$USER-$SLURM_JOB_ID", "folder on each node for what a job compiles (Triton, TorchInductor, torch extensions)"
+    )
     prepare: PrepareJobs = field(default_factory=PrepareJobs)
     site: SiteConfig = field(default_factory=SiteConfig)
 
@@ -247,23 +285,66 @@ class ClusterConfig:
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether jobs ask for GPUs and do not hide them from torch."""
+        return self.gpu_request != "none" and self.env.get("CUDA_VISIBLE_DEVICES") != ""
+
+    @property
+    def gpu_architecture(self) -> str | None:
+        """The architecture of the GPUs that are asked for: of their type where it is named, else of the site."""
+        return GPU_TYPES.get(self.gpu_type or "", self.site.gpu_architecture)
+
+    @property
+    def binds_cores(self) -> bool:
+        """Whether srun is told each rank's cores, so that it must not be told their number as well."""
+        return any(option.startswith("--cpu-bind") and mask in option for option in self.srun for mask in CORE_MASKS)
+
     def what_to_know(self, num_points: int) -> list[str]:
-        """What whoever submits so many runs should know of this site, a line each."""
+        """Return the cost of so many runs and the facts about the site that a user must know, a line each."""
         site, lines = self.site, []
         if self.gpu_request != "none":
-            charged = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
-            hours = num_points * self.nodes * charged * self.timeout_min / 60
-            lines.append(f"may use {hours:,.0f} GPU-hours of {self.account or 'your account'}, if all of its time is needed")
-            if charged != self.ranks_per_node:
-                lines.append(f"a job gets, and pays for, whole nodes: {self.ranks_per_node} of {charged} GPUs are used")
-        if site.billing:
-            lines.append(f"{self.name} charges {site.billing}")
+            lines.append(self._describe_cost(num_points))
+            if site.whole_nodes and site.gpus_per_node not in (None, self.ranks_per_node):
+                lines.append(
+                    f"a job gets, and pays for, whole nodes: {self.ranks_per_node} of {site.gpus_per_node} GPUs are used"
+                )
         if site.purge_days:
             lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
+        lines += site.notes
         if site.confidence != "tested":
-            checked = f", as of {site.verified}" if site.verified else ""
-            lines.append(f"profile {self.name} was not tried there yet ({site.confidence}{checked}): see {site.docs}")
+            lines.append(self._describe_confidence())
         return lines
+
+    def _describe_cost(self, num_points: int) -> str:
+        """Return what the runs are charged if they take all of their time, in the site's unit where it is known."""
+        site = self.site
+        gpus = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
+        memory = _gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
+        units_of_a_node = max(
+            gpus * (1.0 if site.billing_per_gpu is None else site.billing_per_gpu),
+            self.cpus_per_rank * self.ranks_per_node * (site.billing_per_core or 0.0),
+            memory * (site.billing_per_gib or 0.0),
+        )
+        cost = num_points * self.nodes * units_of_a_node * self.timeout_min / 60
+        unit = "GPU-hours" if site.billing_per_gpu is None else site.billing or "billing units"
+        return f"may use {cost:,.0f} {unit} of {self.account or 'your account'}, if all of its time is needed"
+
+    def _describe_confidence(self) -> str:
+        """Return how sure the profile's facts are, and which of them are less sure than the rest."""
+        site = self.site
+        dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
+        facts: dict[str, list[str]] = {}
+        for source in site.sources:
+            dates.setdefault(source.confidence, []).append(source.date)
+            facts.setdefault(source.confidence, []).extend(source.facts)
+        described = []
+        for confidence, known in sorted(dates.items(), key=lambda item: item[0] != site.confidence):
+            period = " to ".join(sorted({min(known), max(known)})) if known else "undated"
+            named = "" if confidence == site.confidence else f": {', '.join(facts[confidence])}"
+            described.append(f"{confidence} {period}{named}")
+        pages = f"; see {site.docs}" if site.docs else ""
+        return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
 
 
 def _gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:

@@ -1,44 +1,127 @@
 """Shell lines that make a node ready for a job, from the cluster's profile. The batch script holds them; slurm/env/<cluster>.sh
-holds them for interactive work, rendered by `python -m finetune.launch.environment slurm/env`, never written by hand.
+holds them for interactive work (launch/render.py writes it).
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import sys
-from pathlib import Path
+import textwrap
 
 from omegaconf import OmegaConf
 
 from finetune.cluster import ClusterConfig
 from finetune.config import conf_dir, from_omegaconf
 
+SHARED_CACHES = {"HF_HOME": "huggingface", "APPTAINER_CACHEDIR": "apptainer", "SINGULARITY_CACHEDIR": "apptainer"}
+LOCAL_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "torch-extensions",
+}
+# /etc/profile may put PATH together anew: then the shell's own programs still come first
+FIND_MODULE = "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
+RUN_MODULE = """\
+run_module() {
+    module "$@" && return
+    echo "error: cluster.modules: 'module $*' failed on $(hostname); choose modules that this node has" >&2
+    exit 1
+}"""
+
 
 def environment_lines(cluster: ClusterConfig) -> list[str]:
-    """For a job of the profile's number of nodes."""
-    further = cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node
+    """Return the lines for a job of the profile's number of nodes."""
+    extra = cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node
     return [
-        *(f"module {command}" for command in cluster.modules),
-        *_exports({**cluster.env, **further}),
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself",
+        *_node_lines(cluster),
+        *module_lines(cluster.clean_modules, cluster.modules),
+        "",
+        "# the job's environment",
+        *_cache_lines(cluster),
+        *_exports({**cluster.env, **extra}),
+        *_srun_lines(cluster),
         *cluster.setup,
     ]
 
 
-def environment_file(cluster: ClusterConfig) -> str:
-    """slurm/env/<cluster>.sh, to be sourced in an allocation of any number of nodes."""
-    lines = [
-        f"# source this in an allocation on {cluster.name}. Rendered from conf/cluster/{cluster.name}.yaml: `make cluster-env`"
+def _node_lines(cluster: ClusterConfig) -> list[str]:
+    """Return what keeps the submitting shell's programs from a node that cannot run them."""
+    site = cluster.site
+    if not site.crosses_architectures:
+        return []
+    return [
+        "",
+        f"# the shell that submitted this was on {site.login_architecture}, the node is {site.compute_architecture}",
+        "unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH",
+        "PATH=/usr/local/bin:/usr/bin:/bin:$PATH",
     ]
+
+
+def module_lines(clean: str | None, modules: list[str]) -> list[str]:
+    """Return lines of a batch script that load modules, and end it with one line if one cannot be loaded.
+
+    Args:
+        clean: the module command to begin with, where the site has one: reset or purge.
+    """
+    if not clean and not modules:
+        return []
+    lines = ["", "# modules; `module` is a function of login shells, which this one is not", FIND_MODULE]
+    if clean:
+        lines.append(f"module --quiet {clean}  # of the shell that submitted this nothing stays loaded")
+    if modules:
+        lines += [RUN_MODULE, *(f"run_module {command}" for command in modules)]
+    return lines
+
+
+def _cache_lines(cluster: ClusterConfig) -> list[str]:
+    """Return exports of cache folders, which would fill a home folder's quota, or be slow on a shared file system."""
+    lines = []
+    if cluster.shared_cache:
+        for variable, folder in SHARED_CACHES.items():
+            line = f'export {variable}="${{{variable}:-{cluster.shared_cache}/{folder}}}"'
+            # models that were downloaded without HF_HOME lie in the home folder, where the job must find them
+            lines.append(f"[ -d ~/.cache/huggingface ] || {line}" if variable == "HF_HOME" else line)
+    if cluster.local_cache:
+        lines += _exports({variable: f"{cluster.local_cache}/{folder}" for variable, folder in LOCAL_CACHES.items()})
+    return lines
+
+
+def _srun_lines(cluster: ClusterConfig) -> list[str]:
+    lines = ["export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set"]
+    if cluster.binds_cores:
+        lines.append("unset SRUN_CPUS_PER_TASK  # srun takes no number of cores beside a mask of them")
+    else:
+        lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself")
+    return lines
+
+
+def environment_file(cluster: ClusterConfig) -> str:
+    """Return slurm/env/<cluster>.sh, to be sourced in an allocation of any number of nodes."""
+    lines = [
+        f"# source this in an allocation on {cluster.name}. Rendered from conf/cluster/{cluster.name}.yaml: `make cluster-env`",
+        *_source_lines(cluster),
+    ]
+    if cluster.clean_modules:
+        lines.append(f"module --quiet {cluster.clean_modules}")
     lines += [f"module {command}" for command in cluster.modules]
-    lines += _exports(cluster.env)
+    lines += [*_cache_lines(cluster), *_exports(cluster.env)]
     for condition, variables in (("-gt", cluster.env_many_nodes), ("-eq", cluster.env_one_node)):
         if variables:
             inner = [f"    {line}" for line in _exports(variables)]
             lines += [f'if [ "${{SLURM_JOB_NUM_NODES:-1}}" {condition} 1 ]; then', *inner, "fi"]
-    lines += ["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}", *cluster.setup]
+    lines += [*_srun_lines(cluster), *cluster.setup]
     return "\n".join(lines) + "\n"
+
+
+def _source_lines(cluster: ClusterConfig) -> list[str]:
+    """Return comments that name the source, date and confidence of each fact of the profile."""
+    lines = []
+    for source in cluster.site.sources:
+        where = f"{source.confidence}, {source.date}: {source.source}"
+        for text, indent in ((where, "# "), (", ".join(source.facts), "#     ")):
+            wrapped = textwrap.wrap(text, 106, break_long_words=False, break_on_hyphens=False)
+            lines += [f"{indent}{line}" for line in wrapped]
+    return lines
 
 
 def _exports(variables: dict[str, str]) -> list[str]:
@@ -46,26 +129,19 @@ def _exports(variables: dict[str, str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """For the shell; variables of the job, such as $SLURM_JOB_ID, are put in there."""
-    escaped = re.sub(r'(["\\`])', r"\\\1", value)
+    r"""Quote a value for the shell, which replaces variables of the job such as $SLURM_JOB_ID; \$ stays a dollar."""
+    escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     return f'"{escaped}"' if "$" in value else shlex.quote(value)
 
 
 def profiles() -> dict[str, ClusterConfig]:
-    """Every Slurm profile in conf/cluster, by name, without an account."""
+    """Return every Slurm profile in conf/cluster by name, with the account and Python that the site gives as examples."""
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)
-        if OmegaConf.select(node, "scheduler") == "slurm":
-            account = OmegaConf.select(node, "site.account_example")
-            found[path.stem] = from_omegaconf(OmegaConf.merge({"account": account} if account else {}, node), ClusterConfig)
+        if OmegaConf.select(node, "scheduler") != "slurm":
+            continue
+        examples = {key: OmegaConf.select(node, f"site.{key}_example") for key in ("account", "python")}
+        given = {key: value for key, value in examples.items() if value}
+        found[path.stem] = from_omegaconf(OmegaConf.merge(given, node), ClusterConfig)
     return found
-
-
-def main(folder: Path) -> None:
-    for name, cluster in profiles().items():
-        (folder / f"{name}.sh").write_text(environment_file(cluster), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -27,14 +27,23 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job, places, waves
-from finetune.launch.environment import environment_lines
+from finetune.launch.environment import FIND_MODULE, environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python
+from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
 from finetune.launch.waves import POINTS, SCRIPT
 from finetune.run_folder import RunFolder
 
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
+PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 SLURM_SECONDS = 120  # that a submission may take
+TRIAL_SECONDS = 60  # that the module commands of a login node may take
+NOT_TRIED = 77  # exit code of a trial of the host's Python that says nothing about it
+# answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
+# "User's group not permitted to use this partition" is one.
+NO_VERDICT = re.compile(r"permission denied|test-only|unrecognized option|not implemented", re.IGNORECASE)
+# for sbatch these would come before the script's own lines, and before the environment that a job needs
+NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 
 
 def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
@@ -184,7 +193,7 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
     """
     before, after = _requeue_lines(cluster, job_folder)
     executor = submitit.SlurmExecutor(folder=job_folder, python=job_python(cluster.python))
-    requeue = "no-requeue" if cluster.on_interrupt == "stop" else "requeue"
+    requeue = "requeue" if cluster.on_interrupt == "requeue" else "no-requeue"
     options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
     if cluster.memory_per_node:
         options["mem"] = cluster.memory_per_node
@@ -194,7 +203,7 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
         constraint=cluster.constraint, signal_delay_s=cluster.signal_lead_s, array_parallelism=cluster.array_parallelism,
         wckey=None, stderr_to_stdout=True, additional_parameters=options,
         srun_args=["--kill-on-bad-exit=1", "--wait=60", *cluster.srun],
-        setup=[*environment_lines(cluster), code_line(code), *before], teardown=after,
+        setup=[*environment_lines(cluster), "", "# finetune, as it was at submission", code_line(code), *before], teardown=after,
     )  # fmt: skip
     executor.parameters["map_count"] = num_points
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -221,68 +230,151 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
     python = host_python(cluster)
-    policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt} --world-size {cluster.world_size}"
-    too_old = f"error: the helper of this script needs Python 3.8 or newer on the host: {python} is none, set cluster.host_python"
+    policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt}"
     before = [
+        "",
+        "# what brings the run back: it runs on the host, outside of a container, without packages",
         *([] if cluster.python else [check_line()]),
-        *(
-            [f"{python} -c {PYTHON_3_8} || {{ echo {shlex.quote(too_old)} >&2; exit 1; }}"]
-            if python == cluster.host_python
-            else []
-        ),
+        *_host_python_lines(cluster),
+        "requeue() {",
+        f'    {python} -m finetune.launch.requeue "$1" {run} \\',
+        f'        {policy} --world-size {cluster.world_size} "${{@:2}}"',
+        "}",
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",
-        f'requeue() {{ {python} -m finetune.launch.requeue "$1" {run} {policy} "${{@:2}}"; }}',
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
-        # only newer ones set it; of no answer date would make last midnight
-        'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) && [ -n "$end" ] &&'
-        ' end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
-        "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: it is done already",
+        *_END_TIME,
+        "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already",
         *(["requeue guard --script $$ &"] if cluster.on_interrupt != "stop" else []),
     ]
     return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
 
 
+# Only newer versions of Slurm set it. Of no answer `date` would make last midnight.
+_END_TIME = [
+    "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array",
+    'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&',
+    '    [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
+]
+
+
+def _host_python_lines(cluster: ClusterConfig) -> list[str]:
+    """Return what ends a job with one line where the host's Python cannot bring it back."""
+    if host_python(cluster) != cluster.host_python:
+        return []
+    fault = f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; name a newer one"
+    return [f"{cluster.host_python} -c {PYTHON_3_8} || {{ echo {shlex.quote(fault)} >&2; exit 1; }}"]
+
+
 # --- before anything is written or queued ------------------------------------------------------------------------------
 
 
-def check(cluster: ClusterConfig, num_points: int) -> None:
-    """Ask Slurm whether it would take such a job.
+def check(cluster: ClusterConfig, num_points: int) -> list[str]:
+    """Ask Slurm, and try on this login node, whether such a job can run.
+
+    Returns:
+        what could not be checked here and why, a line each.
 
     Raises:
-        ValueError: it would not, or it would let it wait for ever; or the job's Python cannot run there.
+        ValueError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run there.
     """
     _check_architecture(cluster)
-    for program in ("sbatch", "srun", "scontrol"):
+    not_checked = _check_torch(cluster)
+    for program in ("sbatch", "scontrol"):
         _require(program)
+    not_checked += _check_host_python(cluster)
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
     try:
         slurm_command("sbatch", "--test-only", stdin=script)
-    except ValueError as refusal:
-        if num_points == 1 or not waves.TOO_MANY.search(str(refusal)):  # of a sweep, points may wait for a place
+    except SlurmError as fault:
+        if NO_VERDICT.search(fault.reason):
+            not_checked.append(f"whether Slurm would take the job (sbatch --test-only: {fault.reason})")
+        elif num_points == 1 or not waves.TOO_MANY.search(fault.reason):  # of a sweep, points may wait for a place
             raise
-    _check_partition(cluster)
+    return [*not_checked, *_check_partition(cluster)]
 
 
 def _check_architecture(cluster: ClusterConfig) -> None:
     there = cluster.site.compute_architecture
     if there and there != platform.machine() and cluster.python is None:
+        example = cluster.site.python_example or "apptainer exec --nv IMAGE python3"
         raise ValueError(
             f"cluster.python is missing: {cluster.name}'s compute nodes are {there}, this Python is for {platform.machine()}: "
-            f"give the command of a Python there, as in cluster.python='apptainer exec --nv IMAGE python3'"
+            f"give the command of a Python there, as in cluster.python='{example}'"
         )
 
 
-def _check_partition(cluster: ClusterConfig) -> None:
-    """Many sites queue what a partition's limits never let start (EnforcePartLimits=NO)."""
+def _check_torch(cluster: ClusterConfig) -> list[str]:
+    """Check that torch has code for the GPUs of the site, where the job's torch is the one that is installed here.
+
+    Raises:
+        ValueError: it has none: the job would start, and fail at its first operation on the GPU.
+    """
+    gpu = cluster.gpu_architecture
+    if not cluster.uses_gpus:
+        return []
+    build = installed_torch() if cluster.python is None else None
+    if build is not None and build.cuda == (0, 0):
+        raise ValueError(
+            f"cluster.gpu_request: the job asks for GPUs, and torch {build.version} of this Python is a build for CPUs; "
+            f"install one for GPUs, or name another Python (cluster.python)"
+        )
+    if gpu is None or not is_old(gpu):
+        return []
+    missing = lacks(build, gpu) if build is not None else None
+    if build is not None and missing:
+        raise ValueError(
+            f"cluster.site.gpu_architecture: the GPUs of {cluster.name} are {gpu}, and torch {build.version} of this Python "
+            f"has no code for them; {OLDER_BUILD}"
+        )
+    which = f"torch {build.version}" if build is not None else "the job's torch"
+    return [f"whether {which} has code for {gpu}, the GPUs of {cluster.name}"] if missing is None else []
+
+
+def _check_host_python(cluster: ClusterConfig) -> list[str]:
+    """Try, as the job will, the host's Python after the profile's module commands.
+
+    Raises:
+        ValueError: it is missing or too old, and nothing but this setting decides which one it is.
+    """
+    if host_python(cluster) != cluster.host_python:
+        return []
+    commands = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
+    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NOT_TRIED}"] if commands else []
+    lines = [*needs_modules, *(f"module --quiet {command} || exit {NOT_TRIED}" for command in commands)]
+    trial = "\n".join(
+        [*lines, "exec 2> /dev/null", *(f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8))]
+    )
+    try:
+        done = subprocess.run(
+            ["bash", "-c", trial], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return [f"the nodes' Python: the module commands did not end here within {TRIAL_SECONDS} s"]
+    if done.returncode == 0:
+        return []
+    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
+    if fault is None or cluster.setup:
+        reason = "cluster.setup may change it" if fault else "the profile's module commands do not work here"
+        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: {reason}"]
+    raise ValueError(
+        f"cluster.host_python: {cluster.host_python} {fault}, and what brings a run back needs 3.8 or newer on the nodes, "
+        f"outside of the container; name a newer one (cluster.host_python=python3.11), or load one (cluster.modules)"
+    )
+
+
+def _check_partition(cluster: ClusterConfig) -> list[str]:
+    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO)."""
     selection = ["--partition", cluster.partition] if cluster.partition else []
+    try:
+        shown = slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D")
+    except SlurmError as fault:
+        return [f"the partition's limits (sinfo: {fault.reason})"]
     limits: dict[str, tuple[float | None, int]] = {}
-    for line in slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D").splitlines():
-        name, limit, nodes = line.split("|")
+    for name, limit, nodes in re.findall(r"^([^|\s]+)\|([^|\s]+)\|(\d+)$", shown, re.MULTILINE):
         if cluster.partition or name.endswith("*"):
             before = limits[name][1] if name in limits else 0  # one line a state of nodes
             limits[name] = (_minutes(limit), before + int(nodes))
     if not limits:  # no default partition is shown, or none at all: sbatch has not objected
-        return
+        return []
     longest = max((float("inf") if limit is None else limit) for limit, _ in limits.values())
     most = max(nodes for _, nodes in limits.values())
     partition = " and ".join(name.rstrip("*") for name in limits)
@@ -292,6 +384,7 @@ def _check_partition(cluster: ClusterConfig) -> None:
         )
     if cluster.nodes > most:
         raise ValueError(f"cluster.nodes is {cluster.nodes}: partition {partition} has {most}")
+    return []
 
 
 def _minutes(limit: str) -> float | None:
@@ -307,32 +400,46 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
+class SlurmError(ValueError):
+    """One of Slurm's commands is missing or failed; `reason` is its message."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def slurm_command(*command: str, stdin: str | None = None) -> str:
-    """Run one of Slurm's commands; what it printed.
+    """Run one of Slurm's commands and return what it printed.
 
     Raises:
-        ValueError: it is not on PATH, does not answer, or Slurm refused; in Slurm's own words.
+        SlurmError: it is not on PATH, does not answer, or Slurm refused; with Slurm's own message.
     """
     _require(command[0])
+    environment = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{command[0]} did not answer within {SLURM_SECONDS} s: try again later") from None
+        reason = f"{command[0]} did not answer within {SLURM_SECONDS} s"
+        raise SlurmError(f"{reason}: try again later", reason) from None
     if done.returncode:
         lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        words = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
-        if waves.TOO_MANY.search(words):
-            words += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
-        raise ValueError(f"Slurm refuses ({command[0]}): {words}")
+        reason = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
+        if waves.TOO_MANY.search(reason):
+            reason += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
+        raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
     return done.stdout.strip()
 
 
 def _require(program: str) -> None:
     if shutil.which(program) is not None:
         return
+    reason = f"{program} is not on PATH"
     if image := container():
-        raise ValueError(
-            f"{program} is not on PATH in container {image}, in which this command runs; let the container see the host's "
-            f"Slurm (its programs, /etc/slurm and munge's socket), or install finetune outside of it: it needs no torch there"
+        raise SlurmError(
+            f"{reason} in container {image}, in which this command runs; let the container see the host's "
+            f"Slurm (its programs, /etc/slurm and munge's socket), or install finetune outside of it: it needs no torch there",
+            reason,
         )
-    raise ValueError(f"{program} is not on PATH: this is no Slurm login node; log in to one, or choose cluster=local")
+    raise SlurmError(f"{reason}: this is no Slurm login node; log in to one, or choose cluster=local", reason)

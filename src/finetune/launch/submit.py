@@ -86,7 +86,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
     _check_inputs(run, config)
     check_no_secrets(config)
-    _goes_to_queue(config, 1)
+    _goes_to_queue(config, 1, quiet=True)
     for message in _warnings_of_resume(run, config):
         print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
@@ -153,8 +153,11 @@ def _start_again(runs: list[RunFolder]) -> None:
             local.start_in_turn(together)
 
 
-def _goes_to_queue(config: TrainConfig, num_points: int) -> bool:
+def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
     """Whether Slurm starts it, or this shell, because it is a run of this machine or the shell has an allocation.
+
+    Args:
+        quiet: leave out which checks could not be made, as they are reported later.
 
     Raises:
         ValueError: where it goes it cannot run.
@@ -166,7 +169,9 @@ def _goes_to_queue(config: TrainConfig, num_points: int) -> bool:
         return False
     if config.debug:
         raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
-    slurm.check(config.cluster, num_points)
+    for unchecked in slurm.check(config.cluster, num_points):
+        if not quiet:
+            print(f"not checked: {unchecked}", file=sys.stderr)  # noqa: T201
     return True
 
 

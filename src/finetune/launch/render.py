@@ -1,0 +1,44 @@
+"""Write what each profile in conf/cluster renders to, for people to read and for tests to compare:
+
+    python -m finetune.launch.render slurm/env tests/sbatch
+
+slurm/env/<cluster>.sh is for interactive work, tests/sbatch/<cluster>.sh the batch script of a run on one node,
+<cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from finetune.cluster import ClusterConfig
+from finetune.launch import slurm
+from finetune.launch.environment import environment_file, profiles
+
+PROJECT = Path("/projects/letters")  # a place that no machine has
+
+
+def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
+    """Return the batch scripts of a profile by file name."""
+    code = PROJECT / "runs" / ".code" / "0123456789ab"
+    run = PROJECT / "runs" / "base-20261128-120000-0a1b" / "jobs"
+    points = PROJECT / "runs" / "sweeps" / "lora-20261128-120000-0a1b" / "0" / "points" / "%a"
+    rendered = {
+        f"{cluster.name}.sh": slurm.render_script(cluster, run.parent.name, run, code, None),
+        f"{cluster.name}-2-nodes.sh": slurm.render_script(replace(cluster, nodes=2), points.parents[2].name, points, code, 3),
+    }
+    python = shlex.quote(sys.executable)
+    return {name: text.replace(python, str(PROJECT / ".venv" / "bin" / "python")) for name, text in rendered.items()}
+
+
+def main(environments: Path, scripts: Path) -> None:
+    for name, cluster in profiles().items():
+        (environments / f"{name}.sh").write_text(environment_file(cluster), encoding="utf-8")
+        for file, text in batch_scripts(cluster).items():
+            (scripts / file).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,93 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=nn9999k
+#SBATCH --array=0-2%3
+#SBATCH --cpus-per-task=72
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=lora-20261128-120000-0a1b
+#SBATCH --mem=440G
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_0_log.out
+#SBATCH --partition=accel
+#SBATCH --requeue
+#SBATCH --signal=USR2@300
+#SBATCH --time=1440
+
+# setup
+
+# the shell that submitted this was on x86_64, the node is aarch64
+unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH
+PATH=/usr/local/bin:/usr/bin:/bin:$PATH
+
+# modules; `module` is a function of login shells, which this one is not
+type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
+module --quiet reset  # of the shell that submitted this nothing stays loaded
+run_module() {
+    module "$@" && return
+    echo "error: cluster.modules: 'module $*' failed on $(hostname); choose modules that this node has" >&2
+    exit 1
+}
+run_module load NRIS/GPU
+run_module load NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0
+
+# the job's environment
+[ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/projects/$SLURM_JOB_ACCOUNT/$USER/cache/huggingface}"
+export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/projects/$SLURM_JOB_ACCOUNT/$USER/cache/apptainer}"
+export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/projects/$SLURM_JOB_ACCOUNT/$USER/cache/apptainer}"
+export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
+export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
+export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
+export NCCL_PROTO='^LL128'
+export HSA_FORCE_FINE_GRAIN_PCIE=1
+export FI_MR_CACHE_MONITOR=userfaultfd
+export FI_CXI_DISABLE_HOST_REGISTER=1
+export FI_CXI_DEFAULT_CQ_SIZE=131072
+export FI_CXI_RDZV_PROTO=alt_read
+export FI_CXI_RDZV_EAGER_SIZE=0
+export FI_CXI_RDZV_THRESHOLD=0
+export FI_CXI_RDZV_GET_MIN=0
+export FI_CXI_DEFAULT_TX_SIZE=2048
+export FI_CXI_RX_MATCH_MODE=hybrid
+export NCCL_CROSS_NIC=1
+export NCCL_NET_GDR_LEVEL=PHB
+export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
+export GLOO_SOCKET_IFNAME=hsn0
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export http_proxy=http://10.63.2.48:3128/
+export https_proxy=http://10.63.2.48:3128/
+export no_proxy=localhost,127.0.0.1,.local
+export NCCL_NET='AWS Libfabric'
+export FI_PROVIDER=cxi
+export APPTAINER_BIND="$EBROOTLIBFABRIC/lib:/opt/libfabric/lib,$EBROOTNCCL:/opt/nccl,$EBROOTAWSMINOFIMINNCCL/lib:/opt/aws-ofi-nccl/lib,/usr/lib64"
+export APPTAINERENV_LD_LIBRARY_PATH="/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:\$LD_LIBRARY_PATH"
+export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+
+# finetune, as it was at submission
+export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTHONPATH}"
+
+# what brings the run back: it runs on the host, outside of a container, without packages
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' || { echo 'error: cluster.host_python: python3 is missing on this node or older than 3.8; name a newer one' >&2; exit 1; }
+requeue() {
+    python3 -m finetune.launch.requeue "$1" /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/$SLURM_ARRAY_TASK_ID/.. \
+        --max-restarts 20 --on-interrupt requeue --world-size 8 "${@:2}"
+}
+trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array
+if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&
+    [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi
+requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
+requeue guard --script $$ &
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_%t_log.out --kill-on-bad-exit=1 --wait=60 apptainer exec --nv --bind /cluster /cluster/projects/nn9999k/finetune.sif python3 -u -m submitit.core._submit /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a
+
+
+# teardown
+code=$?
+trap '' TERM USR2  # ignored by what it starts, too
+requeue end --code $code
