@@ -31,6 +31,7 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it fro
 export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTHONPATH}"
 
 # what brings the run back: it runs on the host, outside of a container, without packages
+type -P /projects/letters/.venv/bin/python >/dev/null || { echo 'error: cluster.python: this node has no /projects/letters/.venv/bin/python, with which it was submitted; set the command of one that it has' >&2; exit 1; }
 requeue() {
     /projects/letters/.venv/bin/python -m finetune.launch.requeue "$1" /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/$SLURM_ARRAY_TASK_ID/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 2 "${@:2}"
