@@ -369,8 +369,10 @@ class ChatTemplate:
     def _render(
         self, messages: list[dict[str, str]], add_generation_prompt: bool = False, spans_into: list[Span] | None = None
     ) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template  # a second to import, and only chats need it
-
+        try:  # a second to import, and only chats need it
+            from transformers.utils.chat_template_utils import render_jinja_template
+        except ModuleNotFoundError as fault:
+            raise ValueError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
         try:
             (text,), spans = render_jinja_template(
                 [messages], chat_template=self._source, add_generation_prompt=add_generation_prompt,

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune import checkpoint_files
+from finetune import checkpoint_files, extras
 from finetune.config import RUN_PREFIX, TrainConfig, split_step
 from finetune.run_folder import RunFolder
 
@@ -98,6 +98,7 @@ def _exported(run: RunFolder, step: int) -> Path:
                 str(checkpoint_files.step_of(path)) for path in reversed(checkpoint_files.published(run.checkpoints))
             )
             raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
+        extras.check("torch", f"exporting run:{run.id}@{step}")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "finetune.export", str(run.path), str(step)]
         done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
@@ -208,7 +209,8 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
     Raises:
         FileNotFoundError, ValueError: one line that names the thing and the remedy.
     """
-    if config.model.quantization and importlib.util.find_spec("bitsandbytes") is None:
+    is_jobs_python = config.cluster.python is None or "RANK" in os.environ  # a rank's; else that of a login node
+    if config.model.quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
         )

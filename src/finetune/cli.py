@@ -354,6 +354,12 @@ def _guarded(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 130
     except (ValueError, OSError) as fault:
         _fail(_words(fault))
+    except ModuleNotFoundError as fault:
+        from finetune import extras
+
+        if message := extras.explain(fault):
+            _fail(message)
+        raise
     except Exception as fault:
         # hydra and omegaconf are imported by now if the fault is theirs
         if type(fault).__module__.split(".")[0] in ("hydra", "omegaconf"):

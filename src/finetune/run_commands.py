@@ -337,9 +337,13 @@ def _wait(runs: list[RunFolder]) -> list[Observed]:
 
 
 def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
+    from finetune import extras
     from finetune.launch.observe import observe
     from finetune.tracking import sender
 
+    if quiet and extras.missing(("mlflow",)):  # a login node: `finetune sync` elsewhere sends the same
+        return 0
+    extras.check("mlflow", "sending runs to MLflow")
     observe(runs)  # writes down the ends that only Slurm saw
     failed = 0
     for run in runs:

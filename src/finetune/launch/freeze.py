@@ -7,6 +7,7 @@ the checkout reaches nothing that is queued, and a sweep of a thousand points is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -97,11 +98,20 @@ def provenance(sweep: str | None = None) -> dict[str, Any]:
         "command": [without_secrets(word) for word in ("finetune", *sys.argv[1:])],
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "git_revision": _git(source, "rev-parse", "HEAD"),
         "git_diff": without_secrets(_git(source, "diff", "HEAD") or ""),
         "sweep": sweep,
     }
+
+
+def _versions() -> dict[str, str | None]:
+    """Return the versions of packages; None for one that is not installed where this is called, as torch on a login node."""
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

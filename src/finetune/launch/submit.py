@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from finetune import base, checkpoint_files, rows, tokenizer
+from finetune import base, checkpoint_files, extras, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
 from finetune.launch import chain, local, observe, places, slurm, waves
@@ -162,6 +162,8 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
     Raises:
         ValueError: where it goes it cannot run.
     """
+    if config.cluster.scheduler == "local" or config.cluster.python is None:
+        extras.check_can_train(is_job=config.cluster.scheduler == "slurm")
     if config.cluster.scheduler == "local":
         return False
     if slurm.in_allocation():
