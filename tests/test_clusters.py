@@ -111,7 +111,7 @@ def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
 )
 def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, squeue: str, given: str, deadline: str) -> None:
     script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
-    lines = [line for line in script.splitlines() if "SLURM_JOB_END_TIME" in line]
+    lines = script[script.index("job=${") : script.index("requeue begin")].splitlines()
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
     (tmp_path / "squeue").chmod(0o755)
     shown = subprocess.run(

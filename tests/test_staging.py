@@ -11,7 +11,7 @@ import pytest
 from data_prep.shards import Corpus
 from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.distributed import World
-from finetune.launch.preflight import PreflightError
+from finetune.launch.preflight import PreflightError, node_name
 from finetune.launch.staging import staged
 from finetune.run_folder import RunFolder
 
@@ -39,13 +39,27 @@ def test_training_reads_the_copy_which_is_gone_afterwards(
     config = config_of(law_corpus, "$JOB_DISK/scratch")
     with staged(config, run, ALONE) as local:
         copy = local.data.corpus_folder
-        assert copy == tmp_path / "disk" / "scratch" / "finetune-run-1"
+        assert copy == tmp_path / "disk" / "scratch" / "finetune-run-1" / node_name()
         Corpus(copy).verify()
         assert Corpus(copy).manifest.digest == Corpus(law_corpus).manifest.digest
         assert (copy / "tokenizer" / "tokenizer.json").is_file()
-        assert json.loads((run.path / "staged.json").read_text()) == {"folder": str(copy)}
-    assert not copy.exists()
+        assert json.loads((run.path / "staged.json").read_text()) == {"folder": str(copy.parent)}
+    assert not copy.parent.exists()
     assert not (run.path / "staged.json").exists()
+
+
+def test_two_nodes_that_share_the_folder_do_not_share_a_copy(
+    law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a site calls node-local may be one folder of all nodes of a job, and they do not end at the same moment."""
+    config = config_of(law_corpus, str(tmp_path / "scratch"))
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")
+    with staged(config, run, ALONE) as slower:
+        monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-1")
+        with staged(config, run, ALONE) as faster:
+            assert faster.data.corpus_folder.name == "gpu-1-1"
+        Corpus(slower.data.corpus_folder).verify()
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_without_being_asked_nothing_is_copied(law_corpus: Path, run: RunFolder, tmp_path: Path) -> None:
@@ -59,7 +73,7 @@ def test_without_being_asked_nothing_is_copied(law_corpus: Path, run: RunFolder,
 def test_what_a_killed_attempt_left_is_replaced_unless_it_is_whole(
     law_corpus: Path, run: RunFolder, tmp_path: Path, damage: str
 ) -> None:
-    left = tmp_path / "disk" / "finetune-run-1"
+    left = tmp_path / "disk" / "finetune-run-1" / node_name()
     shutil.copytree(law_corpus, left)
     shard = next((left / "train").glob("*.arrow"))
     if damage == "torn":

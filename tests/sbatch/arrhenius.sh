@@ -1,20 +1,16 @@
 #!/bin/bash
-
-# Parameters
-#SBATCH --account=naiss2026-1-23-gpu
-#SBATCH --cpus-per-task=72
-#SBATCH --gpus-per-node=4
 #SBATCH --job-name=base-20261128-120000-0a1b
+#SBATCH --account=naiss2026-1-23-gpu
+#SBATCH --partition=gpu
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
-#SBATCH --open-mode=append
-#SBATCH --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_0_log.out
-#SBATCH --partition=gpu
-#SBATCH --requeue
-#SBATCH --signal=USR2@300
+#SBATCH --cpus-per-task=72
+#SBATCH --gpus-per-node=4
 #SBATCH --time=1440
-
-# setup
+#SBATCH --signal=USR2@300
+#SBATCH --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_0_log.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
 
 # the shell that submitted this was on x86_64, the node is aarch64
 unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH
@@ -50,12 +46,12 @@ if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %
 requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
 requeue guard --script $$ &
 
-# command
+# the ranks
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_%t_log.out --kill-on-bad-exit=1 --wait=60 apptainer exec --nv finetune.sif python3 -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
-
-
-# teardown
+srun --unbuffered --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_%t_log.out --kill-on-bad-exit=1 --wait=60 \
+    apptainer exec --nv finetune.sif python3 -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
 code=$?
+
+# how it ended, and whether it comes back
 trap '' TERM USR2  # ignored by what it starts, too
 requeue end --code $code

@@ -1,20 +1,16 @@
 #!/bin/bash
-
-# Parameters
-#SBATCH --array=0-2%3
-#SBATCH --cpus-per-task=6
-#SBATCH --gres=gpu:1
 #SBATCH --job-name=lora-20261128-120000-0a1b
+#SBATCH --partition=dgx2q
+#SBATCH --array=0-2%3
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
-#SBATCH --open-mode=append
-#SBATCH --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_0_log.out
-#SBATCH --partition=dgx2q
-#SBATCH --requeue
-#SBATCH --signal=USR2@300
+#SBATCH --cpus-per-task=6
+#SBATCH --gres=gpu:1
 #SBATCH --time=1440
-
-# setup
+#SBATCH --signal=USR2@300
+#SBATCH --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_0_log.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
@@ -43,12 +39,12 @@ if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %
 requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
 requeue guard --script $$ &
 
-# command
+# the ranks
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_%t_log.out --kill-on-bad-exit=1 --wait=60 /projects/letters/.venv/bin/python -u -m submitit.core._submit /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a
-
-
-# teardown
+srun --unbuffered --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_%t_log.out --kill-on-bad-exit=1 --wait=60 \
+    /projects/letters/.venv/bin/python -u -m submitit.core._submit /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a
 code=$?
+
+# how it ended, and whether it comes back
 trap '' TERM USR2  # ignored by what it starts, too
 requeue end --code $code

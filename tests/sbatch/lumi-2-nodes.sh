@@ -1,22 +1,18 @@
 #!/bin/bash
-
-# Parameters
-#SBATCH --account=project_465000000
-#SBATCH --array=0-2%3
-#SBATCH --cpus-per-task=7
-#SBATCH --gpus-per-node=8
 #SBATCH --job-name=lora-20261128-120000-0a1b
-#SBATCH --mem=480G
+#SBATCH --account=project_465000000
+#SBATCH --partition=standard-g
+#SBATCH --array=0-2%3
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
-#SBATCH --open-mode=append
-#SBATCH --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_0_log.out
-#SBATCH --partition=standard-g
-#SBATCH --requeue
-#SBATCH --signal=USR2@300
+#SBATCH --cpus-per-task=7
+#SBATCH --gpus-per-node=8
+#SBATCH --mem=480G
 #SBATCH --time=1440
-
-# setup
+#SBATCH --signal=USR2@300
+#SBATCH --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_0_log.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
@@ -62,12 +58,13 @@ if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %
 requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
 requeue guard --script $$ &
 
-# command
+# the ranks
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_%t_log.out --kill-on-bad-exit=1 --wait=60 --cpu-bind=mask_cpu:0x00fe000000000000,0xfe00000000000000,0x0000000000fe0000,0x00000000fe000000,0x00000000000000fe,0x000000000000fe00,0x000000fe00000000,0x0000fe0000000000 singularity exec /appl/local/laifs/containers/lumi-multitorch-full-VERSION.sif python3 -u -m submitit.core._submit /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a
-
-
-# teardown
+srun --unbuffered --output=/projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a/%A_%a_%t_log.out --kill-on-bad-exit=1 --wait=60 \
+    --cpu-bind=mask_cpu:0x00fe000000000000,0xfe00000000000000,0x0000000000fe0000,0x00000000fe000000,0x00000000000000fe,0x000000000000fe00,0x000000fe00000000,0x0000fe0000000000 \
+    singularity exec /appl/local/laifs/containers/lumi-multitorch-full-VERSION.sif python3 -u -m submitit.core._submit /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/%a
 code=$?
+
+# how it ended, and whether it comes back
 trap '' TERM USR2  # ignored by what it starts, too
 requeue end --code $code

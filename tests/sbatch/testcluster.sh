@@ -1,20 +1,16 @@
 #!/bin/bash
-
-# Parameters
-#SBATCH --account=nn9999k
-#SBATCH --cpus-per-task=1
-#SBATCH --gpus-per-node=1
 #SBATCH --job-name=base-20261128-120000-0a1b
+#SBATCH --account=nn9999k
+#SBATCH --partition=debug
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --open-mode=append
-#SBATCH --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_0_log.out
-#SBATCH --partition=debug
-#SBATCH --requeue
-#SBATCH --signal=USR2@60
+#SBATCH --cpus-per-task=1
+#SBATCH --gpus-per-node=1
 #SBATCH --time=60
-
-# setup
+#SBATCH --signal=USR2@60
+#SBATCH --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_0_log.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
 
 # the job's environment
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
@@ -42,12 +38,12 @@ if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %
 requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
 requeue guard --script $$ &
 
-# command
+# the ranks
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_%t_log.out --kill-on-bad-exit=1 --wait=60 /projects/letters/.venv/bin/python -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
-
-
-# teardown
+srun --unbuffered --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs/%j_%t_log.out --kill-on-bad-exit=1 --wait=60 \
+    /projects/letters/.venv/bin/python -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
 code=$?
+
+# how it ended, and whether it comes back
 trap '' TERM USR2  # ignored by what it starts, too
 requeue end --code $code

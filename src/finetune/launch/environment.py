@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from functools import cache
 
 from omegaconf import OmegaConf
 
@@ -134,6 +135,7 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"' if "$" in value else shlex.quote(value)
 
 
+@cache
 def profiles() -> dict[str, ClusterConfig]:
     """Return every Slurm profile in conf/cluster by name, with the account and Python that the site gives as examples."""
     found = {}

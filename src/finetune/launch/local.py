@@ -117,7 +117,9 @@ def _step(config: TrainConfig, *options: str) -> list[str]:
     """srun within this allocation, beside the step that the shell itself may be."""
     cluster = config.cluster
     shape = [f"--nodes={cluster.nodes}", f"--ntasks={cluster.world_size}", f"--ntasks-per-node={cluster.ranks_per_node}"]
-    return ["srun", "--overlap", *shape, f"--cpus-per-task={cluster.cpus_per_rank}", *map(shlex.quote, [*options, *cluster.srun])]
+    if not cluster.binds_cores:  # srun takes no number of cores beside a mask of them
+        shape.append(f"--cpus-per-task={cluster.cpus_per_rank}")
+    return ["srun", "--overlap", *shape, *map(shlex.quote, [*options, *cluster.srun])]
 
 
 def _debug(run: RunFolder, config: TrainConfig) -> None:

@@ -1,5 +1,5 @@
-"""Submission to Slurm: any number of runs are one job array, one Slurm task a rank. submitit writes the batch script and the
-pickles; the order of things is ours, so that a submitter killed at any moment leaves nothing that runs without its point.
+"""Submission to Slurm: any number of runs are one job array, one Slurm task a rank. submitit writes the pickles and reads them
+in the ranks; the order of things is ours, so that a submitter killed at any moment leaves nothing that runs without its point.
 
     points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the run's own folder
     sbatch --hold                             nothing can start yet
@@ -22,7 +22,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import submitit
 from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
@@ -187,29 +186,64 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
 
 
 def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None) -> str:
-    """The batch script.
+    """Return the batch script. Its ranks are started as submitit starts them, so that submitit knows who each of them is.
 
     Args:
         job_folder: where a task's pickle and logs lie; %a is its index.
         num_points: of an array; None for a single job.
     """
     before, after = _requeue_lines(cluster, job_folder)
-    executor = submitit.SlurmExecutor(folder=job_folder, python=job_python(cluster.python))
-    requeue = "requeue" if cluster.on_interrupt == "requeue" else "no-requeue"
-    options = {requeue: True, **_gpus(cluster), **cluster.sbatch}
-    if cluster.memory_per_node:
-        options["mem"] = cluster.memory_per_node
-    executor.update_parameters(
-        job_name=name, time=cluster.timeout_min, nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node,
-        cpus_per_task=cluster.cpus_per_rank, partition=cluster.partition, account=cluster.account, qos=cluster.qos,
-        constraint=cluster.constraint, signal_delay_s=cluster.signal_lead_s, array_parallelism=cluster.array_parallelism,
-        wckey=None, stderr_to_stdout=True, additional_parameters=options,
-        srun_args=["--kill-on-bad-exit=1", "--wait=60", *cluster.srun],
-        setup=[*environment_lines(cluster), "", "# finetune, as it was at submission", code_line(code), *before], teardown=after,
-    )  # fmt: skip
-    executor.parameters["map_count"] = num_points
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return f"{text}\n"
+    log = job_folder / ("%A_%a_%t_log.out" if num_points else "%j_%t_log.out")
+    srun = shlex.join(["srun", "--unbuffered", f"--output={log}", "--kill-on-bad-exit=1", "--wait=60"])
+    parts = [
+        srun,
+        *map(shlex.quote, cluster.srun),
+        f"{job_python(cluster.python)} -u -m submitit.core._submit {shlex.quote(str(job_folder))}",
+    ]
+    lines = [
+        "#!/bin/bash",
+        *_options(cluster, name, log, num_points),
+        *environment_lines(cluster),
+        "",
+        "# finetune, as it was at submission",
+        code_line(code),
+        *before,
+        "",
+        "# the ranks",
+        "export SUBMITIT_EXECUTOR=slurm",
+        " \\\n    ".join(parts),
+        *after,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | None) -> list[str]:
+    """Return the options of sbatch, in the order in which a person asks for them; rank 0 shares its log with the script."""
+    array = f"0-{num_points - 1}%{min(num_points, cluster.array_parallelism)}" if num_points else None
+    values = {
+        "job-name": name,
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "array": array,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.ranks_per_node,
+        "cpus-per-task": cluster.cpus_per_rank,
+        **_gpus(cluster),
+        "mem": cluster.memory_per_node,
+        "time": cluster.timeout_min,
+        "signal": f"USR2@{cluster.signal_lead_s}",  # submitit's; NCCL catches USR1
+        **{key.replace("_", "-"): value for key, value in cluster.sbatch.items()},
+        "output": str(log).replace("%t", "0"),
+        "open-mode": "append",
+    }
+    given = [
+        f"#SBATCH --{key}" + (f"={shlex.quote(str(value))}" if value != "" else "")  # some, as exclusive, need no value
+        for key, value in values.items()
+        if value is not None
+    ]
+    return [*given, "#SBATCH --requeue" if cluster.on_interrupt == "requeue" else "#SBATCH --no-requeue"]
 
 
 def code_line(code: Path) -> str:
@@ -247,7 +281,14 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
         "requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already",
         *(["requeue guard --script $$ &"] if cluster.on_interrupt != "stop" else []),
     ]
-    return before, ["code=$?", "trap '' TERM USR2  # ignored by what it starts, too", "requeue end --code $code"]
+    after = [
+        "code=$?",
+        "",
+        "# how it ended, and whether it comes back",
+        "trap '' TERM USR2  # ignored by what it starts, too",
+        "requeue end --code $code",
+    ]
+    return before, after
 
 
 # Only newer versions of Slurm set it. Of no answer `date` would make last midnight.

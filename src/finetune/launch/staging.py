@@ -1,7 +1,11 @@
-"""The corpus on each node's own disk, for as long as a job runs: shared file systems are slow at many small reads at once."""
+"""The corpus on each node's own disk, for as long as a job runs: shared file systems are slow at many small reads at once.
+
+<cluster.node_local>/finetune-<run id>/<node>/    the node's copy; the folder above is removed when the job ends
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -39,20 +43,23 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
         raise ValueError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")
-    folder = parent / f"finetune-{run.id}"
+    all_nodes = parent / f"finetune-{run.id}"
+    folder = all_nodes / node_name()  # what a site calls node-local may be one folder of all nodes of the job
     if world.is_main:
-        run.write_json(NOTE, {"folder": str(folder)})
+        run.write_json(NOTE, {"folder": str(all_nodes)})
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
     faults = [fault for fault in world.everyone(fault) if fault]
     try:
         if faults:
             raise PreflightError("; ".join(message for message, _ in faults), sorted(node for _, node in faults))
-        logger.info("corpus on the nodes' own disks (%s), %.1f s", folder, time.monotonic() - began)
+        logger.info("corpus on the nodes' own disks (%s), %.1f s", all_nodes, time.monotonic() - began)
         yield dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(folder)))
     finally:  # memory maps outlive the files
         if world.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another node's copy is still in use there
+                all_nodes.rmdir()
         if world.is_main:
             (run.path / NOTE).unlink(missing_ok=True)
 

@@ -23,6 +23,15 @@ class TorchBuild:
     version: str
     cuda: tuple[int, int] | None
 
+    @classmethod
+    def of(cls, version: str) -> TorchBuild:
+        """Return the build that a version names, as in 2.13.0+cu130 or 2.13.0+cpu."""
+        tag = version.partition("+")[2]
+        if tag == "cpu":
+            return cls(version, (0, 0))
+        toolkit = re.fullmatch(r"cu(\d+)(\d)", tag)
+        return cls(version, (int(toolkit[1]), int(toolkit[2])) if toolkit else None)
+
     @property
     def release(self) -> tuple[int, int]:
         major, minor = re.findall(r"\d+", self.version)[:2]
@@ -51,15 +60,7 @@ def installed_torch() -> TorchBuild | None:
     found = re.search(r"""^__version__(?:: \w+)? = ["']([\d.]+[^"']*)["']""", text, re.MULTILINE)
     if found is None:
         return None
-    return TorchBuild(found[1], _toolkit_of(found[1]))
-
-
-def _toolkit_of(version: str) -> tuple[int, int] | None:
-    tag = version.partition("+")[2]
-    if tag == "cpu":
-        return 0, 0
-    found = re.fullmatch(r"cu(\d+)(\d)", tag)
-    return (int(found[1]), int(found[2])) if found else None
+    return TorchBuild.of(found[1])
 
 
 def is_old(architecture: str) -> bool:

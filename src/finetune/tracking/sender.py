@@ -71,7 +71,7 @@ def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
         )
         tags["mlflow.parentRunId"] = parent.info.run_id
     created = found or client.create_run(experiment_id, run_name=run.id, tags=tags)
-    params = [Param(key, value[:6000]) for key, value in _flatten(run)]
+    params = [Param(key, value[:6000]) for key, value in _flatten(run) if key != "cluster.site.sources"]
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
     client.log_artifact(created.info.run_id, str(run.config_file))

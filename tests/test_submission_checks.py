@@ -1,0 +1,240 @@
+"""Checks before a job is queued: which failures are refusals, and which are reported as not checked."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune.cluster import ClusterConfig
+from finetune.launch import slurm
+from finetune.launch.environment import profiles
+from finetune.launch.torch_build import TorchBuild, installed_torch, lacks
+
+Stub = Callable[[str, str], None]
+CONTAINER = "apptainer exec --nv finetune.sif python3"
+NOT_TRIED = "the nodes' Python (python3), which brings a run back: the profile's module commands do not work here"
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """A login node that has bash, and what a test gives it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "bash").symlink_to(str(shutil.which("bash")))
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("BASH_FUNC_module%%", raising=False)
+
+    def write(name: str, body: str) -> None:
+        path = programs / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+
+    write("sbatch", "exit 0")
+    write("scontrol", "exit 0")
+    write("sinfo", "echo 'accel*|7-00:00:00|8'")
+    return write
+
+
+def saga(**settings: object) -> ClusterConfig:
+    """Saga's A100 nodes, for a job in a container, whose torch is not looked at."""
+    return replace(profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sinfo", "reason"),
+    [
+        ("echo 'slurm_load_partitions: Access/permission denied' >&2; exit 1", "Access/permission denied"),
+        ("echo 'sinfo: error: not for users' >&2; exit 1", "not for users"),
+        ("exit 3", "exit code 3"),
+        (None, "sinfo is not on PATH"),
+    ],
+)
+def test_partition_limits_that_cannot_be_read_are_not_checked(stub: Stub, tmp_path: Path, sinfo: str | None, reason: str) -> None:
+    if sinfo is None:
+        (tmp_path / "bin" / "sinfo").unlink()
+    else:
+        stub("sinfo", sinfo)
+    (unchecked,) = slurm.check(saga(), 1)
+    assert unchecked.startswith("the partition's limits (sinfo: ")
+    assert reason in unchecked
+
+
+def test_an_answer_of_sinfo_that_is_none_does_not_refuse(stub: Stub) -> None:
+    stub("sinfo", "echo 'sinfo is replaced by freenodes on this system'")
+    assert slurm.check(saga(), 1) == []
+
+
+def test_partition_limits_that_can_be_read_refuse(stub: Stub) -> None:
+    stub("sinfo", "echo 'a100|1:00:00|8'")
+    with pytest.raises(ValueError, match="partition a100 takes jobs of 60 minutes at most"):
+        slurm.check(saga(), 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "sbatch: error: Access/permission denied",
+        "allocation failure: Access/permission denied",
+        "sbatch: unrecognized option '--test-only'",
+        "sbatch: error: --test-only is disabled on this system",
+    ],
+)
+def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -> None:
+    stub("sbatch", f'echo "{answer}" >&2; exit 1')
+    (unchecked,) = slurm.check(saga(), 1)
+    assert unchecked.startswith("whether Slurm would take the job (sbatch --test-only: ")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "allocation failure: Invalid account or account/partition combination specified",
+        "allocation failure: User's group not permitted to use this partition",
+        "allocation failure: Requested node configuration is not available",
+        "sbatch: error: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: invalid partition specified: a1000",
+    ],
+)
+def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(stub: Stub, answer: str) -> None:
+    stub("sbatch", f'echo "{answer}" >&2; exit 1')
+    with pytest.raises(ValueError, match=re.escape(answer.rpartition(": ")[2])):
+        slurm.check(saga(), 1)
+
+
+def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    monkeypatch.setenv("SLURM_EXPORT_ENV", "NONE")
+    stub("sbatch", f'echo "${{SBATCH_EXPORT-unset}} ${{SLURM_EXPORT_ENV-unset}}" > {tmp_path}/seen')
+    slurm.check(saga(), 1)
+    assert (tmp_path / "seen").read_text() == "unset unset\n"
+
+
+# --- the host's Python -------------------------------------------------------------------------------------------------
+
+OLD = 'case "$2" in *print*) echo 3.6.15;; *) exit 1;; esac'
+NEW = 'case "$2" in *print*) echo 3.11.7;; esac'
+MODULES = 'module() { case "$*" in *none*) return 1;; *cray-python) PATH=$NEWER:$PATH;; esac; }'
+
+
+@pytest.mark.parametrize("profile", ["lumi", "olivia", "arrhenius"])
+def test_an_old_python_on_the_host_is_refused_with_the_remedy(stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str) -> None:
+    monkeypatch.setenv("BASH_FUNC_module%%", "() { :; }")
+    stub("python3", OLD)
+    cluster = replace(profiles()[profile], host_python="python3")
+    with pytest.raises(ValueError, match=r"^cluster\.host_python: python3 is Python 3\.6\.15 here, .* name a newer one"):
+        slurm.check(cluster, 1)
+
+
+def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
+    with pytest.raises(
+        ValueError, match=r"^cluster\.host_python: python3 is not on this host, .* \(cluster\.host_python=python3\.11\)"
+    ):
+        slurm.check(replace(saga(), host_python="python3"), 1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "unchecked"),
+    [(["load cray-python"], []), (["load none"], [NOT_TRIED])],
+)
+def test_the_hosts_python_is_tried_behind_the_module_commands(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: list[str], unchecked: list[str]
+) -> None:
+    newer = tmp_path / "newer"
+    stub("python3", NEW)
+    shutil.copytree(tmp_path / "bin", newer, symlinks=True)
+    stub("python3", OLD)
+    monkeypatch.setenv("NEWER", str(newer))
+    monkeypatch.setenv("BASH_FUNC_module%%", MODULES.removeprefix("module"))
+    assert slurm.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1) == unchecked
+
+
+def test_where_there_are_no_modules_the_hosts_python_is_not_checked(stub: Stub) -> None:
+    stub("python3", OLD)
+    assert slurm.check(replace(saga(), host_python="python3", clean_modules="reset"), 1) == [NOT_TRIED]
+
+
+def test_lines_of_the_user_may_change_the_hosts_python(stub: Stub) -> None:
+    stub("python3", OLD)
+    (unchecked,) = slurm.check(replace(saga(), host_python="python3", setup=["PATH=/opt/new/bin:$PATH"]), 1)
+    assert unchecked.endswith("cluster.setup may change it")
+
+
+# --- GPUs that torch has code for --------------------------------------------------------------------------------------
+
+BUILDS = [
+    # release, toolkit, and the architectures that it lacks of Pascal (P100), Volta (V100) and Ampere (A100)
+    ("2.6.0+cu124", ""),
+    ("2.8.0+cu126", ""),
+    ("2.14.1+cu126", ""),
+    ("2.15.0+cu126", "sm_60 sm_70"),
+    ("2.8.0+cu128", "sm_60"),
+    ("2.10.0+cu129", "sm_60"),
+    ("2.11.0+cu128", "sm_60 sm_70"),
+    ("2.9.0+cu130", "sm_60 sm_70"),
+    ("2.13.0+cu130", "sm_60 sm_70"),
+    ("2.13.0+cpu", "sm_60 sm_70 sm_80"),
+]
+
+
+@pytest.mark.parametrize(("version", "lacking"), BUILDS)
+def test_which_architectures_a_build_of_torch_lacks(version: str, lacking: str) -> None:
+    build = TorchBuild.of(version)
+    assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks(build, gpu)] == lacking.split()
+
+
+@pytest.mark.parametrize("version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"])
+def test_a_build_of_somebody_else_is_not_judged(version: str) -> None:
+    assert lacks(TorchBuild.of(version), "sm_60") is None
+
+
+def test_the_installed_torch_is_found_without_importing_it() -> None:
+    import torch
+
+    build = installed_torch()
+    assert build is not None
+    assert build.version == torch.__version__
+    assert (build.cuda == (0, 0)) == (torch.version.cuda is None and torch.version.hip is None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings", "version", "fault"),
+    [
+        ("saga", {}, "2.13.0+cu130", "the GPUs of saga are sm_60, and torch 2.13.0+cu130 of this Python has no code for them"),
+        ("ex3", {}, "2.12.0+cu128", "the GPUs of ex3 are sm_70"),
+        ("idun", {"gpu_type": "v100"}, "2.13.0+cu130", "the GPUs of idun are sm_70"),
+        ("saga_a100", {}, "2.13.0+cpu", "torch 2.13.0+cpu of this Python is a build for CPUs"),
+    ],
+)
+def test_gpus_that_torch_cannot_run_on_are_refused(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, fault: str
+) -> None:
+    monkeypatch.setattr(slurm, "installed_torch", lambda: TorchBuild.of(version))
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        slurm.check(replace(profiles()[profile], **settings), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings", "version", "unchecked"),
+    [
+        ("saga", {}, "2.13.0+cu126", []),
+        ("idun", {}, "2.13.0+cu130", []),
+        ("testcluster", {}, "2.13.0+cpu", []),  # its GPUs are pretended
+        ("saga", {}, "2.7.1", ["whether torch 2.7.1 has code for sm_60, the GPUs of saga"]),
+        ("saga", {"python": CONTAINER}, "2.13.0+cu130", ["whether the job's torch has code for sm_60, the GPUs of saga"]),
+        ("saga_a100", {"python": CONTAINER}, "2.13.0+cpu", []),
+    ],
+)
+def test_gpus_that_torch_may_run_on_are_not_refused(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, unchecked: list[str]
+) -> None:
+    monkeypatch.setattr(slurm, "installed_torch", lambda: TorchBuild.of(version))
+    stub("sinfo", "exit 0")
+    cluster = replace(profiles()[profile], host_python="true", modules=[], clean_modules=None, **settings)  # type: ignore[arg-type]
+    assert slurm.check(cluster, 1) == unchecked
