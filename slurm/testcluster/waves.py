@@ -22,7 +22,7 @@ from pathlib import Path
 
 from finetune.run_folder import RunFolder
 from slurm.testcluster.chaos import Sandbox
-from slurm.testcluster.cluster import ACCOUNT, Cluster
+from slurm.testcluster.cluster import Cluster
 
 QOS = "few"
 RANK = """\
@@ -33,6 +33,10 @@ cd -P "${folder//%a/$SLURM_ARRAY_TASK_ID}" || exit 1
 run=$(cd -P .. && pwd)
 [ -e "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl" ] || exit 1  # a rank could not start without it
 echo "$(basename "$run") $SLURM_ARRAY_JOB_ID" >> STARTED
+if grep -qx "seed: FAILING" "$run/config.yaml" && mkdir "$run/failed-once" 2>/dev/null; then
+    echo '{"time": 1, "rank": 0, "error": "lr is too high", "kind": "mistake", "nodes": []}' > "$run/failure-rank-0.json"
+    exit 1
+fi
 sleep SECONDS
 echo '{"state": "completed", "asked_by": ""}' > "$run/outcome.json"
 """
@@ -46,13 +50,20 @@ def limit_submissions(cluster: Cluster, limit: int) -> None:
     cluster.slurm("sacctmgr", "-i", "-Q", "modify", "qos", QOS, "set", f"MaxSubmitJobsPerUser={limit}")
 
 
-def stand_in(folder: Path, seconds: float) -> list[str]:
-    """Write the program that stands for a rank; return the settings of a run that uses it."""
+def stand_in(folder: Path, seconds: float, failing_seed: int | None = None) -> list[str]:
+    """Write the program that stands for a rank; return the settings of a run that uses it.
+
+    Args:
+        failing_seed: seed of a point that fails when it is started for the first time.
+    """
     program = folder / "rank.sh"
-    text = RANK.replace("STARTED", str(folder / "started")).replace("SECONDS", str(seconds))
+    values = {"STARTED": folder / "started", "SECONDS": seconds, "FAILING": failing_seed}
+    text = RANK
+    for name, value in values.items():
+        text = text.replace(name, str(value))
     program.write_text(text)
     program.chmod(0o755)
-    return [f"cluster.python={program}", f"cluster.host_python={sys.executable}", f"cluster.qos={QOS}"]
+    return [f"cluster.python={program}", f"cluster.host_python={sys.executable}"]
 
 
 def starts(folder: Path) -> list[tuple[str, str]]:
@@ -123,9 +134,10 @@ def main() -> None:
         box.cluster.up(owner=os.getpid())
         try:
             limit_submissions(box.cluster, options.limit)
-            settings = [*stand_in(box.folder, options.seconds), f"cluster.account={ACCOUNT}", f"seed=range(0,{options.points})"]
             base = ["--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "max_steps=5"]
-            print(submit_from_a_shell_that_is_killed(box, [*base, "data.sequence_length=256", *settings])[-1500:], flush=True)
+            base += ["data.sequence_length=256", f"cluster.qos={QOS}", f"seed=range(0,{options.points})"]
+            printed = submit_from_a_shell_that_is_killed(box, [*base, *stand_in(box.folder, options.seconds)])
+            print("\n".join(line for line in printed.splitlines() if line.startswith("sweep ")), flush=True)
             runs = RunFolder.all(box.folder / "runs")
             seen = watch_to_the_end(box, runs, help_stalled=options.limit == 1)
         finally:

@@ -130,8 +130,8 @@ class Plan:
         """Count the points that may be submitted now.
 
         Args:
-            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place free, if it
-                can, so that a job that ends can submit the next point while it counts itself.
+            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place free, so that a
+                job that ends can submit the next point while it counts itself, unless the sweep would have no job then.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
@@ -139,7 +139,7 @@ class Plan:
         else:
             free = min(limit.free(jobs) for limit in self.limits)
             if not ending:
-                free = max(min(free, 1), free - 1)
+                free = max(0 if in_queue else min(free, 1), free - 1)
         return max(0, min(free, self.parallel - in_queue))
 
 
@@ -185,8 +185,9 @@ class Submission:
             return True
         return False
 
-    def submit(self, count: int, dependencies: list[str]) -> None:
-        """Submit the next points, as many of `count` as Slurm takes; why it takes none is in problem.txt then."""
+    def submit(self, count: int, dependencies: list[str]) -> int:
+        """Submit the next points, as many of `count` as Slurm takes, and return their number; why it takes none is in problem.txt
+        then."""
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
             try:
@@ -196,8 +197,8 @@ class Submission:
                 indices = indices[: len(indices) // 2] if TOO_MANY.search(str(refusal)) else []
                 continue
             (self.folder / PROBLEM).unlink(missing_ok=True)
-            self.complete(job, indices)
-            return
+            return self.complete(job, indices)
+        return 0
 
     def _has_run(self, index: int) -> bool:
         """Whether the point's folder is there; a point of which somebody has removed it does not wait any more."""
@@ -206,8 +207,9 @@ class Submission:
             self.withdraw(index)
         return found
 
-    def complete(self, job: str, indices: list[int]) -> None:
-        """Give each task of a held array what it needs, and release the array. Any process may do this, also two at a time."""
+    def complete(self, job: str, indices: list[int]) -> int:
+        """Give each task of a held array what it needs, release the array, and return the number of its points. Any process may
+        do this, also two at a time."""
         mine = [index for index in indices if self._claim(job, index)]
         if lost := [f"{job}_{index}" for index in indices if index not in mine]:
             with contextlib.suppress(Refused):
@@ -217,6 +219,7 @@ class Submission:
         if mine:
             run_slurm("scontrol", "release", job)
         self.settle(job)
+        return len(mine)
 
     def settle(self, job: str) -> None:
         """Write that a job was released."""
@@ -378,14 +381,12 @@ def _submit_once(runs_dir: Path, ending: str, after: dict[str, str]) -> tuple[in
     total = 0
     for submission in open_submissions(runs_dir):
         submission.recover(jobs)
-        before = len(submission.waiting())
-        count = min(before, submission.plan.places(jobs, ending))
+        count = min(len(submission.waiting()), submission.plan.places(jobs, ending))
         if count:
             dependencies = [f"afterany:{ending}"] if ending else []  # so that parallel points stay as many as allowed
             if str(submission.folder) in after:
                 dependencies.append(f"afterok:{after[str(submission.folder)]}")
-            submission.submit(count, dependencies)
-            total += before - len(submission.waiting())
+            total += submission.submit(count, dependencies)
             jobs = queue()
         submission.close()
     others = [job for job in movers(jobs, runs_dir) if job.id not in leaving]

@@ -1,0 +1,324 @@
+"""Points of a sweep that wait for a place in Slurm's queue: how many are submitted, and that each is submitted exactly once,
+whatever process is killed at whatever moment. Slurm is an object in memory here; the real one is in tests/slurm/test_waves.py."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from finetune.cluster import ClusterConfig, QueueLimits, SiteConfig
+from finetune.launch import places, waves
+from finetune.launch.waves import Limit, Plan, QueuedJob, Refused, Submission
+
+REFUSAL = "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
+
+
+class Killed(BaseException):
+    """What stands for kill -9 here."""
+
+
+class Slurm:
+    """A queue that takes `limit` jobs, and notes which run each job that starts belongs to."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.jobs: dict[str, QueuedJob] = {}
+        self.started: list[str] = []
+        self.calls = 0
+        self.kill_before = self.kill_after = -1
+        self._lock = threading.Lock()
+
+    def __call__(self, *command: str) -> str:
+        with self._lock:
+            self.calls += 1
+            if self.calls == self.kill_before:
+                raise Killed
+            answer = str(getattr(self, f"_{command[0]}")(*command[1:]))
+            if self.calls == self.kill_after:
+                raise Killed
+            return answer
+
+    def _squeue(self, *options: str) -> str:
+        return "\n".join("|".join(vars(job).values()) for job in self.jobs.values())
+
+    def _sbatch(self, *options: str) -> str:
+        (spec,) = (option.partition("=")[2] for option in options if option.startswith("--array="))
+        indices = []
+        for span in spec.split(","):
+            first, _, last = span.partition("-")
+            indices += range(int(first), int(last or first) + 1)
+        if len(self.jobs) + len(indices) > self.limit:
+            raise Refused(REFUSAL)
+        array = str(100 + self.calls)
+        for index in indices:
+            job = QueuedJob(array, str(index), "PENDING", "0", "debug", "few", "nn1k", "sweep", options[-1])
+            self.jobs[job.id] = job
+        return array
+
+    def _scontrol(self, verb: str, array: str) -> str:
+        assert verb == "release"
+        for job in [job for job in self.jobs.values() if job.array == array]:
+            self.jobs[job.id] = QueuedJob(**{**vars(job), "priority": "1"})
+        return ""
+
+    def _scancel(self, *tasks: str) -> str:
+        for task in tasks:
+            self.jobs.pop(task, None)
+        return ""
+
+    def run_released(self, sweep: Sweep) -> list[str]:
+        """Start every released job of the sweep that waits; return the ids of all that run. They stay in the queue."""
+        for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
+            if self.jobs[task].state == "RUNNING":
+                continue
+            run = sweep.submission.run(int(task.partition("_")[2]))
+            assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), "it runs without its point"
+            assert f'"{task}"' in (run / "attempt.json").read_text()
+            with (run / "attempts.jsonl").open("a") as file:
+                file.write(f'{{"job": "{task}"}}\n')
+            self.started.append(run.name)
+            self.jobs[task] = QueuedJob(**{**vars(self.jobs[task]), "state": "RUNNING"})
+        return [job.id for job in self.jobs.values() if job.name == "sweep" and job.state == "RUNNING"]
+
+
+class Sweep:
+    """A runs folder with one submission, all of whose points wait."""
+
+    def __init__(self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99) -> None:
+        self.runs_dir = runs_dir
+        self.submission = Submission(runs_dir / "sweeps" / "s" / "0")
+        points = self.submission.folder / "points"
+        points.mkdir(parents=True)
+        (self.submission.folder / "submit.sh").touch()
+        for index in range(num_points):
+            jobs = runs_dir / f"run-{index}" / "jobs"
+            jobs.mkdir(parents=True)
+            (jobs / waves.PICKLE).touch()
+            (points / str(index)).symlink_to(os.path.relpath(jobs, points))
+        plan = Plan("sweep", parallel, [Limit(limit, "qos few", qos="few")], "ab", "", os.getuid())
+        self.submission.set_up(plan, list(range(num_points)), [])
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(f"run-{path.name}" for path in (self.submission.folder / "points").iterdir())
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    queue = Slurm(limit=4)
+    monkeypatch.setattr(waves, "run_slurm", queue)
+    monkeypatch.setattr(waves, "PAUSE", 0.01)
+    return queue
+
+
+def work_off(slurm: Slurm, sweep: Sweep) -> None:
+    """Let each job run and, at its end, submit more, until nothing is in the queue."""
+    waves.submit_waiting(sweep.runs_dir)
+    while ids := slurm.run_released(sweep):
+        for task in ids:
+            waves.submit_waiting(sweep.runs_dir, ending=task)
+            slurm("scancel", task)
+
+
+@pytest.mark.parametrize("how", ["before", "after", "rename"])
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, moment: int
+) -> None:
+    sweep = Sweep(tmp_path, num_points=9, limit=4)
+    if how == "rename":
+        left, rename = [moment], waves._rename
+
+        def rename_or_die(source: Path, target: Path) -> bool:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return rename(source, target)
+
+        monkeypatch.setattr(waves, "_rename", rename_or_die)
+    else:
+        setattr(slurm, f"kill_{how}", moment)
+    try:
+        work_off(slurm, sweep)
+        raise AssertionError("nothing was killed")
+    except Killed:
+        pass
+    for task in slurm.run_released(sweep):  # what the killed one left goes on, and moves nothing
+        slurm("scancel", task)
+    work_off(slurm, sweep)
+    assert sorted(slurm.started) == sweep.names
+    assert not slurm.jobs
+    assert not waves.open_submissions(tmp_path)
+
+
+def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(slurm: Slurm, tmp_path: Path) -> None:
+    """Another job of the user keeps the free place, so that of jobs that end together none finds one until another has left."""
+    sweep = Sweep(tmp_path, num_points=12, limit=4)
+    other = QueuedJob("7", "N/A", "RUNNING", "1", "debug", "few", "nn1k", "other", "/home/me/job.sh")
+    slurm.jobs["7"] = other
+    waves.submit_waiting(tmp_path)
+    slurm.jobs["8"] = QueuedJob(**{**vars(other), "array": "8"})
+    assert len(slurm.jobs) == slurm.limit
+
+    def end(task: str) -> None:
+        waves.submit_waiting(tmp_path, ending=task)
+        time.sleep(0.05)
+        slurm("scancel", task)
+
+    while ids := slurm.run_released(sweep):
+        ending = [threading.Thread(target=end, args=(task,)) for task in ids]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join()
+    assert sorted(slurm.started) == sweep.names
+    assert set(slurm.jobs) == {"7", "8"}
+
+
+def test_a_limit_of_one_leaves_the_next_point_to_a_shell(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.limit = 1
+    sweep = Sweep(tmp_path, num_points=2, limit=1)
+    assert waves.submit_waiting(tmp_path) == 1
+    (task,) = slurm.run_released(sweep)
+    began = time.monotonic()
+    assert waves.submit_waiting(tmp_path, ending=task) == 0
+    assert time.monotonic() - began < 1, "it keeps its node while it waits for what cannot come"
+    slurm("scancel", task)
+    assert waves.submit_waiting(tmp_path) == 1
+
+
+def test_fewer_are_tried_where_slurm_takes_less_than_is_known(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.limit = 3
+    sweep = Sweep(tmp_path, num_points=9, limit=50)
+    assert waves.submit_waiting(tmp_path) == 2  # of 9: 4, then 2
+    slurm.limit = 0
+    assert waves.submit_waiting(tmp_path) == 0
+    assert "QOSMaxSubmitJobPerUserLimit" in sweep.submission.problem()
+    slurm.limit = 99
+    assert waves.submit_waiting(tmp_path) == 7
+    assert sweep.submission.problem() == ""
+
+
+def test_a_point_whose_folder_was_removed_is_passed_over(slurm: Slurm, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, num_points=3, limit=9)
+    (tmp_path / "run-1" / "jobs" / waves.PICKLE).unlink()
+    assert waves.submit_waiting(tmp_path) == 3 - 1
+    assert not waves.open_submissions(tmp_path)
+    assert sorted(job.index for job in slurm.jobs.values()) == ["0", "2"]
+    assert sweep.submission.waiting() == []
+
+
+def test_another_users_sweep_is_left_alone(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Sweep(tmp_path, num_points=3, limit=9)
+    monkeypatch.setattr(waves.os, "getuid", lambda: 4711)
+    assert waves.submit_waiting(tmp_path) == 0
+
+
+def test_a_lock_of_a_killed_process_is_taken_over_and_that_of_another_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    lock = tmp_path / "sweeps" / waves.LOCK
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lock.write_text(f"{waves.socket.gethostname()} {gone.pid}\n")
+    with waves.lock(tmp_path):
+        assert lock.exists()
+    monkeypatch.setattr(waves, "LOCK_SECONDS", 0.2)
+    lock.write_text("another-node 1\n")
+    with pytest.raises(TimeoutError), waves.lock(tmp_path):
+        pass
+    old = time.time() - waves.LEASE_SECONDS - 5
+    os.utime(lock, (old, old))
+    with waves.lock(tmp_path):
+        pass
+    assert list((tmp_path / "sweeps").iterdir()) == []
+
+
+def job(number: int, **changes: str) -> QueuedJob:
+    values = {"state": "RUNNING", "priority": "1", "partition": "gpu", "qos": "few", "account": "a", "name": "sweep"}
+    return QueuedJob(array=str(number), index="0", command="/runs/x", **{**values, **changes})
+
+
+QUEUE = [job(1), job(2), job(3, name="other"), job(4, qos="many", name="other"), job(5, partition="cpu", name="other")]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Limits, and how many points of the sweep `name` may be submitted beside QUEUE."""
+
+    limits: list[Limit]
+    expected: int
+    parallel: int = 99
+    ending: str = ""
+    name: str = "sweep"
+
+
+COUNTS = {
+    "one place stays free": Count([Limit(20, "")], 14),
+    "also if it is the only one": Count([Limit(6, "")], 0),
+    "not if the sweep has no job": Count([Limit(6, "")], 1, name="new"),
+    "none": Count([Limit(5, "")], 0),
+    "fewer than none": Count([Limit(2, "")], 0),
+    "a job that ends needs no free one": Count([Limit(6, "")], 1, ending="1_0"),
+    "and still counts": Count([Limit(5, "")], 0, ending="1_0"),
+    "of a quality of service": Count([Limit(6, "", qos="few")], 2, ending="1_0"),
+    "of a partition": Count([Limit(6, "", partition="cpu")], 5, ending="1_0"),
+    "the tightest": Count([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 2, ending="1_0"),
+    "points that run at once": Count([Limit(99, "")], 3, parallel=5),
+    "the one that ends makes room": Count([Limit(99, "")], 1, parallel=2, ending="1_0"),
+    "no limit is known": Count([], waves.BLIND_POINTS, ending="1_0"),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
+def test_places(case: Count) -> None:
+    plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
+    assert plan.places(QUEUE, case.ending) == case.expected
+
+
+ANSWERS = {
+    "show assoc": ["nn1k||few|30", "nn1k|cpu|few|7"],
+    "show qos few": ["20"],
+    "show qos gpus": ["10"],
+    "show partition": ["PartitionName=gpu", "   AllocNodes=ALL Default=NO QoS=gpus"],
+    "show config": ["MaxArraySize            = 1001"],
+}
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
+    monkeypatch: pytest.MonkeyPatch, denied: bool
+) -> None:
+    def answer(*command: str) -> list[str] | None:
+        return None if denied else next((lines for key, lines in ANSWERS.items() if key in " ".join(command)), None)
+
+    monkeypatch.setattr(places, "slurm_lines", answer)
+    site = SiteConfig(queues={"gpu": QueueLimits(max_submitted=210)}, max_array_size=500)
+    cluster = ClusterConfig(name="site", scheduler="slurm", account="nn1k", partition="gpu", site=site, timeout_min=60)
+    found = {(limit.most, limit.partition, limit.qos, limit.account) for limit in places.submit_limits(cluster)}
+    documented = {(210, "gpu", "", "")}
+    assert found == documented | (set() if denied else {(30, "", "", "nn1k"), (20, "", "few", ""), (10, "gpu", "", "")})
+    assert places.largest_array(cluster) == 500
+    site.max_array_size = None
+    assert places.largest_array(cluster) == (1000 if denied else 1001)
+
+
+def test_a_job_hands_on_the_environment_in_which_it_was_started() -> None:
+    """What the batch script adds to PYTHONPATH would be added again with each wave."""
+    program = (
+        "from finetune.launch.waves import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
+    )
+    script = f"export ADDED=again:$ADDED; {sys.executable} -c {shlex.quote(program)}; true"
+    source = str(Path(waves.__file__).parents[2])
+    environment = {"ADDED": "once", "SLURM_JOB_ID": "7", "SLURM_CONF": "/x", "PYTHONPATH": source, "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "once ['SLURM_CONF']"
