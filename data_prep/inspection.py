@@ -21,9 +21,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_prep import quarantine
 from data_prep.document import Cut, Document, Drop
+from data_prep.quarantine import Quarantined
 from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder, read_documents
+from data_prep.text_search import Found, search_stages, search_tokens
+
+QUARANTINED = "quarantined"  # as a reason of --dropped
 
 FIELDS = ("language", "title", "group", "split")  # of a document, whose changes are shown beside its text's
 _ADDED = re.compile(r"(@\d+)?(#\d+)?$")  # to an id: its repetition by the mixture, its row of a conversation
@@ -132,11 +137,28 @@ class Inspection:
         """
         found = [(drop, stage) for stage in range(len(self._needed())) for drop in self._needed()[stage].drops()]
         if reason is not None and reason not in {drop.reason for drop, _ in found}:
-            known = ", ".join(sorted({drop.reason for drop, _ in found})) or "nothing was dropped"
+            reasons = {drop.reason for drop, _ in found} | ({QUARANTINED} if self.quarantine_counts() else set())
+            known = ", ".join(sorted(reasons)) or "nothing was dropped"
             raise ValueError(f"nothing was dropped for '{reason}': the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, self.stages[stage].name, self._text_before(stage, drop)) for drop, stage in some]
+
+    def quarantine_counts(self) -> dict[str, int]:
+        """Return how many records of each source no document could be made of."""
+        return quarantine.counts(self._needed()[0])
+
+    def quarantined(self, number: int, seed: int = 0) -> list[Quarantined]:
+        """Return some of the records that no document could be made of, with their raw text."""
+        records = self._needed()[0].quarantined()
+        some = heapq.nsmallest(number, records, key=lambda record: _hash(seed, record.file, record.member, record.at))
+        return list(quarantine.with_excerpts(self.work, some))
+
+    def search(self, text: str, number: int) -> Found:
+        """Search for a text in all documents, at every stage; in the token shards where the stages' files are gone."""
+        if self.stages:
+            return search_stages(self.work, self.stages, text, number)
+        return search_tokens(self.corpus, text, number)
 
     def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
         """Return the stage and what it cut from documents, by stage, source and reason, commonest first.
@@ -164,7 +186,9 @@ class Inspection:
 
     def _needed(self) -> list[StageFolder]:
         if not self.stages:
-            raise ValueError(f"{self.work} is not there: without the stages' files only --tokens and --lengths can be shown")
+            raise ValueError(
+                f"{self.work} is not there: without the stages' files only --tokens, --find and --lengths can be shown"
+            )
         return self.stages
 
     # --- tokens ----------------------------------------------------------------------------------------------------------

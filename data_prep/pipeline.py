@@ -59,8 +59,10 @@ def prepare(config: PrepareConfig) -> Prepared:
         if manifest is None:
             _try_inputs(config.corpus)
             try:
-                with Workers(config.workers or preparation.sensible_workers()) as workers:
-                    for step in preparation.steps():
+                steps = preparation.steps()
+                names = [step.name for step in steps]
+                with Workers(config.workers or preparation.sensible_workers(), names) as workers:
+                    for step in steps:
                         if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
                             worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
             except BaseException:

@@ -1,37 +1,34 @@
-"""Processes of this machine that do the tasks of a step, and the bar that shows how far they are."""
+"""Processes of this machine that do the tasks of a step."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from logging.handlers import QueueHandler, QueueListener
 from multiprocessing import forkserver
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
-
-logger = logging.getLogger(__name__)
+from data_prep.step_progress import StepProgress
 
 
 class Workers:
-    """`number` processes, started when the first step needs more than one; with one, the work is done in this process."""
+    """`number` processes, started when the first step needs more than one; with one, the work is done in this process.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        steps: names of all steps that will be run, for the progress line.
+    """
+
+    def __init__(self, number: int, steps: list[str]) -> None:
         self.number = number
         self._pool: ProcessPoolExecutor | None = None
-        self._progress = Progress(
-            TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.fields[done]}/{task.fields[tasks]}"),
-            _Rate(), TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty(),
-        )  # fmt: skip
+        self._listener: QueueListener | None = None
+        self._progress = StepProgress(steps)
 
     def __enter__(self) -> Workers:
         if self.number > 1:
@@ -40,49 +37,53 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
         if self._pool is not None:
             if fault is not None:  # what the others are at is done again another time; half a file is never there
                 for process in list(self._pool._processes.values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._listener is not None and fault is None:  # a process that was ended may hold the queue's lock
+            self._listener.stop()
+        self._progress.stop(completed=fault is None)
 
     def run(self, step: str, work: Callable[..., bool], arguments: tuple[str, ...], sizes: list[int]) -> bool:
         """Call `work(*arguments, number)` for the number of every task; True if any call was.
 
         Args:
-            sizes: of the tasks, in bytes or characters, for the bar.
+            sizes: of the tasks, in bytes or characters, for the progress line.
 
         Raises:
             ValueError: a process was killed from outside, as happens when memory runs out.
         """
-        began = time.perf_counter()
-        bar = self._progress.add_task(step, total=sum(sizes), done=0, tasks=len(sizes))
+        self._progress.start_step(step, sizes)
         worked = False
         if self.number == 1 or len(sizes) == 1:
             for number, size in enumerate(sizes):
                 worked |= work(*arguments, number)
-                self._progress.update(bar, advance=size, done=number + 1)
+                self._progress.advance(size)
         else:
             try:
                 futures = {self._submit(work, *arguments, number): size for number, size in enumerate(sizes)}
-                for count, future in enumerate(as_completed(futures), start=1):
+                for future in as_completed(futures):
                     worked |= future.result()
-                    self._progress.update(bar, advance=futures[future], done=count)
+                    self._progress.advance(futures[future])
             except BrokenProcessPool:
                 raise ValueError(
                     f"step {step}: a process was killed, perhaps for want of memory: run it again, with fewer workers if it "
                     f"happens again; finished shards are kept"
                 ) from None
-        if worked and self._progress.disable:
-            logger.info("%s: %d tasks, %.1f s", step, len(sizes), time.perf_counter() - began)
+        self._progress.end_step(worked=worked)
         return worked
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
             # not by a fork of this process: it would copy threads of Arrow and the tokenizers in whatever state they are
             context = multiprocessing.get_context("forkserver" if _has_server() else "spawn")
-            self._pool = ProcessPoolExecutor(self.number, context, initializer=_begin, initargs=(dict(os.environ),))
+            records: multiprocessing.Queue[logging.LogRecord] = context.Queue()
+            self._listener = QueueListener(records, _ToOurLoggers())
+            self._listener.start()
+            arguments_of_process = (dict(os.environ), records)
+            self._pool = ProcessPoolExecutor(self.number, context, initializer=_begin, initargs=arguments_of_process)
         return self._pool.submit(work, *arguments)
 
 
@@ -98,11 +99,19 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def _begin(environment: dict[str, str]) -> None:
+class _ToOurLoggers(logging.Handler):
+    """Passes on what a process has logged, so that it is printed above the progress line and not across it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger(record.name).handle(record)
+
+
+def _begin(environment: dict[str, str], records: multiprocessing.Queue[logging.LogRecord]) -> None:
     """The processes share the cores among them: libraries in them need no threads of their own. If the one that started them is
     killed, so are they: nobody would tell them what to do."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= environment | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    logging.getLogger().addHandler(QueueHandler(records))
     import pyarrow as pa
 
     pa.set_cpu_count(1)
@@ -113,14 +122,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-class _Rate(TextColumn):
-    """Megabytes (of raw files) or million characters a second."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed / 1e6:6.1f} MB/s" if speed and task.total != 1 else "", style="cyan")

@@ -194,7 +194,7 @@ def test_a_killed_rank_brings_the_run_back_and_is_named(batch: Batch) -> None:
     (attempt,) = attempts.read(batch.run)
     assert attempt.ending is not None
     assert (attempt.ending.cause, attempt.ending.last_step, attempt.ending.died_at) == (DIED, 3, 4)
-    assert "rank 1 ended without a word" in attempt.words
+    assert "rank 1: no cause is in the log; its last line: it has none" in attempt.words
     assert batch.told() == ["requeue 7"]
     assert not list(batch.run.glob("failure*"))
 

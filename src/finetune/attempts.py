@@ -159,21 +159,6 @@ def last_restart(run: Path) -> str:
     return f"restarted: {words[-1]}{f' (avoids {avoided})' if avoided else ''}" if words else ""
 
 
-def first_word(failures: list[dict[str, Any]], world_size: int) -> str | None:
-    """Why ranks failed: the word of the one that failed first, as the others only lost their peer; None if nobody said anything.
-
-    A rank that was killed says nothing; then it is named, instead of what its peers say of their lost connection.
-    """
-    if not failures:
-        return None
-    if all("closed by peer" in body["error"] or "reset by peer" in body["error"] for body in failures):
-        silent = sorted(set(range(world_size)) - {body["rank"] for body in failures})
-        if silent:
-            names = ", ".join(f"rank {rank}" for rank in silent)
-            return f"{names} ended without a word (killed? out of memory?), and the other ranks with it"
-    return str(min(failures, key=lambda body: body["time"])["error"])
-
-
 def _records(run: Path) -> list[dict[str, Any]]:
     try:
         lines = (run / "attempts.jsonl").read_text(encoding="utf-8").splitlines()

@@ -53,7 +53,7 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
             return _trained(run, _exported(run, step))
         if run.state() != "completed":
             raise ValueError(
-                f"run {run.id} is {run.state()} and has no result to start from: finish it with `finetune resume {run.id}`"
+                f"run {run.id} is {run.state()} and has no result to start from: finish it with `{run.command('resume')}`"
             )
         return _trained(run, run.model if run.model.is_dir() else run.adapter)
     folder = Path(path)

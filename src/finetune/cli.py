@@ -27,7 +27,8 @@ Fine-tune open language models on Norwegian public-sector text.
   inspect CORPUS             what was done to its documents and why some were dropped; cuts, tokens, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
-  evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model folder, by source and written standard
+  evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model, by source and written standard;
+                             --against base compares it with the model that it started from
   status [RUN …] [--watch]   what the runs are doing, or how they ended
   logs RUN … [-f] [--rank N] what a rank has written
   cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint
@@ -90,7 +91,12 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
     parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
-    parser.add_argument("--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason)")
+    parser.add_argument(
+        "--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason, as quarantined)"
+    )
+    parser.add_argument(
+        "--find", metavar="TEXT", help="documents that hold a text at any stage, whatever its case: where, and their fate"
+    )
     parser.add_argument(
         "--cut",
         nargs="?",
@@ -136,18 +142,18 @@ def completion(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    from finetune import run_commands
+    from finetune import evaluate_command, run_commands
 
-    parser = run_commands.parser(
-        "evaluate", "Held-out loss of a run's result, one of its checkpoints, or a model folder, on a corpus' validation split."
+    description = (
+        "Held-out loss of a run's result, one of its checkpoints, or a model, on a corpus' validation split. "
+        "Several models are evaluated on the same rows and compared with the first, or with --against."
     )
-    parser.add_argument("model", help="run id, run id@step for a checkpoint that it keeps, or model folder")
-    parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
-    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
-    parser.add_argument("--sequence-length", type=int, help="tokens a pack (of a run: its own; else 512)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    options = parser.parse_args(arguments)
-    return _evaluate(options)
+    parser = run_commands.parser("evaluate", description)
+    evaluate_command.add_arguments(parser)
+    result = evaluate_command.evaluate(parser.parse_intermixed_args(arguments))
+    if result is not None:
+        print(result)
+    return 0
 
 
 def ui(arguments: list[str]) -> int:
@@ -396,52 +402,14 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    import json
-
-    from data_prep.shards import Corpus
-    from finetune import report
-    from finetune.config import RUN_PREFIX, DataConfig, split_step
-    from finetune.evaluate import evaluate_on_corpus
-    from finetune.rows import LongRows, account_of
-    from finetune.run_folder import RunFolder
-
-    path = options.model
-    if (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(f"{path} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
-    settings = DataConfig(corpus="")
-    if not Path(path).is_dir() or (Path(path) / "config.yaml").is_file():  # not a model folder: a run
-        name, step = split_step(path)
-        run = RunFolder.find(name, options.runs_dir)
-        path = f"{RUN_PREFIX}{run.path}" + ("" if step is None else f"@{step}")
-        settings = run.config().data
-    corpus = options.corpus or settings.corpus
-    if not corpus:
-        raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
-    length = settings.sequence_length if options.sequence_length is None else options.sequence_length
-    data = DataConfig(
-        corpus=corpus, corpora_dir=options.corpora_dir, sequence_length=length, long_documents=settings.long_documents,
-        long_conversations=settings.long_conversations,
-    )  # fmt: skip
-    held_out = evaluate_on_corpus(path, data, options.runs_dir)
-    print(f"{path} on {data.corpus_folder}, packs of {data.sequence_length} tokens", file=sys.stderr)
-    report.print_held_out({"after": held_out.as_dict()})
-    corpus_read = Corpus(data.corpus_folder)
-    held_out_rows = account_of(corpus_read, "validation", list(corpus_read.manifest.sources), LongRows.of(data))
-    report.print_losses({"validation": held_out_rows.as_dict()})
-    if options.json:
-        print(json.dumps(held_out.as_dict(), ensure_ascii=False))
-    return 0
-
-
 def _inspect(options: argparse.Namespace) -> int:
     from data_prep.inspection import Inspection, bins, draw_lengths
-    from finetune import report
+    from finetune import inspect_report, report
 
     folder = Path(options.corpus)
     inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
     names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None and options.cut is None:
+    if options.dropped is None and options.cut is None and options.find is None:
         names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
     for name in names:
         if options.tokens:
@@ -449,14 +417,17 @@ def _inspect(options: argparse.Namespace) -> int:
         else:
             report.print_trace(inspection.trace(*name), name, options.characters)
     if options.dropped is not None:
-        report.print_dropped(inspection.dropped(options.dropped or None, options.sample or 5, options.seed), options.characters)
+        inspect_report.print_dropped(inspection, options.dropped or None, options.sample or 5, options.seed, options.characters)
+    if options.find is not None:
+        inspect_report.print_found(inspection.search(options.find, options.sample or 20), options.find, options.characters)
     if options.cut is not None:
         report.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
     if options.lengths:
         report.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:
         print(draw_lengths(inspection.lengths(), options.picture))
-    asked = names or options.dropped is not None or options.cut is not None or options.lengths or options.picture
+    listed = [options.dropped, options.cut, options.find]
+    asked = names or any(value is not None for value in listed) or options.lengths or options.picture
     if not asked:
         report.print_corpus_overview(inspection.corpus)
     return 0

@@ -15,6 +15,7 @@ import torch
 from data_prep.shards import Corpus
 from finetune import base as base_models
 from finetune import guards
+from finetune.base import Base
 from finetune.config import DataConfig
 from finetune.data import PackedData
 from finetune.distributed import World
@@ -34,6 +35,8 @@ class HeldOut:
     tokens: int
     by_source: dict[str, float] = field(default_factory=dict)
     by_language: dict[str, float] = field(default_factory=dict)
+    tokens_by_source: dict[str, int] = field(default_factory=dict)
+    tokens_by_language: dict[str, int] = field(default_factory=dict)
     unigram_loss: float | None = None
 
     def as_metrics(self) -> dict[str, float]:
@@ -80,6 +83,8 @@ def held_out_loss(
         tokens=int(total[1]),
         by_source={name: _mean(pair) for name, pair in sorted(by_source.items()) if pair[1]},
         by_language={name: _mean(pair) for name, pair in sorted(by_language.items()) if pair[1]},
+        tokens_by_source={name: int(pair[1]) for name, pair in sorted(by_source.items()) if pair[1]},
+        tokens_by_language={name: int(pair[1]) for name, pair in sorted(by_language.items()) if pair[1]},
         unigram_loss=unigram_loss,
     )
 
@@ -95,7 +100,15 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     """
     corpus = Corpus(config.corpus_folder)
     corpus.verify()
-    base = base_models.resolve(path, runs_dir)
+    return evaluate_base(base_models.resolve(path, runs_dir), corpus, config)
+
+
+def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
+    """Return the held-out loss of a model on the validation rows of a corpus, which was verified before.
+
+    Raises:
+        ValueError: their tokenizers differ, or nothing is held out.
+    """
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
     packed = PackedModel(load_for_evaluation(base))

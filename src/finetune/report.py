@@ -16,7 +16,10 @@ from rich.text import Text
 from finetune import attempts
 from finetune.config import DataConfig, TrainConfig, conf_dir
 from finetune.launch.observe import Observed
+from finetune.next_step import what_helps
 from finetune.run_folder import RunFolder
+
+WARNINGS_OF_A_RUN = 5
 
 
 def console(stderr: bool = True) -> Console:
@@ -50,11 +53,25 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
     for one in seen:
         if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
             out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
+            if not one.alive and len(seen) <= 5:
+                out.print(Text(f"  {what_helps(one)}"), soft_wrap=True)
         if one.alive and (words := attempts.last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
+        print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= 5 else 0)
     if len(seen) > 5:
         counts = Counter(one.state for one in seen)
         out.print(f"{len(seen)} runs: {', '.join(f'{count} {state}' for state, count in counts.most_common())}")
+
+
+def print_warnings(out: Console, run: RunFolder, most: int) -> None:
+    """Print the first warnings of a run's ranks, and how many more there are."""
+    found = run.warnings()
+    for warning in found[:most]:
+        out.print(Text(f"{run.id}: warning: {warning}", style="yellow"), soft_wrap=True)
+    if len(found) > most:
+        rest = f"{len(found) - most} more warnings: finetune logs {run.id}"
+        line = rest if most else f"{len(found)} warnings: finetune status {run.id}"
+        out.print(Text(f"{run.id}: {line}", style="yellow"), soft_wrap=True)
 
 
 def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
@@ -147,7 +164,8 @@ def print_corpus_overview(corpus: Any) -> None:
     _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
     name = Text(
-        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --tokens, --lengths; {corpus.folder}/README.md"
+        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --find TEXT, --tokens, --lengths; "
+        f"{corpus.folder}/README.md"
     )
     out.print(name, soft_wrap=True)
 
@@ -164,8 +182,8 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
         style = {"dropped": "red", "gone": "red", "changed": "yellow"}.get(view.outcome, "")
         out.print(Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style), soft_wrap=True)
         if view.text:
-            out.print(Text(_clipped(view.text, characters)), soft_wrap=True)
-        for line in _clipped("\n".join(view.diff), characters).split("\n") if view.diff else []:
+            out.print(Text(clipped(view.text, characters)), soft_wrap=True)
+        for line in clipped("\n".join(view.diff), characters).split("\n") if view.diff else []:
             out.print(Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True)
     out.print()
 
@@ -195,16 +213,6 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
         out.print()
 
 
-def print_dropped(dropped: list[tuple[Any, str, str]], characters: int) -> None:
-    """Some of what was dropped, with the text as the stage got it."""
-    out = console(stderr=False)
-    for drop, stage, text in dropped:
-        detail = f" ({drop.detail})" if drop.detail else ""
-        out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
-        out.print(Text(_clipped(text, characters) or "(no text)"), soft_wrap=True)
-        out.print()
-
-
 def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
     """Print what stages cut from documents: in how many, the first of them, and the text.
 
@@ -222,7 +230,7 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
         shown = found[:number] if number else found
         for cut in shown:
             where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
-            out.print(Text(f" {where}{_clipped(cut.text, characters)}"), soft_wrap=True)
+            out.print(Text(f" {where}{clipped(cut.text, characters)}"), soft_wrap=True)
         if len(shown) < len(found):
             out.print(f" … and {len(found) - len(shown):,} more")
         out.print()
@@ -238,7 +246,7 @@ def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
             out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"))
 
 
-def _clipped(text: str, characters: int) -> str:
+def clipped(text: str, characters: int) -> str:
     return text if not characters or len(text) <= characters else f"{text[:characters]} … ({len(text):,} characters)"
 
 
@@ -261,7 +269,8 @@ def print_summary(run: RunFolder) -> None:
     )
     print_held_out(summary, config.data)
     print_losses(summary.get("token_use") or {})
-    for line in [*_result_lines(summary), *(f"warning: {message}" for message in summary.get("warnings") or [])]:
+    warnings = run.warnings() or summary.get("warnings") or []
+    for line in [*_result_lines(summary), *(f"warning: {message}" for message in warnings[:10])]:
         out.print(Text(f"  {line}", style="yellow" if line.startswith("warning") else ""), soft_wrap=True)
     if token := summary.get("new_stop"):
         out.print(Text(f"  {_new_stop(token, bool(config.adapter))}"), soft_wrap=True)

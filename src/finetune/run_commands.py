@@ -303,17 +303,18 @@ def _say_submitted(now: list[Observed]) -> None:
 
 def _say_ended(one: Observed) -> None:
     from finetune import report
+    from finetune.next_step import what_helps
 
     if one.alive:
         return
     if one.state == "completed":
         report.print_summary(one.run)
         return
-    run, reason = one.run, one.reason or "its processes are gone; the logs are in jobs/"
+    run, reason = one.run, one.reason or "its processes are gone, and it left no log"
     detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
         one.state, f"{one.state}: {reason}"
     )
-    print(f"error: run {run.id}: {detail}\n  go on: finetune resume {run.id}   logs: {run.jobs}", file=sys.stderr)
+    print(f"error: run {run.id}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
 
 
 def _wait(runs: list[RunFolder]) -> list[Observed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune import attempts
+from finetune import causes, rank_warnings
 from finetune import config as configuration
 from finetune.config import TrainConfig
 
@@ -124,7 +125,9 @@ class RunFolder:
         """Forget how the last attempt ended."""
         leftovers = (
             *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
+            self.jobs / causes.EXITS,
         )  # fmt: skip
+        rank_warnings.forget(self.jobs)
         for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
             path.unlink(missing_ok=True)
 
@@ -143,13 +146,37 @@ class RunFolder:
         self.write_json(f"failure-rank-{rank}.json", body)
 
     def failure(self) -> str | None:
-        """Why the run failed: its batch script's diagnosis, or the word of the rank that failed first (attempts.first_word)."""
+        """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no rank failed."""
         if verdict := self.read_json("failure.json"):
             return str(verdict["error"])
+        failures = self.failures()
+        return self.cause_of_death(failures=failures) if failures else None
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return what ranks wrote of their failures in the newest start of the job."""
         failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
         newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
-        failures = [body for body in failures if body.get("restart", 0) == newest]
-        return attempts.first_word(failures, self.config().cluster.world_size) if failures else None
+        return [body for body in failures if body.get("restart", 0) == newest]
+
+    def command(self, verb: str, name: str | None = None) -> str:
+        """Return a command on this run, or on `name` beside it, as it can be pasted into this shell."""
+        here, folder = Path.cwd(), self.path.parent
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        where = [] if str(shown) == "runs" else ["--runs-dir", str(shown)]
+        return shlex.join(["finetune", verb, *where, name or self.id])
+
+    def cause_of_death(self, state: str = "", failures: Sequence[dict[str, Any]] = ()) -> str | None:
+        """Return why the newest attempt died, from its logs and exit statuses; None if it left nothing.
+
+        Args:
+            state: Slurm's state of the job, if it is known.
+            failures: what its ranks wrote of their failures.
+        """
+        return causes.explain(causes.gather(self.path, failures, self.config().cluster.world_size, state=state))
+
+    def warnings(self) -> list[str]:
+        """Return what its ranks warned of since a person started it, a line each."""
+        return rank_warnings.describe(self.jobs, self.config().cluster.world_size)
 
     def state(self) -> str:
         """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead

@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,11 @@ class Run:
     flops_per_token: float | None
     num_steps: int
     skipped: list[int]
-    warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
-        """Log a warning that the summary repeats."""
-        logger.warning(message)
-        self.warnings.append(message)
+        """Log a warning that concerns the run as a whole, once."""
+        if self.world.is_main:
+            logger.warning(message)
 
 
 @dataclass
@@ -555,7 +554,7 @@ def summarise(run: Run, progress: Progress, result: Result) -> None:
             "best": run.checkpoints.describe_best(),
             "last": {"step": progress.step, "loss": result.last.loss} if result.last else None,
             "new_stop": end_of_turn.new_stop(run.corpus.tokenizer, trained),
-            "warnings": run.warnings,
+            "warnings": run.folder.warnings(),
             "result": str(run.folder.adapter if model.is_adapter(trained) else run.folder.model),
         },
     )

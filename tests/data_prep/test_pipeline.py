@@ -64,7 +64,7 @@ def test_processes_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) 
     """Not that of the time when the server that they are forked from was started."""
     for folder in ("one", "two"):
         monkeypatch.setenv("HF_HOME", folder)
-        with Workers(2) as workers:
+        with Workers(2, ["step"]) as workers:
             assert not workers.run("look", has_another_cache, (folder,), [1, 1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back
     first, second, third = attempts.read(run.path)
     assert "node1 cannot write into" in first.words
     assert attempts.excluded_nodes(run.path) == ["node1"]
+    assert re.search(r"rank \d on node\d: killed by SIGKILL", second.words), second.words
     assert second.nodes == third.nodes == ("node2", "node3")
     log = "".join(path.read_text() for path in run.jobs.glob("*_0_log.out"))
     assert f"corpus on the nodes' own disks ({local}" in log

@@ -14,13 +14,16 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from finetune import rank_warnings
 from finetune.run_folder import RunFolder
 from finetune.tracking import sender
 
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 15.0
 ORPHAN_SECONDS = 30.0
+MOST_WARNINGS = 20  # that are shown while a run is followed; `finetune logs` has all
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def follow(run: RunFolder, controller: Controller) -> None:
         TextColumn("{task.fields[status]}"), console=console, transient=True,
     )  # fmt: skip
     watch = _RankWatch(controller, num_ranks)
+    shown: set[str] = set()
     with bar, _ctrl_c(run, controller, console):
         task = bar.add_task("starting", total=None, status="")
         # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first steps
@@ -60,6 +64,7 @@ def follow(run: RunFolder, controller: Controller) -> None:
             time.sleep(POLL_SECONDS)
             if controller.owns_ranks:  # srun ends a job that lost a rank by itself
                 watch.end_orphans()
+            _show_warnings(run, console, shown)
             if last := run.last_metrics():
                 status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
                 bar.update(
@@ -68,9 +73,18 @@ def follow(run: RunFolder, controller: Controller) -> None:
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()
+    _show_warnings(run, console, shown)
     for rank in run.processes():  # the controller is gone: nothing else would end them
         _end(rank)
     _sync(run, console)
+
+
+def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
+    """Print the warnings of ranks that are not among `shown` yet, each kind of them once."""
+    for warning in rank_warnings.read(run.jobs):
+        if warning.text not in shown and len(shown) < MOST_WARNINGS:
+            shown.add(warning.text)
+            console.print(Text(f"warning: {warning.describe(len(warning.ranks))}", style="yellow"), soft_wrap=True)
 
 
 def _sync(run: RunFolder, console: Console) -> None:
@@ -120,7 +134,7 @@ def _ctrl_c(run: RunFolder, controller: Controller, console: Console) -> Iterato
         else:
             run.stop_file.touch()
             console.print(
-                f"stopping after this step, with a checkpoint (again: at once); `finetune resume {run.id}` goes on",
+                f"stopping after this step, with a checkpoint (again: at once); `{run.command('resume')}` goes on",
                 soft_wrap=True,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
-from finetune import base
+from finetune import base, rank_warnings
 from finetune.config import TrainConfig
 from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
@@ -40,6 +41,7 @@ def run_job(path: str) -> None:
     rank = environment.global_rank
     stop = StopFlag(run.stop_file)
     stop.listen()  # before the imports, which take longer than some schedulers wait
+    faulthandler.enable()  # a crash in native code leaves its signal and stack in the log (causes.py)
     lock = run.lock
     if rank == 0:  # two processes that write one run would ruin it
         try:
@@ -166,6 +168,7 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
 
     world = World()
     configure_logging(world)
+    rank_warnings.collect(run.jobs, world.rank)
     if 0 < torch.cuda.device_count() < config.cluster.ranks_per_node:  # NCCL refuses two ranks on one GPU
         raise ValueError(
             f"cluster.ranks_per_node is {config.cluster.ranks_per_node}, but {torch.cuda.device_count()} GPUs are visible: "

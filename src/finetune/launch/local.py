@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import submitit
 from filelock import FileLock, Timeout
 from submitit.core.utils import DelayedSubmission
 
 from finetune.config import TrainConfig
-from finetune.launch import job, slurm
+from finetune.launch import job, ranks, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, follow
 from finetune.launch.freeze import snapshot_code
@@ -64,10 +63,8 @@ def start(run: RunFolder) -> None:
 
 
 def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
-    executor = submitit.LocalExecutor(folder=run.jobs)
-    executor.update_parameters(
-        tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min, stderr_to_stdout=True
-    )
+    executor = ranks.Executor(folder=run.jobs)
+    executor.update_parameters(tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min)
     with _deaf_children(run):
         submitted = executor.submit(job.run_job, str(run.path))
     return Controller(psutil.Process(int(submitted.job_id)), submitted.done)

@@ -120,7 +120,9 @@ def _array(job_id: str) -> str:
 
 def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
-    reason = run.failure() or "" if state in ("failed", "dead") else ""
+    reason = ""
+    if state in ("failed", "dead"):
+        reason = run.failure() or run.cause_of_death() or ""
     return Observed(run, state, alive=state == "running", reason=reason)
 
 
@@ -147,12 +149,13 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
 
 
 def _silent_end(run: RunFolder, job: Job | None) -> tuple[str, str]:
-    if job is None:
-        return "dead", "Slurm does not know its job any more, and its ranks left no word"
-    if job.state == "CANCELLED":
+    if job is not None and job.state == "CANCELLED":
         return "cancelled", CANCELLED
+    cause = run.cause_of_death(state=job.state if job else "")
+    if job is None:
+        return "dead", f"Slurm does not know its job any more: {cause or 'it left no log'}"
     where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
-    return "failed", f"Slurm ended the job{where}: {job.state}"
+    return "failed", f"Slurm ended the job{where}: {job.state}: {cause or 'it left no log'}"
 
 
 def _why(job: Job) -> str:

@@ -31,7 +31,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune import attempts
+from finetune import attempts, causes
 from finetune.attempts import Attempt, Ending
 from finetune.launch import waves
 
@@ -329,7 +329,8 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     if code in SIGNALLED and not failures:
         return ending(attempts.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
     absent = absent_nodes(run, attempt)
-    word = attempts.first_word(failures, world_size) or f"a rank ended without a word, exit code {code} (killed? out of memory?)"
+    evidence = causes.gather(run, failures, world_size, code=code, job=attempt.job)
+    word = causes.explain(evidence) or f"it left no log (exit code {code})"
     if absent:
         word += f"; no rank on {', '.join(absent)} ever reached the shared folder"
         return ending(attempts.PREFLIGHT, word, absent)
