@@ -146,7 +146,7 @@ def _normalised(line: str) -> str:
 
 
 def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
-    """Run a page.
+    """Run a page, to its end or to the first command that fails.
 
     Returns:
         faults, and the page with what the commands printed.
@@ -165,7 +165,8 @@ def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[li
             print(f"$ {step.text}\n{printed}# exit code {code}, {time.monotonic() - began:.1f} s", flush=True)
             if code:
                 faults.append(f"{step.text}: exit code {code}: {printed[-500:]}")
-            elif (line := missing_line(step.expected, printed)) is not None and not write:
+                break  # what follows builds upon it
+            if (line := missing_line(step.expected, printed)) is not None and not write:
                 faults.append(f"{step.text}: did not print: {line}\n{printed[-1000:]}")
             shown = _shortened(printed)
             lines[step.first + moved : step.last + moved] = shown
