@@ -136,7 +136,10 @@ OLIVIA = Site(
         ),
     },
     loaded="NRIS/Login",
-    programs={"projects": "printf 'nn30001k\\nnn9999k\\n'"},
+    programs={
+        "projects": "printf 'nn30001k\\nnn9999k\\n'",
+        "python3.11": 'exec /site/newer-python/bin/python3 "$@"',
+    },
 )
 
 SAGA = Site(
