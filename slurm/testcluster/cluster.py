@@ -120,10 +120,9 @@ class Limits:
     max_running: int | None = None
 
     def options(self) -> list[str]:
-        """Return them as sacctmgr takes them."""
+        """Return them as sacctmgr takes them, that of GPUs left out."""
         values = {
             "MaxWall": self.max_time,
-            "MaxTRESPerJob": None if self.max_gpus is None else f"gres/gpu={self.max_gpus}",
             "MaxSubmitJobsPerUser": self.max_submitted,
             "MaxJobsPerUser": self.max_running,
         }
@@ -193,6 +192,14 @@ class Layout:
         """Return the qualities of service by name, those of partitions too."""
         of_partitions = {partition.quality: partition.limits for partition in self.partitions if partition.limits}
         return {**of_partitions, **dict(self.qualities)}
+
+    def gpu_limit_commands(self) -> list[list[str]]:
+        """Return the commands of sacctmgr that limit GPUs, which accounting knows of when the controller has registered."""
+        return [
+            ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
+            for name, limits in self.all_qualities().items()
+            if limits.max_gpus is not None
+        ]
 
     def accounting_commands(self) -> list[list[str]]:
         """Return the commands of sacctmgr that set up accounts and limits."""
@@ -291,6 +298,8 @@ class Cluster:
             for node in NODES:
                 self.boot(node)
             self._wait_until_idle(timeout)
+            for words in self.layout.gpu_limit_commands():
+                self.slurm("sacctmgr", "-i", "-Q", *words)
         except BaseException:
             self.down()
             raise
