@@ -143,6 +143,14 @@ def test_an_old_python_and_a_wrong_account_are_refused_before_anything_is_queued
 
 
 @pytest.mark.slow
+def test_a_sweep_larger_than_the_queue_for_trials_takes_finishes(lumi: Login) -> None:
+    """Partition dev-g of LUMI: two jobs of a user in the queue, one at work; each point of an array is one."""
+    trial = ["cluster.partition=dev-g", "cluster.timeout_min=30", "max_steps=2", "lr=1e-3,2e-3,3e-3"]
+    runs = lumi.runs(lumi.train("-m", *MINE, *trial).stdout)
+    wait_for(lambda: all(run.state() == "completed" for run in runs))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["lumi", "olivia", "saga"])
 def test_what_the_page_of_a_site_says_is_what_happens(site: str) -> None:
     if reason := why_not():
