@@ -198,6 +198,7 @@ MARENOSTRUM5 = Site(
     folders=("/gpfs",),
     home="/gpfs/home/kari",
     image="/gpfs/projects/ehpc123/pytorch.sif",
+    python="3.9.18",
     programs={"sinfo": DENIED},
     environment={"SBATCH_EXPORT": "NONE"},  # as Open OnDemand sets it
 )
