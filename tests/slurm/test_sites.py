@@ -15,7 +15,7 @@ from finetune import attempts
 from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster, why_not
 from slurm.testcluster.sites import DENIED, JUPITER, LUMI, MARENOSTRUM5, SITES, DressedCluster, Site, limit, union
-from slurm.testcluster.walk import PAGES, walk
+from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
 
@@ -107,6 +107,18 @@ def test_slurm_takes_the_golden_batch_script_of_each_profile() -> None:
 def lumi() -> Iterator[Login]:
     with login_to(LUMI, "/scratch/project_465001234/kari") as login:
         yield login
+
+
+def test_a_page_is_compared_line_by_line_with_what_its_commands_print() -> None:
+    page = "```yaml\n# my/a.yaml\nx: 1\n```\n```console\n$ cat \\\n> runs\n run  lr-20261128-084202-b602  6.9\n…\nlast …\n```\n"
+    file, command = read_page(page)
+    assert file == File("my/a.yaml", "# my/a.yaml\nx: 1\n")
+    assert isinstance(command, Command)
+    assert command.text == "cat \\\nruns"
+    printed = "first\n run lr-20261129-000000-ffff   12.5\nanything\nlast of all\n"
+    assert missing_line(command.expected, printed) is None
+    assert missing_line(command.expected, printed.replace("last", "least")) == "last …"
+    assert missing_line(command.expected, printed.replace("lr-", "seed-")) == command.expected[0]
 
 
 MINE = ["cluster=lumi_small", "cluster.account=project_465001234", f"cluster.python=singularity exec {LUMI.image} python3"]
