@@ -169,7 +169,7 @@ class Layout:
     Attributes:
         gpus: GPUs of a node by type; the type "" is GPUs without one.
         requeue: whether jobs may be requeued (JobRequeue).
-        enforce_limits: of EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait for ever.
+        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait.
         login_hosts: further names of this machine, which nodes resolve.
     """
 
@@ -194,7 +194,7 @@ class Layout:
         return {**of_partitions, **dict(self.qualities)}
 
     def gpu_limit_commands(self) -> list[list[str]]:
-        """Return the commands of sacctmgr that limit GPUs, which accounting knows of when the controller has registered."""
+        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has registered."""
         return [
             ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
             for name, limits in self.all_qualities().items()

@@ -1,15 +1,15 @@
-"""The test cluster dressed as a site: its partitions, limits and accounts, its folders, modules, Python and container program.
+"""The test cluster dressed as a site: partitions, limits, accounts, folders, modules, Python and container program.
 
-    python -m slurm.testcluster.sites up lumi             starts the test cluster as LUMI
-    python -m slurm.testcluster.sites login lumi          a shell on its login node; with words behind it: that command
+    python -m slurm.testcluster.sites up lumi               starts the test cluster as LUMI
+    python -m slurm.testcluster.sites login lumi [COMMAND]  a shell, or a command, on its login node
     python -m slurm.testcluster.sites down lumi
 
-The login node and the nodes see a root of their own: this machine's folders, the site's file systems (/scratch, /cluster, …) and
-/site, which holds what stands in for the site's own programs and comes first on PATH:
+The login node and the nodes see a root of their own: this machine's folders, the site's file systems (/scratch,
+/cluster, …) and /site, which holds the stand-ins for the site's own programs and comes first on PATH:
 
-    python3       answers, and refuses newer syntax, as the site's old Python does; `module load cray-python` brings another
-    module        finds a module only after what its documentation says comes first, and notes each call in /site/modules.log
-    apptainer     runs a command in another root: no Slurm commands, no folder but those that are bound, Python in /opt/env
+    python3       answers, and refuses newer syntax, as the site's old Python does
+    module        finds a module only after what must come first, and logs each call in /site/modules.log
+    apptainer     runs a command in another root: Python in /opt/env, no Slurm commands, only folders that are bound
     finetune      an environment without torch, as a login node has it
     sinfo         refuses where the site denies it
 
@@ -45,8 +45,8 @@ class Site:
         folders: its shared file systems, at the root of login node and nodes.
         home: of the user, in one of them; the walk begins there.
         image: of a container, which the Python of trainings comes from.
-        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from; unset: from a virtual
-            environment.
+        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from; unset: from
+            a virtual environment.
         shares_python: whether the nodes see that virtual environment.
         python: version that `python3` answers with.
         modules: files of shell lines, by path; a folder of them is a path for `module use`.
@@ -77,7 +77,12 @@ LUMI = Site(
     name="lumi",
     layout=Layout(
         partitions=(
-            Partition("standard-g", "2-00:00:00", whole_nodes=True, limits=Limits(max_submitted=210, max_running=200)),
+            Partition(
+                "standard-g",
+                "2-00:00:00",
+                whole_nodes=True,
+                limits=Limits(max_submitted=210, max_running=200),
+            ),
             Partition("small-g", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=210, max_running=200)),
             Partition("dev-g", "03:00:00", max_nodes=32, limits=Limits(max_submitted=2, max_running=1)),
             Partition("small", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=220, max_running=200)),
@@ -158,7 +163,11 @@ SAGA = Site(
         memory_mb=1000 * 1024,
     ),
     shares_python=True,
-    modules={"/site/modules/StdEnv": "", "/site/modules/Zen2Env": "need_not StdEnv", "/site/modules/cray-python": CRAY_PYTHON},
+    modules={
+        "/site/modules/StdEnv": "",
+        "/site/modules/Zen2Env": "need_not StdEnv",
+        "/site/modules/cray-python": CRAY_PYTHON,
+    },
     loaded="StdEnv",
     programs={"projects": "echo nn9999k"},
 )
@@ -182,7 +191,10 @@ BETZY = Site(
 MARENOSTRUM5 = Site(
     name="marenostrum5",
     layout=Layout(
-        partitions=(Partition("acc", "3-00:00:00", is_default=True, max_nodes=100), Partition("gpp", "3-00:00:00")),
+        partitions=(
+            Partition("acc", "3-00:00:00", is_default=True, max_nodes=100),
+            Partition("gpp", "3-00:00:00"),
+        ),
         qualities=(
             ("acc_ehpc", Limits(max_time="3-00:00:00", max_submitted=366)),
             ("acc_debug", Limits(max_time="02:00:00", max_submitted=1)),
@@ -239,9 +251,13 @@ LEONARDO = Site(
     ),
 )
 JUWELS_BOOSTER = Site(
-    name="juwels_booster", layout=Layout(partitions=(Partition("booster", "1-00:00:00", is_default=True),), cpus=48)
+    name="juwels_booster",
+    layout=Layout(partitions=(Partition("booster", "1-00:00:00", is_default=True),), cpus=48),
 )
-FOX = Site(name="fox", layout=Layout(partitions=(Partition("accel"), Partition("normal")), accounts=("ec11",), cpus=96))
+FOX = Site(
+    name="fox",
+    layout=Layout(partitions=(Partition("accel"), Partition("normal")), accounts=("ec11",), cpus=96),
+)
 IDUN = Site(
     name="idun",
     layout=Layout(
@@ -251,10 +267,17 @@ IDUN = Site(
         features="gpu80g,gpu40g",
     ),
 )
-EX3 = Site(name="ex3", layout=Layout(partitions=(Partition("dgx2q"), Partition("gh200q"), Partition("defq")), cpus=96))
+EX3 = Site(
+    name="ex3",
+    layout=Layout(partitions=(Partition("dgx2q"), Partition("gh200q"), Partition("defq")), cpus=96),
+)
 ARRHENIUS = Site(
     name="arrhenius",
-    layout=Layout(partitions=(Partition("gpu", "3-00:00:00"), Partition("cpu")), accounts=("naiss2026-1-23-gpu",), cpus=288),
+    layout=Layout(
+        partitions=(Partition("gpu", "3-00:00:00"), Partition("cpu")),
+        accounts=("naiss2026-1-23-gpu",),
+        cpus=288,
+    ),
 )
 
 SITES = {
@@ -266,9 +289,11 @@ SITES = {
 
 
 def union(sites: list[Site]) -> Layout:
-    """Return a layout on which the jobs of all these sites can be submitted: every partition, quality of service, account, type
-    of GPU and feature, on nodes as large as the largest. Limits are left out, as sites give one name different ones: `limit` sets
-    those of one site."""
+    """Return a layout on which the jobs of all these sites can be submitted.
+
+    It has every partition, quality of service, account, type of GPU and feature, on nodes as large as the largest.
+    Limits are left out, as sites give one name different ones: `limit` sets those of one site.
+    """
     layouts = [site.layout for site in sites]
     partitions = {partition.name: Partition(partition.name, "30-00:00:00") for each in layouts for partition in each.partitions}
     qualities = {name: Limits() for each in layouts for name, _ in each.qualities}
@@ -383,7 +408,7 @@ def _write_disk(cluster: DressedCluster) -> None:
 
 
 def _write_image(image: Path) -> None:
-    """Write the parts of a container's root that differ from this machine's: this Python's environment, at another place."""
+    """Write the part of a container's root that differs from this machine's: this Python's environment in /opt/env."""
     version = f"python3.{sys.version_info.minor}"
     base = Path("/usr") if sys.base_prefix == "/usr" else Path("/opt/python")
     for folder in ("bin", "lib", "include"):
@@ -395,7 +420,7 @@ def _write_image(image: Path) -> None:
 
 
 def _write_login_environment(cluster: DressedCluster) -> None:
-    """Write `finetune` as a login node has it: where jobs have a Python of their own, without torch and what needs it.
+    """Write `finetune` as a login node has it: without torch and what needs it, where jobs have a Python of their own.
 
     It is this Python with those packages hidden; what a login node must install is another test's concern."""
     site, folder = cluster.site, cluster.path("/site")
@@ -434,7 +459,7 @@ def _write_login_environment(cluster: DressedCluster) -> None:
 def _write_root_script(cluster: DressedCluster) -> None:
     """Write the script that gives a process the site's root: this machine's folders, and the site's among them.
 
-    On nodes this Python's environment is a container's: in its own place, where the login node has it, there is nothing.
+    On nodes this Python's environment is in containers only: its own folder, which the login node has, is empty.
     """
     is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})

@@ -1,6 +1,6 @@
-"""Run the commands of a site's page (docs/sites/<site>.md) on the test cluster dressed as that site, and compare what they print.
+"""Run the commands of a page of docs/sites on the test cluster dressed as that site, and compare what they print.
 
-    python -m slurm.testcluster.walk lumi             exit code 1 if a command fails, or prints what the page does not show
+    python -m slurm.testcluster.walk lumi             exit code 1 if a command fails or prints something else
     python -m slurm.testcluster.walk lumi --write     puts what they print now into the page
 
 A page is read from top to bottom. Its commands are in blocks of `console`: a line that begins with `$ ` is a
@@ -33,7 +33,7 @@ END = "\x1e"
 
 @dataclass
 class Command:
-    """A command of a page, and what it prints there. `first` and `last` are the lines of the page that hold its output."""
+    """A command of a page, and what it prints there, in the page's lines from `first` to `last`."""
 
     text: str
     first: int

@@ -14,7 +14,17 @@ import pytest
 from finetune import attempts
 from finetune.run_folder import RunFolder
 from slurm.testcluster.cluster import Cluster, why_not
-from slurm.testcluster.sites import DENIED, JUPITER, LUMI, MARENOSTRUM5, SITES, DressedCluster, Site, limit, union
+from slurm.testcluster.sites import (
+    DENIED,
+    JUPITER,
+    LUMI,
+    MARENOSTRUM5,
+    SITES,
+    DressedCluster,
+    Site,
+    limit,
+    union,
+)
 from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
@@ -45,9 +55,20 @@ class Login:
 
     def train(self, *settings: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Submit a run of a small model, or a sweep (-m), on the CPU of one rank."""
-        model = ["model=llama_tiny", "model.from_scratch.hidden_size=64", "model.from_scratch.num_hidden_layers=2"]
+        model = [
+            "model=llama_tiny",
+            "model.from_scratch.hidden_size=64",
+            "model.from_scratch.num_hidden_layers=2",
+        ]
         data = ["corpus=laws", "data.sequence_length=128", "global_batch_size=2", "micro_batch_size=2"]
-        fixed = [*model, "adapter=none", *data, "checkpoint_every=5", "evaluate_every=1000", "cluster.ranks_per_node=1"]
+        fixed = [
+            *model,
+            "adapter=none",
+            *data,
+            "checkpoint_every=5",
+            "evaluate_every=1000",
+            "cluster.ranks_per_node=1",
+        ]
         return self.run("finetune", "train", *fixed, *settings, code=code, **environment)
 
     def runs(self, ids: str) -> list[RunFolder]:
@@ -80,7 +101,7 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
 
 
 def test_slurm_takes_the_golden_batch_script_of_each_profile() -> None:
-    """All sites' partitions, qualities of service, accounts and types of GPU are declared, with the limits of its own."""
+    """With the partitions, accounts and GPU types of all sites declared, and the limits of its own."""
     if reason := why_not():
         pytest.skip(reason)
     cluster = Cluster(f"tests-all-{os.getpid()}", union(list(SITES.values())))
@@ -121,12 +142,18 @@ def test_a_page_is_compared_line_by_line_with_what_its_commands_print() -> None:
     assert missing_line(command.expected, printed.replace("lr-", "seed-")) == command.expected[0]
 
 
-MINE = ["cluster=lumi_small", "cluster.account=project_465001234", f"cluster.python=singularity exec {LUMI.image} python3"]
+MINE = [
+    "cluster=lumi_small",
+    "cluster.account=project_465001234",
+    f"cluster.python=singularity exec {LUMI.image} python3",
+]
 
 
-def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_from_outside(lumi: Login) -> None:
-    """Ranks in a container without Slurm's commands, an old Python, modules in their order, a wrapped Python without torch on the
-    login node; and beyond LUMI, a denied sinfo, and a shell whose jobs would inherit nothing (SBATCH_EXPORT=NONE)."""
+def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_from_outside(
+    lumi: Login,
+) -> None:
+    """Ranks in a container without Slurm's commands, an old Python, modules in their order, a wrapped Python without
+    torch on the login node; and beyond LUMI, a denied sinfo, and a shell whose jobs would inherit nothing."""
     denied = lumi.cluster.path("/site/bin/sinfo")
     denied.write_text(f"#!/bin/bash\n{DENIED}\n")
     denied.chmod(0o755)

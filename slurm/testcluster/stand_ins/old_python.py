@@ -19,7 +19,13 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
-NEW_MODULES = {"dataclasses": (3, 7), "contextvars": (3, 7), "zoneinfo": (3, 9), "graphlib": (3, 9), "tomllib": (3, 11)}
+NEW_MODULES = {
+    "dataclasses": (3, 7),
+    "contextvars": (3, 7),
+    "zoneinfo": (3, 9),
+    "graphlib": (3, 9),
+    "tomllib": (3, 11),
+}
 # needed by what is started; their own code looks at sys.version_info, so they are imported before that changes
 FIRST = [
     "argparse",
