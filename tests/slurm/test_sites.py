@@ -19,6 +19,8 @@ from slurm.testcluster.sites import (
     JUPITER,
     LUMI,
     MARENOSTRUM5,
+    OLIVIA,
+    SAGA,
     SITES,
     DressedCluster,
     Site,
@@ -219,15 +221,48 @@ def test_where_requeue_is_forbidden_a_run_that_is_interrupted_is_submitted_again
         assert "--no-requeue" in next((login.here / "runs").rglob("submit.sh")).read_text()
 
 
+@dataclass(frozen=True)
+class Stay:
+    """Where a user of a site works, and what each training of theirs is called with."""
+
+    site: Site
+    folder: str
+    settings: tuple[str, ...]
+
+
+STAYS = (
+    Stay(LUMI, "/scratch/project_465001234/kari", tuple(MINE)),
+    Stay(
+        OLIVIA,
+        "/cluster/work/projects/nn30001k/kari",
+        (
+            "cluster=olivia",
+            "cluster.account=nn30001k",
+            f"cluster.python=apptainer exec --bind /cluster {OLIVIA.image} python3",
+            "cluster.host_python=python3.11",
+        ),
+    ),
+    Stay(SAGA, "/cluster/work/users/kari", ("cluster=saga_a100", "cluster.account=nn9999k")),
+    Stay(  # sinfo is denied there, and a session of Open OnDemand exports SBATCH_EXPORT=NONE
+        MARENOSTRUM5,
+        "/gpfs/projects/ehpc123/kari",
+        (
+            "cluster=marenostrum5",
+            "cluster.account=ehpc123",
+            f"cluster.python=singularity exec --bind /gpfs {MARENOSTRUM5.image} python3",
+        ),
+    ),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("node_loss", [False, True], ids=["requeue", "power cut"])
-def test_a_run_on_marenostrum_comes_back(node_loss: bool) -> None:
-    """sinfo is denied there, and a session of Open OnDemand exports SBATCH_EXPORT=NONE."""
-    with login_to(MARENOSTRUM5, "/gpfs/projects/ehpc123/kari") as login:
-        python = f"cluster.python=singularity exec --bind /gpfs {MARENOSTRUM5.image} python3"
-        (run,) = login.runs(login.train("cluster=marenostrum5", "cluster.account=ehpc123", python, "max_steps=60").stdout)
+@pytest.mark.parametrize("event", ["requeue", "power cut"])
+@pytest.mark.parametrize("stay", STAYS, ids=lambda stay: stay.site.name)
+def test_a_run_comes_back(stay: Stay, event: str) -> None:
+    with login_to(stay.site, stay.folder) as login:
+        (run,) = login.runs(login.train(*stay.settings, "max_steps=60").stdout)
         wait_for(lambda: run.last_metrics().get("step", 0) >= 6)
-        if node_loss:
+        if event == "power cut":
             login.cluster.cut_power(attempts.read(run.path)[-1].nodes[0])
         else:
             login.cluster.slurm("scontrol", "requeue", login.job(run))
