@@ -181,7 +181,7 @@ def _shortened(printed: str) -> list[str]:
     lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
     if len(lines) > MOST_LINES:
         lines = ["…", *lines[-MOST_LINES:]]
-    return [line if len(line) <= 120 else f"{line[:119]}…" for line in lines]
+    return [line if len(line) <= 120 else f"{line[:119].rpartition(' ')[0]} …" for line in lines]
 
 
 def main() -> None:
