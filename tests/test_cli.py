@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.corpora import write_corpus
 
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
 
@@ -25,15 +28,49 @@ def test_help_needs_no_heavy_import() -> None:
     assert "resume RUN" in done.stdout
 
 
-def test_submitting_needs_no_torch(tmp_path: Path) -> None:
-    """Login nodes are slow: all checks before a job work without torch."""
-    script = (
-        "import sys\nfrom finetune.cli import main\n"
-        "try: main(['train', 'model=llama_tiny', 'corpus=none'])\nexcept SystemExit: pass\n"
-        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+# a Python that has what `pip install finetune` brings, and not what finetune[train] adds
+LOGIN_NODE = """\
+import json, sys
+from importlib import metadata
+absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow", "safetensors", "bitsandbytes")
+sys.modules.update(dict.fromkeys(absent))
+version = metadata.version
+metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
+from finetune.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        print("exit", ended.code, flush=True)
+"""
+
+
+def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
+    """Run calls of the command line one after the other in a Python without torch; return the lines of both streams."""
+    command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
+def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpora" / "c", num_documents=8, longest=64, seed=1)
+    train = ["train", "model=llama_tiny", "adapter=none", "corpus=c"]
+    (tmp_path / "runs").mkdir()
+    calls = [*train, "cluster=testcluster"], train, ["evaluate", "corpora", "--corpus", "c"], ["sync"], ["ui"], ["status"]
+    lines = run_on_login_node(*calls, cwd=tmp_path)
+    assert [line for line in lines if line.startswith("exit")] == ["exit 2"] * 5 + ["exit 0"]
+    expected = [
+        ("cluster.python is missing", "finetune[train]"),
+        ("cluster=local: this Python lacks torch", "finetune[train]"),
+        ("this command needs", "finetune[train]"),
+        ("sending runs to MLflow needs mlflow", "finetune[tracking]"),
+        ("sending runs to MLflow needs mlflow", "finetune[tracking]"),
+    ]
+    errors = [line for line in lines if line.startswith("error")]
+    for error, (begins, remedy) in zip(errors, expected, strict=True):
+        assert error.startswith(f"error: {begins}")
+        assert f"pip install '{remedy}'" in error
 
 
 def test_train_help_names_every_setting_its_kind_and_its_default() -> None:

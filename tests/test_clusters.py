@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from finetune.cluster import ClusterConfig
 from finetune.completion import words
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.launch import freeze, requeue, slurm, waves
-from finetune.launch.environment import environment_file, profiles
+from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
 from tests.models import LLAMA
 
@@ -156,6 +157,113 @@ def test_an_account_must_look_like_the_sites() -> None:
             replace(olivia, account=account)
 
 
+@pytest.mark.parametrize(
+    ("profile", "account", "fits"),
+    [
+        ("olivia", "nn30001k", True),
+        ("olivia", "nn9999o", True),
+        ("saga", "nn12k", True),
+        ("betzy", "nn9999x", False),
+        ("lumi_small", "project_465001234", True),
+        ("lumi", "465001234", False),
+        ("marenostrum5", "ehpc7", True),
+        ("arrhenius", "naiss2026-4-1102-gpu", True),
+        ("arrhenius", "naiss2026-4-1102", False),
+        ("idun", "share-ime-imf", True),
+    ],
+)
+def test_accounts_are_judged_by_the_sites_own_pattern(profile: str, account: str, fits: bool) -> None:
+    if fits:
+        assert replace(profiles()[profile], account=account).account == account
+        return
+    with pytest.raises(ValueError, match=f"^cluster.account is {account}: {profile} wants one like "):
+        replace(profiles()[profile], account=account)
+
+
+def test_a_users_account_is_not_presumed() -> None:
+    for path in (conf_dir() / "cluster").glob("*.yaml"):
+        assert OmegaConf.select(OmegaConf.load(path), "account") is None or path.stem == "testcluster"
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings", "fault"),
+    [
+        ("lumi", {"timeout_min": 4320}, "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880"),
+        ("lumi", {"partition": "small-g", "timeout_min": 4320}, None),
+        ("lumi_small", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"),
+        ("lumi_small", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"),
+        ("olivia", {"nodes": 8}, None),
+        ("olivia", {"nodes": 9}, "max_nodes 8"),
+        ("olivia", {"nodes": 5, "qos": "devel", "timeout_min": 120}, "cluster.nodes × ranks_per_node asks for 20"),
+        ("saga", {"qos": "devel"}, "max_timeout_min 120"),
+        ("betzy", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
+        ("leonardo", {"timeout_min": 1500}, "max_timeout_min 1440"),
+        ("leonardo", {"timeout_min": 5000, "qos": "boost_qos_lprod"}, None),
+        ("leonardo", {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"}, "max_nodes 2"),
+        ("leonardo", {"memory_per_node": "512G"}, "memory_per_node_gb 494"),
+        ("marenostrum5", {"nodes": 101}, "max_nodes 100"),
+        ("marenostrum5", {"qos": "acc_debug"}, "max_timeout_min 120"),
+        ("arrhenius", {"timeout_min": 4321}, "max_timeout_min 4320"),
+    ],
+)
+def test_limits_of_partitions_and_qualities_of_service_hold(profile: str, settings: dict[str, Any], fault: str | None) -> None:
+    if fault is None:
+        replace(profiles()[profile], **settings)
+        return
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        replace(profiles()[profile], **settings)
+
+
+def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> None:
+    limits = {name: cluster.queue_limits() for name, cluster in profiles().items()}
+    assert (limits["lumi"].max_submitted, limits["lumi"].max_running) == (210, 200)
+    assert (limits["lumi_small"].max_submitted, limits["lumi_small"].max_running) == (210, 200)
+    assert limits["marenostrum5"].max_submitted == 366
+    for name in ("olivia", "saga", "saga_a100", "betzy"):
+        assert profiles()[name].site.max_array_size == 1000
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_what_a_submission_prints_has_no_holes(name: str) -> None:
+    lines = profiles()[name].what_to_know(1)
+    assert not any("None" in line or "  " in line for line in lines), lines
+    assert profiles()[name].site.docs
+
+
+def test_jobs_begin_from_the_sites_clean_modules_whatever_a_user_loads() -> None:
+    for name, clean in (("olivia", "reset"), ("saga", "reset"), ("lumi", "purge"), ("marenostrum5", "purge")):
+        cluster = replace(profiles()[name], modules=["load mine/1"])
+        lines = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None).splitlines()
+        (first, second) = (i for i, line in enumerate(lines) if line.startswith(("module ", "run_module ")))
+        assert lines[first].startswith(f"module {clean} > /dev/null")
+        assert lines[second] == "run_module load mine/1"
+        assert second < next(i for i, line in enumerate(lines) if line.startswith("export "))
+
+
+def test_a_mask_of_cores_and_their_number_do_not_go_together() -> None:
+    for name, cluster in profiles().items():
+        script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+        assert ("export SRUN_CPUS_PER_TASK=" in script) == ("mask_cpu" not in script) == (name != "lumi")
+
+
+def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library() -> None:
+    lines = environment_lines(replace(profiles()["olivia"], nodes=2))
+    lines = [line for line in lines if line.startswith("export") and ("APPTAINER_BIND=" in line or "APPTAINERENV" in line)]
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"'])],
+        capture_output=True, text=True, check=True,
+        env={"EBROOTLIBFABRIC": "/e/fabric", "EBROOTNCCL": "/e/nccl", "EBROOTAWSMINOFIMINNCCL": "/e/ofi"},
+    ).stdout.splitlines()  # fmt: skip
+    assert shown[0].split(",") == [
+        "/e/fabric/lib:/opt/libfabric/lib",
+        "/e/nccl:/opt/nccl",
+        "/e/ofi/lib:/opt/aws-ofi-nccl/lib",
+        "/usr/lib64",
+    ]
+    # Apptainer puts the container's own value in for the last part
+    assert shown[1] == "/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:$LD_LIBRARY_PATH"
+
+
 def config(**settings: object) -> TrainConfig:
     model = ModelConfig(from_scratch=dict(LLAMA))
     return TrainConfig(model=model, data=DataConfig(corpus="c"), **settings)  # type: ignore[arg-type]
@@ -219,14 +327,37 @@ def test_words_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert words(["prepare", ""], verbs) == []
 
 
-def test_a_submission_says_what_it_may_cost() -> None:
-    lumi = replace(profiles()["lumi"], account="project_465000001", nodes=2, ranks_per_node=4, timeout_min=90)
-    assert lumi.what_to_know(3)[:2] == [  # whole nodes of 8, whatever of them is used
-        "may use 36 GPU-hours of project_465000001, if all of its time is needed",
-        "a job gets, and pays for, whole nodes: 4 of 8 GPUs are used",
-    ]
-    assert not any("deletes files" in line for line in lumi.what_to_know(3))  # LUMI does not enforce it
-    assert any("not tried there yet" in line for line in lumi.what_to_know(3))
+@pytest.mark.parametrize(
+    ("profile", "settings", "cost"),
+    [
+        (
+            "lumi",
+            {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
+            "may use 36 GPU-hours of project_465000000",
+        ),  # whole nodes
+        ("lumi_small", {"timeout_min": 60}, "may use 2 GPU-hours"),  # of 3 half MI250X
+        ("lumi_small", {"timeout_min": 120, "cpus_per_rank": 32}, "may use 12 GPU-hours"),  # 8 cores count as a GPU
+        ("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
+        ("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
+        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "90G"}, "may use 18 billing hours"),
+        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "360G"}, "may use 71 billing hours"),
+        ("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
+        ("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
+        ("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
+    ],
+)
+def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(profile: str, settings: dict[str, Any], cost: str) -> None:
+    lines = replace(profiles()[profile], **settings).what_to_know(3)
+    assert lines[0].startswith(cost)
+    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (profile in ("lumi", "jupiter"))
+
+
+def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
+    for name, days in (("saga", 21), ("betzy", 21), ("olivia", 21), ("lumi", None)):  # LUMI does not enforce its rule
+        said = [line for line in profiles()[name].what_to_know(1) if "deletes files in its work area" in line]
+        assert said == ([f"{name} deletes files in its work area after {days} days: keep results elsewhere"] if days else [])
+    assert any("under /e" in line for line in profiles()["jupiter"].what_to_know(1))
+    assert any("not tried there yet (documented 2026-05" in line for line in profiles()["olivia"].what_to_know(1))
     assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +41,9 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     return write
 
 
-def saga(**settings: object) -> ClusterConfig:
+def saga() -> ClusterConfig:
     """Saga's A100 nodes, for a job in a container, whose torch is not looked at."""
-    return replace(profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None, **settings)  # type: ignore[arg-type]
+    return replace(profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,7 @@ def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -
         "allocation failure: Requested node configuration is not available",
         "sbatch: error: Unable to contact slurm controller (connect failure)",
         "sbatch: error: invalid partition specified: a1000",
+        "sbatch: unrecognized option '--exclusiv'",
     ],
 )
 def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(stub: Stub, answer: str) -> None:
@@ -126,10 +128,18 @@ MODULES = 'module() { case "$*" in *none*) return 1;; *cray-python) PATH=$NEWER:
 @pytest.mark.parametrize("profile", ["lumi", "olivia", "arrhenius"])
 def test_an_old_python_on_the_host_is_refused_with_the_remedy(stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str) -> None:
     monkeypatch.setenv("BASH_FUNC_module%%", "() { :; }")
-    stub("python3", OLD)
-    cluster = replace(profiles()[profile], host_python="python3")
-    with pytest.raises(ValueError, match=r"^cluster\.host_python: python3 is Python 3\.6\.15 here, .* name a newer one"):
+    stub("sites-python3", OLD)
+    cluster = replace(profiles()[profile], host_python="sites-python3")
+    with pytest.raises(ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"):
         slurm.check(cluster, 1)
+
+
+def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(stub: Stub, tmp_path: Path) -> None:
+    """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm job."""
+    stub("sh", f"touch {tmp_path}/from-the-shell")
+    cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
+    slurm.check(cluster, 1)
+    assert not (tmp_path / "from-the-shell").exists()
 
 
 def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
@@ -164,6 +174,28 @@ def test_lines_of_the_user_may_change_the_hosts_python(stub: Stub) -> None:
     stub("python3", OLD)
     (unchecked,) = slurm.check(replace(saga(), host_python="python3", setup=["PATH=/opt/new/bin:$PATH"]), 1)
     assert unchecked.endswith("cluster.setup may change it")
+
+
+NEEDS_A_MODULE = '[ -n "$TOOLS" ] || { echo "error while loading shared libraries: libpython3.11.so" >&2; exit 127; }'
+TOOLS = '() { case "$*" in purge) unset TOOLS;; "load Python/3.11") export TOOLS=1;; esac; }'
+
+
+def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_remedy(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub("mine", NEEDS_A_MODULE)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "mine"))
+    monkeypatch.setattr(slurm, "installed_torch", lambda: None)
+    monkeypatch.setenv("BASH_FUNC_module%%", TOOLS)
+    monkeypatch.setenv("TOOLS", "1")
+    monkeypatch.setenv("LOADEDMODULES", "GCCcore/13.2.0:Python/3.11")
+    cluster = replace(profiles()["leonardo"], account="iscra")
+    stub("sinfo", "exit 0")
+    with pytest.raises(
+        ValueError, match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$"
+    ):
+        slurm.check(cluster, 1)
+    assert slurm.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
 
 
 # --- GPUs that torch has code for --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 #     partition, cpus_per_rank, gpu_request, node_local, site
 # community, 2026-05: inferred from Olivia (Sigma2), which has the same nodes and network
 #     env, clean_modules, site.notes
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

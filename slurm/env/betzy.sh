@@ -14,7 +14,7 @@
 #     site.account_pattern, site.account_example, site.account_hint
 # documented, 2026-07: https://documentation.sigma2.no/hpc_machines/betzy.html
 #     site.docs, site.login_architecture, site.compute_architecture, site.gpu_architecture
-module --quiet reset
+module reset
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/users/$USER/cache/huggingface}"
 export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"
 export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"

@@ -4,7 +4,7 @@
 # documented, 2026-11: NVIDIA's table of compute capabilities; pytorch/pytorch#172352 (no sm_70 in default
 # builds since torch 2.11)
 #     site.gpu_architecture
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

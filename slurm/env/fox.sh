@@ -1,7 +1,7 @@
 # source this in an allocation on fox. Rendered from conf/cluster/fox.yaml: `make cluster-env`
 # community, 2026-11: scripts of users
 #     partition, nodes, cpus_per_rank, memory_per_node, gpu_request, clean_modules, site
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

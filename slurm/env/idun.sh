@@ -1,7 +1,7 @@
 # source this in an allocation on idun. Rendered from conf/cluster/idun.yaml: `make cluster-env`
 # community, 2026-11: scripts of users and https://www.hpc.ntnu.no/idun
 #     partition, cpus_per_rank, gpu_request, gpu_type, clean_modules, shared_cache, site
-module --quiet purge
+module purge
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/$USER/cache/huggingface}"
 export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/$USER/cache/apptainer}"
 export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/$USER/cache/apptainer}"

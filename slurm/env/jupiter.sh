@@ -1,7 +1,7 @@
 # source this in an allocation on jupiter. Rendered from conf/cluster/jupiter.yaml: `make cluster-env`
 # community, 2026-11: scripts and notes of users
-#     partition, cpus_per_rank, gpu_request, srun, on_interrupt, env, clean_modules, site
-module --quiet purge
+#     partition, cpus_per_rank, gpu_request, srun, on_interrupt, env, clean_modules, prepare, site
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

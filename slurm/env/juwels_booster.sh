@@ -3,7 +3,7 @@
 #     master_suffix, env
 # community, 2026-08: https://apps.fz-juelich.de/jsc/hps/juwels/ (not read again)
 #     partition, cpus_per_rank, gpu_request, clean_modules, site
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

@@ -1,7 +1,10 @@
 # source this in an allocation on leonardo. Rendered from conf/cluster/leonardo.yaml: `make cluster-env`
 # documented, 2025-03: https://docs.hpc.cineca.it/hpc/leonardo.html
-#     partition, gpu_request, cpus_per_rank, memory_per_node, clean_modules, site
-module --quiet purge
+#     partition, gpu_request, cpus_per_rank, memory_per_node, clean_modules, shared_cache, site
+module purge
+[ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-$WORK/$USER/cache/huggingface}"
+export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-$WORK/$USER/cache/apptainer}"
+export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-$WORK/$USER/cache/apptainer}"
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

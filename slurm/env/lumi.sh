@@ -15,7 +15,7 @@
 #     site.account_pattern, site.account_example, site.account_hint
 # documented, 2026-04: https://docs.lumi-supercomputer.eu/runjobs/lumi_env/billing/
 #     site.billing, site.billing_per_gpu
-module --quiet purge
+module purge
 module load CrayEnv
 module load cray-python
 module use /appl/local/laifs/modules

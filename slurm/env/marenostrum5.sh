@@ -7,7 +7,7 @@
 # community, 2026-11: https://www.bsc.es/supportkc/docs/MareNostrum5/intro (not read again; its examples
 # begin with a purge)
 #     clean_modules, site.docs, site.login_architecture, site.compute_architecture, site.gpu_architecture
-module --quiet purge
+module purge
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

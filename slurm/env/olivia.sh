@@ -21,7 +21,7 @@
 #     site.account_example, env.no_proxy
 # documented, 2026-07: https://documentation.sigma2.no/jobs/job_scripts/array_jobs.html
 #     site.max_array_size
-module --quiet reset
+module reset
 module load NRIS/GPU
 module load NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/projects/$SLURM_JOB_ACCOUNT/$USER/cache/huggingface}"

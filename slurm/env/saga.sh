@@ -17,7 +17,7 @@
 # documented, 2026-11: NVIDIA's table of compute capabilities; pytorch/pytorch#157517 (no sm_60 in builds
 # for CUDA 12.8 and newer)
 #     site.gpu_architecture
-module --quiet reset
+module reset
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/users/$USER/cache/huggingface}"
 export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"
 export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"

@@ -17,7 +17,7 @@
 #     site.internet
 # documented, 2026-11: NVIDIA's table of compute capabilities
 #     site.gpu_architecture
-module --quiet reset
+module reset
 module --force swap StdEnv Zen2Env
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/users/$USER/cache/huggingface}"
 export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-/cluster/work/users/$USER/cache/apptainer}"

@@ -89,7 +89,8 @@ SCRIPT = f"""\
 #!{INNER}/bin/python
 import sys
 from finetune.cli import main
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
 """
 
 

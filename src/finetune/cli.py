@@ -221,7 +221,8 @@ def _prepare_on_slurm(config: Any) -> None:
 
     cluster = config.cluster
     check_no_secrets(cluster, "cluster")
-    chain.check(cluster)
+    for unchecked in chain.check(cluster):
+        print(f"not checked: {unchecked}", file=sys.stderr)
     folder = Path(config.corpora_dir) / config.corpus.name
     planned = plan(config)
     if not planned:

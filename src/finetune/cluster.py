@@ -129,8 +129,7 @@ class PrepareJobs:
     tasks: int = setting(32, "tasks of a step, at most; fewer where the queue takes fewer jobs of a user")
     tasks_per_job: int | None = setting(
         None,
-        "tasks side by side in one job, each with a core and its memory, for partitions that hand out whole nodes; unset: 1, or "
-        "what a node holds where cluster.site.whole_nodes and the partition is the training's",
+        "tasks side by side in a job, for partitions that hand out whole nodes; unset: 1, or a node's cores where it is whole",
     )
     memory: str = setting("8G", "of a task")
     timeout_min: int = setting(240, "minutes of a job")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune import attempts
+from finetune.cluster import PrepareJobs
 from finetune.config import DataConfig, TrainConfig, conf_dir
 from finetune.launch.observe import Observed
 from finetune.next_step import what_helps
@@ -395,8 +396,9 @@ def prepare_help() -> str:
         "  corpus.chat.system                  system prompts by written standard, as {nno: …, nob: …}\n"
         "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
         "All keys and their meaning: data_prep/config.py.\n\n"
-        "Run again after it was stopped or killed, it goes on where it was. A scheduler can run its steps as arrays:\n"
-        "data_prep/pipeline.py says how.\n\n"
+        "With cluster=NAME of a Slurm site its steps are job arrays, each after the one before:\n\n"
+        f"{_keys(PrepareJobs, 'cluster.prepare.')}\n"
+        "Run again after it was stopped or killed, it goes on where it was.\n\n"
         "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
     )
 

@@ -16,7 +16,7 @@
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module --quiet reset  # of the shell that submitted this nothing stays loaded
+module reset > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
 
 # the job's environment
 [ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-/cluster/work/users/$USER/cache/huggingface}"

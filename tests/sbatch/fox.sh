@@ -15,7 +15,7 @@
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module --quiet purge  # of the shell that submitted this nothing stays loaded
+module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
 
 # the job's environment
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"

@@ -14,9 +14,12 @@
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module --quiet purge  # of the shell that submitted this nothing stays loaded
+module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
 
 # the job's environment
+[ -d ~/.cache/huggingface ] || export HF_HOME="${HF_HOME:-$WORK/$USER/cache/huggingface}"
+export APPTAINER_CACHEDIR="${APPTAINER_CACHEDIR:-$WORK/$USER/cache/apptainer}"
+export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-$WORK/$USER/cache/apptainer}"
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"

@@ -20,7 +20,7 @@ PATH=/usr/local/bin:/usr/bin:/bin:$PATH
 
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module --quiet reset  # of the shell that submitted this nothing stays loaded
+module reset > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
 run_module() {
     module "$@" && return
     echo "error: cluster.modules: 'module $*' failed on $(hostname); choose modules that this node has" >&2

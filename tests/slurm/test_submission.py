@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import re
 import shutil
 import signal
 import stat
@@ -140,6 +141,34 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
         return observe([run])[0]
     finally:
         del os.environ["SLURM_CONF"]
+
+
+def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: Shell, tmp_path: Path) -> None:
+    """Open OnDemand sets SBATCH_EXPORT=NONE; `module` is a function of the login shell, here one that writes a log."""
+    log = tmp_path / "modules"
+    login = {
+        "SBATCH_EXPORT": "NONE",
+        "SLURM_EXPORT_ENV": "NONE",
+        "BASH_FUNC_module%%": f'() {{ echo "$*" >> {log}; [ "$2" != absent ]; }}',
+        "HF_HOME": "/of/the/shell",
+    }
+    cleaned = ["cluster.clean_modules=reset", "cluster.shared_cache=/work/$SLURM_JOB_ACCOUNT"]
+    noted = f"cluster.setup=['env > {tmp_path}/env']"
+    (whole,) = shell.runs(
+        shell.finetune("train", *training(*cleaned, "cluster.modules=['load a/1','use /b']", noted), **login).stdout
+    )
+    (broken,) = shell.runs(shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout)
+    wait_for(lambda: not observe_in(shell, whole).alive and not observe_in(shell, broken).alive)
+    assert whole.state() == "completed", whole.failure()
+    assert log.read_text().splitlines() == ["reset", "load a/1", "use /b", "load absent"]
+    seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert "SBATCH_EXPORT" not in seen
+    assert seen["HF_HOME"] == "/of/the/shell"
+    assert seen["APPTAINER_CACHEDIR"] == "/work/nn9999k/apptainer"
+    assert seen["TRITON_CACHE_DIR"].endswith(f"-{seen['SLURM_JOB_ID']}/triton")
+    (words,) = broken.jobs.glob("*_log.out")
+    assert re.fullmatch(r"error: cluster.modules: 'module load absent' failed on node\d; .*\n", words.read_text())
+    assert not broken.metrics.exists()
 
 
 def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:

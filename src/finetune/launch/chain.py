@@ -169,35 +169,44 @@ def _room(cluster: ClusterConfig) -> int | None:
     wanted = cluster.prepare
     options = [f"--partition={wanted.partition}"] if wanted.partition else []
     options += [f"--qos={wanted.qos}"] if wanted.qos else []
-    present = slurm.slurm_command("squeue", "--noheader", "--array", "-o", "%i", "--user", getpass.getuser(), *options).split()
-    if len(present) >= most:
+    try:
+        listed = slurm.slurm_command("squeue", "--noheader", "--array", "-o", "%i", "--user", getpass.getuser(), *options)
+    except slurm.SlurmError:  # then Slurm itself refuses what is too much
+        listed = ""
+    present = len(listed.split())
+    if present >= most:
         raise ValueError(
-            f"cluster.prepare.partition: its queue takes {most} jobs of a user, and {len(present)} of yours are there; wait, "
+            f"cluster.prepare.partition: its queue takes {most} jobs of a user, and {present} of yours are there; wait, "
             f"or choose another cluster.prepare.partition or cluster.prepare.qos"
         )
-    return most - len(present)
+    return most - present
 
 
 def _most_side_by_side(cluster: ClusterConfig, num_tasks: int) -> int:
     """Return how many of so many tasks Slurm would run in one job: nodes have only so many cores, and so much memory."""
     while num_tasks > 1:
         try:
-            _ask_slurm(cluster, num_tasks)
-            return num_tasks
+            return num_tasks if not _ask_slurm(cluster, num_tasks) else 1
         except ValueError:
             num_tasks = num_tasks // 2
     return num_tasks
 
 
-def _ask_slurm(cluster: ClusterConfig, per_job: int) -> None:
-    """Raises ValueError if Slurm would not take a job of so many tasks."""
+def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
+    """Ask Slurm whether it would take a job of so many tasks; return why that could not be found out, if so.
+
+    Raises:
+        ValueError: it would not.
+    """
     nowhere = Path("/nowhere")
-    script = _script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, [])
-    slurm.slurm_command("sbatch", "--test-only", stdin=script)
+    return slurm.test_only(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
 
 
-def check(cluster: ClusterConfig) -> None:
+def check(cluster: ClusterConfig) -> list[str]:
     """Ask Slurm whether it would take jobs of a preparation, before anything is read or written.
+
+    Returns:
+        what could not be checked here and why, a line each.
 
     Raises:
         ValueError: it would not, or they could not run there.
@@ -219,11 +228,12 @@ def check(cluster: ClusterConfig) -> None:
         )
     per_job = min(_tasks_per_job(cluster) or 1, wanted.tasks)
     try:
-        _ask_slurm(cluster, per_job)
+        not_checked = _ask_slurm(cluster, per_job)
     except ValueError as fault:
         if per_job == 1:
             raise
-        raise ValueError(f"{fault}; or lower cluster.prepare.tasks_per_job, of which there are {per_job}") from None
+        raise ValueError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
+    return [*not_checked, *slurm.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
 
 
 def _architecture(cluster: ClusterConfig) -> str:
@@ -231,8 +241,12 @@ def _architecture(cluster: ClusterConfig) -> str:
     return cluster.prepare.architecture or cluster.site.login_architecture or platform.machine()
 
 
-def _as_jobs(cluster: ClusterConfig) -> ClusterConfig:
-    """Return the profile with what preparations use in place of the training's half."""
+def _as_jobs(cluster: ClusterConfig, timeout_min: int = 1) -> ClusterConfig:
+    """Return the profile with what preparations use in place of the training's half.
+
+    Args:
+        timeout_min: 1 for what has nothing to do with time, as it is compared with the limits.
+    """
     wanted, site = cluster.prepare, cluster.site
     return replace(
         cluster,
@@ -242,7 +256,7 @@ def _as_jobs(cluster: ClusterConfig) -> ClusterConfig:
         gpu_request="none",
         gpu_type=None,
         memory_per_node=None,
-        timeout_min=1,
+        timeout_min=timeout_min,
         signal_lead_s=0,
         partition=wanted.partition,
         qos=wanted.qos,

@@ -34,7 +34,7 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
     """Return the lines for a job of the profile's number of nodes."""
     extra = cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node
     return [
-        *_node_lines(cluster),
+        *node_lines(cluster),
         *module_lines(cluster.clean_modules, cluster.modules),
         "",
         "# the job's environment",
@@ -45,7 +45,7 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _node_lines(cluster: ClusterConfig) -> list[str]:
+def node_lines(cluster: ClusterConfig) -> list[str]:
     """Return what keeps the submitting shell's programs from a node that cannot run them."""
     site = cluster.site
     if not site.crosses_architectures:
@@ -68,7 +68,7 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
         return []
     lines = ["", "# modules; `module` is a function of login shells, which this one is not", FIND_MODULE]
     if clean:
-        lines.append(f"module --quiet {clean}  # of the shell that submitted this nothing stays loaded")
+        lines.append(f"module {clean} > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded")
     if modules:
         lines += [RUN_MODULE, *(f"run_module {command}" for command in modules)]
     return lines
@@ -103,7 +103,7 @@ def environment_file(cluster: ClusterConfig) -> str:
         *_source_lines(cluster),
     ]
     if cluster.clean_modules:
-        lines.append(f"module --quiet {cluster.clean_modules}")
+        lines.append(f"module {cluster.clean_modules}")
     lines += [f"module {command}" for command in cluster.modules]
     lines += [*_cache_lines(cluster), *_exports(cluster.env)]
     for condition, variables in (("-gt", cluster.env_many_nodes), ("-eq", cluster.env_one_node)):

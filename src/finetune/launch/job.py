@@ -92,7 +92,8 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     if environment.cluster == "slurm":
-        variables = {key: os.path.expandvars(value) for key, value in config.cluster.env.items()}
+        ours = {key: value for key, value in config.cluster.env.items() if "\\$" not in value}  # \$ was for the container
+        variables = {key: os.path.expandvars(value) for key, value in ours.items()}
         os.environ.update(variables)  # again: Slurm says which GPUs are ours after the batch script hid pretended ones
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return

@@ -41,8 +41,12 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
 
 def host_python(cluster: ClusterConfig) -> str:
     """Return the shell command of the Python that runs on a node outside of containers, for what needs no packages."""
-    is_in_container = cluster.python is not None or container() is not None
-    return cluster.host_python if is_in_container else shlex.quote(sys.executable)
+    return cluster.host_python if uses_host_python(cluster) else shlex.quote(sys.executable)
+
+
+def uses_host_python(cluster: ClusterConfig) -> bool:
+    """Return whether the job's Python may be in a container, so that another one is needed outside of it."""
+    return cluster.python is not None or container() is not None
 
 
 def check_line(key: str = "cluster.python") -> str:

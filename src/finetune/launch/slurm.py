@@ -20,15 +20,16 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
 from finetune.cluster import ClusterConfig
 from finetune.launch import job, places, waves
-from finetune.launch.environment import FIND_MODULE, environment_lines
+from finetune.launch.environment import FIND_MODULE, environment_lines, node_lines
 from finetune.launch.freeze import unwritable
-from finetune.launch.job_python import check_line, container, host_python, job_python
+from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
 from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, lacks
 from finetune.launch.waves import POINTS, SCRIPT
 from finetune.run_folder import RunFolder
@@ -37,10 +38,10 @@ PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 SLURM_SECONDS = 120  # that a submission may take
 TRIAL_SECONDS = 60  # that the module commands of a login node may take
-NOT_TRIED = 77  # exit code of a trial of the host's Python that says nothing about it
+NO_MODULES = 77  # exit code of a trial whose module commands do not work here
 # answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
 # "User's group not permitted to use this partition" is one.
-NO_VERDICT = re.compile(r"permission denied|test-only|unrecognized option|not implemented", re.IGNORECASE)
+NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 # for sbatch these would come before the script's own lines, and before the environment that a job needs
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 # what Apptainer, Singularity and the wrappers of hpc-container-wrapper set inside, or for the inside
@@ -261,8 +262,8 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """What the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the host, where
-    Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
+    """Return what the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the
+    host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
     python = host_python(cluster)
@@ -270,7 +271,6 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     before = [
         "",
         "# what brings the run back: it runs on the host, outside of a container, without packages",
-        *([] if cluster.python else [check_line()]),
         *_host_python_lines(cluster),
         "requeue() {",
         f'    {python} -m finetune.launch.requeue "$1" {run} \\',
@@ -300,9 +300,9 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return what ends a job with one line where the host's Python cannot bring it back."""
-    if host_python(cluster) != cluster.host_python:
-        return []
+    """Return what ends a job with one line where the Python that is to bring it back is missing or too old."""
+    if not uses_host_python(cluster):
+        return [check_line()]
     fault = f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; name a newer one"
     return [f"{cluster.host_python} -c {PYTHON_3_8} || {{ echo {shlex.quote(fault)} >&2; exit 1; }}"]
 
@@ -323,16 +323,29 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
     not_checked = _check_torch(cluster)
     for program in ("sbatch", "scontrol"):
         _require(program)
-    not_checked += _check_host_python(cluster)
+    not_checked += [*_check_host_python(cluster), *_check_own_python(cluster)]
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
+    is_sweep = num_points > 1
+    return [*not_checked, *test_only(script, may_wait=is_sweep), *check_partition(cluster)]
+
+
+def test_only(script: str, *, may_wait: bool = False) -> list[str]:
+    """Ask Slurm whether it would take a batch script; return why that could not be found out, if so.
+
+    Args:
+        may_wait: whether it may be for want of a place in the queue that Slurm would not, as points of a sweep wait for one.
+
+    Raises:
+        ValueError: it would not.
+    """
     try:
         slurm_command("sbatch", "--test-only", stdin=script)
     except SlurmError as fault:
         if NO_VERDICT.search(fault.reason):
-            not_checked.append(f"whether Slurm would take the job (sbatch --test-only: {fault.reason})")
-        elif num_points == 1 or not waves.TOO_MANY.search(fault.reason):  # of a sweep, points may wait for a place
+            return [f"whether Slurm would take the job (sbatch --test-only: {fault.reason})"]
+        if not (may_wait and waves.TOO_MANY.search(fault.reason)):
             raise
-    return [*not_checked, *_check_partition(cluster)]
+    return []
 
 
 def _check_architecture(cluster: ClusterConfig) -> None:
@@ -378,34 +391,77 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
     Raises:
         ValueError: it is missing or too old, and nothing but this setting decides which one it is.
     """
-    if host_python(cluster) != cluster.host_python:
+    if not uses_host_python(cluster):
         return []
-    commands = [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
-    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NOT_TRIED}"] if commands else []
-    lines = [*needs_modules, *(f"module --quiet {command} || exit {NOT_TRIED}" for command in commands)]
-    trial = "\n".join(
-        [*lines, "exec 2> /dev/null", *(f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8))]
-    )
-    try:
-        done = subprocess.run(
-            ["bash", "-c", trial], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        return [f"the nodes' Python: the module commands did not end here within {TRIAL_SECONDS} s"]
+    name = f"the nodes' Python ({cluster.host_python}), which brings a run back"
+    trial = [f"{cluster.host_python} -c {code}" for code in (PRINT_VERSION, PYTHON_3_8)]
+    done = _try_after_modules(cluster, *trial)
+    if isinstance(done, str):
+        return [f"{name}: {done}"]
+    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
     if done.returncode == 0:
         return []
-    fault = {1: f"is Python {done.stdout.strip()} here", 127: "is not on this host"}.get(done.returncode)
     if fault is None or cluster.setup:
-        reason = "cluster.setup may change it" if fault else "the profile's module commands do not work here"
-        return [f"the nodes' Python ({cluster.host_python}), which brings a run back: {reason}"]
+        return [f"{name}: {'cluster.setup may change it' if cluster.setup else 'it does not start here'}"]
     raise ValueError(
         f"cluster.host_python: {cluster.host_python} {fault}, and what brings a run back needs 3.8 or newer on the nodes, "
         f"outside of the container; name a newer one (cluster.host_python=python3.11), or load one (cluster.modules)"
     )
 
 
-def _check_partition(cluster: ClusterConfig) -> list[str]:
-    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO)."""
+def _check_own_python(cluster: ClusterConfig) -> list[str]:
+    """Try whether this Python, if it is the job's, starts without the modules that this shell has loaded.
+
+    Raises:
+        ValueError: it does not, as a Python that came from a module which the job does not load.
+    """
+    if cluster.python is not None or cluster.setup or not (cluster.clean_modules or cluster.modules):
+        return []
+    done = _try_after_modules(cluster, f"{shlex.quote(sys.executable)} -c ''")
+    if isinstance(done, str):
+        return [f"whether this Python starts with the job's modules: {done}"]
+    if done.returncode == 0:
+        return []
+    loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
+    first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
+    raise ValueError(
+        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, as in a job; "
+        f"name the modules that it needs, as in cluster.modules=['load Python/3.11'] (loaded in this shell: {loaded})"
+    )
+
+
+def _module_commands(cluster: ClusterConfig) -> list[str]:
+    return [cluster.clean_modules, *cluster.modules] if cluster.clean_modules else cluster.modules
+
+
+def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
+    """Run commands as a job would, after the profile's module commands; why that is not possible here, else."""
+    if container():
+        return "this command runs in a container"
+    modules = _module_commands(cluster)
+    needs_modules = [FIND_MODULE, f"type module > /dev/null 2>&1 || exit {NO_MODULES}"] if modules else []
+    load = [f"module {command} > /dev/null 2>&1 || exit {NO_MODULES}" for command in modules]
+    trial = "\n".join([*node_lines(cluster), *needs_modules, *load, "exec 2> /dev/null", *commands])
+    try:
+        done = subprocess.run(
+            ["bash", "-c", trial],
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the profile's module commands did not end within {TRIAL_SECONDS} s"
+    return "the profile's module commands do not work here" if done.returncode == NO_MODULES else done
+
+
+def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
+    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO).
+
+    Args:
+        key: of the settings, for the message.
+    """
     selection = ["--partition", cluster.partition] if cluster.partition else []
     try:
         shown = slurm_command("sinfo", "--noheader", *selection, "--format", "%P|%l|%D")
@@ -423,10 +479,10 @@ def _check_partition(cluster: ClusterConfig) -> list[str]:
     partition = " and ".join(name.rstrip("*") for name in limits)
     if cluster.timeout_min > longest:
         raise ValueError(
-            f"cluster.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
+            f"{key}.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
         )
     if cluster.nodes > most:
-        raise ValueError(f"cluster.nodes is {cluster.nodes}: partition {partition} has {most}")
+        raise ValueError(f"{key}.nodes is {cluster.nodes}: partition {partition} has {most}")
     return []
 
 
@@ -489,9 +545,10 @@ def _require(program: str) -> None:
         return
     reason = f"{program} is not on PATH"
     if image := container():
+        reason += f" in container {image}, in which this command runs"
         raise SlurmError(
-            f"{reason} in container {image}, in which this command runs; let the container see the host's "
-            f"Slurm (its programs, /etc/slurm and munge's socket), or install finetune outside of it: it needs no torch there",
+            f"{reason}; let the container see the host's Slurm (its programs, /etc/slurm and munge's socket), or install "
+            f"finetune outside of it: it needs no torch there",
             reason,
         )
     raise SlurmError(f"{reason}: this is no Slurm login node; log in to one, or choose cluster=local", reason)

@@ -1,0 +1,144 @@
+"""Jobs of a preparation: which settings of a profile hold for them, and how tasks are laid into jobs. Slurm has no part in it."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune.cluster import ClusterConfig, PrepareJobs
+from finetune.launch import chain, freeze
+from finetune.launch.environment import profiles
+from finetune.launch.slurm import SlurmError
+
+STEPS = [("read", True), ("decide", False), ("tokenise", True)]
+OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
+
+
+ALONE = chain.Layout(1, 1)
+
+
+def render(cluster: ClusterConfig, layout: chain.Layout = ALONE) -> str:
+    folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
+    return chain._script(folder, folder.parents[1], [("read", layout)], folder.parent / ".code" / "ab", cluster, ["7"])
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: str) -> None:
+    cluster = profiles()[name]
+    script = render(replace(cluster, python="apptainer exec --nv my.sif python3", qos=cluster.qos or "gpu_qos"))
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
+    assert options.get("account") == cluster.account
+    assert options.get("partition") == cluster.prepare.partition
+    assert "qos" not in options
+    assert "--gpu" not in script
+    assert "apptainer exec" not in script
+    for module in cluster.modules:
+        assert module not in script
+    for variable in cluster.env.keys() - set(chain._THREADS):
+        assert f"export {variable}=" not in script
+    if cluster.clean_modules:
+        assert f"\nmodule {cluster.clean_modules} " in script
+    assert ("#SBATCH --requeue" in script) == (cluster.on_interrupt != "resubmit")
+    assert ("scontrol requeue" in script) == (cluster.on_interrupt != "resubmit")
+
+
+def test_what_is_set_for_preparations_is_in_their_script() -> None:
+    jobs = PrepareJobs(
+        partition="small", qos="devel", account="nn2k", constraint="amd", memory="3G", timeout_min=30,
+        python="singularity exec cpu.sif python3", modules=["load NRIS/CPU"], setup=["ulimit -n 4096"], env={"A": "1"},
+        sbatch={"reservation": "course"},
+    )  # fmt: skip
+    script = render(replace(profiles()["testcluster"], prepare=jobs), chain.Layout(8, 4))
+    for line in (
+        "--partition=small", "--qos=devel", "--account=nn2k", "--constraint=amd", "--mem=12G", "--time=30", "--array=0-1",
+        "--cpus-per-task=4", "--reservation=course", "--dependency=afterok:7",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "task() { singularity exec cpu.sif python3 -m data_prep.pipeline" in script
+    lines = script.splitlines()
+    assert lines.index("run_module load NRIS/CPU") < lines.index("export A=1") < lines.index("ulimit -n 4096")
+
+
+def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
+    jupiter = profiles()["jupiter"]
+    assert chain.lay_out(32, STEPS, jupiter) == chain.Layout(32, 32)
+    script = render(jupiter, chain.Layout(32, 32))
+    assert "#SBATCH --array=0-0\n" in script
+    assert "#SBATCH --mem=256G\n" in script
+    elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
+    assert chain.lay_out(32, STEPS, elsewhere) == chain.Layout(32, 1), "what is known of whole nodes is known of the training's"
+    small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
+    assert chain.lay_out(32, STEPS, small) == chain.Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [("0 0 0", 0), ("0 137 0", 137), ("137 2 137", 2), ("1 137 137", 1), ("137 137 139", 139)],
+)
+def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(tmp_path: Path, ends: str, code: int) -> None:
+    lines = [f"ends=({ends}); logs={tmp_path}; SLURM_ARRAY_TASK_ID=1", 'task() { echo "task $3"; return ${ends[$3 - 3]}; }']
+    script = "\n".join([*lines, *chain._RUN, "run read 3 9"])
+    assert subprocess.run(["bash", "-c", script], check=False).returncode == code
+    logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
+    assert logs == {f"read-{number}.log": f"task {number}\n" for number in (3, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"architecture": OTHER}, "cluster.prepare.python is missing: nodes for preparations are "),
+        ({"account": "me"}, "cluster.prepare.account is me: olivia takes one like nn9999k"),
+        ({"timeout_min": 20_000}, "cluster.prepare.timeout_min is 20000: jobs there take 10080 minutes at most"),
+    ],
+)
+def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(settings: dict[str, object], words: str) -> None:
+    olivia = profiles()["olivia"]
+    site = replace(olivia.site, login_architecture=platform.machine())
+    jobs = replace(olivia.prepare, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        chain.check(replace(olivia, prepare=jobs, site=site))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"memory": "lots"}, "cluster.prepare.memory is lots"),
+        ({"tasks_per_job": 0}, "cluster.prepare.tasks_per_job is 0"),
+        ({"architecture": "arm"}, "cluster.prepare.architecture is 'arm'"),
+        ({"sbatch": {"qos": "x"}}, "cluster.prepare.sbatch.qos: that option is set from cluster.prepare.qos"),
+    ],
+)
+def test_settings_of_preparations_that_make_no_sense(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ClusterConfig(prepare=PrepareJobs(**settings))  # type: ignore[arg-type]
+
+
+def test_a_secret_for_preparations_is_refused() -> None:
+    cluster = ClusterConfig(prepare=PrepareJobs(env={"HF_TOKEN": "x"}))
+    with pytest.raises(ValueError, match=r"^cluster\.prepare\.env\.HF_TOKEN holds what looks like a secret"):
+        freeze.check_no_secrets(cluster, "cluster")
+
+
+def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse(name: str, work: Path, steps: chain.Steps, layout: chain.Layout, cluster: ClusterConfig) -> chain.PrepareRun:
+        tried.append(layout)
+        if layout.num_jobs(steps) > 9:
+            raise SlurmError("Slurm refuses (sbatch): AssocMaxSubmitJobLimit", "AssocMaxSubmitJobLimit")
+        return chain.PrepareRun(tmp_path, {}, layout)
+
+    monkeypatch.setattr(chain, "_submit", refuse)
+    monkeypatch.setattr(chain, "_ask_slurm", lambda cluster, num_tasks: [])
+    run = chain.submit("l", tmp_path, STEPS, 32, profiles()["testcluster"])
+    assert run.layout == chain.Layout(32, 16), "as many tasks, more of them in a job"
+    num_jobs = [layout.num_jobs(STEPS) for layout in tried]
+    assert num_jobs[0] == 65
+    assert num_jobs[-1] <= 9 < num_jobs[-2]
