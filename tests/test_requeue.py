@@ -74,6 +74,7 @@ SBATCH = """\
 #!/bin/sh
 echo "sbatch $@" >> {log}
 if [ -e {log}.breaks ]; then rm {log}.breaks; exit 1; fi
+if [ -e {log}.full ]; then rm {log}.full; echo "Job violates accounting/QOS policy (job submit limit, …)" >&2; exit 1; fi
 if [ -e {log}.slow ]; then sleep 2; fi
 echo 8
 """
@@ -411,6 +412,16 @@ def test_what_the_guard_could_not_submit_is_submitted_at_the_end(batch: Batch) -
     batch.log.with_name("log.breaks").touch()
     with pytest.raises(RuntimeError):
         batch.call("guard", on_interrupt="resubmit")
+    batch.end(143, on_interrupt="resubmit")
+    assert batch.told() == [AGAIN[0], *AGAIN]
+    assert attempts.read(batch.run)[-1].next_job == "8"
+
+
+def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points of a sweep come to their time limit together, and each counts while it submits the job that goes on."""
+    monkeypatch.setattr(requeue, "PAUSE", 0.1)
+    time_limit(batch)
+    batch.log.with_name("log.full").touch()
     batch.end(143, on_interrupt="resubmit")
     assert batch.told() == [AGAIN[0], *AGAIN]
     assert attempts.read(batch.run)[-1].next_job == "8"

@@ -33,6 +33,7 @@ class Slurm:
         self.jobs: dict[str, QueuedJob] = {}
         self.started: list[str] = []
         self.calls = 0
+        self.dependencies: list[str] = []
         self.kill_before = self.kill_after = -1
         self._lock = threading.Lock()
 
@@ -50,6 +51,7 @@ class Slurm:
         return "\n".join("|".join(vars(job).values()) for job in self.jobs.values())
 
     def _sbatch(self, *options: str) -> str:
+        self.dependencies = [option for option in options if "dep" in option]
         (spec,) = (option.partition("=")[2] for option in options if option.startswith("--array="))
         indices = []
         for span in spec.split(","):
@@ -157,6 +159,34 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
     assert sorted(slurm.started) == sweep.names
     assert not slurm.jobs
     assert not waves.open_submissions(tmp_path)
+
+
+@pytest.mark.parametrize("found_out", [True, False])
+def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
+    slurm: Slurm, tmp_path: Path, found_out: bool
+) -> None:
+    sweep = Sweep(tmp_path, num_points=3, limit=4)
+    slurm.kill_after = 2  # Slurm has taken the array, and nobody knows its id
+    with pytest.raises(Killed):
+        waves.submit_waiting(tmp_path)
+    assert len(slurm.jobs) == 3
+    if found_out:
+        assert sweep.submission.withdraw_all([1, 2]) == [1, 2]
+    else:
+        assert sweep.submission.withdraw(1)
+        assert sweep.submission.withdraw(2)
+    assert sweep.submission.withdraw_all([1, 2]) == []
+    work_off(slurm, sweep)
+    assert slurm.started == ["run-0"]
+    assert not slurm.jobs
+
+
+def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_made(slurm: Slurm, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, num_points=3, limit=3)
+    waves.submit_waiting(tmp_path, after={str(sweep.submission.folder): "77"})
+    assert slurm.dependencies == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
+    waves.submit_waiting(tmp_path, ending=slurm.run_released(sweep)[0])
+    assert slurm.dependencies == ["--dependency=afterany:102_0"]
 
 
 def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(slurm: Slurm, tmp_path: Path) -> None:

@@ -55,13 +55,14 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
         if not {run.id for run in runs} & waves.waiting_points(folder).keys():
             continue
         with _locked(folder):
-            points = waves.waiting_points(folder)
-            for run in runs:
-                point = points.get(run.id)
-                if point is not None and not point.task and point.submission.withdraw(point.index):
-                    run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled before it had a job"})
-                    withdrawn.add(run.id)
-            for submission in {point.submission for point in points.values()}:
+            points = {key: point for key, point in waves.waiting_points(folder).items() if not point.task}
+            mine = {run.id: run for run in runs if run.id in points}
+            for submission in {points[run_id].submission for run_id in mine}:
+                wanted = {points[run_id].index: run for run_id, run in mine.items() if points[run_id].submission == submission}
+                for index in submission.withdraw_all(list(wanted)):
+                    reason = "cancelled before it had a job"
+                    wanted[index].write_json("outcome.json", {"state": "cancelled", "reason": reason})
+                    withdrawn.add(wanted[index].id)
                 submission.close()
     return withdrawn
 

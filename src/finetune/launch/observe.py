@@ -64,9 +64,9 @@ def observe(runs: list[RunFolder]) -> list[Observed]:
 
 
 def _one(run: RunFolder, job: str | None, point: waves.Point | None, jobs: dict[str, Job] | None) -> Observed:
-    if job:
-        return _of_slurm(run, job, jobs)
-    return _of_this_machine(run) if point is None else Observed(run, "queued", True, _why_no_place(point))
+    if point is not None and job not in (jobs or {}):
+        return Observed(run, "queued", True, _why_no_place(point))
+    return _of_slurm(run, job, jobs) if job else _of_this_machine(run)
 
 
 def _why_no_place(point: waves.Point) -> str:

@@ -1,5 +1,7 @@
-"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as Slurm's accounting
-answers where it may be asked; and moving on, from a shell, the sweeps whose points wait for a place (launch/waves.py)."""
+"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as
+Slurm's accounting answers where it may be asked; and moving on, from a shell, sweeps of which points wait for a
+place (launch/waves.py).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def largest_array(cluster: ClusterConfig) -> int:
 
 
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
-    """Return the limits that are known for jobs of this user on this partition, quality of service and account."""
+    """Return the known limits for jobs of this user on this partition, quality of service and account."""
     return [*_documented(cluster), *_accounted(cluster)]
 
 
@@ -39,12 +41,14 @@ def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int)
         jobs: in the queue before the submission.
     """
     tightest = min(plan.limits, key=lambda limit: limit.free(jobs), default=None)
-    if tightest is not None and tightest.free(jobs) < num_points:
-        plural = "s" if tightest.most != 1 else ""
-        reason = f"Slurm takes {tightest.most} job{plural} of yours at a time ({tightest.source})"
-    else:
-        reason = f"more would be too many for Slurm, or for cluster.array_parallelism={plan.parallel}"
     follow = "the others follow as these end" if submitted else "they follow as jobs of yours end"
+    if submitted == plan.parallel:
+        reason = f"cluster.array_parallelism is {plan.parallel}"
+    elif tightest is not None and tightest.free(jobs) < num_points:
+        jobs_of_yours = "1 job of yours" if tightest.most == 1 else f"{tightest.most} jobs of yours"
+        reason = f"Slurm takes {jobs_of_yours} at a time ({tightest.source})"
+    else:
+        reason = "Slurm took no more at once (its limit is not known)"
     if tightest is not None and tightest.most == 1:
         follow = (
             "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, whenever one has "
@@ -92,17 +96,19 @@ def _of_qos(name: str) -> Iterator[int]:
 # --- moving on -----------------------------------------------------------------------------
 
 
-def move_sweeps_on(runs_dir: Path, quiet: bool = False) -> None:
-    """Submit points that wait for a place, as many as there are places for; report how many, and how many go on waiting.
+def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
+    """Submit points that wait for a place, as many as there are places for; report how many, and how many remain.
 
-    Sweeps whose last jobs were all cancelled outside of this program are paused: whoever cancels all jobs does not want more.
+    Args:
+        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that wants no
+            more of them.
     """
     try:
         after = {}
         submissions = waves.open_submissions(runs_dir)
         jobs = waves.queue() if submissions else []
         for submission in submissions:
-            if _is_cancelled(submission, jobs):
+            if pause and _is_cancelled(submission, jobs):
                 submission.pause()
             elif job := _still_awaited(submission.plan.after):
                 after[str(submission.folder)] = job
@@ -113,7 +119,7 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False) -> None:
         return
     if submitted and not quiet:
         print(f"{submitted} points that waited for a place are submitted", file=sys.stderr)  # noqa: T201
-    waiting = sum(not point.task for point in waves.waiting_points(runs_dir).values())
+    waiting = sum(len(submission.waiting()) for submission in waves.open_submissions(runs_dir))
     if waiting and not quiet:
         print(  # noqa: T201
             f"{waiting} points wait for a place in the queue: jobs of theirs that end submit them, as does this command",

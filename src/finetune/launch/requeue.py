@@ -40,6 +40,7 @@ SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIG
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
+PLACE_SECONDS = 120.0  # that a job waits for a place for the one that goes on after it
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
@@ -269,27 +270,42 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     Raises:
         RuntimeError: Slurm refuses.
     """
-    script = re.search(r"\bCommand=(\S+)", scontrol("show", "job", job.id, check=True))
+    script = re.search(r"\bCommand=(.+)", scontrol("show", "job", job.id, check=True))
     if script is None:
         raise RuntimeError(f"Slurm does not know the script of job {job.id}")
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
-    environment = waves.submission_environment()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SBATCH_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError("sbatch: the controller does not answer") from None
-    if done.returncode:
-        raise RuntimeError(f"sbatch: {' '.join(done.stderr.split())}")
-    raw_id = done.stdout.strip().partition(";")[0]
+    raw_id = _sbatch(command)
     new_id = f"{raw_id}_{index}" if index else raw_id
     shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
     submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
     write_json(run / "attempt.json", submitted)
     attempts.hand_over(run, last.number, new_id, time.time())
     scontrol("release", raw_id, check=True)
+
+
+def _sbatch(command: list[str]) -> str:
+    """Return the id of the submitted job. Where Slurm takes no more jobs of this user, wait for the place of another that leaves:
+    jobs of a sweep come to their time limit together, and each still counts while it submits the next.
+
+    Raises:
+        RuntimeError: Slurm refuses.
+    """
+    deadline = time.monotonic() + PLACE_SECONDS
+    while True:
+        environment = waves.submission_environment()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SBATCH_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError("sbatch: the controller does not answer") from None
+        if done.returncode == 0:
+            return done.stdout.strip().partition(";")[0]
+        refusal = " ".join(done.stderr.split())
+        if not waves.TOO_MANY.search(refusal) or time.monotonic() > deadline:
+            raise RuntimeError(f"sbatch: {refusal}")
+        time.sleep(PAUSE)
 
 
 def may_be_held(job_id: str) -> bool:

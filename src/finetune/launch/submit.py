@@ -137,7 +137,7 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
         for run in mine:
             points[run.id].submission.go_on()
         if mine:
-            places.move_sweeps_on(folder)
+            places.move_sweeps_on(folder, pause=False)
             moved += [run for run in mine if run.id not in waves.waiting_points(folder)]
     return moved
 

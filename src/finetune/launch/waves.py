@@ -1,14 +1,15 @@
-"""Waves: a sweep with more points than Slurm takes at a time is submitted in parts, each when places become free.
+"""Waves: a sweep with more points than Slurm takes at a time is submitted in parts, as places become free.
 
     runs/sweeps/<id>/<n>/waves.json                the limits that hold; it exists while points wait
-    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits for a place; the file holds its run's id
-    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being given what it needs to run the point
-    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released, and the point is an ordinary run
+    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits for a place; it holds its run's id
+    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being prepared for the point
+    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released
 
-`submit_waiting` moves points along. Every job of the runs folder calls it when it ends (launch/requeue.py), and so do `finetune
-status`, `retry`, `cancel` and `wait=true`. A point changes hands by renaming its file, which succeeds exactly once, on whatever
-node; a job is held until all its points have their files. So a process that is killed at any moment leaves a held job, and the
-next caller completes it. The lock below only keeps callers from counting the same free place twice.
+`submit_waiting` moves points along. Every job of the runs folder calls it when it ends (launch/requeue.py),
+and so do `finetune status`, `retry`, `cancel` and `wait=true`. A point changes hands by renaming its file,
+which succeeds exactly once, on whatever node; a job is held until all its points have their files. So a
+process that is killed at any moment leaves a held job, and the next caller completes it. The lock below only
+keeps callers from counting the same free place twice.
 
 Only the standard library, from Python 3.8 on: it runs on the batch host, outside of a container.
 """
@@ -130,8 +131,9 @@ class Plan:
         """Count the points that may be submitted now.
 
         Args:
-            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place free, so that a
-                job that ends can submit the next point while it counts itself, unless the sweep would have no job then.
+            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place
+                free, so that a job that ends can submit the next point while it counts itself, unless the sweep
+                would have no job then.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
@@ -186,8 +188,8 @@ class Submission:
         return False
 
     def submit(self, count: int, dependencies: list[str]) -> int:
-        """Submit the next points, as many of `count` as Slurm takes, and return their number; why it takes none is in problem.txt
-        then."""
+        """Submit the next points, as many of `count` as Slurm takes, and return their number. The reason of a
+        refusal is in problem.txt."""
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
             try:
@@ -201,21 +203,22 @@ class Submission:
         return 0
 
     def _has_run(self, index: int) -> bool:
-        """Whether the point's folder is there; a point of which somebody has removed it does not wait any more."""
+        """Return whether the point's folder is there; take the point out if somebody has removed it."""
         found = (self.run(index) / "jobs" / PICKLE).is_file()
         if not found:
             self.withdraw(index)
         return found
 
     def complete(self, job: str, indices: list[int]) -> int:
-        """Give each task of a held array what it needs, release the array, and return the number of its points. Any process may
-        do this, also two at a time."""
+        """Give each task of a held array what it needs, release the array, and return the number of its points.
+        Any process may do this, also two at a time."""
+        code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
         if lost := [f"{job}_{index}" for index in indices if index not in mine]:
             with contextlib.suppress(Refused):
                 run_slurm("scancel", *lost)
         for index in mine:
-            self._equip(index, f"{job}_{index}")
+            self._equip(index, f"{job}_{index}", code)
         if mine:
             run_slurm("scontrol", "release", job)
         self.settle(job)
@@ -233,17 +236,17 @@ class Submission:
             return True
         return any((self.folder / name / task).exists() for name in (CLAIMED, SUBMITTED))
 
-    def _equip(self, index: int, task: str) -> None:
+    def _equip(self, index: int, task: str, code: str) -> None:
         run = self.run(index)
         pickle = run / "jobs" / f"{task}_submitted.pkl"
         temporary = pickle.with_name(f".{pickle.name}.{os.getpid()}")
         shutil.copyfile(str(run / "jobs" / PICKLE), str(temporary))
         os.replace(temporary, pickle)
-        attempt = {"job_id": task, "host": socket.gethostname(), "scheduler": "slurm", "code": self.plan.code}
+        attempt = {"job_id": task, "host": socket.gethostname(), "scheduler": "slurm", "code": code}
         write_json(run / "attempt.json", attempt)
 
     def recover(self, jobs: list[QueuedJob]) -> None:
-        """Complete the jobs that a process left behind when it was killed, and take back points whose job is gone."""
+        """Complete the jobs that a killed process left behind, and take back points whose job is gone."""
         claimed = {path.name for path in _listed(self.folder / CLAIMED)}
         held: dict[str, list[int]] = {}
         for job in jobs:
@@ -254,17 +257,31 @@ class Submission:
             if any(index in waiting or f"{array}_{index}" in claimed for index in indices):  # else a person holds it
                 with contextlib.suppress(Refused):  # it stays held: the next caller tries again
                     self.complete(array, indices)
-        queued = {job.id for job in jobs if not job.is_held}
-        still_held = {job.id for job in jobs if job.is_held}
-        for task in {path.name for path in _listed(self.folder / CLAIMED)} - still_held:
+        claimed = {path.name for path in _listed(self.folder / CLAIMED)}
+        # after the look at claims: a job is there before its claims are
+        now = {job.id: job for job in queue()} if claimed else {}
+        for task in claimed:
             run = self.run(_index(task))
-            if task in queued or _has_begun(run, task):
+            if task in now and now[task].is_held:
+                continue
+            if task in now or _has_begun(run, task):
                 _rename(self.folder / CLAIMED / task, self.folder / SUBMITTED / task)
             else:
                 (run / "attempt.json").unlink(missing_ok=True)
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(_index(task)))
 
+    def withdraw_all(self, indices: list[int]) -> list[int]:
+        """Take points out, with the jobs that a killed process left on hold for them; return those that waited."""
+        withdrawn = [index for index in indices if self.withdraw(index)]
+        ids = {str(index) for index in withdrawn}
+        with contextlib.suppress(Refused):
+            held = [job for job in queue() if job.is_held and job.index in ids and _is_same(job.command, self.script)]
+            if held:
+                run_slurm("scancel", *(job.id for job in held))
+        return withdrawn
+
     def pause(self) -> None:
+        """Let nobody submit the points that wait until `go_on`."""
         _rename(self.folder / PLAN, self.folder / PAUSED)
 
     def go_on(self) -> None:
@@ -341,10 +358,10 @@ def waiting_points(runs_dir: Path) -> dict[str, Point]:
     for name in (PLAN, PAUSED):
         for path in (runs_dir / "sweeps").glob(f"*/*/{name}"):
             submission = Submission(path.parent)
-            for task in _listed(submission.folder / CLAIMED):
-                found[submission.run(_index(task.name)).name] = Point(submission, _index(task.name), task.name)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
+            for task in _listed(submission.folder / CLAIMED):  # after those that wait, whose next state this is
+                found[submission.run(_index(task.name)).name] = Point(submission, _index(task.name), task.name)
     return found
 
 
@@ -355,8 +372,8 @@ def submit_waiting(runs_dir: Path, ending: str = NONE, after: dict[str, str] | N
     """Submit as many waiting points of a runs folder's sweeps as there are places for; return their number.
 
     Args:
-        ending: the job that calls this in its last lines. If no other job of the runs folder is left to move the sweeps on, it
-            waits a little for places of jobs that are ending at the same time.
+        ending: the job that calls this in its last lines. If no other job of the runs folder is left to move the
+            sweeps on, it waits a little for places of jobs that are ending at the same time.
         after: jobs that are still to end well, by submission folder; others that a plan names have done so.
 
     Raises:
@@ -375,7 +392,7 @@ def submit_waiting(runs_dir: Path, ending: str = NONE, after: dict[str, str] | N
 
 
 def _submit_once(runs_dir: Path, ending: str, after: dict[str, str]) -> tuple[int, bool]:
-    """Submit what there is room for; whether the caller should try again, as only ending jobs keep the places."""
+    """Submit what there is room for; return its number, and whether to try again, as ending jobs keep places."""
     jobs = queue()
     leaving = _note_ending(runs_dir, ending, jobs) if ending else set()
     total = 0
@@ -399,7 +416,7 @@ def movers(jobs: list[QueuedJob], runs_dir: Path) -> list[QueuedJob]:
 
 
 def _note_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[str]:
-    """Note that this job has had its turn; return it and the others that are in the queue, but have had theirs."""
+    """Note that this job has had its turn; return all jobs in the queue that have had theirs."""
     folder = runs_dir / "sweeps" / ENDING
     folder.mkdir(exist_ok=True)
     (folder / ending).touch()
@@ -444,8 +461,8 @@ def _create(path: Path) -> bool:
 
 
 def _break_stale(path: Path) -> None:
-    """Remove the lock of a process that was killed: at once where it can be seen to be gone, else after LEASE_SECONDS. A lock
-    broken by mistake costs a refusal by Slurm, not a point: renames decide who submits those."""
+    """Remove the lock of a killed process: at once where it can be seen to be gone, else after LEASE_SECONDS. A
+    lock broken by mistake costs a refusal by Slurm, not a point: renames decide who submits those."""
     with contextlib.suppress(OSError, ValueError):
         host, pid = path.read_text().split()
         is_gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
@@ -493,8 +510,8 @@ def run_slurm(*command: str) -> str:
 
 
 def submission_environment() -> dict[str, str]:
-    """Return the environment for a job that this process submits: in a batch script that in which the script was started, not
-    what the script has made of it, or PYTHONPATH would grow by a folder with every wave."""
+    """Return the environment for a job that this process submits: in a batch script that in which the script was
+    started, not what the script has made of it, or PYTHONPATH would grow by a folder with every wave."""
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:
         with contextlib.suppress(OSError, ValueError):
@@ -528,7 +545,7 @@ def _is_under(command: str, folder: Path) -> bool:
 
 
 def _rename(source: Path, target: Path) -> bool:
-    """Whether this process was the one to do it."""
+    """Rename a file; return whether this process was the one to do it."""
     try:
         source.rename(target)
     except FileNotFoundError:
