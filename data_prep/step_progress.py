@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn
@@ -38,7 +39,7 @@ class StepProgress:
             transient=True,
         )
         self._bar = self._live.add_task("", tasks="")
-        self._handlers: list[logging.StreamHandler[object]] = []
+        self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def start(self) -> None:
         """Show the line, and keep log records from being written across it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from multiprocessing import forkserver
 from types import TracebackType
 
 from data_prep.step_progress import StepProgress
+
+JOIN_SECONDS = 5.0  # for processes that are being ended
 
 
 class Workers:
@@ -69,11 +72,22 @@ class Workers:
                     self._progress.advance(futures[future])
             except BrokenProcessPool:
                 raise ValueError(
-                    f"step {step}: a process was killed, perhaps for want of memory: run it again, with fewer workers if it "
-                    f"happens again; finished shards are kept"
+                    f"step {step}: a process {self._how_it_ended()}; run it again, with fewer workers if memory ran out "
+                    f"(`journalctl -k` has the kernel's word for that); finished shards are kept"
                 ) from None
         self._progress.end_step(worked=worked)
         return worked
+
+    def _how_it_ended(self) -> str:
+        """Return the exit status of the process that broke the pool; the others are ended by SIGTERM after it."""
+        assert self._pool is not None
+        processes = list((self._pool._processes or {}).values())
+        for process in processes:
+            process.join(timeout=JOIN_SECONDS)
+        codes = [process.exitcode for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)]
+        if not codes or codes[0] is None:
+            return "ended by itself"
+        return f"was ended by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else f"ended with exit code {codes[0]}"
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:

@@ -21,7 +21,8 @@ from finetune.launch.ranks import count_oom_kills
 START = "submitit INFO (2026-11-28 08:07:31,384) - Starting with JobEnvironment(job_id=7, hostname=node1)\n"
 LOST = {"rank": 0, "time": 1.0, "kind": "crash", "error": "RuntimeError: Connection closed by peer [10.0.0.1]:3"}
 FAULT_HANDLER = (
-    "Fatal Python error: Segmentation fault\n\nCurrent thread 0x00007f (most recent call first):\n"
+    'Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File "/threading.py", line 1 in wait\n\n'
+    "Current thread 0x00007f (most recent call first):\n"
     '  File "/opt/lib/flash.py", line 12 in attend\n  File "/opt/lib/model.py", line 3 in forward\n'
 )
 
@@ -95,6 +96,9 @@ CASES = [
          {0: "slurmstepd: error: execve(): python9: No such file or directory\n" + exit_of("2")}, failures=(), code=2),
     Case("no module command", ["no module command (module: command not found)", "cluster.modules"],
          {0: "/spool/job: line 20: module: command not found\n"}, failures=(), state="FAILED"),
+    Case("what follows from a module that is missing", ["a module cannot be loaded (no Python)", "after that, the node has no "
+         "command python3"], {0: "Lmod has detected the following error: no Python\nx: line 3: python3: command not found\n"},
+         failures=(), state="FAILED"),
     Case("Lmod", ["a module cannot be loaded (The following module(s) are unknown: \"CUDA/99\")", "module spider"],
          {0: 'Lmod has detected the following error:  The following module(s) are unknown: "CUDA/99"\n'},
          failures=(), state="FAILED"),
@@ -146,6 +150,19 @@ def test_a_log_is_read_from_the_newest_attempt_on(tmp_path: Path) -> None:
     assert sentence is not None
     assert sentence.startswith("rank 1 on node2: killed by SIGKILL")
     assert sentence.endswith("its last line: the second start")
+
+
+def test_within_an_allocation_sruns_own_log_is_read(tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / causes.ATTACHED).touch()
+    (jobs / "7_0_log.out").write_text(START)
+    line = "2026-11-28 08:00:00 finetune: srun starts\n"
+    before, now = ("srun: error: node1: task 0: Killed\n", "srun: error: node2: task 1: Segmentation fault\n")
+    (jobs / "controller.log").write_text(f"{line}{before}{line}{now}")
+    sentence = causes.explain(causes.gather(tmp_path, [LOST], 2))
+    assert sentence is not None
+    assert sentence.startswith("rank 1 on node2: crashed in native code (SIGSEGV")
 
 
 def test_the_controller_records_how_ranks_ended(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ TAIL_LINES = 200
 LINE_LENGTH = 240  # of a quoted line
 LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")  # errors of a dead rank's peers
 EXITS = "exits.json"  # in jobs/ of a local run: see launch/ranks.py
+ATTACHED = "attached.sh"  # in jobs/ of a run that was started within an allocation: see launch/local.py
 ON_SLURM, LOCAL = "on Slurm", "on this machine"
 
 MEMORY_REMEDY = {
@@ -28,7 +29,7 @@ MEMORY_REMEDY = {
     LOCAL: "close other programs, choose a smaller model, or lower micro_batch_size or cluster.ranks_per_node",
 }
 SIGKILL_REMEDY = {
-    ON_SLURM: "`sacct -j JOB -o JobID,State,ExitCode,MaxRSS,ReqMem` shows whether its memory was used up",
+    ON_SLURM: "`sacct -j JOB -o JobID,State,ExitCode,MaxRSS,ReqMem` shows how much memory it had used",
     LOCAL: "the kernel's log (`journalctl -k`, `dmesg`) names a process that it ended for want of memory",
 }
 
@@ -84,9 +85,8 @@ MESSAGES = (
           "check cluster.python, cluster.host_python and cluster.setup"),
     Known(r"execve\(\): (\S+): No such file or directory", "the node has no command {0}",
           "check cluster.python, cluster.host_python and cluster.setup"),
-    Known(r"(helper of this script needs Python 3\.8[^\n]*)", "{0}", "name a newer Python in cluster.host_python"),
-    Known(r"future feature annotations is not defined|SyntaxError: future feature",
-          "the batch script's Python is older than 3.8", "name a newer one in cluster.host_python"),
+    Known(r"helper of this script needs Python|future feature annotations is not defined|SyntaxError: future feature",
+          "the host's Python is older than 3.8, or missing", "name a newer one in cluster.host_python"),
     Known(r"no kernel image is available for execution", "the installed torch cannot run on this GPU",
           "install a torch build for its architecture, or choose newer GPUs"),
     Known(r"(?:CUDA error: uncorrectable ECC|ECC error|Xid[^\n]*\b(?:48|63|64|79|94|95)\b|GPU has fallen off the bus)",
@@ -134,8 +134,10 @@ _START_WORDS = "Starting with JobEnvironment("  # the first line of a rank, from
 _STARTED = re.compile(rb"^[^\n]*Starting with JobEnvironment\(", re.MULTILINE)
 _SRUN = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): ([^\n]+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
-_FRAME = re.compile(r'most recent call first\):\n\s+File "([^"\n]+)", line \d+ in ([^\n]+)')  # of faulthandler
-_NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd: |^In: |^Out: |^\d{4}-\d\d-\d\d [\d:]{8} finetune: ")
+_FRAME = re.compile(
+    r'Current thread [^\n]*most recent call first\):\n\s+File "([^"\n]+)", line \d+ in ([^\n]+)'
+)  # of faulthandler
+_NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd|^In: |^Out: |^\d{4}-\d\d-\d\d [\d:]{8} finetune: ")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Evidence:
         code: the exit code of srun, None where it is not known.
         state: Slurm's state of the job, "" where it is not known.
         oom_kills: processes that the kernel ended in the run's memory cgroup meanwhile.
+        job: id of the Slurm job, "" without one.
+        memory: what Slurm accounted of its memory, "" where it does not tell.
     """
 
     world_size: int
@@ -161,6 +165,8 @@ class Evidence:
     code: int | None = None
     state: str = ""
     oom_kills: int = 0
+    job: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,13 +179,19 @@ class Death:
 
 
 def gather(
-    run: Path, failures: Sequence[Mapping[str, Any]], world_size: int, code: int | None = None, state: str = "", job: str = "*"
+    run: Path,
+    failures: Sequence[Mapping[str, Any]],
+    world_size: int,
+    code: int | None = None,
+    state: str = "",
+    job: str = "*",
+    memory: str = "",
 ) -> Evidence:
     """Collect the evidence of the newest attempt from a run folder.
 
     Args:
         failures: those of the attempt.
-        code, state: as in Evidence.
+        code, state, memory: as in Evidence.
         job: whose logs are read; "*": those of the newest job.
     """
     newest: dict[int, Path] = {}
@@ -191,15 +203,21 @@ def gather(
     logs = {rank: read_tail(path, has_batch_lines=rank == 0) for rank, path in newest.items()}
     exits = _read_json(run / "jobs" / EXITS)
     submission = _read_json(run / "attempt.json")
+    in_allocation = submission.get("scheduler") != "slurm" and (run / "jobs" / ATTACHED).is_file()
+    if in_allocation:  # srun reports into a log of its own there
+        logs[0] = f"{logs.get(0, '')}\n{read_tail(run / 'jobs' / 'controller.log', has_batch_lines=True)}"
+    is_slurm = submission.get("scheduler") == "slurm" or code is not None or in_allocation
     return Evidence(
         world_size=world_size,
-        where=ON_SLURM if submission.get("scheduler") == "slurm" or code is not None else LOCAL,
+        where=ON_SLURM if is_slurm else LOCAL,
         logs=logs,
         failures=tuple(failures),
         exits={int(rank): int(status) for rank, status in exits.get("ranks", {}).items()},
         code=code,
         state=state,
         oom_kills=int(exits.get("oom_kills", 0)),
+        job=str(submission.get("job_id", "")) if job == "*" else job,
+        memory=memory,
     )
 
 
@@ -261,12 +279,12 @@ def _explain_death(evidence: Evidence, death: Death) -> str:
     batch_part, _, rank_part = batch_log.partition(_START_WORDS) if death.rank == 0 else ("", "", own_log)
     known = _match(rank_part, evidence.where) or _match_state(evidence, batch_log)
     if not known and not rank_part:  # the rank never came to run
-        known = _match(batch_part or batch_log, evidence.where)
+        known = _match_batch(batch_part or batch_log, evidence.where)
     if known:
         return known
     number = _signal_of(death, own_log)
     if number == signal.SIGKILL:
-        remedy = SIGKILL_REMEDY[evidence.where]
+        remedy = evidence.memory or SIGKILL_REMEDY[evidence.where].replace("JOB", evidence.job or "JOB")
         return f"killed by SIGKILL, and no log says by whom; {remedy}; its last line: {last_line(own_log)}"
     if number in SIGNALS:
         frame = _FRAME.search(own_log)
@@ -283,7 +301,7 @@ def _explain_job(evidence: Evidence) -> str | None:
         return None
     if words := _memory_words(evidence, text):
         return f"host memory ran out ({words}); {MEMORY_REMEDY[evidence.where]}"
-    known = _match(text, evidence.where) or _match_state(evidence, text)
+    known = _match_batch(text, evidence.where) or _match_state(evidence, text)
     if known:
         return known
     status = "" if evidence.code is None else f" (exit code {evidence.code})"
@@ -369,6 +387,19 @@ def _match(text: str, where: str) -> str | None:
         if found:
             return _word(known, found.groups(), where)
     return None
+
+
+def _match_batch(text: str, where: str) -> str | None:
+    """Return cause and remedy of the first message of a batch script, and of the last: one may follow from the other."""
+    found = []
+    for known in MESSAGES:
+        match = re.search(known.pattern, text, re.MULTILINE)
+        if match:
+            found.append((match.start(), _word(known, match.groups(), where)))
+    if not found:
+        return None
+    first, last = min(found)[1], max(found)[1]
+    return first if first == last else f"{first}; after that, {last}"
 
 
 def _match_state(evidence: Evidence, text: str) -> str | None:

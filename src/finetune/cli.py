@@ -27,8 +27,7 @@ Fine-tune open language models on Norwegian public-sector text.
   inspect CORPUS             what was done to its documents and why some were dropped; cuts, tokens, lengths
   train recipe=NAME          train a model; any setting follows as key=value, -m sweeps over lists (lr=1e-4,2e-4)
   resume RUN                 go on with a run that was stopped, killed or failed, from its newest good checkpoint
-  evaluate RUN[@STEP]|FOLDER held-out loss of a run's result, a checkpoint or a model, by source and written standard;
-                             --against base compares it with the model that it started from
+  evaluate RUN[@STEP]|FOLDER held-out loss by source and written standard; of several, compared (--against base)
   status [RUN …] [--watch]   what the runs are doing, or how they ended
   logs RUN … [-f] [--rank N] what a rank has written
   cancel RUN …               take runs out of the queue; stop running ones, with a checkpoint

@@ -13,6 +13,9 @@ from finetune.run_folder import RunFolder
 # A key of CHANGEABLE in an error, perhaps with the value that the error recommends.
 _KEY = re.compile(rf"(?<![\w.])((?:{'|'.join(CHANGEABLE)})(?:\.\w+)*)(?:=(\w+))?")
 
+# in the remedy of a job that never came to train
+_OF_THE_JOB = re.compile(r"cluster\.(?:host_python|python|modules|setup)\b")
+
 
 def what_helps(one: Observed) -> str:
     """Return what to do about a run that has ended without a result, with a command that can be pasted."""
@@ -23,6 +26,9 @@ def what_helps(one: Observed) -> str:
         return _after_mistake(run, one.reason)
     if "memory ran out" in one.reason or "want of host memory" in one.reason:
         return _with_less_memory(run)
+    place = _OF_THE_JOB.search(one.reason)
+    if place and not run.last_metrics():
+        return f"go on with another {place[0]}: {run.command('resume')} {place[0]}=…"
     sweep = run.sweep()
     if sweep and one.state != "stopped":
         return f"submit again what failed of its sweep: {run.command('retry', sweep)}"
@@ -68,6 +74,6 @@ def _has_another_corpus(run: RunFolder) -> bool:
     if noted is None:
         return False
     try:
-        return Manifest.read(run.config().data.corpus_folder).digest != noted
+        return bool(Manifest.read(run.config().data.corpus_folder).digest != noted)
     except (OSError, ValueError):
         return False

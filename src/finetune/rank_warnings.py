@@ -11,7 +11,8 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -59,6 +60,9 @@ class Collector(logging.Handler):
         self._counts: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "collected", False):  # on its way up from one of the loggers in APART
+            return
+        record.collected = True
         package = record.name.partition(".")[0]
         text = record.getMessage()
         if package in PACKAGES and not text.startswith(IGNORED_TEXTS):
@@ -79,11 +83,11 @@ class Collector(logging.Handler):
             return
 
 
-def collect(jobs: Path, rank: int) -> Collector:
-    """Write this rank's warnings into the folder from now on. They go on to where they went before, too."""
+@contextmanager
+def collect(jobs: Path, rank: int) -> Iterator[None]:
+    """Write this rank's warnings into the folder meanwhile. They go on to where they went before, too."""
     collector = Collector(jobs, rank)
-    for name in ("", *APART):
-        logging.getLogger(name).addHandler(collector)
+    loggers = [logging.getLogger(name) for name in ("", *APART)]
     show = warnings.showwarning
 
     def show_and_collect(
@@ -99,8 +103,15 @@ def collect(jobs: Path, rank: int) -> Collector:
             collector.add(f"{filename}:{lineno}", f"{package}: {message}", time.time())
         show(message, category, filename, lineno, file, line)
 
+    for logger in loggers:
+        logger.addHandler(collector)
     warnings.showwarning = show_and_collect
-    return collector
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        for logger in loggers:
+            logger.removeHandler(collector)
 
 
 def read(jobs: Path) -> list[RankWarning]:

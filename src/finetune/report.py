@@ -54,8 +54,8 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
     for one in seen:
         if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
             out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
-            if not one.alive and len(seen) <= 5:
-                out.print(Text(f"  {what_helps(one)}"), soft_wrap=True)
+        if not one.alive and one.state != "completed" and len(seen) <= 5:
+            out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
         if one.alive and (words := attempts.last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
         print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= 5 else 0)

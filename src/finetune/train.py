@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained, tokenizer
+from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained, rank_warnings, tokenizer
 from finetune.checkpoint import Checkpoints
 from finetune.config import TrainConfig
 from finetune.data import PackedData, Step
@@ -137,6 +137,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
         folder.record_failure(world.rank, fault, "hang")
 
     with (
+        rank_warnings.collect(folder.jobs, world.rank),
         guards.Watchdog(folder.stacks(world.rank), config.hang_timeout_min * 60, record) as watchdog,
         Spool(folder.metrics, enabled=world.is_main) as spool,
     ):

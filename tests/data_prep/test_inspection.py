@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from data_prep import pipeline
 from data_prep.card import CARD
+from data_prep.config import CorpusConfig, DeduplicateConfig, PrepareConfig, QualityConfig, SourceConfig, TokenizerConfig
 from data_prep.inspection import Inspection, bins, draw_lengths
 from data_prep.stages.deidentify import identity_number_kind
+from data_prep.text_search import pattern_of
 from finetune import cli
 from tests.data_prep.test_sample import sample_config
 
@@ -130,3 +136,77 @@ def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp
     assert said(str(folder), "none-such").startswith("2 error: no document 'none-such'")
     assert said(str(tmp_path / "nothing")).startswith("2 error: no corpus in")
     assert said(str(folder), "--picture", str(tmp_path / "a.xyz")).startswith("2 error: ")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus whose source holds records that cannot be read: in a plain file, a packed one and an archive."""
+    folder = tmp_path_factory.mktemp("broken")
+    raw = folder / "raw"
+    raw.mkdir()
+    texts = [f"Kommunen svarer på sak {n} om Ærfuglvegen. " * 8 for n in range(30)]
+    letters = [json.dumps({"id": f"d{n}", "text": text}) for n, text in enumerate(texts)]
+    (raw / "a.jsonl").write_text("\n".join([*letters[:10], '{"text": "avbrutt Øksfjord', *letters[10:]]) + "\n")
+    (raw / "b.jsonl.gz").write_bytes(gzip.compress(b'{"id": "gz", "text": 5}\n'))
+    with zipfile.ZipFile(raw / "c.zip", "w") as archive:
+        archive.writestr("in/d.jsonl", '{"id": "zip", "tekst": "feil felt"}\n')
+    source = SourceConfig(reader="jsonl", path=str(raw), license="CC0-1.0", language="nob", max_broken_share=0.5)
+    corpus = CorpusConfig(
+        name="broken", sources={"s": source}, quality=QualityConfig(min_words=3), deduplicate=DeduplicateConfig(near=False),
+        tokenizer=TokenizerConfig(vocab_size=300),
+    )  # fmt: skip
+    return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1)).folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["inspect", *arguments])
+    captured = capsys.readouterr()
+    return f"{end.value.code} {captured.out}{captured.err}"
+
+
+def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(capsys, str(broken), "--dropped", "quarantined")
+    assert "s: a.jsonl:line 11: quarantined: not JSON" in shown
+    assert '{"text": "avbrutt Øksfjord\n' in shown
+    assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in shown
+    assert 's: c.zip:in/d.jsonl:line 1: quarantined: no string under \'text\'\n{"id": "zip", "tekst": "feil felt"}\n' in shown
+    assert shown.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
+    every = printed(capsys, str(broken), "--dropped", "--sample", "1")
+    assert every.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
+    assert "the reasons are quarantined" in printed(capsys, str(broken), "--dropped", "none such")
+    assert "quarantined" not in printed(capsys, str(broken), "--find", "sak 3 om")
+
+
+def test_find_follows_a_text_through_the_stages(folder: Path, seen: Inspection, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = printed(capsys, str(folder), "--find", "HOPP til hovedinnhold")
+    assert "guidance/veileder-027: read to normalise, cut or changed by boilerplate\n" in cut
+    assert "Hopp til hovedinnhold" in cut
+    dropped = next(drop for drop, _, _ in seen.dropped("exact_duplicate", 1))
+    text = next(d.text for d in seen.stages[0].documents() if (d.source, d.id) == (dropped.source, dropped.id))
+    found = seen.search(text[:200], number=5)
+    fates = {hit.id: hit.drop and hit.drop[1].reason for hit in found.hits}
+    assert fates[dropped.id] == "exact_duplicate"
+    assert None in fates.values(), "the one that was kept in its place"
+
+
+def test_find_is_bounded_counts_all_and_knows_our_letters(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
+        shown = printed(capsys, str(broken), "--find", text, "--sample", "2")
+        assert shown.count("read to mixture, kept") == 2
+        assert f"30 documents hold '{text}', 2 shown (--sample N)" in shown
+    assert pattern_of("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), "a ring that is a letter of its own"
+    assert "1 quarantined record\n" in printed(capsys, str(broken), "--find", "øksfjord")
+    assert printed(capsys, str(broken), "--find", "none such").startswith("2 error: --find: no document holds 'none such'")
+    assert printed(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
+
+
+def test_find_reads_the_tokens_where_the_stages_are_gone(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = broken.with_name(".broken.stages")
+    stages.rename(stages.with_name("elsewhere"))
+    try:
+        shown = printed(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
+        assert re.search(r"s/d7: tokenise \((train|validation)\), kept", shown)
+        assert "1 document holds" in shown
+    finally:
+        stages.with_name("elsewhere").rename(stages)

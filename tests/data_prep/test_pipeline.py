@@ -68,6 +68,19 @@ def test_processes_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) 
             assert not workers.run("look", has_another_cache, (folder,), [1, 1])
 
 
+def end_by(number: int, task: int) -> bool:
+    os.kill(os.getpid(), number)
+    return True
+
+
+def test_a_process_that_was_killed_is_reported_with_its_signal() -> None:
+    with (
+        pytest.raises(ValueError, match=r"step look: a process was ended by SIGKILL; run it again"),
+        Workers(2, ["look"]) as workers,
+    ):
+        workers.run("look", end_by, (signal.SIGKILL,), [1, 1])  # type: ignore[arg-type]
+
+
 def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     pipeline.run_task(work, "read")

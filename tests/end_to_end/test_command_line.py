@@ -87,9 +87,11 @@ def test_sending_again_adds_nothing_even_if_the_note_is_lost(sample: tuple[Path,
 
 def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(sample: tuple[Path, RunFolder, RunFolder]) -> None:
     folder, _, lora = sample
-    recomputed = json.loads(command(folder, "evaluate", lora.id, "--json").stdout)
+    before, recomputed = json.loads(command(folder, "evaluate", lora.id, "--against", "base", "--json").stdout)["models"]
     summary = lora.summary()
     assert summary is not None
+    assert before["loss"] == pytest.approx(summary["before"]["loss"], abs=1e-4)
+    assert before["by_source"] == pytest.approx(summary["before"]["by_source"], abs=1e-4)
     assert recomputed["loss"] == pytest.approx(summary["after"]["loss"], abs=1e-5)
     assert recomputed["by_source"] == pytest.approx(summary["after"]["by_source"], abs=1e-5)
     assert recomputed["tokens"] == summary["after"]["tokens"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
-from finetune import base, rank_warnings
+from finetune import base
 from finetune.config import TrainConfig
 from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
@@ -169,7 +169,6 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
 
     world = World()
     configure_logging(world)
-    rank_warnings.collect(run.jobs, world.rank)
     if 0 < torch.cuda.device_count() < config.cluster.ranks_per_node:  # NCCL refuses two ranks on one GPU
         raise ValueError(
             f"cluster.ranks_per_node is {config.cluster.ranks_per_node}, but {torch.cuda.device_count()} GPUs are visible: "

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,8 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):  # submitit would take this shell's task for the run's
         os.environ.pop(name, None)
     with (run.jobs / "controller.log").open("ab") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: srun starts\n".encode())  # where causes.py reads on from
+        log.flush()
         started = subprocess.Popen(
             ["bash", str(script)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )  # fmt: skip

@@ -39,6 +39,7 @@ GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
+ACCOUNTING_SECONDS = 10.0  # a question that is only nice to have answered
 SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
 PLACE_SECONDS = 120.0  # that a job waits for a place for the one that goes on after it
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
@@ -345,7 +346,8 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     if code in SIGNALLED and not failures:
         return ending(attempts.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
     absent = absent_nodes(run, attempt)
-    evidence = causes.gather(run, failures, world_size, code=code, job=attempt.job)
+    memory = memory_used(attempt.job) if code == 128 + signal.SIGKILL else ""
+    evidence = causes.gather(run, failures, world_size, code=code, job=attempt.job, memory=memory)
     word = causes.explain(evidence) or f"it left no log (exit code {code})"
     if absent:
         word += f"; no rank on {', '.join(absent)} ever reached the shared folder"
@@ -479,6 +481,21 @@ def scontrol(*words: str, check: bool = False) -> str:
     if check:
         raise RuntimeError(f"scontrol {' '.join(words)}: {fault}")
     return ""
+
+
+def memory_used(job: str) -> str:
+    """Return what Slurm accounted of the memory of a job's ranks; "" where there is no accounting, or it does not answer."""
+    command = ["sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobID,MaxRSS,ReqMem"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ACCOUNTING_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    steps = [row for row in rows if len(row) == 3 and row[1] and not row[0].endswith(("batch", "extern"))]
+    asked = next((row[2] for row in rows if len(row) == 3 and row[2]), "")
+    if not steps:
+        return ""
+    return f"Slurm counted {steps[-1][1]} of memory in its largest task{f', {asked} were asked for' if asked else ''}"
 
 
 def hostnames(nodelist: str) -> list[str]:

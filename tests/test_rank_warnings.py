@@ -1,0 +1,104 @@
+"""Warnings of every rank reach whoever reads the run folder: once each, with their ranks and counts."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from finetune import rank_warnings
+from finetune.launch.follow import MOST_WARNINGS, _show_warnings
+from finetune.rank_warnings import Collector
+from finetune.report import print_warnings
+from finetune.run_folder import RunFolder
+from tests.test_life import make  # noqa: F401
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Iterator[None]:
+    """What this process warns of, as rank 1."""
+    with rank_warnings.collect(tmp_path, rank=1):
+        yield
+
+
+def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected: None, tmp_path: Path) -> None:
+    library = logging.getLogger("transformers.modeling_utils")
+    logging.getLogger("transformers").propagate = False  # as it sets it itself
+    library.warning("Some weights were newly initialized: %s", "lm_head.weight")
+    logging.getLogger("finetune.train").warning("the grace time is too short")
+    logging.getLogger("finetune.train").info("not this")
+    logging.getLogger("urllib3").warning("nor this")
+    logging.getLogger("peft").error("nor less than an error")
+    assert rank_warnings.describe(tmp_path, world_size=2) == [
+        "Some weights were newly initialized: lm_head.weight [rank 1]",
+        "the grace time is too short [rank 1]",
+        "nor less than an error [rank 1]",
+    ]
+
+
+def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(collected: None, tmp_path: Path) -> None:
+    place = "/venv/lib/python3.11/site-packages/peft/tuners/lora.py"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn_explicit("found missing adapter keys", UserWarning, place, 3)
+        warnings.warn_explicit("will be renamed", FutureWarning, place, 4)
+        warnings.warn_explicit("elsewhere", UserWarning, "/venv/lib/site-packages/pandas/io.py", 3)
+    assert rank_warnings.describe(tmp_path, world_size=1) == ["peft: found missing adapter keys [rank 1]"]
+
+
+def test_what_repeats_is_one_line_with_a_count(collected: None, tmp_path: Path) -> None:
+    for step in range(9):
+        logging.getLogger("finetune.tracking.spool").warning("metrics of step %d are lost: disk full", step)
+    (warning,) = rank_warnings.read(tmp_path)
+    assert warning.describe(2) == "metrics of step 0 are lost: disk full [rank 1; 8 times]"
+    assert len((tmp_path / "warnings-rank-1.jsonl").read_text().splitlines()) == 4
+
+
+def test_ranks_that_warn_of_the_same_are_named_together(tmp_path: Path) -> None:
+    for rank in range(4):
+        Collector(tmp_path, rank).add("kind", "the tokenizer differs", float(rank))
+    Collector(tmp_path, 2).add("other", "late", 9.0)
+    assert rank_warnings.describe(tmp_path, 4) == ["the tokenizer differs [all 4 ranks]", "late [rank 2]"]
+    assert rank_warnings.describe(tmp_path, 8)[0] == "the tokenizer differs [rank 0, 1, 2, 3]"
+
+
+def test_their_number_and_length_are_bounded(tmp_path: Path) -> None:
+    collector = Collector(tmp_path, 0)
+    for number in range(1000):
+        collector.add(f"kind {number}", "x" * 10_000, 1.0)
+    found = rank_warnings.read(tmp_path)
+    assert len(found) == rank_warnings.MOST
+    assert max(len(warning.text) for warning in found) < 600
+
+
+def test_a_full_disk_or_a_torn_line_costs_nothing_else(tmp_path: Path) -> None:
+    Collector(tmp_path / "not there", 0).add("kind", "lost", 1.0)
+    Collector(tmp_path, 0).add("kind", "kept", 1.0)
+    with (tmp_path / "warnings-rank-0.jsonl").open("a") as file:
+        file.write('{"kind": "to')
+    assert rank_warnings.describe(tmp_path, 1) == ["kept"]
+
+
+def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(make) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    run: RunFolder = make()
+    console, shown = Console(file=io.StringIO(), width=200), set[str]()
+    collector = Collector(run.jobs, 0)
+    for number in range(30):
+        collector.add(f"kind {number}", f"warning number {number}", float(number))
+        _show_warnings(run, console, shown)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == [f"warning: warning number {number}" for number in range(MOST_WARNINGS)]
+    out = Console(file=io.StringIO(), width=200)
+    print_warnings(out, run, most=2)
+    print_warnings(out, run, most=0)
+    assert out.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "mine: warning: warning number 0", "mine: warning: warning number 1", "mine: 28 more warnings: finetune logs mine",
+        "mine: 30 warnings: finetune status mine",
+    ]  # fmt: skip
+    run.begin_attempt()
+    assert run.warnings() == [], "a person started it again"
