@@ -199,7 +199,7 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
         ValueError: it would not.
     """
     nowhere = Path("/nowhere")
-    return slurm.test_only(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
+    return slurm.ask_slurm(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
 
 
 def check(cluster: ClusterConfig) -> list[str]:

@@ -326,10 +326,10 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
     not_checked += [*_check_host_python(cluster), *_check_own_python(cluster)]
     script = render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
     is_sweep = num_points > 1
-    return [*not_checked, *test_only(script, may_wait=is_sweep), *check_partition(cluster)]
+    return [*not_checked, *ask_slurm(script, may_wait=is_sweep), *check_partition(cluster)]
 
 
-def test_only(script: str, *, may_wait: bool = False) -> list[str]:
+def ask_slurm(script: str, *, may_wait: bool = False) -> list[str]:
     """Ask Slurm whether it would take a batch script; return why that could not be found out, if so.
 
     Args:
