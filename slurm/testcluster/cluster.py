@@ -204,10 +204,13 @@ class Layout:
     def accounting_commands(self) -> list[list[str]]:
         """Return the commands of sacctmgr that set up accounts and limits."""
         commands = [["add", "cluster", "testcluster"]]
-        commands += [["add", "qos", name, *limits.options()] for name, limits in self.all_qualities().items()]
-        for account in self.accounts:
-            commands.append(["add", "account", account, "cluster=testcluster"])
-            commands.append(["add", "user", "root", f"account={account}"])
+        alike: dict[tuple[str, ...], list[str]] = {}  # one command for those of the same limits: each takes a third of a second
+        for name, limits in self.all_qualities().items():
+            alike.setdefault(tuple(limits.options()), []).append(name)
+        commands += [["add", "qos", ",".join(names), *options] for options, names in alike.items()]
+        accounts = ",".join(self.accounts)
+        commands.append(["add", "account", accounts, "cluster=testcluster"])
+        commands.append(["add", "user", "root", f"account={accounts}"])
         if self.qualities:
             names = ",".join(["normal", *(name for name, _ in self.qualities)])
             commands.append(["modify", "user", "root", "set", f"qos={names}", "defaultqos=normal"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Login:
         assert done.returncode == code, f"{done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
 
-    def train(self, *settings: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def train(
+        self, *settings: str, code: int = 0, program: tuple[str, ...] = ("finetune",), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Submit a run of a small model, or a sweep (-m), on the CPU of one rank."""
         model = [
             "model=llama_tiny",
@@ -71,7 +74,7 @@ class Login:
             "evaluate_every=1000",
             "cluster.ranks_per_node=1",
         ]
-        return self.run("finetune", "train", *fixed, *settings, code=code, **environment)
+        return self.run(*program, "train", *fixed, *settings, code=code, **environment)
 
     def runs(self, ids: str) -> list[RunFolder]:
         return [RunFolder.find(run_id, self.here / "runs") for run_id in ids.split()]
@@ -175,12 +178,21 @@ def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_fr
     assert causes[-1] == attempts.COMPLETED
 
 
-def test_an_old_python_and_a_wrong_account_are_refused_before_anything_is_queued(lumi: Login) -> None:
-    old = lumi.train(*MINE, "cluster.modules=[]", "max_steps=2", code=2).stderr
-    assert "cluster.host_python" in old
-    assert "3.6.15" in old
+def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login) -> None:
+    """Before anything is queued; but a Python in a container cannot try the host's, so that the job finds it out."""
+    path = f"PYTHONPATH={':'.join(sys.path)}"
+    old = [*MINE, "cluster.modules=[]", "max_steps=2"]
+    refused = lumi.train(*old, code=2, program=("env", path, sys.executable, "/site/login/start.py")).stderr
+    assert "cluster.host_python" in refused
+    assert "3.6.15" in refused
     assert "project_" in lumi.train(*MINE, "cluster.account=nn9999k", "max_steps=2", code=2).stderr
     assert lumi.cluster.slurm("squeue", "--noheader") == ""
+    submitted = lumi.train(*old)
+    assert "not checked: the nodes' Python" in submitted.stderr
+    (run,) = lumi.runs(submitted.stdout)
+    wait_for(lambda: not lumi.cluster.slurm("squeue", "--noheader"))
+    status = " ".join(lumi.run("finetune", "status", run.id).stdout.split())
+    assert "cluster.host_python: python3 is missing on this node or older than 3.8" in status
 
 
 @pytest.mark.slow
