@@ -43,7 +43,6 @@ PROGRAMS = (
 )
 NODES = ("node1", "node2", "node3")
 ACCOUNT = "nn9999k"
-GPUS, CPUS, MEMORY_MB = 4, 8, 8000
 SLOTS = range(1, 50)  # of addresses and ports, one a cluster
 
 SLURM_CONF = """\
@@ -81,8 +80,9 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
+EnforcePartLimits={enforce_limits}
 GresTypes=gpu
-JobRequeue=1
+JobRequeue={requeue}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -90,9 +90,7 @@ SlurmctldTimeout=10
 SlurmdTimeout=10
 KillWait=5
 MinJobAge=300
-NodeName=node[1-3] NodeAddr={net}.[1-3] CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
-PartitionName=urgent Nodes=ALL Default=NO MaxTime=1-00:00:00 State=UP PriorityTier=10 PreemptMode=OFF
+NodeName=node[1-3] NodeAddr={net}.[1-3] CPUs={cpus} RealMemory={memory} Gres={gres} Features={features} State=UNKNOWN
 """
 
 SLURMDBD_CONF = """\
@@ -110,6 +108,113 @@ StorageLoc=slurm_acct
 PidFile={base}/run/slurmdbd.pid
 LogFile={base}/log/slurmdbd.log
 """
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a quality of service. A partition that counts a user's jobs has one of its own, as sites do it."""
+
+    max_time: str | None = None
+    max_gpus: int | None = None
+    max_submitted: int | None = None
+    max_running: int | None = None
+
+    def options(self) -> list[str]:
+        """Return them as sacctmgr takes them, that of GPUs left out."""
+        values = {
+            "MaxWall": self.max_time,
+            "MaxSubmitJobsPerUser": self.max_submitted,
+            "MaxJobsPerUser": self.max_running,
+        }
+        return [f"{key}={value}" for key, value in values.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition, on all nodes."""
+
+    name: str
+    max_time: str = "7-00:00:00"
+    is_default: bool = False
+    max_nodes: int | None = None
+    whole_nodes: bool = False
+    limits: Limits | None = None
+    options: str = ""
+
+    @property
+    def quality(self) -> str:
+        """Name of the quality of service that holds the limits."""
+        return f"partition_{self.name}"
+
+    def line(self) -> str:
+        """Return its line of slurm.conf."""
+        values = {
+            "PartitionName": self.name,
+            "Nodes": "ALL",
+            "Default": "YES" if self.is_default else "NO",
+            "MaxTime": self.max_time,
+            "State": "UP",
+            "MaxNodes": self.max_nodes,
+            "OverSubscribe": "EXCLUSIVE" if self.whole_nodes else None,
+            "QOS": self.quality if self.limits else None,
+        }
+        words = [f"{key}={value}" for key, value in values.items() if value is not None]
+        return " ".join([*words, *([self.options] if self.options else [])])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What Slurm is told about nodes, partitions, qualities of service and accounts.
+
+    Attributes:
+        gpus: GPUs of a node by type; the type "" is GPUs without one.
+        requeue: whether jobs may be requeued (JobRequeue).
+        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait.
+        login_hosts: further names of this machine, which nodes resolve.
+    """
+
+    partitions: tuple[Partition, ...] = (
+        Partition("debug", "1-00:00:00", is_default=True, options="PriorityTier=1 PreemptMode=REQUEUE GraceTime=15"),
+        Partition("urgent", "1-00:00:00", options="PriorityTier=10 PreemptMode=OFF"),
+    )
+    qualities: tuple[tuple[str, Limits], ...] = ()
+    accounts: tuple[str, ...] = (ACCOUNT,)
+    gpus: tuple[tuple[str, int], ...] = (("", 4),)
+    cpus: int = 8
+    memory_mb: int = 8000
+    features: str = "none"
+    interface: str = "eth0"
+    requeue: bool = True
+    enforce_limits: str = "NO"
+    login_hosts: tuple[str, ...] = ()
+
+    def all_qualities(self) -> dict[str, Limits]:
+        """Return the qualities of service by name, those of partitions too."""
+        of_partitions = {partition.quality: partition.limits for partition in self.partitions if partition.limits}
+        return {**of_partitions, **dict(self.qualities)}
+
+    def gpu_limit_commands(self) -> list[list[str]]:
+        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has registered."""
+        return [
+            ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
+            for name, limits in self.all_qualities().items()
+            if limits.max_gpus is not None
+        ]
+
+    def accounting_commands(self) -> list[list[str]]:
+        """Return the commands of sacctmgr that set up accounts and limits."""
+        commands = [["add", "cluster", "testcluster"]]
+        alike: dict[tuple[str, ...], list[str]] = {}  # one command for those of the same limits: each takes a third of a second
+        for name, limits in self.all_qualities().items():
+            alike.setdefault(tuple(limits.options()), []).append(name)
+        commands += [["add", "qos", ",".join(names), *options] for options, names in alike.items()]
+        accounts = ",".join(self.accounts)
+        commands.append(["add", "account", accounts, "cluster=testcluster"])
+        commands.append(["add", "user", "root", f"account={accounts}"])
+        if self.qualities:
+            names = ",".join(["normal", *(name for name, _ in self.qualities)])
+            commands.append(["modify", "user", "root", "set", f"qos={names}", "defaultqos=normal"])
+        return commands
 
 
 def missing_programs() -> list[str]:
@@ -146,6 +251,7 @@ class Cluster:
     """One cluster on this machine; all it owns is under `base`, and its processes name `base` in their command lines."""
 
     name: str = "default"
+    layout: Layout = Layout()
 
     @property
     def base(self) -> Path:
@@ -195,6 +301,8 @@ class Cluster:
             for node in NODES:
                 self.boot(node)
             self._wait_until_idle(timeout)
+            for words in self.layout.gpu_limit_commands():
+                self.slurm("sacctmgr", "-i", "-Q", *words)
         except BaseException:
             self.down()
             raise
@@ -221,14 +329,19 @@ class Cluster:
         pid_file.unlink()
 
     def boot(self, node: str) -> None:
+        daemon = self.node_command(f"slurmd -D -f {self.conf} -N {node}")
         inner = (
             f"hostname {node} && mount --bind {self.base}/hosts /etc/hosts && mount -t tmpfs none {self.node_local} && "
-            f"exec slurmd -D -f {self.conf} -N {node}"
+            f"exec {daemon}"
         )
         namespaces = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command = ["nsenter", f"--net=/var/run/netns/{self._net_name(node)}", *namespaces, "bash", "-c", inner]
         started = _detached(command, self.base / "log" / f"{node}.log")
         (self.base / "run" / f"{node}.pid").write_text(str(started))
+
+    def node_command(self, daemon: str) -> str:
+        """Return the shell command that starts a node's daemon in the namespaces of that node."""
+        return daemon
 
     def start_controller(self) -> None:
         _detached(["slurmctld", "-D", "-f", str(self.conf)], self.base / "log" / "slurmctld.out")
@@ -240,9 +353,8 @@ class Cluster:
         self._start_database()
         _detached(["slurmdbd", "-D"], self.base / "log" / "slurmdbd.out", SLURM_CONF=str(self.conf))
         self._wait_for(lambda: _listens(f"10.77.{self.slot}.254", 20000 + self.slot), "slurmdbd", 20)
-        if not self.slurm("sacctmgr", "-n", "show", "account", ACCOUNT).strip():
-            user = ["add", "user", "root", f"account={ACCOUNT}"]
-            for words in (["add", "cluster", "testcluster"], ["add", "account", ACCOUNT, "cluster=testcluster"], user):
+        if not self.slurm("sacctmgr", "-n", "show", "account", self.layout.accounts[0]).strip():
+            for words in self.layout.accounting_commands():
                 self.slurm("sacctmgr", "-i", "-Q", *words)
 
     def stop_accounting(self) -> None:
@@ -268,33 +380,49 @@ class Cluster:
         (self.base / "slot").write_text(str(slot))
         net = f"10.77.{slot}"
         values = {
-            "base": self.base, "net": net, "head": socket.gethostname().partition(".")[0], "cpus": CPUS, "gpus": GPUS,
-            "memory": MEMORY_MB, "ctld_port": 21000 + slot, "dbd_port": 20000 + slot, "db_port": 22000 + slot,
+            "base": self.base, "net": net, "head": socket.gethostname().partition(".")[0], "cpus": self.layout.cpus,
+            "gres": ",".join(f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus),
+            "memory": self.layout.memory_mb, "features": self.layout.features, "requeue": int(self.layout.requeue),
+            "enforce_limits": self.layout.enforce_limits,
+            "ctld_port": 21000 + slot, "dbd_port": 20000 + slot, "db_port": 22000 + slot,
             # ids are new at each start: one that came again would meet the files of an earlier job in the same folder
             "first_job_id": 1000 + int(time.time()) % 50_000_000,
         }  # fmt: skip
-        self.conf.write_text(SLURM_CONF.format(**values))
+        partitions = "\n".join(partition.line() for partition in self.layout.partitions)
+        self.conf.write_text(f"{SLURM_CONF.format(**values)}{partitions}\n")
         dbd = self.base / "slurmdbd.conf"
         dbd.write_text(SLURMDBD_CONF.format(**values))
         dbd.chmod(0o600)
-        (self.base / "gres.conf").write_text(f"Name=gpu File={self.base}/gpus/nvidia[0-{GPUS - 1}]\n")
-        for index in range(GPUS):
-            os.mknod(self.base / "gpus" / f"nvidia{index}", 0o20600, os.makedev(1, 3))
+        self._make_gpus()
         hosts = [f"{net}.{number} {node}" for number, node in enumerate(NODES, start=1)]
-        (self.base / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{net}.254 {values['head']}", *hosts]) + "\n")
+        head = " ".join([str(values["head"]), *self.layout.login_hosts])
+        (self.base / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{net}.254 {head}", *hosts]) + "\n")
+
+    def _make_gpus(self) -> None:
+        """Write gres.conf, and make the device files that it names: without one Slurm sets no CUDA_VISIBLE_DEVICES."""
+        lines = []
+        first = 0
+        for kind, count in self.layout.gpus:
+            files = f"File={self.base}/gpus/nvidia[{first}-{first + count - 1}]"
+            lines.append(" ".join(["Name=gpu", *([f"Type={kind}"] if kind else []), files]))
+            for index in range(first, first + count):
+                os.mknod(self.base / "gpus" / f"nvidia{index}", 0o20600, os.makedev(1, 3))
+            first += count
+        (self.base / "gres.conf").write_text("\n".join(lines) + "\n")
 
     def _start_network(self) -> None:
         slot = self.slot
         bridge = f"ftc{slot}"
+        inner = self.layout.interface
         _run(["ip", "addr", "add", f"10.77.{slot}.254/24", "dev", bridge])
         _run(["ip", "link", "set", bridge, "up"])
         for number, node in enumerate(NODES, start=1):
             space, outer = self._net_name(node), f"{bridge}v{number}"
             _run(["ip", "netns", "add", space])
-            _run(["ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space])
+            _run(["ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space])
             _run(["ip", "link", "set", outer, "master", bridge, "up"])
-            _run(["ip", "-n", space, "addr", "add", f"10.77.{slot}.{number}/24", "dev", "eth0"])
-            for device in ("lo", "eth0"):
+            _run(["ip", "-n", space, "addr", "add", f"10.77.{slot}.{number}/24", "dev", inner])
+            for device in ("lo", inner):
                 _run(["ip", "-n", space, "link", "set", device, "up"])
 
     def _remove_network(self) -> None:
@@ -337,7 +465,8 @@ class Cluster:
     def _wait_until_idle(self, timeout: float) -> None:
         def idle() -> bool:
             try:
-                return self.slurm("sinfo", "-h", "-N", "-p", "debug", "-o", "%t").split() == ["idle"] * len(NODES)
+                partition = self.layout.partitions[0].name
+                return self.slurm("sinfo", "-h", "-N", "-p", partition, "-o", "%t").split() == ["idle"] * len(NODES)
             except (RuntimeError, subprocess.TimeoutExpired):
                 return False
 

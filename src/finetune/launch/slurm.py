@@ -44,6 +44,8 @@ NO_MODULES = 77  # exit code of a trial whose module commands do not work here
 NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 # for sbatch these would come before the script's own lines, and before the environment that a job needs
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
+# what Apptainer, Singularity and the wrappers of hpc-container-wrapper set inside, or for the inside
+OF_CONTAINER = re.compile(r"(APPTAINER|SINGULARITY)(ENV_\w+|_(BIND|BINDPATH|COMMAND|CONTAINER|ENVIRONMENT|NAME))|_CW_\w+")
 
 
 def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
@@ -504,6 +506,15 @@ class SlurmError(ValueError):
         self.reason = reason
 
 
+def _environment_for_jobs() -> dict[str, str]:
+    """Return this process' environment without what a job must not inherit: its own containers would start with the folders and
+    variables of the one that this command runs in."""
+    dropped = [*NOT_INHERITED]
+    if container():
+        dropped += [key for key in os.environ if OF_CONTAINER.fullmatch(key)]
+    return {key: value for key, value in os.environ.items() if key not in dropped}
+
+
 def slurm_command(*command: str, stdin: str | None = None) -> str:
     """Run one of Slurm's commands and return what it printed.
 
@@ -511,11 +522,11 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
         SlurmError: it is not on PATH, does not answer, or Slurm refused; with Slurm's own message.
     """
     _require(command[0])
-    environment = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False, env=environment
-        )
+            command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False,
+            env=_environment_for_jobs(),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         reason = f"{command[0]} did not answer within {SLURM_SECONDS} s"
         raise SlurmError(f"{reason}: try again later", reason) from None

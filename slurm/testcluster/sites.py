@@ -1,0 +1,519 @@
+"""The test cluster dressed as a site: partitions, limits, accounts, folders, modules, Python and container program.
+
+    python -m slurm.testcluster.sites up lumi               starts the test cluster as LUMI
+    python -m slurm.testcluster.sites login lumi [COMMAND]  a shell, or a command, on its login node
+    python -m slurm.testcluster.sites down lumi
+
+The login node and the nodes see a root of their own: this machine's folders, the site's file systems (/scratch,
+/cluster, …) and /site, which holds the stand-ins for the site's own programs and comes first on PATH:
+
+    python3       answers, and refuses newer syntax, as the site's old Python does
+    module        finds a module only after what must come first, and logs each call in /site/modules.log
+    apptainer     runs a command in another root: Python in /opt/env, no Slurm commands, only folders that are bound
+    finetune      an environment without torch, as a login node has it
+    sinfo         refuses where the site denies it
+
+What no stand-in shows: GPUs, another architecture, the speed of anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from slurm.testcluster import wrapped
+from slurm.testcluster.cluster import Cluster, Layout, Limits, Partition, _detached
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+NOT_ON_LOGIN = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
+NRIS_GPU = "/cluster/software/NRIS/GPU/modules"
+NCCL = "NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a site is made of.
+
+    Attributes:
+        folders: its shared file systems, at the root of login node and nodes.
+        home: of the user, in one of them; the walk begins there.
+        image: of a container, which the Python of trainings comes from.
+        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from; unset: from
+            a virtual environment.
+        shares_python: whether the nodes see that virtual environment.
+        python: version that `python3` answers with.
+        modules: files of shell lines, by path; a folder of them is a path for `module use`.
+        loaded: modules that a login shell has.
+        programs: further scripts of the site, by name.
+        environment: of the login shell.
+    """
+
+    name: str
+    layout: Layout
+    login_host: str = "login1"
+    folders: tuple[str, ...] = ("/cluster",)
+    home: str = "/cluster/home/kari"
+    image: str | None = None
+    wrapped: str | None = None
+    shares_python: bool = False
+    python: str = "3.6.15"
+    modules: dict[str, str] = field(default_factory=dict)
+    loaded: str = ""
+    programs: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+DENIED = "echo 'slurm_load_partitions: Access/permission denied' >&2; exit 1"
+CRAY_PYTHON = "export PATH=/site/newer-python/bin:$PATH"
+
+LUMI = Site(
+    name="lumi",
+    layout=Layout(
+        partitions=(
+            Partition(
+                "standard-g",
+                "2-00:00:00",
+                whole_nodes=True,
+                limits=Limits(max_submitted=210, max_running=200),
+            ),
+            Partition("small-g", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=210, max_running=200)),
+            Partition("dev-g", "03:00:00", max_nodes=32, limits=Limits(max_submitted=2, max_running=1)),
+            Partition("small", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=220, max_running=200)),
+        ),
+        accounts=("project_465001234", "project_465000000"),
+        gpus=(("", 8),),
+        cpus=56,
+        memory_mb=480 * 1024,
+        interface="hsn0",
+        login_hosts=("uan01",),
+    ),
+    login_host="uan01",
+    folders=("/users", "/project", "/projappl", "/scratch", "/flash", "/appl"),
+    home="/users/kari",
+    image="/appl/local/laifs/containers/lumi-multitorch-full-latest.sif",
+    wrapped="/projappl/project_465001234/finetune",
+    modules={
+        "/appl/local/laifs/modules/lumi-aif-singularity-bindings": (
+            "export SINGULARITY_BIND=/project,/projappl,/scratch,/flash,/appl"
+        ),
+        "/site/modules/CrayEnv": "",
+        "/site/modules/cray-python": CRAY_PYTHON,
+    },
+    loaded="craype-x86-rome",
+    programs={"lumi-allocations": "echo 'project_465001234   GPU  120/5000 (2.4%)'"},
+)
+
+OLIVIA = Site(
+    name="olivia",
+    layout=Layout(
+        partitions=(
+            Partition("small", is_default=True, max_nodes=1),
+            Partition("large", whole_nodes=True, max_nodes=9),
+            Partition("accel", max_nodes=8),
+        ),
+        qualities=(("devel", Limits(max_time="02:00:00", max_gpus=16)),),
+        accounts=("nn30001k", "nn9999k", "nn9999o"),
+        gpus=(("", 4),),
+        cpus=288,
+        memory_mb=808 * 1024,
+        interface="hsn0",
+    ),
+    image="/cluster/projects/nn30001k/finetune.sif",
+    wrapped="/cluster/projects/nn30001k/finetune",
+    modules={
+        "/site/modules/NRIS/GPU": f"need_not NRIS/Login\nMODULEPATH={NRIS_GPU}:$MODULEPATH",
+        "/site/modules/NRIS/Login": "",
+        "/site/modules/cray-python": CRAY_PYTHON,
+        f"{NRIS_GPU}/{NCCL}": "\n".join(
+            f"mkdir -p {NRIS_GPU}/{name}/lib; export {variable}={NRIS_GPU}/{name}"
+            for name, variable in (
+                ("libfabric", "EBROOTLIBFABRIC"),
+                ("nccl", "EBROOTNCCL"),
+                ("plugin", "EBROOTAWSMINOFIMINNCCL"),
+            )
+        ),
+    },
+    loaded="NRIS/Login",
+    programs={
+        "projects": "printf 'nn30001k\\nnn9999k\\n'",
+        "python3.11": 'exec /site/newer-python/bin/python3 "$@"',
+    },
+)
+
+SAGA = Site(
+    name="saga",
+    layout=Layout(
+        partitions=(
+            Partition("normal", is_default=True),
+            Partition("bigmem", "14-00:00:00"),
+            Partition("accel", "14-00:00:00", max_nodes=7),
+            Partition("a100", "14-00:00:00", max_nodes=7),
+        ),
+        qualities=(("devel", Limits(max_time="02:00:00")), ("optimist", Limits())),
+        accounts=("nn9999k",),
+        gpus=(("", 4),),
+        cpus=32,
+        memory_mb=1000 * 1024,
+    ),
+    shares_python=True,
+    modules={
+        "/site/modules/StdEnv": "",
+        "/site/modules/Zen2Env": "need_not StdEnv",
+        "/site/modules/cray-python": CRAY_PYTHON,
+    },
+    loaded="StdEnv",
+    programs={"projects": "echo nn9999k"},
+)
+
+BETZY = Site(
+    name="betzy",
+    layout=Layout(
+        partitions=(
+            Partition("normal", "4-00:00:00", is_default=True, whole_nodes=True),
+            Partition("preproc", "1-00:00:00", max_nodes=1),
+            Partition("accel", max_nodes=3),
+        ),
+        qualities=(("devel", Limits(max_time="01:00:00")), ("preproc", Limits(max_time="1-00:00:00"))),
+        accounts=("nn9999k",),
+        gpus=(("", 4),),
+        cpus=64,
+        memory_mb=495 * 1024,
+    ),
+)
+
+MARENOSTRUM5 = Site(
+    name="marenostrum5",
+    layout=Layout(
+        partitions=(
+            Partition("acc", "3-00:00:00", is_default=True, max_nodes=100),
+            Partition("gpp", "3-00:00:00"),
+        ),
+        qualities=(
+            ("acc_ehpc", Limits(max_time="3-00:00:00", max_submitted=366)),
+            ("acc_debug", Limits(max_time="02:00:00", max_submitted=1)),
+            ("gp_ehpc", Limits(max_time="3-00:00:00")),
+            ("gp_debug", Limits(max_time="02:00:00")),
+        ),
+        accounts=("ehpc123",),
+        gpus=(("", 4),),
+        cpus=80,
+        memory_mb=512 * 1024,
+        interface="ib0",
+    ),
+    folders=("/gpfs",),
+    home="/gpfs/home/kari",
+    image="/gpfs/projects/ehpc123/pytorch.sif",
+    python="3.9.18",
+    programs={"sinfo": DENIED},
+    environment={"SBATCH_EXPORT": "NONE"},  # as Open OnDemand sets it
+)
+
+JUPITER = Site(
+    name="jupiter",
+    layout=Layout(
+        partitions=(Partition("booster", "12:00:00", is_default=True, whole_nodes=True),),
+        accounts=("jureap123",),
+        gpus=(("", 4),),
+        cpus=288,
+        memory_mb=800 * 1024,
+        interface="ib0",
+        requeue=False,
+    ),
+    folders=("/e",),
+    home="/e/home/kari",
+    image="/e/project/jureap123/pytorch.sif",
+    python="3.9.18",
+)
+
+# those of which no more than the queues is needed
+LEONARDO = Site(
+    name="leonardo",
+    layout=Layout(
+        partitions=(
+            Partition("boost_usr_prod", "1-00:00:00", is_default=True, max_nodes=64),
+            Partition("lrd_all_serial", "04:00:00", max_nodes=1),
+        ),
+        qualities=(
+            ("boost_qos_lprod", Limits(max_time="4-00:00:00")),
+            ("boost_qos_dbg", Limits(max_time="00:30:00")),
+        ),
+        accounts=("euhpc_a01_001",),
+        gpus=(("", 4),),
+        cpus=32,
+        memory_mb=503 * 1024,
+    ),
+)
+JUWELS_BOOSTER = Site(
+    name="juwels_booster",
+    layout=Layout(partitions=(Partition("booster", "1-00:00:00", is_default=True),), cpus=48),
+)
+FOX = Site(
+    name="fox",
+    layout=Layout(partitions=(Partition("accel"), Partition("normal")), accounts=("ec11",), cpus=96),
+)
+IDUN = Site(
+    name="idun",
+    layout=Layout(
+        partitions=(Partition("GPUQ", "14-00:00:00"), Partition("CPUQ", "14-00:00:00")),
+        accounts=("share-ie-idi",),
+        gpus=(("a100", 8), ("h100", 8), ("v100", 8), ("p100", 8)),
+        features="gpu80g,gpu40g",
+    ),
+)
+EX3 = Site(
+    name="ex3",
+    layout=Layout(partitions=(Partition("dgx2q"), Partition("gh200q"), Partition("defq")), cpus=96),
+)
+ARRHENIUS = Site(
+    name="arrhenius",
+    layout=Layout(
+        partitions=(Partition("gpu", "3-00:00:00"), Partition("cpu")),
+        accounts=("naiss2026-1-23-gpu",),
+        cpus=288,
+    ),
+)
+
+SITES = {
+    site.name: site
+    for site in (
+        LUMI, OLIVIA, SAGA, BETZY, MARENOSTRUM5, JUPITER, LEONARDO, JUWELS_BOOSTER, FOX, IDUN, EX3, ARRHENIUS,
+    )
+}  # fmt: skip
+
+
+def union(sites: list[Site]) -> Layout:
+    """Return a layout on which the jobs of all these sites can be submitted.
+
+    It has every partition, quality of service, account, type of GPU and feature, on nodes as large as the largest.
+    Limits are left out, as sites give one name different ones: `limit` sets those of one site.
+    """
+    layouts = [site.layout for site in sites]
+    partitions = {partition.name: Partition(partition.name, "30-00:00:00") for each in layouts for partition in each.partitions}
+    qualities = {name: Limits() for each in layouts for name, _ in each.qualities}
+    types = {kind: count for each in layouts for kind, count in each.gpus if kind}
+    first, *others = partitions.values()
+    return Layout(
+        partitions=(replace(first, is_default=True), *others),
+        qualities=tuple(qualities.items()),
+        accounts=tuple(dict.fromkeys(account for each in layouts for account in each.accounts)),
+        gpus=tuple(types.items()),
+        cpus=max(each.cpus for each in layouts),
+        memory_mb=max(each.memory_mb for each in layouts),
+        features=",".join(dict.fromkeys(each.features for each in layouts if each.features != "none")),
+        enforce_limits="ALL",
+    )
+
+
+def limit(cluster: Cluster, site: Site) -> None:
+    """Give the partitions of a running cluster the limits that they have at a site."""
+    for partition in site.layout.partitions:
+        settings = [f"MaxTime={partition.max_time}", f"MaxNodes={partition.max_nodes or 'UNLIMITED'}"]
+        settings.append(f"OverSubscribe={'EXCLUSIVE' if partition.whole_nodes else 'NO'}")
+        cluster.slurm("scontrol", "update", f"PartitionName={partition.name}", *settings)
+
+
+@dataclass(frozen=True)
+class DressedCluster(Cluster):
+    """A test cluster that looks like a site, with a login node."""
+
+    site: Site = LUMI
+
+    @classmethod
+    def of(cls, site: Site, name: str) -> DressedCluster:
+        return cls(name=name, layout=site.layout, site=site)
+
+    @property
+    def disk(self) -> Path:
+        """The site's file systems, and /site, as this machine sees them."""
+        return self.base / "disk"
+
+    def path(self, path: str) -> Path:
+        """Return where a path of the site lies on this machine."""
+        return self.disk / path.lstrip("/")
+
+    def node_command(self, daemon: str) -> str:
+        return f"bash {self.base}/enter-root node {daemon}"
+
+    def _configure(self) -> None:
+        super()._configure()
+        _write_disk(self)
+        _write_root_script(self)
+
+    def _start_network(self) -> None:
+        super()._start_network()
+        self._start_login_node()
+
+    def _start_login_node(self) -> None:
+        """Start a process that holds the login node's namespaces, and wait until they are complete."""
+        inner = f"hostname {self.site.login_host} && exec bash {self.base}/enter-root login bash /site/wait"
+        command = ["unshare", "--uts", "--mount", "--fork", "--kill-child", "bash", "-c", inner]
+        _detached(command, self.base / "log" / "login.log")
+        self._wait_for(self.path("/site/login.pid").exists, "the login node", 10)
+
+    def login(self, *words: str, folder: str | None = None) -> list[str]:
+        """Return the command that runs another one, or a shell, on the login node."""
+        site = self.site
+        variables = {
+            "HOME": site.home,
+            "USER": "root",
+            "LOGNAME": "root",
+            "TERM": os.environ.get("TERM", "dumb"),
+            "LANG": "C.UTF-8",
+            "PATH": "/site/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "BASH_ENV": "/site/init.sh",
+            "LOADEDMODULES": site.loaded,
+            "MODULEPATH": "/site/modules",
+            **self.environment,
+            **site.environment,
+        }
+        settings = [f"{key}={value}" for key, value in variables.items()]
+        pid = self.path("/site/login.pid").read_text().strip()
+        enter = ["nsenter", f"--target={pid}", "--mount", "--uts", "env", "-i", *settings, "bash"]
+        if not words:
+            return [*enter, "--rcfile", "/site/init.sh", "-i"]
+        return [*enter, "-c", f'cd {shlex.quote(folder or site.home)} && exec "$@"', "bash", *words]
+
+
+def _write_disk(cluster: DressedCluster) -> None:
+    """Write the site's folders, and its programs into /site."""
+    site, disk = cluster.site, cluster.path
+    for folder in (*site.folders, site.home, "/site/bin", "/site/newer-python/bin"):
+        disk(folder).mkdir(parents=True, exist_ok=True)
+    for path, lines in site.modules.items():
+        _write(disk(path), lines)
+    python = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
+    newer = f'#!/bin/bash\nexec {python} "$@"\n'
+    old = f'#!/bin/bash\nexec {python} -I /site/old_python.py {site.python} "$@"\n'
+    _write(disk("/site/bin/python3"), old)
+    _write(cluster.base / "profile.d" / "modules.sh", ". /site/init.sh\n")
+    for name in ("python3", f"python3.{sys.version_info.minor}"):
+        _write(disk(f"/site/newer-python/bin/{name}"), newer)
+    for name, script in site.programs.items():
+        _write(disk(f"/site/bin/{name}"), f"#!/bin/bash\n{script}\n")
+    for name in ("old_python.py", "init.sh", "wait", "apptainer"):
+        shutil.copy(STAND_INS / name, disk("/site") / name)
+    _write(disk("/site/bin/apptainer"), f'#!/bin/bash\nexec bash /site/apptainer {cluster.base}/image "$@"\n')
+    _write(disk("/site/bin/singularity"), disk("/site/bin/apptainer").read_text())
+    if site.image:
+        _write(disk(site.image), "#!/usr/bin/env run-singularity\n")
+    _write_image(cluster.base / "image")
+    _write_login_environment(cluster)
+
+
+def _write_image(image: Path) -> None:
+    """Write the part of a container's root that differs from this machine's: this Python's environment in /opt/env."""
+    version = f"python3.{sys.version_info.minor}"
+    base = Path("/usr") if sys.base_prefix == "/usr" else Path("/opt/python")
+    for folder in ("bin", "lib", "include"):
+        (image / "env" / folder).mkdir(parents=True)
+    (image / "env" / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
+    for name in ("python", "python3", version):
+        (image / "env" / "bin" / name).symlink_to(base / "bin" / version)
+    (image / "base-prefix").write_text(f"{sys.base_prefix}\n")
+
+
+def _write_login_environment(cluster: DressedCluster) -> None:
+    """Write `finetune` as a login node has it: without torch and what needs it, where jobs have a Python of their own.
+
+    It is this Python with those packages hidden; what a login node must install is another test's concern."""
+    site, folder = cluster.site, cluster.path("/site")
+    python = sys.executable
+    if site.wrapped:
+        wrapped.wrap(cluster.path(site.wrapped))
+        packages = cluster.path(site.wrapped) / "img.sqfs" / "lib"
+        packages.unlink()
+        packages.symlink_to(cluster.base / "image" / "env" / "lib")
+        python = f"{site.wrapped}/bin/python"
+    hidden = () if site.shares_python else NOT_ON_LOGIN
+    source = Path(__file__).parents[2]
+    command = f"""\
+        import sys
+
+        class Hidden:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {hidden!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        if __name__ == "__main__":
+            sys.meta_path.insert(0, Hidden())
+            from finetune.cli import main
+            sys.exit(main())
+        """
+    _write(folder / "login" / "start.py", textwrap.dedent(command))
+    script = f"""\
+        #!/bin/bash
+        # the nodes have no GPUs: a training on them is told so
+        case $1 in train) set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;; esac
+        PYTHONPATH={source}/src:{source} exec {python} /site/login/start.py "$@"
+        """
+    _write(folder / "bin" / "finetune", textwrap.dedent(script))
+
+
+def _write_root_script(cluster: DressedCluster) -> None:
+    """Write the script that gives a process the site's root: this machine's folders, and the site's among them.
+
+    On nodes this Python's environment is in containers only: its own folder, which the login node has, is empty.
+    """
+    is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
+    top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})
+    script = f"""\
+        set -e
+        root={cluster.base}/root
+        mkdir -p $root
+        mount -t tmpfs none $root
+        for entry in /*; do
+          if [ -L "$entry" ]; then cp -a "$entry" $root
+          elif [ -d "$entry" ]; then mkdir $root$entry; mount --rbind "$entry" $root$entry; fi
+        done
+        for name in {" ".join(top)}; do
+          mkdir -p $root/$name
+          mount --bind {cluster.disk}/$name $root/$name
+        done
+        mount --bind {sys.prefix}/lib $root{cluster.base}/image/env/lib
+        if [ $1 = node ] && {str(is_hidden).lower()}; then mount -t tmpfs none $root{sys.prefix}; fi
+        mount --bind {cluster.base}/profile.d $root/etc/profile.d
+        shift
+        cd $root
+        pivot_root . .
+        umount -l .
+        cd /
+        exec "$@"
+        """
+    _write(cluster.base / "enter-root", textwrap.dedent(script))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="It needs root, on Linux.")
+    parser.add_argument("--name", help="of the cluster; unset: the site's")
+    parser.add_argument("verb", choices=("up", "down", "login"))
+    parser.add_argument("site", choices=sorted(SITES))
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="a command for the login node")
+    options = parser.parse_args()
+    cluster = DressedCluster.of(SITES[options.site], options.name or options.site)
+    try:
+        if options.verb == "up":
+            cluster.up()
+            print(f"python -m slurm.testcluster.sites login {options.site}")
+        elif options.verb == "down":
+            cluster.down()
+        else:
+            sys.exit(subprocess.run(cluster.login(*options.words), check=False).returncode)
+    except RuntimeError as fault:
+        sys.exit(f"error: {fault}")
+
+
+if __name__ == "__main__":
+    main()
