@@ -48,19 +48,6 @@ def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell:
             shell.cluster.start_accounting()
 
 
-def test_run_ids_complete_in_bash(shell: Shell) -> None:
-    newest = RunFolder.all(shell.folder / "runs")[-1]
-    script = f"""
-finetune() {{ {cli.sys.executable} -m finetune.cli "$@"; }}
-eval "$(finetune completion bash)"
-COMP_WORDS=(finetune logs {newest.id[:-2]}); COMP_CWORD=2; _finetune; echo "${{COMPREPLY[@]}}"
-COMP_WORDS=(finetune can); COMP_CWORD=1; _finetune; echo "${{COMPREPLY[@]}}"
-"""
-    lines = shell.run("bash", "-c", script).stdout.splitlines()
-    assert newest.id in lines[0].split()
-    assert lines[1] == "cancel"
-
-
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "full"
