@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.cluster import ClusterConfig
-from finetune.launch import observe, slurm
+from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
@@ -200,7 +200,7 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
         ValueError: it would not.
     """
     nowhere = Path("/nowhere")
-    return slurm.try_submission(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
+    return checks.try_submission(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
 
 
 def check(cluster: ClusterConfig) -> list[str]:
@@ -234,7 +234,7 @@ def check(cluster: ClusterConfig) -> list[str]:
         if per_job == 1:
             raise
         raise ValueError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
-    return [*not_checked, *slurm.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
+    return [*not_checked, *checks.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
 
 
 def _architecture(cluster: ClusterConfig) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from finetune import base, checkpoint_files, extras, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import chain, local, observe, places, slurm, sweep_files, waves
+from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
@@ -239,7 +239,7 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         return False
     if config.debug:
         raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
-    for unchecked in slurm.check(config.cluster, num_points):
+    for unchecked in checks.check(config.cluster, num_points):
         if not quiet:
             print(f"not checked: {unchecked}", file=sys.stderr)  # noqa: T201
     return True
