@@ -16,7 +16,6 @@ import contextlib
 import getpass
 import json
 import math
-import os
 import platform
 import re
 import shlex
@@ -26,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.cluster import ClusterConfig
+from finetune.json_files import write_json
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
@@ -316,9 +316,7 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
             script.write_text(text, encoding="utf-8")
             hold = [] if jobs else ["--hold"]
             jobs[_name(together)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
-        temporary = folder / f".{FILE}.tmp"
-        temporary.write_text(json.dumps(jobs, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / FILE)
+        write_json(folder / FILE, jobs)
         slurm.slurm_command("scontrol", "release", next(iter(jobs.values())))
     except BaseException as fault:
         if jobs:

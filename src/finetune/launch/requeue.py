@@ -8,8 +8,8 @@
 
 A job that has ended for good submits points of sweeps that wait for its place (waves.py).
 
-It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts, waves.py and the standard library,
-from Python 3.8 on (cluster.host_python).
+It runs on the batch host, outside of a container, where scontrol is: only the standard library and modules that need no more
+themselves (pyproject.toml lists them), from Python 3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 from finetune import attempts, causes
 from finetune.attempts import Attempt, Ending
+from finetune.json_files import write_json
 from finetune.launch import waves
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
@@ -435,13 +436,6 @@ def clean_up(run: Path, num_nodes: int) -> None:
     except subprocess.TimeoutExpired:
         say(f"{staged['folder']} may be left on a node")
     (run / "staged.json").unlink(missing_ok=True)
-
-
-def write_json(path: Path, body: dict[str, Any]) -> None:
-    """Atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -329,9 +329,14 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     require_program(command[0])
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False,
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=SLURM_SECONDS,
+            check=False,
             env=_environment_for_jobs(),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         reason = f"{command[0]} did not answer within {SLURM_SECONDS} s"
         raise SlurmError(f"{reason}: try again later", reason) from None

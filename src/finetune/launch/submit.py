@@ -33,7 +33,7 @@ from finetune.launch.freeze import (
     new_id,
     pin,
     snapshot_code,
-)  # fmt: skip
+)
 from finetune.launch.job import lean_imports
 from finetune.points import Sweep
 from finetune.run_folder import RunFolder

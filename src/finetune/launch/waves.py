@@ -24,10 +24,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+
+from finetune.json_files import write_json
 
 PLAN, SCRIPT, POINTS = "waves.json", "submit.sh", "points"
 PAUSED = "paused.json"  # the plan of a sweep that nobody moves on until a person retries it
@@ -499,9 +501,13 @@ def run_slurm(*command: str) -> str:
         raise Refused(f"{command[0]} is not on PATH")
     try:
         done = subprocess.run(
-            [program, *command[1:]], env=submission_environment(), capture_output=True, text=True, timeout=COMMAND_SECONDS,
+            [program, *command[1:]],
+            env=submission_environment(),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
             check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise Refused(f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s") from None
     if done.returncode:
@@ -554,13 +560,8 @@ def _rename(source: Path, target: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
+    """Return the files of a folder; none if it is not there. NFS leaves .nfs… in the place of open files that are removed."""
     try:
-        return list(folder.iterdir())
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
         return []
-
-
-def write_json(path: Path, body: Mapping[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
