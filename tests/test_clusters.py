@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from finetune import attempts, causes, json_files
 from finetune.cluster import ClusterConfig
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.launch import freeze, requeue, slurm, waves
+from finetune.launch import freeze, requeue, slurm, slurm_command, waves
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
 from tests.models import LLAMA
@@ -90,7 +90,7 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         assert f"    {host_python} -m finetune.launch.requeue" in script
 
 
-@pytest.mark.parametrize("module", [attempts, causes, json_files, requeue, waves])
+@pytest.mark.parametrize("module", [attempts, causes, json_files, requeue, slurm_command, waves])
 def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))

@@ -18,7 +18,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
@@ -28,6 +27,7 @@ from finetune.launch import job, places, waves
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
+from finetune.launch.slurm_command import Refused, run_command
 from finetune.launch.waves import POINTS, SCRIPT
 from finetune.run_folder import RunFolder
 
@@ -157,7 +157,7 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
 
 def _queue() -> list[waves.QueuedJob]:
     """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too much."""
-    with contextlib.suppress(waves.Refused):
+    with contextlib.suppress(Refused):
         return waves.queue()
     return []
 
@@ -328,25 +328,15 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     """
     require_program(command[0])
     try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=SLURM_SECONDS,
-            check=False,
-            env=_environment_for_jobs(),
-        )
-    except subprocess.TimeoutExpired:
-        reason = f"{command[0]} did not answer within {SLURM_SECONDS} s"
-        raise SlurmError(f"{reason}: try again later", reason) from None
-    if done.returncode:
-        lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"
-        if waves.TOO_MANY.search(reason):
-            reason += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
-        raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
-    return done.stdout.strip()
+        return run_command(*command, seconds=SLURM_SECONDS, environment=_environment_for_jobs(), stdin=stdin)
+    except Refused as refusal:
+        if refusal.is_silent:
+            raise SlurmError(f"{refusal}: try again later", str(refusal)) from None
+        lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in refusal.output.splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(lines))
+    if waves.TOO_MANY.search(reason):
+        reason += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
+    raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
 
 
 def require_program(program: str) -> None:
