@@ -58,7 +58,7 @@ def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFol
         sweep_files.update(Path(frozen[0].runs_dir), sweep.id, runs)
     if not on_slurm:
         if sweep:
-            _say_sweep(sweep, len(runs))
+            _print_sweep(sweep, len(runs))
         local.start_in_turn(runs)
         return runs
     try:
@@ -117,7 +117,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     return on_slurm, after
 
 
-def _say_sweep(sweep: Sweep, num_points: int) -> None:
+def _print_sweep(sweep: Sweep, num_points: int) -> None:
     if sweep.first or num_points < 2:  # a sweeper that learns submits a batch after the other: each run is named as it starts
         return
     print(  # noqa: T201
