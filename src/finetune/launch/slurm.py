@@ -178,7 +178,7 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> 
 
 
 def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None) -> str:
-    """Return the batch script. Its ranks are started as submitit starts them, so that submitit knows who each of them is.
+    """Return the batch script. Its ranks are started as submitit starts them, so that submitit finds the rank of each.
 
     Args:
         job_folder: where a task's pickle and logs lie; %a is its index.
