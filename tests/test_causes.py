@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import shlex
@@ -188,11 +187,3 @@ def test_the_controller_records_how_ranks_ended(tmp_path: Path) -> None:
 
 def test_oom_kills_are_counted_where_the_kernel_does() -> None:
     assert count_oom_kills() >= 0
-
-
-def test_the_helpers_old_python_reads_the_module() -> None:
-    """The batch script's Python may be 3.8: no later syntax, and nothing but the standard library."""
-    source = Path(causes.__file__).read_text()
-    tree = ast.parse(source, feature_version=(3, 8))
-    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} <= {"__future__", "collections", "dataclasses", "pathlib", "typing"}

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from finetune import attempts
+from finetune import attempts, causes, json_files
 from finetune.cluster import ClusterConfig
 from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.launch import freeze, requeue, slurm, waves
+from finetune.launch import freeze, requeue, slurm, slurm_command, waves
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
 from tests.models import LLAMA
@@ -90,12 +90,20 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         assert f"    {host_python} -m finetune.launch.requeue" in script
 
 
-@pytest.mark.parametrize("module", [attempts, requeue, waves])
+@pytest.mark.parametrize("module", [attempts, causes, json_files, requeue, slurm_command, waves])
 def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
     assert not re.search(r"\.remove(prefix|suffix)\(|strict=|isinstance\([^()]*\|", source), "newer than 3.8"
+
+
+def test_what_runs_on_the_host_needs_no_package() -> None:
+    """-S leaves out site-packages; the contract in pyproject.toml names what may be imported of ours."""
+    source = Path(str(requeue.__file__)).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run([sys.executable, "-S", "-c", "import finetune.launch.requeue"], env=environment, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

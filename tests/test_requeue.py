@@ -432,7 +432,7 @@ def test_a_controller_that_does_not_answer_ends_the_run_in_words(batch: Batch, m
     batch.log.with_name("log.slow").touch()
     batch.begin()
     assert batch.end(143, on_interrupt="resubmit") == requeue.FAILED
-    assert "it cannot come back: sbatch: the controller does not answer" in (batch.run / "failure.json").read_text()
+    assert "it cannot come back: sbatch did not answer within" in (batch.run / "failure.json").read_text()
 
 
 def test_what_the_guard_could_not_release_is_released_at_the_end(batch: Batch) -> None:

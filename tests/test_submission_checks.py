@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cluster import ClusterConfig
-from finetune.launch import slurm
+from finetune.launch import checks
 from finetune.launch.environment import profiles
 from finetune.launch.torch_build import TorchBuild, installed_torch, lacks
 
@@ -60,20 +60,20 @@ def test_partition_limits_that_cannot_be_read_are_not_checked(stub: Stub, tmp_pa
         (tmp_path / "bin" / "sinfo").unlink()
     else:
         stub("sinfo", sinfo)
-    (unchecked,) = slurm.check(saga(), 1)
+    (unchecked,) = checks.check(saga(), 1)
     assert unchecked.startswith("the partition's limits (sinfo: ")
     assert reason in unchecked
 
 
 def test_an_answer_of_sinfo_that_is_none_does_not_refuse(stub: Stub) -> None:
     stub("sinfo", "echo 'sinfo is replaced by freenodes on this system'")
-    assert slurm.check(saga(), 1) == []
+    assert checks.check(saga(), 1) == []
 
 
 def test_partition_limits_that_can_be_read_refuse(stub: Stub) -> None:
     stub("sinfo", "echo 'a100|1:00:00|8'")
     with pytest.raises(ValueError, match="partition a100 takes jobs of 60 minutes at most"):
-        slurm.check(saga(), 1)
+        checks.check(saga(), 1)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_partition_limits_that_can_be_read_refuse(stub: Stub) -> None:
 )
 def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -> None:
     stub("sbatch", f'echo "{answer}" >&2; exit 1')
-    (unchecked,) = slurm.check(saga(), 1)
+    (unchecked,) = checks.check(saga(), 1)
     assert unchecked.startswith("whether Slurm would take the job (sbatch --test-only: ")
 
 
@@ -105,7 +105,7 @@ def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -
 def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(stub: Stub, answer: str) -> None:
     stub("sbatch", f'echo "{answer}" >&2; exit 1')
     with pytest.raises(ValueError, match=re.escape(answer.rpartition(": ")[2])):
-        slurm.check(saga(), 1)
+        checks.check(saga(), 1)
 
 
 def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
@@ -114,7 +114,7 @@ def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
     monkeypatch.setenv("SBATCH_EXPORT", "NONE")
     monkeypatch.setenv("SLURM_EXPORT_ENV", "NONE")
     stub("sbatch", f'echo "${{SBATCH_EXPORT-unset}} ${{SLURM_EXPORT_ENV-unset}}" > {tmp_path}/seen')
-    slurm.check(saga(), 1)
+    checks.check(saga(), 1)
     assert (tmp_path / "seen").read_text() == "unset unset\n"
 
 
@@ -131,14 +131,14 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(stub: Stub, monkey
     stub("sites-python3", OLD)
     cluster = replace(profiles()[profile], host_python="sites-python3")
     with pytest.raises(ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"):
-        slurm.check(cluster, 1)
+        checks.check(cluster, 1)
 
 
 def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(stub: Stub, tmp_path: Path) -> None:
     """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm job."""
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
-    slurm.check(cluster, 1)
+    checks.check(cluster, 1)
     assert not (tmp_path / "from-the-shell").exists()
 
 
@@ -146,7 +146,7 @@ def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
     with pytest.raises(
         ValueError, match=r"^cluster\.host_python: python3 is not on this host, .* \(cluster\.host_python=python3\.11\)"
     ):
-        slurm.check(replace(saga(), host_python="python3"), 1)
+        checks.check(replace(saga(), host_python="python3"), 1)
 
 
 @pytest.mark.parametrize(
@@ -162,17 +162,17 @@ def test_the_hosts_python_is_tried_behind_the_module_commands(
     stub("python3", OLD)
     monkeypatch.setenv("NEWER", str(newer))
     monkeypatch.setenv("BASH_FUNC_module%%", MODULES.removeprefix("module"))
-    assert slurm.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1) == unchecked
+    assert checks.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1) == unchecked
 
 
 def test_where_there_are_no_modules_the_hosts_python_is_not_checked(stub: Stub) -> None:
     stub("python3", OLD)
-    assert slurm.check(replace(saga(), host_python="python3", clean_modules="reset"), 1) == [NOT_TRIED]
+    assert checks.check(replace(saga(), host_python="python3", clean_modules="reset"), 1) == [NOT_TRIED]
 
 
 def test_lines_of_the_user_may_change_the_hosts_python(stub: Stub) -> None:
     stub("python3", OLD)
-    (unchecked,) = slurm.check(replace(saga(), host_python="python3", setup=["PATH=/opt/new/bin:$PATH"]), 1)
+    (unchecked,) = checks.check(replace(saga(), host_python="python3", setup=["PATH=/opt/new/bin:$PATH"]), 1)
     assert unchecked.endswith("cluster.setup may change it")
 
 
@@ -185,7 +185,7 @@ def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_rem
 ) -> None:
     stub("mine", NEEDS_A_MODULE)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "mine"))
-    monkeypatch.setattr(slurm, "installed_torch", lambda: None)
+    monkeypatch.setattr(checks, "installed_torch", lambda: None)
     monkeypatch.setenv("BASH_FUNC_module%%", TOOLS)
     monkeypatch.setenv("TOOLS", "1")
     monkeypatch.setenv("LOADEDMODULES", "GCCcore/13.2.0:Python/3.11")
@@ -194,8 +194,8 @@ def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_rem
     with pytest.raises(
         ValueError, match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$"
     ):
-        slurm.check(cluster, 1)
-    assert slurm.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
+        checks.check(cluster, 1)
+    assert checks.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
 
 
 # --- GPUs that torch has code for --------------------------------------------------------------------------------------
@@ -247,9 +247,9 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
 def test_gpus_that_torch_cannot_run_on_are_refused(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, fault: str
 ) -> None:
-    monkeypatch.setattr(slurm, "installed_torch", lambda: TorchBuild.of(version))
+    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(version))
     with pytest.raises(ValueError, match=re.escape(fault)):
-        slurm.check(replace(profiles()[profile], **settings), 1)  # type: ignore[arg-type]
+        checks.check(replace(profiles()[profile], **settings), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_gpus_that_torch_cannot_run_on_are_refused(
 def test_gpus_that_torch_may_run_on_are_not_refused(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, unchecked: list[str]
 ) -> None:
-    monkeypatch.setattr(slurm, "installed_torch", lambda: TorchBuild.of(version))
+    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(version))
     stub("sinfo", "exit 0")
     cluster = replace(profiles()[profile], host_python="true", modules=[], clean_modules=None, **settings)  # type: ignore[arg-type]
-    assert slurm.check(cluster, 1) == unchecked
+    assert checks.check(cluster, 1) == unchecked

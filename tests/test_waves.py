@@ -16,7 +16,8 @@ import pytest
 
 from finetune.cluster import ClusterConfig, QueueLimits, SiteConfig
 from finetune.launch import places, waves
-from finetune.launch.waves import Limit, Plan, QueuedJob, Refused, Submission
+from finetune.launch.slurm_command import Refused
+from finetune.launch.waves import Limit, Plan, QueuedJob, Submission
 
 REFUSAL = "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
 

@@ -273,7 +273,7 @@ def _explain_death(evidence: Evidence, death: Death) -> str:
     """Return cause and remedy for a rank that ended without a message of its own."""
     own_log = evidence.logs.get(death.rank, "")
     batch_log = evidence.logs.get(0, "")
-    words = _memory_words(evidence, f"{own_log}\n{batch_log}")
+    words = _memory_message(evidence, f"{own_log}\n{batch_log}")
     if words:
         return f"killed for want of host memory ({words}); {MEMORY_REMEDY[evidence.where]}"
     batch_part, _, rank_part = batch_log.partition(_START_WORDS) if death.rank == 0 else ("", "", own_log)
@@ -299,7 +299,7 @@ def _explain_job(evidence: Evidence) -> str | None:
     text = evidence.logs.get(0, "")
     if not text and not evidence.state and evidence.code is None:
         return None
-    if words := _memory_words(evidence, text):
+    if words := _memory_message(evidence, text):
         return f"host memory ran out ({words}); {MEMORY_REMEDY[evidence.where]}"
     known = _match_batch(text, evidence.where) or _match_state(evidence, text)
     if known:
@@ -367,7 +367,7 @@ def _signal_in(log: str) -> int | None:
     return None
 
 
-def _memory_words(evidence: Evidence, text: str) -> str | None:
+def _memory_message(evidence: Evidence, text: str) -> str | None:
     """Return the message that the kernel or Slurm ended a process for want of memory."""
     for pattern in OUT_OF_MEMORY:
         found = re.search(pattern, text)
@@ -385,7 +385,7 @@ def _match(text: str, where: str) -> str | None:
     for known in MESSAGES:
         found = re.search(known.pattern, text, re.MULTILINE)
         if found:
-            return _word(known, found.groups(), where)
+            return _fill_in(known, found.groups(), where)
     return None
 
 
@@ -395,7 +395,7 @@ def _match_batch(text: str, where: str) -> str | None:
     for known in MESSAGES:
         match = re.search(known.pattern, text, re.MULTILINE)
         if match:
-            found.append((match.start(), _word(known, match.groups(), where)))
+            found.append((match.start(), _fill_in(known, match.groups(), where)))
     if not found:
         return None
     first, last = min(found)[1], max(found)[1]
@@ -407,11 +407,11 @@ def _match_state(evidence: Evidence, text: str) -> str | None:
     for state, known in STATES.items():
         found = re.search(known.pattern, text)
         if found or evidence.state == state:
-            return _word(known, found.groups() if found else (), evidence.where)
+            return _fill_in(known, found.groups() if found else (), evidence.where)
     return None
 
 
-def _word(known: Known, groups: tuple[str | None, ...], where: str) -> str:
+def _fill_in(known: Known, groups: tuple[str | None, ...], where: str) -> str:
     """Fill a table entry in: `{0}` is a group, `{0: at }` the same after ` at `, or nothing if the group did not match."""
 
     def fill(match: re.Match[str]) -> str:

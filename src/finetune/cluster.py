@@ -33,7 +33,7 @@ class QueueLimits:
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_gpus: int | None = setting(None, "most GPUs of a job")
     max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
-    max_running: int | None = setting(None, "most jobs of a user that run at once; each task of an array is one")
+    max_running: int | None = setting(None, "most jobs of a user that run at once; not checked, as Slurm lets others wait")
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class Source:
 @dataclass(kw_only=True)
 class SiteConfig:
     """Facts about a site. Limits are checked before anything is submitted (null: not known, not checked), and a
-    submission reports its cost and the notes."""
+    submission reports its cost and the notes. accelerator, gpu_memory_gb and internet are for people."""
 
     docs: str | None = setting(None, "where the site documents this")
     confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")

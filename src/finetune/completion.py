@@ -14,6 +14,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from finetune.overrides import option_value
+
 if TYPE_CHECKING:
     from finetune.config_files import ConfigFiles
 
@@ -91,7 +93,7 @@ def complete(typed: list[str], verbs: Verbs, schema_of: SchemaOf) -> list[str]:
     elif verb == "inspect" or before[-1] == "--corpus":
         replies = _prepared(before)
     elif verb in TAKES_RUN + TAKES_RUNS and not before[-1].startswith("--"):
-        replies = _ids(Path(_value_of(before, "--runs-dir") or "runs"), sweeps=verb in TAKES_RUNS)
+        replies = _ids(Path(option_value(before, "--runs-dir") or "runs"), sweeps=verb in TAKES_RUNS)
     else:
         replies = []
     return [reply for reply in replies if reply.startswith(last)]
@@ -109,7 +111,7 @@ def _settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[
     """Yield keys that begin as the last word, or values for its key."""
     from finetune.config_files import ConfigFiles
 
-    own = _value_of(before, "--config-dir", "-cd")
+    own = option_value(before, "--config-dir", "-cd")
     if before and before[-1] in ("--config-dir", "-cd", "--after"):
         return
     files = ConfigFiles(verb, Path(own) if own else None)
@@ -127,7 +129,7 @@ def _keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Ite
     """Yield the keys of the section that is typed: groups and plain settings with =, sections with a dot."""
     section, dot, _ = typed.rpartition(".")
     if section in ("adapter", "zero"):
-        chosen = _value_of(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
+        chosen = option_value(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
         file = files.file(f"{section}/{chosen}")
         text = file.read_text(encoding="utf-8") if file else ""
         yield from (f"{section}.{name}=" for name in re.findall(r"^(\w+):", text, re.MULTILINE))
@@ -154,7 +156,7 @@ def _values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> lis
     if key in ("corpus", "data.corpus") and files.verb == "train":
         return _prepared(before)
     if key == "model":
-        runs_dir = Path(_value_of(before, "runs_dir") or "runs")
+        runs_dir = Path(option_value(before, "runs_dir") or "runs")
         return [*files.names("model"), *(f"run:{name}" for name in _ids(runs_dir, sweeps=False))]
     if key in files.groups():
         return files.names(key)
@@ -188,17 +190,8 @@ def _choices() -> dict[str, tuple[str, ...]]:
 
 def _prepared(before: list[str]) -> list[str]:
     """Return the names of the corpora that are prepared."""
-    folder = Path(_value_of(before, "--corpora-dir", "data.corpora_dir") or "corpora")
+    folder = Path(option_value(before, "--corpora-dir", "data.corpora_dir") or "corpora")
     return sorted(path.parent.name for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
-
-
-def _value_of(before: list[str], *names: str) -> str | None:
-    """Return the value that an option or a setting was given."""
-    for index, word in enumerate(before):
-        name, equals, value = word.partition("=")
-        if name in names:
-            return value if equals else next(iter(before[index + 1 :]), None)
-    return None
 
 
 def _ids(runs_dir: Path, sweeps: bool) -> list[str]:

@@ -130,7 +130,7 @@ def describe_yaml(fault: yaml.YAMLError) -> str:
     return f"{_shown(Path(mark.name))}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-# PyYAML's words -> ours, and whether the mistake is where the thing began that it was reading
+# messages of PyYAML -> ours, and whether the mistake is where the element began that it was reading
 _YAML_PROBLEMS = {
     "found character '\\t'": ("a tab; indent with spaces", False),
     "while scanning a quoted scalar": ("a quote that is opened here is not closed", True),
@@ -160,7 +160,7 @@ def _describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as short as it can be said from the working directory."""
+    """Return a path relative to the working directory where it lies below it."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:

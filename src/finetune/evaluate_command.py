@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ def evaluate(options: argparse.Namespace) -> str | None:
     check_tokenizers(subjects, corpus)
     results = [_held_out(subject, corpus, data) for subject in subjects]
     names = " and ".join(subject.label for subject in subjects)
-    print_to_stderr(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens")
+    console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
     if len(subjects) == 1:
         report.print_held_out({"after": results[0].as_dict()})
     else:
@@ -96,7 +95,7 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
     model = run.config().model
     if model.path is None:
         raise ValueError(f"--against base: run {run.id} began from scratch and has no base; name a model")
-    return [Subject(f"base {_short(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
+    return [Subject(f"base {_label(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
@@ -110,7 +109,7 @@ def resolve(name: str, runs_dir: str) -> Subject:
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
     if folder.is_dir() and not (folder / "config.yaml").is_file():
-        return Subject(_short(name), base_models.resolve(name, runs_dir))
+        return Subject(_label(name), base_models.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
     try:
         run = RunFolder.find(run_name, runs_dir)
@@ -191,9 +190,5 @@ def as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataC
     return {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
 
 
-def _short(path: str) -> str:
+def _label(path: str) -> str:
     return path if path.startswith(RUN_PREFIX) or not Path(path).is_dir() else Path(path).resolve().name
-
-
-def print_to_stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

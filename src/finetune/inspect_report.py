@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from data_prep.inspection import QUARANTINED
 from finetune.report import clipped
 from finetune.terminal import console
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from data_prep.inspection import Inspection
     from data_prep.quarantine import Quarantined
     from data_prep.text_search import Found, Hit
-
-QUARANTINED = "quarantined"
 
 
 def print_dropped(inspection: Inspection, reason: str | None, number: int, seed: int, characters: int) -> None:

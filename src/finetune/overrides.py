@@ -85,7 +85,7 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def option_value(arguments: list[str], *names: str) -> str | None:
-    """Return the last value of an option, whether given as --name VALUE or --name=VALUE."""
+    """Return the last value of an option or a setting, whether given as --name VALUE or NAME=VALUE."""
     found = None
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -321,6 +320,7 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     from finetune import report
     from finetune.launch.sweep_files import best_of, read_point
     from finetune.status import print_sweep
+    from finetune.terminal import short_path
 
     points = {one.run.id: read_point(one.run, one.state) for one in ended}
     best = best_of(list(points.values()))
@@ -337,7 +337,7 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     again = any(one.state != "completed" for one in ended) and is_over
     file = ended[0].run.path.parent / "sweeps" / sweep / "points.tsv"
     retry = f"    finetune retry {sweep}" if again else ""
-    print(f"  finetune status {sweep}{retry}    all points: {_short(file)}", file=sys.stderr)
+    print(f"  finetune status {sweep}{retry}    all points: {short_path(file)}", file=sys.stderr)
 
 
 def _name(run: RunFolder) -> str:
@@ -345,11 +345,6 @@ def _name(run: RunFolder) -> str:
     from finetune.points import describe
 
     return f"{run.id} ({describe(run.point())})" if run.point() else run.id
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def _say_submitted(now: list[Observed]) -> None:

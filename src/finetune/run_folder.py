@@ -19,6 +19,7 @@ from filelock import FileLock
 from finetune import causes, rank_warnings
 from finetune import config as configuration
 from finetune.config import TrainConfig
+from finetune.json_files import write_json
 from finetune.suggestions import did_you_mean
 
 TURN = "turn.json"
@@ -126,9 +127,7 @@ class RunFolder:
 
     def write_json(self, name: str, body: dict[str, Any]) -> None:
         """Atomically."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        write_json(self.path / name, body)
 
     def stacks(self, rank: int) -> Path:
         """Where a rank that hangs leaves its stack."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,12 @@ def console(stderr: bool = True) -> Console:
     """Return a console as wide as the terminal; a pipe has no width of its own, and 80 columns would cut run ids."""
     is_terminal = sys.stdout.isatty() or sys.stderr.isatty()
     return Console(stderr=stderr, highlight=False, width=None if is_terminal else 160)
+
+
+def short_path(path: os.PathLike[str]) -> str:
+    """Return a path as seen from here, or the whole one where that would lead upwards."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def counted(items: Iterable[Item], total: int, verb: str) -> Iterator[Item]:

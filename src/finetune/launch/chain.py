@@ -16,7 +16,6 @@ import contextlib
 import getpass
 import json
 import math
-import os
 import platform
 import re
 import shlex
@@ -26,7 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.cluster import ClusterConfig
-from finetune.launch import observe, slurm
+from finetune.json_files import write_json
+from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
@@ -200,7 +200,7 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
         ValueError: it would not.
     """
     nowhere = Path("/nowhere")
-    return slurm.try_submission(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
+    return checks.try_submission(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
 
 
 def check(cluster: ClusterConfig) -> list[str]:
@@ -234,7 +234,7 @@ def check(cluster: ClusterConfig) -> list[str]:
         if per_job == 1:
             raise
         raise ValueError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
-    return [*not_checked, *slurm.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
+    return [*not_checked, *checks.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
 
 
 def _architecture(cluster: ClusterConfig) -> str:
@@ -316,9 +316,7 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
             script.write_text(text, encoding="utf-8")
             hold = [] if jobs else ["--hold"]
             jobs[_name(together)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
-        temporary = folder / f".{FILE}.tmp"
-        temporary.write_text(json.dumps(jobs, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / FILE)
+        write_json(folder / FILE, jobs)
         slurm.slurm_command("scontrol", "release", next(iter(jobs.values())))
     except BaseException as fault:
         if jobs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from rich.text import Text
 from finetune import rank_warnings
 from finetune.points import describe
 from finetune.run_folder import RunFolder
+from finetune.terminal import short_path
 from finetune.tracking import sender
 
 POLL_SECONDS = 0.5
@@ -98,7 +98,7 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
     console, num_ranks = Console(stderr=True), run.config().cluster.world_size
     point = escape(describe(run.point()))
     title = "  ".join(part for part in (escape(f"[{place}]") if place else "", f"[bold]{run.id}[/bold]", point) if part)
-    console.print(f"{title}  ranks: {num_ranks}  folder: {_short(run.path)}", highlight=False, soft_wrap=True)
+    console.print(f"{title}  ranks: {num_ranks}  folder: {short_path(run.path)}", highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"), console=console, transient=True,
@@ -174,8 +174,3 @@ def _end(parent: psutil.Process) -> None:
         for process in (*parent.children(recursive=True), parent):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def _short(path: os.PathLike[str]) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

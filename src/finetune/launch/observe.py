@@ -7,11 +7,10 @@ the end where there is no accounting), so how a job ended is written into the fo
 from __future__ import annotations
 
 import getpass
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from finetune.launch import waves
+from finetune.launch.slurm_command import Refused, run_command
 from finetune.run_folder import RunFolder
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -199,10 +198,7 @@ def _sacct(job_ids: list[str]) -> dict[str, Job]:
 
 def slurm_lines(*command: str) -> list[str] | None:
     """What the command printed, or None if it failed, is not there, or does not answer."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
+        return run_command(*command, seconds=SECONDS).splitlines()
+    except Refused:
         return None
-    return done.stdout.splitlines() if done.returncode == 0 else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from finetune.cluster import ClusterConfig
 from finetune.launch import observe, waves
 from finetune.launch.observe import slurm_lines
+from finetune.launch.slurm_command import Refused
 from finetune.launch.waves import Limit, Plan, QueuedJob
 from finetune.run_folder import RunFolder
 
@@ -113,7 +114,7 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
             elif job := _still_awaited(submission.plan.after):
                 after[str(submission.folder)] = job
         submitted = waves.submit_waiting(runs_dir, after=after)
-    except (waves.Refused, ValueError, OSError) as fault:
+    except (Refused, ValueError, OSError) as fault:
         if not quiet:
             print(f"warning: points that wait for a place were not submitted: {fault}", file=sys.stderr)  # noqa: T201
         return

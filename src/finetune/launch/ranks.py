@@ -7,7 +7,6 @@ A rank that is killed leaves nothing itself; only its parent learns its exit sta
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import submitit
 from submitit.local import local
 
 from finetune.causes import EXITS
+from finetune.json_files import write_json
 
 POLL_SECONDS = 0.1
 
@@ -76,9 +76,7 @@ class Controller(local.Controller):  # type: ignore[misc]
                 return
             self._exits.update({rank: ended[rank] for rank in sorted(fresh)})
             body = {"ranks": self._exits, "oom_kills": count_oom_kills() - self._oom_kills_before}
-            temporary = self.folder / f".{EXITS}.tmp"
-            temporary.write_text(json.dumps(body) + "\n", encoding="utf-8")
-            os.replace(temporary, self.folder / EXITS)
+            write_json(self.folder / EXITS, body)
 
 
 def count_oom_kills() -> int:

@@ -8,8 +8,8 @@
 
 A job that has ended for good submits points of sweeps that wait for its place (waves.py).
 
-It runs on the batch host, outside of a container, where scontrol is: only finetune.attempts, waves.py and the standard library,
-from Python 3.8 on (cluster.host_python).
+It runs on the batch host, outside of a container, where scontrol is: only the standard library and modules that need no more
+themselves (pyproject.toml lists them), from Python 3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from typing import Any
 
 from finetune import attempts, causes
 from finetune.attempts import Attempt, Ending
+from finetune.json_files import write_json
 from finetune.launch import waves
+from finetune.launch.slurm_command import Refused, run_command
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
 TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
 ACCOUNTING_SECONDS = 10.0  # a question that is only nice to have answered
+SCONTROL_SECONDS = 30.0
 SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
 PLACE_SECONDS = 120.0  # that a job waits for a place for the one that goes on after it
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
@@ -298,14 +301,10 @@ def _sbatch(command: list[str]) -> str:
     while True:
         environment = waves.submission_environment()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SBATCH_SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError("sbatch: the controller does not answer") from None
-        if done.returncode == 0:
-            return done.stdout.strip().partition(";")[0]
-        refusal = " ".join(done.stderr.split())
-        if not waves.TOO_MANY.search(refusal) or time.monotonic() > deadline:
-            raise RuntimeError(f"sbatch: {refusal}")
+            return run_command(*command, seconds=SBATCH_SECONDS, environment=environment).partition(";")[0]
+        except Refused as refusal:
+            if not waves.TOO_MANY.search(str(refusal)) or time.monotonic() > deadline:
+                raise
         time.sleep(PAUSE)
 
 
@@ -437,13 +436,6 @@ def clean_up(run: Path, num_nodes: int) -> None:
     (run / "staged.json").unlink(missing_ok=True)
 
 
-def write_json(path: Path, body: dict[str, Any]) -> None:
-    """Atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -466,20 +458,13 @@ def scontrol(*words: str, check: bool = False) -> str:
         if attempt:
             time.sleep(PAUSE)
         try:
-            done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=30, check=False)
-        except FileNotFoundError:
-            fault = "scontrol is not on PATH"
-            break
-        except subprocess.TimeoutExpired:
-            fault = "the controller does not answer"
-            continue
-        if done.returncode == 0:
-            return done.stdout
-        fault = " ".join((done.stderr or done.stdout).split())
-        if "contact" not in fault.lower():  # only an absent controller is worth waiting for
-            break
+            return run_command("scontrol", *words, seconds=SCONTROL_SECONDS)
+        except Refused as refusal:
+            fault = str(refusal)
+            if not refusal.is_silent and "contact" not in fault.lower():  # only an absent controller is worth waiting for
+                break
     if check:
-        raise RuntimeError(f"scontrol {' '.join(words)}: {fault}")
+        raise RuntimeError(f"{fault} (scontrol {' '.join(words)})")
     return ""
 
 
@@ -487,10 +472,9 @@ def memory_used(job: str) -> str:
     """Return what Slurm accounted of the memory of a job's ranks; "" where there is no accounting, or it does not answer."""
     command = ["sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobID,MaxRSS,ReqMem"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ACCOUNTING_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        rows = [line.split("|") for line in run_command(*command, seconds=ACCOUNTING_SECONDS).splitlines()]
+    except Refused:
         return ""
-    rows = [line.split("|") for line in done.stdout.splitlines()]
     steps = [row for row in rows if len(row) == 3 and row[1] and not row[0].endswith(("batch", "extern"))]
     asked = next((row[2] for row in rows if len(row) == 3 and row[2]), "")
     if not steps:

@@ -23,7 +23,7 @@ import numpy as np
 from finetune import base, checkpoint_files, extras, rows, tokenizer
 from finetune import config as configuration
 from finetune.config import TrainConfig
-from finetune.launch import chain, local, observe, places, slurm, sweep_files, waves
+from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
@@ -33,7 +33,7 @@ from finetune.launch.freeze import (
     new_id,
     pin,
     snapshot_code,
-)  # fmt: skip
+)
 from finetune.launch.job import lean_imports
 from finetune.points import Sweep
 from finetune.run_folder import RunFolder
@@ -58,7 +58,7 @@ def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFol
         sweep_files.update(Path(frozen[0].runs_dir), sweep.id, runs)
     if not on_slurm:
         if sweep:
-            _say_sweep(sweep, len(runs))
+            _print_sweep(sweep, len(runs))
         local.start_in_turn(runs)
         return runs
     try:
@@ -117,7 +117,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     return on_slurm, after
 
 
-def _say_sweep(sweep: Sweep, num_points: int) -> None:
+def _print_sweep(sweep: Sweep, num_points: int) -> None:
     if sweep.first or num_points < 2:  # a sweeper that learns submits a batch after the other: each run is named as it starts
         return
     print(  # noqa: T201
@@ -239,7 +239,7 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         return False
     if config.debug:
         raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
-    for unchecked in slurm.check(config.cluster, num_points):
+    for unchecked in checks.check(config.cluster, num_points):
         if not quiet:
             print(f"not checked: {unchecked}", file=sys.stderr)  # noqa: T201
     return True

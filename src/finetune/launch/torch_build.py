@@ -70,7 +70,7 @@ def is_old(architecture: str) -> bool:
 
 
 def lacks(build: TorchBuild, architecture: str) -> bool | None:
-    """Return whether a build has no code for an architecture such as sm_60; None if that cannot be told."""
+    """Return whether a build has no code for an architecture such as sm_60; None if it is not known."""
     found = re.fullmatch(r"sm_(\d+)", architecture)
     if found is None or build.cuda is None:
         return None

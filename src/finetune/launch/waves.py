@@ -22,12 +22,14 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+
+from finetune.json_files import write_json
+from finetune.launch.slurm_command import Refused, run_command
 
 PLAN, SCRIPT, POINTS = "waves.json", "submit.sh", "points"
 PAUSED = "paused.json"  # the plan of a sweep that nobody moves on until a person retries it
@@ -42,10 +44,6 @@ LEASE_SECONDS = 300.0  # after which a lock is taken for that of a process that 
 LAST_SECONDS, PAUSE = 60.0, 2.0  # that the last job waits for jobs that are ending beside it
 BLIND_POINTS = 2  # that a job submits at its end where no limit is known: its own place, and one more
 NONE = ""
-
-
-class Refused(RuntimeError):
-    """Slurm refused a command; its reason."""
 
 
 @dataclass(frozen=True)
@@ -494,19 +492,7 @@ def run_slurm(*command: str) -> str:
     Raises:
         Refused: it failed, is not on PATH, or does not answer.
     """
-    program = shutil.which(command[0])
-    if program is None:
-        raise Refused(f"{command[0]} is not on PATH")
-    try:
-        done = subprocess.run(
-            [program, *command[1:]], env=submission_environment(), capture_output=True, text=True, timeout=COMMAND_SECONDS,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s") from None
-    if done.returncode:
-        raise Refused(f"{command[0]}: {' '.join((done.stderr or done.stdout).split())}")
-    return done.stdout.strip()
+    return run_command(*command, seconds=COMMAND_SECONDS, environment=submission_environment())
 
 
 def submission_environment() -> dict[str, str]:
@@ -554,13 +540,8 @@ def _rename(source: Path, target: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
+    """Return the files of a folder; none if it is not there. NFS leaves .nfs… in the place of open files that are removed."""
     try:
-        return list(folder.iterdir())
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
         return []
-
-
-def write_json(path: Path, body: Mapping[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
