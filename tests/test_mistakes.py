@@ -41,6 +41,8 @@ def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ("typed", "meant"),
     [
         ("learning_rate=1", "'lr'"),
+        ("learningRate=1", "'lr'"),
+        ("batch-size=1", "'global_batch_size'"),
         ("epochs=3", "'num_epochs'"),
         ("bf16=true", "write precision=bf16"),
         ("warmup_steps=10", "write warmup_ratio=…"),
@@ -122,6 +124,20 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
             "lr=1,2: several values; add -m to sweep over them, write 'lr=[1,2]' for a list, or \"lr='1,2'\" for one text",
         ),
         (["zero=stage1,stage2"], "zero=stage1,stage2: several values; add -m to sweep over them"),
+        (
+            ["experiment=it's å, b"],
+            "experiment=it's å, b: several values; add -m to sweep over them, write \"experiment=[it's å, b]\" for a list, "
+            """or 'experiment="it'"'"'s å, b"' for one text""",
+        ),
+        (
+            ["+cluster.env.A=x,y"],
+            "+cluster.env.A=x,y: several values; add -m to sweep over them, write '+cluster.env.A=[x,y]' for a list, "
+            """or "+cluster.env.A='x,y'" for one text""",
+        ),
+        (["lr", "=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
+        (["lr=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
+        (["seed", "=3"], "seed: spaces stand around its =; write seed=3"),
+        (["--dry-run", "fast"], "'fast' has no value: settings are written key=value without spaces, as in lr=1e-4"),
         (["adapter=null"], "null chooses no file; a group takes the name of one, as in adapter=none"),
         (["-m", "--cfg", "job"], "-m and --cfg exclude each other; leave -m out to print one composed config"),
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
@@ -285,3 +301,26 @@ def test_names_of_libraries_are_read_without_importing_them() -> None:
     assert {"stage", "overlap_comm", "stage3_max_live_parameters"} <= set(suggestions.zero_keys())
     assert "num_key_value_heads" in suggestions.model_keys("llama")
     assert suggestions.adapter_keys("NONE") == ()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("zero=3", "did you mean 'stage3'?"), ("zero=12", "there is no zero/12.yaml; choose one of")]
+)
+def test_a_group_chosen_by_a_number_is_answered_with_the_files(mistake: Callable[..., str], typed: str, meant: str) -> None:
+    line = mistake("train", "model=llama_tiny", "corpus=sample", typed)
+    assert line.startswith(f"{typed}: there is no zero/")
+    assert meant in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "missing"),
+    [
+        (["resume"], "RUN"),
+        (["resume", "max_steps=3"], "RUN"),
+        (["cancel"], "RUN"),
+        (["evaluate"], "MODEL"),
+        (["inspect"], "CORPUS"),
+    ],
+)
+def test_what_a_call_lacks_is_named_and_nothing_else(mistake: Callable[..., str], typed: list[str], missing: str) -> None:
+    assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists what it takes"

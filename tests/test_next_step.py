@@ -36,6 +36,7 @@ CASES = [
     Case("dead with a checkpoint", "dead", "go on: finetune resume mine", saved=True),
     Case("dead before its first checkpoint", "dead", "it saved no checkpoint; once the cause is removed, start it again: "
          "finetune retry mine"),
+    Case("stopped before its first checkpoint", "stopped", "it saved no checkpoint; start it again: finetune retry mine"),
     Case("cancelled in the queue", "cancelled", "it has not begun; submit it again: finetune retry mine"),
     Case("a point of a sweep", "failed", "submit again what failed of its sweep: finetune retry sweep-1", saved=True,
          files={"provenance": {"sweep": "sweep-1"}}),

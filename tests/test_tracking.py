@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def test_a_point_of_a_sweep_is_called_by_its_values(run: RunFolder) -> None:
     run.write_json("provenance.json", {"point": {"lr": "2e-4", "adapter.r": "16"}})
     sender.sync(run)
     assert stored(run)[0].info.run_name == "lr=2e-4 r=16"
+
+
+def test_the_parents_of_a_sweep_over_experiments_all_end(run: RunFolder) -> None:
+    other = RunFolder(run.path.with_name("other"))
+    other.path.mkdir()
+    configuration.save(replace(run.config(), experiment="Målform"), other.config_file)
+    for point in (run, other):
+        point.write_json("provenance.json", {"sweep": "grid-1"})
+        point.write_json("outcome.json", {"state": "completed"})
+        sender.sync(point)
+    sender.finish_sweep([run, other])
+    client = MlflowClient(sender.default_uri(run.path.parent))
+    told = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [one.info.status for one in told if one.info.run_name == "grid-1"] == ["FINISHED"] * 2
 
 
 def test_more_than_one_batch(run: RunFolder) -> None:

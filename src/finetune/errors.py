@@ -18,7 +18,7 @@ from omegaconf.errors import GrammarParseError, InterpolationKeyError, Interpola
 from finetune import suggestions
 from finetune.config import describe
 from finetune.config_files import ConfigFiles
-from finetune.overrides import option_value, shell_quote, straighten
+from finetune.overrides import option_value, quote_text, shell_quote, straighten
 from finetune.suggestions import did_you_mean
 
 GLOBAL_HEADER = "# @package _global_"
@@ -312,8 +312,8 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     """Return what to write instead of a key, as `did you mean 'lr'?`."""
     section, _, name = key.rpartition(".")
     prefix = f"{section}." if section else ""
-    if call.verb != "prepare" and (ours := suggestions.SYNONYMS.get(name)) and ours != key:
-        return f"write {suggestions.INSTEAD[name]}" if name in suggestions.INSTEAD else f"did you mean '{ours}'?"
+    if call.verb != "prepare" and (theirs := suggestions.synonym(name)) and (ours := suggestions.SYNONYMS[theirs]) != key:
+        return f"write {suggestions.INSTEAD[theirs]}" if theirs in suggestions.INSTEAD else f"did you mean '{ours}'?"
     every = [known for known, _ in _keys(call.schema)]
     siblings = _names_below(call.schema, section)
     near = suggestions.closest(name, siblings)
@@ -457,18 +457,33 @@ def _describe_composition(fault: BaseException, call: Call) -> str:
     if missing:
         return f"{missing[1]} is missing; write {missing[1]}=NAME, one of {', '.join(call.files.names(missing[1]))}"
     if "Config group override must be a string" in text:
-        return "null chooses no file; a group takes the name of one, as in adapter=none"
+        return _describe_no_name(call)
     return text.partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
+
+
+def _describe_no_name(call: Call) -> str:
+    """Describe a choice of a file by a number, a list or null, as in zero=3."""
+    for argument in call.arguments:
+        group, _, value = argument.partition("=")
+        names = call.files.names(group) if group in call.files.groups() else []
+        wrong = [name for name in value.split(",") if name and name != "null" and name not in names]
+        if names and wrong:
+            meant = next((name for name in names if name.endswith(wrong[0])), None)
+            close = f"; did you mean '{meant}'?" if meant else did_you_mean(wrong[0], names)
+            text = f"{group}={wrong[0]}: there is no {group}/{wrong[0]}.yaml{close}"
+            return f"{text}{' ' if close else '; '}choose one of {', '.join(names)}"
+    return "null chooses no file; a group takes the name of one, as in adapter=none"
 
 
 def _describe_several_values(setting: str, call: Call) -> str:
     key = setting.partition("=")[0]
-    setting = _argument_of(key, call)
+    plus = key[: len(key) - len(key.lstrip("+"))]
+    setting = plus + _argument_of(key.lstrip("+"), call)
     value = setting.partition("=")[2]
     text = f"{setting}: several values; add -m to sweep over them"
     if key in call.files.groups():
         return text
-    one_text = shell_quote(f"{key}='{value}'")
+    one_text = shell_quote(f"{key}={quote_text(value)}")
     return f"{text}, write {shell_quote(f'{key}=[{value}]')} for a list, or {one_text} for one text"
 
 

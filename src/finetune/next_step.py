@@ -36,8 +36,8 @@ def what_helps(one: Observed) -> str:
         return f"go on: {run.command('resume')}"
     if one.state in ("queued", "cancelled") and not run.last_metrics():
         return f"it has not begun; submit it again: {run.command('retry')}"
-    again = run.command("resume") if one.state == "stopped" else run.command("retry")
-    return f"it saved no checkpoint; once the cause is removed, start it again: {again}"
+    cause = "" if one.state == "stopped" else "once the cause is removed, "
+    return f"it saved no checkpoint; {cause}start it again: {run.command('retry')}"
 
 
 def _is_mistake(run: RunFolder) -> bool:

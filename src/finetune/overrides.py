@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with what is wrong and where help is."""
+        if message.startswith("the following arguments are required"):
+            # argparse also names those that may be left out
+            needed = [action for action in self._actions if action.required and action.nargs != "*"]
+            message = f"{' and '.join(_shown_name(action) for action in needed)} is missing"
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             name = unknown.split()[0]
@@ -49,6 +53,12 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` lists what it takes")
 
 
+def _shown_name(action: argparse.Action) -> str:
+    if action.option_strings:
+        return action.option_strings[0]
+    return "RUN" if action.dest == "runs" else str(action.metavar or action.dest).upper()
+
+
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """Return the arguments as Hydra reads them: options first, then settings, quoted where its grammar fails.
 
@@ -56,6 +66,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         ValueError: an unknown option, or a word that cannot be read as a setting.
     """
     options, settings = split_options([_straighten_option(argument) for argument in arguments])
+    _refuse_spaces(settings)
     return options + [quote_setting(setting, settings[:index]) for index, setting in enumerate(settings)]
 
 
@@ -117,7 +128,7 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
         value = str(Path(value).expanduser())
     quoted = key + equals + _quote_value(value)
     if not _reads(quoted):
-        wanted = f"{key}={_quoted(value)}"
+        wanted = f"{key}={quote_text(value)}"
         raise ValueError(f"{key}: its value cannot be read; write {shell_quote(wanted)} if it is one text")
     return quoted
 
@@ -128,6 +139,7 @@ def to_dotlist(settings: list[str]) -> list[str]:
     Raises:
         ValueError: a word that is no setting.
     """
+    _refuse_spaces(settings)
     read = []
     for index, setting in enumerate(settings):
         override = _parse(quote_setting(setting, settings[:index]))
@@ -189,7 +201,7 @@ def _quote_element(element: str) -> str:
         arguments = ",".join(_quote_argument(part) for part in _split(function[2][1:-1]))
         # Hydra takes the quotes off what choice(…) holds, and then fails to read it; a,b is the same sweep
         return arguments if function[1] == "choice" else f"{function[1]}({arguments})"
-    return _quoted(element)
+    return quote_text(element)
 
 
 def _quote_argument(part: str) -> str:
@@ -219,7 +231,8 @@ def _as_json(value: Any) -> str:
     return quoted
 
 
-def _quoted(text: str) -> str:
+def quote_text(text: str) -> str:
+    """Return a text in quotes of Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     text = text.replace("\\,", ",")  # a comma that Hydra would have taken for a separator
@@ -315,6 +328,26 @@ def _straighten_option(argument: str) -> str:
     raise ValueError(f"{argument}: begins with a typographic dash; write {option}{found[2]}")
 
 
+def _refuse_spaces(settings: list[str]) -> None:
+    """Refuse a setting with spaces around its =, of which the shell makes several words.
+
+    Raises:
+        ValueError: one was typed so.
+    """
+    for index, word in enumerate(settings):
+        before = settings[index - 1] if index else ""
+        after = settings[index + 1] if index + 1 < len(settings) else ""
+        if word.startswith("=") and before and "=" not in before:
+            key, value = before, word[1:] or after
+        elif re.fullmatch(r"[\w.+~]+=", word) and after and "=" not in after:
+            key, value = word[:-1], after
+        elif word == "=":
+            raise ValueError("'=' stands alone; write key=value without spaces around =")
+        else:
+            continue
+        raise ValueError(f"{key}: spaces stand around its =; write {shell_quote(f'{key}={value}')}")
+
+
 def _describe_unknown_option(argument: str, following: str | None) -> str:
     name, equals, value = argument.partition("=")
     if close := did_you_mean(name, [option for option in (*FLAGS, *WITH_VALUE, "--after", "--help") if len(option) > 2]):
@@ -331,15 +364,14 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     straight = straighten(setting)
     if straight != setting and "=" in straight:
         return f"'{setting}' contains typographic characters; write {shell_quote(straight)}"
-    if setting == "=":
-        return "'=' stands alone; write key=value without spaces around ="
     if Path(setting).suffix in (".yaml", ".yml"):
         name = Path(setting).stem
         return f"{setting} is no setting; save it as FOLDER/recipe/{name}.yaml and give --config-dir FOLDER recipe={name}"
     found = re.fullmatch(r"([A-Za-z_][\w.]*):\s*(\S.*)", setting)
     if found:
         return f"'{setting}' is no setting; write {shell_quote(f'{found[1]}={found[2]}')}"
-    rest = f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}" if before else ""
+    has_text = bool(before) and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]) is not None
+    rest = f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}" if has_text else ""
     return f"'{setting}' has no value: {EXAMPLE}{rest}"
 
 

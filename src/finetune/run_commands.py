@@ -41,12 +41,17 @@ def resume(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
+    words = [options.run, *options.settings]
+    options.run = next((word for word in words if "=" not in word), None)  # settings may stand before it
+    if options.run is None:
+        raise ValueError("RUN is missing; `finetune resume --help` lists what it takes")
+    words.remove(options.run)
     try:
         run = RunFolder.find(options.run, options.runs_dir)
     except FileNotFoundError:
         points = chosen(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
         raise ValueError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
-    submit.resume(run, to_dotlist(options.settings))
+    submit.resume(run, to_dotlist(words))
     return report_runs([run])
 
 
@@ -296,6 +301,8 @@ def report_runs(runs: list[RunFolder]) -> int:
         for one in now:
             _say_ended(one)
     update_sweep_files(runs)
+    if ended and config.cluster.scheduler == "local":  # follow.py has sent the runs themselves
+        _finish_sweeps(runs)
     for one in now:
         print(one.run.id, flush=True)
     if failed and len(runs) > 1:
@@ -438,11 +445,18 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
             if not quiet:
                 print(f"error: run {run.id} is not in MLflow: {reason}", file=sys.stderr)
     update_sweep_files(runs)
-    for sweep in {run.sweep() for run in runs} - {None}:
-        with contextlib.suppress(Exception):  # of whose points something was said above
-            sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])
+    _finish_sweeps(runs)
     if failed and quiet:
         print(f"MLflow is behind by {failed} runs ({reason}): `finetune sync` catches up", file=sys.stderr)
     elif not quiet:
         print(f"{len(runs) - failed} of {len(runs)} runs are in MLflow", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _finish_sweeps(runs: list[RunFolder]) -> None:
+    """Bring MLflow's parent runs of these runs' sweeps up to date; a server that is away has been reported with each run."""
+    from finetune.tracking import sender
+
+    for sweep in {run.sweep() for run in runs} - {None}:
+        with contextlib.suppress(Exception):
+            sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])

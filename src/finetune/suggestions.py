@@ -238,6 +238,15 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
+def synonym(name: str) -> str | None:
+    """Return the key of SYNONYMS that a name is, however its words are joined: learningRate and learning-rate too."""
+    return next((theirs for theirs in SYNONYMS if _squeeze(theirs) == _squeeze(name)), None)
+
+
+def _squeeze(name: str) -> str:
+    return _fold(name).replace("_", "")
+
+
 def _is_part(part: str, whole: str) -> bool:
     """Return whether a name is made of whole words of another: attention of model.attention, but not train of constraint."""
     return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None

@@ -97,17 +97,20 @@ def finish_sweep(points: list[RunFolder]) -> None:
     Args:
         points: all runs of the sweep, each of which has been synced.
     """
-    run, config = points[0], points[0].config()
+    run = points[0]
     states = {STATUS.get(point.state(), "RUNNING") for point in points}
     status = "RUNNING" if states & {"RUNNING", "SCHEDULED"} else "FINISHED" if states == {"FINISHED"} else "FAILED"
+    configs = [point.config() for point in points]
+    places = {(config.tracking_uri or default_uri(run.path.parent), config.experiment) for config in configs}
     with FileLock(run.path.parent / ".mlflow.lock", timeout=60):
-        client = _client(config.tracking_uri or default_uri(run.path.parent))
-        parent = _find(client, _experiment(client, run.path.parent, config.experiment), SWEEP_TAG, str(run.sweep()))
-        if parent is not None and parent.info.status != status:
-            if status == "RUNNING":
-                client.update_run(parent.info.run_id, status)
-            else:
-                client.set_terminated(parent.info.run_id, status)
+        for uri, experiment in sorted(places):  # a sweep over experiments has a parent in each
+            client = _client(uri)
+            parent = _find(client, _experiment(client, run.path.parent, experiment), SWEEP_TAG, str(run.sweep()))
+            if parent is not None and parent.info.status != status:
+                if status == "RUNNING":
+                    client.update_run(parent.info.run_id, status)
+                else:
+                    client.set_terminated(parent.info.run_id, status)
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
