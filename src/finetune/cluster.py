@@ -34,6 +34,7 @@ class QueueLimits:
     max_gpus: int | None = setting(None, "most GPUs of a job")
     max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
     max_running: int | None = setting(None, "most jobs of a user that run at once; each task of an array is one")
+    note: str | None = setting(None, "a further fact that a user of it must know, printed at submission")
 
 
 @dataclass(kw_only=True)
@@ -132,7 +133,7 @@ class PrepareJobs:
         "tasks side by side in a job, for partitions that hand out whole nodes; unset: 1, or a node's cores where it is whole",
     )
     memory: str = setting("8G", "of a task")
-    timeout_min: int = setting(240, "minutes of a job")
+    timeout_min: int = setting(240, "minutes of a job; steps of one task that follow each other share one")
     python: str | None = setting(
         None, "command of the job's Python, as in a container; unset: the one that submits, not cluster.python"
     )
@@ -311,6 +312,8 @@ class ClusterConfig:
         if site.purge_days:
             lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
         lines += site.notes
+        if note := self.queue_limits().note:
+            lines.append(note)
         if site.confidence != "tested":
             lines.append(self._describe_confidence())
         return lines
