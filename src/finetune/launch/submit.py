@@ -95,7 +95,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     if size < len(frozen):
         number = -(-len(frozen) // size)
         print(f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first", file=sys.stderr)  # noqa: T201
-    return slurm.render_script(frozen[0].cluster, name, job_folder, code, size if size > 1 else None)
+    return slurm.render_script(frozen[0].cluster, name, job_folder, code, size)
 
 
 def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
