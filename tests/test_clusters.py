@@ -345,6 +345,13 @@ def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(profile: 
     assert ("a job gets, and pays for, whole nodes" in lines[1]) == (profile in ("lumi", "jupiter"))
 
 
+def test_a_sweep_that_is_larger_than_what_runs_at_once_is_reported() -> None:
+    lumi = profiles()["lumi"]
+    line = "lumi runs 200 of your jobs at once: the others wait in the queue"
+    assert line in lumi.what_to_know(201)
+    assert line not in lumi.what_to_know(200)
+
+
 def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
     for name, days in (("saga", 21), ("betzy", 21), ("olivia", 21), ("lumi", None)):  # LUMI does not enforce its rule
         said = [line for line in profiles()[name].what_to_know(1) if "deletes files in its work area" in line]

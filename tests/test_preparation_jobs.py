@@ -19,12 +19,12 @@ STEPS = [("read", True), ("decide", False), ("tokenise", True)]
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
 
 
-ALONE = chain.Layout(1, 1)
+ALONE = chain.Share("read", 1, 1)
 
 
-def render(cluster: ClusterConfig, layout: chain.Layout = ALONE) -> str:
+def render(cluster: ClusterConfig, share: chain.Share = ALONE) -> str:
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
-    return chain._script(folder, folder.parents[1], [("read", layout)], folder.parent / ".code" / "ab", cluster, ["7"])
+    return chain._script(folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"])
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
@@ -36,7 +36,7 @@ def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: s
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
     assert options.get("account") == cluster.account
     assert options.get("partition") == cluster.prepare.partition
-    assert "qos" not in options
+    assert options.get("qos") == cluster.prepare.qos
     assert "--gpu" not in script
     assert "apptainer exec" not in script
     for module in cluster.modules:
@@ -55,7 +55,7 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
         python="singularity exec cpu.sif python3", modules=["load NRIS/CPU"], setup=["ulimit -n 4096"], env={"A": "1"},
         sbatch={"reservation": "course"},
     )  # fmt: skip
-    script = render(replace(profiles()["testcluster"], prepare=jobs), chain.Layout(8, 4))
+    script = render(replace(profiles()["testcluster"], prepare=jobs), chain.Share("read", 8, 4))
     for line in (
         "--partition=small", "--qos=devel", "--account=nn2k", "--constraint=amd", "--mem=12G", "--time=30", "--array=0-1",
         "--cpus-per-task=4", "--reservation=course", "--dependency=afterok:7",
@@ -69,13 +69,32 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
 def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
     jupiter = profiles()["jupiter"]
     assert chain.lay_out(32, STEPS, jupiter) == chain.Layout(32, 32)
-    script = render(jupiter, chain.Layout(32, 32))
+    script = render(jupiter, chain.Share("read", 32, 32))
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
     assert chain.lay_out(32, STEPS, elsewhere) == chain.Layout(32, 1), "what is known of whole nodes is known of the training's"
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
     assert chain.lay_out(32, STEPS, small) == chain.Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
+
+
+@pytest.mark.parametrize(
+    ("layout", "jobs", "words"),
+    [
+        (chain.Layout(1, 1), ["read,sift,decide,tokenise,publish"], "5 steps in one job, one after the other"),
+        (
+            chain.Layout(3, 1),
+            ["read", "sift", "decide", "tokenise", "publish"],
+            "5 steps, each after the one before, in arrays of 3",
+        ),
+        (chain.Layout(8, 4, is_one_job=True), ["read,sift,decide,tokenise,publish"], "other, 4 tasks side by side"),
+    ],
+)
+def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: chain.Layout, jobs: list[str], words: str) -> None:
+    steps = [("read", True), ("sift", True), ("decide", False), ("tokenise", True), ("publish", False)]
+    assert [",".join(share.step for share in group) for group in layout.group(steps)] == jobs
+    assert words in layout.describe(steps)
+    assert [len(group) for group in chain.Layout(2, 1).group([*steps, ("sign", False)])] == [1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class Slurm:
         self.started: list[str] = []
         self.calls = 0
         self.dependencies: list[str] = []
+        self.states = {"77": "PENDING"}  # of jobs that are no point's
         self.kill_before = self.kill_after = -1
         self._lock = threading.Lock()
 
@@ -49,6 +50,8 @@ class Slurm:
             return answer
 
     def _squeue(self, *options: str) -> str:
+        if "--jobs" in options:
+            return self.states[options[options.index("--jobs") + 1]]
         return "\n".join("|".join(vars(job).values()) for job in self.jobs.values())
 
     def _sbatch(self, *options: str) -> str:
@@ -95,7 +98,7 @@ class Slurm:
 class Sweep:
     """A runs folder with one submission, all of whose points wait."""
 
-    def __init__(self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99) -> None:
+    def __init__(self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = "") -> None:
         self.runs_dir = runs_dir
         self.submission = Submission(runs_dir / "sweeps" / "s" / "0")
         points = self.submission.folder / "points"
@@ -106,7 +109,7 @@ class Sweep:
             jobs.mkdir(parents=True)
             (jobs / waves.PICKLE).touch()
             (points / str(index)).symlink_to(os.path.relpath(jobs, points))
-        plan = Plan("sweep", parallel, [Limit(limit, "qos few", qos="few")], "ab", "", os.getuid())
+        plan = Plan("sweep", parallel, [Limit(limit, "qos few", qos="few")], "ab", after, os.getuid())
         self.submission.set_up(plan, list(range(num_points)), [])
 
     @property
@@ -183,11 +186,29 @@ def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
 
 
 def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_made(slurm: Slurm, tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, num_points=3, limit=3)
-    waves.submit_waiting(tmp_path, after={str(sweep.submission.folder): "77"})
+    sweep = Sweep(tmp_path, num_points=4, limit=3, after="77")
+    waves.submit_waiting(tmp_path)
     assert slurm.dependencies == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
-    waves.submit_waiting(tmp_path, ending=slurm.run_released(sweep)[0])
-    assert slurm.dependencies == ["--dependency=afterany:102_0"]
+    waves.submit_waiting(tmp_path, ending="7")  # a job of another run of the folder, which did not wait for the corpus
+    assert slurm.dependencies == ["--dependency=afterany:7,afterok:77", "--kill-on-invalid-dep=yes"]
+    slurm.states["77"] = "COMPLETED"
+    left, ending, _ = slurm.run_released(sweep)
+    del slurm.jobs[left]
+    waves.submit_waiting(tmp_path, ending=ending)
+    assert slurm.dependencies == [f"--dependency=afterany:{ending}"]
+
+
+def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(slurm: Slurm, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, num_points=2, limit=9, after="77")
+    slurm.states["77"] = "FAILED"
+    assert waves.submit_waiting(tmp_path, ending="7") == 0
+    assert sweep.submission.problem() == "job 77, which was to make the corpus, has failed"
+    assert sweep.submission.is_paused
+    assert sweep.submission.awaits_failed_job()
+    sweep.submission.start_without_awaiting()
+    sweep.submission.go_on()
+    assert waves.submit_waiting(tmp_path) == 2
+    assert slurm.dependencies == []
 
 
 def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(slurm: Slurm, tmp_path: Path) -> None:

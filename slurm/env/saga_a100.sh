@@ -2,8 +2,7 @@
 # documented, 2026-07: https://documentation.sigma2.no/jobs/job_types/saga_job_types.html (7 nodes are the
 # most of a user)
 #     partition, gpu_request, memory_per_node, cpus_per_rank, site.accelerator, site.gpus_per_node,
-#     site.cores_per_node, site.memory_per_node_gb, site.max_timeout_min, site.max_nodes, site.queues,
-#     site.notes
+#     site.cores_per_node, site.memory_per_node_gb, site.max_timeout_min, site.max_nodes, site.queues
 # documented, 2026-07: https://documentation.sigma2.no/jobs/job_scripts/array_jobs.html
 #     site.max_array_size, clean_modules
 # documented, 2026-07: https://documentation.sigma2.no/files_storage/clusters.html (21 to 42 days; a cache

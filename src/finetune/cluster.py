@@ -33,7 +33,8 @@ class QueueLimits:
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_gpus: int | None = setting(None, "most GPUs of a job")
     max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
-    max_running: int | None = setting(None, "most jobs of a user that run at once; not checked, as Slurm lets others wait")
+    max_running: int | None = setting(None, "most jobs of a user that run at once; printed for a larger sweep, as Slurm lets the others wait")
+    note: str | None = setting(None, "a further fact that a user of it must know, printed at submission")
 
 
 @dataclass(kw_only=True)
@@ -132,7 +133,7 @@ class PrepareJobs:
         "tasks side by side in a job, for partitions that hand out whole nodes; unset: 1, or a node's cores where it is whole",
     )
     memory: str = setting("8G", "of a task")
-    timeout_min: int = setting(240, "minutes of a job")
+    timeout_min: int = setting(240, "minutes of a job; steps of one task that follow each other share one")
     python: str | None = setting(
         None, "command of the job's Python, as in a container; unset: the one that submits, not cluster.python"
     )
@@ -308,9 +309,14 @@ class ClusterConfig:
                 lines.append(
                     f"a job gets, and pays for, whole nodes: {self.ranks_per_node} of {site.gpus_per_node} GPUs are used"
                 )
+        limits = self.queue_limits()
+        if limits.max_running is not None and num_points > limits.max_running:
+            lines.append(f"{self.name} runs {limits.max_running} of your jobs at once: the others wait in the queue")
         if site.purge_days:
             lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
         lines += site.notes
+        if limits.note:
+            lines.append(limits.note)
         if site.confidence != "tested":
             lines.append(self._describe_confidence())
         return lines

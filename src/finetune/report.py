@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -18,17 +18,25 @@ from finetune.points import describe
 from finetune.run_folder import RunFolder
 from finetune.terminal import console
 
+if TYPE_CHECKING:
+    from finetune.launch.chain import PrepareRun
 
-def print_steps(preparations: list[tuple[str, dict[str, str], dict[str, str]]]) -> None:
-    """Preparations on Slurm: id, the job of each step, the state of each job."""
+
+def print_steps(preparations: list[PrepareRun]) -> None:
+    """Print the jobs of preparations on Slurm: which steps each does, and its state."""
     table = Table("prepare run", "step", "job", "state", box=None)
-    for run_id, jobs, states in preparations:
-        for step, job in jobs.items():
-            table.add_row(run_id, step, job, states[job].lower() or "unknown to Slurm by now")
+    failed = []
+    for run in preparations:
+        states = run.states()
+        for steps, job in run.jobs.items():
+            state = states[job].lower() or "unknown to Slurm by now"
+            at_work = run.step_at_work() if state == "running" else None
+            table.add_row(run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state)
+        if {*states.values()} & {"FAILED", "OUT_OF_MEMORY", "TIMEOUT"}:
+            failed.append(run.id)
     console(stderr=False).print(table)
-    for run_id, _, states in preparations:
-        if any(state in ("FAILED", "OUT_OF_MEMORY", "TIMEOUT") for state in states.values()):
-            console().print(f"why it failed: finetune logs {run_id}")
+    for run_id in failed:
+        console().print(f"why it failed: finetune logs {run_id}")
 
 
 def print_corpus(prepared: Any) -> None:

@@ -67,7 +67,7 @@ def status(arguments: list[str]) -> int:
     from finetune.status import print_status
 
     if prepared := _prepare_runs(options):
-        report.print_steps([(run.id, run.jobs, run.states()) for run in prepared])
+        report.print_steps(prepared)
         if not options.runs:
             return 0
     runs = chosen(options)

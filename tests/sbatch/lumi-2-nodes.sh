@@ -14,6 +14,9 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
+# the job's Python has packages of its own, which those of the submitting shell must not come before
+unset PYTHONHOME PYTHONPATH
+
 # modules; `module` is a function of login shells, which this one is not
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
 module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded

@@ -105,7 +105,7 @@ def test_a_queue_that_takes_few_jobs_gets_few(shell: Shell, tmp_path: Path, monk
         run = chain.submit("sample", tmp_path / ".sample.stages", steps, OF, unknown)
         assert run.layout == chain.Layout(OF, OF, is_one_job=True), "22 steps are too many jobs, says Slurm"
         assert list(shell.queue().values()) == ["PENDING"]
-        script = (run.folder / "all-steps.sh").read_text()
+        script = (run.folder / "whole0-to-cut10.sh").read_text()
         assert [line.split()[1] for line in script.splitlines() if line.startswith("  run ")] == [name for name, _ in steps]
         known = replace(CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)}))
         layout = chain.lay_out(32, steps, known)  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays

@@ -1,4 +1,5 @@
 """A preparation as a chain of Slurm jobs: one array a step, each after the one before; `train after=ID` goes behind the last.
+Steps of one task that follow each other are one job, as each job waits in the queue anew.
 
 All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.
@@ -35,7 +36,6 @@ from finetune.settings import check_log_folder
 Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
 PYTHON_SETTING = "cluster.prepare.python"
 FILE = "prepare.json"
-ALL_STEPS = "all-steps"
 MAX_RESTARTS = 3  # of a task: one that needs more memory than it has would be killed for ever
 
 
@@ -77,6 +77,12 @@ class PrepareRun:
         written = [log for log in self.folder.glob("*.log") if log.stat().st_size]
         return sorted(written, key=lambda log: log.stat().st_mtime)
 
+    def step_at_work(self) -> str | None:
+        """Return the step whose task has written last, as several steps may share a job; None if none has begun."""
+        tasks = [log for log in self.folder.glob("*.log") if not log.stem.endswith("-jobs")]
+        newest = max(tasks, key=lambda log: log.stat().st_mtime, default=None)
+        return newest.stem.rpartition("-")[0] if newest else None
+
     def cancel(self) -> str:
         """Take its steps out of the queue, and end the one at work; what came of it, in words."""
         if not self.is_alive():
@@ -106,20 +112,39 @@ class Layout:
 
     def num_jobs(self, steps: Steps) -> int:
         """Return how many jobs Slurm counts: each task of an array is one."""
-        if self.is_one_job:
-            return 1
-        num_cut = sum(is_cut for _, is_cut in steps)
-        return len(steps) - num_cut + num_cut * math.ceil(self.num_tasks / self.per_job)
+        return sum(_num_jobs(group) for group in self.group(steps))
 
-    def of_step(self, is_cut: bool) -> Layout:
-        return self if is_cut else Layout(1, 1)
+    def group(self, steps: Steps) -> list[list[Share]]:
+        """Return the steps of each array, in order: steps of one task that follow each other share a job."""
+        groups: list[list[Share]] = []
+        for name, is_cut in steps:
+            share = Share(name, self.num_tasks, self.per_job) if is_cut else Share(name, 1, 1)
+            if groups and (self.is_one_job or share.num_tasks == groups[-1][-1].num_tasks == 1):
+                groups[-1].append(share)
+            else:
+                groups.append([share])
+        return groups
 
     def describe(self, steps: Steps) -> str:
         """Return the layout in words, for the person who submits."""
-        if self.is_one_job:
-            return f"{len(steps)} steps in one job, {self.per_job} tasks side by side"
+        if len(self.group(steps)) == 1:
+            together = f", {self.per_job} tasks side by side" if self.per_job > 1 else ""
+            return f"{len(steps)} steps in one job, one after the other{together}"
         together = f", {self.per_job} side by side in a job" if self.per_job > 1 else ""
         return f"{len(steps)} steps, each after the one before, in arrays of {self.num_tasks} tasks{together}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A step in a job or an array: how many tasks it has, and how many of them run side by side in a job."""
+
+    step: str
+    num_tasks: int
+    per_job: int
+
+
+def _num_jobs(group: list[Share]) -> int:
+    return max(math.ceil(share.num_tasks / share.per_job) for share in group)
 
 
 def lay_out(num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None) -> Layout:
@@ -200,7 +225,7 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
         ValueError: it would not.
     """
     nowhere = Path("/nowhere")
-    return checks.try_submission(_script(nowhere, nowhere, [("step", Layout(per_job, per_job))], nowhere, cluster, []))
+    return checks.try_submission(_script(nowhere, nowhere, [Share("step", per_job, per_job)], nowhere, cluster, []))
 
 
 def check(cluster: ClusterConfig) -> list[str]:
@@ -297,7 +322,7 @@ def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: Cluster
         try:
             return _submit(name, work, steps, layout, cluster)
         except ValueError as fault:
-            if "MaxSubmit" not in str(fault) or layout.is_one_job:
+            if "MaxSubmit" not in str(fault) or layout.num_jobs(steps) == 1:
                 raise
             layout = lay_out(num_tasks, steps, cluster, most_jobs=layout.num_jobs(steps) // 2)
 
@@ -306,16 +331,15 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
     jobs: dict[str, str] = {}
     folder = work.absolute() / "slurm" / new_id(f"prepare-{name}")
     check_log_folder("corpora_dir", str(folder), "slurm")
-    shaped = [(step, layout.of_step(is_cut)) for step, is_cut in steps]
     try:
         folder.mkdir(parents=True)
         code = snapshot_code(folder.parent)
-        for together in [shaped] if layout.is_one_job else [[one] for one in shaped]:
-            text = _script(folder, work, together, code, cluster, list(jobs.values())[-1:])
-            script = folder / f"{_name(together)}.sh"
+        for group in layout.group(steps):
+            text = _script(folder, work, group, code, cluster, list(jobs.values())[-1:])
+            script = folder / f"{_name(group)}.sh"
             script.write_text(text, encoding="utf-8")
             hold = [] if jobs else ["--hold"]
-            jobs[_name(together)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
+            jobs[_name(group)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
         write_json(folder / FILE, jobs)
         slurm.slurm_command("scontrol", "release", next(iter(jobs.values())))
     except BaseException as fault:
@@ -332,19 +356,17 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
 # --- the batch script --------------------------------------------------------------------------------------------------
 
 
-def _name(steps: list[tuple[str, Layout]]) -> str:
+def _name(group: list[Share]) -> str:
     """Return the name of the job that does these steps."""
-    return steps[0][0] if len(steps) == 1 else ALL_STEPS
+    return group[0].step if len(group) == 1 else f"{group[0].step}-to-{group[-1].step}"
 
 
-def _script(
-    folder: Path, work: Path, steps: list[tuple[str, Layout]], code: Path, cluster: ClusterConfig, before: list[str]
-) -> str:
+def _script(folder: Path, work: Path, group: list[Share], code: Path, cluster: ClusterConfig, before: list[str]) -> str:
     wanted = cluster.prepare
     python = job_python(wanted.python, PYTHON_SETTING)
     lines = [
         "#!/bin/bash",
-        *_options(folder, steps, cluster, before),
+        *_options(folder, group, cluster, before),
         *(f"export {name}=1" for name in _THREADS),
         *environment_lines(_as_jobs(cluster)),
         slurm.code_line(code),
@@ -353,7 +375,7 @@ def _script(
         f"logs={shlex.quote(str(folder))}",
         *_RUN,
         "steps() {",
-        *(f"  run {step} {layout.per_job} {layout.num_tasks} || return" for step, layout in steps),
+        *(f"  run {share.step} {share.per_job} {share.num_tasks} || return" for share in group),
         "}",
         "steps; code=$?",
         *(_IN_PLACE if cluster.on_interrupt == "resubmit" else _BACK_INTO_QUEUE),
@@ -362,14 +384,13 @@ def _script(
     return "\n".join(lines) + "\n"
 
 
-def _options(folder: Path, steps: list[tuple[str, Layout]], cluster: ClusterConfig, before: list[str]) -> list[str]:
+def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: list[str]) -> list[str]:
     wanted = cluster.prepare
-    per_job = max(layout.per_job for _, layout in steps)
-    num_jobs = max(math.ceil(layout.num_tasks / layout.per_job) for _, layout in steps)
+    per_job = max(share.per_job for share in group)
     options = {
-        "job-name": f"{folder.name}.{_name(steps)}",
-        "output": f"{folder}/{_name(steps)}-jobs.log",
-        "array": f"0-{num_jobs - 1}",
+        "job-name": f"{folder.name}.{_name(group)}",
+        "output": f"{folder}/{_name(group)}-jobs.log",
+        "array": f"0-{_num_jobs(group) - 1}",
         "nodes": "1",
         "ntasks": "1",
         "cpus-per-task": str(per_job),

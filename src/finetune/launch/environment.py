@@ -46,16 +46,22 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def node_lines(cluster: ClusterConfig) -> list[str]:
-    """Return what keeps the submitting shell's programs from a node that cannot run them."""
+    """Return what keeps the submitting shell's programs and packages from a node that cannot use them."""
     site = cluster.site
-    if not site.crosses_architectures:
-        return []
-    return [
-        "",
-        f"# the shell that submitted this was on {site.login_architecture}, the node is {site.compute_architecture}",
-        "unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH",
-        "PATH=/usr/local/bin:/usr/bin:/bin:$PATH",
-    ]
+    if site.crosses_architectures:
+        return [
+            "",
+            f"# the shell that submitted this was on {site.login_architecture}, the node is {site.compute_architecture}",
+            "unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH",
+            "PATH=/usr/local/bin:/usr/bin:/bin:$PATH",
+        ]
+    if cluster.python is not None:
+        return [
+            "",
+            "# the job's Python has packages of its own, which those of the submitting shell must not come before",
+            "unset PYTHONHOME PYTHONPATH",
+        ]
+    return []
 
 
 def module_lines(clean: str | None, modules: list[str]) -> list[str]:

@@ -224,7 +224,8 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
     """The one rank in this shell: what is typed goes to the debugger."""
     program = f"-m finetune.launch.debug {shlex.quote(str(run.path))}"
     if config.cluster.scheduler == "slurm":
-        lines = environment_lines(config.cluster)
+        code = snapshot_code(run.path.parent)
+        lines = [*environment_lines(config.cluster), slurm.code_line(code)]
         terminal = ["--pty"] if sys.stdin.isatty() else []
         command = " ".join([*_step(config, *terminal), job_python(config.cluster.python), program])
     else:

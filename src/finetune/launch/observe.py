@@ -70,9 +70,9 @@ def _one(run: RunFolder, job: str | None, point: waves.Point | None, jobs: dict[
 
 def _why_no_place(point: waves.Point) -> str:
     sweep = point.submission.folder.parent.name
-    if point.submission.is_paused:
-        return f"waits: all jobs before it were cancelled; `finetune retry {sweep}` submits it"
     problem = point.submission.problem()
+    if point.submission.is_paused:
+        return f"waits: {problem or 'all jobs before it were cancelled'}; `finetune retry {sweep}` submits it"
     return f"waits for a place; Slurm refused the last time: {problem}" if problem else "waits for a place in the queue"
 
 

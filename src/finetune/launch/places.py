@@ -105,15 +105,12 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
             more of them.
     """
     try:
-        after = {}
         submissions = waves.open_submissions(runs_dir)
         jobs = waves.queue() if submissions else []
         for submission in submissions:
             if pause and _is_cancelled(submission, jobs):
                 submission.pause()
-            elif job := _still_awaited(submission.plan.after):
-                after[str(submission.folder)] = job
-        submitted = waves.submit_waiting(runs_dir, after=after)
+        submitted = waves.submit_waiting(runs_dir)
     except (Refused, ValueError, OSError) as fault:
         if not quiet:
             print(f"warning: points that wait for a place were not submitted: {fault}", file=sys.stderr)  # noqa: T201
@@ -134,12 +131,3 @@ def _is_cancelled(submission: waves.Submission, jobs: list[QueuedJob]) -> bool:
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])
     return bool(last) and all((one.state, one.reason) == ("cancelled", observe.CANCELLED) for one in last)
-
-
-def _still_awaited(job: str) -> str | None:
-    """Return the job that makes a sweep's corpus, if it is still at work.
-
-    Raises:
-        ValueError: Slurm does not answer.
-    """
-    return job if job and observe.states([job])[job] in (*observe.WAITING, *observe.AT_WORK) else None

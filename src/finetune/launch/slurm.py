@@ -96,10 +96,11 @@ def _submit(
         the job id, and how many of its runs it has; "" and 0 if all wait.
     """
     first, runs = next(iter(blocks.items()))
-    is_array, job_id = len(runs) > 1, ""
+    is_array = len(runs) > 1 or plan is not None  # a point that waits is found by its index, also if its folder has no other
+    job_id = ""
     try:
         for folder, points in blocks.items():
-            _write_files(points, folder, name, code)
+            _write_files(points, folder, name, code, is_array=is_array)
         job_id, count = _submit_held(first / SCRIPT, count, len(runs), after, plan)
         for run in (run for points in blocks.values() for run in points):
             run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
@@ -162,18 +163,17 @@ def _queue() -> list[waves.QueuedJob]:
     return []
 
 
-def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path) -> None:
+def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path, *, is_array: bool) -> None:
     """All that the array needs to be there before it is submitted, with the batch script."""
-    array = len(runs) > 1
     folder.mkdir(parents=True, exist_ok=True)
-    if array:
+    if is_array:
         (folder / POINTS).mkdir()
     for index, run in enumerate(runs):
         run.jobs.mkdir(exist_ok=True)
-        if array:
+        if is_array:
             (folder / POINTS / str(index)).symlink_to(os.path.relpath(run.jobs, folder / POINTS))
-    job_folder = folder / POINTS / "%a" if array else runs[0].jobs
-    text = render_script(runs[0].config().cluster, name, job_folder, code, len(runs) if array else None)
+    job_folder = folder / POINTS / "%a" if is_array else runs[0].jobs
+    text = render_script(runs[0].config().cluster, name, job_folder, code, len(runs) if is_array else None)
     (folder / SCRIPT).write_text(text, encoding="utf-8")
 
 

@@ -91,7 +91,11 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
         return slurm.render_script(frozen[0].cluster, run_id, RunFolder(runs_dir / run_id).jobs, code, None)
     name = sweep.id if sweep else new_id(frozen[0].name)
     job_folder = runs_dir / "sweeps" / name / "0" / waves.POINTS / "%a"
-    return slurm.render_script(frozen[0].cluster, name, job_folder, code, len(frozen))
+    size = min(len(frozen), places.largest_array(frozen[0].cluster))
+    if size < len(frozen):
+        number = -(-len(frozen) // size)
+        print(f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first", file=sys.stderr)  # noqa: T201
+    return slurm.render_script(frozen[0].cluster, name, job_folder, code, size)
 
 
 def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
@@ -203,7 +207,11 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
         points = waves.waiting_points(folder)
         mine = [run for run in runs if run.id in points]
         for run in mine:
-            points[run.id].submission.go_on()
+            submission = points[run.id].submission
+            if submission.awaits_failed_job():  # then somebody must have made the corpus in another way
+                _check_inputs(run, run.config())
+                submission.start_without_awaiting()
+            submission.go_on()
         if mine:
             places.move_sweeps_on(folder, pause=False)
             moved += [run for run in mine if run.id not in waves.waiting_points(folder)]

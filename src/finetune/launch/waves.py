@@ -24,7 +24,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -42,6 +42,9 @@ COMMAND_SECONDS = 60.0
 LOCK_SECONDS = 120.0  # that a caller waits for the lock
 LEASE_SECONDS = 300.0  # after which a lock is taken for that of a process that was killed
 LAST_SECONDS, PAUSE = 60.0, 2.0  # that the last job waits for jobs that are ending beside it
+ENDED_BADLY = {
+    "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 BLIND_POINTS = 2  # that a job submits at its end where no limit is known: its own place, and one more
 NONE = ""
 
@@ -278,12 +281,27 @@ class Submission:
                 run_slurm("scancel", *(job.id for job in held))
         return withdrawn
 
-    def pause(self) -> None:
-        """Let nobody submit the points that wait until `go_on`."""
+    def pause(self, reason: str = NONE) -> None:
+        """Let nobody submit the points that wait until `go_on`.
+
+        Args:
+            reason: for people; "": all jobs before were cancelled.
+        """
+        (self.folder / PROBLEM).write_text(f"{reason}\n", encoding="utf-8")
         _rename(self.folder / PLAN, self.folder / PAUSED)
 
     def go_on(self) -> None:
         _rename(self.folder / PAUSED, self.folder / PLAN)
+
+    def awaits_failed_job(self) -> bool:
+        """Return whether the job that the points were to start after has failed."""
+        plan = Plan.read(self.folder / (PAUSED if self.is_paused else PLAN))
+        return bool(plan.after and states_of(plan.after) & ENDED_BADLY)
+
+    def start_without_awaiting(self) -> None:
+        """Take the job that the points were to start after out of the plan."""
+        path = self.folder / (PAUSED if self.is_paused else PLAN)
+        write_json(path, asdict(replace(Plan.read(path), after=NONE)))
 
     @property
     def is_paused(self) -> bool:
@@ -366,13 +384,12 @@ def waiting_points(runs_dir: Path) -> dict[str, Point]:
 # --- moving on -------------------------------------------------------------------------------------------------------
 
 
-def submit_waiting(runs_dir: Path, ending: str = NONE, after: dict[str, str] | None = None) -> int:
+def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
     """Submit as many waiting points of a runs folder's sweeps as there are places for; return their number.
 
     Args:
         ending: the job that calls this in its last lines. If no other job of the runs folder is left to move the
             sweeps on, it waits a little for places of jobs that are ending at the same time.
-        after: jobs that are still to end well, by submission folder; others that a plan names have done so.
 
     Raises:
         Refused: Slurm does not answer.
@@ -381,7 +398,7 @@ def submit_waiting(runs_dir: Path, ending: str = NONE, after: dict[str, str] | N
     total, deadline = 0, time.monotonic() + LAST_SECONDS
     while open_submissions(runs_dir):
         with lock(runs_dir):
-            submitted, is_last = _submit_once(runs_dir, ending, after or {})
+            submitted, is_last = _submit_once(runs_dir, ending)
         total += submitted
         if submitted or not is_last or time.monotonic() > deadline:
             break
@@ -389,23 +406,39 @@ def submit_waiting(runs_dir: Path, ending: str = NONE, after: dict[str, str] | N
     return total
 
 
-def _submit_once(runs_dir: Path, ending: str, after: dict[str, str]) -> tuple[int, bool]:
+def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
     """Submit what there is room for; return its number, and whether to try again, as ending jobs keep places."""
     jobs = queue()
     leaving = _note_ending(runs_dir, ending, jobs) if ending else set()
     total = 0
     for submission in open_submissions(runs_dir):
         submission.recover(jobs)
-        count = min(len(submission.waiting()), submission.plan.places(jobs, ending))
+        plan = submission.plan
+        count = min(len(submission.waiting()), plan.places(jobs, ending))
+        awaited = states_of(plan.after) if count and plan.after else set()
+        if awaited & ENDED_BADLY:
+            submission.pause(f"job {plan.after}, which was to make the corpus, has failed")
+            continue
         if count:
             dependencies = [f"afterany:{ending}"] if ending else []  # so that parallel points stay as many as allowed
-            if str(submission.folder) in after:
-                dependencies.append(f"afterok:{after[str(submission.folder)]}")
+            if awaited - {"COMPLETED"}:  # a job of another run or sweep may be the one that calls this
+                dependencies.append(f"afterok:{plan.after}")
             total += submission.submit(count, dependencies)
             jobs = queue()
         submission.close()
     others = [job for job in movers(jobs, runs_dir) if job.id not in leaving]
     return total, bool(leaving - {ending}) and not others and bool(open_submissions(runs_dir))
+
+
+def states_of(job: str) -> set[str]:
+    """Return Slurm's states of a job, which may be an array; none if Slurm has forgotten it."""
+    in_queue = ("squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T")
+    accounted = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job)
+    for command in (in_queue, accounted):
+        with contextlib.suppress(Refused):
+            if lines := run_slurm(*command).splitlines():
+                return {line.split()[0] for line in lines if line.strip()}  # of "CANCELLED by 1000" the first
+    return set()
 
 
 def movers(jobs: list[QueuedJob], runs_dir: Path) -> list[QueuedJob]:
