@@ -33,7 +33,7 @@ class QueueLimits:
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_gpus: int | None = setting(None, "most GPUs of a job")
     max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
-    max_running: int | None = setting(None, "most jobs of a user that run at once; printed for a larger sweep, as Slurm lets the others wait")
+    max_running: int | None = setting(None, "most jobs of a user that run at once; others wait, and a submission reports it")
     note: str | None = setting(None, "a further fact that a user of it must know, printed at submission")
 
 
