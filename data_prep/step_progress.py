@@ -1,4 +1,4 @@
-"""How far a preparation is: one live line on a terminal, a plain line now and then where there is none."""
+"""Progress of a preparation: one live line on a terminal, a plain line now and then without one."""
 
 from __future__ import annotations
 

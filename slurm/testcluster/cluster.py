@@ -164,7 +164,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Layout:
-    """What Slurm is told about nodes, partitions, qualities of service and accounts.
+    """The nodes, partitions, qualities of service and accounts that slurm.conf declares.
 
     Attributes:
         gpus: GPUs of a node by type; the type "" is GPUs without one.

@@ -39,7 +39,7 @@ NCCL = "NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0"
 
 @dataclass(frozen=True)
 class Site:
-    """What a site is made of.
+    """The parts of a dressed site.
 
     Attributes:
         folders: its shared file systems, at the root of login node and nodes.
@@ -449,7 +449,7 @@ def _write_login_environment(cluster: DressedCluster) -> None:
     _write(folder / "login" / "start.py", textwrap.dedent(command))
     script = f"""\
         #!/bin/bash
-        # the nodes have no GPUs: a training on them is told so
+        # the nodes have no GPUs, so trainings are kept on the CPU
         case $1 in train) set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;; esac
         PYTHONPATH={source}/src:{source} exec {python} /site/login/start.py "$@"
         """

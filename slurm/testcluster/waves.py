@@ -92,7 +92,7 @@ def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str
 
 @dataclass
 class Watched:
-    """What was seen of the queue until all points had ended."""
+    """Samples of the queue until all points had ended."""
 
     most: int = 0
     stalls: int = 0

@@ -99,7 +99,7 @@ MESSAGES = (
           "read the logs of all ranks; check cluster.env for the site's network"),
 )  # fmt: skip
 
-# What faulthandler, bash and srun write of a signal, and the signal.
+# Messages of faulthandler, bash and srun for each signal.
 FATAL: dict[int, str] = {
     signal.SIGSEGV: r"Segmentation fault", signal.SIGBUS: r"Bus error", signal.SIGILL: r"Illegal instruction",
     signal.SIGABRT: r"Aborted|Fatal Python error: (?!Segm|Bus|Ill|Float)", signal.SIGFPE: r"Floating[- ]point exception",
@@ -142,7 +142,7 @@ _NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd|^In: |^Out: |^\d{4}-\d\d-\d\d [\
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an attempt left behind.
+    """The evidence that an attempt left behind.
 
     Attributes:
         world_size: how many ranks there were.
@@ -256,7 +256,7 @@ def explain(evidence: Evidence) -> str | None:
 
 
 def is_lost_peer(error: str) -> bool:
-    """Whether a rank failed only because another one was gone."""
+    """Return whether a rank failed only because another one was gone."""
     return any(words in error.lower() for words in LOST_PEER)
 
 
