@@ -101,6 +101,8 @@ CASES = [
     Case("Lmod", ["a module cannot be loaded (The following module(s) are unknown: \"CUDA/99\")", "module spider"],
          {0: 'Lmod has detected the following error:  The following module(s) are unknown: "CUDA/99"\n'},
          failures=(), state="FAILED"),
+    Case("an error of the batch script itself", ["cluster.modules: 'module load a' failed on n1; choose modules that n1 has"],
+         {0: "error: cluster.modules: 'module load a' failed on n1; choose modules that n1 has\n"}, failures=(), state="FAILED"),
     Case("an old Python of the helper", ["older than 3.8", "cluster.host_python"],
          {0: "  File x.py, line 3\nSyntaxError: future feature annotations is not defined\n"}, failures=(), state="FAILED"),
     Case("a time limit", ["the time limit ended it", "signal_lead_s"],

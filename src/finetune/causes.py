@@ -85,7 +85,7 @@ MESSAGES = (
           "check cluster.python, cluster.host_python and cluster.setup"),
     Known(r"execve\(\): (\S+): No such file or directory", "the node has no command {0}",
           "check cluster.python, cluster.host_python and cluster.setup"),
-    Known(r"helper of this script needs Python|future feature annotations is not defined|SyntaxError: future feature",
+    Known(r"future feature annotations is not defined|SyntaxError: future feature",
           "the host's Python is older than 3.8, or missing", "name a newer one in cluster.host_python"),
     Known(r"no kernel image is available for execution", "the installed torch cannot run on this GPU",
           "install a torch build for its architecture, or choose newer GPUs"),
@@ -97,6 +97,8 @@ MESSAGES = (
           "a collective timed out: another rank hung or was slow", "read the logs of all ranks (finetune logs RUN --rank N)"),
     Known(r"ncclRemoteError|ncclSystemError|NCCL error[^\n]*", "NCCL lost the network or a peer",
           "read the logs of all ranks; check cluster.env for the site's network"),
+    # the batch script's own errors: see launch/environment.py
+    Known(r"^error: (cluster\.\w+: [^\n;]+); ([^\n]+)", "{0}", "{1}"),
 )  # fmt: skip
 
 # Messages of faulthandler, bash and srun for each signal.
@@ -419,9 +421,8 @@ def _fill_in(known: Known, groups: tuple[str | None, ...], where: str) -> str:
         value = groups[number] if number < len(groups) else None
         return f"{match[2] or ''}{value.strip()}" if value else ""
 
-    cause = re.sub(r"\{(\d)(?::([^}]*))?\}", fill, known.cause)
     remedy = MEMORY_REMEDY[where] if known.remedy == "MEMORY" else known.remedy
-    return f"{cause}; {remedy}"
+    return re.sub(r"\{(\d)(?::([^}]*))?\}", fill, f"{known.cause}; {remedy}")
 
 
 def last_line(log: str) -> str:

@@ -163,8 +163,10 @@ def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: S
     (whole,) = shell.runs(
         shell.finetune("train", *training(*cleaned, "cluster.modules=['load a/1','use /b']", noted), **login).stdout
     )
-    (broken,) = shell.runs(shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout)
-    wait_for(lambda: not observe_in(shell, whole).alive and not observe_in(shell, broken).alive)
+    wait_for(lambda: not observe_in(shell, whole).alive)
+    with shell.closed():  # or it may have failed before its submission returns
+        (broken,) = shell.runs(shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout)
+    wait_for(lambda: not observe_in(shell, broken).alive)
     assert whole.state() == "completed", whole.failure()
     whole_job, tried_at_submission, broken_job = ["reset", "load a/1", "use /b"], ["load absent"], ["load absent"]
     assert log.read_text().splitlines() == [*whole_job, *tried_at_submission, *broken_job]
@@ -175,6 +177,7 @@ def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: S
     assert seen["TRITON_CACHE_DIR"].endswith(f"-{seen['SLURM_JOB_ID']}/triton")
     (words,) = broken.jobs.glob("*_log.out")
     assert re.fullmatch(r"error: cluster.modules: 'module load absent' failed on node\d; .*\n", words.read_text())
+    assert "FAILED: rank 0: cluster.modules: 'module load absent' failed on node" in observe_in(shell, broken).reason
     assert not broken.metrics.exists()
 
 
