@@ -12,7 +12,7 @@ import sys
 import psutil
 
 from finetune import cli
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.launch import follow, local, submit
 from finetune.launch.follow import Controller
 from finetune.run_folder import RunFolder

@@ -281,8 +281,8 @@ def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path
 def test_a_run_folder_in_use(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from finetune import config as configuration
-    from finetune.config import DataConfig, ModelConfig, TrainConfig
+    from finetune.config import train as configuration
+    from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 
     monkeypatch.chdir(tmp_path)
     run = RunFolder(tmp_path / "runs" / "mine")

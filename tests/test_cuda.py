@@ -19,7 +19,7 @@ import torch
 
 from finetune import guards, kernels
 from finetune.attention import DOCUMENTS
-from finetune.config import ClusterConfig
+from finetune.config.train import ClusterConfig
 from finetune.evaluate import evaluate_on_corpus
 from finetune.model import PackedModel
 from finetune.run_folder import RunFolder

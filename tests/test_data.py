@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_prep.shards import Corpus, ShardWriter
-from finetune.config import DataConfig
+from finetune.config.train import DataConfig
 from finetune.data import PADDING, MicroBatch, PackedData
 from finetune.distributed import World
 from finetune.loss import IGNORE, normalised

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from finetune import cli, evaluate_command
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LORA, write_base

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import base, guards, model
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.models import LLAMA, LORA, write_base
 
@@ -369,7 +369,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune import config as configuration
+    from finetune.config import train as configuration
     from finetune.run_folder import RunFolder
 
     first = RunFolder(tmp_path / "runs" / "first")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune import base
 from finetune.base import Base
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import submit
 from finetune.launch.freeze import freeze
 from tests.corpora import write_corpus

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from finetune import checkpoint_files, shared_bases
-from finetune import config as configuration
-from finetune.cluster import ClusterConfig
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.cluster import ClusterConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import chain, end, observe, slurm, submit
 from finetune.run_folder import RunFolder
 from tests.models import LLAMA

@@ -66,7 +66,7 @@ def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pyt
 
 
 def test_a_corpus_that_was_prepared_anew(make: Callable[..., RunFolder], tmp_path: Path) -> None:  # noqa: F811
-    from finetune.config import DataConfig, load, save
+    from finetune.config.train import DataConfig, load, save
 
     run = make(files={"inputs": {"corpus": "another digest", "base": None}, **TYPED})
     config = load(run.config_file)

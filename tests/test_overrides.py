@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
 from finetune import cli
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.overrides import Parser, hydra_arguments, quote_setting, register_json_resolver, to_dotlist
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import ClusterConfig, PrepareJobs
+from finetune.config.cluster import ClusterConfig, PrepareJobs
 from finetune.launch import chain, freeze
 from finetune.launch.environment import profiles
 from finetune.launch.slurm import SlurmError

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.schedule import describe_leap, learning_rate
 
 

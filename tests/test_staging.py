@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards import Corpus
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.distributed import World
 from finetune.launch.preflight import PreflightError, node_name
 from finetune.launch.staging import staged

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from finetune import cli, status
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.points import Sweep, describe, short_names
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import end, freeze, submit
 from finetune.launch.observe import observe
-from finetune.points import Sweep, describe, short_names
 from finetune.run_folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LLAMA

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from finetune.tracking import sender
 from finetune.tracking.spool import Spool

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import ClusterConfig, QueueLimits, SiteConfig
+from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
 from finetune.launch import places, waves
 from finetune.launch.slurm_command import Refused
 from finetune.launch.waves import Limit, Plan, QueuedJob, Submission

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from finetune.config import TrainConfig
-    from finetune.points import Sweep
+    from finetune.config.points import Sweep
+    from finetune.config.train import TrainConfig
 
 USAGE = """\
 usage: finetune VERB …
@@ -196,7 +196,7 @@ def ui(arguments: list[str]) -> int:
 def _prepare(node: Any) -> None:
     from data_prep.pipeline import prepare as run_pipeline
     from finetune import report
-    from finetune.config import from_omegaconf
+    from finetune.config.train import from_omegaconf
 
     _log_to_stderr()
     config = from_omegaconf(node, _prepare_schema())
@@ -212,7 +212,7 @@ def _prepare(node: Any) -> None:
 def _prepare_schema() -> type[Any]:
     """data_prep's own settings, and where it runs, which is no business of data_prep."""
     from data_prep.config import PrepareConfig
-    from finetune.cluster import ClusterConfig
+    from finetune.config.cluster import ClusterConfig
 
     fields = [("cluster", ClusterConfig, dataclasses.field(default_factory=ClusterConfig))]
     return dataclasses.make_dataclass("PrepareOnCluster", fields, bases=(PrepareConfig,), kw_only=True)
@@ -255,7 +255,7 @@ def _train(node: Any) -> None:
 
 def to_train_config(node: Any) -> TrainConfig:
     """The typed config of a composed node; past here there is no OmegaConf."""
-    from finetune.config import from_omegaconf
+    from finetune.config.train import from_omegaconf
 
     config: TrainConfig = from_omegaconf(node)
     return config
@@ -295,7 +295,7 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from omegaconf import OmegaConf
 
     from finetune import overrides
-    from finetune.config import TrainConfig, conf_dir, package_dir
+    from finetune.config.train import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
@@ -336,7 +336,7 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as fault:
-        from finetune import extras
+        from finetune.config import extras
 
         if message := extras.explain(fault):
             _fail(message)
@@ -350,7 +350,7 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
 
 
 def _schema(verb: str) -> type[Any]:
-    from finetune.config import TrainConfig
+    from finetune.config.train import TrainConfig
 
     schema: type[Any] = _prepare_schema() if verb == "prepare" else TrainConfig
     return schema
@@ -358,7 +358,7 @@ def _schema(verb: str) -> type[Any]:
 
 def _describe_unknown_verb(verb: str, verbs: list[str]) -> str:
     """Describe a verb that does not exist, with the one that was meant."""
-    from finetune import suggestions
+    from finetune.config import suggestions
 
     meant = suggestions.VERBS.get(verb.lstrip("-")) or next(iter(suggestions.closest(verb, verbs)), None)
     if "=" in verb or verb.startswith("-"):

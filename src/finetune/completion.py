@@ -170,7 +170,8 @@ def _values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> lis
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
-    from finetune import cluster, config
+    from finetune.config import cluster
+    from finetune.config import train as config
 
     return {
         "precision": config.PRECISIONS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config import conf_dir
+from finetune.config.train import conf_dir
 
 PREPARE_GROUPS = ("cluster", "corpus")  # the other groups are of `train`, which has no group `corpus`
 

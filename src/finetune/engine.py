@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetune import model as models
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.model import PackedModel
 from finetune.partition import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights

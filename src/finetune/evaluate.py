@@ -16,7 +16,7 @@ from data_prep.shards import Corpus
 from finetune import base as base_models
 from finetune import guards
 from finetune.base import Base
-from finetune.config import DataConfig
+from finetune.config.train import DataConfig
 from finetune.data import PackedData
 from finetune.distributed import World
 from finetune.model import PackedModel

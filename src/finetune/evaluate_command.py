@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune import base as base_models
-from finetune import extras, report
+from finetune import report
 from finetune.base import Base
-from finetune.config import RUN_PREFIX, DataConfig, split_step
+from finetune.config import extras
+from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.run_folder import RunFolder
 from finetune.terminal import console
 

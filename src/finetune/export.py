@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
 from finetune import checkpoint_files, end_of_turn, guards, model, partition, tokenizer
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.pretrained import DTYPES, Model, stand_in, tensors
 from finetune.run_folder import RunFolder
 

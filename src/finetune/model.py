@@ -22,7 +22,7 @@ from finetune import shared_bases
 from finetune import tokenizer as tokenizers
 from finetune import weights as weight_files
 from finetune.attention import ONE_ROW
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.loss import TargetHead
 from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors

@@ -6,7 +6,7 @@ import re
 import shlex
 
 from data_prep.shards import Manifest
-from finetune.config import CHANGEABLE
+from finetune.config.train import CHANGEABLE
 from finetune.launch.observe import Observed
 from finetune.run_folder import RunFolder
 

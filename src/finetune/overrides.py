@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune.suggestions import SYNONYMS, did_you_mean
+from finetune.config.suggestions import SYNONYMS, did_you_mean
 
 FLAGS = ("-m", "--multirun", "--resolve")
 WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from finetune import base as base_models
 from finetune import end_of_turn
 from finetune.base import Base
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.weights import WeightFiles
 

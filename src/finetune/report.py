@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cluster import PrepareJobs
-from finetune.config import DataConfig, TrainConfig, conf_dir
-from finetune.points import describe
+from finetune.config.cluster import PrepareJobs
+from finetune.config.points import describe
+from finetune.config.train import DataConfig, TrainConfig, conf_dir
 from finetune.run_folder import RunFolder
 from finetune.terminal import console
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.shards import Corpus
-from finetune.config import DataConfig
+from finetune.config.train import DataConfig
 
 ROW = np.dtype([("length", "<i8"), ("kept", "<i8"), ("targets", "<i8"), ("fate", "u1")])
 

@@ -15,10 +15,10 @@ from finetune.overrides import Parser, to_dotlist
 from finetune.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from finetune.config import TrainConfig
+    from finetune.config.points import Sweep
+    from finetune.config.train import TrainConfig
     from finetune.launch.chain import PrepareRun
     from finetune.launch.observe import Observed
-    from finetune.points import Sweep
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
@@ -349,13 +349,13 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
 
 def _name(run: RunFolder) -> str:
     """A run's id, with its values where it is a point of a sweep."""
-    from finetune.points import describe
+    from finetune.config.points import describe
 
     return f"{run.id} ({describe(run.point())})" if run.point() else run.id
 
 
 def _say_submitted(now: list[Observed]) -> None:
-    from finetune.points import describe
+    from finetune.config.points import describe
 
     first, sweep = now[0], now[0].run.sweep()
     if first.run.scheduler() == "local":
@@ -427,7 +427,7 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 
 
 def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
-    from finetune import extras
+    from finetune.config import extras
     from finetune.launch.observe import observe
     from finetune.tracking import sender
 

@@ -17,10 +17,10 @@ import psutil
 from filelock import FileLock
 
 from finetune import causes, rank_warnings
-from finetune import config as configuration
-from finetune.config import TrainConfig
+from finetune.config import train as configuration
+from finetune.config.suggestions import did_you_mean
+from finetune.config.train import TrainConfig
 from finetune.json_files import write_json
-from finetune.suggestions import did_you_mean
 
 TURN = "turn.json"
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 
 LEAP = 0.05  # share by which the learning rate may change at a resume without a warning
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from finetune import base
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 
 GENERIC = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
 CONFIG = "tokenizer_config.json"

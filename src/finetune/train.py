@@ -16,7 +16,7 @@ import torch
 from data_prep.shards import Manifest
 from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained, rank_warnings, tokenizer
 from finetune.checkpoint import Checkpoints
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.data import PackedData, Step
 from finetune.distributed import World
 from finetune.engine import Engine

@@ -10,7 +10,7 @@ import torch
 
 from data_prep.shards import Corpus
 from finetune import model as models
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.packing import pack, segments_of
 from finetune.schedule import learning_rate
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import config as configuration
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.export import export
 from finetune.run_folder import RunFolder
 from tests.distributed import reference, worker

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune import weights
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from finetune import base as base_models
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.evaluate import evaluate_on_corpus
 from finetune.run_folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus

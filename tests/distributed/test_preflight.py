@@ -71,7 +71,7 @@ def test_the_node_that_wrong_transfers_have_in_common(wrong_pairs: list[tuple[in
 
 
 def test_a_folder_that_cannot_be_written_is_the_nodes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.config import DataConfig, ModelConfig, TrainConfig
+    from finetune.config.train import DataConfig, ModelConfig, TrainConfig
     from finetune.run_folder import RunFolder
 
     monkeypatch.setenv("SLURMD_NODENAME", "n7")

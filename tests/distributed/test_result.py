@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from finetune import base, checkpoint_files
-from finetune import config as configuration
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.evaluate import evaluate_on_corpus
 from finetune.run_folder import RunFolder
 from finetune.weights import WeightFiles

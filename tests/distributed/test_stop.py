@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from finetune import config as configuration
-from finetune.config import ClusterConfig
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig
 from finetune.run_folder import RunFolder
 from tests.distributed import worker
 from tests.distributed.test_laws import assert_same, law_config, make_run, spool

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from finetune import config as configuration
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.run_folder import RunFolder
 from tests.corpora import write_corpus
 from tests.distributed import worker

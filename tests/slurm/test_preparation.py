@@ -14,7 +14,7 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.preparation import Preparation
-from finetune.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
+from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
 from finetune.launch import chain
 from tests.data_prep.test_pipeline import config, markers
 from tests.data_prep.test_sample import checksums

@@ -18,7 +18,7 @@ import pytest
 
 import data_prep
 import finetune
-from finetune.config import conf_dir
+from finetune.config.train import conf_dir
 from finetune.launch.observe import observe
 from finetune.run_folder import RunFolder
 from tests.slurm.conftest import Shell, losses, training, wait_for

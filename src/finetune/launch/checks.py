@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 from finetune.launch import slurm, waves
 from finetune.launch.environment import FIND_MODULE, node_lines
 from finetune.launch.job_python import container, uses_host_python

@@ -11,7 +11,7 @@ import psutil
 from filelock import Timeout
 
 from finetune import checkpoint_files, shared_bases
-from finetune.config import RUN_PREFIX, split_step
+from finetune.config.train import RUN_PREFIX, split_step
 from finetune.launch import slurm, waves
 from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from finetune import rank_warnings
-from finetune.points import describe
+from finetune.config.points import describe
 from finetune.run_folder import RunFolder
 from finetune.terminal import short_path
 from finetune.tracking import sender

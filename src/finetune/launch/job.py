@@ -20,7 +20,7 @@ import submitit
 from filelock import Timeout
 
 from finetune import base
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.launch import preflight
 from finetune.run_folder import RunFolder, restart_count
 from finetune.stop import StopFlag

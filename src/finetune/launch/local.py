@@ -18,7 +18,7 @@ import psutil
 from filelock import Timeout
 from submitit.core.utils import DelayedSubmission
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.launch import job, ranks, slurm, sweep_files
 from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, Interrupts, follow

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 from finetune.launch import observe, waves
 from finetune.launch.observe import slurm_lines
 from finetune.launch.slurm_command import Refused

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.run_folder import RunFolder
 
 if TYPE_CHECKING:

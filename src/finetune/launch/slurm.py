@@ -22,7 +22,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 from finetune.launch import job, places, waves
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.shards import Corpus
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.launch.preflight import PreflightError, check_room, node_name
 from finetune.run_folder import RunFolder

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import base, checkpoint_files, extras, rows, tokenizer
-from finetune import config as configuration
-from finetune.config import TrainConfig
+from finetune import base, checkpoint_files, rows, tokenizer
+from finetune.config import extras
+from finetune.config import train as configuration
+from finetune.config.points import Sweep
+from finetune.config.train import TrainConfig
 from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
 from finetune.launch.freeze import (
     check_no_secrets,
@@ -35,7 +37,6 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.launch.job import lean_imports
-from finetune.points import Sweep
 from finetune.run_folder import RunFolder
 from finetune.schedule import describe_leap, num_steps_of
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.points import varying
+from finetune.config.points import varying
 from finetune.run_folder import RunFolder
 
 FILE = "points.tsv"

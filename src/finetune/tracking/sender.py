@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from finetune.points import describe
+from finetune.config.points import describe
 from finetune.run_folder import RunFolder
 
 RUN_ID_TAG = "finetune.run_id"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields
 
-from finetune.settings import at_least, one_of, setting
+from finetune.config.fields import at_least, one_of, setting
 
 SCHEDULERS = ("local", "slurm")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer

@@ -14,9 +14,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.cluster import ClusterConfig
-from finetune.settings import at_least, check_log_folder, one_of, setting
-from finetune.suggestions import did_you_mean
+from finetune.config.cluster import ClusterConfig
+from finetune.config.fields import at_least, check_log_folder, one_of, setting
+from finetune.config.suggestions import did_you_mean
 
 RUN_PREFIX = "run:"
 PRECISIONS = ("fp32", "bf16")
