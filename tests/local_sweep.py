@@ -15,7 +15,7 @@ from finetune import cli
 from finetune.config.train import TrainConfig
 from finetune.launch import follow, local, submit
 from finetune.launch.follow import Controller
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 STAND_IN = """
 import json, os, pathlib, sys, time

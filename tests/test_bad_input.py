@@ -13,7 +13,7 @@ import pytest
 import finetune
 from finetune import cli
 from finetune.launch import submit
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus, write_tokenizer
 from tests.models import write_base
 

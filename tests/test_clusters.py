@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from finetune import attempts, causes, json_files
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.launch import freeze, requeue, slurm, slurm_command, waves
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
+from finetune.runs import attempts, causes, json_files
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"

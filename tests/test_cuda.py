@@ -22,7 +22,7 @@ from finetune.attention import DOCUMENTS
 from finetune.config.train import ClusterConfig
 from finetune.evaluate import evaluate_on_corpus
 from finetune.model import PackedModel
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
 from tests.distributed.test_laws import (

@@ -17,10 +17,10 @@ from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConf
 from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
 from data_prep.stages.tokenise import add_tokens, place_files
-from finetune import base as base_models
 from finetune import end_of_turn, pretrained
 from finetune.model import save, weights
-from finetune.run_folder import RunFolder
+from finetune.runs import base_model as base_models
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
 from tests.models import LLAMA, LORA
 

@@ -12,7 +12,7 @@ import pytest
 from finetune import cli, evaluate_command
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LORA, write_base
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import base, guards, model
+from finetune import guards, model
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.runs import base_model as base
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.models import LLAMA, LORA, write_base
 
@@ -322,7 +323,7 @@ def test_a_rank_that_fails_leaves_its_peers_though_nothing_can_be_recorded(tmp_p
 import os, sys, threading, time
 sys.path[:0] = {[str(p) for p in sys.path]!r}
 from finetune.launch import job
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 def fails(run, environment, stop):
     threading.Thread(target=time.sleep, args=(600,)).start()
     RunFolder.write_json = lambda *_: (run.path / "started.json" / "below a file").write_text("")
@@ -370,7 +371,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
     from transformers import AutoModelForCausalLM
 
     from finetune.config import train as configuration
-    from finetune.run_folder import RunFolder
+    from finetune.runs.folder import RunFolder
 
     first = RunFolder(tmp_path / "runs" / "first")
     first.path.mkdir(parents=True)

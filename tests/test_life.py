@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from finetune import checkpoint_files, shared_bases
 from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import chain, end, observe, slurm, submit
-from finetune.run_folder import RunFolder
+from finetune.runs import checkpoint_files, shared_bases
+from finetune.runs.folder import RunFolder
 from tests.models import LLAMA
 
 SLURM = ClusterConfig(name="there", scheduler="slurm")

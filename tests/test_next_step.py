@@ -12,7 +12,7 @@ import pytest
 from finetune import cli
 from finetune.launch.observe import Observed
 from finetune.next_step import what_helps
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.test_life import make  # noqa: F401
 

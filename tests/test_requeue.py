@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from finetune import attempts
-from finetune.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
 from finetune.launch import requeue
+from finetune.runs import attempts
+from finetune.runs.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
 
 
 def ending(cause: str, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:

@@ -13,7 +13,7 @@ from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainC
 from finetune.distributed import World
 from finetune.launch.preflight import PreflightError, node_name
 from finetune.launch.staging import staged
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0)
 

@@ -22,7 +22,7 @@ from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import end, freeze, submit
 from finetune.launch.observe import observe
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from finetune.tracking import sender
 from finetune.tracking.spool import Spool
 from tests.models import LLAMA

@@ -27,8 +27,8 @@ from queue import SimpleQueue
 
 import psutil
 
-from finetune import attempts
-from finetune.run_folder import RunFolder
+from finetune.runs import attempts
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.chaos import Sandbox
 from slurm.testcluster.cluster import Cluster
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from data_prep.shards import sha256_file
-from finetune import checkpoint_files as files
 from finetune.distributed import World
 from finetune.engine import Engine
+from finetune.runs import checkpoint_files as files
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from data_prep.shards import Corpus
-from finetune import base as base_models
 from finetune import guards
-from finetune.base import Base
 from finetune.config.train import DataConfig
 from finetune.data import PackedData
 from finetune.distributed import World
 from finetune.model import PackedModel
 from finetune.pretrained import load_for_evaluation
+from finetune.runs import base_model as base_models
+from finetune.runs.base_model import Base
 
 
 @dataclass(kw_only=True)

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune import base as base_models
 from finetune import report
-from finetune.base import Base
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
-from finetune.run_folder import RunFolder
+from finetune.runs import base_model as base_models
+from finetune.runs.base_model import Base
+from finetune.runs.folder import RunFolder
 from finetune.terminal import console
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
-from finetune import checkpoint_files, end_of_turn, guards, model, partition, tokenizer
+from finetune import end_of_turn, guards, model, partition, tokenizer
 from finetune.config.train import TrainConfig
 from finetune.pretrained import DTYPES, Model, stand_in, tensors
-from finetune.run_folder import RunFolder
+from finetune.runs import checkpoint_files
+from finetune.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from finetune import base as base_models
-from finetune import shared_bases
 from finetune import tokenizer as tokenizers
 from finetune import weights as weight_files
 from finetune.attention import ONE_ROW
@@ -26,6 +24,8 @@ from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.loss import TargetHead
 from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
+from finetune.runs import base_model as base_models
+from finetune.runs import shared_bases
 
 DESCRIPTION = "description"  # of a checkpoint's model: see describe
 

@@ -8,7 +8,7 @@ import shlex
 from data_prep.shards import Manifest
 from finetune.config.train import CHANGEABLE
 from finetune.launch.observe import Observed
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 # A key of CHANGEABLE in an error, perhaps with the value that the error recommends.
 _KEY = re.compile(rf"(?<![\w.])((?:{'|'.join(CHANGEABLE)})(?:\.\w+)*)(?:=(\w+))?")

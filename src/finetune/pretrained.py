@@ -22,11 +22,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from finetune import base as base_models
 from finetune import end_of_turn
-from finetune.base import Base
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
+from finetune.runs import base_model as base_models
+from finetune.runs.base_model import Base
 from finetune.weights import WeightFiles
 
 transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs

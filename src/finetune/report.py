@@ -15,7 +15,7 @@ from rich.text import Text
 from finetune.config.cluster import PrepareJobs
 from finetune.config.points import describe
 from finetune.config.train import DataConfig, TrainConfig, conf_dir
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from finetune.terminal import console
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.overrides import Parser, to_dotlist
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from finetune.config.points import Sweep

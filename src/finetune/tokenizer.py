@@ -12,8 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from finetune import base
 from finetune.config.train import TrainConfig
+from finetune.runs import base_model as base
 
 GENERIC = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
 CONFIG = "tokenizer_config.json"

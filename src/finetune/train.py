@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import base, end_of_turn, guards, kernels, metrics, model, pretrained, rank_warnings, tokenizer
+from finetune import end_of_turn, guards, kernels, metrics, model, pretrained, tokenizer
 from finetune.checkpoint import Checkpoints
 from finetune.config.train import TrainConfig
 from finetune.data import PackedData, Step
@@ -25,9 +25,11 @@ from finetune.loss import normalised
 from finetune.metrics import Clock
 from finetune.partition import gathered
 from finetune.rows import check_losses
-from finetune.run_folder import RunFolder
+from finetune.runs import base_model as base
+from finetune.runs import rank_warnings
+from finetune.runs.folder import RunFolder
+from finetune.runs.stop import GO_ON, STATES, Leave, StopFlag
 from finetune.schedule import describe_leap, learning_rate, num_steps_of
-from finetune.stop import GO_ON, STATES, Leave, StopFlag
 from finetune.tracking.spool import Spool
 
 logger = logging.getLogger(__name__)

@@ -72,7 +72,7 @@ def test_the_node_that_wrong_transfers_have_in_common(wrong_pairs: list[tuple[in
 
 def test_a_folder_that_cannot_be_written_is_the_nodes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-    from finetune.run_folder import RunFolder
+    from finetune.runs.folder import RunFolder
 
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     config = TrainConfig(model=ModelConfig(path="x"), data=DataConfig(corpus="x"))
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     import torch.distributed as dist
 
     from finetune.distributed import World
-    from finetune.run_folder import RunFolder
+    from finetune.runs.folder import RunFolder
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=World().rank, world_size=RANKS)
     preflight.PATIENCE_SECONDS = 0.5

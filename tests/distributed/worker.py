@@ -84,8 +84,8 @@ def main(folder: Path) -> None:
 
     from finetune.distributed import World
     from finetune.engine import init_distributed
-    from finetune.run_folder import RunFolder
-    from finetune.stop import StopFlag
+    from finetune.runs.folder import RunFolder
+    from finetune.runs.stop import StopFlag
     from finetune.train import train
 
     world = World()

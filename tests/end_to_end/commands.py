@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import FINETUNE, command, run_of
 from tests.models import LLAMA
 

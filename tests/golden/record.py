@@ -17,7 +17,7 @@ import torch
 
 from finetune.config import train as configuration
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.distributed import worker
 from tests.end_to_end.commands import command

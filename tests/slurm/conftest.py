@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.cluster import Cluster, why_not
 from tests.corpora import write_corpus
 from tests.models import LLAMA

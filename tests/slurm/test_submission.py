@@ -20,7 +20,7 @@ import data_prep
 import finetune
 from finetune.config.train import conf_dir
 from finetune.launch.observe import observe
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.slurm.conftest import Shell, losses, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

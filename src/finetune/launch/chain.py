@@ -27,11 +27,11 @@ from pathlib import Path
 
 from finetune.config.cluster import ClusterConfig
 from finetune.config.fields import check_log_folder
-from finetune.json_files import write_json
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
+from finetune.runs.json_files import write_json
 
 Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
 PYTHON_SETTING = "cluster.prepare.python"

@@ -14,8 +14,8 @@ from pathlib import Path
 import submitit
 
 from finetune.launch import job
-from finetune.run_folder import RunFolder
-from finetune.stop import StopFlag
+from finetune.runs.folder import RunFolder
+from finetune.runs.stop import StopFlag
 
 
 def main(path: str) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
-from finetune import checkpoint_files, shared_bases
 from finetune.config.train import RUN_PREFIX, split_step
 from finetune.launch import slurm, waves
 from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE
 from finetune.launch.observe import Observed, observe
-from finetune.run_folder import RunFolder
+from finetune.runs import checkpoint_files, shared_bases
+from finetune.runs.folder import RunFolder
 
 JOBS_A_COMMAND = 500
 GRACE_SECONDS = 30.0  # that srun has to end its ranks

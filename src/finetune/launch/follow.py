@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from finetune import rank_warnings
 from finetune.config.points import describe
-from finetune.run_folder import RunFolder
+from finetune.runs import rank_warnings
+from finetune.runs.folder import RunFolder
 from finetune.terminal import short_path
 from finetune.tracking import sender
 

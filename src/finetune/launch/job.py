@@ -19,11 +19,11 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
-from finetune import base
 from finetune.config.train import TrainConfig
 from finetune.launch import preflight
-from finetune.run_folder import RunFolder, restart_count
-from finetune.stop import StopFlag
+from finetune.runs import base_model as base
+from finetune.runs.folder import RunFolder, restart_count
+from finetune.runs.stop import StopFlag
 
 SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
 ALL_GPUS = "all"

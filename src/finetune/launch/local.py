@@ -24,7 +24,7 @@ from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, Interrupts, follow
 from finetune.launch.freeze import snapshot_code
 from finetune.launch.job_python import job_python
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 
 def start_in_turn(runs: list[RunFolder]) -> None:

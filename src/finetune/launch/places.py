@@ -16,7 +16,7 @@ from finetune.launch import observe, waves
 from finetune.launch.observe import slurm_lines
 from finetune.launch.slurm_command import Refused
 from finetune.launch.waves import Limit, Plan, QueuedJob
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 DEFAULT_QOS = "normal"
 SLURMS_ARRAY_SIZE = 1000  # Slurm's own default is 1001

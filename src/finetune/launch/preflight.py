@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from finetune.config.train import TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import torch

@@ -31,11 +31,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune import attempts, causes
-from finetune.attempts import Attempt, Ending
-from finetune.json_files import write_json
 from finetune.launch import waves
 from finetune.launch.slurm_command import Refused, run_command
+from finetune.runs import attempts, causes
+from finetune.runs.attempts import Attempt, Ending
+from finetune.runs.json_files import write_json
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}

@@ -29,7 +29,7 @@ from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
 from finetune.launch.slurm_command import Refused, run_command
 from finetune.launch.waves import POINTS, SCRIPT
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take

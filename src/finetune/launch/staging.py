@@ -19,7 +19,7 @@ from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.launch.preflight import PreflightError, check_room, node_name
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 NOTE = "staged.json"  # where it lies, so that the batch script can remove what killed ranks could not
 

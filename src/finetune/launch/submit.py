@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import base, checkpoint_files, rows, tokenizer
+from finetune import rows, tokenizer
 from finetune.config import extras
 from finetune.config import train as configuration
 from finetune.config.points import Sweep
@@ -37,7 +37,9 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.launch.job import lean_imports
-from finetune.run_folder import RunFolder
+from finetune.runs import base_model as base
+from finetune.runs import checkpoint_files
+from finetune.runs.folder import RunFolder
 from finetune.schedule import describe_leap, num_steps_of
 
 RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.points import varying
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 FILE = "points.tsv"
 ENDED = ("completed", "failed", "dead", "cancelled", "stopped", "interrupted")

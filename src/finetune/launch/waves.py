@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from finetune.json_files import write_json
 from finetune.launch.slurm_command import Refused, run_command
+from finetune.runs.json_files import write_json
 
 PLAN, SCRIPT, POINTS = "waves.json", "submit.sh", "points"
 PAUSED = "paused.json"  # the plan of a sweep that nobody moves on until a person retries it

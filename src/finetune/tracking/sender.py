@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from finetune.config.points import describe
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 RUN_ID_TAG = "finetune.run_id"
 SWEEP_TAG = "finetune.sweep"

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune import causes, rank_warnings
+from finetune.runs import causes, rank_warnings
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
-from finetune.json_files import write_json
+from finetune.runs.json_files import write_json
 
 TURN = "turn.json"
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell

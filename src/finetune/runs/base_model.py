@@ -16,11 +16,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune import checkpoint_files
+from finetune.runs import checkpoint_files
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 INPUTS = "inputs.json"  # of a run folder: see note_inputs
 WINDOW = 4096  # bytes of a tensor that its digest reads
