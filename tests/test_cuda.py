@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import guards, kernels
-from finetune.attention import DOCUMENTS
+from finetune import guards
 from finetune.config.train import ClusterConfig
 from finetune.evaluate import evaluate_on_corpus
-from finetune.model import PackedModel
+from finetune.models import kernels
+from finetune.models.attention import DOCUMENTS
+from finetune.models.build import PackedModel
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
@@ -231,8 +232,8 @@ def test_kernels_change_no_loss_and_no_gradient(choice: str, architecture: str, 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
-    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
+    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied).to(GPU)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))

@@ -16,7 +16,7 @@ from data_prep.shards import Corpus, ShardWriter
 from finetune.config.train import DataConfig
 from finetune.data import PADDING, MicroBatch, PackedData
 from finetune.distributed import World
-from finetune.loss import IGNORE, normalised
+from finetune.models.loss import IGNORE, normalised
 from finetune.rows import Fate, check_losses, training_account
 from tests.corpora import write_corpus
 

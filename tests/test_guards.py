@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import guards, model
+from finetune import guards
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.models import build as model
 from finetune.runs import base_model as base
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.models import LLAMA, LORA, write_base

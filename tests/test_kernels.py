@@ -9,9 +9,11 @@ import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import guards, kernels, linear, loss
-from finetune.attention import DOCUMENTS
-from finetune.model import PackedModel
+from finetune import guards
+from finetune.models import cpu_matmul as linear
+from finetune.models import kernels, loss
+from finetune.models.attention import DOCUMENTS
+from finetune.models.build import PackedModel
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 
@@ -104,8 +106,8 @@ def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
 @pytest.mark.parametrize("chunk", [VOCAB_SIZE, 4 * VOCAB_SIZE, 2**20])
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool) -> None:
-    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": chunk})
-    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": chunk})
+    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
@@ -119,8 +121,8 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
 
 
 def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
+    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
     seen = []
     honest = loss.linear
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_prep.shards import Corpus
 from finetune import packing
 from finetune.distributed import World
-from finetune.loss import IGNORE
+from finetune.models.loss import IGNORE
 from finetune.packing import Segments
 from finetune.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from finetune import model as models
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.model import PackedModel
-from finetune.partition import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights
+from finetune.models import build as models
+from finetune.models.build import PackedModel
+from finetune.models.zero3 import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from finetune import guards
 from finetune.config.train import DataConfig
 from finetune.data import PackedData
 from finetune.distributed import World
-from finetune.model import PackedModel
-from finetune.pretrained import load_for_evaluation
+from finetune.models.build import PackedModel
+from finetune.models.load import load_for_evaluation
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
 

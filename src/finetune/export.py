@@ -18,9 +18,12 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
-from finetune import end_of_turn, guards, model, partition, tokenizer
+from finetune import guards
 from finetune.config.train import TrainConfig
-from finetune.pretrained import DTYPES, Model, stand_in, tensors
+from finetune.models import build as model
+from finetune.models import end_of_turn, tokenizer
+from finetune.models import zero3 as partition
+from finetune.models.load import DTYPES, Model, stand_in, tensors
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
 

@@ -22,11 +22,11 @@ import torch.distributed
 from peft import PeftModel
 from safetensors import safe_open
 
-from finetune import attention
 from finetune.distributed import World
-from finetune.model import PackedModel
-from finetune.pretrained import stand_in
-from finetune.weights import WeightFiles
+from finetune.models import attention
+from finetune.models.build import PackedModel
+from finetune.models.load import stand_in
+from finetune.models.safetensors_io import WeightFiles
 
 CPU = torch.device("cpu")
 Gathered = Callable[[Iterable[torch.nn.Parameter]], AbstractContextManager[None]]

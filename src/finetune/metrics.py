@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from finetune.linear import linear
+from finetune.models.cpu_matmul import linear
 
 # Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16, fp32 as PyTorch
 # multiplies it by default, without TF32). The first name that the device's name holds is taken.

@@ -14,16 +14,19 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import end_of_turn, guards, kernels, metrics, model, pretrained, tokenizer
+from finetune import guards, metrics
 from finetune.checkpoint import Checkpoints
 from finetune.config.train import TrainConfig
 from finetune.data import PackedData, Step
 from finetune.distributed import World
 from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
-from finetune.loss import normalised
 from finetune.metrics import Clock
-from finetune.partition import gathered
+from finetune.models import build as model
+from finetune.models import end_of_turn, kernels, tokenizer
+from finetune.models import load as pretrained
+from finetune.models.loss import normalised
+from finetune.models.zero3 import gathered
 from finetune.rows import check_losses
 from finetune.runs import base_model as base
 from finetune.runs import rank_warnings

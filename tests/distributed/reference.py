@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from data_prep.shards import Corpus
-from finetune import model as models
 from finetune.config.train import TrainConfig
+from finetune.models import build as models
 from finetune.packing import pack, segments_of
 from finetune.schedule import learning_rate
 

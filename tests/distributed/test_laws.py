@@ -175,7 +175,7 @@ def test_validation_loss_is_that_of_the_saved_model(
     """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the base's own numbers,
     which are not those of 4 bits.)"""
     from data_prep.shards import Corpus
-    from finetune import pretrained
+    from finetune.models import load as pretrained
     from finetune.runs import base_model as base
 
     run = runs[f"{kind}-zero{stage}{ranks}"]

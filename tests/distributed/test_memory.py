@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import weights
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.models import safetensors_io as weights
 from finetune.runs.folder import RunFolder
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker

@@ -247,7 +247,7 @@ def term_in_last_evaluation() -> Any:
 
 def usr2_while_loading() -> Any:
     """Rank 1 is told to end while it loads the base."""
-    return _signalled(signal.SIGUSR2, "finetune.model", "build", 1, 1)
+    return _signalled(signal.SIGUSR2, "finetune.models.build", "build", 1, 1)
 
 
 def usr2_in_step() -> Any:
@@ -316,7 +316,7 @@ def rank_1_hangs() -> Any:
 
 def loaded_whole() -> Any:
     """ZeRO-3 without the partitioned load: every rank reads the whole base first."""
-    import finetune.pretrained as module
+    import finetune.models.load as module
 
     honest = module._load_partitioned
     module._load_partitioned = lambda base, config: None
@@ -324,7 +324,7 @@ def loaded_whole() -> Any:
 
 
 def _after_load(break_it: Any) -> Any:
-    import finetune.model as module
+    import finetune.models.build as module
 
     honest = module.load
 

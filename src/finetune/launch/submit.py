@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import rows, tokenizer
+from finetune import rows
 from finetune.config import extras
 from finetune.config import train as configuration
 from finetune.config.points import Sweep
@@ -37,6 +37,7 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.launch.job import lean_imports
+from finetune.models import tokenizer
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
@@ -318,7 +319,7 @@ def _check_each(points: list[TrainConfig]) -> None:
 def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
-            from finetune import model
+            from finetune.models import build as model
     except (ImportError, OSError):  # nor torch
         return
     for point in points:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.linear import linear
+from finetune.models.cpu_matmul import linear
 
 IGNORE = -100
 # logits of a chunk: what a CPU's last cache holds (each chunk reads the whole head: with less than half of that it took a

@@ -17,7 +17,7 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from finetune.linear import by_onednn, linear, on_cpu
+from finetune.models.cpu_matmul import by_onednn, linear, on_cpu
 
 logger = logging.getLogger(__name__)
 

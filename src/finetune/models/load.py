@@ -22,12 +22,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from finetune import end_of_turn
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
+from finetune.models import end_of_turn
+from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
-from finetune.weights import WeightFiles
 
 transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
     Returns:
         None if the files' tensors are not the model's parameters as they are (transformers converts some architectures).
     """
-    from finetune import partition
+    from finetune.models import zero3 as partition
 
     world, device = World(), World().device
     model = _skeleton(base, DTYPES[config.precision])
@@ -252,7 +252,7 @@ def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Mo
         adapted = PeftModel.from_pretrained(model, str(adapter))
         _untie(adapted, partition_for)
         return adapted.merge_and_unload()  # type: ignore[no-any-return]
-    from finetune import partition
+    from finetune.models import zero3 as partition
 
     assert partition_for is not None
     with partition.visible_to_peft(partition_for):
@@ -278,7 +278,7 @@ def _untie(adapted: PeftModel, partition_for: TrainConfig | None) -> None:
         if weight is None or places.get(id(weight), 0) < 2:
             continue
         if is_partitioned(adapted):
-            from finetune import partition
+            from finetune.models import zero3 as partition
 
             assert partition_for is not None
             with partition.gathered([weight]):
@@ -303,7 +303,7 @@ def enlarge(model: Model, rows: int, partition_for: TrainConfig | None) -> None:
         if not is_partitioned(model):
             _replace(model, parameter, torch.nn.Parameter(_with_mean_rows(parameter.detach(), rows)))
             continue
-        from finetune import partition
+        from finetune.models import zero3 as partition
 
         assert partition_for is not None
         with partition.gathered([parameter]):

@@ -17,13 +17,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from finetune import tokenizer as tokenizers
-from finetune import weights as weight_files
-from finetune.attention import ONE_ROW
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.loss import TargetHead
-from finetune.pretrained import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
+from finetune.models import safetensors_io as weight_files
+from finetune.models import tokenizer as tokenizers
+from finetune.models.attention import ONE_ROW
+from finetune.models.load import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
+from finetune.models.loss import TargetHead
 from finetune.runs import base_model as base_models
 from finetune.runs import shared_bases
 
@@ -70,7 +70,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         if added:
             _check_added_tokens_are_trained(model, added)
     if is_partitioned(model):
-        from finetune import partition
+        from finetune.models import zero3 as partition
 
         partition.settle(model, DTYPES[config.precision], World().device)
     return model
@@ -106,7 +106,7 @@ def _check_zero(config: TrainConfig) -> None:
     """What DeepSpeed would refuse in many lines, after the model is loaded, or compile for minutes."""
     zero = config.zero
     if any((zero.get(key) or {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param")):
-        from finetune import partition
+        from finetune.models import zero3 as partition
 
         if not partition.has_async_io():
             raise ValueError("zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload")
@@ -199,7 +199,7 @@ class PackedModel:
 def weights(model: Model, trainable_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """Whole parameters and saved buffers, one at a time: on rank 0's CPU, elsewhere their shapes (meta tensors). Every rank
     must go through all of them: under ZeRO-3 each is gathered, and naive saving writes empty tensors."""
-    from finetune import partition
+    from finetune.models import zero3 as partition
 
     wanted = ((n, t) for n, t in tensors(model).items() if not trainable_only or t.requires_grad or is_of_adapter(model, n))
     return partition.whole(wanted, World().is_main)
@@ -310,7 +310,7 @@ def _check_sizes(model: Model, config: TrainConfig, vocab_size: int) -> None:
 def _with_adapter(model: Model, config: TrainConfig, **settings: Any) -> Model:
     visible = contextlib.nullcontext()
     if is_partitioned(model):
-        from finetune import partition
+        from finetune.models import zero3 as partition
 
         visible = partition.visible_to_peft(config)  # type: ignore[assignment]
     try:
