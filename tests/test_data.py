@@ -14,10 +14,10 @@ import torch
 
 from data_prep.shards import Corpus, ShardWriter
 from finetune.config.train import DataConfig
-from finetune.data import PADDING, MicroBatch, PackedData
+from finetune.data.packs import PADDING, MicroBatch, PackedData
+from finetune.data.rows import Fate, check_losses, training_account
 from finetune.distributed import World
 from finetune.models.loss import IGNORE, normalised
-from finetune.rows import Fate, check_losses, training_account
 from tests.corpora import write_corpus
 
 SOURCES = ["letters", "laws"]

@@ -15,7 +15,7 @@ import torch
 from data_prep.shards import Corpus
 from finetune import guards
 from finetune.config.train import DataConfig
-from finetune.data import PackedData
+from finetune.data.packs import PackedData
 from finetune.distributed import World
 from finetune.models.build import PackedModel
 from finetune.models.load import load_for_evaluation

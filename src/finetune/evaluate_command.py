@@ -60,7 +60,7 @@ def evaluate(options: argparse.Namespace) -> str | None:
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
-    from finetune.rows import LongRows, account_of
+    from finetune.data.rows import LongRows, account_of
 
     subjects = resolve_all(options.models, options.against, options.runs_dir)
     data = choose_data(subjects, options)

@@ -17,7 +17,8 @@ from data_prep.shards import Manifest
 from finetune import guards, metrics
 from finetune.checkpoint import Checkpoints
 from finetune.config.train import TrainConfig
-from finetune.data import PackedData, Step
+from finetune.data.packs import PackedData, Step
+from finetune.data.rows import check_losses
 from finetune.distributed import World
 from finetune.engine import Engine
 from finetune.evaluate import HeldOut, held_out_loss
@@ -27,7 +28,6 @@ from finetune.models import end_of_turn, kernels, tokenizer
 from finetune.models import load as pretrained
 from finetune.models.loss import normalised
 from finetune.models.zero3 import gathered
-from finetune.rows import check_losses
 from finetune.runs import base_model as base
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder

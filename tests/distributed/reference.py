@@ -10,8 +10,8 @@ import torch
 
 from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
+from finetune.data.packing import pack, segments_of
 from finetune.models import build as models
-from finetune.packing import pack, segments_of
 from finetune.schedule import learning_rate
 
 

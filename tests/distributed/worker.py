@@ -140,7 +140,7 @@ def positions_not_reset() -> Any:
     """Packed documents numbered through, as a plain concatenation would be: they see each other."""
     import torch
 
-    import finetune.data as module
+    import finetune.data.packs as module
 
     honest = module.PackedData._micro_batch
 
@@ -225,7 +225,7 @@ def _signalled(number: int, where: str, name: str, rank: int, call: int) -> Any:
 
 def term_in_evaluation() -> Any:
     """Rank 1 is told to end in the middle of the evaluation after step 4, the second of the run."""
-    import finetune.data as module
+    import finetune.data.packs as module
 
     honest, calls = module.PackedData.once, []
 

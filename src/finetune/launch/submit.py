@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import rows
 from finetune.config import extras
 from finetune.config import train as configuration
 from finetune.config.points import Sweep
 from finetune.config.train import TrainConfig
+from finetune.data import rows
 from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
 from finetune.launch.freeze import (
     check_no_secrets,

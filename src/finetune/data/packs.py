@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.shards import Corpus
-from finetune import packing
+from finetune.data import packing
+from finetune.data.packing import Segments
+from finetune.data.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 from finetune.distributed import World
 from finetune.models.loss import IGNORE
-from finetune.packing import Segments
-from finetune.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 
 PADDING = -1
 
