@@ -19,7 +19,7 @@ import torch
 
 from finetune import guards
 from finetune.config.train import ClusterConfig
-from finetune.evaluate import evaluate_on_corpus
+from finetune.evaluation.held_out import evaluate_on_corpus
 from finetune.models import kernels
 from finetune.models.attention import DOCUMENTS
 from finetune.models.build import PackedModel

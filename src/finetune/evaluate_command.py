@@ -23,7 +23,7 @@ from finetune.terminal import console
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
-    from finetune.evaluate import HeldOut
+    from finetune.evaluation.held_out import HeldOut
 
 BASE = "base"  # as --against: the model that the run started from
 GROUPS = ("by_language", "by_source")
@@ -153,7 +153,7 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
 
 
 def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
-    from finetune.evaluate import evaluate_base
+    from finetune.evaluation.held_out import evaluate_base
 
     return evaluate_base(subject.model, corpus, data)
 

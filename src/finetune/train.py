@@ -21,7 +21,7 @@ from finetune.data.packs import PackedData, Step
 from finetune.data.rows import check_losses
 from finetune.distributed import World
 from finetune.engine import Engine
-from finetune.evaluate import HeldOut, held_out_loss
+from finetune.evaluation.held_out import HeldOut, held_out_loss
 from finetune.metrics import Clock
 from finetune.models import build as model
 from finetune.models import end_of_turn, kernels, tokenizer

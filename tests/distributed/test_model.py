@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.evaluate import evaluate_on_corpus
+from finetune.evaluation.held_out import evaluate_on_corpus
 from finetune.runs import base_model as base_models
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus

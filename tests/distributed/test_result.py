@@ -12,7 +12,7 @@ import pytest
 
 from finetune.config import train as configuration
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.evaluate import evaluate_on_corpus
+from finetune.evaluation.held_out import evaluate_on_corpus
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files
