@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.runs.folder import RunFolder
-from finetune.tracking import sender
+from finetune.tracking import mlflow_sync as sender
 from finetune.tracking.spool import Spool
 from tests.models import LLAMA
 

@@ -168,7 +168,7 @@ def ui(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     options = parser.parse_args(arguments)
-    from finetune.tracking.sender import default_uri
+    from finetune.tracking.mlflow_sync import default_uri
 
     run_commands.sync_runs(run_commands.chosen(options))
     uri = default_uri(options.runs_dir)

@@ -429,7 +429,7 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     from finetune.config import extras
     from finetune.launch.observe import observe
-    from finetune.tracking import sender
+    from finetune.tracking import mlflow_sync as sender
 
     if quiet and extras.missing(("mlflow",)):  # a login node: `finetune sync` elsewhere sends the same
         return 0
@@ -455,7 +455,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
 
 def _finish_sweeps(runs: list[RunFolder]) -> None:
     """Bring MLflow's parent runs of these runs' sweeps up to date; a server that is away has been reported with each run."""
-    from finetune.tracking import sender
+    from finetune.tracking import mlflow_sync as sender
 
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):

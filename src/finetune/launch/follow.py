@@ -19,7 +19,7 @@ from finetune.config.points import describe
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.terminal import short_path
-from finetune.tracking import sender
+from finetune.tracking import mlflow_sync as sender
 
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 15.0
