@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import guards
 from finetune.config.train import ClusterConfig
 from finetune.evaluation.held_out import evaluate_on_corpus
 from finetune.models import kernels
 from finetune.models.attention import DOCUMENTS
 from finetune.models.build import PackedModel
 from finetune.runs.folder import RunFolder
+from finetune.training import guards
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
 from tests.distributed.test_laws import (

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import guards
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.models import build as model
 from finetune.runs import base_model as base
+from finetune.training import guards
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.models import LLAMA, LORA, write_base
 
@@ -99,7 +99,7 @@ def test_a_step_that_is_no_number_is_bad(loss: float, norm: float) -> None:
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
     """Its optimizers leave the weights alone where gradients are not finite, and keep the norm of the step before."""
-    from finetune.engine import Engine
+    from finetune.training.engine import Engine
 
     class Skipping:
         skipped_steps = 0
@@ -281,7 +281,7 @@ def test_a_rank_that_hangs_leaves_its_stack_and_ends(tmp_path: Path) -> None:
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune import guards
+from finetune.training import guards
 guards.Watchdog.GRACE = 1.0
 folder = pathlib.Path({str(tmp_path)!r})
 def lost_collective(): time.sleep(60)
@@ -305,7 +305,7 @@ def test_a_rank_that_hangs_ends_though_nothing_can_be_recorded(tmp_path: Path, r
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune import guards
+from finetune.training import guards
 guards.Watchdog.GRACE = guards.Watchdog.RECORD_SECONDS = 1.0
 def fails(fault):
     print(fault, flush=True)

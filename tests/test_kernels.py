@@ -9,11 +9,11 @@ import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import guards
 from finetune.models import cpu_matmul as linear
 from finetune.models import kernels, loss
 from finetune.models.attention import DOCUMENTS
 from finetune.models.build import PackedModel
+from finetune.training import guards
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 

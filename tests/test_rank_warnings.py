@@ -30,8 +30,8 @@ def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected:
     library = logging.getLogger("transformers.modeling_utils")
     logging.getLogger("transformers").propagate = False  # as it sets it itself
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
-    logging.getLogger("finetune.train").warning("the grace time is too short")
-    logging.getLogger("finetune.train").info("not this")
+    logging.getLogger("finetune.training.run").warning("the grace time is too short")
+    logging.getLogger("finetune.training.run").info("not this")
     logging.getLogger("urllib3").warning("nor this")
     logging.getLogger("peft").error("nor less than an error")
     assert rank_warnings.describe(tmp_path, world_size=2) == [

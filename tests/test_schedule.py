@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.schedule import describe_leap, learning_rate
+from finetune.training.schedule import describe_leap, learning_rate
 
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:

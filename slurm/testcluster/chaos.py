@@ -51,9 +51,9 @@ FAULT = """\
 import os, sys, threading, time
 
 def plant():
-    while not hasattr(sys.modules.get("finetune.train"), "summarise"):
+    while not hasattr(sys.modules.get("finetune.training.run"), "summarise"):
         time.sleep(0.01)
-    module = sys.modules["finetune.train"]
+    module = sys.modules["finetune.training.run"]
     honest = module._batch_of
     def broken(step, skipped):
         if step + 1 == {step}:

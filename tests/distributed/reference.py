@@ -12,7 +12,7 @@ from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
 from finetune.data.packing import pack, segments_of
 from finetune.models import build as models
-from finetune.schedule import learning_rate
+from finetune.training.schedule import learning_rate
 
 
 def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:

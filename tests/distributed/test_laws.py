@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from finetune.config import train as configuration
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.export import export
 from finetune.runs.folder import RunFolder
+from finetune.training.checkpoint_weights import export
 from tests.distributed import reference, worker
 from tests.models import LLAMA, LORA
 

@@ -93,8 +93,8 @@ def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.
     """NCCL sends objects from the current GPU, and another one than the group's is refused, or hangs."""
     import torch
 
-    from finetune import engine
     from finetune.distributed import World
+    from finetune.training import engine
 
     calls: list[tuple[str, object]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -2,7 +2,7 @@
 
 Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group, and all ranks are
 forked from one server, which has imported them and done nothing else. Each case is an ordinary run folder given to
-`finetune.train.train`; the run's own files are the result.
+`finetune.training.run.train`; the run's own files are the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-IMPORTED = ["finetune.train", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
+IMPORTED = ["finetune.training.run", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
 
 
 def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[ForkServerProcess]:
@@ -83,10 +83,10 @@ def main(folder: Path) -> None:
     import torch.distributed as dist
 
     from finetune.distributed import World
-    from finetune.engine import init_distributed
     from finetune.runs.folder import RunFolder
     from finetune.runs.stop import StopFlag
-    from finetune.train import train
+    from finetune.training.engine import init_distributed
+    from finetune.training.run import train
 
     world = World()
     init_distributed(world, f"file://{folder}/rendezvous")
@@ -116,7 +116,7 @@ def main(folder: Path) -> None:
 
 def mean_of_means() -> Any:
     """The loss normalised by each micro-batch's own tokens instead of the global step's."""
-    import finetune.train as module
+    import finetune.training.run as module
 
     honest = module.train_step
 
@@ -155,7 +155,7 @@ def positions_not_reset() -> Any:
 
 def schedule_starts_over() -> Any:
     """A resumed run that begins its learning-rate schedule again."""
-    import finetune.train as module
+    import finetune.training.run as module
 
     honest, first = module.learning_rate, []
 
@@ -169,7 +169,7 @@ def schedule_starts_over() -> Any:
 
 def killed_inside_checkpoint() -> Any:
     """Every rank dies by SIGKILL inside the second checkpoint's write: its files are there, its name is not."""
-    import finetune.checkpoint as module
+    import finetune.training.checkpoint as module
 
     honest, calls = module.Checkpoints.save, []
 
@@ -188,7 +188,7 @@ def killed_at_step() -> Any:
     """Every rank dies by SIGKILL before the update of a step from 17 to 24, drawn from the run's folder name."""
     import zlib
 
-    import finetune.train as module
+    import finetune.training.run as module
 
     honest = module.train_step
 
@@ -242,7 +242,7 @@ def term_in_evaluation() -> Any:
 
 def term_in_last_evaluation() -> Any:
     """As above, after the last step."""
-    return _signalled(signal.SIGTERM, "finetune.train", "evaluate_unless_asked_to_leave", 1, 24)
+    return _signalled(signal.SIGTERM, "finetune.training.run", "evaluate_unless_asked_to_leave", 1, 24)
 
 
 def usr2_while_loading() -> Any:
@@ -252,19 +252,19 @@ def usr2_while_loading() -> Any:
 
 def usr2_in_step() -> Any:
     """Rank 1 is told to end in its 13th step."""
-    return _signalled(signal.SIGUSR2, "finetune.engine", "Engine.step", 1, 13)
+    return _signalled(signal.SIGUSR2, "finetune.training.engine", "Engine.step", 1, 13)
 
 
 def usr2_alone() -> Any:
     """The only rank is told to end in its 17th step."""
-    return _signalled(signal.SIGUSR2, "finetune.engine", "Engine.step", 0, 17)
+    return _signalled(signal.SIGUSR2, "finetune.training.engine", "Engine.step", 0, 17)
 
 
 POISONED = 18  # a batch: late enough for a mean to rise above
 
 
 def _poisoned(factor: float) -> Any:
-    import finetune.train as module
+    import finetune.training.run as module
 
     honest, original = module.train_step, module.normalised
 
@@ -298,8 +298,8 @@ def rank_1_hangs() -> Any:
     """One rank stops in its sixth step; the other waits for it in a collective."""
     import time
 
-    import finetune.train as module
-    from finetune import guards
+    import finetune.training.run as module
+    from finetune.training import guards
 
     honest, calls = module.train_step, []
     guards.Watchdog.GRACE = 2.0

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from data_prep.shards import Corpus
-from finetune import guards
 from finetune.config.train import DataConfig
 from finetune.data.packs import PackedData
 from finetune.distributed import World
@@ -21,6 +20,7 @@ from finetune.models.build import PackedModel
 from finetune.models.load import load_for_evaluation
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
+from finetune.training import guards
 
 
 @dataclass(kw_only=True)

@@ -163,9 +163,9 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
         import torch.distributed as dist
 
         from finetune.distributed import World, configure_logging
-        from finetune.engine import init_distributed
         from finetune.launch.staging import staged
-        from finetune.train import train
+        from finetune.training.engine import init_distributed
+        from finetune.training.run import train
 
     world = World()
     configure_logging(world)

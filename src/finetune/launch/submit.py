@@ -41,7 +41,7 @@ from finetune.models import tokenizer
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
-from finetune.schedule import describe_leap, num_steps_of
+from finetune.training.schedule import describe_leap, num_steps_of
 
 RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started
 

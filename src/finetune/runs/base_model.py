@@ -102,7 +102,7 @@ def _exported(run: RunFolder, step: int) -> Path:
             raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
         extras.check("torch", f"exporting run:{run.id}@{step}")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "finetune.export", str(run.path), str(step)]
+        command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
         done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]

@@ -14,15 +14,11 @@ from typing import Any
 import torch
 
 from data_prep.shards import Manifest
-from finetune import guards, metrics
-from finetune.checkpoint import Checkpoints
 from finetune.config.train import TrainConfig
 from finetune.data.packs import PackedData, Step
 from finetune.data.rows import check_losses
 from finetune.distributed import World
-from finetune.engine import Engine
 from finetune.evaluation.held_out import HeldOut, held_out_loss
-from finetune.metrics import Clock
 from finetune.models import build as model
 from finetune.models import end_of_turn, kernels, tokenizer
 from finetune.models import load as pretrained
@@ -32,8 +28,13 @@ from finetune.runs import base_model as base
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.runs.stop import GO_ON, STATES, Leave, StopFlag
-from finetune.schedule import describe_leap, learning_rate, num_steps_of
 from finetune.tracking.spool import Spool
+from finetune.training import guards
+from finetune.training import throughput as metrics
+from finetune.training.checkpoint import Checkpoints
+from finetune.training.engine import Engine
+from finetune.training.schedule import describe_leap, learning_rate, num_steps_of
+from finetune.training.throughput import Clock
 
 logger = logging.getLogger(__name__)
 

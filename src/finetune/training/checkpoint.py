@@ -27,8 +27,8 @@ import torch
 
 from data_prep.shards import sha256_file
 from finetune.distributed import World
-from finetune.engine import Engine
 from finetune.runs import checkpoint_files as files
+from finetune.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 

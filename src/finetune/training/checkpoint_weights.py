@@ -1,6 +1,6 @@
 """The weights of a checkpoint as the folder that training ends with: a model or an adapter, with its tokenizer.
 
-    python -m finetune.export RUN_FOLDER STEP
+    python -m finetune.training.checkpoint_weights RUN_FOLDER STEP
 
 base.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks nor its base.
 """
@@ -18,7 +18,6 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
-from finetune import guards
 from finetune.config.train import TrainConfig
 from finetune.models import build as model
 from finetune.models import end_of_turn, tokenizer
@@ -26,6 +25,7 @@ from finetune.models import zero3 as partition
 from finetune.models.load import DTYPES, Model, stand_in, tensors
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
+from finetune.training import guards
 
 logger = logging.getLogger(__name__)
 
