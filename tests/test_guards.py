@@ -323,7 +323,7 @@ def test_a_rank_that_fails_leaves_its_peers_though_nothing_can_be_recorded(tmp_p
     script = f"""
 import os, sys, threading, time
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune.launch import job
+from finetune.job import rank as job
 from finetune.runs.folder import RunFolder
 def fails(run, environment, stop):
     threading.Thread(target=time.sleep, args=(600,)).start()

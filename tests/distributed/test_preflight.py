@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from finetune.launch import preflight
-from finetune.launch.preflight import suspected
+from finetune.job import preflight
+from finetune.job.preflight import suspected
 
 RANKS = 3
 # planted fault -> the nodes that must be named; None: it must pass; []: it must say that no node is to blame

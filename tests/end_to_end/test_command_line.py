@@ -114,7 +114,7 @@ def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, Run
     _, base, _ = sample
     (submitted,) = base.jobs.glob("*_submitted.pkl")
     names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
-    assert "finetune.launch.job" in names
+    assert "finetune.job.rank" in names
     assert "run_job" in names
     assert str(base.path) in names
     assert not any("omegaconf" in name or "hydra" in name for name in names)

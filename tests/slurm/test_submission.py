@@ -83,7 +83,7 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
         assert sum(path.is_file() for path in run.path.rglob("*")) < 60  # a thousand points stay below a quota of 100,000
         (submitted,) = run.jobs.glob("*_submitted.pkl")
         names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
-        assert {"finetune.launch.job", "run_job", str(run.path)} <= set(names)
+        assert {"finetune.job.rank", "run_job", str(run.path)} <= set(names)
         assert not any("omegaconf" in name or "hydra" in name for name in names)
     (code,) = {run.code() for run in runs}
     assert code is not None

@@ -11,7 +11,8 @@ import psutil
 from filelock import Timeout
 
 from finetune.config.train import RUN_PREFIX, split_step
-from finetune.launch import slurm, waves
+from finetune.job import waves
+from finetune.launch import slurm
 from finetune.launch.follow import Controller
 from finetune.launch.freeze import CODE
 from finetune.launch.observe import Observed, observe

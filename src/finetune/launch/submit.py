@@ -25,7 +25,9 @@ from finetune.config import train as configuration
 from finetune.config.points import Sweep
 from finetune.config.train import TrainConfig
 from finetune.data import rows
-from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
+from finetune.job import waves
+from finetune.job.rank import lean_imports
+from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
@@ -36,7 +38,6 @@ from finetune.launch.freeze import (
     pin,
     snapshot_code,
 )
-from finetune.launch.job import lean_imports
 from finetune.models import tokenizer
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files

@@ -3,7 +3,7 @@
 `attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its batch script, as a
 power cut does, has no `end`: the next one finds that out and writes it. A second `end` knows better: a node was found dead.
 
-Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (launch/requeue.py).
+Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (job/batch_script.py).
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
     """All that can be known wrong before a job starts: corpus intact, sources known, base complete, tokenizer the same.
 
     Args:
-        corpus_is_there: no, if it is still to be made: then the job itself looks at it (launch/job.py).
+        corpus_is_there: no, if it is still to be made: then the job itself looks at it (job/rank.py).
 
     Raises:
         FileNotFoundError, ValueError: one line that names the thing and the remedy.

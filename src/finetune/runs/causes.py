@@ -3,7 +3,7 @@
 `explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. What it recognises is data: the tables below. Where nothing
 matches, the sentence quotes the last line of the log instead of guessing.
 
-Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (launch/requeue.py).
+Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (job/batch_script.py).
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class RunFolder:
         self.write_json("started.json", {"restart": restart_count(), "host": socket.gethostname(), "time": time.time()})
 
     def record_failure(self, rank: int, error: str, kind: str = "crash", nodes: Sequence[str] = ()) -> None:
-        """What a rank failed of. `kind` is mistake, preflight, hang or crash, `nodes` those to blame: see launch/requeue.py."""
+        """What a rank failed of. `kind` is mistake, preflight, hang or crash, `nodes` those to blame: see job/batch_script.py."""
         body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count(), "kind": kind, "nodes": list(nodes)}
         self.write_json(f"failure-rank-{rank}.json", body)
 

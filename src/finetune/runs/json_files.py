@@ -1,6 +1,6 @@
 """JSON files that are always whole: a process that is killed leaves the old file or the new one.
 
-Only the standard library, from Python 3.8 on: the batch script writes these outside of a container (launch/requeue.py).
+Only the standard library, from Python 3.8 on: the batch script writes these outside of a container (job/batch_script.py).
 """
 
 from __future__ import annotations

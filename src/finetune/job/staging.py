@@ -18,7 +18,7 @@ from pathlib import Path
 from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.launch.preflight import PreflightError, check_room, node_name
+from finetune.job.preflight import PreflightError, check_room, node_name
 from finetune.runs.folder import RunFolder
 
 NOTE = "staged.json"  # where it lies, so that the batch script can remove what killed ranks could not

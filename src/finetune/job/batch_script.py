@@ -1,10 +1,10 @@
 """What the batch script of a Slurm job does around srun: it opens an attempt, and afterwards decides whether the run comes back.
 
     trap : TERM                                          # a requeue from outside must leave time for the last lines
-    python -m finetune.launch.requeue begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1: it must not run
-    python -m finetune.launch.requeue guard RUN &        # a net under a time limit that strikes before the ranks have left
+    python -m finetune.job.batch_script begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1: it must not run
+    python -m finetune.job.batch_script guard RUN &        # a net under a time limit that strikes before the ranks have left
     srun …
-    python -m finetune.launch.requeue end RUN --code $?  # its exit code is the job's
+    python -m finetune.job.batch_script end RUN --code $?  # its exit code is the job's
 
 A job that has ended for good submits points of sweeps that wait for its place (waves.py).
 
@@ -31,8 +31,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune.launch import waves
-from finetune.launch.slurm_command import Refused, run_command
+from finetune.job import waves
+from finetune.job.slurm_command import Refused, run_command
 from finetune.runs import attempts, causes
 from finetune.runs.attempts import Attempt, Ending
 from finetune.runs.json_files import write_json
@@ -49,7 +49,7 @@ LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="finetune.launch.requeue", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="finetune.job.batch_script", description=__doc__.partition("\n")[0])
     parser.add_argument("when", choices=("begin", "guard", "end"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--code", type=int, help="srun's exit code (end)")
@@ -424,7 +424,7 @@ def fail(run: Path, words: str) -> None:
 
 
 def clean_up(run: Path, num_nodes: int) -> None:
-    """Remove what ranks that were killed left on their nodes' own disks (launch/staging.py); it may take seconds, not more."""
+    """Remove what ranks that were killed left on their nodes' own disks (job/staging.py); it may take seconds, not more."""
     staged = read_json(run / "staged.json")
     if not staged or not shutil.which("srun"):
         return

@@ -5,7 +5,7 @@
     runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being prepared for the point
     runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released
 
-`submit_waiting` moves points along. Every job of the runs folder calls it when it ends (launch/requeue.py),
+`submit_waiting` moves points along. Every job of the runs folder calls it when it ends (job/batch_script.py),
 and so do `finetune status`, `retry`, `cancel` and `wait=true`. A point changes hands by renaming its file,
 which succeeds exactly once, on whatever node; a job is held until all its points have their files. So a
 process that is killed at any moment leaves a held job, and the next caller completes it. The lock below only
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from finetune.launch.slurm_command import Refused, run_command
+from finetune.job.slurm_command import Refused, run_command
 from finetune.runs.json_files import write_json
 
 PLAN, SCRIPT, POINTS = "waves.json", "submit.sh", "points"

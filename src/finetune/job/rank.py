@@ -20,7 +20,7 @@ import submitit
 from filelock import Timeout
 
 from finetune.config.train import TrainConfig
-from finetune.launch import preflight
+from finetune.job import preflight
 from finetune.runs import base_model as base
 from finetune.runs.folder import RunFolder, restart_count
 from finetune.runs.stop import StopFlag
@@ -163,7 +163,7 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
         import torch.distributed as dist
 
         from finetune.distributed import World, configure_logging
-        from finetune.launch.staging import staged
+        from finetune.job.staging import staged
         from finetune.training.engine import init_distributed
         from finetune.training.run import train
 

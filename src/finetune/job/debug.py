@@ -1,4 +1,4 @@
-"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.launch.debug RUN_FOLDER` (debug=true).
+"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.job.debug RUN_FOLDER` (debug=true).
 
 It stops before the first line; `c` goes on, to the next breakpoint() or fault.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import submitit
 
-from finetune.launch import job
+from finetune.job import rank as job
 from finetune.runs.folder import RunFolder
 from finetune.runs.stop import StopFlag
 
