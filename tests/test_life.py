@@ -17,7 +17,9 @@ import pytest
 from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import chain, end, observe, slurm, submit
+from finetune.launch import cancel as end
+from finetune.launch import observe, slurm, submit
+from finetune.launch import prepare_jobs as chain
 from finetune.runs import checkpoint_files, shared_bases
 from finetune.runs.folder import RunFolder
 from tests.models import LLAMA

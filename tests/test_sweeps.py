@@ -20,7 +20,8 @@ from finetune import cli, status
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import end, freeze, submit
+from finetune.launch import cancel as end
+from finetune.launch import freeze, submit
 from finetune.launch.observe import observe
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus

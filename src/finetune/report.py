@@ -19,7 +19,7 @@ from finetune.runs.folder import RunFolder
 from finetune.terminal import console
 
 if TYPE_CHECKING:
-    from finetune.launch.chain import PrepareRun
+    from finetune.launch.prepare_jobs import PrepareRun
 
 
 def print_steps(preparations: list[PrepareRun]) -> None:

@@ -17,8 +17,8 @@ from finetune.runs.folder import RunFolder
 if TYPE_CHECKING:
     from finetune.config.points import Sweep
     from finetune.config.train import TrainConfig
-    from finetune.launch.chain import PrepareRun
     from finetune.launch.observe import Observed
+    from finetune.launch.prepare_jobs import PrepareRun
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
@@ -86,7 +86,7 @@ def _add_corpora_dir(options_of: argparse.ArgumentParser) -> None:
 
 def _prepare_runs(options: argparse.Namespace) -> list[PrepareRun]:
     """Those of the named runs that are preparations; options.runs keeps the others."""
-    from finetune.launch.chain import PrepareRun
+    from finetune.launch.prepare_jobs import PrepareRun
 
     found = []
     for name in options.runs:
@@ -162,7 +162,8 @@ def cancel(arguments: list[str]) -> int:
     _add_corpora_dir(options_of)
     options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
     options = options_of.parse_args(arguments)
-    from finetune.launch import end, places
+    from finetune.launch import cancel as end
+    from finetune.launch import places
 
     for preparation in _prepare_runs(options):
         print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
@@ -202,7 +203,7 @@ def prune(arguments: list[str]) -> int:
     )
     options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
     options = options_of.parse_args(arguments)
-    from finetune.launch import end
+    from finetune.launch import cancel as end
 
     total = 0
     for path, size in end.prunable(chosen(options), Path(options.runs_dir), options.failed):

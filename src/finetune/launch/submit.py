@@ -27,7 +27,8 @@ from finetune.config.train import TrainConfig
 from finetune.data import rows
 from finetune.job import waves
 from finetune.job.rank import lean_imports
-from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files
+from finetune.launch import checks, local, observe, places, slurm, sweep_files
+from finetune.launch import prepare_jobs as chain
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
