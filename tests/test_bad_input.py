@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune import cli
+from finetune.cli import main as cli
 from finetune.launch import submit
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus, write_tokenizer

@@ -252,7 +252,7 @@ def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) ->
         f"data.corpus={law_corpus}", f"model={law_corpus.parent / 'base'}", f"runs_dir={tmp_path / 'runs'}", "adapter=lora",
         "zero=stage1", "precision=bf16", "data.sequence_length=128", "max_steps=4", "check_first_loss=false",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "finetune.cli", "train", *settings]
+    command = [sys.executable, "-m", "finetune.cli.main", "train", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     run = RunFolder(next((tmp_path / "runs").glob("*/summary.json")).parent)

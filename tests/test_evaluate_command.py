@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune import cli, evaluate_command
+from finetune.cli import evaluate as evaluate_command
+from finetune.cli import main as cli
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.runs.folder import RunFolder

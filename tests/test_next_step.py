@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune import cli
+from finetune.cli import main as cli
+from finetune.cli.next_step import what_helps
 from finetune.launch.observe import Observed
-from finetune.next_step import what_helps
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.test_life import make  # noqa: F401

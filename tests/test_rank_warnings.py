@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from finetune.cli.status import print_warnings
 from finetune.launch.follow import MOST_WARNINGS, _show_warnings
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.runs.rank_warnings import Collector
-from finetune.status import print_warnings
 from tests.test_life import make  # noqa: F401
 
 

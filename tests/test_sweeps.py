@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from finetune import cli, status
+from finetune.cli import main as cli
+from finetune.cli import status
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig

@@ -83,7 +83,7 @@ class Sandbox:
 
     def finetune(self, *arguments: str) -> str:
         """Run the command line; what it printed on stdout."""
-        command = [sys.executable, "-m", "finetune.cli", *arguments]
+        command = [sys.executable, "-m", "finetune.cli.main", *arguments]
         environment = {**os.environ, **self.cluster.environment}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:

@@ -130,7 +130,7 @@ class FinetuneLauncher(Launcher):
         config.hydra.sweep.dir = str(self.folder)  # sweepers write there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from finetune.cli import run_points, to_train_config
+        from finetune.cli.main import run_points, to_train_config
         from finetune.config.points import Sweep, varying
         from finetune.terminal import counted
 

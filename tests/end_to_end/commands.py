@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune.runs.folder import RunFolder
 
-FINETUNE = [sys.executable, "-m", "finetune.cli"]
+FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from slurm.testcluster.cluster import Cluster, why_not
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 
-FINETUNE = [sys.executable, "-m", "finetune.cli"]
+FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 @dataclass

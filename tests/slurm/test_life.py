@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import cli
+from finetune.cli import main as cli
 from finetune.runs.folder import RunFolder
 from tests.slurm.conftest import Shell, training, wait_for
 

@@ -74,7 +74,7 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
 def prepare(arguments: list[str]) -> int:
     """finetune prepare corpus=NAME [key=value …]"""
     if _wants_help(arguments):
-        from finetune import report
+        from finetune.cli import report
 
         print(report.prepare_help(), end="")
         return 0
@@ -82,7 +82,7 @@ def prepare(arguments: list[str]) -> int:
 
 
 def inspect(arguments: list[str]) -> int:
-    from finetune.overrides import Parser
+    from finetune.cli.overrides import Parser
 
     parser = Parser(
         prog="finetune inspect",
@@ -117,7 +117,7 @@ def inspect(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     """finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--after PREPARE_RUN]"""
     if _wants_help(arguments):
-        from finetune import report
+        from finetune.cli import report
 
         print(report.train_help(), end="")
         return 0
@@ -126,7 +126,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _run_command(verb: str, arguments: list[str]) -> int:
-    from finetune import run_commands
+    from finetune.cli import runs as run_commands
 
     code: int = getattr(run_commands, verb)(arguments)
     return code
@@ -134,7 +134,7 @@ def _run_command(verb: str, arguments: list[str]) -> int:
 
 def completion(arguments: list[str]) -> int:
     """finetune completion bash|zsh"""
-    from finetune.completion import complete, complete_line, script
+    from finetune.cli.completion import complete, complete_line, script
 
     if arguments[:1] == ["words"]:  # zsh's script asks so, and bash's with a line
         print("\n".join(complete(arguments[1:], _verbs(), _schema)))
@@ -147,7 +147,8 @@ def completion(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    from finetune import evaluate_command, run_commands
+    from finetune.cli import evaluate as evaluate_command
+    from finetune.cli import runs as run_commands
 
     description = (
         "Held-out loss of a run's result, one of its checkpoints, or a model, on a corpus' validation split. "
@@ -162,7 +163,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def ui(arguments: list[str]) -> int:
-    from finetune import run_commands
+    from finetune.cli import runs as run_commands
 
     parser = run_commands.parser("ui", "Bring MLflow's database up to date and open its user interface.")
     parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
@@ -195,7 +196,7 @@ def ui(arguments: list[str]) -> int:
 
 def _prepare(node: Any) -> None:
     from data_prep.pipeline import prepare as run_pipeline
-    from finetune import report
+    from finetune.cli import report
     from finetune.config.train import from_omegaconf
 
     _log_to_stderr()
@@ -271,7 +272,7 @@ def run_points(points: list[TrainConfig], sweep: Sweep | None = None, go_on: boo
     Raises:
         SystemExit: a run failed, and all of them have been tried; or nothing was to be started (--dry-run).
     """
-    from finetune import run_commands
+    from finetune.cli import runs as run_commands
     from finetune.launch.submit import dry_run, submit
 
     if points[0].dry_run:
@@ -294,7 +295,7 @@ def _hydra(config_name: str, arguments: list[str], task: Callable[[Any], None]) 
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from finetune import overrides
+    from finetune.cli import overrides
     from finetune.config.train import TrainConfig, conf_dir, package_dir
 
     store = ConfigStore.instance()
@@ -342,7 +343,7 @@ def _guarded(name: str, verb: Callable[[list[str]], int], arguments: list[str]) 
             _fail(message)
         raise
     except Exception as fault:
-        from finetune import errors
+        from finetune.cli import errors
 
         if not errors.is_mistake(fault):
             raise
@@ -374,7 +375,8 @@ def _fail(message: str) -> NoReturn:
 
 def _inspect(options: argparse.Namespace) -> int:
     from data_prep.inspection import Inspection, bins, draw_lengths
-    from finetune import inspect_report, report
+    from finetune.cli import inspect as inspect_report
+    from finetune.cli import report
 
     folder = Path(options.corpus)
     inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)

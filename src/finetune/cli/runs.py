@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.overrides import Parser, to_dotlist
+from finetune.cli.overrides import Parser, to_dotlist
 from finetune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def status(arguments: list[str]) -> int:
     _add_corpora_dir(options_of)
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
-    from finetune import report
+    from finetune.cli import report
+    from finetune.cli.status import print_status
     from finetune.launch import places
     from finetune.launch.observe import observe
-    from finetune.status import print_status
 
     if prepared := _prepare_runs(options):
         report.print_steps(prepared)
@@ -258,9 +258,9 @@ def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_e
     """
     from rich.live import Live
 
+    from finetune.cli.status import print_status, status_group
     from finetune.launch import places
     from finetune.launch.observe import observe
-    from finetune.status import print_status, status_group
     from finetune.terminal import console
 
     now, moved = observe(runs), time.monotonic()
@@ -313,7 +313,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     """Print the points that were checked, and what a submission of them would be charged."""
-    from finetune.status import print_points
+    from finetune.cli.status import print_points
 
     print(file=sys.stderr)
     if sweep and len(points) > 1:
@@ -325,9 +325,9 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
-    from finetune import report
+    from finetune.cli import report
+    from finetune.cli.status import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
-    from finetune.status import print_sweep
     from finetune.terminal import short_path
 
     points = {one.run.id: read_point(one.run, one.state) for one in ended}
@@ -379,8 +379,8 @@ def _say_submitted(now: list[Observed]) -> None:
 
 
 def _say_ended(one: Observed) -> None:
-    from finetune import report
-    from finetune.next_step import what_helps
+    from finetune.cli import report
+    from finetune.cli.next_step import what_helps
 
     if one.alive:
         return

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data_prep.inspection import QUARANTINED
-from finetune.report import clipped
+from finetune.cli.report import clipped
 from finetune.terminal import console
 
 if TYPE_CHECKING:

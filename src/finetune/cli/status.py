@@ -10,10 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune.cli.next_step import what_helps
 from finetune.config.points import short_names, short_values, varying
 from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
-from finetune.next_step import what_helps
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.terminal import console

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune import report
+from finetune.cli import report
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models

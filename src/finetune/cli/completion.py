@@ -14,10 +14,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from finetune.overrides import option_value
+from finetune.cli.overrides import option_value
 
 if TYPE_CHECKING:
-    from finetune.config_files import ConfigFiles
+    from finetune.cli.config_files import ConfigFiles
 
 Verbs = Mapping[str, Callable[[list[str]], int]]
 SchemaOf = Callable[[str], type[Any]]  # of a verb: the dataclass behind its settings
@@ -109,7 +109,7 @@ def _options(verb: Callable[[list[str]], int]) -> list[str]:
 
 def _settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
     """Yield keys that begin as the last word, or values for its key."""
-    from finetune.config_files import ConfigFiles
+    from finetune.cli.config_files import ConfigFiles
 
     own = option_value(before, "--config-dir", "-cd")
     if before and before[-1] in ("--config-dir", "-cd", "--after"):

@@ -15,11 +15,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import GrammarParseError, InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from finetune.cli.config_files import ConfigFiles
+from finetune.cli.overrides import option_value, quote_text, shell_quote, straighten
 from finetune.config import suggestions
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import describe
-from finetune.config_files import ConfigFiles
-from finetune.overrides import option_value, quote_text, shell_quote, straighten
 
 GLOBAL_HEADER = "# @package _global_"
 KINDS = {
