@@ -13,6 +13,7 @@ from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
 from data_prep.shards import Corpus
 from data_prep.stages import tokenise
 from finetune.runs import base_model as base_models
+from finetune.runs import inputs as run_inputs
 from tests.corpora import write_corpus
 from tests.models import write_base
 
@@ -35,7 +36,7 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
     published = AutoTokenizer.from_pretrained(tmp_path / "extended")
     assert published("Vi har en skolegård og máhttu.").input_ids == encoded.ids
     assert published.decode(encoded.ids) == "Vi har en skolegård og máhttu."
-    assert [tokenizer.token_to_id(word) for word in WORDS] == [base_models.tokenizer_size(tmp_path / "base") + i for i in (0, 1)]
+    assert [tokenizer.token_to_id(word) for word in WORDS] == [run_inputs.tokenizer_size(tmp_path / "base") + i for i in (0, 1)]
 
 
 def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
@@ -50,10 +51,10 @@ def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
 def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Path, change: str) -> None:
     base = base_models.resolve(str(write_base(tmp_path / "base")), tmp_path)
     corpus = Corpus(write_corpus(tmp_path / "corpus", 20, 40, seed=0, added_tokens=3))
-    base_models.check_tokenizer(base, corpus, may_extend=True)
-    assert base_models.num_added_tokens(base, corpus.folder) == 3
+    run_inputs.check_tokenizer(base, corpus, may_extend=True)
+    assert run_inputs.num_added_tokens(base, corpus.folder) == 3
     with pytest.raises(ValueError, match="is not the one corpus"):
-        base_models.check_tokenizer(base, corpus)  # evaluation: the model has no rows for them
+        run_inputs.check_tokenizer(base, corpus)  # evaluation: the model has no rows for them
     file = corpus.folder / "tokenizer" / "tokenizer.json"
     body = json.loads(file.read_text())
     if change == "vocabulary":
@@ -64,4 +65,4 @@ def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Pa
         body["added_tokens"][-1]["id"] = 17
     file.write_text(json.dumps(body))
     with pytest.raises(ValueError, match="is not the one corpus"):
-        base_models.check_tokenizer(base, corpus, may_extend=True)
+        run_inputs.check_tokenizer(base, corpus, may_extend=True)

@@ -7,18 +7,19 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune.launch.ranks import count_oom_kills
-from finetune.runs import causes
+from finetune.runs import causes, layout
 from finetune.runs.causes import LOCAL, ON_SLURM, Evidence
+from finetune.runs.records import Failure
+from finetune.runs.state import FailureKind
 
 START = "submitit INFO (2026-11-28 08:07:31,384) - Starting with JobEnvironment(job_id=7, hostname=node1)\n"
-LOST = {"rank": 0, "time": 1.0, "kind": "crash", "error": "RuntimeError: Connection closed by peer [10.0.0.1]:3"}
+LOST = Failure(time=1.0, rank=0, error="RuntimeError: Connection closed by peer [10.0.0.1]:3")
 FAULT_HANDLER = (
     'Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File "/threading.py", line 1 in wait\n\n'
     "Current thread 0x00007f (most recent call first):\n"
@@ -31,7 +32,7 @@ class Case:
     id: str
     expected: list[str]
     logs: dict[int, str] = field(default_factory=dict)
-    failures: tuple[dict[str, Any], ...] = (LOST,)
+    failures: tuple[Failure, ...] = (LOST,)
     exits: dict[int, int] = field(default_factory=dict)
     code: int | None = None
     state: str = ""
@@ -39,8 +40,8 @@ class Case:
     oom_kills: int = 0
 
 
-def crash(error: str) -> tuple[dict[str, Any], ...]:
-    return (LOST, {"rank": 1, "time": 2.0, "kind": "crash", "error": error})
+def crash(error: str) -> tuple[Failure, ...]:
+    return (LOST, Failure(time=2.0, rank=1, error=error))
 
 
 def own(line: str) -> dict[int, str]:
@@ -117,9 +118,9 @@ CASES = [
     Case("a GPU of another architecture", ["the installed torch cannot run on this GPU"],
          failures=crash("RuntimeError: CUDA error: no kernel image is available for execution on the device")),
     Case("an error for people, as it is", ["cluster.ranks_per_node is 4, but 2 GPUs are visible"],
-         failures=({"rank": 0, "time": 1.0, "kind": "mistake", "error": "cluster.ranks_per_node is 4, but 2 GPUs are visible"},)),
+         failures=(Failure(1.0, 0, "cluster.ranks_per_node is 4, but 2 GPUs are visible", kind=FailureKind.MISTAKE),)),
     Case("nothing", ["rank 1: no cause is in the log (exit code 3); its last line: epoch 3"], own("epoch 3"), exits={1: 3}),
-    Case("nothing but lost peers", ["Connection closed by peer"], failures=(LOST, {**LOST, "rank": 1})),
+    Case("nothing but lost peers", ["Connection closed by peer"], failures=(LOST, replace(LOST, rank=1))),
     Case("a job without ranks", ["no cause is in the log (exit code 9); its last line: setting up"],
          {0: "setting up\n"}, failures=(), code=9),
 ]  # fmt: skip
@@ -156,7 +157,7 @@ def test_a_log_is_read_from_the_newest_attempt_on(tmp_path: Path) -> None:
 def test_within_an_allocation_sruns_own_log_is_read(tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
     jobs.mkdir()
-    (jobs / causes.ATTACHED).touch()
+    (jobs / layout.ATTACHED).touch()
     (jobs / "7_0_log.out").write_text(START)
     line = "2026-11-28 08:00:00 finetune: srun starts\n"
     before, now = ("srun: error: node1: task 0: Killed\n", "srun: error: node2: task 1: Segmentation fault\n")
@@ -179,7 +180,7 @@ def test_the_controller_records_how_ranks_ended(tmp_path: Path) -> None:
     }  # fmt: skip
     command = [sys.executable, "-m", "finetune.launch.ranks", str(tmp_path / "jobs")]
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=60)
-    body = json.loads((tmp_path / "jobs" / causes.EXITS).read_text())
+    body = json.loads((tmp_path / "jobs" / layout.EXITS).read_text())
     assert body == {"ranks": {"1": -9, "0": 3}, "oom_kills": 0}
     assert list(body["ranks"]) == ["1", "0"], "in the order of their ends"
     sentence = causes.explain(causes.gather(tmp_path, [], 2))

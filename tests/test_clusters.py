@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.job import batch_script as requeue
-from finetune.job import slurm_command, waves
+from finetune.job import scontrol, slurm_command, slurm_queue, wave_files, waves
 from finetune.launch import freeze, slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
-from finetune.runs import attempts, causes, json_files
+from finetune.runs import attempts, causes, layout, records, state
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
@@ -92,7 +92,12 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         assert f"    {host_python} -m finetune.job.batch_script" in script
 
 
-@pytest.mark.parametrize("module", [attempts, causes, json_files, requeue, slurm_command, waves])
+ON_THE_HOST = (
+    attempts, causes, layout, records, state, requeue, scontrol, slurm_command, slurm_queue, wave_files, waves,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ON_THE_HOST)
 def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
@@ -313,12 +318,12 @@ def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str
 def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Path) -> None:
     first = freeze.snapshot_code(tmp_path)
     assert freeze.snapshot_code(tmp_path) == first
-    assert (first / "finetune" / "train.py").is_file()
+    assert (first / "finetune" / "training" / "run.py").is_file()
     assert (first / "data_prep" / "shards.py").is_file()
     assert not list(first.rglob("__pycache__"))
-    (first / "finetune" / "train.py").write_text("pass\n")
+    (first / "finetune" / "training" / "run.py").write_text("pass\n")
     assert freeze.snapshot_code(tmp_path) == first
-    assert "def train(" in (first / "finetune" / "train.py").read_text()
+    assert "def train(" in (first / "finetune" / "training" / "run.py").read_text()
     assert not list((tmp_path / ".code").glob(".*[!d]"))
 
 

@@ -18,6 +18,8 @@ from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import submit
 from finetune.launch.freeze import freeze
 from finetune.runs import base_model as base
+from finetune.runs import inputs as run_inputs
+from finetune.runs import layout
 from finetune.runs.base_model import Base
 from tests.corpora import write_corpus
 from tests.models import LORA, write_base
@@ -63,18 +65,18 @@ def other_setting(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, other_setting])
 def test_a_digest_notices(folder: Path, change: Callable[[Path], None]) -> None:
-    before = base.digest(Base("base", folder / "base"))
+    before = run_inputs.digest(Base("base", folder / "base"))
     shutil.copytree(folder / "base", folder / "copy")
-    assert base.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"
+    assert run_inputs.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"
     change(folder / "copy")
-    assert base.digest(Base("copy", folder / "copy")) != before
+    assert run_inputs.digest(Base("copy", folder / "copy")) != before
 
 
 def test_a_digest_notices_an_adapter_that_is_merged(folder: Path) -> None:
     write_base(folder / "adapter", seed=1)
-    digests = {base.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))}
+    digests = {run_inputs.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))}
     retrain(folder / "adapter")
-    assert len({*digests, base.digest(Base("base", folder / "base", (folder / "adapter",)))}) == 3
+    assert len({*digests, run_inputs.digest(Base("base", folder / "base", (folder / "adapter",)))}) == 3
 
 
 def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
@@ -83,28 +85,28 @@ def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 2**36)
-    before = base.digest(Base("large", tmp_path))
+    before = run_inputs.digest(Base("large", tmp_path))
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.seek(8 + len(header) + 2**35)
         file.write(b"x")
-    assert base.digest(Base("large", tmp_path)) != before
+    assert run_inputs.digest(Base("large", tmp_path)) != before
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
 def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*: get the model again, whole"):
-        base.digest(Base("damaged", tmp_path))
+        run_inputs.digest(Base("damaged", tmp_path))
 
 
 def test_a_queued_run_refuses_a_corpus_made_anew_and_a_base_trained_further(folder: Path) -> None:
     config = config_of(folder, str(folder / "base")).frozen()
     (run,) = freeze([config], None)
-    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
     with pytest.raises(ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"):
-        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"):
@@ -119,10 +121,10 @@ def test_a_model_that_is_trained_whole_needs_its_base_until_the_first_checkpoint
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=r"^base "):
-        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
     (run.checkpoints / "step-00000010").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^base ") if adapter else contextlib.nullcontext():
-        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
 
 
 def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: Path) -> None:
@@ -130,18 +132,20 @@ def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: 
     (run,) = freeze([config], None)
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
-    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=2)
     with pytest.raises(ValueError, match=r"^corpus "):
-        base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
 
 
 def test_a_run_of_before_this_was_noted_goes_on(folder: Path) -> None:
     config = config_of(folder, str(folder / "base")).frozen()
     (run,) = freeze([config], None)
-    (run.path / base.INPUTS).unlink()
-    assert base.note_inputs(run, base.inputs(config, base.open_corpus(config))) == run.read_json(base.INPUTS)
+    (run.path / layout.INPUTS).unlink()
+    assert run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config))) == run.read_json(
+        layout.INPUTS
+    )
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
@@ -162,4 +166,4 @@ def test_a_hub_id_stays_at_the_revision_of_its_submission(
     model = run.config().model
     assert model.path == "some/model"
     assert base.resolve("some/model", folder / "runs", model.revision).folder.name == old
-    base.note_inputs(run, base.inputs(run.config(), base.open_corpus(run.config())))
+    run_inputs.note_inputs(run, run_inputs.compute_digests(run.config(), run_inputs.open_corpus(run.config())))

@@ -44,7 +44,7 @@ def make(tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
-    return {"attempt": {"job_id": str(job_id), "host": host or socket.gethostname(), "scheduler": "local", "code": None}}
+    return {"submission": {"job_id": str(job_id), "host": host or socket.gethostname(), "scheduler": "local", "code": None}}
 
 
 def sleeper(*words: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
@@ -94,7 +94,7 @@ def test_srun_is_asked_first(
     monkeypatch.setattr(end, "GRACE_SECONDS", 1.0)
     run = make(cluster=cluster)
     controller = sleeper(str(run.jobs), when_asked=when_asked)
-    run.record_attempt(str(controller.pid))
+    run.record_submission(str(controller.pid))
     list(end.cancel([run], now=True))
     assert run.state() == "cancelled"
     assert controller.communicate(timeout=10)[0] == heard
@@ -253,7 +253,7 @@ def test_retry_leaves_a_point_to_the_shell_that_is_to_start_it_as_long_as_there_
     first, second, third = (make(name, files=point) for name in "abc")
     first.write_json("outcome.json", {"state": "stopped"})
     at_work = sleeper(str(second.jobs))
-    second.record_attempt(str(at_work.pid))
+    second.record_submission(str(at_work.pid))
     third.join_turn()
     assert submit.retry([first, second, third]) == [first]
     at_work.kill()

@@ -16,11 +16,15 @@ from typing import Any
 import pytest
 
 from finetune.job import batch_script as requeue
+from finetune.job import scontrol
 from finetune.runs import attempts
-from finetune.runs.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
+from finetune.runs.attempts import Ending, decide
+from finetune.runs.state import EndingCause
+
+COMPLETED, STOPPED, MISTAKE, INTERRUPTED, KILLED, DIED, PREFLIGHT, DEAD_NODE = EndingCause
 
 
-def ending(cause: str, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:
+def ending(cause: EndingCause, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:
     return Ending(cause, from_step=start, last_step=last, saved_step=saved, detail=detail)
 
 
@@ -63,8 +67,8 @@ CASES: dict[str, tuple[Ending, list[Ending], bool, str]] = {
 def test_decision(case: str) -> None:
     how, earlier, again, words = CASES[case]
     decision = decide(how, earlier, max_restarts=3)
-    assert decision.again == again
-    assert words in decision.words
+    assert decision.restart == again
+    assert words in decision.reason
     assert decision.failed == (not again and how.cause not in (COMPLETED, STOPPED))
 
 
@@ -419,7 +423,7 @@ def test_what_the_guard_could_not_submit_is_submitted_at_the_end(batch: Batch) -
 
 def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points of a sweep come to their time limit together, and each counts while it submits the job that goes on."""
-    monkeypatch.setattr(requeue, "PAUSE", 0.1)
+    monkeypatch.setattr(scontrol, "PAUSE", 0.1)
     time_limit(batch)
     batch.log.with_name("log.full").touch()
     batch.end(143, on_interrupt="resubmit")
@@ -428,7 +432,7 @@ def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(batch: Batch, monke
 
 
 def test_a_controller_that_does_not_answer_ends_the_run_in_words(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requeue, "SBATCH_SECONDS", 0.2)
+    monkeypatch.setattr(scontrol, "SBATCH_SECONDS", 0.2)
     batch.log.with_name("log.slow").touch()
     batch.begin()
     assert batch.end(143, on_interrupt="resubmit") == requeue.FAILED

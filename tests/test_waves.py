@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
-from finetune.job import waves
+from finetune.job import slurm_queue, wave_files, waves
 from finetune.job.slurm_command import Refused
-from finetune.job.waves import Limit, Plan, QueuedJob, Submission
+from finetune.job.slurm_queue import QueuedJob
+from finetune.job.wave_files import Limit, Plan, Submission
 from finetune.launch import places
+from finetune.runs import layout
 
 REFUSAL = "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
 
@@ -88,7 +90,7 @@ class Slurm:
                 continue
             run = sweep.submission.run(int(task.partition("_")[2]))
             assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), "it runs without its point"
-            assert f'"{task}"' in (run / "attempt.json").read_text()
+            assert f'"{task}"' in (run / "submission.json").read_text()
             with (run / "attempts.jsonl").open("a") as file:
                 file.write(f'{{"job": "{task}"}}\n')
             self.started.append(run.name)
@@ -108,7 +110,7 @@ class Sweep:
         for index in range(num_points):
             jobs = runs_dir / f"run-{index}" / "jobs"
             jobs.mkdir(parents=True)
-            (jobs / waves.PICKLE).touch()
+            (jobs / layout.WAITING_PICKLE).touch()
             (points / str(index)).symlink_to(os.path.relpath(jobs, points))
         plan = Plan("sweep", parallel, [Limit(limit, "qos few", qos="few")], "ab", after, os.getuid())
         self.submission.set_up(plan, list(range(num_points)), [])
@@ -121,7 +123,7 @@ class Sweep:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     queue = Slurm(limit=4)
-    monkeypatch.setattr(waves, "run_slurm", queue)
+    monkeypatch.setattr(slurm_queue, "run_slurm", queue)
     monkeypatch.setattr(waves, "PAUSE", 0.01)
     return queue
 
@@ -142,7 +144,7 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
 ) -> None:
     sweep = Sweep(tmp_path, num_points=9, limit=4)
     if how == "rename":
-        left, rename = [moment], waves._rename
+        left, rename = [moment], wave_files._rename
 
         def rename_or_die(source: Path, target: Path) -> bool:
             left[0] -= 1
@@ -150,7 +152,7 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
                 raise Killed
             return rename(source, target)
 
-        monkeypatch.setattr(waves, "_rename", rename_or_die)
+        monkeypatch.setattr(wave_files, "_rename", rename_or_die)
     else:
         setattr(slurm, f"kill_{how}", moment)
     try:
@@ -163,7 +165,7 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
     work_off(slurm, sweep)
     assert sorted(slurm.started) == sweep.names
     assert not slurm.jobs
-    assert not waves.open_submissions(tmp_path)
+    assert not wave_files.open_submissions(tmp_path)
 
 
 @pytest.mark.parametrize("found_out", [True, False])
@@ -262,9 +264,9 @@ def test_fewer_are_tried_where_slurm_takes_less_than_is_known(slurm: Slurm, tmp_
 
 def test_a_point_whose_folder_was_removed_is_passed_over(slurm: Slurm, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, num_points=3, limit=9)
-    (tmp_path / "run-1" / "jobs" / waves.PICKLE).unlink()
+    (tmp_path / "run-1" / "jobs" / layout.WAITING_PICKLE).unlink()
     assert waves.submit_waiting(tmp_path) == 3 - 1
-    assert not waves.open_submissions(tmp_path)
+    assert not wave_files.open_submissions(tmp_path)
     assert sorted(job.index for job in slurm.jobs.values()) == ["0", "2"]
     assert sweep.submission.waiting() == []
 
@@ -279,7 +281,7 @@ def test_a_lock_of_a_killed_process_is_taken_over_and_that_of_another_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sweeps").mkdir()
-    lock = tmp_path / "sweeps" / waves.LOCK
+    lock = tmp_path / "sweeps" / layout.WAVES_LOCK
     gone = subprocess.Popen(["true"])
     gone.wait()
     lock.write_text(f"{waves.socket.gethostname()} {gone.pid}\n")
@@ -328,7 +330,7 @@ COUNTS = {
     "the tightest": Count([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 2, ending="1_0"),
     "points that run at once": Count([Limit(99, "")], 3, parallel=5),
     "the one that ends makes room": Count([Limit(99, "")], 1, parallel=2, ending="1_0"),
-    "no limit is known": Count([], waves.BLIND_POINTS, ending="1_0"),
+    "no limit is known": Count([], wave_files.BLIND_POINTS, ending="1_0"),
 }
 
 
@@ -367,7 +369,9 @@ def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
 
 def test_a_job_hands_on_the_environment_in_which_it_was_started() -> None:
     """What the batch script adds to PYTHONPATH would be added again with each wave."""
-    program = "from finetune.job.waves import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
+    program = (
+        "from finetune.job.slurm_queue import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
+    )
     script = f"export ADDED=again:$ADDED; {sys.executable} -c {shlex.quote(program)}; true"
     source = str(Path(waves.__file__).parents[2])
     environment = {"ADDED": "once", "SLURM_JOB_ID": "7", "SLURM_CONF": "/x", "PYTHONPATH": source, "PATH": os.environ["PATH"]}

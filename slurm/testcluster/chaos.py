@@ -99,7 +99,7 @@ class Sandbox:
         return RunFolder.find(self.finetune("train", *SETTINGS, *settings).splitlines()[-1], self.folder / "runs")
 
     def job(self, run: RunFolder) -> str:
-        submitted = run.read_json("attempt.json")
+        submitted = run.read_json("submission.json")
         assert submitted is not None
         return str(submitted["job_id"])
 

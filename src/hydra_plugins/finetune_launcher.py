@@ -24,6 +24,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.runs.layout import POINTS_TABLE, SWEEPS
+
 
 @dataclass
 class FinetuneLauncherConf:
@@ -117,7 +119,7 @@ class FinetuneLauncher(Launcher):
             override = self.composer.parse(text)
             self.typed[override.get_key_element()] = override
         self.learns = not str(config.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
-        sweeps = Path(config.runs_dir) / "sweeps"
+        sweeps = Path(config.runs_dir) / SWEEPS
         self.name = re.sub(r"[^\w.-]", "-", str(config.name))  # whether it is a good name is checked with each point
         try:
             if config.dry_run:
@@ -168,9 +170,9 @@ class FinetuneLauncher(Launcher):
 
     def remove_if_unused(self) -> None:
         """Leave no folder of a sweep that was refused, or only tried."""
-        if self.folder.parent.name != "sweeps":
+        if self.folder.parent.name != SWEEPS:
             shutil.rmtree(self.folder.parent, ignore_errors=True)
-        elif not (self.folder / "points.tsv").exists():
+        elif not (self.folder / POINTS_TABLE).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # other sweeps, or runs, are in there
                 self.folder.parent.rmdir()

@@ -14,6 +14,7 @@ import pytest
 
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import EndingCause
 from slurm.testcluster.cluster import Cluster, why_not
 from slurm.testcluster.sites import (
     DENIED,
@@ -80,7 +81,7 @@ class Login:
         return [RunFolder.find(run_id, self.here / "runs") for run_id in ids.split()]
 
     def job(self, run: RunFolder) -> str:
-        return str((run.read_json("attempt.json") or {})["job_id"])
+        return str((run.read_json("submission.json") or {})["job_id"])
 
     def wait(self, run: RunFolder, state: str = "completed") -> None:
         def has_ended() -> bool:
@@ -174,8 +175,8 @@ def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_fr
         lumi.wait(run)
         assert run.last_metrics()["step"] == 20
     causes = [attempt.ending.cause for attempt in attempts.read(first.path) if attempt.ending]
-    assert causes[0] in (attempts.INTERRUPTED, attempts.KILLED)
-    assert causes[-1] == attempts.COMPLETED
+    assert causes[0] in (EndingCause.INTERRUPTED, EndingCause.KILLED)
+    assert causes[-1] == EndingCause.COMPLETED
 
 
 def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login) -> None:

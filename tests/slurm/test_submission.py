@@ -46,7 +46,7 @@ def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
 ) -> None:
     done, runs = sweep
     assert len(runs) == 6
-    (array,) = {str(run.read_json("attempt.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
+    (array,) = {str(run.read_json("submission.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
     (bad,) = [run for run in runs if (heads := run.config().model.from_scratch)["hidden_size"] % heads["num_attention_heads"]]
     for run in runs:
         assert run.state() == ("failed" if run == bad else "completed"), run.failure()
@@ -270,7 +270,7 @@ def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
     shell.finetune("train", "-m", *training(*study))
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("optuna-")]
     assert {run.state() for run in runs} == {"completed"}
-    arrays = [str((run.read_json("attempt.json") or {})["job_id"]) for run in runs]
+    arrays = [str((run.read_json("submission.json") or {})["job_id"]) for run in runs]
     assert sorted("_" in job for job in arrays) == [False, True, True]
     assert len({run.sweep() for run in runs}) == 1
     (found,) = (shell.folder / "runs" / "sweeps").glob("*/optimization_results.yaml")

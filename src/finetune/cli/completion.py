@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from finetune.cli.overrides import option_value
+from finetune.runs import layout
 
 if TYPE_CHECKING:
     from finetune.cli.config_files import ConfigFiles
@@ -197,6 +198,9 @@ def _prepared(before: list[str]) -> list[str]:
 
 def _ids(runs_dir: Path, sweeps: bool) -> list[str]:
     """Return the ids of runs, and of sweeps; shells sort them."""
-    runs = [path.parent.name for path in runs_dir.glob("*/config.yaml")]
-    arrays = [path.name for path in (runs_dir / "sweeps").glob("*") if sweeps and any(path.glob("*/points"))]
+    runs = [path.parent.name for path in runs_dir.glob(f"*/{layout.CONFIG}")]
+    arrays = []
+    if sweeps:
+        folders = (runs_dir / layout.SWEEPS).glob("*")
+        arrays = [path.name for path in folders if any(path.glob(f"*/{layout.POINTS}"))]
     return sorted(runs) + sorted(arrays)

@@ -17,6 +17,8 @@ from finetune.cli import report
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models
+from finetune.runs import inputs as run_inputs
+from finetune.runs import layout
 from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
 from finetune.terminal import console
@@ -109,7 +111,7 @@ def resolve(name: str, runs_dir: str) -> Subject:
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
-    if folder.is_dir() and not (folder / "config.yaml").is_file():
+    if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_models.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
     try:
@@ -142,7 +144,7 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
     """Raise ValueError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
     for subject in subjects:
         try:
-            base_models.check_tokenizer(subject.model, corpus)
+            run_inputs.check_tokenizer(subject.model, corpus)
         except ValueError as fault:
             if len(subjects) == 1:
                 raise

@@ -8,7 +8,9 @@ import shlex
 from data_prep.shards import Manifest
 from finetune.config.train import CHANGEABLE
 from finetune.launch.observe import Observed
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import FailureKind, RunState
 
 # A key of CHANGEABLE in an error, perhaps with the value that the error recommends.
 _KEY = re.compile(rf"(?<![\w.])((?:{'|'.join(CHANGEABLE)})(?:\.\w+)*)(?:=(\w+))?")
@@ -30,19 +32,19 @@ def what_helps(one: Observed) -> str:
     if place and not run.last_metrics():
         return f"go on with another {place[0]}: {run.command('resume')} {place[0]}=…"
     sweep = run.sweep()
-    if sweep and one.state != "stopped":
+    if sweep and one.state != RunState.STOPPED:
         return f"submit again what failed of its sweep: {run.command('retry', sweep)}"
-    if any(run.checkpoints.glob("step-*")):
+    if run.has_checkpoint:
         return f"go on: {run.command('resume')}"
-    if one.state in ("queued", "cancelled") and not run.last_metrics():
+    if one.state in (RunState.QUEUED, RunState.CANCELLED) and not run.last_metrics():
         return f"it has not begun; submit it again: {run.command('retry')}"
-    cause = "" if one.state == "stopped" else "once the cause is removed, "
+    cause = "" if one.state == RunState.STOPPED else "once the cause is removed, "
     return f"it saved no checkpoint; {cause}start it again: {run.command('retry')}"
 
 
 def _is_mistake(run: RunFolder) -> bool:
     """Whether it failed of what the user asked for, which it would do again."""
-    return any(body.get("kind") == "mistake" for body in run.failures())
+    return any(failure.kind == FailureKind.MISTAKE for failure in run.failures())
 
 
 def _after_mistake(run: RunFolder, reason: str) -> str:
@@ -65,12 +67,12 @@ def _with_less_memory(run: RunFolder) -> str:
 
 def _original_command(run: RunFolder) -> str:
     """Return the command that submitted the run, as it was typed."""
-    words = (run.read_json("provenance.json") or {}).get("command") or ["finetune", "train", "…"]
+    words = run.provenance().command or ["finetune", "train", "…"]
     return shlex.join(map(str, words))
 
 
 def _has_another_corpus(run: RunFolder) -> bool:
-    noted = (run.read_json("inputs.json") or {}).get("corpus")
+    noted = (run.read_json(layout.INPUTS) or {}).get("corpus")
     if noted is None:
         return False
     try:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.cli.overrides import Parser, to_dotlist
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import FAILED_STATES, RunState
 
 if TYPE_CHECKING:
     from finetune.config.points import Sweep
@@ -293,7 +295,7 @@ def report_runs(runs: list[RunFolder]) -> int:
         now = _wait(runs)
     elif any(one.alive for one in now):
         _say_submitted([one for one in now if one.alive])
-    failed = [one for one in now if not one.alive and one.state != "completed"]
+    failed = [one for one in now if not one.alive and one.state != RunState.COMPLETED]
     sweep = runs[0].sweep() if len({run.sweep() for run in runs}) == 1 else None
     ended = [one for one in now if not one.alive]
     if sweep and len(runs) > 1 and ended:
@@ -332,9 +334,9 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
 
     points = {one.run.id: read_point(one.run, one.state) for one in ended}
     best = best_of(list(points.values()))
-    for one in [one for one in ended if one.state in ("failed", "dead")][:REPORTED_POINTS]:
+    for one in [one for one in ended if one.state in FAILED_STATES][:REPORTED_POINTS]:
         _say_ended(one)
-    warned = [one for one in ended if one.state == "completed" and (one.run.summary() or {}).get("warnings")]
+    warned = [one for one in ended if one.state == RunState.COMPLETED and (one.run.summary() or {}).get("warnings")]
     for one in [one for one in warned if best is None or one.run.id != best.id][:REPORTED_POINTS]:
         for message in (one.run.summary() or {})["warnings"]:
             print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)
@@ -342,8 +344,8 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
         if best is not None and one.run.id == best.id:
             report.print_summary(one.run)
     print_sweep(sweep, ended)
-    again = any(one.state != "completed" for one in ended) and is_over
-    file = ended[0].run.path.parent / "sweeps" / sweep / "points.tsv"
+    again = any(one.state != RunState.COMPLETED for one in ended) and is_over
+    file = ended[0].run.path.parent / layout.SWEEPS / sweep / layout.POINTS_TABLE
     retry = f"    finetune retry {sweep}" if again else ""
     print(f"  finetune status {sweep}{retry}    all points: {short_path(file)}", file=sys.stderr)
 
@@ -384,13 +386,17 @@ def _say_ended(one: Observed) -> None:
 
     if one.alive:
         return
-    if one.state == "completed":
+    if one.state == RunState.COMPLETED:
         report.print_summary(one.run)
         return
     run, reason = one.run, one.reason or "its processes are gone, and it left no log"
-    detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
-        one.state, f"{one.state}: {reason}"
-    )
+    details = {
+        RunState.STOPPED: "stopped as asked",
+        RunState.FAILED: reason,
+        RunState.QUEUED: "not started",
+        RunState.CANCELLED: str(RunState.CANCELLED),
+    }
+    detail = details.get(one.state, f"{one.state}: {reason}")
     print(f"error: run {_name(run)}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
 
 

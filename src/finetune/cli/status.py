@@ -16,6 +16,7 @@ from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import RunState
 from finetune.terminal import console
 
 OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
@@ -70,9 +71,10 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
     for table in status_tables(seen):
         out.print(table, soft_wrap=isinstance(table, Text))
     for one in seen:
-        if one.reason and one.state not in ("completed", "cancelled") and not _fits(one):
-            out.print(Text(f"{one.run.id}: {one.reason}", style="red" if one.state == "failed" else ""), soft_wrap=True)
-        if not one.alive and one.state != "completed" and len(seen) <= FEW_RUNS:
+        if one.reason and one.state not in (RunState.COMPLETED, RunState.CANCELLED) and not _fits(one):
+            style = "red" if one.state == RunState.FAILED else ""
+            out.print(Text(f"{one.run.id}: {one.reason}", style=style), soft_wrap=True)
+        if not one.alive and one.state != RunState.COMPLETED and len(seen) <= FEW_RUNS:
             out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
         if one.alive and (words := attempts.last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
@@ -178,7 +180,7 @@ def _choose(points: list[Point], most: int) -> list[Point]:
         return points
     done = [point for point in points if point.loss is not None]
     others = [point for point in points if point.loss is None]
-    others.sort(key=lambda point: (point.state == "queued", point.id))
+    others.sort(key=lambda point: (point.state == RunState.QUEUED, point.id))
     num_others = min(len(others), max(most // 2, most - len(done)))
     return done[: most - num_others] + others[:num_others]
 
@@ -224,7 +226,7 @@ def _progress(one: Observed) -> Progress:
     if not last:
         return Progress(restarts=restarts)
     left = ""
-    if one.state == "running" and "seconds_a_step" in last:
+    if one.state == RunState.RUNNING and "seconds_a_step" in last:
         left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
     step = f"{last['step']}/{int(last['train/num_steps'])}"
     return Progress(step, f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}", left, restarts)
@@ -236,7 +238,7 @@ def _state(one: Observed) -> str:
 
 def _fits(one: Observed) -> bool:
     """Why a run waits is mostly a word."""
-    return one.state == "queued" and 0 < len(one.reason) < 60
+    return one.state == RunState.QUEUED and 0 < len(one.reason) < 60
 
 
 def _counts(seen: list[Observed]) -> str:

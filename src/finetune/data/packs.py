@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from finetune.data.packing import Segments
 from finetune.data.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 from finetune.distributed import World
 from finetune.models.loss import IGNORE
+from finetune.runs import layout
 
 PADDING = -1
 
@@ -122,7 +122,7 @@ class PackedData:
         self.tokens = ListColumn(table["input_ids"])
         self._targets = ListColumn(table[mask_column]) if mask_column else None
         self.sources, self.languages = groups_of(table)
-        rows = plan_folder / f"{split}-{self._plan_key}-rows.npy"
+        rows = plan_folder / layout.pack_rows(split, self._plan_key)
         if world.is_main and not rows.exists():
             _save(rows, rows_of(table, mask_column, sources, self._long))
         world.barrier()
@@ -146,7 +146,7 @@ class PackedData:
         Raises:
             ValueError: a run that goes on would see some documents twice and others never.
         """
-        for path in self._plan_folder.glob(f"{self.split}-*-epoch-000.npy"):
+        for path in self._plan_folder.glob(layout.pack_plan(self.split, "*", 0)):
             if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
                 raise ValueError(
                     f"{path} is the plan of an earlier version, which treated rows longer than a pack in another way: "
@@ -178,7 +178,7 @@ class PackedData:
 
     def _epoch(self, epoch: int) -> Segments:
         if epoch not in self._epochs:
-            path = self._plan_folder / f"{self.split}-{self._plan_key}-epoch-{epoch:03d}.npy"
+            path = self._plan_folder / layout.pack_plan(self.split, self._plan_key, epoch)
             if self.world.is_main and not path.exists():
                 self._plan(epoch, path)
             self.world.barrier()
@@ -224,9 +224,8 @@ def _words(counts: dict[str, int]) -> str:
 
 def _save(path: Path, array: NDArray[np.void]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    np.save(temporary, array)
-    os.replace(temporary, path)
+    with layout.replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def _load(path: Path) -> NDArray[np.void]:

@@ -19,6 +19,7 @@ from finetune.distributed import World
 from finetune.models.build import PackedModel
 from finetune.models.load import load_for_evaluation
 from finetune.runs import base_model as base_models
+from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
 from finetune.training import guards
 
@@ -109,7 +110,7 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     Raises:
         ValueError: their tokenizers differ, or nothing is held out.
     """
-    base_models.check_tokenizer(base, corpus)
+    run_inputs.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
     packed = PackedModel(load_for_evaluation(base))
     guards.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)

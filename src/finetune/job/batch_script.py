@@ -17,34 +17,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from finetune.job import waves
-from finetune.job.slurm_command import Refused, run_command
-from finetune.runs import attempts, causes
-from finetune.runs.attempts import Attempt, Ending
-from finetune.runs.json_files import write_json
+from finetune.job.scontrol import dead_nodes, hostnames, may_be_held, memory_used, sbatch, scontrol
+from finetune.runs import attempts, causes, layout
+from finetune.runs.attempts import Attempt, Decision, Ending
+from finetune.runs.records import (
+    Diagnosis,
+    Failure,
+    Outcome,
+    Staged,
+    last_training_steps,
+    move_submission,
+    read_failures,
+)
+from finetune.runs.state import EndingCause, FailureKind, JobState
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
 STAYS = "; it comes back when a person resumes it (cluster.on_interrupt=stop)"
-TRIES, PAUSE = 6, 5.0  # a controller that restarts is away for seconds
-ACCOUNTING_SECONDS = 10.0  # a question that is only nice to have answered
-SCONTROL_SECONDS = 30.0
-SBATCH_SECONDS = 60.0  # what outlives them is a job that is held, and never starts
-PLACE_SECONDS = 120.0  # that a job waits for a place for the one that goes on after it
 LOOK_SECONDS = 5  # between two looks of the guard at the batch script
 
 
@@ -91,12 +93,12 @@ class Job:
         """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue from outside, which
         needs no second one, or after a cancellation, which must be the end. (Both show as COMPLETING.) A time limit is ours."""
         state, _ = self._state()
-        return state in ("", "RUNNING") or self.is_over_time()
+        return state in ("", JobState.RUNNING) or self.is_over_time()
 
     def is_over_time(self) -> bool:
         """Whether Slurm ends it for its time limit, and kills what is left of it some seconds later (KillWait)."""
         state, reason = self._state()
-        return state in ("COMPLETING", "TIMEOUT") and reason == "TimeLimit"
+        return state in (JobState.COMPLETING, JobState.TIMEOUT) and reason == "TimeLimit"
 
     def _state(self) -> tuple[str, str]:
         """Slurm's words for its state and the reason of that; "" where Slurm does not tell."""
@@ -127,8 +129,9 @@ class Job:
 def begin(run: Path, job: Job) -> int:
     """Open an attempt: close the one before, if it could not do that itself, and see whether this one may run."""
     earlier = attempts.read(run)
-    if earlier and (verdict := _close_the_last(run, earlier, job)) is not None:
-        return verdict
+    code = _close_the_last(run, earlier, job) if earlier else None
+    if code is not None:
+        return code
     avoided = attempts.excluded_nodes(run)
     if unwanted := sorted(set(avoided) & set(job.nodes)):
         say(f"Slurm gave this run {', '.join(unwanted)}, which it avoids: back into the queue")
@@ -138,7 +141,7 @@ def begin(run: Path, job: Job) -> int:
         except RuntimeError as fault:  # then a bad node is better than none: the preflight will tell
             say(f"cannot avoid {', '.join(unwanted)}: {fault}")
     forget_ending(run)
-    attempts.begin(run, job.id, job.nodes, time.time(), saved_step(run))
+    attempts.begin(run, job.id, job.nodes, time.time(), layout.newest_step(run))
     return GO
 
 
@@ -147,35 +150,37 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     last = earlier[-1]
     goes_on = job.id in (last.job, last.next_job)  # else a person submitted again
     stays = goes_on and job.options.on_interrupt == "stop"  # started again though submitted with --no-requeue
-    if last.ending is not None and (stays or (goes_on and last.ending.cause in (attempts.COMPLETED, attempts.STOPPED))):
-        return _verdict(last.ending)  # it ended while `guard` brought it back
-    if last.ending is not None and last.ending.cause not in (attempts.DIED, attempts.KILLED):
+    final = (EndingCause.COMPLETED, EndingCause.STOPPED)
+    if last.ending is not None and (stays or (goes_on and last.ending.cause in final)):
+        return _exit_code(last.ending)  # it ended while `guard` brought it back
+    if last.ending is not None and last.ending.cause not in (EndingCause.DIED, EndingCause.KILLED):
         return None
     dead = dead_nodes(last.nodes, last.time)
     if last.ending is not None:
         if dead:
-            ending = replace(last.ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
+            ending = replace(last.ending, cause=EndingCause.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
             attempts.end(run, last.number, ending, f"{ending.cause} after step {ending.last_step}: {ending.detail}", time.time())
         return None
     ending = ending_of(run, last, None, job.options.world_size)
-    if dead and ending.cause in (attempts.DIED, attempts.KILLED):
-        ending = replace(ending, cause=attempts.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
+    if dead and ending.cause in (EndingCause.DIED, EndingCause.KILLED):
+        ending = replace(ending, cause=EndingCause.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
     before = [a.ending for a in attempts.of_submission(earlier[:-1], last.job) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
-    if stays and decision.again:
-        decision = attempts.Decision(again=False, words=decision.words + STAYS, failed=ending.cause != attempts.INTERRUPTED)
-    attempts.end(run, last.number, ending, decision.words, time.time())
-    say(f"attempt {last.number}: {decision.words}")
-    if decision.again or not goes_on:  # who submits again wants it to run
+    if stays and decision.restart:
+        failed = ending.cause != EndingCause.INTERRUPTED
+        decision = Decision(restart=False, reason=decision.reason + STAYS, failed=failed)
+    attempts.end(run, last.number, ending, decision.reason, time.time())
+    say(f"attempt {last.number}: {decision.reason}")
+    if decision.restart or not goes_on:  # who submits again wants it to run
         return None
     if decision.failed:
-        fail(run, decision.words)
-    return _verdict(ending)
+        fail(run, decision.reason)
+    return _exit_code(ending)
 
 
-def _verdict(ending: Ending) -> int:
-    """Of `begin`, for a run that must not go on."""
-    return DONE if ending.cause == attempts.COMPLETED else FAILED
+def _exit_code(ending: Ending) -> int:
+    """Return the exit code of `begin` for a run that must not go on."""
+    return DONE if ending.cause == EndingCause.COMPLETED else FAILED
 
 
 def guard(run: Path, job: Job) -> int:
@@ -195,7 +200,7 @@ def guard(run: Path, job: Job) -> int:
         if job.options.on_interrupt == "requeue":
             job.requeue(without)
         else:
-            with alone(run, job):
+            with resubmit_lock(run, job):
                 if attempts.read(run)[-1].ending is None:  # else it is for `end` to submit
                     resubmit(run, job, last, without)
     return GO
@@ -210,17 +215,17 @@ def end(run: Path, job: Job) -> int:
     ending = ending_of(run, last, job.options.code, job.options.world_size)
     before = [a.ending for a in attempts.of_submission(earlier[:-1], job.id) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
-    if not decision.again:
-        attempts.end(run, last.number, ending, decision.words, time.time())
-        say(decision.words)
+    if not decision.restart:
+        attempts.end(run, last.number, ending, decision.reason, time.time())
+        say(decision.reason)
         if decision.failed:
-            fail(run, decision.words)
+            fail(run, decision.reason)
         clean_up(run, len(job.nodes))
-        return GO if ending.cause == attempts.COMPLETED else FAILED
-    return _again(run, job, last, ending, decision.words)
+        return GO if ending.cause == EndingCause.COMPLETED else FAILED
+    return _restart(run, job, last, ending, decision.reason)
 
 
-def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
+def _restart(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> int:
     """Bring the run back, in the way its site allows."""
     without = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
     stays = job.options.on_interrupt == "stop"
@@ -240,7 +245,7 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
             job.requeue(without)
         elif way == "resubmit":
             clean_up(run, len(job.nodes))
-            with alone(run, job):
+            with resubmit_lock(run, job):
                 if (submitted := attempts.read(run)[-1].next_job) is None:
                     resubmit(run, job, last, without)
                 elif may_be_held(submitted):  # `guard` was ended before it could release it
@@ -257,11 +262,11 @@ def _again(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> in
 
 
 @contextlib.contextmanager
-def alone(run: Path, job: Job) -> Iterator[None]:
-    """`guard` and `end` may both want to submit the run again: the second waits here, and finds in attempts.jsonl what the first
-    has done. The lock is the process' own: if that ends before it has submitted, whoever of the two is left takes over; and if
-    its sbatch outlives it, that job stays held. Both are on the batch host."""
-    with (run / "jobs" / f"next-of-{job.id}").open("w") as file:
+def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
+    """Hold the lock of who submits the run again, which `guard` and `end` may both want to: the second waits here, and finds in
+    attempts.jsonl what the first has done. The lock is the process' own: if that ends before it has submitted, whoever of the two
+    is left takes over; and if its sbatch outlives it, that job stays held. Both are on the batch host."""
+    with (run / layout.JOBS / layout.next_of(job.id)).open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks: then what was noted must do
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -281,36 +286,13 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     options = [f"--array={index}"] if index else []
     options += [f"--exclude={','.join(without)}"] if without else []
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
-    raw_id = _sbatch(command)
+    raw_id = sbatch(command)
     new_id = f"{raw_id}_{index}" if index else raw_id
-    shutil.copyfile(run / "jobs" / f"{job.id}_submitted.pkl", run / "jobs" / f"{new_id}_submitted.pkl")
-    submitted = {**(read_json(run / "attempt.json") or {}), "job_id": new_id}
-    write_json(run / "attempt.json", submitted)
+    jobs = run / layout.JOBS
+    shutil.copyfile(str(jobs / layout.pickle_of(job.id)), str(jobs / layout.pickle_of(new_id)))
+    move_submission(run, new_id, socket.gethostname())
     attempts.hand_over(run, last.number, new_id, time.time())
     scontrol("release", raw_id, check=True)
-
-
-def _sbatch(command: list[str]) -> str:
-    """Return the id of the submitted job. Where Slurm takes no more jobs of this user, wait for the place of another that leaves:
-    jobs of a sweep come to their time limit together, and each still counts while it submits the next.
-
-    Raises:
-        RuntimeError: Slurm refuses.
-    """
-    deadline = time.monotonic() + PLACE_SECONDS
-    while True:
-        environment = waves.submission_environment()
-        try:
-            return run_command(*command, seconds=SBATCH_SECONDS, environment=environment).partition(";")[0]
-        except Refused as refusal:
-            if not waves.TOO_MANY.search(str(refusal)) or time.monotonic() > deadline:
-                raise
-        time.sleep(PAUSE)
-
-
-def may_be_held(job_id: str) -> bool:
-    shown = scontrol("show", "job", job_id)
-    return not shown or "Reason=JobHeldUser" in shown
 
 
 # --- how an attempt ended ----------------------------------------------------------------------------------------------
@@ -323,82 +305,56 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
         code: srun's exit code; None: the batch script was killed, and with it perhaps the ranks.
     """
     reached = last_step(run, attempt)
-    saved = saved_step(run)
+    saved = layout.newest_step(run)
 
-    def ending(cause: str, detail: str = "", bad_nodes: tuple[str, ...] = ()) -> Ending:
+    def ending(cause: EndingCause, detail: str = "", bad_nodes: tuple[str, ...] = ()) -> Ending:
         return Ending(cause, attempt.from_step, max(reached, attempt.from_step), saved, detail, bad_nodes)
 
-    outcome = read_json(run / "outcome.json") or {}
-    if outcome.get("state") in (attempts.COMPLETED, attempts.STOPPED, attempts.INTERRUPTED):
-        who = outcome.get("asked_by") or "another rank was asked to leave"
-        return ending(outcome["state"], f"{who}: all ranks saved and left" if outcome["state"] == attempts.INTERRUPTED else "")
-    failures = [body for path in sorted(run.glob("failure-rank-*.json")) if (body := read_json(path))]
-    for kind, cause in (("mistake", attempts.MISTAKE), ("preflight", attempts.PREFLIGHT)):
-        if chosen := [body for body in failures if body.get("kind") == kind]:
-            bad = tuple(sorted({node for body in chosen for node in body.get("nodes", [])}))
-            word = str(min(chosen, key=lambda body: body["time"])["error"])
-            if 1 < len(attempt.nodes) == len(bad):  # then it is no node's fault
-                return ending(attempts.MISTAKE, f"{word} (and so it is on every node)")
-            return ending(cause, word, bad)
+    outcome = Outcome.read_if_whole(run / layout.OUTCOME)
+    if outcome is not None and outcome.state in (EndingCause.COMPLETED, EndingCause.STOPPED):
+        return ending(EndingCause(outcome.state))
+    if outcome is not None and outcome.state == EndingCause.INTERRUPTED:
+        who = outcome.asked_by or "another rank was asked to leave"
+        return ending(EndingCause.INTERRUPTED, f"{who}: all ranks saved and left")
+    failures = read_failures(run)
+    for kind, cause in ((FailureKind.MISTAKE, EndingCause.MISTAKE), (FailureKind.PREFLIGHT, EndingCause.PREFLIGHT)):
+        chosen = [failure for failure in failures if failure.kind == kind]
+        if chosen:
+            return ending(*_stated_cause(attempt, cause, chosen))
     if code is None:
-        return ending(attempts.KILLED, "it ended without a word: requeue, preemption or time limit with too little grace time")
+        return ending(EndingCause.KILLED, "it ended without a word: requeue, preemption or time limit with too little grace time")
     if code in SIGNALLED and not failures:
-        return ending(attempts.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
+        return ending(EndingCause.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
     absent = absent_nodes(run, attempt)
     memory = memory_used(attempt.job) if code == 128 + signal.SIGKILL else ""
     evidence = causes.gather(run, failures, world_size, code=code, job=attempt.job, memory=memory)
     word = causes.explain(evidence) or f"it left no log (exit code {code})"
     if absent:
         word += f"; no rank on {', '.join(absent)} ever reached the shared folder"
-        return ending(attempts.PREFLIGHT, word, absent)
-    return ending(attempts.DIED, word)
+        return ending(EndingCause.PREFLIGHT, word, absent)
+    return ending(EndingCause.DIED, word)
+
+
+def _stated_cause(attempt: Attempt, cause: EndingCause, failures: list[Failure]) -> tuple[EndingCause, str, tuple[str, ...]]:
+    """Return cause, message and nodes to blame of an attempt that ranks ended for a reason that they could name."""
+    nodes = tuple(sorted({node for failure in failures for node in failure.nodes}))
+    message = min(failures, key=lambda failure: failure.time).error
+    if 1 < len(attempt.nodes) == len(nodes):  # then it is no node's fault
+        return EndingCause.MISTAKE, f"{message} (and so it is on every node)", ()
+    return cause, message, nodes
+
+
+def last_step(run: Path, attempt: Attempt) -> int:
+    """Return the last step that an attempt wrote into the run's metrics; 0 if it did none."""
+    steps = last_training_steps(run)
+    return steps[-1].step if steps and steps[-1].time_ms >= attempt.time * 1000 else 0
 
 
 def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
     """Nodes on which no rank came as far as writing into the run folder, where others did: see preflight.py."""
-    present = {path.name for path in (run / "jobs" / "present").glob("*")}
+    present = {path.name for path in (run / layout.JOBS / layout.PRESENT).glob("*")}
     absent = tuple(node for node in attempt.nodes if node not in present)
     return absent if 0 < len(absent) < len(attempt.nodes) else ()
-
-
-def last_step(run: Path, attempt: Attempt) -> int:
-    """The last step that an attempt said in metrics.jsonl; 0 if it did none."""
-    try:
-        with (run / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, (run / "metrics.jsonl").stat().st_size - 65536))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # torn, or begun before what we read
-        if record["time_ms"] < attempt.time * 1000:
-            return 0
-        if "train/loss" in record["values"]:
-            return int(record["step"])
-    return 0
-
-
-def saved_step(run: Path) -> int:
-    """Steps in the newest checkpoint; 0 without one."""
-    found = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return max(found, default=0)
-
-
-def dead_nodes(nodes: tuple[str, ...], since: float) -> tuple[str, ...]:
-    """Those that are down, do not answer, or have started anew since then."""
-    return tuple(node for node in nodes if _is_dead(scontrol("show", "node", node, "--oneliner"), since))
-
-
-def _is_dead(line: str, since: float) -> bool:
-    """From what scontrol says of a node."""
-    state = re.search(r"\bState=(\S+)", line)
-    if state and ("*" in state[1] or any(word in state[1] for word in ("DOWN", "FAIL", "NOT_RESPONDING"))):
-        return True
-    starts = [datetime.fromisoformat(text).timestamp() for text in re.findall(r"\b(?:BootTime|SlurmdStartTime)=(\d\S+)", line)]
-    return any(start > since for start in starts)
 
 
 def _names_dead(nodes: tuple[str, ...]) -> str:
@@ -410,81 +366,27 @@ def _names_dead(nodes: tuple[str, ...]) -> str:
 
 def forget_ending(run: Path) -> None:
     """How the last attempt ended is in attempts.jsonl: its files must not be taken for this one's."""
-    leftovers = [
-        run / "outcome.json", *run.glob("failure*.json"), *(run / "jobs").glob("rendezvous-*"),
-        *(run / "jobs").glob("stacks-rank-*.txt"), *(run / "jobs" / "present").glob("*"),
-    ]  # fmt: skip
-    for path in leftovers:
+    present = (run / layout.JOBS / layout.PRESENT).glob("*")
+    for path in (*layout.traces_of_end(run), *present):
         path.unlink(missing_ok=True)
 
 
 def fail(run: Path, words: str) -> None:
     """The run has ended for good: `finetune status` shows why."""
-    write_json(run / "failure.json", {"time": time.time(), "error": words})
+    Diagnosis(time.time(), words).write(run / layout.FAILURE)
 
 
 def clean_up(run: Path, num_nodes: int) -> None:
     """Remove what ranks that were killed left on their nodes' own disks (job/staging.py); it may take seconds, not more."""
-    staged = read_json(run / "staged.json")
-    if not staged or not shutil.which("srun"):
+    staged = Staged.read_if_whole(run / layout.STAGED)
+    if staged is None or not shutil.which("srun"):
         return
-    command = ["srun", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap", "rm", "-rf", "--", staged["folder"]]
+    command = ["srun", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap", "rm", "-rf", "--", staged.folder]
     try:
         subprocess.run(command, timeout=30, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
-        say(f"{staged['folder']} may be left on a node")
-    (run / "staged.json").unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return body
-
-
-# --- Slurm -------------------------------------------------------------------------------------------------------------
-
-
-def scontrol(*words: str, check: bool = False) -> str:
-    """What scontrol prints; "" where it fails.
-
-    Raises:
-        RuntimeError: it failed, again and again, and `check` is set.
-    """
-    fault = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(PAUSE)
-        try:
-            return run_command("scontrol", *words, seconds=SCONTROL_SECONDS)
-        except Refused as refusal:
-            fault = str(refusal)
-            if not refusal.is_silent and "contact" not in fault.lower():  # only an absent controller is worth waiting for
-                break
-    if check:
-        raise RuntimeError(f"{fault} (scontrol {' '.join(words)})")
-    return ""
-
-
-def memory_used(job: str) -> str:
-    """Return what Slurm accounted of the memory of a job's ranks; "" where there is no accounting, or it does not answer."""
-    command = ["sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobID,MaxRSS,ReqMem"]
-    try:
-        rows = [line.split("|") for line in run_command(*command, seconds=ACCOUNTING_SECONDS).splitlines()]
-    except Refused:
-        return ""
-    steps = [row for row in rows if len(row) == 3 and row[1] and not row[0].endswith(("batch", "extern"))]
-    asked = next((row[2] for row in rows if len(row) == 3 and row[2]), "")
-    if not steps:
-        return ""
-    return f"Slurm counted {steps[-1][1]} of memory in its largest task{f', {asked} were asked for' if asked else ''}"
-
-
-def hostnames(nodelist: str) -> list[str]:
-    """node[1-3,7] written out."""
-    return scontrol("show", "hostnames", nodelist, check=True).split()
+        say(f"{staged.folder} may be left on a node")
+    (run / layout.STAGED).unlink(missing_ok=True)
 
 
 def say(words: str) -> None:

@@ -27,7 +27,8 @@ def main(path: str) -> None:
         run.record_start()
         try:
             state = pdb.runcall(job.train_as_rank, run, submitit.JobEnvironment(), StopFlag(run.stop_file))
-            run.write_json("outcome.json", {"state": state})
+            assert state is not None
+            run.record_outcome(state)
         except Exception as fault:
             traceback.print_exc()
             run.record_failure(0, f"{type(fault).__name__}: {' '.join(str(fault).split())[:500]}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from finetune.config.train import TrainConfig
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def check_node(config: TrainConfig, run: RunFolder) -> None:
     """
     node = node_name()
     try:
-        present = run.jobs / "present" / node  # where this is missing, requeue.py knows that the node never came so far
+        present = run.jobs / layout.PRESENT / node  # where this is missing, batch_script.py knows that the node never came so far
         present.parent.mkdir(parents=True, exist_ok=True)
         present.touch()
     except OSError as fault:
@@ -106,7 +107,7 @@ def check_together(run: RunFolder, world: World) -> None:
 
 
 def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None:
-    token, path = world.from_main(secrets.token_hex(16)), run.jobs / "preflight-token"
+    token, path = world.from_main(secrets.token_hex(16)), run.jobs / layout.PREFLIGHT_TOKEN
     if world.is_main:
         path.write_text(token, encoding="utf-8")
     world.barrier()

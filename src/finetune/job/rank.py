@@ -21,8 +21,10 @@ from filelock import Timeout
 
 from finetune.config.train import TrainConfig
 from finetune.job import preflight
-from finetune.runs import base_model as base
+from finetune.runs import inputs as run_inputs
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder, restart_count
+from finetune.runs.state import FailureKind, RunState
 from finetune.runs.stop import StopFlag
 
 SHELL_GPUS = "FINETUNE_CUDA_VISIBLE_DEVICES"
@@ -53,7 +55,7 @@ def run_job(path: str) -> None:
     try:
         state = train_as_rank(run, environment, stop)
         if rank == 0:
-            run.write_json("outcome.json", {"state": state, "asked_by": stop.describe()})
+            run.record_outcome(state, asked_by=stop.describe())
     except BaseException as error:
         try:
             traceback.print_exc()
@@ -63,14 +65,14 @@ def run_job(path: str) -> None:
             os._exit(1)
 
 
-def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:
+def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> RunState:
     """What a job is there for; what goes wrong is raised."""
     config = run.config()
     stop.deadline = _deadline(config)
     _prepare_environment(config, environment)
     preflight.check_node(config, run)
     if config.after and environment.global_rank == 0:  # its corpus was not there when it was submitted
-        base.check_inputs(config)
+        run_inputs.check_inputs(config)
     return _train(config, run, environment, stop)
 
 
@@ -112,16 +114,14 @@ def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix:
     file locks, which a file as meeting point needs, do not work between the nodes of every shared file system. Both are new
     for every attempt.
     """
-    file = run.jobs / f"rendezvous-{environment.job_id}-{restart_count()}"
+    file = run.jobs / layout.rendezvous_of(environment.job_id, restart_count())
     if environment.cluster != "slurm":
         return f"file://{file}"
     if environment.global_rank == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(f"tcp://{socket.gethostname()}{suffix}:{port}", encoding="utf-8")
-        os.replace(temporary, file)
+        layout.write_text(file, f"tcp://{socket.gethostname()}{suffix}:{port}")
     deadline = time.monotonic() + MEETING_SECONDS
     while not file.exists():
         if time.monotonic() > deadline:
@@ -156,7 +156,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
-def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> str:
+def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> RunState:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
     with lean_imports("mlflow", *(() if config.model.quantization else ("bitsandbytes",))):
         import torch
@@ -188,11 +188,11 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
     return state
 
 
-def _kind(error: BaseException) -> str:
-    """What requeue.py makes of it: a user's mistake comes again however often the job does."""
+def _kind(error: BaseException) -> FailureKind:
+    """Return what an error means for the run: see batch_script.py."""
     if isinstance(error, preflight.PreflightError):
-        return "preflight"
-    return "mistake" if _is_mistake(error) else "crash"
+        return FailureKind.PREFLIGHT
+    return FailureKind.MISTAKE if _is_mistake(error) else FailureKind.CRASH
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -19,9 +19,9 @@ from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.job.preflight import PreflightError, check_room, node_name
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
-
-NOTE = "staged.json"  # where it lies, so that the batch script can remove what killed ranks could not
+from finetune.runs.records import Staged
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     all_nodes = parent / f"finetune-{run.id}"
     folder = all_nodes / node_name()  # what a site calls node-local may be one folder of all nodes of the job
     if world.is_main:
-        run.write_json(NOTE, {"folder": str(all_nodes)})
+        Staged(str(all_nodes)).write(run.path / layout.STAGED)  # the batch script removes what killed ranks could not
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
     faults = [fault for fault in world.everyone(fault) if fault]
@@ -61,7 +61,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
             with contextlib.suppress(OSError):  # another node's copy is still in use there
                 all_nodes.rmdir()
         if world.is_main:
-            (run.path / NOTE).unlink(missing_ok=True)
+            (run.path / layout.STAGED).unlink(missing_ok=True)
 
 
 def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:

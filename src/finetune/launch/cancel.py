@@ -11,13 +11,13 @@ import psutil
 from filelock import Timeout
 
 from finetune.config.train import RUN_PREFIX, split_step
-from finetune.job import waves
+from finetune.job import wave_files, waves
 from finetune.launch import slurm
 from finetune.launch.follow import Controller
-from finetune.launch.freeze import CODE
 from finetune.launch.observe import Observed, observe
-from finetune.runs import checkpoint_files, shared_bases
+from finetune.runs import checkpoint_files, layout, shared_bases
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import PRUNED_STATES, RunState
 
 JOBS_A_COMMAND = 500
 GRACE_SECONDS = 30.0  # that srun has to end its ranks
@@ -39,13 +39,14 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     withdrawn = _withdraw(runs)
     if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
         seen = observe([run for run in runs if run.id not in withdrawn])
-    jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == "queued")]
+    jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == RunState.QUEUED)]
     for first in range(0, len(jobs), JOBS_A_COMMAND):
         slurm.slurm_command("scancel", *jobs[first : first + JOBS_A_COMMAND])
     for run in runs:
         if run.id in withdrawn:
-            yield run, "cancelled"
-    for one in sorted(seen, key=lambda one: one.state != "queued"):  # or the next of a sweep would start when one is stopped
+            yield run, str(RunState.CANCELLED)
+    # queued ones first, or the next of a sweep would start when one is stopped
+    for one in sorted(seen, key=lambda one: one.state != RunState.QUEUED):
         yield one.run, _cancel(one, now)
 
 
@@ -53,16 +54,16 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
     """Take out the runs that wait for a place in the queue; return their ids."""
     withdrawn = set()
     for folder in {run.path.parent for run in runs}:
-        if not {run.id for run in runs} & waves.waiting_points(folder).keys():
+        if not {run.id for run in runs} & wave_files.waiting_points(folder).keys():
             continue
         with _locked(folder):
-            points = {key: point for key, point in waves.waiting_points(folder).items() if not point.task}
+            points = {key: point for key, point in wave_files.waiting_points(folder).items() if not point.task}
             mine = {run.id: run for run in runs if run.id in points}
             for submission in {points[run_id].submission for run_id in mine}:
                 wanted = {points[run_id].index: run for run_id, run in mine.items() if points[run_id].submission == submission}
                 for index in submission.withdraw_all(list(wanted)):
                     reason = "cancelled before it had a job"
-                    wanted[index].write_json("outcome.json", {"state": "cancelled", "reason": reason})
+                    wanted[index].record_outcome(RunState.CANCELLED, reason)
                     withdrawn.add(wanted[index].id)
                 submission.close()
     return withdrawn
@@ -79,9 +80,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _cancel(one: Observed, now: bool) -> str:
     run = one.run
-    if one.state == "queued" and _take_from_queue(run, one.job_id):
-        return "cancelled"
-    if one.state == "queued":  # its turn came in this moment
+    if one.state == RunState.QUEUED and _take_from_queue(run, one.job_id):
+        return str(RunState.CANCELLED)
+    if one.state == RunState.QUEUED:  # its turn came in this moment
         (one,) = observe([run])
     if not one.alive:
         return f"has ended already: {one.state}"
@@ -96,9 +97,9 @@ def _cancel(one: Observed, now: bool) -> str:
 def _take_from_queue(run: RunFolder, job_id: str) -> bool:
     """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its turn will not."""
     with run.submission_lock:
-        if not job_id and run.state() == "running":
+        if not job_id and run.state() == RunState.RUNNING:
             return False
-        run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled in the queue"})
+        run.record_outcome(RunState.CANCELLED, "cancelled in the queue")
         return True
 
 
@@ -114,7 +115,7 @@ def _kill_local(run: RunFolder) -> None:
     for rank in run.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.kill()
-    run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled"})
+    run.record_outcome(RunState.CANCELLED, reason=str(RunState.CANCELLED))
 
 
 def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
@@ -137,7 +138,7 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
             if one.run.state() == one.state:  # else somebody has started it since
                 yield from ((path, _size(path)) for path in _superfluous(one, failed, bases) if path.exists())
     used = {run.code() for run in every}
-    for folder in sorted((runs_dir / CODE).glob("*")):
+    for folder in sorted((runs_dir / layout.CODE).glob("*")):
         if folder.name not in used:
             yield folder, _size(folder)
     yield from ((entry, _size(entry)) for entry in shared_bases.find_unused(runs_dir))
@@ -146,12 +147,13 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
 def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
     """List what a run that has ended needs no more; the best checkpoint and exports that are another run's base stay."""
     run = one.run
-    exports = set(run.path.glob("exports/*"))
-    if one.state == "completed":
-        merged = [] if run.adapter.is_dir() else [run.path / "merged_base"]  # which adapter_config.json names
-        return [*_checkpoints(run), *sorted(exports - bases), *merged, *run.jobs.glob("*.pkl"), *run.jobs.glob("rendezvous-*")]
+    exports = set(run.exports.glob("*"))
+    if one.state == RunState.COMPLETED:
+        merged = [] if run.adapter.is_dir() else [run.merged_base]  # which adapter_config.json names
+        job_files = (*run.jobs.glob("*.pkl"), *run.jobs.glob(layout.rendezvous_of("*", "*")))
+        return [*_checkpoints(run), *sorted(exports - bases), *merged, *job_files]
     is_base = bool(exports & bases)
-    return [run.path] if failed and not is_base and one.state in ("failed", "dead", "cancelled") else []
+    return [run.path] if failed and not is_base and one.state in PRUNED_STATES else []
 
 
 def _checkpoints(run: RunFolder) -> list[Path]:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from finetune.config.cluster import ClusterConfig
-from finetune.job import waves
+from finetune.job.slurm_queue import TOO_MANY
 from finetune.launch import slurm
 from finetune.launch.environment import FIND_MODULE, node_lines
 from finetune.launch.job_python import container, uses_host_python
@@ -61,7 +61,7 @@ def try_submission(script: str, *, is_sweep: bool = False) -> list[str]:
     except slurm.SlurmError as fault:
         if NO_VERDICT.search(fault.reason):
             return [f"whether Slurm would take the job (sbatch --test-only: {fault.reason})"]
-        if not (is_sweep and waves.TOO_MANY.search(fault.reason)):
+        if not (is_sweep and TOO_MANY.search(fault.reason)):
             raise
     return []
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,16 @@ from finetune.config.cluster import ClusterConfig
 from finetune.config.points import Sweep
 from finetune.config.train import TrainConfig
 from finetune.runs import base_model as base
+from finetune.runs import inputs as run_inputs
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.records import Provenance
 from finetune.terminal import counted
 
 PACKAGES = (
     "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit",
     "numpy",
 )  # fmt: skip
-CODE = ".code"
 NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
 
 # Tokens by their issuers' own prefixes; long values with digits that are called a token; what is called a password; URLs.
@@ -62,9 +64,12 @@ def pin(points: list[TrainConfig]) -> Pinned:
     Raises:
         FileNotFoundError: a base cannot be read.
     """
-    points = [base.pinned(point) for point in points]
+    points = [base.pin_revision(point) for point in points]
     one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
-    inputs = {key: base.inputs(one, None if one.after else base.open_corpus(one)) for key, one in one_of_each.items()}
+    inputs = {}
+    for key, one in one_of_each.items():
+        corpus = None if one.after else run_inputs.open_corpus(one)
+        inputs[key] = run_inputs.compute_digests(one, corpus)
     return Pinned(points, [inputs[_key(point)] for point in points])
 
 
@@ -82,10 +87,11 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
             run_id = sweep.run_id(index, config.name) if sweep else new_id(config.name)
             run = RunFolder(claim_folder(Path(config.runs_dir), run_id))
             runs.append(run)
-            point = {"point": sweep.points[index]} if sweep else {}
-            run.write_json("provenance.json", {**origin, **point, "scheduler": config.cluster.scheduler})
+            point = sweep.points[index] if sweep else None
+            noted = replace(origin, point=point, scheduler=config.cluster.scheduler)
+            noted.write(run.path / layout.PROVENANCE)
             configuration.save(config, run.config_file)
-            base.note_inputs(run, pinned.inputs[index])
+            run_inputs.note_inputs(run, pinned.inputs[index])
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):
@@ -139,18 +145,18 @@ def claim_folder(parent: Path, name: str) -> Path:
             folder = parent / f"{name}-{secrets.token_hex(4)}"
 
 
-def provenance(sweep: str | None = None) -> dict[str, Any]:
-    """Where a submission comes from; one for all its points."""
+def provenance(sweep: str | None = None) -> Provenance:
+    """Return where a submission comes from; one for all its points."""
     source = Path(finetune.__file__).parent
-    return {
-        "command": [without_secrets(word) for word in ("finetune", *sys.argv[1:])],
-        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": sys.version.split()[0],
-        "packages": _versions(),
-        "git_revision": _git(source, "rev-parse", "HEAD"),
-        "git_diff": without_secrets(_git(source, "diff", "HEAD") or ""),
-        "sweep": sweep,
-    }
+    return Provenance(
+        command=[without_secrets(word) for word in ("finetune", *sys.argv[1:])],
+        submitted=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        python=sys.version.split()[0],
+        packages=_versions(),
+        git_revision=_git(source, "rev-parse", "HEAD"),
+        git_diff=without_secrets(_git(source, "diff", "HEAD") or ""),
+        sweep=sweep,
+    )
 
 
 def _versions() -> dict[str, str | None]:
@@ -182,7 +188,7 @@ def snapshot_code(runs_dir: Path) -> Path:
     """
     files = _read_code()
     digest = _digest(files)
-    folder = runs_dir / CODE / digest
+    folder = runs_dir / layout.CODE / digest
     if folder.is_dir() and _digest({p.relative_to(folder): p.read_bytes() for p in _walk(folder)}) == digest:
         return folder
     temporary = folder.with_name(f".{digest}.{secrets.token_hex(4)}")
@@ -207,7 +213,7 @@ def name_snapshot(runs_dir: Path) -> Path:
     Raises:
         ValueError: the code holds what looks like a token.
     """
-    return runs_dir / CODE / _digest(_read_code())
+    return runs_dir / layout.CODE / _digest(_read_code())
 
 
 def _read_code() -> dict[Path, bytes]:

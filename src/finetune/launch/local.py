@@ -25,7 +25,9 @@ from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, Interrupts, follow
 from finetune.launch.freeze import snapshot_code
 from finetune.launch.job_python import job_python
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import RunState
 
 
 def start_in_turn(runs: list[RunFolder]) -> None:
@@ -74,7 +76,7 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
 def _put_in_turn(run: RunFolder) -> None:
     """Make a run queued, however it ended before; one that is at work stays as it is."""
     with _submission_lock(run):
-        if run.state() == "running":
+        if run.state() == RunState.RUNNING:
             if not run.has_lost_its_shell():
                 raise _in_use(run)
         else:
@@ -109,9 +111,9 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
     config = run.config()
     with _submission_lock(run):
         state = run.state()
-        if state == "cancelled":
+        if state == RunState.CANCELLED:
             return
-        if state == "running":  # it has lost its shell: see _put_in_turn
+        if state == RunState.RUNNING:  # it has lost its shell: see _put_in_turn
             process = run.controller()
             if process is None:
                 raise _in_use(run)
@@ -122,10 +124,10 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
         elif config.cluster.scheduler == "slurm":
             code = snapshot_code(run.path.parent)
             controller = _srun(run, config, code)
-            run.record_attempt(str(controller.process.pid), code=code.name)
+            run.record_submission(str(controller.process.pid), code=code.name)
         else:
             controller = _local_ranks(run, config)
-            run.record_attempt(str(controller.process.pid))
+            run.record_submission(str(controller.process.pid))
     if not config.detach:
         follow(run, controller, interrupts, place)
 
@@ -147,13 +149,13 @@ def _folders_at_work() -> set[str]:
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "submitit.core._submit" not in words or not words[-1].endswith("/jobs"):
+        if "submitit.core._submit" not in words or Path(words[-1]).name != layout.JOBS:
             continue
         with suppress(psutil.Error):
             theirs = _gpus(process.environ().get(job.SHELL_GPUS))
             if mine and theirs and not mine & theirs:
                 continue
-        found.add(words[-1].removesuffix("/jobs"))
+        found.add(str(Path(words[-1]).parent))
     return found
 
 
@@ -165,7 +167,7 @@ def _gpus(visible: str | None) -> set[str]:
 def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
     executor = ranks.Executor(folder=run.jobs)
     executor.update_parameters(tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min)
-    with _deaf_children(run):
+    with _ignore_terminal_signals(run):
         submitted = executor.submit(job.run_job, str(run.path))
     return Controller(psutil.Process(int(submitted.job_id)), submitted.done)
 
@@ -186,8 +188,8 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     """The ranks as a step of this allocation; its end, and not the job's, is the end of the attempt."""
     run.jobs.mkdir(exist_ok=True)
     job_id = os.environ["SLURM_JOB_ID"]
-    DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{job_id}_submitted.pkl")
-    srun = _step(config, "--unbuffered", f"--output={run.jobs}/%j_%t_log.out", "--kill-on-bad-exit=1", "--wait=60")
+    DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(job_id))
+    srun = _step(config, "--unbuffered", f"--output={run.jobs / layout.log_of('%j', '%t')}", "--kill-on-bad-exit=1", "--wait=60")
     ranks = [
         *srun,
         job_python(config.cluster.python),
@@ -199,11 +201,11 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
         slurm.code_line(code),
         "export SUBMITIT_EXECUTOR=slurm",
     ]
-    script = run.jobs / "attached.sh"
+    script = run.jobs / layout.ATTACHED
     script.write_text("\n".join(["#!/bin/bash", *lines, "exec " + " ".join(ranks), ""]), encoding="utf-8")
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):  # submitit would take this shell's task for the run's
         os.environ.pop(name, None)
-    with (run.jobs / "controller.log").open("ab") as log:
+    with (run.jobs / layout.CONTROLLER_LOG).open("ab") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: srun starts\n".encode())  # where causes.py reads on from
         log.flush()
         started = subprocess.Popen(
@@ -231,7 +233,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
         command = " ".join([*_step(config, *terminal), job_python(config.cluster.python), program])
     else:
         lines, command = [], f"{shlex.quote(sys.executable)} {program}"
-    run.record_attempt(str(os.getpid()))
+    run.record_submission(str(os.getpid()))
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the debugger's
     try:
         subprocess.run(["bash", "-c", "\n".join([*lines, f"exec {command}"])], check=False)
@@ -245,7 +247,7 @@ def _in_use(run: RunFolder) -> ValueError:
 
 
 @contextmanager
-def _deaf_children(run: RunFolder) -> Iterator[None]:
+def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
     """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows them (follow.py),
     and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns at once.
 
@@ -264,7 +266,7 @@ def _deaf_children(run: RunFolder) -> Iterator[None]:
     sys.stderr.flush()
     saved = [os.dup(descriptor) for descriptor in (1, 2)]
     run.jobs.mkdir(exist_ok=True)
-    with (run.jobs / "controller.log").open("ab") as log:
+    with (run.jobs / layout.CONTROLLER_LOG).open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import getpass
 from dataclasses import dataclass
 
-from finetune.job import waves
+from finetune.job import wave_files
 from finetune.job.slurm_command import Refused, run_command
 from finetune.runs.folder import RunFolder
+from finetune.runs.records import Started
+from finetune.runs.state import ALIVE_STATES, FAILED_STATES, JOB_AT_WORK, JOB_WAITS, JobState, RunState
 
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING")
 UNKNOWN = ""
-CANCELLED = "cancelled"  # why a run ended of which Slurm alone knows that it was cancelled
+CANCELLED = str(RunState.CANCELLED)  # the reason where Slurm alone knows that a run was cancelled
 SECONDS = 15  # that a Slurm command may take
 
 
@@ -34,10 +34,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Observed:
-    """A run now. `state`: queued, running, completed, stopped, failed, dead, cancelled; `alive`: a job of it runs, or will."""
+    """A run now. `alive`: a job of it runs, or will."""
 
     run: RunFolder
-    state: str
+    state: RunState
     alive: bool
     reason: str = ""
     restarts: int = 0
@@ -50,25 +50,27 @@ class Observed:
 
 def observe(runs: list[RunFolder]) -> list[Observed]:
     """One for each run, in their order. Slurm is asked once for all of them, if any was given to it."""
-    points = {key: point for folder in {run.path.parent for run in runs} for key, point in waves.waiting_points(folder).items()}
+    points: dict[str, wave_files.Point] = {}
+    for folder in {run.path.parent for run in runs}:
+        points.update(wave_files.waiting_points(folder))
     ours = {run.id: (points[run.id].task or None) if run.id in points else _job_of(run) for run in runs}
     jobs = _squeue() if any(job is not None for job in ours.values()) else {}
     if jobs is not None:
         for run in runs:
             if ours[run.id] == UNKNOWN:
                 ours[run.id] = _left_behind(run, jobs)
-        left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.read_json("outcome.json")]
+        left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.outcome()]
         jobs = {**(_sacct(left) if left else {}), **jobs}
     return [_one(run, ours[run.id], points.get(run.id), jobs) for run in runs]
 
 
-def _one(run: RunFolder, job: str | None, point: waves.Point | None, jobs: dict[str, Job] | None) -> Observed:
+def _one(run: RunFolder, job: str | None, point: wave_files.Point | None, jobs: dict[str, Job] | None) -> Observed:
     if point is not None and job not in (jobs or {}):
-        return Observed(run, "queued", True, _why_no_place(point))
+        return Observed(run, RunState.QUEUED, True, _why_no_place(point))
     return _of_slurm(run, job, jobs) if job else _of_this_machine(run)
 
 
-def _why_no_place(point: waves.Point) -> str:
+def _why_no_place(point: wave_files.Point) -> str:
     sweep = point.submission.folder.parent.name
     problem = point.submission.problem()
     if point.submission.is_paused:
@@ -78,18 +80,18 @@ def _why_no_place(point: waves.Point) -> str:
 
 def _job_of(run: RunFolder) -> str | None:
     """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
-    attempt = run.read_json("attempt.json")
-    if attempt is None:
-        interrupted = run.planned_scheduler() == "slurm" and not run.read_json("outcome.json")
+    submission = run.submission()
+    if submission is None:
+        interrupted = run.planned_scheduler() == "slurm" and not run.outcome()
         return UNKNOWN if interrupted else None
-    return str(attempt["job_id"]) if attempt.get("scheduler") == "slurm" else None
+    return submission.job_id if submission.is_on_slurm else None
 
 
 def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
     """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
-        if job.name in names and job.state in WAITING:
+        if job.name in names and job.state in JOB_WAITS:
             jobs.setdefault(_array(job_id), job)
             return _array(job_id)
     return None
@@ -108,8 +110,8 @@ def states(job_ids: list[str]) -> dict[str, str]:
     found = {}
     for job_id in job_ids:
         tasks = {job.state for key, job in known.items() if _array(key) == job_id}
-        order = (*AT_WORK, *WAITING, *sorted(tasks - {"COMPLETED"}), "COMPLETED")
-        found[job_id] = next((state for state in order if state in tasks), "")
+        order = (*JOB_AT_WORK, *JOB_WAITS, *sorted(tasks - {JobState.COMPLETED}), JobState.COMPLETED)
+        found[job_id] = next((str(state) for state in order if state in tasks), "")
     return found
 
 
@@ -119,45 +121,47 @@ def _array(job_id: str) -> str:
 
 def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
-    if state == "queued":
+    if state == RunState.QUEUED:
         holder = run.turn_holder()  # else the shell that was to start it is gone
         return Observed(run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else "")
     reason = ""
-    if state in ("failed", "dead"):
+    if state in FAILED_STATES:
         reason = run.failure() or run.cause_of_death() or ""
-    return Observed(run, state, alive=state == "running", reason=reason)
+    return Observed(run, state, alive=state == RunState.RUNNING, reason=reason)
 
 
 def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
     """The queue's word holds while a job is in it; then the folder's; then the accounting's."""
     state, job = run.state(), (jobs or {}).get(job_id)
-    started = run.read_json("started.json") or {}
-    restarts = max(job.restarts if job else 0, int(started.get("restart", 0)))
+    restarts = max(job.restarts if job else 0, (run.started() or Started()).restart)
     if jobs is None:
-        alive = state in ("queued", "running")
+        alive = state in ALIVE_STATES
         return Observed(run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id)
-    if job is not None and job.state in WAITING:
-        return Observed(run, "queued", True, _why(job), restarts, "", job_id)
-    if job is not None and job.state in AT_WORK:
+    if job is not None and job.state in JOB_WAITS:
+        return Observed(run, RunState.QUEUED, True, _why(job), restarts, "", job_id)
+    if job is not None and job.state in JOB_AT_WORK:
         # its ranks have ended, its batch script has not: what the folder says comes true in a moment
-        return Observed(run, "running", True, "", restarts, job.nodes, job_id)
-    cancelled = job is not None and job.state == "CANCELLED" and state != "completed"
-    if state in ("queued", "running") or (cancelled and state != "cancelled"):  # the ranks said nothing of such an end
+        return Observed(run, RunState.RUNNING, True, "", restarts, job.nodes, job_id)
+    cancelled = job is not None and job.state == JobState.CANCELLED and state != RunState.COMPLETED
+    # the ranks wrote nothing of such an end
+    if state in ALIVE_STATES or (cancelled and state != RunState.CANCELLED):
         state, reason = _silent_end(run, job)
-        run.write_json("outcome.json", {"state": state, "reason": reason})
-    outcome = run.read_json("outcome.json") or {}
-    reason = str(outcome.get("reason") or (run.failure() or "" if state == "failed" else ""))
+        run.record_outcome(state, reason)
+    outcome = run.outcome()
+    reason = (outcome.reason if outcome else None) or ""
+    if not reason and state == RunState.FAILED:
+        reason = run.failure() or ""
     return Observed(run, state, False, reason, restarts, "", job_id)
 
 
-def _silent_end(run: RunFolder, job: Job | None) -> tuple[str, str]:
-    if job is not None and job.state == "CANCELLED":
-        return "cancelled", CANCELLED
+def _silent_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
+    if job is not None and job.state == JobState.CANCELLED:
+        return RunState.CANCELLED, CANCELLED
     cause = run.cause_of_death(state=job.state if job else "")
     if job is None:
-        return "dead", f"Slurm does not know its job any more: {cause or 'it left no log'}"
+        return RunState.DEAD, f"Slurm does not know its job any more: {cause or 'it left no log'}"
     where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
-    return "failed", f"Slurm ended the job{where}: {job.state}: {cause or 'it left no log'}"
+    return RunState.FAILED, f"Slurm ended the job{where}: {job.state}: {cause or 'it left no log'}"
 
 
 def _why(job: Job) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.config.cluster import ClusterConfig
-from finetune.job import waves
+from finetune.job import slurm_queue, waves
 from finetune.job.slurm_command import Refused
-from finetune.job.waves import Limit, Plan, QueuedJob
+from finetune.job.slurm_queue import QueuedJob
+from finetune.job.wave_files import Limit, Plan, Submission, open_submissions
 from finetune.launch import observe
 from finetune.launch.observe import slurm_lines
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import RunState
 
 DEFAULT_QOS = "normal"
 SLURMS_ARRAY_SIZE = 1000  # Slurm's own default is 1001
@@ -106,8 +108,8 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
             more of them.
     """
     try:
-        submissions = waves.open_submissions(runs_dir)
-        jobs = waves.queue() if submissions else []
+        submissions = open_submissions(runs_dir)
+        jobs = slurm_queue.queue() if submissions else []
         for submission in submissions:
             if pause and _is_cancelled(submission, jobs):
                 submission.pause()
@@ -118,7 +120,7 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
         return
     if submitted and not quiet:
         print(f"{submitted} points that waited for a place are submitted", file=sys.stderr)  # noqa: T201
-    waiting = sum(len(submission.waiting()) for submission in waves.open_submissions(runs_dir))
+    waiting = sum(len(submission.waiting()) for submission in open_submissions(runs_dir))
     if waiting and not quiet:
         print(  # noqa: T201
             f"{waiting} points wait for a place in the queue: jobs of theirs that end submit them, as does this command",
@@ -126,9 +128,9 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
         )
 
 
-def _is_cancelled(submission: waves.Submission, jobs: list[QueuedJob]) -> bool:
+def _is_cancelled(submission: Submission, jobs: list[QueuedJob]) -> bool:
     """Whether all jobs that a sweep had last were cancelled with Slurm's own command."""
     if any(job.name == submission.plan.name for job in jobs):
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])
-    return bool(last) and all((one.state, one.reason) == ("cancelled", observe.CANCELLED) for one in last)
+    return bool(last) and all((one.state, one.reason) == (RunState.CANCELLED, observe.CANCELLED) for one in last)

@@ -31,7 +31,8 @@ from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
-from finetune.runs.json_files import write_json
+from finetune.runs.layout import write_json
+from finetune.runs.state import JOB_AT_WORK, JOB_WAITS, JobState
 
 Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
 PYTHON_SETTING = "cluster.prepare.python"
@@ -92,13 +93,13 @@ class PrepareRun:
 
     def is_alive(self) -> bool:
         """A step of it runs, or will."""
-        return bool({*self.states().values()} & {*observe.WAITING, *observe.AT_WORK})
+        return bool({*self.states().values()} & {*JOB_WAITS, *JOB_AT_WORK})
 
     def has_published(self) -> bool:
         """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten, files' times say."""
         state, manifest = list(self.states().values())[-1], self.corpus / "manifest.json"
         if state or not manifest.is_file():
-            return state == "COMPLETED" and manifest.is_file()
+            return state == JobState.COMPLETED and manifest.is_file()
         return manifest.stat().st_mtime >= (self.folder / FILE).stat().st_mtime
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import submitit
 from submitit.local import local
 
-from finetune.runs.causes import EXITS
-from finetune.runs.json_files import write_json
+from finetune.runs import layout
+from finetune.runs.records import Exits
 
 POLL_SECONDS = 0.1
 
@@ -75,8 +75,8 @@ class Controller(local.Controller):  # type: ignore[misc]
             if not fresh:
                 return
             self._exits.update({rank: ended[rank] for rank in sorted(fresh)})
-            body = {"ranks": self._exits, "oom_kills": count_oom_kills() - self._oom_kills_before}
-            write_json(self.folder / EXITS, body)
+            oom_kills = count_oom_kills() - self._oom_kills_before
+            Exits(self._exits, oom_kills).write(self.folder / layout.EXITS)
 
 
 def count_oom_kills() -> int:

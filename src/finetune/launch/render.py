@@ -16,15 +16,16 @@ from pathlib import Path
 from finetune.config.cluster import ClusterConfig
 from finetune.launch import slurm
 from finetune.launch.environment import environment_file, profiles
+from finetune.runs import layout
 
 PROJECT = Path("/projects/letters")  # a place that no machine has
 
 
 def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
     """Return the batch scripts of a profile by file name."""
-    code = PROJECT / "runs" / ".code" / "0123456789ab"
-    run = PROJECT / "runs" / "base-20261128-120000-0a1b" / "jobs"
-    points = PROJECT / "runs" / "sweeps" / "lora-20261128-120000-0a1b" / "0" / "points" / "%a"
+    code = PROJECT / "runs" / layout.CODE / "0123456789ab"
+    run = PROJECT / "runs" / "base-20261128-120000-0a1b" / layout.JOBS
+    points = PROJECT / "runs" / layout.SWEEPS / "lora-20261128-120000-0a1b" / "0" / layout.POINTS / "%a"
     rendered = {
         f"{cluster.name}.sh": slurm.render_script(cluster, run.parent.name, run, code, None),
         f"{cluster.name}-2-nodes.sh": slurm.render_script(replace(cluster, nodes=2), points.parents[2].name, points, code, 3),

@@ -3,7 +3,7 @@ in the ranks; the order of things is ours, so that a submitter killed at any mom
 
     points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the run's own folder
     sbatch --hold                             nothing can start yet
-    <job id>_submitted.pkl, attempt.json      in each run's folder: now it has all it needs
+    <job id>_submitted.pkl, submission.json   in each run's folder: now it has all it needs
     scontrol release
 
 A sweep that is larger than Slurm takes at a time is submitted in parts: waves.py.
@@ -24,14 +24,16 @@ from submitit.core.utils import DelayedSubmission
 
 from finetune.config.cluster import ClusterConfig
 from finetune.job import rank as job
-from finetune.job import waves
+from finetune.job import slurm_queue, waves
 from finetune.job.slurm_command import Refused, run_command
-from finetune.job.waves import POINTS, SCRIPT
+from finetune.job.wave_files import Plan, Submission
 from finetune.launch import places
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.layout import POINTS, SCRIPT
 
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take
@@ -74,8 +76,8 @@ def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
     """
     cluster = runs[0].config().cluster
     size, known = places.largest_array(cluster), places.submit_limits(cluster)
-    plan = waves.Plan(name, cluster.array_parallelism, known, code.name, after or "", os.getuid())
-    number = len(list(folder.glob("*/points")))
+    plan = Plan(name, cluster.array_parallelism, known, code.name, after or "", os.getuid())
+    number = len(list(folder.glob(f"*/{POINTS}")))
     blocks = {folder / str(number + n // size): runs[n : n + size] for n in range(0, len(runs), size)}
     jobs = _queue()
     count = len(runs)
@@ -86,7 +88,7 @@ def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
 
 
 def _submit(
-    blocks: dict[Path, list[RunFolder]], name: str, code: Path, after: str | None, count: int, plan: waves.Plan | None
+    blocks: dict[Path, list[RunFolder]], name: str, code: Path, after: str | None, count: int, plan: Plan | None
 ) -> tuple[str, int]:
     """Submit the first `count` runs of the first folder, or as many as Slurm takes; write that the others wait.
 
@@ -108,13 +110,13 @@ def _submit(
             run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
         for index, run in enumerate(runs[:count]):
             task = f"{job_id}_{index}" if is_array else job_id
-            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / f"{task}_submitted.pkl")
-            run.record_attempt(task, scheduler="slurm", code=code.name)
+            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(task))
+            run.record_submission(task, scheduler="slurm", code=code.name)
         if plan is not None and count < sum(map(len, blocks.values())):
             _write_waiting(blocks, job_id, count, plan)
         if job_id:
             slurm_command("scontrol", "release", job_id)
-        waves.Submission(first).settle(job_id)
+        Submission(first).settle(job_id)
     except BaseException as fault:
         if job_id:
             with contextlib.suppress(ValueError):
@@ -128,7 +130,7 @@ def _submit(
     return job_id, count
 
 
-def _submit_held(script: Path, count: int, num_points: int, after: str | None, plan: waves.Plan | None) -> tuple[str, int]:
+def _submit_held(script: Path, count: int, num_points: int, after: str | None, plan: Plan | None) -> tuple[str, int]:
     """Submit the script on hold, for the first points only if `count` says so; halve them as long as Slurm finds them too many.
 
     Returns:
@@ -140,7 +142,7 @@ def _submit_held(script: Path, count: int, num_points: int, after: str | None, p
         try:
             return slurm_command("sbatch", "--parsable", "--hold", *part, *wait, str(script)).partition(";")[0], count
         except ValueError as refusal:
-            if plan is None or not waves.TOO_MANY.search(str(refusal)):
+            if plan is None or not slurm_queue.TOO_MANY.search(str(refusal)):
                 raise
             count //= 2
             if count == 0 and not waves.movers(_queue(), script.parents[3]):
@@ -149,19 +151,19 @@ def _submit_held(script: Path, count: int, num_points: int, after: str | None, p
                 return "", 0
 
 
-def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: waves.Plan) -> None:
+def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: Plan) -> None:
     """Write which points wait, and give each what its job will need."""
     for number, (folder, runs) in enumerate(blocks.items()):
         first = count if number == 0 else 0
         for run in runs[first:]:
-            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / waves.PICKLE)
-        waves.Submission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
+            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.WAITING_PICKLE)
+        Submission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
 
 
-def _queue() -> list[waves.QueuedJob]:
+def _queue() -> list[slurm_queue.QueuedJob]:
     """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too much."""
     with contextlib.suppress(Refused):
-        return waves.queue()
+        return slurm_queue.queue()
     return []
 
 
@@ -187,7 +189,7 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
         num_points: of an array; None for a single job.
     """
     before, after = _requeue_lines(cluster, job_folder)
-    log = job_folder / ("%A_%a_%t_log.out" if num_points else "%j_%t_log.out")
+    log = job_folder / layout.log_of("%A_%a" if num_points else "%j", "%t")
     srun = shlex.join(["srun", "--unbuffered", f"--output={log}", "--kill-on-bad-exit=1", "--wait=60"])
     parts = [
         srun,
@@ -336,7 +338,7 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
             raise SlurmError(f"{refusal}: try again later", str(refusal)) from None
         lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in refusal.output.splitlines() if line.strip()]
     reason = "; ".join(dict.fromkeys(lines))
-    if waves.TOO_MANY.search(reason):
+    if slurm_queue.TOO_MANY.search(reason):
         reason += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
     raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
 

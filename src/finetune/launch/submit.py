@@ -25,7 +25,7 @@ from finetune.config import train as configuration
 from finetune.config.points import Sweep
 from finetune.config.train import TrainConfig
 from finetune.data import rows
-from finetune.job import waves
+from finetune.job import wave_files
 from finetune.job.rank import lean_imports
 from finetune.launch import checks, local, observe, places, slurm, sweep_files
 from finetune.launch import prepare_jobs as chain
@@ -40,12 +40,11 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.models import tokenizer
-from finetune.runs import base_model as base
-from finetune.runs import checkpoint_files
+from finetune.runs import checkpoint_files, layout
+from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import RETRIED_STATES, RunState
 from finetune.training.schedule import describe_leap, num_steps_of
-
-RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
@@ -96,7 +95,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
         run_id = sweep.run_id(0, frozen[0].name) if sweep else new_id(frozen[0].name)
         return slurm.render_script(frozen[0].cluster, run_id, RunFolder(runs_dir / run_id).jobs, code, None)
     name = sweep.id if sweep else new_id(frozen[0].name)
-    job_folder = runs_dir / "sweeps" / name / "0" / waves.POINTS / "%a"
+    job_folder = runs_dir / layout.SWEEPS / name / "0" / layout.POINTS / "%a"
     size = min(len(frozen), places.largest_array(frozen[0].cluster))
     if size < len(frozen):
         number = -(-len(frozen) // size)
@@ -119,9 +118,9 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         check_no_secrets(point)
     after = _waits_for(points, on_slurm)
     for point in _one_of_each_input(points):
-        base.check_inputs(point, corpus_is_there=after is None)
+        run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
-            rows.check_losses(rows.training_account(base.open_corpus(point), point.data), point.data)
+            rows.check_losses(rows.training_account(run_inputs.open_corpus(point), point.data), point.data)
     if after is None:
         _check_models(points)
     return on_slurm, after
@@ -149,14 +148,14 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     """
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
-    if now.state == "completed" and not _has_more_steps(run, config):
+    if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         raise ValueError(
             f"run {run.id} is completed: give it more steps, as in max_steps={2 * int((run.summary() or {}).get('steps', 1))}, "
             f"or start a new one from it with model=run:{run.id}"
         )
     if now.alive:
         raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
-    if run.summary() and not any(run.checkpoints.glob("step-*")):  # it would begin anew, over its result
+    if run.summary() and not run.has_checkpoint:  # it would begin anew, over its result
         raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
     _check_inputs(run, config)
     check_no_secrets(config)
@@ -164,23 +163,22 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     for message in _warnings_of_resume(run, config):
         print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
-        temporary = run.path / ".config.yaml.tmp"
-        configuration.save(config, temporary)
-        os.replace(temporary, run.config_file)
+        with layout.replacing(run.config_file) as temporary:
+            configuration.save(config, temporary)
     _start_again([run])
 
 
 def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     """Yield what a user may not expect of a run that goes on: steps that are done again, a learning rate that leaps."""
-    newest = next(iter(checkpoint_files.published(run.checkpoints)), None)
+    newest = next(iter(layout.list_checkpoints(run.checkpoints)), None)
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
         return
-    step, last = checkpoint_files.step_of(newest), run.last_metrics()
+    step, last = layout.step_of(newest), run.last_metrics()
     if run.summary() and step < last.get("step", 0):
         yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
     planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
-    plan = next(run.plan.glob("train-*-epoch-000.npy"), None)
+    plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
         if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
@@ -197,8 +195,8 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """
     moved = _submit_waiting(runs)
     seen = observe.observe(runs)
-    orphans = [now.run for now in seen if now.state == "running" and not now.job_id and now.run.has_lost_its_shell()]
-    ended = [now.run for now in seen if now.state in RETRIED and not now.alive]
+    orphans = [now.run for now in seen if now.state == RunState.RUNNING and not now.job_id and now.run.has_lost_its_shell()]
+    ended = [now.run for now in seen if now.state in RETRIED_STATES and not now.alive]
     for run in ended:
         _check_inputs(run, run.config())
     if orphans or ended:
@@ -210,7 +208,7 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
     """Submit waiting points of the sweeps that the runs belong to, paused ones too; return those of the runs that have a job."""
     moved = []
     for folder in {run.path.parent for run in runs}:
-        points = waves.waiting_points(folder)
+        points = wave_files.waiting_points(folder)
         mine = [run for run in runs if run.id in points]
         for run in mine:
             submission = points[run.id].submission
@@ -220,7 +218,7 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
             submission.go_on()
         if mine:
             places.move_sweeps_on(folder, pause=False)
-            moved += [run for run in mine if run.id not in waves.waiting_points(folder)]
+            moved += [run for run in mine if run.id not in wave_files.waiting_points(folder)]
     return moved
 
 
@@ -280,15 +278,15 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
         slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
         return
     name = sweep or new_id("retry")
-    message = slurm.submit_sweep(runs, runs[0].path.parent / "sweeps" / name, name, code, after)
+    message = slurm.submit_sweep(runs, runs[0].path.parent / layout.SWEEPS / name, name, code, after)
     if message:
         print(f"sweep {name}: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
-    base.check_inputs(config)
-    base.note_inputs(run, base.inputs(config, base.open_corpus(config)))
+    run_inputs.check_inputs(config)
+    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
 
 
 def _check_models(points: list[TrainConfig]) -> None:

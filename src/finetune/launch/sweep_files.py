@@ -9,17 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.points import varying
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import ENDED_STATES, RunState
 
-FILE = "points.tsv"
-ENDED = ("completed", "failed", "dead", "cancelled", "stopped", "interrupted")
 INCOMPARABLE = ("data.corpus",)  # of other corpora held-out losses are another thing
 
 
@@ -29,13 +27,12 @@ def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    folder = runs_dir / "sweeps" / sweep
-    known = [runs_dir / name for name in _listed(folder / FILE)]
+    folder = runs_dir / layout.SWEEPS / sweep
+    table = folder / layout.POINTS_TABLE
+    known = [runs_dir / name for name in _listed(table)]
     found = {run.id: run for run in [*map(RunFolder, known), *runs] if run.config_file.is_file()}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{secrets.token_hex(4)}"
-    temporary.write_text(_table([read_point(run) for run in found.values()]), encoding="utf-8")
-    os.replace(temporary, folder / FILE)
+    layout.write_text(table, _table([read_point(run) for run in found.values()]))
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,11 @@ class Point:
 
     id: str
     values: dict[str, str]
-    state: str
+    state: RunState
     loss: float | None
 
 
-def read_point(run: RunFolder, state: str | None = None) -> Point:
+def read_point(run: RunFolder, state: RunState | None = None) -> Point:
     """Return the point that a run is; its state is read from its folder where it is not given."""
     loss = ((run.summary() or {}).get("after") or {}).get("loss")
     known = None if loss is None or math.isnan(loss) else float(loss)
@@ -82,7 +79,7 @@ def _table(points: list[Point]) -> str:
     rows = csv.writer(text, dialect="excel-tab", lineterminator="\n")
     rows.writerow(["run", *keys, "state", "held_out_loss", "best"])
     for point in sort_points(points):
-        state = point.state if point.state in ENDED else ""
+        state = point.state if point.state in ENDED_STATES else ""
         loss = "" if point.loss is None else point.loss
         rows.writerow([point.id, *(point.values.get(key, "") for key in keys), state, loss, "best" if point == best else ""])
     return text.getvalue()

@@ -25,7 +25,8 @@ from finetune.models.attention import ONE_ROW
 from finetune.models.load import DTYPES, Model, aliases, enlarge, is_partitioned, load, stand_in, tensors
 from finetune.models.loss import TargetHead
 from finetune.runs import base_model as base_models
-from finetune.runs import shared_bases
+from finetune.runs import inputs as run_inputs
+from finetune.runs import layout, shared_bases
 
 DESCRIPTION = "description"  # of a checkpoint's model: see describe
 
@@ -56,7 +57,7 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
         model = load(base, DTYPES[config.precision], partition_for=config, quantization=config.model.quantization)
         if base.adapters and config.adapter:
             _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
-        added = base_models.num_added_tokens(base, config.data.corpus_folder)
+        added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
         if added:
             enlarge(model, tokenizer["vocab_size"], config)
     _check_sizes(model, config, tokenizer["vocab_size"])
@@ -84,8 +85,8 @@ def check(config: TrainConfig) -> None:
     """
     assert config.model.path is not None
     base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-    vocab_size = base_models.open_corpus(config).manifest.tokenizer["vocab_size"]
-    added = base_models.num_added_tokens(base, config.data.corpus_folder)
+    vocab_size = run_inputs.open_corpus(config).manifest.tokenizer["vocab_size"]
+    added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
@@ -126,7 +127,7 @@ def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bo
     if not world.from_main(folder.exists()):
         digest = _digest(model, tokenizer_folder, is_main)
         if not world.from_main(is_main and shared_bases.link(folder, digest)):
-            temporary = folder.with_name(f".{folder.name}.tmp")
+            temporary = layout.unfinished(folder)
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             save(model, weights(model), temporary, is_main)

@@ -27,6 +27,7 @@ from finetune.distributed import World
 from finetune.models import end_of_turn
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base_models
+from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
 
 transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
@@ -247,7 +248,7 @@ def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Mo
     """The model with an adapter's weights in its own. An adapter trained with added tokens brings its tokenizer: the base gets
     the rows that it had then."""
     if (adapter / "tokenizer.json").is_file():
-        enlarge(model, base_models.tokenizer_size(adapter), partition_for)
+        enlarge(model, run_inputs.tokenizer_size(adapter), partition_for)
     if not is_partitioned(model):
         adapted = PeftModel.from_pretrained(model, str(adapter))
         _untie(adapted, partition_for)

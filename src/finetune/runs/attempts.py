@@ -8,18 +8,14 @@ Only the standard library, from Python 3.8 on: the batch script reads this outsi
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# How an attempt can end. Only the first three are an end of the run for sure.
-COMPLETED, STOPPED, MISTAKE = "completed", "stopped", "mistake"
-INTERRUPTED = "interrupted"  # time limit, preemption, requeue: all ranks saved and left
-KILLED = "killed from outside"  # it was given no time to save
-DIED = "died"  # a rank crashed, hung or was killed
-PREFLIGHT = "failed preflight"
-DEAD_NODE = "dead node"
+from finetune.runs import layout
+from finetune.runs.state import EndingCause
+
 REPEATS = 2  # deaths at one step, after which it is the run's own fault
 PREFLIGHTS = 3  # failed ones in a row, after which it is no single node's
 
@@ -36,7 +32,7 @@ class Ending:
         bad_nodes: nodes that caused it.
     """
 
-    cause: str
+    cause: EndingCause
     from_step: int
     last_step: int
     saved_step: int
@@ -50,15 +46,22 @@ class Ending:
     @property
     def uses_a_restart(self) -> bool:
         """A fault does; so does anything that brought the run no further, or it would go in circles for ever."""
-        return self.cause in (DIED, PREFLIGHT, DEAD_NODE) or self.saved_step <= self.from_step
+        if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
+            return True
+        return self.saved_step <= self.from_step
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the run comes back. `words` are for people; `failed`: it ended, and not well."""
+    """Whether the run is restarted.
 
-    again: bool
-    words: str
+    Attributes:
+        reason: for people.
+        failed: it has ended, and not well.
+    """
+
+    restart: bool
+    reason: str
     failed: bool = False
 
 
@@ -69,23 +72,26 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
         earlier: of the same submission, oldest first: a person who submits again grants new restarts.
         max_restarts: how often the run may come back after a fault, or without having got further.
     """
-    if ending.cause == COMPLETED:
-        return Decision(again=False, words="completed")
-    if ending.cause == STOPPED:
-        return Decision(again=False, words="stopped as asked")
-    if ending.cause == MISTAKE:
-        return Decision(again=False, words=ending.detail, failed=True)
-    alike = [e for e in earlier if e.cause == DIED and e.died_at == ending.died_at] if ending.cause == DIED else []
-    if len(alike) + 1 >= REPEATS:
-        where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
-        return Decision(again=False, words=f"died {len(alike) + 1} times {where}: {ending.detail}", failed=True)
-    if [e.cause for e in [*earlier, ending][-PREFLIGHTS:]] == [PREFLIGHT] * PREFLIGHTS:
-        return Decision(again=False, words=f"failed {PREFLIGHTS} preflights in a row: {ending.detail}", failed=True)
+    if ending.cause == EndingCause.COMPLETED:
+        return Decision(restart=False, reason=str(ending.cause))
+    if ending.cause == EndingCause.STOPPED:
+        return Decision(restart=False, reason="stopped as asked")
+    if ending.cause == EndingCause.MISTAKE:
+        return Decision(restart=False, reason=ending.detail, failed=True)
+    if ending.cause == EndingCause.DIED:
+        deaths = 1 + sum(e.cause == EndingCause.DIED and e.died_at == ending.died_at for e in earlier)
+        if deaths >= REPEATS:
+            where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
+            return Decision(restart=False, reason=f"died {deaths} times {where}: {ending.detail}", failed=True)
+    if [e.cause for e in [*earlier, ending][-PREFLIGHTS:]] == [EndingCause.PREFLIGHT] * PREFLIGHTS:
+        reason = f"failed {PREFLIGHTS} preflights in a row: {ending.detail}"
+        return Decision(restart=False, reason=reason, failed=True)
     used = sum(e.uses_a_restart for e in [*earlier, ending])
     if used > max_restarts:
-        words = f"gave up after {max_restarts} restarts (cluster.max_restarts); the last attempt: {ending.cause}, {ending.detail}"
-        return Decision(again=False, words=words, failed=True)
-    return Decision(again=True, words=f"{ending.cause} after step {ending.last_step}: {ending.detail}")
+        last = f"the last attempt: {ending.cause}, {ending.detail}"
+        reason = f"gave up after {max_restarts} restarts (cluster.max_restarts); {last}"
+        return Decision(restart=False, reason=reason, failed=True)
+    return Decision(restart=True, reason=f"{ending.cause} after step {ending.last_step}: {ending.detail}")
 
 
 @dataclass
@@ -105,7 +111,7 @@ class Attempt:
 def read(run: Path) -> list[Attempt]:
     """All attempts of the run in this folder, oldest first."""
     attempts: list[Attempt] = []
-    for record in _records(run):
+    for record in layout.read_json_lines(run / layout.ATTEMPTS):
         if record["event"] == "begin":
             attempts.append(
                 Attempt(record["attempt"], record["job"], tuple(record["nodes"]), record["time"], record["from_step"])
@@ -114,8 +120,7 @@ def read(run: Path) -> list[Attempt]:
             attempts[-1].next_job = record.get("next_job") or attempts[-1].next_job
             if record["event"] == "handed over":
                 continue
-            ending = {key: record[key] for key in Ending.__dataclass_fields__}
-            attempts[-1].ending = Ending(**{**ending, "bad_nodes": tuple(ending["bad_nodes"])})
+            attempts[-1].ending = _ending_of(record)
             attempts[-1].words = record["words"]
     return attempts
 
@@ -124,18 +129,20 @@ def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> 
     """Note the start of an attempt."""
     attempt = Attempt(len(read(run)) + 1, job, tuple(nodes), now, from_step)
     record = {"event": "begin", "attempt": attempt.number, "job": job, "nodes": nodes, "time": now, "from_step": from_step}
-    _append(run, record)
+    layout.append_json_line(run / layout.ATTEMPTS, record)
     return attempt
 
 
 def end(run: Path, number: int, ending: Ending, words: str, now: float) -> None:
     """Note how an attempt ended, and what was decided."""
-    _append(run, {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words})
+    record = {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words}
+    layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
     """Note the job that was submitted to go on after an attempt, where a site forbids requeue; the attempt has ended, or will."""
-    _append(run, {"event": "handed over", "attempt": number, "time": now, "next_job": next_job})
+    record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
+    layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def of_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
@@ -159,22 +166,7 @@ def last_restart(run: Path) -> str:
     return f"restarted: {words[-1]}{f' (avoids {avoided})' if avoided else ''}" if words else ""
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (run / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # a kill cut it short
-    return records
-
-
-def _append(run: Path, record: dict[str, Any]) -> None:
-    path = run / "attempts.jsonl"
-    torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(record, ensure_ascii=False) + "\n")
+def _ending_of(record: Mapping[str, Any]) -> Ending:
+    ending = {key: record[key] for key in Ending.__dataclass_fields__}
+    cause, bad_nodes = EndingCause(ending["cause"]), tuple(ending["bad_nodes"])
+    return Ending(**{**ending, "cause": cause, "bad_nodes": bad_nodes})

@@ -8,20 +8,21 @@ Only the standard library, from Python 3.8 on: the batch script reads this outsi
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from finetune.runs import layout
+from finetune.runs.records import Failure, Submission, read_exits, read_submission
+from finetune.runs.state import FailureKind, JobState
 
 TAIL_BYTES = 65536  # of each log; a rank that dies writes its reason last
 TAIL_LINES = 200
 LINE_LENGTH = 240  # of a quoted line
 LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")  # errors of a dead rank's peers
-EXITS = "exits.json"  # in jobs/ of a local run: see launch/ranks.py
-ATTACHED = "attached.sh"  # in jobs/ of a run that was started within an allocation: see launch/local.py
 ON_SLURM, LOCAL = "on Slurm", "on this machine"
 
 MEMORY_REMEDY = {
@@ -121,14 +122,14 @@ SIGNALS: dict[int, Known] = {
 
 # Slurm's states of a job that it ended, and its messages of the same in a log.
 STATES = {
-    "OUT_OF_MEMORY": Known(r"(?!)", "host memory ran out (Slurm: OUT_OF_MEMORY)", "MEMORY"),
-    "TIMEOUT": Known(r"CANCELLED AT \S+ DUE TO TIME LIMIT", "the time limit ended it before it could save",
+    JobState.OUT_OF_MEMORY: Known(r"(?!)", "host memory ran out (Slurm: OUT_OF_MEMORY)", "MEMORY"),
+    JobState.TIMEOUT: Known(r"CANCELLED AT \S+ DUE TO TIME LIMIT", "the time limit ended it before it could save",
                      "raise cluster.signal_lead_s or cluster.timeout_min"),
-    "PREEMPTED": Known(r"CANCELLED AT \S+ DUE TO PREEMPTION", "a job of higher priority preempted it", "submit it again"),
-    "NODE_FAIL": Known(r"CANCELLED AT \S+ DUE TO NODE (?:FAILURE|FAIL)[^\n]*|Node failure on (\S+)", "a node failed{0: }",
+    JobState.PREEMPTED: Known(r"CANCELLED AT \S+ DUE TO PREEMPTION", "a job of higher priority preempted it", "submit it again"),
+    JobState.NODE_FAIL: Known(r"CANCELLED AT \S+ DUE TO NODE (?:FAILURE|FAIL)[^\n]*|Node failure on (\S+)", "a node failed{0: }",
                        "submit it again"),
-    "DEADLINE": Known(r"DUE TO DEADLINE", "the job's deadline passed", "submit it with a later one"),
-    "BOOT_FAIL": Known(r"(?!)", "its node did not boot", "submit it again"),
+    JobState.DEADLINE: Known(r"DUE TO DEADLINE", "the job's deadline passed", "submit it with a later one"),
+    JobState.BOOT_FAIL: Known(r"(?!)", "its node did not boot", "submit it again"),
 }  # fmt: skip
 
 _HELPER = re.compile(rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit strikes)[^\n]*\n", re.MULTILINE)
@@ -162,7 +163,7 @@ class Evidence:
     world_size: int
     where: str
     logs: Mapping[int, str] = field(default_factory=dict)
-    failures: tuple[Mapping[str, Any], ...] = ()
+    failures: tuple[Failure, ...] = ()
     exits: Mapping[int, int] = field(default_factory=dict)
     code: int | None = None
     state: str = ""
@@ -182,7 +183,7 @@ class Death:
 
 def gather(
     run: Path,
-    failures: Sequence[Mapping[str, Any]],
+    failures: Sequence[Failure],
     world_size: int,
     code: int | None = None,
     state: str = "",
@@ -197,28 +198,30 @@ def gather(
         job: whose logs are read; "*": those of the newest job.
     """
     newest: dict[int, Path] = {}
-    for path in (run / "jobs").glob(f"{job}_*_log.out"):
+    jobs = run / layout.JOBS
+    for path in jobs.glob(layout.log_of(job, "*")):
         found = re.search(r"_(\d+)_log\.out$", path.name)
         rank = int(found[1]) if found else 0
         if rank not in newest or path.stat().st_mtime > newest[rank].stat().st_mtime:
             newest[rank] = path
     logs = {rank: read_tail(path, has_batch_lines=rank == 0) for rank, path in newest.items()}
-    exits = _read_json(run / "jobs" / EXITS)
-    submission = _read_json(run / "attempt.json")
-    in_allocation = submission.get("scheduler") != "slurm" and (run / "jobs" / ATTACHED).is_file()
+    exits = read_exits(jobs / layout.EXITS)
+    submission = _read_submission(run)
+    is_slurm = submission is not None and submission.is_on_slurm
+    in_allocation = not is_slurm and (jobs / layout.ATTACHED).is_file()
     if in_allocation:  # srun reports into a log of its own there
-        logs[0] = f"{logs.get(0, '')}\n{read_tail(run / 'jobs' / 'controller.log', has_batch_lines=True)}"
-    is_slurm = submission.get("scheduler") == "slurm" or code is not None or in_allocation
+        logs[0] = f"{logs.get(0, '')}\n{read_tail(jobs / layout.CONTROLLER_LOG, has_batch_lines=True)}"
+    job_id = submission.job_id if submission else ""
     return Evidence(
         world_size=world_size,
-        where=ON_SLURM if is_slurm else LOCAL,
+        where=ON_SLURM if is_slurm or in_allocation or code is not None else LOCAL,
         logs=logs,
         failures=tuple(failures),
-        exits={int(rank): int(status) for rank, status in exits.get("ranks", {}).items()},
+        exits=exits.ranks,
         code=code,
         state=state,
-        oom_kills=int(exits.get("oom_kills", 0)),
-        job=str(submission.get("job_id", "")) if job == "*" else job,
+        oom_kills=exits.oom_kills,
+        job=job_id if job == "*" else job,
         memory=memory,
     )
 
@@ -244,13 +247,12 @@ def read_tail(path: Path, has_batch_lines: bool) -> str:
 
 def explain(evidence: Evidence) -> str | None:
     """Return why an attempt died, in one sentence; None if nothing was left at all."""
-    own = [body for body in evidence.failures if not is_lost_peer(str(body["error"]))]
+    own = [failure for failure in evidence.failures if not is_lost_peer(failure.error)]
     if own:
-        first = min(own, key=lambda body: float(body["time"]))
-        return _explain_failure(evidence, first)
+        return _explain_failure(evidence, min(own, key=lambda failure: failure.time))
     death = _first_death(evidence)
     if death is None and evidence.failures:  # of a peer that nobody knows
-        return str(min(evidence.failures, key=lambda body: float(body["time"]))["error"])
+        return min(evidence.failures, key=lambda failure: failure.time).error
     if death is None:
         return _explain_job(evidence)
     name = f"rank {death.rank}" + (f" on {death.node}" if death.node else "")
@@ -262,13 +264,12 @@ def is_lost_peer(error: str) -> bool:
     return any(words in error.lower() for words in LOST_PEER)
 
 
-def _explain_failure(evidence: Evidence, body: Mapping[str, Any]) -> str:
+def _explain_failure(evidence: Evidence, failure: Failure) -> str:
     """Return the message of a rank that raised, with a remedy where its kind is known."""
-    error = str(body["error"])
-    if body.get("kind", "crash") != "crash":  # written for people
-        return error
-    known = _match(error, evidence.where)
-    return error if known is None else f"rank {body['rank']}: {known} ({error})" if known else error
+    if failure.kind != FailureKind.CRASH:  # written for people
+        return failure.error
+    known = _match(failure.error, evidence.where)
+    return f"rank {failure.rank}: {known} ({failure.error})" if known else failure.error
 
 
 def _explain_death(evidence: Evidence, death: Death) -> str:
@@ -312,7 +313,7 @@ def _explain_job(evidence: Evidence) -> str | None:
 
 def _first_death(evidence: Evidence) -> Death | None:
     """Return the rank that ended first without a message: by srun's report, by its exit status, or as it left no failure."""
-    spoke = {int(body["rank"]) for body in evidence.failures}
+    spoke = {failure.rank for failure in evidence.failures}
     reported = list(_reported_deaths(evidence.logs.get(0, "")))
     silent = [death for death in reported if death.rank not in spoke]
     silent += [Death(rank, status=status) for rank, status in evidence.exits.items() if status and rank not in spoke]
@@ -375,8 +376,8 @@ def _memory_message(evidence: Evidence, text: str) -> str | None:
         found = re.search(pattern, text)
         if found:
             return found[1]
-    if evidence.state == "OUT_OF_MEMORY":
-        return "Slurm: OUT_OF_MEMORY"
+    if evidence.state == JobState.OUT_OF_MEMORY:
+        return f"Slurm: {evidence.state}"
     if evidence.oom_kills:
         return f"the kernel counts {evidence.oom_kills} oom_kill in its memory cgroup"
     return None
@@ -433,9 +434,8 @@ def last_line(log: str) -> str:
     return lines[-1] if len(lines[-1]) <= LINE_LENGTH else f"{lines[-1][:LINE_LENGTH]} …"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_submission(run: Path) -> Submission | None:
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_submission(run)
     except (OSError, ValueError):
-        return {}
-    return body
+        return None

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from data_prep.shards import sha256_file
-
-HELD_OUT = "held_out.json"  # a loss that was measured after its checkpoint was published
+from finetune.runs import layout
+from finetune.runs.layout import list_checkpoints, step_of
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:08d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def published(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first."""
-    return sorted(checkpoints.glob("step-*"), reverse=True)
+    return checkpoints / layout.checkpoint_name(step)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
     """Return state.json; None if it is gone or broken."""
-    return _read_json(checkpoint / "state.json")
+    return layout.read_json_if_whole(checkpoint / layout.STATE)
 
 
 def held_out_loss(checkpoint: Path) -> float | None:
@@ -36,20 +26,18 @@ def held_out_loss(checkpoint: Path) -> float | None:
     state = read_state(checkpoint)
     loss = state.get("held_out_loss") if state else None
     if loss is None and state:
-        loss = (_read_json(checkpoint / HELD_OUT) or {}).get("loss")
+        loss = (layout.read_json_if_whole(checkpoint / layout.HELD_OUT) or {}).get("loss")
     return loss
 
 
 def note_held_out_loss(checkpoint: Path, loss: float) -> None:
     """Add a loss to a published checkpoint, beside the files that its manifest lists."""
-    temporary = checkpoint / f".{HELD_OUT}.tmp"
-    temporary.write_text(json.dumps({"loss": loss}), encoding="utf-8")
-    os.replace(temporary, checkpoint / HELD_OUT)
+    layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 
 def by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
     """Return the trained checkpoints that were evaluated, the best first; of equal ones the earlier."""
-    found = [(held_out_loss(path), path) for path in published(checkpoints) if step_of(path) > 0]
+    found = [(held_out_loss(path), path) for path in list_checkpoints(checkpoints) if step_of(path) > 0]
     return sorted((loss, path) for loss, path in found if loss is not None and math.isfinite(loss))
 
 
@@ -61,7 +49,7 @@ def best(checkpoints: Path) -> Path | None:
 def find_fault(checkpoint: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, held against its manifest; None if they are whole."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / layout.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"no readable manifest ({error})"
     for name, entry in manifest.items():
@@ -71,11 +59,3 @@ def find_fault(checkpoint: Path) -> str | None:
         if sha256_file(path) != entry["sha256"]:
             return f"{name} is corrupted"
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return body

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,31 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune.runs import causes, rank_warnings
+from finetune.runs import causes, layout, rank_warnings
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
-from finetune.runs.json_files import write_json
+from finetune.runs.records import (
+    Diagnosis,
+    Failure,
+    Outcome,
+    Provenance,
+    Started,
+    Submission,
+    Turn,
+    forget_submission,
+    last_training_steps,
+    read_failures,
+    read_submission,
+)
+from finetune.runs.state import FailureKind, RunState
 
-TURN = "turn.json"
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<run id>/`:
-
-    config.yaml       the resolved config, frozen at submission     provenance.json   versions, git revision, git diff
-    inputs.json       digests of its corpus and base                checkpoints/      see checkpoint.py
-    plan/             the pack plan, one file an epoch
-    metrics.jsonl     every metric of every step, append-only       summary.json      what came of it, for people
-    model/ | adapter/ the result, as transformers and PEFT load it  jobs/             submitit's files and the ranks' logs
-    exports/          checkpoints named as run:ID@STEP, likewise
-    """
+    """The folder `runs/<run id>/`; layout.py lists what is in it."""
 
     path: Path
 
@@ -48,18 +51,18 @@ class RunFolder:
             FileNotFoundError: there is none.
         """
         for path in (Path(runs_dir) / run_id, Path(run_id)):
-            if (path / "config.yaml").is_file():
+            if (path / layout.CONFIG).is_file():
                 return cls(path.resolve())
-        known = [path.parent.name for path in Path(runs_dir).glob("*/config.yaml")]
-        sweeps = [path.name for path in (Path(runs_dir) / "sweeps").glob("*") if path.is_dir()]
+        known = [path.parent.name for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
+        sweeps = [path.name for path in (Path(runs_dir) / layout.SWEEPS).glob("*") if path.is_dir()]
         close = did_you_mean(run_id, [*known, *sweeps])
         raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
         """Oldest first."""
-        found = [cls(path.parent.resolve()) for path in Path(runs_dir).glob("*/config.yaml")]
-        return sorted(found, key=lambda run: ((run.path / "provenance.json").stat().st_mtime_ns, run.id))
+        found = [cls(path.parent.resolve()) for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
+        return sorted(found, key=lambda run: ((run.path / layout.PROVENANCE).stat().st_mtime_ns, run.id))
 
     @property
     def id(self) -> str:
@@ -67,134 +70,181 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / layout.CONFIG
 
     @property
     def plan(self) -> Path:
-        return self.path / "plan"
+        return self.path / layout.PLAN
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / layout.CHECKPOINTS
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(layout.list_checkpoints(self.checkpoints))
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / layout.METRICS
 
     @property
     def summary_file(self) -> Path:
-        return self.path / "summary.json"
+        return self.path / layout.SUMMARY
 
     @property
     def model(self) -> Path:
-        return self.path / "model"
+        return self.path / layout.MODEL
 
     @property
     def adapter(self) -> Path:
-        return self.path / "adapter"
+        return self.path / layout.ADAPTER
 
     @property
     def jobs(self) -> Path:
-        return self.path / "jobs"
+        return self.path / layout.JOBS
+
+    @property
+    def merged_base(self) -> Path:
+        """The base with adapters merged into it, of a run that trains a further one."""
+        return self.path / layout.MERGED_BASE
+
+    @property
+    def exports(self) -> Path:
+        return self.path / layout.EXPORTS
+
+    @property
+    def sent(self) -> Path:
+        """How far the metrics are in MLflow."""
+        return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
         """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them (base.resolve)."""
-        return self.path / "exports" / f"step-{step:08d}"
+        return self.exports / layout.checkpoint_name(step)
 
     @property
     def stop_file(self) -> Path:
-        return self.path / "stop"
+        return self.path / layout.STOP
 
     @property
     def lock(self) -> FileLock:
         """Held by rank 0 for as long as the run trains."""
-        return FileLock(self.path / ".lock", timeout=0)
+        return FileLock(self.path / layout.LOCK, timeout=0)
 
     @property
     def submission_lock(self) -> FileLock:
         """Held for the moment in which the run is started here, or cancelled in the queue."""
-        return FileLock(self.path / ".submit.lock", timeout=SUBMISSION_SECONDS)
+        return FileLock(self.path / layout.SUBMIT_LOCK, timeout=SUBMISSION_SECONDS)
+
+    @property
+    def export_lock(self) -> FileLock:
+        """Held while a checkpoint is written as a model or adapter."""
+        return FileLock(self.path / layout.EXPORT_LOCK)
 
     def config(self) -> TrainConfig:
         return configuration.load(self.config_file)
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json, or None while the run has not ended well."""
-        return self.read_json("summary.json")
+        return self.read_json(layout.SUMMARY)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        return _read_json(self.path / name)
+        return layout.read_json(self.path / name)
 
-    def write_json(self, name: str, body: dict[str, Any]) -> None:
-        """Atomically."""
-        write_json(self.path / name, body)
+    def write_json(self, name: str, body: Mapping[str, object]) -> None:
+        """Write a JSON file that is always whole."""
+        layout.write_json(self.path / name, body)
 
     def stacks(self, rank: int) -> Path:
         """Where a rank that hangs leaves its stack."""
-        return self.jobs / f"stacks-rank-{rank}.txt"
+        return self.jobs / layout.stacks_of(rank)
 
     def begin_attempt(self) -> None:
         """Forget how the last attempt ended."""
-        leftovers = (
-            *self.path.glob("failure*.json"), *self.jobs.glob("rendezvous-*"), *self.jobs.glob("stacks-rank-*.txt"),
-            self.jobs / causes.EXITS,
-        )  # fmt: skip
         rank_warnings.forget(self.jobs)
-        for path in (self.stop_file, *(self.path / f"{name}.json" for name in ("outcome", "attempt", "started")), *leftovers):
+        forget_submission(self.path)
+        files = (self.stop_file, self.path / layout.STARTED, self.jobs / layout.EXITS)
+        for path in (*files, *layout.traces_of_end(self.path)):
             path.unlink(missing_ok=True)
 
     def join_turn(self) -> None:
         """Note that this process starts the run when those before it have ended."""
         me = psutil.Process()
-        self.write_json(TURN, {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+        Turn(socket.gethostname(), me.pid, me.create_time()).write(self.path / layout.TURN)
 
     def leave_turn(self) -> None:
-        (self.path / TURN).unlink(missing_ok=True)
+        (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
         """Return which process is to start this run in its turn, or follows it: `process 123`, or `another process on HOST`;
         None if nobody is. A process that was killed leaves its note behind, and is not taken for alive."""
-        turn = self.read_json(TURN)
+        turn = Turn.read(self.path / layout.TURN)
         if turn is None:
             return None
-        if turn["host"] != socket.gethostname():
-            return f"another process on {turn['host']}"
+        if turn.host != socket.gethostname():
+            return f"another process on {turn.host}"
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            process = psutil.Process(turn["pid"])
-            if abs(process.create_time() - turn["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-                return f"process {turn['pid']}"
+            process = psutil.Process(turn.pid)
+            if abs(process.create_time() - turn.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                return f"process {turn.pid}"
         return None
 
     def has_lost_its_shell(self) -> bool:
         """Whether the run was followed by a process that ended before it, as in a shell that was killed."""
-        return (self.path / TURN).exists() and self.turn_holder() is None
+        return (self.path / layout.TURN).exists() and self.turn_holder() is None
 
-    def record_attempt(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
-        """The job that works on the run from now on; its id is Slurm's, locally the process id of submitit's controller."""
-        self.write_json("attempt.json", {"job_id": job_id, "host": socket.gethostname(), "scheduler": scheduler, "code": code})
+    def record_submission(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
+        """Note the job that works on the run from now on; its id is Slurm's, or locally that of submitit's controller."""
+        Submission(job_id, socket.gethostname(), scheduler, code).write(self.path / layout.SUBMISSION)
+
+    def submission(self) -> Submission | None:
+        """Return the job that works on the run; None before its submission."""
+        return read_submission(self.path)
+
+    def provenance(self) -> Provenance:
+        """Return where the submission comes from; it is empty where nobody noted that."""
+        return Provenance.read(self.path / layout.PROVENANCE) or Provenance()
+
+    def started(self) -> Started | None:
+        """Return when rank 0 began; None before."""
+        return Started.read(self.path / layout.STARTED)
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended; None if nobody wrote that down."""
+        return Outcome.read(self.path / layout.OUTCOME)
 
     def record_start(self) -> None:
         """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before is past then."""
-        (self.path / "outcome.json").unlink(missing_ok=True)
-        self.write_json("started.json", {"restart": restart_count(), "host": socket.gethostname(), "time": time.time()})
+        (self.path / layout.OUTCOME).unlink(missing_ok=True)
+        Started(restart_count(), socket.gethostname(), time.time()).write(self.path / layout.STARTED)
 
-    def record_failure(self, rank: int, error: str, kind: str = "crash", nodes: Sequence[str] = ()) -> None:
-        """What a rank failed of. `kind` is mistake, preflight, hang or crash, `nodes` those to blame: see job/batch_script.py."""
-        body = {"time": time.time(), "rank": rank, "error": error, "restart": restart_count(), "kind": kind, "nodes": list(nodes)}
-        self.write_json(f"failure-rank-{rank}.json", body)
+    def record_outcome(self, state: RunState, reason: str | None = None, asked_by: str | None = None) -> None:
+        """Note how the run ended."""
+        Outcome(state, reason, asked_by).write(self.path / layout.OUTCOME)
+
+    def record_failure(self, rank: int, error: str, kind: str = FailureKind.CRASH, nodes: Sequence[str] = ()) -> None:
+        """Note why a rank failed.
+
+        Args:
+            kind: a FailureKind.
+            nodes: those to blame.
+        """
+        failure = Failure(time.time(), rank, error, restart_count(), kind, list(nodes))
+        failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
         """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no rank failed."""
-        if verdict := self.read_json("failure.json"):
-            return str(verdict["error"])
+        if diagnosis := Diagnosis.read(self.path / layout.FAILURE):
+            return diagnosis.error
         failures = self.failures()
         return self.cause_of_death(failures=failures) if failures else None
 
-    def failures(self) -> list[dict[str, Any]]:
+    def failures(self) -> list[Failure]:
         """Return what ranks wrote of their failures in the newest start of the job."""
-        failures = [body for path in self.path.glob("failure-rank-*.json") if (body := _read_json(path))]
-        newest = max((body.get("restart", 0) for body in (self.read_json("started.json") or {}, *failures)), default=0)
-        return [body for body in failures if body.get("restart", 0) == newest]
+        failures = read_failures(self.path)
+        started = self.started() or Started()
+        newest = max([started.restart, *(failure.restart for failure in failures)])
+        return [failure for failure in failures if failure.restart == newest]
 
     def command(self, verb: str, name: str | None = None) -> str:
         """Return a command on this run, or on `name` beside it, as it can be pasted into this shell."""
@@ -203,7 +253,7 @@ class RunFolder:
         where = [] if str(shown) == "runs" else ["--runs-dir", str(shown)]
         return shlex.join(["finetune", verb, *where, name or self.id])
 
-    def cause_of_death(self, state: str = "", failures: Sequence[dict[str, Any]] = ()) -> str | None:
+    def cause_of_death(self, state: str = "", failures: Sequence[Failure] = ()) -> str | None:
         """Return why the newest attempt died, from its logs and exit statuses; None if it left nothing.
 
         Args:
@@ -216,53 +266,50 @@ class RunFolder:
         """Return what its ranks warned of since a person started it, a line each."""
         return rank_warnings.describe(self.jobs, self.config().cluster.world_size)
 
-    def state(self) -> str:
-        """queued, running, completed, failed, cancelled, or stopped (asked to), interrupted (by a signal or its time's end), dead
-        (killed); all but the first three can be resumed.
+    def state(self) -> RunState:
+        """Return the state of the run.
 
         Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
         """
         if self.is_running():
-            return "running"
-        if outcome := self.read_json("outcome.json"):
-            return str(outcome["state"])
+            return RunState.RUNNING
+        if outcome := self.outcome():
+            return RunState(outcome.state)
         if self.failure():
-            return "failed"
-        if self.scheduler() == "slurm":
-            return "running" if (self.path / "started.json").exists() else "queued"
-        if not (self.path / "attempt.json").exists():
-            return "queued"
-        return "running" if self.processes() else "dead"  # ranks may outlive submitit's controller
+            return RunState.FAILED
+        submission = self.submission()
+        if submission is None:
+            return RunState.QUEUED
+        if submission.is_on_slurm:
+            return RunState.RUNNING if (self.path / layout.STARTED).exists() else RunState.QUEUED
+        return RunState.RUNNING if self.processes() else RunState.DEAD  # ranks may outlive submitit's controller
 
     def sweep(self) -> str | None:
         """Id of the sweep that the run is a point of, if it is."""
-        found = (self.read_json("provenance.json") or {}).get("sweep")
-        return None if found is None else str(found)
+        return self.provenance().sweep
 
     def point(self) -> dict[str, str]:
         """Swept settings and this point's values, as they were typed; empty for a run that is no point of a sweep."""
-        found: dict[str, str] = (self.read_json("provenance.json") or {}).get("point") or {}
-        return found
+        return self.provenance().point or {}
 
     def code(self) -> str | None:
         """Digest of the code that its job imports (launch/freeze.py); None if it imports what is installed."""
-        found = (self.read_json("attempt.json") or {}).get("code")
-        return None if found is None else str(found)
+        submission = self.submission()
+        return None if submission is None else submission.code
 
     def log(self, rank: int) -> Path | None:
         """What a rank wrote in the newest job of the run."""
-        found = [(path.stat().st_mtime, path) for path in self.jobs.glob(f"*_{rank}_log.out")]
+        found = [(path.stat().st_mtime, path) for path in self.jobs.glob(layout.log_of("*", rank))]
         return max(found)[1] if found else None
 
     def scheduler(self) -> str | None:
         """Who was given the run: local or slurm; None before its submission."""
-        attempt = self.read_json("attempt.json")
-        return None if attempt is None else str(attempt.get("scheduler", "local"))
+        submission = self.submission()
+        return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
         """Return who was to be given the run: local or slurm. Its config is not read where that can be known without it."""
-        noted = (self.read_json("provenance.json") or {}).get("scheduler")
-        return str(noted or self.config().cluster.scheduler)
+        return self.provenance().scheduler or self.config().cluster.scheduler
 
     def is_running(self) -> bool:
         """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which
@@ -277,21 +324,21 @@ class RunFolder:
     def elsewhere(self) -> str | None:
         """The other machine where the run was started without scheduler, if it has not said its end there: it may be at work,
         however long it is silent."""
-        attempt = self.read_json("attempt.json")
-        if attempt is None or self.scheduler() == "slurm" or attempt["host"] == socket.gethostname():
+        submission = self.submission()
+        if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():
             return None
-        ended = (self.path / "outcome.json").exists() or self.failure() is not None
-        return None if ended else str(attempt["host"])
+        ended = (self.path / layout.OUTCOME).exists() or self.failure() is not None
+        return None if ended else submission.host
 
     def controller(self) -> psutil.Process | None:
         """The process on this machine that a run without scheduler hangs on (launch/follow.py), if it is there; by its command
         line, as its id may be another process' by now."""
-        attempt = self.read_json("attempt.json")
-        if attempt is None or self.scheduler() == "slurm" or attempt["host"] != socket.gethostname():
+        submission = self.submission()
+        if submission is None or submission.is_on_slurm or submission.host != socket.gethostname():
             return None
         try:
-            process = psutil.Process(int(attempt["job_id"]))
-            ours = {str(self.jobs), str(self.jobs / "attached.sh")}  # that script becomes srun (launch/local.py)
+            process = psutil.Process(int(submission.job_id))
+            ours = {str(self.jobs), str(self.jobs / layout.ATTACHED)}  # that script becomes srun (launch/local.py)
             return process if ours & set(process.cmdline()) else None
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             return None
@@ -301,41 +348,21 @@ class RunFolder:
         found = psutil.process_iter(["cmdline"])
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
-    def last_metrics(self) -> dict[str, Any]:
-        """The newest training step in the spool: its step and its values, and "seconds_a_step" over the last ones since the job
-        began, where there are several; empty before the first."""
-        if not self.metrics.exists():
-            return {}
-        with self.metrics.open("rb") as file:
-            file.seek(max(0, self.metrics.stat().st_size - 65536))
-            lines = file.read().splitlines()
-        steps = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # a line still being written, or begun before what we read
-            if "train/loss" in record["values"]:
-                steps.append(record)
+    def last_metrics(self) -> dict[str, float]:
+        """Return the newest training step in the run's metrics: its step and values, and "seconds_a_step" over the last steps since
+        the job began, where there are several; empty before the first."""
+        steps = last_training_steps(self.path)
         if not steps:
             return {}
         last = steps[-1]
-        since = 1000 * float((self.read_json("started.json") or {}).get("time", 0))
-        first = next((step for step in steps if step["time_ms"] >= since), last)
+        since = 1000 * (self.started() or Started()).time
+        first = next((step for step in steps if step.time_ms >= since), last)
         pace = {}
-        if last["step"] > first["step"]:
-            pace = {"seconds_a_step": (last["time_ms"] - first["time_ms"]) / 1000 / (last["step"] - first["step"])}
-        return {"step": last["step"], **pace, **last["values"]}
+        if last.step > first.step:
+            pace = {"seconds_a_step": (last.time_ms - first.time_ms) / 1000 / (last.step - first.step)}
+        return {"step": last.step, **pace, **last.values}
 
 
 def restart_count() -> int:
     """How often Slurm has started this job before; 0 outside of Slurm."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return body

@@ -6,16 +6,17 @@ that those raise. What repeats is one warning with a count. Only the standard li
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
+
+from finetune.runs import layout
 
 PACKAGES = ("finetune", "data_prep", "transformers", "peft", "accelerate", "deepspeed", "DeepSpeed", "bitsandbytes", "torch")
 # libraries whose loggers do not hand their records on to the root logger
@@ -24,7 +25,6 @@ APART = ("transformers", "peft", "accelerate", "DeepSpeed", "deepspeed", "bitsan
 IGNORED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 # a 4-bit kernel for CPUs, which bitsandbytes looks for whenever it is imported
 IGNORED_TEXTS = ("Failed to load CPU gemm_4bit_forward",)
-FILES = "warnings-rank-*.jsonl"
 MOST = 50  # different warnings that a rank writes down
 LONGEST = 500  # characters of one
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")  # the same warning of another step is the same warning
@@ -56,7 +56,7 @@ class Collector(logging.Handler):
 
     def __init__(self, jobs: Path, rank: int) -> None:
         super().__init__(logging.WARNING)
-        self._path = jobs / FILES.replace("*", str(rank))
+        self._path = jobs / layout.warnings_of(rank)
         self._counts: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -77,8 +77,7 @@ class Collector(logging.Handler):
             return
         body = {"kind": kind, "text": _shorten(text), "time": when, "times": times}
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(body, ensure_ascii=False) + "\n")
+            layout.append_json_line(self._path, body)
         except OSError:
             return
 
@@ -117,7 +116,7 @@ def collect(jobs: Path, rank: int) -> Iterator[None]:
 def read(jobs: Path) -> list[RankWarning]:
     """Return the warnings of all ranks of a run, merged, in the order of their first appearance."""
     found: dict[str, RankWarning] = {}
-    for path in sorted(jobs.glob(FILES), key=_rank_of):
+    for path in sorted(jobs.glob(layout.warnings_of("*")), key=_rank_of):
         for body in _records(path):
             known = found.setdefault(body["kind"], RankWarning(body["text"], body["time"], 0))
             known.times = max(known.times, body["times"])
@@ -134,20 +133,15 @@ def describe(jobs: Path, world_size: int) -> list[str]:
 
 def forget(jobs: Path) -> None:
     """Remove those of a run that is started again."""
-    for path in jobs.glob(FILES):
+    for path in jobs.glob(layout.warnings_of("*")):
         path.unlink(missing_ok=True)
 
 
-def _records(path: Path) -> Iterable[dict[str, Any]]:
+def _records(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return layout.read_json_lines(path)
     except OSError:
-        return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue  # it is being written
+        return []
 
 
 def _rank_of(path: Path) -> int:

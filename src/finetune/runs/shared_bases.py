@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-BASES = ".bases"
+from finetune.runs import layout
 
 
 def link(folder: Path, digest: str) -> bool:
     """Make `folder` (in a run's) of an entry's files; False if there is none, or the file system has no hard links."""
-    entry, temporary = _entry(folder, digest), folder.with_name(f".{folder.name}.tmp")
+    entry, temporary = _entry(folder, digest), layout.unfinished(folder)
     if not entry.is_dir():
         return False
     try:
@@ -44,13 +44,13 @@ def publish(folder: Path, digest: str) -> None:
 
 def find_unused(runs_dir: Path) -> Iterator[Path]:
     """Yield the entries whose files belong to no run."""
-    for entry in sorted((runs_dir / BASES).glob("*")):
+    for entry in sorted((runs_dir / layout.BASES).glob("*")):
         if all(path.stat().st_nlink == 1 for path in entry.iterdir()):
             yield entry
 
 
 def _entry(folder: Path, digest: str) -> Path:
-    return folder.parent.parent / BASES / digest
+    return folder.parent.parent / layout.BASES / digest
 
 
 def _link_all(source: Path, target: Path) -> None:

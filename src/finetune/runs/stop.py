@@ -1,4 +1,4 @@
-"""Why a run should leave early, as one rank sees it. No torch in here: signals must be heard while it is being imported.
+"""Whether a rank is asked to leave training early. No torch in here: a signal must be handled while torch is being imported.
 
 The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see train.py.
 """
@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-# In order of weight: where ranks disagree the highest holds.
-GO_ON, INTERRUPTED, STOPPED = 0, 1, 2
-STATES = {INTERRUPTED: "interrupted", STOPPED: "stopped"}
+from finetune.runs.state import StopReason
 
 
-class Leave(Exception):
-    """All ranks leave now, from this very place. `reason` is INTERRUPTED or STOPPED."""
+class StopTraining(Exception):
+    """All ranks leave training at once, from the place where it is raised."""
 
-    def __init__(self, reason: int) -> None:
-        super().__init__(STATES[reason])
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(str(reason.state))
         self.reason = reason
 
 
@@ -43,11 +41,11 @@ class StopFlag:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = signal.Signals(number).name
 
-    def reason(self) -> int:
-        """STOPPED if a person asked, INTERRUPTED if the scheduler did or the time is up, else GO_ON."""
+    def reason(self) -> StopReason:
+        """Return why this rank should leave, as far as it is asked to."""
         if self._file.exists():
-            return STOPPED
-        return INTERRUPTED if self._signal or self._is_late() else GO_ON
+            return StopReason.STOPPED
+        return StopReason.INTERRUPTED if self._signal or self._is_late() else StopReason.NONE
 
     def describe(self) -> str:
         """What set this rank's flag, in words; "" if it is not set."""

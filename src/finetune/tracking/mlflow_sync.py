@@ -11,40 +11,53 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from finetune.config.points import describe
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.records import Metrics
+from finetune.runs.state import MLFLOW_STATUS, MlflowStatus
 
 RUN_ID_TAG = "finetune.run_id"
 SWEEP_TAG = "finetune.sweep"
 METRICS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 PARAMS_PER_BATCH = 100
-STATUS = {
-    "completed": "FINISHED", "failed": "FAILED", "dead": "FAILED", "cancelled": "KILLED", "stopped": "KILLED",
-    "interrupted": "SCHEDULED", "queued": "SCHEDULED",
-}  # fmt: skip
+
+
+@dataclass
+class Sent:
+    """.sent.json: how much of a run's metrics an MLflow run has.
+
+    Attributes:
+        offset: bytes of the metrics that were read.
+        last_step: of each metric.
+    """
+
+    mlflow_run_id: str
+    offset: int = 0
+    last_step: dict[str, int] = field(default_factory=dict)
 
 
 def default_uri(runs_dir: str | Path) -> str:
-    return f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{Path(runs_dir).resolve() / layout.MLFLOW_DATABASE}"
 
 
 def sync(run: RunFolder) -> None:
     """Send what the run has said since the last time. One writer at a time a runs folder: SQLite takes no more."""
     config = run.config()
-    with FileLock(run.path.parent / ".mlflow.lock", timeout=60):
+    with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         client = _client(config.tracking_uri or default_uri(run.path.parent))
         mlflow_run = _get_or_create(client, run, config.experiment)
-        note = run.path / ".sent.json"
-        sent = _read_note(note, mlflow_run.info.run_id)
+        sent = _read_sent(run, mlflow_run.info.run_id)
         for batch, offset in _batches(run.metrics, sent):
             client.log_batch(mlflow_run.info.run_id, metrics=batch)
-            sent["offset"] = offset
-            _write_note(note, sent)
+            sent.offset = offset
+            layout.write_text(run.sent, json.dumps(asdict(sent)))
         _finish(client, mlflow_run, run)
 
 
@@ -83,7 +96,7 @@ def _experiment(client: Any, runs_dir: Path, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=(runs_dir / "mlartifacts").as_uri()))
+    return str(client.create_experiment(name, artifact_location=(runs_dir / layout.MLFLOW_ARTIFACTS).as_uri()))
 
 
 def _find(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
@@ -98,24 +111,28 @@ def finish_sweep(points: list[RunFolder]) -> None:
         points: all runs of the sweep, each of which has been synced.
     """
     run = points[0]
-    states = {STATUS.get(point.state(), "RUNNING") for point in points}
-    status = "RUNNING" if states & {"RUNNING", "SCHEDULED"} else "FINISHED" if states == {"FINISHED"} else "FAILED"
+    statuses = {MLFLOW_STATUS[point.state()] for point in points}
+    if statuses & {MlflowStatus.RUNNING, MlflowStatus.SCHEDULED}:
+        status = MlflowStatus.RUNNING
+    elif statuses == {MlflowStatus.FINISHED}:
+        status = MlflowStatus.FINISHED
+    else:
+        status = MlflowStatus.FAILED
     configs = [point.config() for point in points]
     places = {(config.tracking_uri or default_uri(run.path.parent), config.experiment) for config in configs}
-    with FileLock(run.path.parent / ".mlflow.lock", timeout=60):
+    with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         for uri, experiment in sorted(places):  # a sweep over experiments has a parent in each
             client = _client(uri)
             parent = _find(client, _experiment(client, run.path.parent, experiment), SWEEP_TAG, str(run.sweep()))
             if parent is not None and parent.info.status != status:
-                if status == "RUNNING":
-                    client.update_run(parent.info.run_id, status)
+                if status == MlflowStatus.RUNNING:
+                    client.update_run(parent.info.run_id, str(status))
                 else:
-                    client.set_terminated(parent.info.run_id, status)
+                    client.set_terminated(parent.info.run_id, str(status))
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
     """The run's config as dotted keys."""
-    from dataclasses import asdict
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
@@ -127,13 +144,13 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
     return walk("", asdict(run.config()))
 
 
-def _batches(spool: Path, sent: dict[str, Any]) -> Iterator[tuple[list[Any], int]]:
-    """Unsent metrics in batches, each with the offset in the spool after it; updates sent["last_step"]."""
+def _batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
+    """Yield unsent metrics in batches, each with the offset in the spool after it; updates sent.last_step."""
     from mlflow.entities import Metric
 
     if not spool.exists():
         return
-    last_step, batch, offset = sent["last_step"], [], sent["offset"]
+    last_step, batch, offset = sent.last_step, [], sent.offset
     with spool.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -141,49 +158,38 @@ def _batches(spool: Path, sent: dict[str, Any]) -> Iterator[tuple[list[Any], int
                 break  # still being written, or cut off by a kill: read again next time
             offset += len(line)
             record = _parse(line)
-            for key, value in record["values"].items():
-                if record["step"] > last_step.get(key, -1):
-                    last_step[key] = record["step"]
-                    batch.append(Metric(key, float(value), record["time_ms"], record["step"]))
+            for key, value in record.values.items():
+                if record.step > last_step.get(key, -1):
+                    last_step[key] = record.step
+                    batch.append(Metric(key, float(value), record.time_ms, record.step))
             if len(batch) > METRICS_PER_BATCH - 100:
                 yield batch, offset
                 batch = []
-    if offset > sent["offset"] or batch:
+    if offset > sent.offset or batch:
         yield batch, offset
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    """A spool line; one that a kill cut short in the middle of the file says nothing."""
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return {"step": 0, "values": {}}
-    return record
+def _parse(line: bytes) -> Metrics:
+    """Return the record of a spool's line; an empty one for a line that a kill cut short in the middle of the file."""
+    record = layout.parse_json_line(line)
+    return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.of(record)
 
 
-def _read_note(path: Path, mlflow_run_id: str) -> dict[str, Any]:
-    """How far that MLflow run has been told; from the start if it is another one, as after a deletion or a move."""
-    if path.exists():
-        sent: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if sent["mlflow_run_id"] == mlflow_run_id:
-            return sent
-    return {"mlflow_run_id": mlflow_run_id, "offset": 0, "last_step": {}}
-
-
-def _write_note(path: Path, sent: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(sent), encoding="utf-8")
-    os.replace(temporary, path)
+def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
+    """Return how much that MLflow run has; nothing if it is another one, as after a deletion or a move."""
+    body = layout.read_json(run.sent)
+    if body is not None and body["mlflow_run_id"] == mlflow_run_id:
+        return Sent(**body)
+    return Sent(mlflow_run_id)
 
 
 def _finish(client: Any, mlflow_run: Any, run: RunFolder) -> None:
-    state = run.state()
-    status = STATUS.get(state, "RUNNING")
+    status = MLFLOW_STATUS[run.state()]
     if mlflow_run.info.status == status:
         return
-    if status in ("RUNNING", "SCHEDULED"):
-        client.update_run(mlflow_run.info.run_id, status)
+    if status in (MlflowStatus.RUNNING, MlflowStatus.SCHEDULED):
+        client.update_run(mlflow_run.info.run_id, str(status))
         return
-    client.set_terminated(mlflow_run.info.run_id, status)
+    client.set_terminated(mlflow_run.info.run_id, str(status))
     if run.summary_file.exists():
         client.log_artifact(mlflow_run.info.run_id, str(run.summary_file))

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from finetune.runs import layout
+from finetune.runs.records import Metrics
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,7 +20,7 @@ class Spool:
     def __init__(self, path: Path, enabled: bool) -> None:
         self._file = None
         if enabled:
-            torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+            torn = layout.is_torn(path)
             self._file = path.open("a", encoding="utf-8")
             if torn:  # a kill cut the last line short: it must not swallow the next one
                 self._file.write("\n")
@@ -26,7 +29,7 @@ class Spool:
         """`step` counts optimizer steps done: 0 is before the first."""
         if self._file is None:
             return
-        line = json.dumps({"step": step, "time_ms": int(time.time() * 1000), "values": values})
+        line = json.dumps(Metrics(step, int(time.time() * 1000), values).as_json())
         try:
             self._file.write(line + "\n")
             self._file.flush()

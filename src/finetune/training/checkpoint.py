@@ -28,6 +28,7 @@ import torch
 from data_prep.shards import sha256_file
 from finetune.distributed import World
 from finetune.runs import checkpoint_files as files
+from finetune.runs import layout
 from finetune.training.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Checkpoints:
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
-        temporary = self.folder / f".step-{step:08d}.tmp"
+        temporary = layout.unfinished(files.folder_of(self.folder, step))
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -62,7 +63,7 @@ class Checkpoints:
         self.world.barrier()
         if self.world.is_main:
             state = {"step": step, "seen": seen or {}, "held_out_loss": held_out_loss, "world_size": self.world.size}
-            (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
+            (temporary / layout.STATE).write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
             self.publish(temporary, files.folder_of(self.folder, step))
             for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
@@ -94,10 +95,10 @@ class Checkpoints:
             the step whose weights the engine holds now; None if no checkpoint was evaluated.
         """
         found = self.world.from_main(self._best_whole(current) if self.world.is_main else None)
-        if found is not None and files.step_of(found) != current:
+        if found is not None and layout.step_of(found) != current:
             self._load(found, engine)
             logger.info("the result is %s, which has the best held-out loss", found.name)
-        return None if found is None else files.step_of(found)
+        return None if found is None else layout.step_of(found)
 
     def is_best(self, loss: float) -> bool:
         """Whether a held-out loss is below those of all checkpoints; the same answer on all ranks."""
@@ -113,19 +114,19 @@ class Checkpoints:
     def describe_best(self) -> dict[str, float] | None:
         """Step and held-out loss of the best checkpoint."""
         found = files.by_loss(self.folder)
-        return {"step": files.step_of(found[0][1]), "loss": found[0][0]} if found else None
+        return {"step": layout.step_of(found[0][1]), "loss": found[0][0]} if found else None
 
     def _best_whole(self, current: int) -> Path | None:
         """The best checkpoint whose files verify; those of step `current` are in memory and need not be read."""
         for _, folder in files.by_loss(self.folder):
-            fault = None if files.step_of(folder) == current else files.find_fault(folder)
+            fault = None if layout.step_of(folder) == current else files.find_fault(folder)
             if fault is None:
                 return folder
             logger.warning("the best checkpoint, %s, is passed over: %s", folder.name, fault)
         return None
 
     def _load(self, folder: Path, engine: Engine) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads((folder / layout.STATE).read_text(encoding="utf-8"))
         for key, value in self.identity.items():
             if (saved := state.get(key, value)) != value:  # older ones say nothing of their base
                 raise ValueError(
@@ -161,7 +162,7 @@ class Checkpoints:
             ValueError: there are checkpoints, and none of them verifies.
         """
         broken: list[Path] = []
-        for folder in files.published(self.folder):
+        for folder in layout.list_checkpoints(self.folder):
             fault = files.find_fault(folder)
             if fault is None:
                 for passed_over in broken:  # under its name it would count among those kept
@@ -179,15 +180,15 @@ class Checkpoints:
         """Make a finished folder visible: list it, force it to disk, rename it."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in written}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*written, temporary / "manifest.json", temporary / "engine", temporary):
+        (temporary / layout.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*written, temporary / layout.MANIFEST, temporary / "engine", temporary):
             _fsync(path)
         os.replace(temporary, folder)
         _fsync(self.folder)
 
     def _superfluous(self) -> list[Path]:
         """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
-        published = files.published(self.folder)
+        published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if files.read_state(path)]
         kept = (*readable[: self.keep], files.best(self.folder))
         return [path for path in published if path not in kept]

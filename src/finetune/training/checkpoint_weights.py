@@ -23,7 +23,7 @@ from finetune.models import build as model
 from finetune.models import end_of_turn, tokenizer
 from finetune.models import zero3 as partition
 from finetune.models.load import DTYPES, Model, stand_in, tensors
-from finetune.runs import checkpoint_files
+from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
 from finetune.training import guards
 
@@ -52,7 +52,7 @@ def export(run: RunFolder, step: int) -> Path:
         raise ValueError(f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step")
     state = {name: held[name].to(DTYPES[config.precision]) if held[name].is_floating_point() else held[name] for name in wanted}
     folder = run.export(step)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = layout.unfinished(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     model.save(skeleton, state.items(), temporary)
     guards.check_saved(temporary, state, at_start=None)

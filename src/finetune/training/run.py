@@ -24,10 +24,11 @@ from finetune.models import end_of_turn, kernels, tokenizer
 from finetune.models import load as pretrained
 from finetune.models.loss import normalised
 from finetune.models.zero3 import gathered
-from finetune.runs import base_model as base
+from finetune.runs import inputs as run_inputs
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
-from finetune.runs.stop import GO_ON, STATES, Leave, StopFlag
+from finetune.runs.state import RunState, StopReason
+from finetune.runs.stop import StopFlag, StopTraining
 from finetune.tracking.spool import Spool
 from finetune.training import guards
 from finetune.training import throughput as metrics
@@ -92,7 +93,7 @@ class Progress:
 
     step: int
     check: guards.StepCheck
-    stop: int = GO_ON
+    stop: int = StopReason.NONE
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
@@ -124,7 +125,7 @@ class Regression:
     message: str
 
 
-def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> str:
+def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> RunState:
     """Train, or go on training, the run in `folder`; all ranks call it.
 
     Args:
@@ -151,7 +152,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
         def stop_point() -> None:
             watchdog.beat()
             if reason := world.highest(stop.reason()):
-                raise Leave(reason)
+                raise StopTraining(StopReason(reason))
 
         try:
             run = put_together(config, folder, world, watchdog, spool, stop, stop_point)
@@ -161,10 +162,10 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
                 save_result(run)
                 summarise(run, progress, result)
             run.engine.close()
-        except Leave as leave:  # before the first step, or in an evaluation of what a checkpoint holds
-            logger.info("leaving (%s): %s", STATES[leave.reason], stop.describe() or "another rank was asked to")
-            return STATES[leave.reason]
-    return STATES.get(progress.stop, "completed")
+        except StopTraining as leave:  # before the first step, or in an evaluation of what a checkpoint holds
+            logger.info("leaving (%s): %s", leave.reason.state, stop.describe() or "another rank was asked to")
+            return leave.reason.state
+    return StopReason(progress.stop).state
 
 
 def put_together(
@@ -172,9 +173,9 @@ def put_together(
     stop_point: Callable[[], None],
 ) -> Run:  # fmt: skip
     """The parts of a run, checked on this device: the model's packed documents are apart, its losses are those of its logits."""
-    corpus = base.open_corpus(config)
-    inputs = base.inputs(config, corpus)  # on every rank, so that all of them raise what is wrong with the files
-    noted = base.note_inputs(folder, inputs) if world.is_main else None
+    corpus = run_inputs.open_corpus(config)
+    inputs = run_inputs.compute_digests(config, corpus)  # on every rank, so that all of them raise what is wrong with the files
+    noted = run_inputs.note_inputs(folder, inputs) if world.is_main else None
     identity = {"zero_stage": config.zero["stage"], **world.from_main(noted)}
     if not config.adapter:  # checkpoints hold all that was of the base
         del identity["base"]
@@ -182,7 +183,7 @@ def put_together(
         "sequence_length": config.data.sequence_length, "long_documents": config.data.long_documents,
         "long_conversations": config.data.long_conversations, "plan_folder": folder.plan, "world": world,
     }  # fmt: skip
-    data = PackedData(corpus, "train", sources=base.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
+    data = PackedData(corpus, "train", sources=run_inputs.training_sources(config, corpus), shuffle_seed=config.seed, **packing)
     validation = PackedData(corpus, "validation", sources=list(corpus.manifest.sources), shuffle_seed=None, **packing)
     if any(folder.checkpoints.glob("step-*")):
         data.check_plan()
@@ -289,7 +290,7 @@ def run_steps(run: Run, progress: Progress) -> Progress:
             save_checkpoint(run, progress, result.seconds)
     if progress.stop:
         why = run.stop.describe() or "another rank was asked to"
-        logger.info("leaving after step %d (%s): %s", progress.step, STATES[progress.stop], why)
+        logger.info("leaving after step %d (%s): %s", progress.step, StopReason(progress.stop).state, why)
     return progress
 
 
@@ -300,7 +301,7 @@ def evaluate_unless_asked_to_leave(run: Run, progress: Progress) -> None:
         return
     try:
         progress.held_out = log_held_out(run, progress.step)
-    except Leave as leave:
+    except StopTraining as leave:
         progress.stop = leave.reason
 
 
@@ -407,7 +408,7 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     """Evaluate after `step` steps, and say so in the spool.
 
     Raises:
-        Leave: the ranks were asked to, and left the evaluation after the same batch.
+        StopTraining: the ranks were asked to, and left the evaluation after the same batch.
         guards.GuardError: the loss is no number; or documents see each other now, which weights that are still random can hide.
     """
     held_out = evaluate(run)
@@ -425,7 +426,7 @@ def evaluate(run: Run) -> HeldOut | None:
     """Measure the held-out loss of the weights in the engine.
 
     Raises:
-        Leave: the ranks were asked to, and left the evaluation after the same batch.
+        StopTraining: the ranks were asked to, and left the evaluation after the same batch.
     """
     run.engine.eval()
     with run.clock.waiting("evaluation"):

@@ -1,0 +1,271 @@
+"""The file names of a run folder and of the runs folder around it; how these files are written whole, and read.
+
+    runs/<run id>/
+      config.yaml       the resolved config, frozen at submission     provenance.json   versions, git revision, git diff
+      inputs.json       digests of its corpus and base                submission.json   the job that was given the run
+      checkpoints/      see training/checkpoint.py                    plan/             the pack plan, one file an epoch
+      metrics.jsonl     every metric of every step, append-only       attempts.jsonl    each start of the job, and its end
+      summary.json      the result in figures                         outcome.json      the state in which the run ended
+      model/ | adapter/ the result, for transformers and PEFT         exports/          checkpoints named as run:ID@STEP
+      merged_base/      the base with adapters merged into it         jobs/             submitit's files, and the ranks' logs
+
+Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it needs the standard
+library alone, from Python 3.8 on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# --- files of a run folder ---------------------------------------------------------------------------------------------
+
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
+INPUTS = "inputs.json"
+
+PLAN = "plan"
+CHECKPOINTS = "checkpoints"
+EXPORTS = "exports"
+MODEL = "model"
+ADAPTER = "adapter"
+MERGED_BASE = "merged_base"
+METRICS = "metrics.jsonl"
+BEFORE = "before.json"  # the held-out loss before the first step
+SKIPPED = "skipped.json"  # batches that rewinds left out
+SUMMARY = "summary.json"
+
+SUBMISSION = "submission.json"
+SUBMISSION_BEFORE_ROOMS = "attempt.json"  # its name until November 2026
+STARTED = "started.json"
+OUTCOME = "outcome.json"
+FAILURE = "failure.json"  # the batch script's diagnosis
+ATTEMPTS = "attempts.jsonl"
+STAGED = "staged.json"  # where copies of the corpus lie on the nodes' own disks
+TURN = "turn.json"  # the process that starts the run when those before it have ended, or follows it
+STOP = "stop"  # a person asks the run to stop
+SENT = ".sent.json"  # how far the metrics are in MLflow
+LOCK = ".lock"
+SUBMIT_LOCK = ".submit.lock"
+EXPORT_LOCK = ".export.lock"
+
+JOBS = "jobs"
+EXITS = "exits.json"  # exit statuses of a local run's ranks
+ATTACHED = "attached.sh"  # the script of a run that was started within an allocation
+CONTROLLER_LOG = "controller.log"
+PRESENT = "present"  # a file for each node whose ranks have reached the run folder
+PREFLIGHT_TOKEN = "preflight-token"
+SCRIPT = "submit.sh"  # the batch script
+WAITING_PICKLE = "waiting.pkl"  # becomes <job id>_submitted.pkl
+
+# --- files of a checkpoint ---------------------------------------------------------------------------------------------
+
+STATE = "state.json"
+MANIFEST = "manifest.json"
+HELD_OUT = "held_out.json"  # a loss that was measured after its checkpoint was published
+
+# --- the runs folder ---------------------------------------------------------------------------------------------------
+
+BASES = ".bases"  # merged bases that runs share
+CODE = ".code"  # the code that jobs import
+MLFLOW_DATABASE = "mlflow.db"
+MLFLOW_ARTIFACTS = "mlartifacts"
+MLFLOW_LOCK = ".mlflow.lock"
+SWEEPS = "sweeps"
+POINTS_TABLE = "points.tsv"  # of a sweep
+
+# of a submission of a sweep, sweeps/<id>/<n>/: see job/wave_files.py
+POINTS = "points"
+WAVES = "waves.json"
+PAUSED = "paused.json"
+PROBLEM = "problem.txt"
+WAITING = "waiting"
+CLAIMED = "claimed"
+SUBMITTED = "submitted"
+WAVES_LOCK = ".waves.lock"  # in sweeps/
+ENDING = ".ending"  # in sweeps/: jobs that have had their turn
+
+TAIL_BYTES = 65536  # of a file of JSON lines of which only the newest are wanted
+
+
+# --- names with a number -----------------------------------------------------------------------------------------------
+
+
+def failure_of(rank: int | str) -> str:
+    """Return the name of the file in which a rank leaves its failure."""
+    return f"failure-rank-{rank}.json"
+
+
+def warnings_of(rank: int | str) -> str:
+    """Return the name of the file in jobs/ with a rank's warnings."""
+    return f"warnings-rank-{rank}.jsonl"
+
+
+def stacks_of(rank: int | str) -> str:
+    """Return the name of the file in jobs/ in which a rank that hangs leaves its stack."""
+    return f"stacks-rank-{rank}.txt"
+
+
+def rendezvous_of(job: str, restart: int | str) -> str:
+    """Return the name of the file in jobs/ through which the ranks of an attempt find each other."""
+    return f"rendezvous-{job}-{restart}"
+
+
+def next_of(job: str) -> str:
+    """Return the name of the lock in jobs/ of who submits the job that goes on after `job`."""
+    return f"next-of-{job}"
+
+
+def pickle_of(job: str) -> str:
+    """Return the name of the file in jobs/ in which submitit finds what a job is to do."""
+    return f"{job}_submitted.pkl"
+
+
+def log_of(job: str, rank: int | str) -> str:
+    """Return the name of a rank's log in jobs/, as submitit names it."""
+    return f"{job}_{rank}_log.out"
+
+
+def pack_plan(split: str, key: str, epoch: int) -> str:
+    """Return the name of the file in plan/ that lists the packs of an epoch."""
+    return f"{split}-{key}-epoch-{epoch:03d}.npy"
+
+
+def pack_rows(split: str, key: str) -> str:
+    """Return the name of the file in plan/ that lists the rows which packs are made of."""
+    return f"{split}-{key}-rows.npy"
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after so many optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps in a checkpoint."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the published checkpoints in a folder, newest first."""
+    found = (path for path in checkpoints.glob("step-*") if path.name.partition("-")[2].isdigit())
+    return sorted(found, reverse=True)
+
+
+def newest_step(run: Path) -> int:
+    """Return the number of optimizer steps in the newest checkpoint of a run; 0 without one."""
+    return max(map(step_of, list_checkpoints(run / CHECKPOINTS)), default=0)
+
+
+def traces_of_end(run: Path) -> list[Path]:
+    """Return the files that tell how the newest attempt ended, or that only its ranks have a use for."""
+    jobs = run / JOBS
+    failures = run.glob("failure*.json")
+    return [run / OUTCOME, *failures, *jobs.glob(rendezvous_of("*", "*")), *jobs.glob(stacks_of("*"))]
+
+
+# --- files that are always whole ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which takes the place of `path` at the end: whoever reads finds the old file or the new one, and
+    others may write the same file at this moment."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is always whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, body: Mapping[str, object]) -> None:
+    """Write a JSON file that is always whole."""
+    write_text(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+
+
+def unfinished(folder: Path) -> Path:
+    """Return the name of a folder until it is complete and renamed."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file; None if there is none.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return body
+
+
+def read_json_if_whole(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file; None if there is none, or it is broken."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return None
+
+
+# --- files of JSON lines -----------------------------------------------------------------------------------------------
+
+
+def append_json_line(path: Path, record: Mapping[str, object]) -> None:
+    """Append a line; one that a kill has cut short before does not swallow it."""
+    start = "\n" if is_torn(path) else ""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(start + json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def is_torn(path: Path) -> bool:
+    """Return whether a kill has cut the last line of a file short."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell() == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False
+
+
+def read_json_lines(path: Path, tail: int | None = None) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines, without those that are cut short; none if there is no file.
+
+    Args:
+        tail: bytes at the end of the file that are read; None: all.
+    """
+    try:
+        with path.open("rb") as file:
+            if tail is not None:
+                file.seek(max(0, path.stat().st_size - tail))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for record in map(parse_json_line, lines) if record is not None]
+
+
+def parse_json_line(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line; None if the line is still being written, was cut short, or begins before what was read."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
