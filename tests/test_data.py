@@ -115,7 +115,7 @@ def targets_of(data: PackedData) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_evaluation_sees_every_document_once_and_ranks_take_equally_many_batches(corpus: Path, tmp_path: Path, size: int) -> None:
-    ranks = [list(open_data(corpus, tmp_path, rank, size, "validation", shuffle_seed=None).once(2)) for rank in range(size)]
+    ranks = [list(open_data(corpus, tmp_path, rank, size, "validation", shuffle_seed=None).iter_epoch(2)) for rank in range(size)]
     assert len({len(batches) for batches in ranks}) == 1
     targets = sum(int((batch.labels != IGNORE).sum()) for batches in ranks for batch in batches)
     assert targets == sum(len(ids) - 1 for ids in Corpus(corpus).split("validation")["input_ids"])
