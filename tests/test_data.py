@@ -17,7 +17,7 @@ from finetune.config.train import DataConfig
 from finetune.data.packs import PADDING, MicroBatch, PackedData
 from finetune.data.rows import Fate, check_losses, training_account
 from finetune.distributed import World
-from finetune.models.loss import IGNORE, normalised
+from finetune.models.loss import IGNORE, normalise_loss
 from tests.corpora import write_corpus
 
 SOURCES = ["letters", "laws"]
@@ -219,5 +219,5 @@ def test_the_normaliser_makes_one_mean_of_a_step() -> None:
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     ranks = [[0, 1], [2, 3]]
     sums = [torch.nn.functional.cross_entropy(logits[i], labels[i], ignore_index=IGNORE, reduction="sum") for i in range(4)]
-    summed = [sum(normalised(sums[i], targets, 2) for i in rank) for rank in ranks]
+    summed = [sum(normalise_loss(sums[i], targets, 2) for i in rank) for rank in ranks]
     assert sum(summed) / 2 == pytest.approx(float(expected), abs=1e-6)

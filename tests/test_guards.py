@@ -283,7 +283,7 @@ def test_a_rank_that_hangs_leaves_its_stack_and_ends(tmp_path: Path) -> None:
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune.training import guards
+from finetune.training.watchdog import Watchdog
 Watchdog.GRACE = 1.0
 folder = pathlib.Path({str(tmp_path)!r})
 def lost_collective(): time.sleep(60)
@@ -307,7 +307,7 @@ def test_a_rank_that_hangs_ends_though_nothing_can_be_recorded(tmp_path: Path, r
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune.training import guards
+from finetune.training.watchdog import Watchdog
 Watchdog.GRACE = Watchdog.RECORD_SECONDS = 1.0
 def fails(fault):
     print(fault, flush=True)

@@ -111,9 +111,10 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     model = causal_model(tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
-    ids, positions, where, targets = batch()
-    logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[where], targets, reduction="none")
+    inputs = batch()
+    logits = plain(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False).logits
+    supervised = logits.flatten(0, 1)[inputs.target_positions]
+    expected = torch.nn.functional.cross_entropy(supervised, inputs.targets, reduction="none")
     expected.sum().backward()
     assert torch.allclose(each, expected, atol=1e-5)
     for name, parameter in plain.named_parameters():
@@ -161,7 +162,7 @@ def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
 def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:
     packed = PackedModel(causal_model())
     honest = packed.losses
-    packed.losses = lambda *a: (honest(*a)[0], honest(*a)[1] + 0.1)  # type: ignore[method-assign]
+    packed.losses = lambda inputs: replace(honest(inputs), each=honest(inputs).each + 0.1)  # type: ignore[method-assign]
     with pytest.raises(checks.GuardError, match="differ"):
         checks.check_target_losses(packed, VOCAB_SIZE)
 
@@ -175,7 +176,7 @@ ATTENTION = {
 @pytest.mark.parametrize("architecture", ATTENTION)
 def test_attention_by_document_is_masked_attention(architecture: str) -> None:
     model = causal_model(model_type=architecture, **ATTENTION[architecture])
-    ids, positions, _, _ = batch()
+    ids, positions = batch().input_ids, batch().position_ids
     packed = PackedModel(model)
     packed.attention = "sdpa"
     masked = packed.logits(ids, positions)
