@@ -18,6 +18,7 @@ from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
 from finetune.terminal import console
+from finetune.tracking import names
 
 OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
 MOST_POINTS = 50  # where a sweep has ended: all are in its file
@@ -227,7 +228,7 @@ def _progress(one: Observed) -> Progress:
         return Progress(restarts=restarts)
     left = ""
     if one.state == RunState.RUNNING and "seconds_a_step" in last:
-        left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
+        left = duration((last[names.NUM_STEPS] - last["step"]) * last["seconds_a_step"])
     step = f"{last['step']}/{int(last['train/num_steps'])}"
     return Progress(step, f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}", left, restarts)
 

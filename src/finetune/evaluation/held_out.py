@@ -16,12 +16,13 @@ from data_prep.shards import Corpus
 from finetune.config.train import DataConfig
 from finetune.data.packs import PackedData
 from finetune.distributed import World
-from finetune.models.build import PackedModel
+from finetune.models import checks
 from finetune.models.load import load_for_evaluation
+from finetune.models.packed import PackedModel
 from finetune.runs import base_model as base_models
 from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
-from finetune.training import guards
+from finetune.tracking import names
 
 
 @dataclass(kw_only=True)
@@ -42,9 +43,9 @@ class HeldOut:
 
     def as_metrics(self) -> dict[str, float]:
         return {
-            "validation/loss": self.loss,
-            **{f"validation/loss/source/{name}": loss for name, loss in self.by_source.items()},
-            **{f"validation/loss/language/{name}": loss for name, loss in self.by_language.items()},
+            names.HELD_OUT_LOSS: self.loss,
+            **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in self.by_source.items()},
+            **{names.HELD_OUT_LOSS_BY_LANGUAGE.of(name): loss for name, loss in self.by_language.items()},
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,13 +67,13 @@ def held_out_loss(
     group_of_document = np.asarray([groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)])
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
-        for batch in data.once(micro_batch_size):
-            _, losses = packed.losses(*batch.on(world.device))
-            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.where.numpy()]])
+        for batch in data.iter_epoch(micro_batch_size):
+            losses = packed.losses(batch.to(world.device)).each
+            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]])
             sums[:, 0].index_add_(0, group, losses.double().cpu())
             sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
             beat()
-    sums = world.sum(sums.to(world.device)).cpu()
+    sums = world.all_reduce_sum(sums.to(world.device)).cpu()
     by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     for (source, language), pair in zip(groups, sums, strict=True):
@@ -113,8 +114,8 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     run_inputs.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
     packed = PackedModel(load_for_evaluation(base))
-    guards.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
-    guards.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
             corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,

@@ -44,7 +44,8 @@ from finetune.runs import checkpoint_files, layout
 from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RETRIED_STATES, RunState
-from finetune.training.schedule import describe_leap, num_steps_of
+from finetune.tracking import names
+from finetune.training.schedule import Schedule, describe_leap
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
@@ -177,11 +178,11 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     step, last = layout.step_of(newest), run.last_metrics()
     if run.summary() and step < last.get("step", 0):
         yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
-    planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
+    planned = state.get("seen", {}).get("num_steps") or int(last.get(names.NUM_STEPS, 0))
     plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
-        if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
+        if message := describe_leap(step, planned, Schedule.of(config, num_packs)):
             yield message
 
 

@@ -1,4 +1,4 @@
-"""Where the base model of a run is on disk: a folder, a hub id in the cache, or another run's result. Commands and ranks use it."""
+"""Where the base model of a run is on disk: a folder, a hub id in the cache, or another run's result. For commands and ranks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.runs import checkpoint_files, layout
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
+from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
 
@@ -59,6 +59,12 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
     return Base(path, folder)
+
+
+def of_run(config: TrainConfig) -> Base | None:
+    """Return the base of a run; None from scratch. Raises as resolve."""
+    path = config.model.path
+    return None if path is None else resolve(path, config.runs_dir, config.model.revision)
 
 
 def _trained(run: RunFolder, folder: Path) -> Base:

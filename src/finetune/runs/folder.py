@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune.runs import causes, layout, rank_warnings
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
+from finetune.runs import causes, layout, rank_warnings
 from finetune.runs.records import (
     Diagnosis,
     Failure,
@@ -246,6 +246,14 @@ class RunFolder:
         newest = max([started.restart, *(failure.restart for failure in failures)])
         return [failure for failure in failures if failure.restart == newest]
 
+    def skipped_batches(self) -> list[int]:
+        """Return the batches that rewinds left out."""
+        return list((self.read_json(layout.SKIPPED) or {"batches": []})["batches"])
+
+    def record_skipped_batches(self, batches: Sequence[int]) -> None:
+        """Note the batches that rewinds left out."""
+        self.write_json(layout.SKIPPED, {"batches": list(batches)})
+
     def command(self, verb: str, name: str | None = None) -> str:
         """Return a command on this run, or on `name` beside it, as it can be pasted into this shell."""
         here, folder = Path.cwd(), self.path.parent
@@ -349,8 +357,8 @@ class RunFolder:
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the newest training step in the run's metrics: its step and values, and "seconds_a_step" over the last steps since
-        the job began, where there are several; empty before the first."""
+        """Return step and values of the newest training step, with "seconds_a_step" over the last steps since the job began where
+        there are several; empty before the first."""
         steps = last_training_steps(self.path)
         if not steps:
             return {}

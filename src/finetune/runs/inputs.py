@@ -1,6 +1,6 @@
-"""What a run is trained on, before anything heavy is imported or any job is queued: digests of corpus and base, and whether they fit.
+"""What a run is trained on: its corpus, digests of corpus and base, and whether corpus, base and tokenizer fit together.
 
-Commands check it at submission, and rank 0 of a job that waited for its corpus.
+Commands check it before a job is queued, ranks when they set the run up; nothing heavy is imported here.
 """
 
 from __future__ import annotations

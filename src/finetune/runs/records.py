@@ -1,7 +1,7 @@
-"""The records in the JSON files of a run folder, each a dataclass: who works on the run, how it ended, why it failed, its metrics.
+"""The records in the JSON files of a run folder, each a dataclass: its job, how it ended, why it failed, its metrics.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container: the standard library alone, from
-Python 3.8 on.
+Every process reads or writes some of them, also the batch script's helper outside of a container: the standard library alone,
+from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -235,5 +235,3 @@ def last_training_steps(run: Path) -> list[Metrics]:
     """Return the newest training steps in the run's metrics, oldest first."""
     lines = layout.read_json_lines(run / layout.METRICS, tail=layout.TAIL_BYTES)
     return [Metrics.of(line) for line in lines if "train/loss" in line["values"]]
-
-

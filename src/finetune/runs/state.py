@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 
 
-class Word(str, Enum):
+class Word(str, Enum):  # noqa: UP042 (StrEnum is of Python 3.11)
     """A member of a closed set of words, which is its word wherever text is wanted."""
 
     def __str__(self) -> str:
