@@ -318,12 +318,12 @@ def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str
 def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Path) -> None:
     first = freeze.snapshot_code(tmp_path)
     assert freeze.snapshot_code(tmp_path) == first
-    assert (first / "finetune" / "training" / "run.py").is_file()
+    assert (first / "finetune" / "training" / "train.py").is_file()
     assert (first / "data_prep" / "shards.py").is_file()
     assert not list(first.rglob("__pycache__"))
-    (first / "finetune" / "training" / "run.py").write_text("pass\n")
+    (first / "finetune" / "training" / "train.py").write_text("pass\n")
     assert freeze.snapshot_code(tmp_path) == first
-    assert "def train(" in (first / "finetune" / "training" / "run.py").read_text()
+    assert "def train(" in (first / "finetune" / "training" / "train.py").read_text()
     assert not list((tmp_path / ".code").glob(".*[!d]"))
 
 

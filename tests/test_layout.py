@@ -1,0 +1,206 @@
+"""A run folder's file names, and the words for states, have one owner each; and what an earlier version wrote is still read."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.runs import attempts, layout, records, state
+from finetune.runs.folder import RunFolder
+from finetune.runs.records import Failure, Outcome, Submission
+from finetune.runs.state import MLFLOW_STATUS, RunState, StopReason
+
+SOURCE = Path(str(finetune.__file__)).parent
+PATTERNS = [
+    getattr(layout, name)(*["*"] * count)
+    for name, count in {
+        "failure_of": 1, "warnings_of": 1, "stacks_of": 1, "rendezvous_of": 2, "next_of": 1, "pickle_of": 1, "log_of": 2,
+    }.items()
+]  # fmt: skip
+NAMES = [value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)]
+# words of every day, which are a file's name only where a path is made of them
+PLAIN_WORDS = [name for name in NAMES if name.isidentifier()]
+# (file, literal): reason
+ALLOWED_NAMES = {
+    ("config/train.py", "manifest.json"): "a corpus has a manifest too",
+    ("launch/prepare_jobs.py", "manifest.json"): "a corpus has a manifest too",
+    ("cli/errors.py", "*/manifest.json"): "a corpus has a manifest too",
+    ("cli/completion.py", "*/manifest.json"): "a corpus has a manifest too",
+}
+WORDS = {str(word) for words in (RunState, state.EndingCause, state.JobState) for word in words} - {"mistake"}
+# (file, literal): reason
+ALLOWED_WORDS: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A string in a module, with * for what an f-string inserts; `in_path`: a path is made of it."""
+
+    file: str
+    text: str
+    line: int
+    in_path: bool
+
+
+def literals(source: str, file: str) -> Iterator[Literal]:
+    """Yield the strings of a module that are no docstrings."""
+    tree = ast.parse(source)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        parent = parents.get(node)
+        if isinstance(parent, ast.JoinedStr | ast.FormattedValue):
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(parent, ast.Expr):
+                continue
+            text = node.value
+        elif isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+        else:
+            continue
+        yield Literal(file, text, node.lineno, _makes_path(node, parent))
+
+
+def _makes_path(node: ast.AST, parent: ast.AST | None) -> bool:
+    if isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Div):
+        return parent.right is node
+    is_call = isinstance(parent, ast.Call) and isinstance(parent.func, ast.Attribute)
+    return is_call and parent.func.attr in ("glob", "joinpath", "with_name", "read_json", "write_json")  # type: ignore[union-attr]
+
+
+def names_a_run_file(literal: Literal) -> bool:
+    if re.search(r"\s", literal.text):  # prose
+        return False
+    parts = literal.text.split("/")
+    if literal.in_path and set(parts) & set(PLAIN_WORDS):
+        return True
+    known = [*(name for name in NAMES if name not in PLAIN_WORDS), *PATTERNS, "step-*"]
+    return any(part == name or (set(part) != {"*"} and fnmatch.fnmatch(part, name)) for part in parts for name in known)
+
+
+def all_literals(but: str) -> Iterator[Literal]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        file = str(path.relative_to(SOURCE))
+        if file != but:
+            yield from literals(path.read_text(encoding="utf-8"), file)
+
+
+def test_only_the_layout_names_files_of_a_run_folder() -> None:
+    found = [one for one in all_literals(but="runs/layout.py") if names_a_run_file(one)]
+    assert [one for one in found if (one.file, one.text) not in ALLOWED_NAMES] == []
+    assert {(one.file, one.text) for one in found} >= ALLOWED_NAMES.keys(), "an exception that nothing needs"
+
+
+def test_only_the_states_module_spells_states() -> None:
+    found = [one for one in all_literals(but="runs/state.py") if one.text in WORDS]
+    assert [one for one in found if (one.file, one.text) not in ALLOWED_WORDS] == []
+    assert {(one.file, one.text) for one in found} >= ALLOWED_WORDS.keys(), "an exception that nothing needs"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'run.read_json("outcome.json")', 'run / "jobs" / name', 'folder.glob("step-*")', 'f"failure-rank-{rank}.json"',
+        'path / f"step-{step:08d}"', 'runs.glob("*/config.yaml")', 'jobs / f"{job}_submitted.pkl"', 'run.path / ".lock"',
+    ],
+)  # fmt: skip
+def test_a_name_of_a_run_file_is_found(line: str) -> None:
+    assert any(map(names_a_run_file, literals(line, "x.py")))
+
+
+@pytest.mark.parametrize("line", ['"the run has no outcome.json yet"', '{"model": 1}', 'mode = "stop"', 'f"{a}_{b}"'])
+def test_other_strings_are_not_taken_for_one(line: str) -> None:
+    assert not any(map(names_a_run_file, literals(line, "x.py")))
+
+
+def test_the_job_of_an_earlier_version_is_read_until_the_run_is_submitted_again(tmp_path: Path) -> None:
+    """It was called attempt.json until November 2026."""
+    run = RunFolder(tmp_path)
+    (tmp_path / "attempt.json").write_text('{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}')
+    assert run.submission() == Submission("7", "login1", "slurm", "ab")
+    records.move_submission(tmp_path, "8", "node1")
+    assert run.submission() == Submission("8", "login1", "slurm", "ab")
+    run.begin_attempt()
+    assert run.submission() is None
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
+    outcome = Outcome(RunState.STOPPED, asked_by="a stop file")
+    outcome.write(tmp_path / "outcome.json")
+    assert json.loads((tmp_path / "outcome.json").read_text()) == {"state": "stopped", "asked_by": "a stop file"}
+    assert Outcome.read(tmp_path / "outcome.json") == outcome
+    assert Failure.of({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
+
+
+def test_a_file_is_whole_whoever_writes_it_at_the_same_time(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            layout.write_json(tmp_path / "a.json", {"number": number, "text": "x" * 10_000})
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        body = layout.read_json(tmp_path / "a.json")
+        assert body is None or len(body["text"]) == 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    layout.write_text(tmp_path / "a", "old")
+
+    def fill_the_disk() -> None:
+        with layout.replacing(tmp_path / "a") as temporary:
+            temporary.write_text("ne")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 1}\n{"n": ')
+    layout.append_json_line(path, {"n": 3})
+    assert layout.read_json_lines(path) == [{"n": 1}, {"n": 3}]
+    assert layout.read_json_lines(path, tail=12) == [{"n": 3}]
+    assert layout.read_json_lines(tmp_path / "none") == []
+
+
+def test_a_checkpoint_is_named_by_its_step(tmp_path: Path) -> None:
+    for name in ("step-00000012", "step-00000100", ".step-00000200.tmp", "broken-step-00000300-1", "step-x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    found = layout.list_checkpoints(tmp_path / "checkpoints")
+    assert [layout.step_of(path) for path in found] == [100, 12]
+    assert [layout.checkpoint_name(layout.step_of(path)) for path in found] == [path.name for path in found]
+    assert layout.newest_step(tmp_path) == 100
+
+
+def test_each_state_has_a_status_in_mlflow_and_is_alive_or_ended() -> None:
+    assert set(MLFLOW_STATUS) == set(RunState)
+    assert {*state.ALIVE_STATES, *state.ENDED_STATES} == set(RunState)
+    assert not set(state.ALIVE_STATES) & set(state.ENDED_STATES)
+    assert f"{RunState.DEAD}" == str(RunState.DEAD) == "dead"
+
+
+def test_the_weightier_reason_to_stop_holds() -> None:
+    assert max(StopReason) is StopReason.STOPPED
+    assert [reason.state for reason in StopReason] == [RunState.COMPLETED, RunState.INTERRUPTED, RunState.STOPPED]
+
+
+def test_an_ending_is_read_as_it_was_written(tmp_path: Path) -> None:
+    ending = attempts.Ending(state.EndingCause.DEAD_NODE, 1, 2, 1, "n1 went down", ("n1",))
+    attempts.begin(tmp_path, "7", ["n1"], 1.0, 1)
+    attempts.end(tmp_path, 1, ending, "again", 2.0)
+    assert attempts.read(tmp_path)[0].ending == ending
