@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from finetune.models import checks
-
 import hashlib
 import json
 import os

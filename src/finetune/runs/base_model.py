@@ -16,10 +16,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune.runs import checkpoint_files
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
+from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
 
 INPUTS = "inputs.json"  # of a run folder: see note_inputs
@@ -88,7 +88,8 @@ def _trained(run: RunFolder, folder: Path) -> Base:
 
 def _is_result(run: RunFolder, step: int) -> bool:
     """Whether the weights of a step are what a completed run saved."""
-    return run.state() == "completed" and (run.summary() or {}).get("result_step") == step
+    summary = run.summary()
+    return run.state() == "completed" and summary is not None and summary.result_step == step
 
 
 def _exported(run: RunFolder, step: int) -> Path:
