@@ -33,6 +33,7 @@ from finetune.runs.records import (
     read_submission,
 )
 from finetune.runs.state import FailureKind, RunState
+from finetune.runs.summary import Summary
 
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
 
@@ -144,9 +145,10 @@ class RunFolder:
     def config(self) -> TrainConfig:
         return configuration.load(self.config_file)
 
-    def summary(self) -> dict[str, Any] | None:
-        """summary.json, or None while the run has not ended well."""
-        return self.read_json(layout.SUMMARY)
+    def summary(self) -> Summary | None:
+        """Return what came of the run; None while it has not ended well."""
+        body = self.read_json(layout.SUMMARY)
+        return None if body is None else Summary.from_json(body)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         return layout.read_json(self.path / name)
