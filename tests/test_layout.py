@@ -139,7 +139,7 @@ def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
     outcome.write(tmp_path / "outcome.json")
     assert json.loads((tmp_path / "outcome.json").read_text()) == {"state": "stopped", "asked_by": "a stop file"}
     assert Outcome.read(tmp_path / "outcome.json") == outcome
-    assert Failure.of({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
+    assert Failure.from_json({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
 
 
 def test_a_file_is_whole_whoever_writes_it_at_the_same_time(tmp_path: Path) -> None:

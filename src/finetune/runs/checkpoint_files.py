@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from data_prep.shards import sha256_file
 from finetune.runs import layout
 from finetune.runs.layout import list_checkpoints, step_of
+
+if TYPE_CHECKING:
+    from finetune.runs.layout import Json
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / layout.checkpoint_name(step)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any] | None:
+def read_state(checkpoint: Path) -> Json | None:
     """Return state.json; None if it is gone or broken."""
     return layout.read_json_if_whole(checkpoint / layout.STATE)
 

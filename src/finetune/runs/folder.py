@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock
@@ -34,6 +34,9 @@ from finetune.runs.records import (
 )
 from finetune.runs.state import FailureKind, RunState
 from finetune.runs.summary import Summary
+
+if TYPE_CHECKING:
+    from finetune.runs.layout import Json
 
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
 
@@ -150,7 +153,7 @@ class RunFolder:
         body = self.read_json(layout.SUMMARY)
         return None if body is None else Summary.from_json(body)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Json | None:
         return layout.read_json(self.path / name)
 
     def write_json(self, name: str, body: Mapping[str, object]) -> None:

@@ -21,7 +21,10 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Json = dict[str, Any]  # the content of a JSON file, until it is a record
 
 # --- files of a run folder ---------------------------------------------------------------------------------------------
 
@@ -202,20 +205,20 @@ def unfinished(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Json | None:
     """Return the content of a JSON file; None if there is none.
 
     Raises:
         ValueError: it is no JSON.
     """
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body: Json = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return body
 
 
-def read_json_if_whole(path: Path) -> dict[str, Any] | None:
+def read_json_if_whole(path: Path) -> Json | None:
     """Return the content of a JSON file; None if there is none, or it is broken."""
     try:
         return read_json(path)
@@ -246,7 +249,7 @@ def is_torn(path: Path) -> bool:
         return False
 
 
-def read_json_lines(path: Path, tail: int | None = None) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
     """Return the records of a file of JSON lines, without those that are cut short; none if there is no file.
 
     Args:
@@ -262,7 +265,7 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[dict[str, Any]]
     return [record for record in map(parse_json_line, lines) if record is not None]
 
 
-def parse_json_line(line: bytes) -> dict[str, Any] | None:
+def parse_json_line(line: bytes) -> Json | None:
     """Return the record of a line; None if the line is still being written, was cut short, or begins before what was read."""
     try:
         record = json.loads(line)

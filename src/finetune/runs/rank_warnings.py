@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from finetune.runs import layout
+from finetune.runs.records import Record
 
 PACKAGES = ("finetune", "data_prep", "transformers", "peft", "accelerate", "deepspeed", "DeepSpeed", "bitsandbytes", "torch")
 # libraries whose loggers do not hand their records on to the root logger
@@ -51,6 +52,16 @@ class RankWarning:
         return f"{self.text} [{'; '.join(notes)}]" if notes else self.text
 
 
+@dataclass(frozen=True)
+class Line(Record):
+    """A line of warnings-rank-<rank>.jsonl: a kind of warning, and how often it has been logged by then."""
+
+    kind: str
+    text: str
+    time: float
+    times: int
+
+
 class Collector(logging.Handler):
     """Writes each kind of warning of this rank once, and its count anew whenever it has doubled."""
 
@@ -75,9 +86,9 @@ class Collector(logging.Handler):
         times = self._counts[kind] = self._counts.get(kind, 0) + 1
         if times & (times - 1):  # no power of two
             return
-        body = {"kind": kind, "text": _shorten(text), "time": when, "times": times}
+        line = Line(kind, _shorten(text), when, times)
         try:
-            layout.append_json_line(self._path, body)
+            layout.append_json_line(self._path, line.to_json())
         except OSError:
             return
 
@@ -117,10 +128,10 @@ def read(jobs: Path) -> list[RankWarning]:
     """Return the warnings of all ranks of a run, merged, in the order of their first appearance."""
     found: dict[str, RankWarning] = {}
     for path in sorted(jobs.glob(layout.warnings_of("*")), key=_rank_of):
-        for body in _records(path):
-            known = found.setdefault(body["kind"], RankWarning(body["text"], body["time"], 0))
-            known.times = max(known.times, body["times"])
-            known.time = min(known.time, body["time"])
+        for line in _read_lines(path):
+            known = found.setdefault(line.kind, RankWarning(line.text, line.time, 0))
+            known.times = max(known.times, line.times)
+            known.time = min(known.time, line.time)
             if _rank_of(path) not in known.ranks:
                 known.ranks.append(_rank_of(path))
     return sorted(found.values(), key=lambda warning: warning.time)
@@ -137,9 +148,9 @@ def forget(jobs: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[Line]:
     try:
-        return layout.read_json_lines(path)
+        return [Line.from_json(record) for record in layout.read_json_lines(path)]
     except OSError:
         return []
 

@@ -28,7 +28,7 @@ class Record:
     OMITTED: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def of(cls: type[R], body: Mapping[str, object]) -> R:
+    def from_json(cls: type[R], body: Mapping[str, object]) -> R:
         """Return the record of a JSON object; keys that another version wrote are dropped."""
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
         return cls(**{key: value for key, value in body.items() if key in known})
@@ -41,18 +41,18 @@ class Record:
             ValueError: the file is broken.
         """
         body = layout.read_json(path)
-        return None if body is None else cls.of(body)
+        return None if body is None else cls.from_json(body)
 
     @classmethod
     def read_if_whole(cls: type[R], path: Path) -> R | None:
         """Return the record in a file; None if there is none, or it is broken."""
         body = layout.read_json_if_whole(path)
-        return None if body is None else cls.of(body)
+        return None if body is None else cls.from_json(body)
 
     def write(self, path: Path) -> None:
-        layout.write_json(path, self.as_json())
+        layout.write_json(path, self.to_json())
 
-    def as_json(self) -> Mapping[str, object]:
+    def to_json(self) -> Mapping[str, object]:
         body: Mapping[str, object] = asdict(self)  # type: ignore[call-overload]
         return {key: value for key, value in body.items() if value is not None or key not in self.OMITTED}
 
@@ -234,4 +234,4 @@ def read_failures(run: Path) -> list[Failure]:
 def last_training_steps(run: Path) -> list[Metrics]:
     """Return the newest training steps in the run's metrics, oldest first."""
     lines = layout.read_json_lines(run / layout.METRICS, tail=layout.TAIL_BYTES)
-    return [Metrics.of(line) for line in lines if "train/loss" in line["values"]]
+    return [Metrics.from_json(line) for line in lines if "train/loss" in line["values"]]

@@ -172,7 +172,7 @@ def _batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
 def _parse(line: bytes) -> Metrics:
     """Return the record of a spool's line; an empty one for a line that a kill cut short in the middle of the file."""
     record = layout.parse_json_line(line)
-    return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.of(record)
+    return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.from_json(record)
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:

@@ -29,7 +29,7 @@ class Spool:
         """`step` counts optimizer steps done: 0 is before the first."""
         if self._file is None:
             return
-        line = json.dumps(Metrics(step, int(time.time() * 1000), values).as_json())
+        line = json.dumps(Metrics(step, int(time.time() * 1000), values).to_json())
         try:
             self._file.write(line + "\n")
             self._file.flush()
