@@ -16,8 +16,9 @@ import pytest
 import finetune
 from finetune.runs import attempts, layout, records, state
 from finetune.runs.folder import RunFolder
-from finetune.runs.records import Failure, Outcome, Submission
+from finetune.runs.records import Failure, Metrics, Outcome, Submission
 from finetune.runs.state import MLFLOW_STATUS, RunState, StopReason
+from finetune.tracking.names import TRAIN_LOSS
 
 SOURCE = Path(str(finetune.__file__)).parent
 PATTERNS = [
@@ -139,6 +140,8 @@ def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
     outcome.write(tmp_path / "outcome.json")
     assert json.loads((tmp_path / "outcome.json").read_text()) == {"state": "stopped", "asked_by": "a stop file"}
     assert Outcome.read(tmp_path / "outcome.json") == outcome
+    metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # the names of metrics are a kind of str
+    assert json.dumps(metrics.to_json()) == '{"step": 1, "time_ms": 2, "values": {"train/loss": 0.5}}'
     assert Failure.from_json({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
 
 

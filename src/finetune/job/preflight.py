@@ -1,6 +1,6 @@
 """Is this allocation fit to train on? A few seconds, in each job, before anything large is loaded.
 
-A failure names the node and what it failed; the run then comes back without that node (requeue.py).
+A failure names the node and what it failed; the run then comes back without that node (batch_script.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Slurm's commands: each gets a limited time, and fails with Slurm's own message.
 
-Only the standard library, from Python 3.8 on: the batch script runs this outside of a container (requeue.py).
+Only the standard library, from Python 3.8 on: the batch script runs this outside of a container (batch_script.py).
 """
 
 from __future__ import annotations

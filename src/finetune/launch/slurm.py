@@ -8,7 +8,7 @@ in the ranks; the order of things is ours, so that a submitter killed at any mom
 
 A sweep that is larger than Slurm takes at a time is submitted in parts: waves.py.
 
-The batch script: environment → requeue.py begin → srun (one Python a rank: job.run_job) → requeue.py end.
+The batch script: environment → batch_script.py begin → srun (one Python a rank: job.run_job) → batch_script.py end.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return what the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the
+    """Return what the batch script does before and after srun, so that the run comes back: batch_script.py. It runs on the
     host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")

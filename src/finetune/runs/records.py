@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -53,7 +53,9 @@ class Record:
         layout.write_json(path, self.to_json())
 
     def to_json(self) -> Mapping[str, object]:
-        body: Mapping[str, object] = asdict(self)  # type: ignore[call-overload]
+        """Return the object that is written; its values are not copied."""
+        names = [one.name for one in fields(self)]  # type: ignore[arg-type]
+        body = {name: getattr(self, name) for name in names}
         return {key: value for key, value in body.items() if value is not None or key not in self.OMITTED}
 
 
