@@ -143,9 +143,8 @@ def test_a_run_of_before_this_was_noted_goes_on(folder: Path) -> None:
     config = config_of(folder, str(folder / "base")).frozen()
     (run,) = freeze([config], None)
     (run.path / layout.INPUTS).unlink()
-    assert run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config))) == run.read_json(
-        layout.INPUTS
-    )
+    digests = run_inputs.compute_digests(config, run_inputs.open_corpus(config))
+    assert run_inputs.note_inputs(run, digests) == run.read_json(layout.INPUTS)
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

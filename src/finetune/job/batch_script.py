@@ -263,9 +263,12 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> 
 
 @contextlib.contextmanager
 def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
-    """Hold the lock of who submits the run again, which `guard` and `end` may both want to: the second waits here, and finds in
-    attempts.jsonl what the first has done. The lock is the process' own: if that ends before it has submitted, whoever of the two
-    is left takes over; and if its sbatch outlives it, that job stays held. Both are on the batch host."""
+    """Hold the lock of who submits the run again, which `guard` and `end` may both want to.
+
+    The second waits here, and finds in attempts.jsonl what the first has done. The lock is the process' own: if that
+    ends before it has submitted, whoever of the two is left takes over; and if its sbatch outlives it, that job stays
+    held. Both are on the batch host.
+    """
     with (run / layout.JOBS / layout.next_of(job.id)).open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks: then what was noted must do
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -317,7 +320,8 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
         who = outcome.asked_by or "another rank was asked to leave"
         return ending(EndingCause.INTERRUPTED, f"{who}: all ranks saved and left")
     failures = read_failures(run)
-    for kind, cause in ((FailureKind.MISTAKE, EndingCause.MISTAKE), (FailureKind.PREFLIGHT, EndingCause.PREFLIGHT)):
+    stated = {FailureKind.MISTAKE: EndingCause.MISTAKE, FailureKind.PREFLIGHT: EndingCause.PREFLIGHT}
+    for kind, cause in stated.items():
         chosen = [failure for failure in failures if failure.kind == kind]
         if chosen:
             return ending(*_stated_cause(attempt, cause, chosen))
@@ -336,7 +340,7 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
 
 
 def _stated_cause(attempt: Attempt, cause: EndingCause, failures: list[Failure]) -> tuple[EndingCause, str, tuple[str, ...]]:
-    """Return cause, message and nodes to blame of an attempt that ranks ended for a reason that they could name."""
+    """Return cause, message and nodes to blame of an attempt that ranks ended for a reason that they named."""
     nodes = tuple(sorted({node for failure in failures for node in failure.nodes}))
     message = min(failures, key=lambda failure: failure.time).error
     if 1 < len(attempt.nodes) == len(nodes):  # then it is no node's fault

@@ -1,4 +1,4 @@
-"""Slurm's commands that the batch script's helper runs: what becomes of a job, nodes that are dead, the job that goes on.
+"""Slurm's commands that the batch script's helper runs: to requeue, submit and release jobs, and to find dead nodes.
 
 On the batch host, outside of a container: the standard library alone, from Python 3.8 on.
 """

@@ -1,12 +1,13 @@
-"""The files of a sweep of which points wait for a place in Slurm's queue: its plan, and which job each point was given.
+"""The files of a sweep of which points wait for a place in Slurm's queue: its plan, and the job of each point.
 
     runs/sweeps/<id>/<n>/waves.json                the limits that hold; it exists while points wait
     runs/sweeps/<id>/<n>/waiting/<index>           a point that waits for a place; it holds its run's id
     runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being prepared for the point
     runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released
 
-A point changes hands by renaming its file, which succeeds exactly once, on whatever node; a job is held until all its points have
-their files. So a process that is killed at any moment leaves a held job, and the next caller completes it.
+A point changes hands by renaming its file, which succeeds exactly once, on whatever node; a job is held until all
+its points have their files. So a process that is killed at any moment leaves a held job, and the next caller
+completes it.
 
 It runs on the batch host too, outside of a container: the standard library alone, from Python 3.8 on.
 """

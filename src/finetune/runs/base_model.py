@@ -1,4 +1,7 @@
-"""Where the base model of a run is on disk: a folder, a hub id in the cache, or another run's result. For commands and ranks."""
+"""Where the base model of a run is on disk: a folder, a hub id in the cache, or another run's result.
+
+Commands resolve it before a job is queued, ranks when they load it.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +147,7 @@ def _describe_neighbours(folder: Path) -> str:
 
 
 def pin_revision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the revision of a hub id that the cache has now: a later download moves what a branch means."""
+    """Return the config with the revision that the cache has now; a later download moves what a branch means."""
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
         return config

@@ -362,8 +362,10 @@ class RunFolder:
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
 
     def last_metrics(self) -> dict[str, float]:
-        """Return step and values of the newest training step, with "seconds_a_step" over the last steps since the job began where
-        there are several; empty before the first."""
+        """Return step and values of the newest training step; empty before the first.
+
+        "seconds_a_step" is over the last steps since the job began, where there are several.
+        """
         steps = last_training_steps(self.path)
         if not steps:
             return {}

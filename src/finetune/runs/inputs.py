@@ -1,4 +1,4 @@
-"""What a run is trained on: its corpus, digests of corpus and base, and whether corpus, base and tokenizer fit together.
+"""What a run is trained on: its corpus, digests of corpus and base, and whether base and tokenizer fit the corpus.
 
 Commands check it before a job is queued, ranks when they set the run up; nothing heavy is imported here.
 """
@@ -22,15 +22,17 @@ WINDOW = 4096  # bytes of a tensor that its digest reads
 
 
 def compute_digests(config: TrainConfig, corpus: Corpus | None) -> dict[str, str | None]:
-    """Return digests of what a run is trained on: its corpus (None: still to be made), and its base (None: from scratch)."""
+    """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from scratch)."""
     path, model = config.model.path, config.model
     base = None if path is None else digest(resolve(path, config.runs_dir, model.revision))
     return {"corpus": corpus.manifest.digest if corpus else None, "base": base}
 
 
 def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
-    """Compare what a run is trained on with what its submission, or else its first start, wrote down; write what is new, and
-    return it.
+    """Compare what a run is trained on with what its submission, or else its first start, noted.
+
+    Returns:
+        the digests, which are noted now.
 
     Raises:
         ValueError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
@@ -91,7 +93,7 @@ def _sample(path: Path, see: Callable[[bytes], None]) -> None:
 
 
 def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
-    """All that can be known wrong before a job starts: corpus intact, sources known, base complete, tokenizer the same.
+    """Check what can be checked before a job starts: the corpus and its sources, the base, and its tokenizer.
 
     Args:
         corpus_is_there: no, if it is still to be made: then the job itself looks at it (job/rank.py).
@@ -133,10 +135,11 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
 
 
 def _extends(folder: Path, larger: Path) -> bool:
-    """Whether the tokenizer in `larger` is the one in `folder` and added tokens: all else, and every old id, as it was."""
+    """Return whether the tokenizer in `larger` is the one in `folder` and added tokens, with every old id as it was."""
     old, new = (json.loads((f / "tokenizer.json").read_text(encoding="utf-8")) for f in (folder, larger))
-    layout = {"padding", "truncation", "version", "decoder", "added_tokens"}  # tokenizer_digest leaves out the same, but the last
-    if any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - layout):
+    # tokenizer_digest leaves out the same, but the last
+    may_differ = {"padding", "truncation", "version", "decoder", "added_tokens"}
+    if any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - may_differ):
         return False
     before, after = ({t["id"]: t for t in body.get("added_tokens") or []} for body in (old, new))
     fresh = [token for number, token in after.items() if number not in before]

@@ -1,16 +1,23 @@
-"""The file names of a run folder and of the runs folder around it; how these files are written whole, and read.
+"""The file names of a run folder and of the runs folder around it; how these files are read, and written whole.
 
     runs/<run id>/
-      config.yaml       the resolved config, frozen at submission     provenance.json   versions, git revision, git diff
-      inputs.json       digests of its corpus and base                submission.json   the job that was given the run
-      checkpoints/      see training/checkpoint.py                    plan/             the pack plan, one file an epoch
-      metrics.jsonl     every metric of every step, append-only       attempts.jsonl    each start of the job, and its end
-      summary.json      the result in figures                         outcome.json      the state in which the run ended
-      model/ | adapter/ the result, for transformers and PEFT         exports/          checkpoints named as run:ID@STEP
-      merged_base/      the base with adapters merged into it         jobs/             submitit's files, and the ranks' logs
+      config.yaml       the resolved config, frozen at submission
+      provenance.json   versions, git revision, git diff
+      inputs.json       digests of its corpus and base
+      submission.json   the job that was given the run
+      attempts.jsonl    each start of the job, and its end
+      outcome.json      the state in which the run ended
+      plan/             the pack plan, one file an epoch
+      checkpoints/      see training/checkpoint.py
+      metrics.jsonl     every metric of every step, append-only
+      summary.json      the result in figures: see summary.py
+      model/ | adapter/ the result, for transformers and PEFT
+      merged_base/      the base with adapters merged into it, where there are any
+      exports/          checkpoints named as run:ID@STEP, likewise
+      jobs/             submitit's files, and the ranks' logs
 
-Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it needs the standard
-library alone, from Python 3.8 on.
+Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it needs
+the standard library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     Json = dict[str, Any]  # the content of a JSON file, until it is a record
 
-# --- files of a run folder ---------------------------------------------------------------------------------------------
+# --- files of a run folder ----------------------------------------------------------------------------------
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -44,7 +51,7 @@ SKIPPED = "skipped.json"  # batches that rewinds left out
 SUMMARY = "summary.json"
 
 SUBMISSION = "submission.json"
-SUBMISSION_BEFORE_ROOMS = "attempt.json"  # its name until November 2026
+EARLIER_SUBMISSION = "attempt.json"  # its name until November 2026
 STARTED = "started.json"
 OUTCOME = "outcome.json"
 FAILURE = "failure.json"  # the batch script's diagnosis
@@ -66,13 +73,13 @@ PREFLIGHT_TOKEN = "preflight-token"
 SCRIPT = "submit.sh"  # the batch script
 WAITING_PICKLE = "waiting.pkl"  # becomes <job id>_submitted.pkl
 
-# --- files of a checkpoint ---------------------------------------------------------------------------------------------
+# --- files of a checkpoint ----------------------------------------------------------------------------------
 
 STATE = "state.json"
 MANIFEST = "manifest.json"
 HELD_OUT = "held_out.json"  # a loss that was measured after its checkpoint was published
 
-# --- the runs folder ---------------------------------------------------------------------------------------------------
+# --- the runs folder ----------------------------------------------------------------------------------------
 
 BASES = ".bases"  # merged bases that runs share
 CODE = ".code"  # the code that jobs import
@@ -96,7 +103,7 @@ ENDING = ".ending"  # in sweeps/: jobs that have had their turn
 TAIL_BYTES = 65536  # of a file of JSON lines of which only the newest are wanted
 
 
-# --- names with a number -----------------------------------------------------------------------------------------------
+# --- names with a number ------------------------------------------------------------------------------------
 
 
 def failure_of(rank: int | str) -> str:
@@ -172,13 +179,15 @@ def traces_of_end(run: Path) -> list[Path]:
     return [run / OUTCOME, *failures, *jobs.glob(rendezvous_of("*", "*")), *jobs.glob(stacks_of("*"))]
 
 
-# --- files that are always whole ---------------------------------------------------------------------------------------
+# --- files that are always whole ----------------------------------------------------------------------------
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which takes the place of `path` at the end: whoever reads finds the old file or the new one, and
-    others may write the same file at this moment."""
+    """Yield a path to write to, which takes the place of `path` at the end.
+
+    Whoever reads finds the old file or the new one, and others may write the same file at this moment.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -226,7 +235,7 @@ def read_json_if_whole(path: Path) -> Json | None:
         return None
 
 
-# --- files of JSON lines -----------------------------------------------------------------------------------------------
+# --- files of JSON lines ------------------------------------------------------------------------------------
 
 
 def append_json_line(path: Path, record: Mapping[str, object]) -> None:
@@ -266,7 +275,7 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 
 
 def parse_json_line(line: bytes) -> Json | None:
-    """Return the record of a line; None if the line is still being written, was cut short, or begins before what was read."""
+    """Return the record of a line; None if the line is incomplete: being written, cut short, or read in part."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The records in the JSON files of a run folder, each a dataclass: its job, how it ended, why it failed, its metrics.
+"""The records in the JSON files of a run folder: its job, how it ended, why it failed, its metrics.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container: the standard library alone,
-from Python 3.8 on.
+Every process reads or writes some of them, also the batch script's helper outside of a container: the standard
+library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -195,12 +195,12 @@ class Metrics(Record):
 
 
 def read_submission(run: Path) -> Submission | None:
-    """Return the job that works on the run in this folder, also where an earlier version submitted it; None before.
+    """Return the job that works on a run, also where an earlier version submitted it; None before its submission.
 
     Raises:
         ValueError: the file is broken.
     """
-    return Submission.read(run / layout.SUBMISSION) or Submission.read(run / layout.SUBMISSION_BEFORE_ROOMS)
+    return Submission.read(run / layout.SUBMISSION) or Submission.read(run / layout.EARLIER_SUBMISSION)
 
 
 def move_submission(run: Path, job: str, host: str) -> None:
@@ -214,7 +214,7 @@ def move_submission(run: Path, job: str, host: str) -> None:
 
 def forget_submission(run: Path) -> None:
     """Remove the note of the job that worked on the run."""
-    for name in (layout.SUBMISSION, layout.SUBMISSION_BEFORE_ROOMS):
+    for name in (layout.SUBMISSION, layout.EARLIER_SUBMISSION):
         (run / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
-"""What a run, an attempt and a job can be: the states of a run, why ranks leave, how attempts end, Slurm's and MLflow's words.
+"""The states of runs, the reasons to stop, how attempts end, kinds of failures, Slurm's job states, MLflow's statuses.
 
-The only module that spells them. Every process uses it, also the batch script's helper outside of a container: the standard
-library alone, from Python 3.8 on.
+The only module that spells them. Every process uses it, also the batch script's helper outside of a container: the
+standard library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RunState(Word):
 
 
 ALIVE_STATES = (RunState.QUEUED, RunState.RUNNING)
-# the states from which a run may only start again; to be COMPLETED is final, but for a run that is given more steps
+# a run leaves them only when somebody starts it again; from COMPLETED it can only be given more steps
 ENDED_STATES = (
     RunState.COMPLETED,
     RunState.FAILED,
@@ -53,7 +53,7 @@ PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)  # whose fo
 
 
 class StopReason(IntEnum):
-    """Why ranks leave training early, in order of weight: where ranks disagree, the highest holds (an all-reduce)."""
+    """Why ranks stop training early, in order of weight: where ranks disagree, the highest holds (an all-reduce)."""
 
     NONE = 0
     INTERRUPTED = 1  # by a signal, or its time's end
@@ -70,7 +70,7 @@ class StopReason(IntEnum):
 
 
 class EndingCause(Word):
-    """How an attempt, one start of a run's job, ended. Only after the first three does the run never come back."""
+    """How an attempt, one start of a run's job, ended. After the first three the run is never restarted."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"

@@ -1,4 +1,4 @@
-"""Whether a rank is asked to leave training early. No torch in here: a signal must be handled while torch is being imported.
+"""Whether a rank is asked to stop training early. No torch in here: signals may come while it is being imported.
 
 The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see train.py.
 """
