@@ -1,4 +1,5 @@
-"""Where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run chooses of it."""
+"""Settings of where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run
+chooses of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of a training run: the schema behind conf/. Values live in the YAML files, meaning and checks live here."""
+"""Settings of a training run: the schema behind conf/, with each setting's meaning, default and checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out loss of a corpus, over all and by source and written standard."""
+"""The held-out loss of a model on a corpus, over all documents and by source and written standard."""
 
 from __future__ import annotations
 

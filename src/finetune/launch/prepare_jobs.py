@@ -1,5 +1,5 @@
-"""A preparation as a chain of Slurm jobs: one array a step, each after the one before; `train after=ID` goes behind the last.
-Steps of one task that follow each other are one job, as each job waits in the queue anew.
+"""A preparation as a chain of Slurm jobs: one array a step, each after the one before. Consecutive steps of one task are one
+job; `train after=ID` follows the last.
 
 All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.

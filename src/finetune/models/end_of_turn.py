@@ -1,4 +1,4 @@
-"""The end of a turn as an end of sequence in what is saved: a model trained on conversations stops by itself.
+"""The token that ends a turn, declared as an end of sequence in what is saved: a model trained on conversations stops by itself.
 
 A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base
 model). A model that learned to end its answers with that token would go on behind it: `generate` stops at the
