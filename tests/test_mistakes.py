@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from finetune import cli, suggestions
+from finetune.cluster import check_log_folder
 from finetune.config import TrainConfig
 from finetune.errors import Call, _keys, describe_unknown_key
-from finetune.settings import check_log_folder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import reading
-from data_prep.config import QualityConfig, SourceConfig
+from data_prep.config import SourceConfig
 from data_prep.document import Report, Turn
+from data_prep.stage_settings import QualityConfig
 from data_prep.stages import normalise, quality
 from tests.data_prep.documents import config, document, through
 

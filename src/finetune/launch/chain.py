@@ -25,13 +25,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
+from finetune.cluster import ClusterConfig, check_log_folder
 from finetune.json_files import write_json
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
-from finetune.settings import check_log_folder
 
 Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
 PYTHON_SETTING = "cluster.prepare.python"
