@@ -52,7 +52,7 @@ def test_every_setting_has_a_help_text() -> None:
 def test_help_names_every_setting(verb: str, schema: Any) -> None:
     text = printed(verb, 120)
     settings = [key for key, kind in _keys(schema) if not dataclasses.is_dataclass(kind)]
-    assert len(settings) > 70
+    assert len(settings) >= 70
     assert [key for key in settings if key not in first_words(text)] == []
 
 
