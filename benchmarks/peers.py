@@ -172,7 +172,7 @@ def _products() -> list[str]:
     """The ways to multiply whose limits matter here: torch's linear layer runs torch.mm, and ours oneDNN where that is faster."""
     import torch
 
-    from finetune.linear import by_onednn
+    from finetune.models.cpu_matmul import by_onednn
 
     return ["torch.mm", "oneDNN"] if by_onednn(torch.empty(1)) else ["torch.mm"]
 

@@ -11,11 +11,11 @@ import sys
 
 import psutil
 
-from finetune import cli
-from finetune.config import TrainConfig
+from finetune.cli import main as cli
+from finetune.config.train import TrainConfig
 from finetune.launch import follow, local, submit
 from finetune.launch.follow import Controller
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 STAND_IN = """
 import json, os, pathlib, sys, time
@@ -45,7 +45,7 @@ def main() -> None:
     submit._check_models = lambda points: None
     follow._sync = lambda run, console: None
     follow.POLL_SECONDS = 0.02
-    from finetune import report
+    from finetune.cli import report
 
     report.print_summary = lambda run: sys.stderr.write(f"summary of {run.id}\n")
     cli.main(sys.argv[1:])

@@ -13,7 +13,7 @@ from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.shards import Corpus
 from data_prep.stage_settings import TokenizerConfig
 from data_prep.stages import tokenise
-from finetune import base as base_models
+from finetune.runs import base_model as base_models
 from tests.corpora import write_corpus
 from tests.models import write_base
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune import cli
+from finetune.cli import main as cli
 from finetune.launch import submit
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus, write_tokenizer
 from tests.models import write_base
 
@@ -146,7 +146,7 @@ def test_a_model_folder_without_weights(refuse: Callable[..., str], corpus: Path
         ({}, ["adapter.r=0"], ["adapter: PEFT refuses", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT refuses", "unexpected keyword argument 'rank'"]),
         ({}, ["adapter.target_modules=[q_projection]"], ["q_projection", "not found in the base model"]),
-        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, the model knows 256 positions"]),
+        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, the model has 256 positions"]),
         ({"vocab_size": 200}, [], ["has 300 tokens, the model embeds 200"]),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(refuse: Calla
 def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a login node whose compute nodes have another architecture."""
     monkeypatch.delattr(finetune, "model", raising=False)
-    monkeypatch.setitem(sys.modules, "finetune.model", None)
+    monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]
 
 
@@ -281,8 +281,8 @@ def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path
 def test_a_run_folder_in_use(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from finetune import config as configuration
-    from finetune.config import DataConfig, ModelConfig, TrainConfig
+    from finetune.config import train as configuration
+    from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 
     monkeypatch.chdir(tmp_path)
     run = RunFolder(tmp_path / "runs" / "mine")

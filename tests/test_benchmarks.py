@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import gpu, harness, peers, rules
-from finetune.data import PADDING, MicroBatch
+from finetune.data.packs import PADDING, MicroBatch
 from tests.models import LLAMA
 
 

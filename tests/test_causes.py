@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from finetune import causes
-from finetune.causes import LOCAL, ON_SLURM, Evidence
 from finetune.launch.ranks import count_oom_kills
+from finetune.runs import causes
+from finetune.runs.causes import LOCAL, ON_SLURM, Evidence
 
 START = "submitit INFO (2026-11-28 08:07:31,384) - Starting with JobEnvironment(job_id=7, hostname=node1)\n"
 LOST = {"rank": 0, "time": 1.0, "kind": "crash", "error": "RuntimeError: Connection closed by peer [10.0.0.1]:3"}

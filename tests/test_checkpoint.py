@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.checkpoint import Checkpoints
 from finetune.distributed import World
+from finetune.training.checkpoint import Checkpoints
 
 IDENTITY = {"zero_stage": 2, "corpus": "digest", "base": "digest"}
 
@@ -114,7 +114,7 @@ def test_a_kill_while_an_old_one_is_removed_costs_that_one_alone(tmp_path: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.checkpoint.shutil.rmtree", lambda path, **_: killed(path) if path.exists() else None)
+        patched.setattr("finetune.training.checkpoint.shutil.rmtree", lambda path, **_: killed(path) if path.exists() else None)
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, 30)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000030"], "half of one has its name"

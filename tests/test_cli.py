@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.corpora import write_corpus
 
-FINETUNE = [sys.executable, "-m", "finetune.cli"]
+FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

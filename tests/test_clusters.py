@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from finetune import attempts, causes, json_files
-from finetune.cluster import ClusterConfig
-from finetune.config import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.launch import freeze, requeue, slurm, slurm_command, waves
+from finetune.config.cluster import ClusterConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.job import batch_script as requeue
+from finetune.job import slurm_command, waves
+from finetune.launch import freeze, slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
+from finetune.runs import attempts, causes, json_files
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
@@ -87,7 +89,7 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == code
         assert ("error: cluster.host_python: python3 is missing" in done.stderr) == (code == 1)
-        assert f"    {host_python} -m finetune.launch.requeue" in script
+        assert f"    {host_python} -m finetune.job.batch_script" in script
 
 
 @pytest.mark.parametrize("module", [attempts, causes, json_files, requeue, slurm_command, waves])
@@ -102,7 +104,7 @@ def test_what_runs_on_the_host_needs_no_package() -> None:
     """-S leaves out site-packages; the contract in pyproject.toml names what may be imported of ours."""
     source = Path(str(requeue.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
-    done = subprocess.run([sys.executable, "-S", "-c", "import finetune.launch.requeue"], env=environment, check=False)
+    done = subprocess.run([sys.executable, "-S", "-c", "import finetune.job.batch_script"], env=environment, check=False)
     assert done.returncode == 0
 
 

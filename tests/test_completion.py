@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import _schema, _verbs
-from finetune.completion import complete, complete_line
+from finetune.cli.completion import complete, complete_line
+from finetune.cli.main import _schema, _verbs
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str,
         os.execve(program, shell, {**os.environ, "TERM": "dumb", "PS1": "$ ", "HOME": str(folder), "INPUTRC": "/dev/null"})
     terminal = Terminal(descriptor)
     try:
-        terminal.type(f'finetune() {{ {shlex.quote(sys.executable)} -m finetune.cli "$@"; }}\n', r"\$ ")
+        terminal.type(f'finetune() {{ {shlex.quote(sys.executable)} -m finetune.cli.main "$@"; }}\n', r"\$ ")
         terminal.type(f"eval \"$(finetune completion {shell[0]})\"; echo rea''dy\n", "ready")
         terminal.type("finetune train adapter=qlo\t", "adapter=qlora ")
         terminal.type("corpus=h\t", "høringer ")

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import guards, kernels
-from finetune.attention import DOCUMENTS
-from finetune.config import ClusterConfig
-from finetune.evaluate import evaluate_on_corpus
-from finetune.model import PackedModel
-from finetune.run_folder import RunFolder
+from finetune.config.train import ClusterConfig
+from finetune.evaluation.held_out import evaluate_on_corpus
+from finetune.models import checks, kernels
+from finetune.models.attention import DOCUMENTS
+from finetune.models.packed import PackedModel, PackInputs
+from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
 from tests.distributed.test_laws import (
@@ -175,9 +175,10 @@ def on_gpu(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Packed
 
 def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     packed.model.zero_grad()
-    loss, each = packed.losses(*(tensor.to(GPU) for tensor in batch()))
-    loss.backward()
-    return each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
+    inputs = PackInputs(**{name: tensor.to(GPU) for name, tensor in vars(batch()).items()})
+    losses = packed.losses(inputs)
+    losses.total.backward()
+    return losses.each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
 
 
 def apart(packed: PackedModel, exact: PackedModel) -> float:
@@ -202,8 +203,8 @@ def test_flash_attention_by_document_is_exact_attention(architecture: str) -> No
 
 def test_the_fastest_attention_that_takes_these_numbers_is_chosen() -> None:
     half, full = on_gpu(causal_model(), torch.bfloat16), on_gpu(causal_model())
-    assert guards.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
-    assert guards.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
+    assert checks.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
+    assert checks.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
 
 
 @pytest.mark.parametrize("implementation", ["flex_attention", "sdpa"])
@@ -211,7 +212,7 @@ def test_masked_attention_is_exact_attention(implementation: str) -> None:
     model = causal_model(hidden_size=64)  # flex_attention wants heads of 16 numbers
     exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(model)
     exact.attention = "eager"
-    assert guards.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
+    assert checks.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
     assert apart(packed, exact) < 2e-3
 
 
@@ -231,8 +232,8 @@ def test_kernels_change_no_loss_and_no_gradient(choice: str, architecture: str, 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
-    monkeypatch.setattr("finetune.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
+    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied).to(GPU)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
@@ -251,7 +252,7 @@ def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) ->
         f"data.corpus={law_corpus}", f"model={law_corpus.parent / 'base'}", f"runs_dir={tmp_path / 'runs'}", "adapter=lora",
         "zero=stage1", "precision=bf16", "data.sequence_length=128", "max_steps=4", "check_first_loss=false",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "finetune.cli", "train", *settings]
+    command = [sys.executable, "-m", "finetune.cli.main", "train", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     run = RunFolder(next((tmp_path / "runs").glob("*/summary.json")).parent)

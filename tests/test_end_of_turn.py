@@ -18,10 +18,11 @@ from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
 from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
 from data_prep.stages.tokenise import add_tokens, place_files
-from finetune import base as base_models
-from finetune import end_of_turn, pretrained
-from finetune.model import save, weights
-from finetune.run_folder import RunFolder
+from finetune.models import end_of_turn
+from finetune.models import load as pretrained
+from finetune.models.save import save, weights
+from finetune.runs import base_model as base_models
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
 from tests.models import LLAMA, LORA
 

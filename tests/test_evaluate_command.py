@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from finetune import cli, evaluate_command
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.cli import evaluate as evaluate_command
+from finetune.cli import main as cli
+from finetune.config import train as configuration
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LORA, write_base
 

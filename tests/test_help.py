@@ -13,9 +13,9 @@ import pytest
 
 from data_prep import reading
 from data_prep.config import READERS, PrepareConfig, SourceConfig
-from finetune import help
-from finetune.config import TrainConfig
-from finetune.errors import _keys
+from finetune.cli import help
+from finetune.cli.errors import _keys
+from finetune.config.train import TrainConfig
 
 
 def all_fields(schema: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -34,7 +34,7 @@ def schemas_of_readers() -> list[Any]:
 
 def printed(verb: str, columns: int) -> str:
     environment = {**os.environ, "COLUMNS": str(columns)}
-    command = [sys.executable, "-m", "finetune.cli", verb, "--help"]
+    command = [sys.executable, "-m", "finetune.cli.main", verb, "--help"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import base
-from finetune.base import Base
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.launch import submit
 from finetune.launch.freeze import freeze
+from finetune.runs import base_model as base
+from finetune.runs.base_model import Base
 from tests.corpora import write_corpus
 from tests.models import LORA, write_base
 

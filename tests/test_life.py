@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from finetune import checkpoint_files, shared_bases
-from finetune import config as configuration
-from finetune.cluster import ClusterConfig
-from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import chain, end, observe, slurm, submit
-from finetune.run_folder import RunFolder
+from finetune.config import train as configuration
+from finetune.config.cluster import ClusterConfig
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.launch import cancel as end
+from finetune.launch import observe, slurm, submit
+from finetune.launch import prepare_jobs as chain
+from finetune.runs import checkpoint_files, shared_bases
+from finetune.runs.folder import RunFolder
 from tests.models import LLAMA
 
 SLURM = ClusterConfig(name="there", scheduler="slurm")

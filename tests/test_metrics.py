@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import metrics
+from finetune.training import throughput as metrics
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 
@@ -60,7 +60,9 @@ def test_a_cpus_peak_is_measured_and_is_one() -> None:
 
 def test_a_cpus_peak_is_that_of_the_products_that_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own would be less than half of it on some CPUs, and the utilisation above 100%."""
-    monkeypatch.setattr("finetune.metrics.linear", lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight))
+    monkeypatch.setattr(
+        "finetune.training.throughput.linear", lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight)
+    )
     assert metrics.peak_of.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
 
 
@@ -84,7 +86,7 @@ def test_the_clock_accounts_for_all_of_the_time() -> None:
     with clock.waiting("data"):
         time.sleep(0.02)
     time.sleep(0.03)
-    clock.settle()
+    clock.read_events()
     out = clock.breakdown()
     assert out["forward"] >= 0.05
     assert out["data"] >= 0.02

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune import cli, suggestions
-from finetune.cluster import check_log_folder
-from finetune.config import TrainConfig
-from finetune.errors import Call, _keys, describe_unknown_key
+from finetune.cli import main as cli
+from finetune.cli.errors import Call, _keys, describe_unknown_key
+from finetune.config import suggestions
+from finetune.config.cluster import check_log_folder
+from finetune.config.train import TrainConfig
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]

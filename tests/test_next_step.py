@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from finetune import cli
+from finetune.cli import main as cli
+from finetune.cli.next_step import what_helps
 from finetune.launch.observe import Observed
-from finetune.next_step import what_helps
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.test_life import make  # noqa: F401
 
@@ -66,7 +66,7 @@ def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pyt
 
 
 def test_a_corpus_that_was_prepared_anew(make: Callable[..., RunFolder], tmp_path: Path) -> None:  # noqa: F811
-    from finetune.config import DataConfig, load, save
+    from finetune.config.train import DataConfig, load, save
 
     run = make(files={"inputs": {"corpus": "another digest", "base": None}, **TYPED})
     config = load(run.config_file)

@@ -13,9 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
-from finetune import cli
-from finetune.config import TrainConfig
-from finetune.overrides import Parser, hydra_arguments, quote_setting, register_json_resolver, to_dotlist
+from finetune.cli import main as cli
+from finetune.cli.overrides import Parser, hydra_arguments, quote_setting, register_json_resolver, to_dotlist
+from finetune.config.train import TrainConfig
 
 
 def read(setting: str) -> Any:

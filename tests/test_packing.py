@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.packing import pack, segments_of
+from finetune.data.packing import pack, segments_of
 
 
 def random_lengths(seed: int, count: int = 400, longest: int = 700) -> np.ndarray:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import ClusterConfig, PrepareJobs
-from finetune.launch import chain, freeze
+from finetune.config.cluster import ClusterConfig, PrepareJobs
+from finetune.launch import freeze
+from finetune.launch import prepare_jobs as chain
 from finetune.launch.environment import profiles
 from finetune.launch.slurm import SlurmError
 

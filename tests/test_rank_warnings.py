@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune import rank_warnings
+from finetune.cli.status import print_warnings
 from finetune.launch.follow import MOST_WARNINGS, _show_warnings
-from finetune.rank_warnings import Collector
-from finetune.run_folder import RunFolder
-from finetune.status import print_warnings
+from finetune.runs import rank_warnings
+from finetune.runs.folder import RunFolder
+from finetune.runs.rank_warnings import Collector
 from tests.test_life import make  # noqa: F401
 
 
@@ -30,8 +30,8 @@ def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected:
     library = logging.getLogger("transformers.modeling_utils")
     logging.getLogger("transformers").propagate = False  # as it sets it itself
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
-    logging.getLogger("finetune.train").warning("the grace time is too short")
-    logging.getLogger("finetune.train").info("not this")
+    logging.getLogger("finetune.training.run").warning("the grace time is too short")
+    logging.getLogger("finetune.training.run").info("not this")
     logging.getLogger("urllib3").warning("nor this")
     logging.getLogger("peft").error("nor less than an error")
     assert rank_warnings.describe(tmp_path, world_size=2) == [

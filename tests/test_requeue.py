@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from finetune import attempts
-from finetune.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
-from finetune.launch import requeue
+from finetune.job import batch_script as requeue
+from finetune.runs import attempts
+from finetune.runs.attempts import COMPLETED, DEAD_NODE, DIED, INTERRUPTED, KILLED, MISTAKE, PREFLIGHT, STOPPED, Ending, decide
 
 
 def ending(cause: str, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:
@@ -320,7 +320,7 @@ def test_the_guard_ends_with_the_batch_script(batch: Batch) -> None:
     batch.begin()
     script = subprocess.Popen(["sleep", "60"])
     policy = ["--max-restarts", "3", "--on-interrupt", "requeue", "--world-size", "2", "--script", str(script.pid)]
-    guard = subprocess.Popen([sys.executable, "-m", "finetune.launch.requeue", "guard", str(batch.run), *policy])
+    guard = subprocess.Popen([sys.executable, "-m", "finetune.job.batch_script", "guard", str(batch.run), *policy])
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             guard.wait(requeue.LOOK_SECONDS * 2)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards import Corpus
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.distributed import World
-from finetune.launch.preflight import PreflightError, node_name
-from finetune.launch.staging import staged
-from finetune.run_folder import RunFolder
+from finetune.job.preflight import PreflightError, node_name
+from finetune.job.staging import staged
+from finetune.runs.folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 from finetune.launch import checks
 from finetune.launch.environment import profiles
 from finetune.launch.torch_build import TorchBuild, installed_torch, lacks

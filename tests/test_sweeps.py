@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from finetune import cli, status
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import end, freeze, submit
+from finetune.cli import main as cli
+from finetune.cli import status
+from finetune.config import train as configuration
+from finetune.config.points import Sweep, describe, short_names
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.launch import cancel as end
+from finetune.launch import freeze, submit
 from finetune.launch.observe import observe
-from finetune.points import Sweep, describe, short_names
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 

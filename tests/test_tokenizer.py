@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from data_prep.stages.tokenise import _train
-from finetune import tokenizer
+from finetune.models import tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from finetune import config as configuration
-from finetune.config import DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
-from finetune.tracking import sender
+from finetune.config import train as configuration
+from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.runs.folder import RunFolder
+from finetune.tracking import mlflow_sync as sender
 from finetune.tracking.spool import Spool
 from tests.models import LLAMA
 

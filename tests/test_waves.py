@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import ClusterConfig, QueueLimits, SiteConfig
-from finetune.launch import places, waves
-from finetune.launch.slurm_command import Refused
-from finetune.launch.waves import Limit, Plan, QueuedJob, Submission
+from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
+from finetune.job import waves
+from finetune.job.slurm_command import Refused
+from finetune.job.waves import Limit, Plan, QueuedJob, Submission
+from finetune.launch import places
 
 REFUSAL = "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
 
@@ -366,9 +367,7 @@ def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
 
 def test_a_job_hands_on_the_environment_in_which_it_was_started() -> None:
     """What the batch script adds to PYTHONPATH would be added again with each wave."""
-    program = (
-        "from finetune.launch.waves import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
-    )
+    program = "from finetune.job.waves import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
     script = f"export ADDED=again:$ADDED; {sys.executable} -c {shlex.quote(program)}; true"
     source = str(Path(waves.__file__).parents[2])
     environment = {"ADDED": "once", "SLURM_JOB_ID": "7", "SLURM_CONF": "/x", "PYTHONPATH": source, "PATH": os.environ["PATH"]}

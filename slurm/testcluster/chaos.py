@@ -27,8 +27,8 @@ from queue import SimpleQueue
 
 import psutil
 
-from finetune import attempts
-from finetune.run_folder import RunFolder
+from finetune.runs import attempts
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.cluster import Cluster
 
 LOSS_TOLERANCE = 1e-4
@@ -51,9 +51,9 @@ FAULT = """\
 import os, sys, threading, time
 
 def plant():
-    while not hasattr(sys.modules.get("finetune.train"), "summarise"):
+    while not hasattr(sys.modules.get("finetune.training.run"), "summarise"):
         time.sleep(0.01)
-    module = sys.modules["finetune.train"]
+    module = sys.modules["finetune.training.run"]
     honest = module._batch_of
     def broken(step, skipped):
         if step + 1 == {step}:
@@ -83,7 +83,7 @@ class Sandbox:
 
     def finetune(self, *arguments: str) -> str:
         """Run the command line; what it printed on stdout."""
-        command = [sys.executable, "-m", "finetune.cli", *arguments]
+        command = [sys.executable, "-m", "finetune.cli.main", *arguments]
         environment = {**os.environ, **self.cluster.environment}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:

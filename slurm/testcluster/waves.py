@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.chaos import Sandbox
 from slurm.testcluster.cluster import Cluster
 
@@ -76,7 +76,7 @@ def starts(folder: Path) -> list[tuple[str, str]]:
 def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str:
     """Return what the command printed for people; its shell and all of its processes are gone then."""
     log = box.folder / "submission.log"
-    command = [sys.executable, "-m", "finetune.cli", "train", "-m", *settings]
+    command = [sys.executable, "-m", "finetune.cli.main", "train", "-m", *settings]
     with log.open("w") as output:
         shell = subprocess.Popen(
             ["bash", "-c", '"$@"; echo done; sleep 3600', "bash", *command],

@@ -130,8 +130,8 @@ class FinetuneLauncher(Launcher):
         config.hydra.sweep.dir = str(self.folder)  # sweepers write there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from finetune.cli import run_points, to_train_config
-        from finetune.points import Sweep, varying
+        from finetune.cli.main import run_points, to_train_config
+        from finetune.config.points import Sweep, varying
         from finetune.terminal import counted
 
         configs = []
@@ -153,7 +153,7 @@ class FinetuneLauncher(Launcher):
 
     def _swept(self, overrides: Sequence[str]) -> dict[str, str]:
         """Return the values of the settings that were given several, as they were typed."""
-        from finetune.points import as_typed
+        from finetune.config.points import as_typed
 
         point = {}
         for text in overrides:

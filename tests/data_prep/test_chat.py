@@ -535,8 +535,8 @@ def test_a_template_that_rewrites_history_gives_a_row_a_turn_and_says_so(tmp_pat
 
 def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dropped(tmp_path: Path) -> None:
     """Through to training: what a step's labels hold is the answers, and nothing else."""
-    from finetune.data import PackedData
-    from finetune.loss import IGNORE
+    from finetune.data.packs import PackedData
+    from finetune.models.loss import IGNORE
     from tests.test_data import Alone
 
     source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")

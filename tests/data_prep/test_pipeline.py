@@ -204,7 +204,7 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> 
 
 def command(tmp_path: Path, workers: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
     settings = [f"corpora_dir={tmp_path}", f"workers={workers}", f"shard_characters={SHARD}"]
-    arguments = [sys.executable, "-m", "finetune.cli", "prepare", "corpus=sample", *settings]
+    arguments = [sys.executable, "-m", "finetune.cli.main", "prepare", "corpus=sample", *settings]
     return subprocess.run(arguments, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data_prep.shards import sha256_file
-from finetune.config import ClusterConfig, ModelConfig
-from finetune.run_folder import RunFolder
+from finetune.config.train import ClusterConfig, ModelConfig
+from finetune.runs.folder import RunFolder
 from tests.distributed import worker
 from tests.distributed.test_laws import assert_same, law_config, make_run, steps
 from tests.models import LORA

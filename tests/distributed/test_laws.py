@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import config as configuration
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.export import export
-from finetune.run_folder import RunFolder
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.runs.folder import RunFolder
+from finetune.training.checkpoint_weights import export
 from tests.distributed import reference, worker
 from tests.models import LLAMA, LORA
 
@@ -175,7 +175,8 @@ def test_validation_loss_is_that_of_the_saved_model(
     """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the base's own numbers,
     which are not those of 4 bits.)"""
     from data_prep.shards import Corpus
-    from finetune import base, pretrained
+    from finetune.models import load as pretrained
+    from finetune.runs import base_model as base
 
     run = runs[f"{kind}-zero{stage}{ranks}"]
     summary = run.summary()

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune import weights
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.run_folder import RunFolder
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.models import safetensors_io as weights
+from finetune.runs.folder import RunFolder
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker
 from tests.distributed.test_laws import losses, make_run

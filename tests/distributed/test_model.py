@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from finetune import base as base_models
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.evaluate import evaluate_on_corpus
-from finetune.run_folder import RunFolder
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.evaluation.held_out import evaluate_on_corpus
+from finetune.runs import base_model as base_models
+from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
 from tests.distributed import worker
 from tests.distributed.test_laws import LOSS_TOLERANCE, WEIGHT_TOLERANCE, ZERO, losses, make_run, weights

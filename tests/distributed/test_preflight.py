@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from finetune.launch import preflight
-from finetune.launch.preflight import suspected
+from finetune.job import preflight
+from finetune.job.preflight import suspected
 
 RANKS = 3
 # planted fault -> the nodes that must be named; None: it must pass; []: it must say that no node is to blame
@@ -71,8 +71,8 @@ def test_the_node_that_wrong_transfers_have_in_common(wrong_pairs: list[tuple[in
 
 
 def test_a_folder_that_cannot_be_written_is_the_nodes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.config import DataConfig, ModelConfig, TrainConfig
-    from finetune.run_folder import RunFolder
+    from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+    from finetune.runs.folder import RunFolder
 
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     config = TrainConfig(model=ModelConfig(path="x"), data=DataConfig(corpus="x"))
@@ -93,8 +93,8 @@ def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.
     """NCCL sends objects from the current GPU, and another one than the group's is refused, or hangs."""
     import torch
 
-    from finetune import engine
     from finetune.distributed import World
+    from finetune.training import engine
 
     calls: list[tuple[str, object]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     import torch.distributed as dist
 
     from finetune.distributed import World
-    from finetune.run_folder import RunFolder
+    from finetune.runs.folder import RunFolder
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=World().rank, world_size=RANKS)
     preflight.PATIENCE_SECONDS = 0.5

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from finetune import base, checkpoint_files
-from finetune import config as configuration
-from finetune.config import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.evaluate import evaluate_on_corpus
-from finetune.run_folder import RunFolder
-from finetune.weights import WeightFiles
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.evaluation.held_out import evaluate_on_corpus
+from finetune.models.safetensors_io import WeightFiles
+from finetune.runs import base_model as base
+from finetune.runs import checkpoint_files
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.distributed import worker
 from tests.models import LLAMA

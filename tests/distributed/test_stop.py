@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from finetune import config as configuration
-from finetune.config import ClusterConfig
-from finetune.run_folder import RunFolder
+from finetune.config import train as configuration
+from finetune.config.train import ClusterConfig
+from finetune.runs.folder import RunFolder
 from tests.distributed import worker
 from tests.distributed.test_laws import assert_same, law_config, make_run, spool
 

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
-FINETUNE = [sys.executable, "-m", "finetune.cli"]
+FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

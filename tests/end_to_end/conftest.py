@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards import Corpus
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
 
 pytestmark = pytest.mark.end_to_end

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import FINETUNE, command, run_of
 from tests.models import LLAMA
 
@@ -114,7 +114,7 @@ def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, Run
     _, base, _ = sample
     (submitted,) = base.jobs.glob("*_submitted.pkl")
     names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
-    assert "finetune.launch.job" in names
+    assert "finetune.job.rank" in names
     assert "run_job" in names
     assert str(base.path) in names
     assert not any("omegaconf" in name or "hydra" in name for name in names)

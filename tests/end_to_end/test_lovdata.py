@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.shards import Manifest
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command
 
 pytestmark = pytest.mark.end_to_end

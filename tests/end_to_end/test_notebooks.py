@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 pytestmark = pytest.mark.end_to_end
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))

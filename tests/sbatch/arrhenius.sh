@@ -36,7 +36,7 @@ export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTH
 # what brings the run back: it runs on the host, outside of a container, without packages
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' || { echo 'error: cluster.host_python: python3 is missing on this node or older than 3.8; name a newer one' >&2; exit 1; }
 requeue() {
-    python3 -m finetune.launch.requeue "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
+    python3 -m finetune.job.batch_script "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 4 "${@:2}"
 }
 trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines

@@ -34,7 +34,7 @@ export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTH
 # what brings the run back: it runs on the host, outside of a container, without packages
 type -P /projects/letters/.venv/bin/python >/dev/null || { echo 'error: cluster.python: this node has no /projects/letters/.venv/bin/python, with which it was submitted; set the command of one that it has' >&2; exit 1; }
 requeue() {
-    /projects/letters/.venv/bin/python -m finetune.launch.requeue "$1" /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/$SLURM_ARRAY_TASK_ID/.. \
+    /projects/letters/.venv/bin/python -m finetune.job.batch_script "$1" /projects/letters/runs/sweeps/lora-20261128-120000-0a1b/0/points/$SLURM_ARRAY_TASK_ID/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 8 "${@:2}"
 }
 trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines

@@ -42,7 +42,7 @@ export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTH
 # what brings the run back: it runs on the host, outside of a container, without packages
 type -P /projects/letters/.venv/bin/python >/dev/null || { echo 'error: cluster.python: this node has no /projects/letters/.venv/bin/python, with which it was submitted; set the command of one that it has' >&2; exit 1; }
 requeue() {
-    /projects/letters/.venv/bin/python -m finetune.launch.requeue "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
+    /projects/letters/.venv/bin/python -m finetune.job.batch_script "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 4 "${@:2}"
 }
 trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.cluster import Cluster, why_not
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 
-FINETUNE = [sys.executable, "-m", "finetune.cli"]
+FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import cli
-from finetune.run_folder import RunFolder
+from finetune.cli import main as cli
+from finetune.runs.folder import RunFolder
 from tests.slurm.conftest import Shell, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

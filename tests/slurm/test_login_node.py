@@ -23,7 +23,7 @@ def test_a_wrapped_python_submits_jobs_that_start_the_wrapper(shell: Shell, tmp_
     assert not INNER.exists()
     assert str(INNER) not in script
     assert f"{commands}/python3 -u -m submitit.core._submit" in script
-    assert "\n    python3 -m finetune.launch.requeue" in script, "the helper runs outside, where scontrol is"
+    assert "\n    python3 -m finetune.job.batch_script" in script, "the helper runs outside, where scontrol is"
     wait_for(lambda: run.state() == "completed", seconds=120)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.preparation import Preparation
-from finetune.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
-from finetune.launch import chain
+from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
+from finetune.launch import prepare_jobs as chain
 from tests.data_prep.test_pipeline import config, markers
 from tests.data_prep.test_sample import checksums
 from tests.slurm.conftest import Shell, wait_for

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import attempts
-from finetune.run_folder import RunFolder
+from finetune.runs import attempts
+from finetune.runs.folder import RunFolder
 from slurm.testcluster.cluster import Cluster, why_not
 from slurm.testcluster.sites import (
     DENIED,

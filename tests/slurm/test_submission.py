@@ -18,9 +18,9 @@ import pytest
 
 import data_prep
 import finetune
-from finetune.config import conf_dir
+from finetune.config.train import conf_dir
 from finetune.launch.observe import observe
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from tests.slurm.conftest import Shell, losses, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -83,7 +83,7 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
         assert sum(path.is_file() for path in run.path.rglob("*")) < 60  # a thousand points stay below a quota of 100,000
         (submitted,) = run.jobs.glob("*_submitted.pkl")
         names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
-        assert {"finetune.launch.job", "run_job", str(run.path)} <= set(names)
+        assert {"finetune.job.rank", "run_job", str(run.path)} <= set(names)
         assert not any("omegaconf" in name or "hydra" in name for name in names)
     (code,) = {run.code() for run in runs}
     assert code is not None
@@ -220,7 +220,7 @@ def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tm
     fake.write_text(f'#!/bin/bash\nif {when}; then {body}; exit 1; fi\nexec {real} "$@"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     submitted = subprocess.run(
-        [sys.executable, "-m", "finetune.cli", "train", "-m", *training(f"name=killed-{moment}", "seed=1,2")],
+        [sys.executable, "-m", "finetune.cli.main", "train", "-m", *training(f"name=killed-{moment}", "seed=1,2")],
         cwd=shell.folder, env={**shell.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, check=False,
     )  # fmt: skip
     assert submitted.returncode == -signal.SIGKILL
@@ -280,7 +280,7 @@ def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
 
 def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger(shell: Shell) -> None:
     allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
-    command = [sys.executable, "-m", "finetune.cli", "train", *training("max_steps=2", "cluster.ranks_per_node=2")]
+    command = [sys.executable, "-m", "finetune.cli.main", "train", *training("max_steps=2", "cluster.ranks_per_node=2")]
     (run,) = shell.runs(shell.run(*allocation, *command).stdout)
     assert run.state() == "completed"
     assert run.read_json("started.json")["host"].startswith("node")  # type: ignore[index]
@@ -298,7 +298,13 @@ def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger
 
 
 def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) -> None:
-    command = [sys.executable, "-m", "finetune.cli", "train", *training("max_steps=5000", "cluster.ranks_per_node=2", "name=now")]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli.main",
+        "train",
+        *training("max_steps=5000", "cluster.ranks_per_node=2", "name=now"),
+    ]
     allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
     attached = subprocess.Popen([*allocation, *command], cwd=shell.folder, env=shell.environment)
     wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from finetune import attempts
-from finetune.run_folder import RunFolder
+from finetune.runs import attempts
+from finetune.runs.folder import RunFolder
 from slurm.testcluster import chaos
 from slurm.testcluster.chaos import Outcome, Sandbox, wait_for
 from tests.slurm.conftest import Shell

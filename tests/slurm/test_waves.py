@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 from slurm.testcluster import waves
 from slurm.testcluster.chaos import Sandbox
 from tests.slurm.conftest import Shell, training, wait_for

@@ -1,1 +1,1 @@
-"""From validated configs to running ranks: run folders, submitit, and following what was started."""
+"""From a checked config to a job: submit, follow, cancel. Runs in the shell that submits, without torch."""

@@ -13,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
-from finetune.launch import slurm, waves
+from finetune.config.cluster import ClusterConfig
+from finetune.job import waves
+from finetune.launch import slurm
 from finetune.launch.environment import FIND_MODULE, node_lines
 from finetune.launch.job_python import container, uses_host_python
 from finetune.launch.slurm import PYTHON_3_8

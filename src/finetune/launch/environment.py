@@ -11,8 +11,8 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from finetune.cluster import ClusterConfig
-from finetune.config import conf_dir, from_omegaconf
+from finetune.config.cluster import ClusterConfig
+from finetune.config.train import conf_dir, from_omegaconf
 
 SHARED_CACHES = {"HF_HOME": "huggingface", "APPTAINER_CACHEDIR": "apptainer", "SINGULARITY_CACHEDIR": "apptainer"}
 LOCAL_CACHES = {

@@ -25,12 +25,12 @@ from typing import Any
 
 import data_prep
 import finetune
-from finetune import base
-from finetune import config as configuration
-from finetune.cluster import ClusterConfig
-from finetune.config import TrainConfig
-from finetune.points import Sweep
-from finetune.run_folder import RunFolder
+from finetune.config import train as configuration
+from finetune.config.cluster import ClusterConfig
+from finetune.config.points import Sweep
+from finetune.config.train import TrainConfig
+from finetune.runs import base_model as base
+from finetune.runs.folder import RunFolder
 from finetune.terminal import counted
 
 PACKAGES = (

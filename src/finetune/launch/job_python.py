@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _BINDS = ("APPTAINER_BIND", "SINGULARITY_BIND")

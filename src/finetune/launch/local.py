@@ -18,13 +18,14 @@ import psutil
 from filelock import Timeout
 from submitit.core.utils import DelayedSubmission
 
-from finetune.config import TrainConfig
-from finetune.launch import job, ranks, slurm, sweep_files
+from finetune.config.train import TrainConfig
+from finetune.job import rank as job
+from finetune.launch import ranks, slurm, sweep_files
 from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, Interrupts, follow
 from finetune.launch.freeze import snapshot_code
 from finetune.launch.job_python import job_python
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 
 def start_in_turn(runs: list[RunFolder]) -> None:
@@ -222,7 +223,7 @@ def _step(config: TrainConfig, *options: str) -> list[str]:
 
 def _debug(run: RunFolder, config: TrainConfig) -> None:
     """The one rank in this shell: what is typed goes to the debugger."""
-    program = f"-m finetune.launch.debug {shlex.quote(str(run.path))}"
+    program = f"-m finetune.job.debug {shlex.quote(str(run.path))}"
     if config.cluster.scheduler == "slurm":
         code = snapshot_code(run.path.parent)
         lines = [*environment_lines(config.cluster), slurm.code_line(code)]

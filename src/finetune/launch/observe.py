@@ -9,9 +9,9 @@ from __future__ import annotations
 import getpass
 from dataclasses import dataclass
 
-from finetune.launch import waves
-from finetune.launch.slurm_command import Refused, run_command
-from finetune.run_folder import RunFolder
+from finetune.job import waves
+from finetune.job.slurm_command import Refused, run_command
+from finetune.runs.folder import RunFolder
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING")

@@ -1,6 +1,6 @@
 """Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as
 Slurm's accounting answers where it may be asked; and moving on, from a shell, sweeps of which points wait for a
-place (launch/waves.py).
+place (job/waves.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
-from finetune.launch import observe, waves
+from finetune.config.cluster import ClusterConfig
+from finetune.job import waves
+from finetune.job.slurm_command import Refused
+from finetune.job.waves import Limit, Plan, QueuedJob
+from finetune.launch import observe
 from finetune.launch.observe import slurm_lines
-from finetune.launch.slurm_command import Refused
-from finetune.launch.waves import Limit, Plan, QueuedJob
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 DEFAULT_QOS = "normal"
 SLURMS_ARRAY_SIZE = 1000  # Slurm's own default is 1001

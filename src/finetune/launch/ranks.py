@@ -19,8 +19,8 @@ from typing import Any
 import submitit
 from submitit.local import local
 
-from finetune.causes import EXITS
-from finetune.json_files import write_json
+from finetune.runs.causes import EXITS
+from finetune.runs.json_files import write_json
 
 POLL_SECONDS = 0.1
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.cluster import ClusterConfig
+from finetune.config.cluster import ClusterConfig
 from finetune.launch import slurm
 from finetune.launch.environment import environment_file, profiles
 

@@ -22,14 +22,16 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from finetune.cluster import ClusterConfig
-from finetune.launch import job, places, waves
+from finetune.config.cluster import ClusterConfig
+from finetune.job import rank as job
+from finetune.job import waves
+from finetune.job.slurm_command import Refused, run_command
+from finetune.job.waves import POINTS, SCRIPT
+from finetune.launch import places
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
-from finetune.launch.slurm_command import Refused, run_command
-from finetune.launch.waves import POINTS, SCRIPT
-from finetune.run_folder import RunFolder
+from finetune.runs.folder import RunFolder
 
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # that a submission may take
@@ -264,7 +266,7 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
         "# what brings the run back: it runs on the host, outside of a container, without packages",
         *_host_python_lines(cluster),
         "requeue() {",
-        f'    {python} -m finetune.launch.requeue "$1" {run} \\',
+        f'    {python} -m finetune.job.batch_script "$1" {run} \\',
         f'        {policy} --world-size {cluster.world_size} "${{@:2}}"',
         "}",
         "trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines",

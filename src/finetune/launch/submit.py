@@ -20,10 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import base, checkpoint_files, extras, rows, tokenizer
-from finetune import config as configuration
-from finetune.config import TrainConfig
-from finetune.launch import chain, checks, local, observe, places, slurm, sweep_files, waves
+from finetune.config import extras
+from finetune.config import train as configuration
+from finetune.config.points import Sweep
+from finetune.config.train import TrainConfig
+from finetune.data import rows
+from finetune.job import waves
+from finetune.job.rank import lean_imports
+from finetune.launch import checks, local, observe, places, slurm, sweep_files
+from finetune.launch import prepare_jobs as chain
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
@@ -34,10 +39,12 @@ from finetune.launch.freeze import (
     pin,
     snapshot_code,
 )
-from finetune.launch.job import lean_imports
-from finetune.points import Sweep
-from finetune.run_folder import RunFolder
-from finetune.schedule import describe_leap, num_steps_of
+from finetune.models import tokenizer
+from finetune.runs import base_model as base
+from finetune.runs import checkpoint_files
+from finetune.runs.folder import RunFolder
+from finetune.tracking import names
+from finetune.training.schedule import Schedule, describe_leap
 
 RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started
 
@@ -173,11 +180,11 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     step, last = checkpoint_files.step_of(newest), run.last_metrics()
     if run.summary() and step < last.get("step", 0):
         yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
-    planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
+    planned = state.get("seen", {}).get("num_steps") or int(last.get(names.NUM_STEPS, 0))
     plan = next(run.plan.glob("train-*-epoch-000.npy"), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
-        if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
+        if message := describe_leap(step, planned, Schedule.of(config, num_packs)):
             yield message
 
 
@@ -315,7 +322,7 @@ def _check_each(points: list[TrainConfig]) -> None:
 def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
-            from finetune import model
+            from finetune.models import build as model
     except (ImportError, OSError):  # nor torch
         return
     for point in points:

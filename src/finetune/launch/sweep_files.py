@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.points import varying
-from finetune.run_folder import RunFolder
+from finetune.config.points import varying
+from finetune.runs.folder import RunFolder
 
 FILE = "points.tsv"
 ENDED = ("completed", "failed", "dead", "cancelled", "stopped", "interrupted")

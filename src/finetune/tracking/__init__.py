@@ -1,1 +1,1 @@
-"""Tracking never stops a run: jobs append to a local spool; one locked writer outside them fills MLflow."""
+"""Metrics: the spool that a rank writes, and MLflow, which one writer outside of jobs fills."""

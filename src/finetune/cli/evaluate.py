@@ -1,0 +1,195 @@
+"""`finetune evaluate`: held-out losses of one model, or of several on the same rows with their differences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from finetune.cli import report
+from finetune.config import extras
+from finetune.config.train import RUN_PREFIX, DataConfig, split_step
+from finetune.runs import base_model as base_models
+from finetune.runs.base_model import Base
+from finetune.runs.folder import RunFolder
+from finetune.terminal import console
+
+if TYPE_CHECKING:
+    from data_prep.shards import Corpus
+    from finetune.evaluation.held_out import HeldOut
+
+BASE = "base"  # as --against: the model that the run started from
+GROUPS = ("by_language", "by_source")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate: how to call it, where it lies, and the run that it comes from, if it does."""
+
+    label: str
+    model: Base
+    run: RunFolder | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `finetune evaluate`."""
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="run id, run id@step, model folder, or hub id in the cache; several to compare"
+    )
+    parser.add_argument(
+        "--against", metavar="MODEL", help="compare with this one on the same rows; base: the model that the run started from"
+    )
+    parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
+    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    parser.add_argument("--sequence-length", type=int, help="tokens a pack (of a run: its own; else 512)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def evaluate(options: argparse.Namespace) -> str | None:
+    """Evaluate the models and print their losses; the same as JSON, if it is asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model or corpus, or they do not belong together.
+    """
+    extras.check("torch", "evaluating a model")
+    from data_prep.shards import Corpus
+    from finetune.data.rows import LongRows, account_of
+
+    subjects = resolve_all(options.models, options.against, options.runs_dir)
+    data = choose_data(subjects, options)
+    corpus = Corpus(data.corpus_folder)
+    corpus.verify()
+    check_tokenizers(subjects, corpus)
+    results = [_held_out(subject, corpus, data) for subject in subjects]
+    names = " and ".join(subject.label for subject in subjects)
+    console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
+    if len(subjects) == 1:
+        report.print_held_out({"after": results[0].as_dict()})
+    else:
+        console().print(comparison_table(subjects, results))
+    held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
+    report.print_losses({"validation": held_out_rows.as_dict()})
+    if not options.json:
+        return None
+    if len(subjects) == 1:
+        return json.dumps(results[0].as_dict(), ensure_ascii=False)
+    return json.dumps(as_json(subjects, results, data), ensure_ascii=False)
+
+
+def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
+    """Return the models to compare: first the one that the others are compared with."""
+    named = [resolve(name, runs_dir) for name in names]
+    if against is None:
+        return named
+    if against != BASE:
+        return [resolve(against, runs_dir), *named]
+    run = named[0].run
+    if run is None:
+        raise ValueError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
+    model = run.config().model
+    if model.path is None:
+        raise ValueError(f"--against base: run {run.id} began from scratch and has no base; name a model")
+    return [Subject(f"base {_label(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
+
+
+def resolve(name: str, runs_dir: str) -> Subject:
+    """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder or a hub id.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is an adapter alone, or a run without a result.
+    """
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+    if folder.is_dir() and not (folder / "config.yaml").is_file():
+        return Subject(_label(name), base_models.resolve(name, runs_dir))
+    run_name, step = split_step(name.removeprefix(RUN_PREFIX))
+    try:
+        run = RunFolder.find(run_name, runs_dir)
+    except FileNotFoundError:
+        if name.startswith(RUN_PREFIX) or "/" not in name:
+            raise
+        return Subject(name, base_models.resolve(name, runs_dir))
+    suffix = "" if step is None else f"@{step}"
+    return Subject(f"{run.id}{suffix}", base_models.resolve(f"{RUN_PREFIX}{run.path}{suffix}", runs_dir), run)
+
+
+def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
+    """Return the corpus and the cut of its rows: of the first run that was named, where the options leave them open."""
+    run = next((subject.run for subject in subjects if subject.run is not None), None)
+    settings = DataConfig(corpus="") if run is None else run.config().data
+    corpus = options.corpus or settings.corpus
+    if not corpus:
+        raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
+    return DataConfig(
+        corpus=corpus,
+        corpora_dir=options.corpora_dir,
+        sequence_length=settings.sequence_length if options.sequence_length is None else options.sequence_length,
+        long_documents=settings.long_documents,
+        long_conversations=settings.long_conversations,
+    )
+
+
+def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
+    """Raise ValueError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
+    for subject in subjects:
+        try:
+            base_models.check_tokenizer(subject.model, corpus)
+        except ValueError as fault:
+            if len(subjects) == 1:
+                raise
+            raise ValueError(
+                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses a token of two tokenizers cannot be "
+                f"compared; compare models of one tokenizer"
+            ) from fault
+
+
+def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
+    from finetune.evaluation.held_out import evaluate_base
+
+    return evaluate_base(subject.model, corpus, data)
+
+
+def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) -> Table:
+    """Return a table of all losses, with the difference of each further model to the first."""
+    headers = [escape(subjects[0].label)]
+    for subject in subjects[1:]:
+        headers += [escape(subject.label), "difference"]
+    table = Table("  held-out loss (nats a token)", "tokens", *headers, box=None)
+    bodies = [result.as_dict() for result in results]
+    table.add_row("  all", f"{results[0].tokens:,}", *_cells([body["loss"] for body in bodies]))
+    for group in GROUPS:
+        for name in bodies[0][group]:
+            tokens = bodies[0][f"tokens_{group}"][name]
+            table.add_row(Text(f"  {name}"), f"{tokens:,}", *_cells([body[group][name] for body in bodies]))
+    return table
+
+
+def _cells(losses: Sequence[float]) -> list[str]:
+    cells = [f"{losses[0]:.3f}"]
+    for loss in losses[1:]:
+        cells += [f"{loss:.3f}", f"{loss - losses[0]:+.3f}"]
+    return cells
+
+
+def as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> dict[str, Any]:
+    """Return all results, and the differences to the first model."""
+    bodies = [result.as_dict() for result in results]
+    models = []
+    for subject, body in zip(subjects, bodies, strict=True):
+        difference = {"loss": body["loss"] - bodies[0]["loss"]}
+        by_group = {group: {name: body[group][name] - loss for name, loss in bodies[0][group].items()} for group in GROUPS}
+        models.append({"model": subject.label, **body, "difference": {**difference, **by_group}})
+    return {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
+
+
+def _label(path: str) -> str:
+    return path if path.startswith(RUN_PREFIX) or not Path(path).is_dir() else Path(path).resolve().name

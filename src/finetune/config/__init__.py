@@ -1,0 +1,1 @@
+"""Every setting of a run and of a site: its meaning, default and checks."""

@@ -1,0 +1,327 @@
+"""Every setting of a training run: the schema behind conf/. Values live in the YAML files, meaning and checks live here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_prep.fields import at_least, between, one_of, section, setting
+from finetune.config.cluster import ClusterConfig, check_log_folder
+from finetune.config.suggestions import did_you_mean
+
+RUN_PREFIX = "run:"
+PRECISIONS = ("fp32", "bf16")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
+KERNELS = ("auto", "none", "torch", "liger")
+QUANTIZATIONS = ("nf4",)
+PREPENDING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+RESULTS = ("best", "last")
+ON_BAD_STEP = ("stop", "rewind")
+LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
+LONG_CONVERSATIONS = ("cut", "drop")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The base model, loaded from path or built from_scratch with random weights; exactly one of the two."""
+
+    path: str | None = setting(
+        None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint"
+    )
+    revision: str | None = setting(None, "hub revision of `path`")
+    from_scratch: dict[str, Any] = setting(
+        {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
+    )
+    attention: str = setting(
+        "auto", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check"
+    )
+    quantization: str | None = setting(
+        None, f"of the frozen base under an adapter: {', '.join(QUANTIZATIONS)} (QLoRA); unset: none"
+    )
+    kernels: str = setting("auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own")
+
+    def check(self) -> None:
+        if (self.path is None) == (not self.from_scratch):
+            raise ValueError(
+                "model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder"
+            )
+        if self.from_scratch and "model_type" not in self.from_scratch:
+            raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
+        one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+        one_of("model.kernels", self.kernels, KERNELS)
+        if self.quantization is not None:
+            one_of("model.quantization", self.quantization, QUANTIZATIONS)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What a run trains on."""
+
+    corpus: str = setting("???", "a prepared corpus: its name under corpora_dir, or its folder (corpus=NAME is short for it)")
+    corpora_dir: str = setting("corpora", "where prepared corpora lie")
+    include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
+    exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
+    sequence_length: int = setting(512, "tokens a pack")
+    long_documents: str = setting("auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split")
+    long_conversations: str = setting(
+        "cut", "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop"
+    )
+    max_lost_share: float = setting(
+        0.1, "share of the training tokens that truncating, cutting and dropping may cost before a run refuses to start"
+    )
+    stage: bool = setting(False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts")
+
+    def __post_init__(self) -> None:
+        at_least("data.sequence_length", self.sequence_length, 2)
+        one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
+        one_of("data.long_conversations", self.long_conversations, LONG_CONVERSATIONS)
+        between("data.max_lost_share", self.max_lost_share, 0, 1)
+
+    def trains_on(self, source: str) -> bool:
+        return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
+
+    @property
+    def corpus_folder(self) -> Path:
+        """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
+        folder = Path(self.corpus)
+        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    name: str = setting("run", "first part of the run id")
+    runs_dir: str = setting("runs", "where run folders and the MLflow database lie")
+    model: ModelConfig = section(ModelConfig)
+    adapter: dict[str, Any] = setting({}, "PEFT's own config with its peft_type; empty: full fine-tuning")
+    zero: dict[str, Any] = setting({"stage": 0}, "DeepSpeed's zero_optimization, in its own keys")
+    cluster: ClusterConfig = section(ClusterConfig)
+    data: DataConfig = section(DataConfig)
+
+    global_batch_size: int = setting(8, "packs an optimizer step, over all ranks")
+    micro_batch_size: int = setting(4, "packs a forward pass on one rank")
+    max_steps: int | None = setting(None, "optimizer steps; unset: num_epochs decides")
+    num_epochs: float = setting(1.0, "passes over the training packs, when max_steps is unset")
+
+    lr: float = setting(1e-4, "peak learning rate")
+    schedule: str = setting("cosine", f"learning-rate schedule after the warm-up: {', '.join(SCHEDULES)}")
+    warmup_ratio: float = setting(0.05, "share of the steps over which the learning rate rises linearly from zero")
+    decay_ratio: float = setting(0.2, "share of the steps over which schedule=wsd decays, at the end")
+    min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr; constant stays at lr")
+    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; not applied to biases and norms")
+    adam_beta1: float = setting(0.9, "AdamW beta1")
+    adam_beta2: float = setting(0.95, "AdamW beta2")
+    adam_eps: float = setting(1e-8, "AdamW epsilon")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0: never")
+    activation_checkpointing: bool = setting(False, "recompute each layer backwards: less memory, a third more work")
+    precision: str = setting("fp32", f"of weights and activations: {', '.join(PRECISIONS)}")
+    seed: int = setting(0, "of initial weights, data order and dropout")
+
+    evaluate_every: int = setting(0, "steps between evaluations; 0: only before the first step and after the last")
+    checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept; the one with the best held-out loss is kept besides")
+    result: str = setting(
+        "best",
+        "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests",
+    )
+    on_bad_step: str = setting(
+        "stop", "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch"
+    )
+    max_rewinds: int = setting(3, "rewinds after which a run stops all the same")
+    spike_stds: float = setting(
+        8.0, "a step's loss is a spike if it is this many standard deviations, and 0.5 nats, above the last steps' mean; 0: never"
+    )
+    check_first_loss: bool = setting(
+        True, "refuse a base from files whose first loss is that of random weights; off for a base that really is random"
+    )
+    hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
+    experiment: str = setting("finetune", "MLflow experiment")
+    tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
+    after: str | None = setting(
+        None, "id of a prepare run on Slurm, after whose good end this run starts (--after ID is the same)"
+    )
+    detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
+    wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    dry_run: bool = setting(False, "check everything, print the batch script, start and write nothing (--dry-run is the same)")
+    debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
+
+    def __post_init__(self) -> None:
+        self.model.check()
+        if self.detach and (self.wait or self.debug):
+            raise ValueError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
+        if self.debug and self.cluster.world_size > 1:
+            raise ValueError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
+        for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
+            at_least(name, getattr(self, name), 0)
+        at_least("max_steps", self.max_steps, 1)
+        for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}: must be above 0 and finite")
+        for name in ("warmup_ratio", "decay_ratio", "min_lr_ratio"):
+            between(name, getattr(self, name), 0, 1)
+        for name in ("adam_beta1", "adam_beta2"):
+            between(name, getattr(self, name), 0, 1, below_high=True)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("result", self.result, RESULTS)
+        one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
+        if self.zero.get("stage") not in (0, 1, 2, 3):
+            raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+        for key in ("offload_optimizer", "offload_param"):
+            offload = self.zero.get(key) or {}
+            if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+                raise ValueError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
+        if self.zero["stage"] == 0 and self.precision == "bf16":
+            # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
+            raise ValueError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
+        if self.adapter and "peft_type" not in self.adapter:
+            raise ValueError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
+        if self.adapter.get("peft_type") in PREPENDING:
+            raise ValueError(
+                f"adapter.peft_type {self.adapter['peft_type']} puts virtual tokens before a row, which the documents packed in "
+                f"it cannot share: choose a method that changes layers, e.g. adapter=lora"
+            )
+        if self.model.quantization and (not self.adapter or self.zero["stage"] == 3):
+            raise ValueError(
+                "model.quantization is for a frozen base that each rank holds whole: choose an adapter, and zero=stage0 to stage2"
+            )
+        if self.adapter and self.model.from_scratch:
+            raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
+        if self.data.stage and not self.cluster.node_local:
+            raise ValueError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
+        if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
+            raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
+        per_pass = self.micro_batch_size * self.cluster.world_size
+        if self.global_batch_size % per_pass:
+            fitting = max(1, self.global_batch_size // per_pass) * per_pass
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
+                f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {fitting}"
+            )
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
+
+    def frozen(self) -> TrainConfig:
+        """A copy that means the same from any working directory."""
+        model = self.model
+        if model.path:
+            prefix = RUN_PREFIX if model.path.startswith(RUN_PREFIX) else ""
+            name, step = split_step(model.path.removeprefix(prefix)) if prefix else (model.path, None)
+            if Path(name).is_dir():
+                at_step = "" if step is None else f"@{step}"
+                model = dataclasses.replace(model, path=f"{prefix}{Path(name).resolve()}{at_step}")
+        data = dataclasses.replace(
+            self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
+        )
+        runs_dir = str(Path(self.runs_dir).resolve())
+        check_log_folder("runs_dir", runs_dir, self.cluster.scheduler)
+        return dataclasses.replace(self, data=data, model=model, runs_dir=runs_dir)
+
+
+def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
+    """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
+    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))  # type: ignore[arg-type]
+    _refuse_extra(config, "")
+    return config
+
+
+@cache
+def _structured(schema: Any) -> Any:
+    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many points."""
+    return OmegaConf.structured(schema)
+
+
+def _refuse_extra(config: Any, prefix: str) -> None:
+    """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read it."""
+    known = {item.name for item in dataclasses.fields(config)}
+    if extra := set(vars(config)) - known:
+        name = min(extra)
+        raise ValueError(f"unknown setting '{prefix}{name}', so + cannot add it{did_you_mean(name, known)}")
+    for name in known:
+        if dataclasses.is_dataclass(getattr(config, name)):
+            _refuse_extra(getattr(config, name), f"{prefix}{name}.")
+
+
+# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a step.
+CHANGEABLE = (
+    "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
+    "result", "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
+)  # fmt: skip
+
+
+def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """The config of a run that goes on with other settings, given as key=value.
+
+    Raises:
+        ValueError: a key that is none, or that may not change within a run.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" not in override or key.split(".")[0] not in CHANGEABLE:
+            close = did_you_mean(key, CHANGEABLE)
+            raise ValueError(
+                f"{override}: a run can go on with another {', '.join(CHANGEABLE)}{close or '; for the rest start a new run'}"
+            )
+        if key == "cluster":
+            raise ValueError(f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2")
+    merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
+    result: TrainConfig = from_omegaconf(merged)
+    return result
+
+
+def split_step(name: str) -> tuple[str, int | None]:
+    """Part ID@STEP, which names a checkpoint of a run, into both; a name without a step is the run's result."""
+    found = re.fullmatch(r"(.+)@(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
+def save(config: TrainConfig, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+
+
+def load(path: Path) -> TrainConfig:
+    """Read a resolved config that `save` wrote.
+
+    Raises:
+        ValueError: the file was edited into something the schema refuses.
+    """
+    try:
+        config = from_omegaconf(OmegaConf.load(path))
+    except OmegaConfBaseException as fault:
+        raise ValueError(f"{path}: {describe(fault)}") from None
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def describe(fault: OmegaConfBaseException) -> str:
+    """OmegaConf's complaint as one line: the key, then what is wrong with its value."""
+    message = (fault.msg or str(fault)).strip().splitlines()[0]
+    return f"{fault.full_key}: {message}" if fault.full_key and fault.full_key not in message else message
+
+
+def package_dir(name: str) -> str:
+    """Folder of an importable package: how conf/corpus/sample.yaml finds its text wherever it is installed."""
+    file = importlib.import_module(name).__file__
+    assert file is not None
+    return str(Path(file).parent)
+
+
+def conf_dir() -> Path:
+    """conf/ of the checkout, or its copy in the installed package."""
+    return Path(package_dir("finetune.conf"))

@@ -1,0 +1,1 @@
+"""Rows of a corpus cut, packed and dealt to ranks."""

@@ -1,0 +1,131 @@
+"""Held-out loss of a corpus, over all and by source and written standard."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.shards import Corpus
+from finetune.config.train import DataConfig
+from finetune.data.packs import PackedData
+from finetune.distributed import World
+from finetune.models import checks
+from finetune.models.load import load_for_evaluation
+from finetune.models.packed import PackedModel
+from finetune.runs import base_model as base_models
+from finetune.runs.base_model import Base
+from finetune.tracking import names
+
+
+@dataclass(kw_only=True)
+class HeldOut:
+    """Mean loss in nats a token, and the tokens it was measured on, over all and by group.
+
+    Attributes:
+        unigram_loss: what the training split's token frequencies alone would score on the same documents.
+    """
+
+    loss: float
+    tokens: int
+    by_source: dict[str, float] = field(default_factory=dict)
+    by_language: dict[str, float] = field(default_factory=dict)
+    tokens_by_source: dict[str, int] = field(default_factory=dict)
+    tokens_by_language: dict[str, int] = field(default_factory=dict)
+    unigram_loss: float | None = None
+
+    def as_metrics(self) -> dict[str, float]:
+        return {
+            names.HELD_OUT_LOSS: self.loss,
+            **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in self.by_source.items()},
+            **{names.HELD_OUT_LOSS_BY_LANGUAGE.of(name): loss for name, loss in self.by_language.items()},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def held_out_loss(
+    packed: PackedModel, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World,
+    beat: Callable[[], None] = lambda: None,
+) -> HeldOut | None:  # fmt: skip
+    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty.
+
+    Args:
+        beat: called after each batch, on all ranks; it may raise to break the evaluation off.
+    """
+    if not data.num_packs:
+        return None
+    groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
+    group_of_document = np.asarray([groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)])
+    sums = torch.zeros(len(groups), 2, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in data.iter_epoch(micro_batch_size):
+            losses = packed.losses(batch.to(world.device)).each
+            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]])
+            sums[:, 0].index_add_(0, group, losses.double().cpu())
+            sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
+            beat()
+    sums = world.all_reduce_sum(sums.to(world.device)).cpu()
+    by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+    by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+    for (source, language), pair in zip(groups, sums, strict=True):
+        by_source[source] += pair
+        by_language[language] += pair
+    total = sums.sum(0)
+    return HeldOut(
+        loss=_mean(total),
+        tokens=int(total[1]),
+        by_source={name: _mean(pair) for name, pair in sorted(by_source.items()) if pair[1]},
+        by_language={name: _mean(pair) for name, pair in sorted(by_language.items()) if pair[1]},
+        tokens_by_source={name: int(pair[1]) for name, pair in sorted(by_source.items()) if pair[1]},
+        tokens_by_language={name: int(pair[1]) for name, pair in sorted(by_language.items()) if pair[1]},
+        unigram_loss=unigram_loss,
+    )
+
+
+def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
+    """Held-out loss of a finished model in this process, over the GPUs it sees, or on the CPU.
+
+    Args:
+        path: a model folder, a hub id, run:<run id>, or run:<run id>@<step>.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model or corpus, they do not fit, or nothing is held out.
+    """
+    corpus = Corpus(config.corpus_folder)
+    corpus.verify()
+    return evaluate_base(base_models.resolve(path, runs_dir), corpus, config)
+
+
+def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
+    """Return the held-out loss of a model on the validation rows of a corpus, which was verified before.
+
+    Raises:
+        ValueError: their tokenizers differ, or nothing is held out.
+    """
+    base_models.check_tokenizer(base, corpus)
+    world = World(rank=0, size=1, local_rank=0)
+    packed = PackedModel(load_for_evaluation(base))
+    checks.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
+    with tempfile.TemporaryDirectory() as plan:
+        data = PackedData(
+            corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,
+            long_documents=config.long_documents, long_conversations=config.long_conversations, shuffle_seed=None,
+            plan_folder=Path(plan), world=world,
+        )  # fmt: skip
+        held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
+    if held_out is None:
+        raise ValueError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
+    return held_out
+
+
+def _mean(pair: torch.Tensor) -> float:
+    return float(pair[0] / pair[1])

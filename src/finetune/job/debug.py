@@ -1,0 +1,39 @@
+"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.job.debug RUN_FOLDER` (debug=true).
+
+It stops before the first line; `c` goes on, to the next breakpoint() or fault.
+"""
+
+from __future__ import annotations
+
+import os
+import pdb
+import sys
+import traceback
+from pathlib import Path
+
+import submitit
+
+from finetune.job import rank as job
+from finetune.runs.folder import RunFolder
+from finetune.runs.stop import StopFlag
+
+
+def main(path: str) -> None:
+    run = RunFolder(Path(path))
+    os.environ.setdefault(job.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS))
+    os.environ["SUBMITIT_DEBUG_JOB_ID"] = f"debug-{os.getpid()}"  # how submitit's own debug executor tells a rank that it is one
+    run.jobs.mkdir(exist_ok=True)
+    with run.lock:
+        run.record_start()
+        try:
+            state = pdb.runcall(job.train_as_rank, run, submitit.JobEnvironment(), StopFlag(run.stop_file))
+            run.write_json("outcome.json", {"state": state})
+        except Exception as fault:
+            traceback.print_exc()
+            run.record_failure(0, f"{type(fault).__name__}: {' '.join(str(fault).split())[:500]}")
+            pdb.post_mortem(fault.__traceback__)
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

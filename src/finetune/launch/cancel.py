@@ -1,0 +1,184 @@
+"""Ending runs, and removing what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from filelock import Timeout
+
+from finetune.config.train import RUN_PREFIX, split_step
+from finetune.job import waves
+from finetune.launch import slurm
+from finetune.launch.follow import Controller
+from finetune.launch.freeze import CODE
+from finetune.launch.observe import Observed, observe
+from finetune.runs import checkpoint_files, shared_bases
+from finetune.runs.folder import RunFolder
+
+JOBS_A_COMMAND = 500
+GRACE_SECONDS = 30.0  # that srun has to end its ranks
+
+
+def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
+    """Take queued runs out of the queue and stop running ones: at their next step with a checkpoint, or `now`.
+
+    Yields:
+        each run, and what was done, in words.
+
+    Raises:
+        ValueError: Slurm refuses; or a run is to be ended now that another machine has. None was ended then.
+    """
+    seen = observe(runs)
+    for one in seen:
+        if now and one.alive and (host := one.run.elsewhere()):
+            raise ValueError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
+    withdrawn = _withdraw(runs)
+    if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
+        seen = observe([run for run in runs if run.id not in withdrawn])
+    jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == "queued")]
+    for first in range(0, len(jobs), JOBS_A_COMMAND):
+        slurm.slurm_command("scancel", *jobs[first : first + JOBS_A_COMMAND])
+    for run in runs:
+        if run.id in withdrawn:
+            yield run, "cancelled"
+    for one in sorted(seen, key=lambda one: one.state != "queued"):  # or the next of a sweep would start when one is stopped
+        yield one.run, _cancel(one, now)
+
+
+def _withdraw(runs: list[RunFolder]) -> set[str]:
+    """Take out the runs that wait for a place in the queue; return their ids."""
+    withdrawn = set()
+    for folder in {run.path.parent for run in runs}:
+        if not {run.id for run in runs} & waves.waiting_points(folder).keys():
+            continue
+        with _locked(folder):
+            points = {key: point for key, point in waves.waiting_points(folder).items() if not point.task}
+            mine = {run.id: run for run in runs if run.id in points}
+            for submission in {points[run_id].submission for run_id in mine}:
+                wanted = {points[run_id].index: run for run_id, run in mine.items() if points[run_id].submission == submission}
+                for index in submission.withdraw_all(list(wanted)):
+                    reason = "cancelled before it had a job"
+                    wanted[index].write_json("outcome.json", {"state": "cancelled", "reason": reason})
+                    withdrawn.add(wanted[index].id)
+                submission.close()
+    return withdrawn
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others from submitting meanwhile; where the lock cannot be had, a point is still either withdrawn or submitted."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(TimeoutError):
+            stack.enter_context(waves.lock(folder))
+        yield
+
+
+def _cancel(one: Observed, now: bool) -> str:
+    run = one.run
+    if one.state == "queued" and _take_from_queue(run, one.job_id):
+        return "cancelled"
+    if one.state == "queued":  # its turn came in this moment
+        (one,) = observe([run])
+    if not one.alive:
+        return f"has ended already: {one.state}"
+    if not now:
+        run.stop_file.touch()
+        return "stops after its next step, with a checkpoint (at once: --now)"
+    if not one.job_id:
+        _kill_local(run)
+    return "ended; what it did since its last checkpoint is lost"
+
+
+def _take_from_queue(run: RunFolder, job_id: str) -> bool:
+    """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its turn will not."""
+    with run.submission_lock:
+        if not job_id and run.state() == "running":
+            return False
+        run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled in the queue"})
+        return True
+
+
+def _kill_local(run: RunFolder) -> None:
+    if (process := run.controller()) is not None:
+        owns_ranks = run.config().cluster.scheduler == "local"
+        Controller(process, lambda: not process.is_running(), owns_ranks).end()
+        try:
+            process.wait(GRACE_SECONDS)
+        except psutil.TimeoutExpired:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    for rank in run.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.kill()
+    run.write_json("outcome.json", {"state": "cancelled", "reason": "cancelled"})
+
+
+def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
+    """What can go: of completed runs all but their result, their best checkpoint and their numbers; code that no
+    run's job imports; merged bases that no run has.
+
+    Args:
+        failed: whole folders too, of runs that failed, died or were cancelled; not of one that another machine has, unless it
+            has said its end.
+
+    Yields:
+        a file or folder, and its bytes.
+    """
+    every = RunFolder.all(runs_dir)
+    bases = {folder for run in every if (folder := _export_used_by(run))}
+    for one in observe(runs):
+        if one.alive or one.run.elsewhere():
+            continue
+        with contextlib.suppress(Timeout), one.run.lock:  # held while the caller removes what it is given
+            if one.run.state() == one.state:  # else somebody has started it since
+                yield from ((path, _size(path)) for path in _superfluous(one, failed, bases) if path.exists())
+    used = {run.code() for run in every}
+    for folder in sorted((runs_dir / CODE).glob("*")):
+        if folder.name not in used:
+            yield folder, _size(folder)
+    yield from ((entry, _size(entry)) for entry in shared_bases.find_unused(runs_dir))
+
+
+def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
+    """List what a run that has ended needs no more; the best checkpoint and exports that are another run's base stay."""
+    run = one.run
+    exports = set(run.path.glob("exports/*"))
+    if one.state == "completed":
+        merged = [] if run.adapter.is_dir() else [run.path / "merged_base"]  # which adapter_config.json names
+        return [*_checkpoints(run), *sorted(exports - bases), *merged, *run.jobs.glob("*.pkl"), *run.jobs.glob("rendezvous-*")]
+    is_base = bool(exports & bases)
+    return [run.path] if failed and not is_base and one.state in ("failed", "dead", "cancelled") else []
+
+
+def _checkpoints(run: RunFolder) -> list[Path]:
+    """List all checkpoints but the best; their folder if there is no best."""
+    best = checkpoint_files.best(run.checkpoints)
+    return [run.checkpoints] if best is None else sorted(path for path in run.checkpoints.iterdir() if path != best)
+
+
+def _export_used_by(run: RunFolder) -> Path | None:
+    """Return the export that a run's base is, if model.path names a checkpoint of another run."""
+    with contextlib.suppress(ValueError, OSError):
+        config = run.config()
+        name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))
+        if step is not None:
+            return RunFolder.find(name, config.runs_dir).export(step)
+    return None
+
+
+def _size(path: Path) -> int:
+    """Count the bytes that a removal frees: files with other names elsewhere stay."""
+    files = [path] if path.is_file() else path.rglob("*")
+    stats = [file.lstat() for file in files if not file.is_dir()]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,1 @@
+"""The model of a rank: built, loaded, checked, partitioned, called on packs, and saved."""

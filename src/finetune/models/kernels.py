@@ -1,0 +1,255 @@
+"""Faster forms of a model's small parts: the same mathematics in fewer passes over memory, with fewer tensors kept for backward.
+
+On a GPU, Liger's Triton kernels where they are installed (Hsu et al. 2024); elsewhere our own in plain torch: LoRA, RMSNorm,
+SwiGLU and, on CPUs, the linear layer itself. Each replaces a module's `forward` only if the module is just what it stands for;
+ours is compared with what it replaces, values and gradients, in tests/test_kernels.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from types import MethodType
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+from finetune.models.cpu_matmul import by_onednn, linear, on_cpu
+
+logger = logging.getLogger(__name__)
+
+
+def liger_fault(device: torch.device) -> str | None:
+    """Why Liger's kernels cannot be used here, or None."""
+    if device.type != "cuda":
+        return "they need a GPU"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed: pip install 'finetune[liger]'"
+    return None
+
+
+def install(model: nn.Module, choice: str, device: torch.device, partitioned: bool) -> str:
+    """Put kernels into `model`; the names of those in use, for the log.
+
+    Args:
+        choice: model.kernels. "auto" is liger where it can be used, and ours otherwise.
+        partitioned: weights are partitioned (ZeRO-3): a kernel must leave submodules to gather their own.
+
+    Raises:
+        ValueError: liger was asked for and cannot be used.
+    """
+    if choice == "none":
+        return "none"
+    fault = liger_fault(device)
+    if choice == "liger" and fault:
+        raise ValueError(f"model.kernels=liger: {fault}, or choose model.kernels=auto")
+    names = []
+    if choice in ("auto", "liger") and fault is None:
+        names += _install_liger(model)
+    replaced: dict[str, int] = {}
+    for module in model.modules():
+        if name := _replace(module, elementwise=not names, device=device, partitioned=partitioned):
+            replaced[name] = replaced.get(name, 0) + 1
+    return ", ".join([*names, *(f"{name} ×{count}" for name, count in replaced.items())]) or "none"
+
+
+def _install_liger(model: nn.Module) -> list[str]:
+    """Liger's kernels for this architecture but for its loss: ours never makes the logits either, and counts tokens."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        logger.info("liger has no kernels for %s", base.config.model_type)
+        return []
+    _apply_liger_kernel_to_instance(model=base, fused_linear_cross_entropy=False, cross_entropy=False)
+    return ["liger"]
+
+
+def _replace(module: nn.Module, elementwise: bool, device: torch.device, partitioned: bool) -> str | None:
+    if type(module) is nn.Linear and device.type == "cpu" and by_onednn(module.weight) and not partitioned:
+        module.forward = MethodType(_linear_forward, module)  # type: ignore[method-assign]
+        return "linear"
+    if isinstance(module, LoraLinear):
+        if partitioned or not _is_plain_lora(module):
+            return None
+        module.forward = MethodType(_lora_forward, module)
+        return "LoRA"
+    if elementwise and _is_plain_rms_norm(module):
+        module.forward = MethodType(_rms_norm_forward, module)
+        return "RMSNorm"
+    if elementwise and _is_plain_swiglu(module):
+        module.forward = MethodType(_swiglu_forward, module)
+        return "SwiGLU"
+    return None
+
+
+# --- LoRA: y = x Wᵀ + s (x Aᵀ) Bᵀ, with the second term added in place ------------------------------------------------
+
+
+def _is_plain_lora(module: LoraLinear) -> bool:
+    names = module.active_adapters
+    return (
+        len(names) == 1
+        and not module.lora_variant  # DoRA and its kin
+        and not module.merged
+        and not module.fan_in_fan_out
+        and type(module.base_layer) is nn.Linear
+        and isinstance(module.lora_dropout[names[0]], nn.Identity)
+        and module.lora_A[names[0]].bias is None
+        and module.lora_B[names[0]].bias is None
+        and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
+    )
+
+
+def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    name = self.active_adapters[0]
+    a, b, base = self.lora_A[name].weight, self.lora_B[name].weight, self.base_layer
+    if args or kwargs or self.disable_adapters or not x.dtype == a.dtype == base.weight.dtype:
+        return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+    kind = _MergedLora if on_cpu(x) else _Lora
+    return kind.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Lora(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        rows = x.flatten(0, -2)
+        low = rows @ a.T
+        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
+        ctx.save_for_backward(rows, weight, a, b, low)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, low = ctx.saved_tensors
+        d_out = gradients[0].flatten(0, -2)
+        # products with few columns are up to five times as fast the other way round
+        d_low = (b.T @ d_out.T).T.mul_(ctx.scaling)
+        d_x = (d_out @ weight).addmm_(d_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return d_x, None, None, d_low.T @ rows, (low.T @ d_out).T.mul(ctx.scaling), None
+
+
+class _MergedLora(torch.autograd.Function):
+    """y = x (W + s B A)ᵀ: one sum of weights instead of one of activations, of which there are more. For float32 alone: in bf16
+    the sum would lose a small adapter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        rows = x.flatten(0, -2)
+        out = linear(rows, torch.addmm(weight, b, a, alpha=scaling), bias)
+        ctx.save_for_backward(rows, weight, a, b)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b = ctx.saved_tensors
+        d_out = gradients[0].flatten(0, -2)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            merged = torch.addmm(weight, b, a, alpha=ctx.scaling)  # transposed, the sum would take five times as long
+            d_x = linear(d_out, merged.T).view(ctx.shape)
+        low, d_low = linear(rows, a), linear(d_out, b.T).mul_(ctx.scaling)
+        return d_x, None, None, linear(d_low.T, rows.T), linear(low.T, d_out.T).T.mul(ctx.scaling), None
+
+
+# --- a linear layer: y = x Wᵀ + b ---------------------------------------------------------------------------------------
+
+
+def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
+    if x.dtype != self.weight.dtype:  # torch's own words for it
+        return nn.functional.linear(x, self.weight, self.bias)
+    return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.flatten(0, -2)
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        ctx.shape = x.shape
+        return linear(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        d_out = gradients[0].flatten(0, -2)
+        d_x = linear(d_out, weight.T).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        d_weight = d_out.T @ rows if ctx.needs_input_grad[1] else None
+        return d_x, d_weight, d_out.sum(0) if ctx.needs_input_grad[2] else None
+
+
+# --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps) ---------------------------------------------------
+
+
+def _is_plain_rms_norm(module: nn.Module) -> bool:
+    """By its code: names alone would take Gemma's (1 + w) for it."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    return type(module).__name__.endswith("RMSNorm") and _same_code(type(module), LlamaRMSNorm)
+
+
+def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    return _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        mean_square: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
+        inverse: Tensor = mean_square.add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x, weight, inverse)
+        scaled: Tensor = (x * inverse).mul_(weight)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        d_out = gradients[0]
+        d_weight = (d_out * x).mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        d_scaled = d_out * weight
+        along = torch.linalg.vecdot(d_scaled, x).unsqueeze(-1).mul_(inverse**3).div_(x.shape[-1])
+        return d_scaled.mul_(inverse).addcmul_(x, along, value=-1), d_weight, None
+
+
+# --- SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)), keeping gate and up alone ------------------------------------
+
+
+def _is_plain_swiglu(module: nn.Module) -> bool:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    return (
+        type(module).__name__.endswith("MLP")
+        and _same_code(type(module), LlamaMLP)
+        and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    )
+
+
+def _swiglu_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_out = gradients[0]
+        d_up = nn.functional.silu(gate).mul_(d_out)
+        return torch.ops.aten.silu_backward(d_out * up, gate), d_up
+
+
+def _same_code(kind: type[nn.Module], model: type[nn.Module]) -> bool:
+    """The two classes compute the same: their forwards have the same bytecode and constants."""
+    a, b = kind.forward.__code__, model.forward.__code__
+    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts)
