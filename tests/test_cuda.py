@@ -144,7 +144,7 @@ def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], ki
     summary = run.summary()
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
-    assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-4)
+    assert again.loss == pytest.approx(summary.after.loss, abs=1e-4)
 
 
 def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
@@ -153,7 +153,7 @@ def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
     assert 2**20 < last["train/peak_memory_bytes"] < 2**32
     summary = runs["full-zero1-bf16"].summary()
     assert summary is not None
-    assert all(summary["seconds"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
+    assert all(summary.seconds[phase] > 0 for phase in ("forward", "backward", "optimizer"))
 
 
 @pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])

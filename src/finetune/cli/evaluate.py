@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
+from finetune.runs.summary import HeldOut
 from finetune.terminal import console
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
-    from finetune.evaluation.held_out import HeldOut
 
 BASE = "base"  # as --against: the model that the run started from
 GROUPS = ("by_language", "by_source")
@@ -71,15 +71,15 @@ def evaluate(options: argparse.Namespace) -> str | None:
     names = " and ".join(subject.label for subject in subjects)
     console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
     if len(subjects) == 1:
-        report.print_held_out({"after": results[0].as_dict()})
+        report.print_held_out(before=None, after=results[0])
     else:
         console().print(comparison_table(subjects, results))
     held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
-    report.print_losses({"validation": held_out_rows.as_dict()})
+    report.print_losses({"validation": held_out_rows.token_use()})
     if not options.json:
         return None
     if len(subjects) == 1:
-        return json.dumps(results[0].as_dict(), ensure_ascii=False)
+        return json.dumps(asdict(results[0]), ensure_ascii=False)
     return json.dumps(as_json(subjects, results, data), ensure_ascii=False)
 
 
@@ -164,7 +164,7 @@ def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) ->
     for subject in subjects[1:]:
         headers += [escape(subject.label), "difference"]
     table = Table("  held-out loss (nats a token)", "tokens", *headers, box=None)
-    bodies = [result.as_dict() for result in results]
+    bodies = [asdict(result) for result in results]
     table.add_row("  all", f"{results[0].tokens:,}", *_cells([body["loss"] for body in bodies]))
     for group in GROUPS:
         for name in bodies[0][group]:
@@ -182,7 +182,7 @@ def _cells(losses: Sequence[float]) -> list[str]:
 
 def as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> dict[str, Any]:
     """Return all results, and the differences to the first model."""
-    bodies = [result.as_dict() for result in results]
+    bodies = [asdict(result) for result in results]
     models = []
     for subject, body in zip(subjects, bodies, strict=True):
         difference = {"loss": body["loss"] - bodies[0]["loss"]}

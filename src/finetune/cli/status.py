@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,6 +15,7 @@ from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
+from finetune.runs.summary import Summary
 from finetune.terminal import console
 from finetune.tracking import names
 
@@ -256,6 +256,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
 
 
-def _before_after(summary: dict[str, Any]) -> str:
-    before, after = summary["before"], summary["after"]
-    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
+def _before_after(summary: Summary) -> str:
+    before, after = summary.before, summary.after
+    return f"{before.loss:.3f} → {after.loss:.3f}" if before and after else ""

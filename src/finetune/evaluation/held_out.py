@@ -5,9 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,34 +19,17 @@ from finetune.models.load import load_for_evaluation
 from finetune.models.packed import PackedModel
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
+from finetune.runs.summary import HeldOut
 from finetune.tracking import names
 
 
-@dataclass(kw_only=True)
-class HeldOut:
-    """Mean loss in nats a token, and the tokens it was measured on, over all and by group.
-
-    Attributes:
-        unigram_loss: what the training split's token frequencies alone would score on the same documents.
-    """
-
-    loss: float
-    tokens: int
-    by_source: dict[str, float] = field(default_factory=dict)
-    by_language: dict[str, float] = field(default_factory=dict)
-    tokens_by_source: dict[str, int] = field(default_factory=dict)
-    tokens_by_language: dict[str, int] = field(default_factory=dict)
-    unigram_loss: float | None = None
-
-    def as_metrics(self) -> dict[str, float]:
-        return {
-            names.HELD_OUT_LOSS: self.loss,
-            **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in self.by_source.items()},
-            **{names.HELD_OUT_LOSS_BY_LANGUAGE.of(name): loss for name, loss in self.by_language.items()},
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+def as_metrics(held_out: HeldOut) -> dict[str, float]:
+    """Return the losses by the names of their metrics."""
+    return {
+        names.HELD_OUT_LOSS: held_out.loss,
+        **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in held_out.by_source.items()},
+        **{names.HELD_OUT_LOSS_BY_LANGUAGE.of(name): loss for name, loss in held_out.by_language.items()},
+    }
 
 
 def held_out_loss(

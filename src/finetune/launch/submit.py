@@ -151,8 +151,9 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
     if now.state == "completed" and not _has_more_steps(run, config):
+        more = 2 * max(1, _steps_done(run))
         raise ValueError(
-            f"run {run.id} is completed: give it more steps, as in max_steps={2 * int((run.summary() or {}).get('steps', 1))}, "
+            f"run {run.id} is completed: give it more steps, as in max_steps={more}, "
             f"or start a new one from it with model=run:{run.id}"
         )
     if now.alive:
@@ -333,7 +334,13 @@ def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
     old = run.config()
     if config.max_steps is None:
         return config.num_epochs > old.num_epochs
-    return bool(config.max_steps > (run.summary() or {}).get("steps", 0))
+    return config.max_steps > _steps_done(run)
+
+
+def _steps_done(run: RunFolder) -> int:
+    """Return the steps of a run that has ended well; 0 for others."""
+    summary = run.summary()
+    return summary.steps if summary else 0
 
 
 def _check_together(points: list[TrainConfig]) -> None:

@@ -88,7 +88,8 @@ def _trained(run: RunFolder, folder: Path) -> Base:
 
 def _is_result(run: RunFolder, step: int) -> bool:
     """Whether the weights of a step are what a completed run saved."""
-    return run.state() == "completed" and (run.summary() or {}).get("result_step") == step
+    summary = run.summary()
+    return run.state() == "completed" and summary is not None and summary.result_step == step
 
 
 def _exported(run: RunFolder, step: int) -> Path:

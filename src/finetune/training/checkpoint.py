@@ -28,6 +28,7 @@ import torch
 from data_prep.shards import sha256_file
 from finetune.distributed import World
 from finetune.runs import checkpoint_files as files
+from finetune.runs.summary import StepLoss
 from finetune.training.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -112,10 +113,13 @@ class Checkpoints:
             self.world.broadcast_object(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None)
         )
 
-    def describe_best(self) -> dict[str, float] | None:
-        """Step and held-out loss of the best checkpoint."""
+    def best_loss(self) -> StepLoss | None:
+        """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
         found = files.by_loss(self.folder)
-        return {"step": files.step_of(found[0][1]), "loss": found[0][0]} if found else None
+        if not found:
+            return None
+        loss, folder = found[0]
+        return StepLoss(step=files.step_of(folder), loss=loss)
 
     def _best_whole(self, current: int) -> Path | None:
         """The best checkpoint whose files verify; those of step `current` are in memory and need not be read."""

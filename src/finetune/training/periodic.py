@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import asdict
 
-from finetune.evaluation.held_out import HeldOut, held_out_loss
+from finetune.evaluation.held_out import as_metrics, held_out_loss
 from finetune.models.checks import GuardError, check_isolation
 from finetune.runs.stop import Leave
+from finetune.runs.summary import HeldOut
 from finetune.tracking import names
 from finetune.training.run import Progress, Run, StepResult
 
@@ -64,9 +66,9 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
     if held_out:
         if not math.isfinite(held_out.loss):
             raise GuardError(f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base")
-        run.spool.log(step, held_out.as_metrics())
+        run.spool.log(step, as_metrics(held_out))
         if step == 0 and run.world.is_main:
-            run.folder.write_json("before.json", held_out.as_dict())
+            run.folder.write_json("before.json", asdict(held_out))
     check_isolation(run.engine.packed.logits, run.vocab_size, run.world.device)
     return held_out
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune.evaluation.held_out import HeldOut
 from finetune.models import checks, end_of_turn, save, tokenizer
+from finetune.runs.summary import HeldOut, StepLoss, Summary
 from finetune.tracking import names
 from finetune.training import guards, throughput
 from finetune.training.periodic import evaluate, log_held_out
@@ -67,10 +67,10 @@ def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
     """Yield the comparisons that the result loses: with the start, and with token frequencies."""
     if result.held_out is None:
         return
-    before, unigram = run.folder.read_json("before.json"), result.held_out.unigram_loss
+    before, unigram = held_out_before(run), result.held_out.unigram_loss
     measured = f"held-out loss {result.held_out.loss:.3f} after step {result.step}"
-    if before and result.held_out.loss > before["loss"]:
-        message = f"the result is worse than the start: {measured}, {before['loss']:.3f} before the first: "
+    if before and result.held_out.loss > before.loss:
+        message = f"the result is worse than the start: {measured}, {before.loss:.3f} before the first: "
         yield Regression(names.WORSE_THAN_START, message + "lower lr, train less, or look at the data")
     if unigram is not None and result.held_out.loss > unigram:
         message = f"the result is worse than token frequencies alone: {measured}, they score {unigram:.3f}: "
@@ -115,40 +115,48 @@ def write_summary(run: Run, progress: Progress, result: Result) -> None:
     run.spool.log(progress.step, {names.TIME.of(name): value for name, value in seconds.items()})
     if not run.world.is_main:
         return
-    speed = progress.tokens / progress.seconds if progress.seconds else None
-    mfu = (
-        progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops if speed and run.flops_per_token else None
-    )
     trained = run.engine.model
-    run.folder.write_json(
-        "summary.json",
-        {
-            "run_id": run.folder.id,
-            "steps": progress.step,
-            "result_step": result.step,
-            "data": run.data.counts,
-            "token_use": {"train": run.data.account.as_dict(), "validation": run.validation.account.as_dict()},
-            "device": str(run.world.device),
-            "parameters": sum(_num_elements(p) for p in trained.parameters()),
-            "trainable_parameters": sum(_num_elements(p) for p in trained.parameters() if p.requires_grad),
-            "tokens": progress.tokens,
-            "supervised_tokens": progress.targets,
-            "tokens_per_second": speed,
-            "mfu": mfu,
-            "peak_flops_per_rank": run.peak.flops,
-            "peak_flops_origin": run.peak.origin,
-            "peak_memory_bytes": throughput.peak_memory(run.world.device),
-            "seconds": seconds,
-            "skipped_batches": run.skipped,
-            "before": run.folder.read_json("before.json"),
-            "after": result.held_out.as_dict() if result.held_out else None,
-            "best": run.checkpoints.describe_best(),
-            "last": {"step": progress.step, "loss": result.last.loss} if result.last else None,
-            "new_stop": end_of_turn.new_stop(run.corpus.tokenizer, trained),
-            "warnings": run.folder.warnings(),
-            "result": str(run.folder.adapter if save.is_adapter(trained) else run.folder.model),
-        },
+    parameters = list(trained.parameters())
+    summary = Summary(
+        run_id=run.folder.id,
+        steps=progress.step,
+        result_step=result.step,
+        data=run.data.counts,
+        token_use={"train": run.data.account.token_use(), "validation": run.validation.account.token_use()},
+        device=str(run.world.device),
+        parameters=sum(_num_elements(parameter) for parameter in parameters),
+        trainable_parameters=sum(_num_elements(parameter) for parameter in parameters if parameter.requires_grad),
+        tokens=progress.tokens,
+        supervised_tokens=progress.targets,
+        tokens_per_second=progress.tokens / progress.seconds if progress.seconds else None,
+        mfu=_utilisation(run, progress),
+        peak_flops_per_rank=run.peak.flops,
+        peak_flops_origin=run.peak.origin,
+        peak_memory_bytes=throughput.peak_memory(run.world.device),
+        seconds=seconds,
+        skipped_batches=run.skipped,
+        before=held_out_before(run),
+        after=result.held_out,
+        best=run.checkpoints.best_loss(),
+        last=StepLoss(step=progress.step, loss=result.last.loss) if result.last else None,
+        new_stop=end_of_turn.new_stop(run.corpus.tokenizer, trained),
+        warnings=run.folder.warnings(),
+        result=str(run.folder.adapter if save.is_adapter(trained) else run.folder.model),
     )
+    run.folder.write_json("summary.json", summary.to_json())
+
+
+def held_out_before(run: Run) -> HeldOut | None:
+    """Return the evaluation of the untrained model; None without validation documents."""
+    before = run.folder.read_json("before.json")
+    return None if before is None else HeldOut(**before)
+
+
+def _utilisation(run: Run, progress: Progress) -> float | None:
+    """Return the model FLOPs utilisation over all steps; None where no formula holds or no step was taken."""
+    if not (progress.tokens and progress.seconds and run.flops_per_token):
+        return None
+    return progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops
 
 
 def _num_elements(parameter: torch.nn.Parameter) -> int:

@@ -12,9 +12,9 @@ from data_prep.shards import Manifest
 from finetune.config.train import TrainConfig
 from finetune.data.packs import PackedData
 from finetune.distributed import World
-from finetune.evaluation.held_out import HeldOut
 from finetune.runs.folder import RunFolder
 from finetune.runs.stop import GO_ON, StopFlag
+from finetune.runs.summary import HeldOut
 from finetune.tracking.spool import Spool
 from finetune.training import throughput
 from finetune.training.checkpoint import Checkpoints
