@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import harness
 from benchmarks.norwegian import documents
-from data_prep.config import CorpusConfig, DeduplicateConfig, SourceConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document
+from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 
 SHARD = 2000

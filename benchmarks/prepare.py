@@ -98,7 +98,8 @@ class Bench:
         return folder
 
     def _train(self) -> None:
-        from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
+        from data_prep.config import CorpusConfig, SourceConfig
+        from data_prep.stage_settings import TokenizerConfig
         from data_prep.stages import tokenise
 
         source = SourceConfig(reader="text", path="-", license="-")

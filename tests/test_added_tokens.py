@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.shards import Corpus
+from data_prep.stage_settings import TokenizerConfig
 from data_prep.stages import tokenise
 from finetune.runs import base_model as base_models
 from tests.corpora import write_corpus

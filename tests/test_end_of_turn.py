@@ -13,9 +13,10 @@ from peft import PeftModel, get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from data_prep import pipeline
-from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
+from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
 from data_prep.stages.tokenise import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained

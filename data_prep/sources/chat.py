@@ -16,11 +16,6 @@ A turn of the assistant is learned unless one of its flags (`loss`, `train`, `tr
 `weight`) is false or 0. Keys that would change what is learned, and are not followed here (REFUSED,
 REFUSED_IN_TURNS, and flags in other spellings, as `compute_loss`), make a record unsupported: it is dropped,
 with their names. All other keys are counted by name.
-
-Options: `role_key`, `content_key` and `roles` name the keys and roles of turns in other words, as {kunde:
-user, saksbehandler: assistant}. `prompt_template` makes prompts and instructions plain text that ends in its
-own way, as "{prompt}\\n\\n"; without it they are turns, which the chat template renders. `strip_html` takes
-HTML's tags out of answers. `learn_history: false` makes answers in `history` context.
 """
 
 from __future__ import annotations
@@ -28,12 +23,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report, Turn, Unreadable
+from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -42,7 +38,14 @@ FIELDS = (*(name for form in FORMS for name in form), "input", "system", "histor
 SHAREGPT_LISTS = ("conversations", "conversation")
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
                   "observation": "tool", "tool": "tool"}  # fmt: skip
-FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")  # of a turn: whether it is learned
+FLAGS = (
+    "loss",
+    "train",
+    "trainable",
+    "training",
+    "weight",
+    "loss_weight",
+)  # of a turn: whether it is learned
 # Keys that would change what is learned, unless they are empty …
 REFUSED = ("tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs", "enable_thinking", "rejected",
            "chosen", "mask_history", "loss_mask")  # fmt: skip
@@ -76,21 +79,23 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 
 @dataclass
-class Options(jsonl.Options):
-    """records: as in `jsonl`. role_key, content_key: keys of a turn; empty: `role` and `content`, or `from`
-    and `value`. roles: a name in the records: the role that it is. prompt_template: the plain text that prompts
-    and instructions become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's
-    tags are taken out of answers. learn_history: whether answers in `history` are learned."""
+class ConversationOptions:
+    """Options of every reader of conversations and instructions."""
 
-    role_key: str = ""
-    content_key: str = ""
-    roles: dict[str, str] = field(default_factory=dict)
-    prompt_template: str = ""
-    strip_html: bool = False
-    learn_history: bool = True
+    role_key: str = setting("", "key of a turn's role; empty: role, or from")
+    content_key: str = setting("", "key of a turn's text; empty: content, or value")
+    roles: dict[str, str] = setting(
+        {}, "roles by the names that the records have for them, as {kunde: user, saksbehandler: assistant}"
+    )
+    prompt_template: str = setting(
+        "",
+        'plain text that prompts and instructions become, ending in its own way, as "{prompt}\\n\\n"; '
+        "empty: turns, which the chat template renders",
+    )
+    strip_html: bool = setting(False, "take HTML's tags out of answers")
+    learn_history: bool = setting(True, "train on the answers in history; false: they are context")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, role in self.roles.items():
             if role not in ROLES:
                 raise ValueError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
@@ -98,6 +103,15 @@ class Options(jsonl.Options):
             raise ValueError(
                 f'options.prompt_template is {self.prompt_template!r}: it must hold {{prompt}} once, as "{{prompt}}\\n\\n"'
             )
+
+
+@dataclass
+class Options(ConversationOptions, jsonl.Options):
+    """Options of conversations in JSON records."""
+
+    def __post_init__(self) -> None:
+        jsonl.Options.__post_init__(self)
+        super().__post_init__()
 
 
 class Malformed(ValueError):
@@ -124,7 +138,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 class ConversationReader:
     """Makes documents of records, and counts in the report what it does not use of them."""
 
-    def __init__(self, source: SourceConfig, options: Options, report: Report) -> None:
+    def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
         self._source, self._options, self._report = source, options, report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
         described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
@@ -171,7 +185,10 @@ class ConversationReader:
             if form == "instruction":
                 question = "\n\n".join(part for part in (question, self._text(record, "input")) if part)
             answer = Turn(role="assistant", content=self._answer(values[1], keys[1]), target=True)
-            turns, mask = [*history, Turn(role="user", content=question, target=False), answer], "completion_mask"
+            turns, mask = (
+                [*history, Turn(role="user", content=question, target=False), answer],
+                "completion_mask",
+            )
             if self._options.prompt_template:
                 turns = self._plain(turns, system)
         used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
@@ -205,7 +222,10 @@ class ConversationReader:
         role_key, content_key = self._turn_keys(message)
         role, wanted = self._role(message, role_key), _flag(message)
         if content_key not in message:
-            raise Malformed("unreadable_record", f"a message without '{content_key}'; options.content_key can name another key")
+            raise Malformed(
+                "unreadable_record",
+                f"a message without '{content_key}'; options.content_key can name another key",
+            )
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -255,7 +275,10 @@ class ConversationReader:
         # A command line passes the two characters of an escaped line break on.
         form = self._options.prompt_template.replace("\\n", "\n")
         prompt = form.replace("{prompt}", turns[0].content)
-        return [Turn(role="", content=prompt, target=False), Turn(role="", content=turns[1].content, target=True)]
+        return [
+            Turn(role="", content=prompt, target=False),
+            Turn(role="", content=turns[1].content, target=True),
+        ]
 
     def _answer(self, value: object, name: str) -> str:
         text = _string(value, name)

@@ -64,15 +64,3 @@ def options(source: SourceConfig, kind: type[Options]) -> Options:
             raise ValueError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
         values[name] = value
     return kind(**values)
-
-
-def choose(name: str, value: str, among: tuple[str, ...]) -> None:
-    """Raises ValueError if an option is none of its values."""
-    if value not in among:
-        raise ValueError(f"options.{name} is '{value}': choose one of {', '.join(among)}")
-
-
-def share(name: str, value: float) -> None:
-    """Raises ValueError if an option is no share."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"options.{name} is {value}: must be between 0 and 1")

@@ -1,8 +1,7 @@
 """JSON lines, JSON arrays of records, or objects that hold a list of records, on one line or many
 (json_stream says how).
 
-Only `text` is required; `fields` maps other key names. Option: `records`, the keys that lead to the list of
-records in an object (`items`, `response.docs`), where it is not found by itself."""
+Only `text` is required; `fields` maps other key names."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import setting
 from data_prep.sources import claims, json_stream
 from data_prep.sources.files import find, members
 
@@ -28,10 +28,12 @@ FIELDS = (
 
 @dataclass
 class Options:
-    """records: the keys that lead to the list of records in an object, joined by dots; empty: the list is
-    found."""
+    """Options of every reader of JSON records."""
 
-    records: str = ""
+    records: str = setting(
+        "",
+        "keys to the list of records in an object, joined by dots, as response.docs; empty: it is found",
+    )
 
     def __post_init__(self) -> None:
         if self.records and not all(self.records.split(".")):

@@ -1,8 +1,6 @@
 """The same text in several languages, as JSON lines with a key for each: {"id", "path", "nob", "nno", "eng"}.
 
-Options: `form` is what becomes of a record: `messages` or `prompt_completion`, one for each of `pairs` ("nob-nno" learns Nynorsk
-from Bokmål: rewriting within Norwegian, translation otherwise), or `text`, where each language's pieces of one letter are one
-document of running text. All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
+All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
 
 Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields ({felt}) differ in
 number: a model would learn to lose them.
@@ -12,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims, jsonl
 from data_prep.sources.files import find
 
@@ -36,14 +35,22 @@ TRANSLATE = {
 
 @dataclass
 class Options(jsonl.Options):
-    """form: one of FORMS. pairs: "from-to", of languages that are keys of the records."""
+    """Options of parallel texts."""
 
-    form: str = "messages"
-    pairs: list[str] = field(default_factory=lambda: ["nob-nno", "nno-nob"])
+    form: str = setting(
+        "messages",
+        "documents made of a record: messages or prompt_completion, one for each of pairs; or text, where "
+        "each language's pieces of one letter are one document of running text",
+    )
+    pairs: list[str] = setting(
+        ["nob-nno", "nno-nob"],
+        "languages as from-to, each a key of the records: nob-nno learns Nynorsk from Bokmål; rewriting "
+        "within Norwegian, translation otherwise",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        claims.choose("form", self.form, FORMS)
+        one_of("options.form", self.form, FORMS)
         for pair in self.pairs:
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
@@ -71,7 +78,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             else:
                 turns = _turns(texts[a], texts[b], a, b, options.form)
                 mask = "assistant_masks" if options.form == "messages" else "completion_mask"
-                yield Document(text="", turns=turns, mask=mask, **described | {"id": f"{described['id']}:{pair}", "language": b})
+                yield Document(
+                    text="",
+                    turns=turns,
+                    mask=mask,
+                    **described | {"id": f"{described['id']}:{pair}", "language": b},
+                )
 
 
 Record = tuple[Place, dict[str, Any], str, dict[str, str]]
@@ -119,4 +131,7 @@ def _turns(text: str, wanted: str, a: str, b: str, form: str) -> list[Turn]:
             Turn(role="user", content=f"{instruction}\n\n{text}", target=False),
             Turn(role="assistant", content=wanted, target=True),
         ]
-    return [Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False), Turn(role="", content=wanted, target=True)]
+    return [
+        Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False),
+        Turn(role="", content=wanted, target=True),
+    ]

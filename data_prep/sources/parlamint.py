@@ -18,6 +18,7 @@ from lxml import etree
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
@@ -31,12 +32,12 @@ SKIPPED_IN_SPEECH = {"gap", "vocal", "kinesic", "incident", "desc", "linkGrp", "
 
 @dataclass
 class Options:
-    """unit: `debate`, or `speech`."""
+    """Options of ParlaMint."""
 
-    unit: str = "debate"
+    unit: str = setting("debate", "unit of a document: debate (section) or speech")
 
     def __post_init__(self) -> None:
-        claims.choose("unit", self.unit, ("debate", "speech"))
+        one_of("options.unit", self.unit, ("debate", "speech"))
 
 
 @dataclass

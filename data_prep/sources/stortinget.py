@@ -20,6 +20,7 @@ from lxml import etree
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
@@ -34,12 +35,12 @@ SKIPPED = {"sidetall", "side", "bilde"}
 
 @dataclass
 class Options:
-    """unit: `item` of the agenda, or `speech`."""
+    """Options of the minutes of Stortinget."""
 
-    unit: str = "item"
+    unit: str = setting("item", "unit of a document: item (of the agenda) or speech")
 
     def __post_init__(self) -> None:
-        claims.choose("unit", self.unit, ("item", "speech"))
+        one_of("options.unit", self.unit, ("item", "speech"))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 columns, `text` above all.
 
 What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and
-counted. Option: `delimiter`, which overrules that."""
+counted."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.config import SourceConfig
 from data_prep.containers import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import setting
 from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
@@ -34,9 +35,9 @@ PATIENCE = 8  # how much more may be gone back over than is read; then every row
 
 @dataclass
 class Options:
-    """delimiter: between the columns of CSV; empty: it is found."""
+    """Options of tables."""
 
-    delimiter: str = ""
+    delimiter: str = setting("", "character between the columns of CSV; empty: it is found")
 
     def __post_init__(self) -> None:
         if len(self.delimiter) > 1:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import CorpusConfig, DecontaminateConfig
+from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.evaluation_sets import files, texts
 from data_prep.ngrams import WORD, ngram_hashes, word_numbers
 from data_prep.shards import sha256_file
+from data_prep.stage_settings import DecontaminateConfig
 
 VERSION = 2
 

@@ -48,10 +48,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from data_prep.config import CorpusConfig, DeduplicateConfig, as_settings
+from data_prep.config import CorpusConfig, as_settings
 from data_prep.distinctions import Profile, profile, tell_apart
 from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
+from data_prep.stage_settings import DeduplicateConfig
 
 VERSION = 4
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42

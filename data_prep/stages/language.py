@@ -24,11 +24,12 @@ from importlib.metadata import version
 from itertools import groupby, islice, pairwise
 from typing import Any
 
-from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
+from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
 from data_prep.other_languages import WORDS, Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
+from data_prep.stage_settings import LANGUAGES, LanguageConfig
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words

@@ -1,6 +1,6 @@
 """Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
 
-Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig),
+Each rule measures one thing, and drops a document outside the limits of its setting (QualityConfig),
 by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
 words and signs drop no document whose sentences alone pass them, whatever tables, addresses and examples of
 code it has beside them: see running_text.py. The rules are those of Gopher (Rae et al. 2021, appendix A) with
@@ -38,10 +38,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import CorpusConfig, QualityConfig, as_settings
+from data_prep.config import CorpusConfig, as_settings
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
 from data_prep.running_text import sentences, without_blanks, without_examples
+from data_prep.stage_settings import QualityConfig
 
 VERSION = 3
 

@@ -15,10 +15,11 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
-from data_prep.config import ChatConfig, CorpusConfig, as_settings
+from data_prep.config import CorpusConfig, as_settings
 from data_prep.document import Document, Report, Turn
 from data_prep.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
+from data_prep.stage_settings import ChatConfig
 
 VERSION = 3
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

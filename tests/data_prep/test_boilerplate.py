@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import BoilerplateConfig
 from data_prep.document import Document, Report
+from data_prep.stage_settings import BoilerplateConfig
 from data_prep.stages import boilerplate
 from tests.data_prep.documents import config, document
 

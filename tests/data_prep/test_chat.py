@@ -12,12 +12,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep import pipeline
-from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Document, Place, Report, Turn
 from data_prep.pipeline import Prepared
 from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
+from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
 from data_prep.stages import normalise
 from data_prep.stages.tokenise import Tokeniser, place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3

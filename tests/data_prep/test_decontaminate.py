@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import DecontaminateConfig
 from data_prep.containers import zstd
 from data_prep.document import Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers
+from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages import decontaminate
 from tests.data_prep.documents import config, document, through
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data_prep import shingles
-from data_prep.config import CorpusConfig, DeduplicateConfig, SourceConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document, Report, Turn
+from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 from tests.data_prep.stages import run_stage
 

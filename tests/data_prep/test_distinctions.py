@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from data_prep.config import DeduplicateConfig
 from data_prep.document import Document
+from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 from tests.data_prep.documents import config, document
 from tests.data_prep.stages import run_stage

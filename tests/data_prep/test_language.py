@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import accuracy, confusion, nav_pairs, recall, report, table_alone, told_apart, ud_sentences
-from data_prep.config import LanguageConfig
 from data_prep.document import Document, Turn
+from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.written_standard import train
 from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words

@@ -10,10 +10,11 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.card import CARD
-from data_prep.config import CorpusConfig, PrepareConfig, QualityConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
 from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, _digest
 from data_prep.stage_files import losses
+from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
 from finetune.cli.report import print_corpus
 from tests.data_prep.documents import document
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import pipeline
-from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig
 from data_prep.document import Document, Report
 from data_prep.shards import Corpus
+from data_prep.stage_settings import SplitConfig, TokenizerConfig
 from data_prep.stages import mixture
 from tests.data_prep.test_sample import SAMPLE
 
@@ -164,8 +165,8 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
     [
         ({"years": [2010]}, "give the first and the last year"),
         ({"years": [2010, 2000]}, "give the first and the last year"),
-        ({"weight": -1}, "from 0 to 100"),
-        ({"max_tokens": 0}, "give at least 1"),
+        ({"weight": -1}, "must be between 0 and 100"),
+        ({"max_tokens": 0}, "must be at least 1"),
     ],
 )
 def test_wrong_rules_are_one_line(settings: dict[str, Any], words: str) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import declarations, other_languages, ud_sentences
-from data_prep.config import LanguageConfig
 from data_prep.languages import ISO_639_3, NAMES
 from data_prep.other_languages import find
+from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_codes, without_names

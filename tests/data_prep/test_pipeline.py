@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from data_prep import pipeline, stage_files
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.preparation import Preparation
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import TokenizerConfig
 from data_prep.workers import Workers
 from tests.data_prep.documents import document
 from tests.data_prep.test_sample import SAMPLE, checksums, sample_config

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import reading
-from data_prep.config import QualityConfig, SourceConfig
+from data_prep.config import SourceConfig
 from data_prep.document import Report, Turn
+from data_prep.stage_settings import QualityConfig
 from data_prep.stages import normalise, quality
 from tests.data_prep.documents import config, document, through
 
@@ -177,7 +178,7 @@ def test_sources_for_evaluation_are_not_judged_and_that_is_counted() -> None:
     kept, said = through(quality, [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[])))
     assert (kept, said.drop_reasons()) == ([], {"too_short": 1})
     with pytest.raises(ValueError, match="skip_readers names 'nobody'"):
-        QualityConfig(skip_readers=["nobody"])
+        config(quality=QualityConfig(skip_readers=["nobody"]))
 
 
 def test_a_rule_is_named_with_what_it_measured_and_conversations_are_not_judged() -> None:

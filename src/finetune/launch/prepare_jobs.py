@@ -25,8 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.config.cluster import ClusterConfig
-from finetune.config.fields import check_log_folder
+from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
