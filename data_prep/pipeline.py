@@ -24,11 +24,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep import evaluation_sets, publish
+from data_prep import evaluation_sets, execute, publish
 from data_prep.config import CorpusConfig, PrepareConfig
-from data_prep.preparation import LAST_STEPS, Preparation, Step
+from data_prep.preparation import Preparation, Step
 from data_prep.shards import MANIFEST, Manifest
 from data_prep.stages import tokenise
+from data_prep.stages.tokenise import Tokenise
 from data_prep.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def prepare(config: PrepareConfig) -> Prepared:
                 with Workers(config.workers or preparation.sensible_workers(), names) as workers:
                     for step in steps:
                         if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
-                            worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
+                            worked.add(step.stage)
             except BaseException:
                 preparation.prune()  # what processes were at when they were stopped
                 raise
@@ -115,8 +116,7 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
 def run_step(work: str, step: str, number: int) -> bool:
     """Do one task of a step; False if it was done before."""
-    preparation = Preparation.load(Path(work))
-    return publish.run(preparation, step, number) if step in LAST_STEPS else preparation.run(step, number)
+    return execute.run(Preparation.load(Path(work)), step, number)
 
 
 def _folders(config: PrepareConfig) -> tuple[Path, Path]:
@@ -125,7 +125,7 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
     Raises:
         FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
     """
-    tokenise.settings(config.corpus)
+    Tokenise().settings(config.corpus)
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise ValueError(

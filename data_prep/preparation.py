@@ -1,4 +1,4 @@
-"""What there is to do for a corpus, and what is done of it; `pipeline` says when.
+"""What there is to do for a corpus, and what is done of it; execute.py does it. Runs in every process of a preparation.
 
 What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the fingerprint of the
 shard it is made of, back to the raw file; or of all shards, where a stage judges by the whole corpus. A shard that is on disk
@@ -12,44 +12,28 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_prep import reading
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, as_settings, from_settings
+from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
 from data_prep.document import Document, Report
-from data_prep.shards import Loss, SourceInfo, StageInfo, sha256_file
-from data_prep.stage_files import Done, StageFolder, shard_file, write_json, write_table
-from data_prep.stages import (
-    boilerplate,
-    decontaminate,
-    deduplicate,
-    deidentify,
-    language,
-    mixture,
-    normalise,
-    quality,
-    split,
-    tokenise,
-)
+from data_prep.shards import Loss, StageInfo, sha256_file
+from data_prep.stage_files import Done, StageFolder, write_json
+from data_prep.stages import TEXT_STAGES
+from data_prep.stages.protocol import CorpusStage, ShardStage, Stage
+from data_prep.stages.tokenise import Tokenise
 
-TEXT_STAGES: tuple[ModuleType, ...] = (
-    normalise, boilerplate, language, quality, deduplicate, decontaminate, deidentify, split, mixture,
-)  # fmt: skip
-LAST_STEPS = ("tokenizer", "tokenise", "publish")  # what publish.py does
+READ = "read"  # the stage before all others, which makes documents of the raw files
+STAGES = (READ, *(stage.name for stage in TEXT_STAGES), Tokenise.name)
+LAST_TEXT_STAGE = TEXT_STAGES[-1].name
+LAST_STEPS = ("tokenizer", "tokenise", "publish")  # which make the corpus folder of the last text stage's documents
 READ_VERSION = 6
 _NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
-COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
 
@@ -59,6 +43,11 @@ class Step:
 
     name: str
     cut: bool = True
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is a part of."""
+        return Tokenise.name if self.name in LAST_STEPS else self.name.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,22 @@ class ReadTask:
     bytes: int
 
 
+@dataclass(kw_only=True)
+class PlanFile:
+    """plan.json: all that a task must be told.
+
+    Attributes:
+        folder: of the corpus.
+        cwd: where the config was given, which its paths are relative to.
+    """
+
+    corpus: CorpusConfig
+    folder: str
+    cwd: str
+    tasks: list[ReadTask]
+    shard_characters: int
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard of a stage: its name, the same in every stage, and the fingerprint of all that it depends on."""
@@ -80,31 +85,19 @@ class Shard:
     fingerprint: str
 
 
-class FileChanged(ValueError):
-    """A raw file that is not what its checksum says."""
-
-    def __init__(self, source: str, name: str) -> None:
-        self.source, self.name = source, name
-        super().__init__(
-            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: "
-            f"run prepare again once nothing writes to it"
-        )
-
-    def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:  # it comes from another process
-        return type(self), (self.source, self.name)
-
-
 class Preparation:
     """A plan, and what is on disk of it."""
 
-    def __init__(self, work: Path, body: dict[str, Any]) -> None:
-        self.work, self.folder, self.cwd = work, Path(body["folder"]), body["cwd"]
-        self.shard_characters: int = body["shard_characters"]
-        self.corpus: CorpusConfig = from_settings(CorpusConfig, body["corpus"])
-        self.tasks = [ReadTask(**task) for task in body["tasks"]]
-        self._shards: dict[int, list[Shard]] = {}
-        self._settings: dict[int, str] = {}
-        self._decisions: dict[int, str] = {}
+    def __init__(self, work: Path, plan: PlanFile) -> None:
+        self.work = work
+        self.folder = Path(plan.folder)
+        self.cwd = plan.cwd
+        self.shard_characters = plan.shard_characters
+        self.corpus = plan.corpus
+        self.tasks = plan.tasks
+        self._shards: dict[str, list[Shard]] = {}
+        self._settings: dict[str, str] = {}
+        self._decisions: dict[str, str] = {}
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
@@ -115,9 +108,14 @@ class Preparation:
             ValueError: a setting is wrong.
         """
         corpus = config.corpus
-        tasks = [asdict(task) for name in corpus.sources for task in _read_tasks(name, corpus)]
-        body = {"corpus": as_settings(corpus), "folder": str(folder.absolute()), "cwd": str(Path.cwd()), "tasks": tasks}
-        write_json(work / "plan.json", {**body, "shard_characters": config.shard_characters})
+        plan = PlanFile(
+            corpus=corpus,
+            folder=str(folder.absolute()),
+            cwd=str(Path.cwd()),
+            tasks=[task for name in corpus.sources for task in _read_tasks(name, corpus)],
+            shard_characters=config.shard_characters,
+        )
+        write_json(work / "plan.json", as_settings(plan))
         preparation = Preparation.load(work)
         preparation.prune()
         return preparation
@@ -131,118 +129,118 @@ class Preparation:
             raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
         return _loaded(work.absolute(), stat.st_mtime_ns, stat.st_size)
 
-    # --- what there is to do ---------------------------------------------------------------------------------------------
+    # --- what there is to do -----------------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
-        found = [Step("read")]
-        for module in TEXT_STAGES:
-            name = _name(module)
-            if hasattr(module, "decide"):
-                found += [Step(f"{name}.collect"), Step(f"{name}.decide", cut=False)]
-            found.append(Step(name))
-        return [*found, *(Step(name, cut=name == "tokenise") for name in LAST_STEPS)]
+        found = [Step(READ)]
+        for stage in TEXT_STAGES:
+            if isinstance(stage, CorpusStage):
+                found += [Step(f"{stage.name}.collect"), Step(f"{stage.name}.decide", cut=False)]
+            found.append(Step(stage.name))
+        return [*found, *(Step(name, cut=name == Tokenise.name) for name in LAST_STEPS)]
 
     def sizes(self, step: Step) -> list[int]:
         """Of each task of a step, what it has to work through: bytes of files, else characters."""
-        if step.name == "read":
+        if step.stage == READ:
             return [task.bytes for task in self.tasks]
         if not step.cut:
             return [1]
-        return [done.characters_out for done in self.done(self._number(step.name) - 1)]
-
-    def run(self, step: str, number: int) -> bool:
-        """Do one task of a step up to the last text stage. False if it was done before."""
-        if step == "read":
-            return self._read(number)
-        stage, phase = self._number(step), step.partition(".")[2]
-        if phase == "collect":
-            return self._collect(stage, number)
-        return self._decide(stage) if phase == "decide" else self._apply(stage, number)
+        return [done.characters_out for done in self.done(stage_before(step.stage))]
 
     @cached_property
     def fingerprint(self) -> str:
         """Of every raw file and setting: of the corpus that comes out."""
-        stages = [(_name(module), module.VERSION, module.settings(self.corpus)) for module in TEXT_STAGES]
-        return digest("corpus", READ_VERSION, stages, tokenise.VERSION, tokenise.settings(self.corpus), self.source_settings)
+        stages = [(stage.name, stage.version, self.settings(stage)) for stage in TEXT_STAGES]
+        tokens = Tokenise()
+        return digest("corpus", READ_VERSION, stages, tokens.version, self.settings(tokens), self.source_settings)
+
+    def settings(self, stage: Stage) -> dict[str, object]:
+        """Return what a stage depends on as plain data."""
+        return as_settings(stage.settings(self.corpus))
 
     def sensible_workers(self) -> int:
         return min(len(os.sched_getaffinity(0)), 1 + sum(task.bytes for task in self.tasks) // SMALL)
 
     @cached_property
-    def source_settings(self) -> dict[str, dict[str, Any]]:
+    def source_settings(self) -> dict[str, dict[str, object]]:
         """All that a source is, with the digest of its raw files' names and bytes; not where they lie."""
-        settings = {}
+        settings: dict[str, dict[str, object]] = {}
         for name, source in self.corpus.sources.items():
-            files = [file for task in self.tasks if task.source == name for file in zip(task.names, task.sha256, strict=True)]
             kept = {key: value for key, value in as_settings(source).items() if key != "path"}
-            settings[name] = {**kept, "sha256": digest(files)}
+            settings[name] = {**kept, "sha256": self.source_sha256(name)}
         return settings
 
-    def shards(self, stage: int) -> list[Shard]:
+    def source_sha256(self, name: str) -> str:
+        """Return the digest of the names and bytes of a source's raw files."""
+        tasks = [task for task in self.tasks if task.source == name]
+        return digest([file for task in tasks for file in zip(task.names, task.sha256, strict=True)])
+
+    def shards(self, stage: str) -> list[Shard]:
         """The shards of a stage, in order: names, and what their fingerprints must be.
 
         Raises:
             ValueError: reading is not finished, so that nobody knows.
         """
         if stage not in self._shards:
-            self._shards[stage] = self._read_shards() if stage == 0 else self._stage_shards(stage)
+            self._shards[stage] = self._read_shards() if stage == READ else self._stage_shards(stage)
         return self._shards[stage]
 
     def _read_shards(self) -> list[Shard]:
         found = []
         for number in range(len(self.tasks)):
-            parts = self._parts_of(number)
+            parts = self.parts_of_task(number)
             if parts is None:
                 raise ValueError(f"step read: task {number} is not done: run it first")
-            found += [Shard(name, digest(self._task_fingerprint(number), name)) for name in parts]
+            found += [Shard(name, digest(self.task_fingerprint(number), name)) for name in parts]
         self._check_read(found)
         return found
 
     def _check_read(self, shards: list[Shard]) -> None:
         """Raises ValueError if a source gave nothing, or more of it is broken than may be. What was read is kept."""
-        counts = sum((Counter(self.marker(0, shard).counts) for shard in shards), Counter())
+        folder = self.stage_folder(READ)
+        counts = sum((Counter(self.marker(READ, shard).counts) for shard in shards), Counter())
         for name, source in self.corpus.sources.items():
             broken = counts[f"quarantined_{name}"]
-            quarantined = self.stage(0).quarantined([shard.name for shard in shards]) if broken else iter(())
+            quarantined = folder.quarantined([shard.name for shard in shards]) if broken else iter(())
             first = next((record for record in quarantined if record.source == name), None)
             read = counts[f"read_{name}"]
-            drops = iter(()) if read else self.stage(0).drops()
+            drops = iter(()) if read else folder.drops()
             dropped = next((drop for drop in drops if drop.source == name), None)
             reading.check_yield(name, source, read, broken, first, dropped)
 
-    def _stage_shards(self, stage: int) -> list[Shard]:
-        before, setting = self.shards(stage - 1), self._stage_fingerprint(stage)
-        decision = digest(setting, [shard.fingerprint for shard in before]) if self._decides(stage) else ""
+    def _stage_shards(self, stage: str) -> list[Shard]:
+        before = self.shards(stage_before(stage))
+        setting = self.stage_fingerprint(stage)
+        decision = ""
+        if isinstance(text_stage(stage), CorpusStage):
+            decision = digest(setting, [shard.fingerprint for shard in before])
         return [Shard(shard.name, digest(setting, shard.fingerprint, decision)) for shard in before]
 
-    def _stage_fingerprint(self, stage: int) -> str:
+    def stage_fingerprint(self, stage: str) -> str:
+        """Return the fingerprint of a text stage itself, without its input."""
         if stage not in self._settings:
-            module = TEXT_STAGES[stage - 1]
-            self._settings[stage] = digest(_name(module), module.VERSION, module.settings(self.corpus))
+            found = text_stage(stage)
+            self._settings[stage] = digest(found.name, found.version, self.settings(found))
         return self._settings[stage]
 
-    def _decides(self, stage: int) -> bool:
-        return hasattr(TEXT_STAGES[stage - 1], "decide")
+    def decision_fingerprint(self, stage: str) -> str:
+        """Return the fingerprint of what a stage decides by: all shards before it."""
+        if stage not in self._decisions:
+            before = [shard.fingerprint for shard in self.shards(stage_before(stage))]
+            self._decisions[stage] = digest("decided", self.stage_fingerprint(stage), before)
+        return self._decisions[stage]
 
-    def _number(self, step: str) -> int:
-        return self._stages.index(step.partition(".")[0])
+    def collected(self, stage: str, shard: Shard) -> Shard:
+        """Return what a stage must know of a shard before it."""
+        return Shard(f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint))
 
-    # --- what is on disk -------------------------------------------------------------------------------------------------
+    # --- what is on disk ---------------------------------------------------------------------------------------------
 
-    def stage(self, number: int) -> StageFolder:
-        """The folder of a stage: 0 is read, then the text stages; what comes behind the last is tokenise."""
-        return StageFolder(self.work / f"{number}-{self._stages[number]}")
+    def stage_folder(self, stage: str) -> StageFolder:
+        """The folder of a stage, whose name begins with the stage's place among all."""
+        return StageFolder(self.work / f"{STAGES.index(stage)}-{stage}")
 
-    @property
-    def _stages(self) -> list[str]:
-        return ["read", *map(_name, TEXT_STAGES), "tokenise"]
-
-    @property
-    def text(self) -> int:
-        """The number of the last text stage."""
-        return len(TEXT_STAGES)
-
-    def done(self, stage: int) -> list[Done]:
+    def done(self, stage: str) -> list[Done]:
         """The markers of all shards of a stage.
 
         Raises:
@@ -250,158 +248,72 @@ class Preparation:
         """
         return [self.marker(stage, shard) for shard in self.shards(stage)]
 
-    def marker(self, stage: int, shard: Shard) -> Done:
+    def marker(self, stage: str, shard: Shard) -> Done:
         """Raises ValueError if the stage has not done this shard."""
-        folder = self.stage(stage)
-        marker = folder.done(shard.name, shard.fingerprint, verify=False)
+        marker = self.stage_folder(stage).done(shard.name, shard.fingerprint, verify=False)
         if marker is None:
-            raise ValueError(f"step {folder.name}: shard {shard.name} is not done: run it first")
+            raise ValueError(f"step {stage}: shard {shard.name} is not done: run it first")
         return marker
 
-    def documents(self, stage: int, columns: list[str] | None = None) -> Iterator[Document]:
+    def documents(self, stage: str, columns: list[str] | None = None) -> Iterator[Document]:
         """All that a stage let through, in order."""
-        return self.stage(stage).documents([shard.name for shard in self.shards(stage)], columns)
+        return self.stage_folder(stage).documents([shard.name for shard in self.shards(stage)], columns)
 
-    def info(self, stage: int) -> StageInfo:
+    def info(self, stage: str) -> StageInfo:
         """What reading, or a text stage, did to all shards together."""
-        if stage == 0:
-            return stage_info("read", READ_VERSION, self.source_settings, self.done(0))
-        module = TEXT_STAGES[stage - 1]
-        return stage_info(_name(module), module.VERSION, module.settings(self.corpus), self.done(stage))
+        if stage == READ:
+            return stage_info(READ, READ_VERSION, self.source_settings, self.done(READ))
+        found = text_stage(stage)
+        return stage_info(found.name, found.version, self.settings(found), self.done(stage))
 
-    def count_read(self, sources: dict[str, SourceInfo]) -> None:
-        """Enter what was read of each source, and how many documents have an id that is not theirs alone."""
-        shards: dict[str, list[Shard]] = {name: [] for name in sources}
-        for shard in self.shards(0):
-            shards[self.tasks[int(shard.name.partition("-")[0])].source].append(shard)
-        for name, own in shards.items():
-            markers = [self.marker(0, shard) for shard in own]
-            refused = sum(loss.characters for marker in markers for loss in marker.losses)
-            sources[name].documents_read = sum(marker.documents_in for marker in markers)
-            sources[name].characters_read = refused + sum(marker.characters_out for marker in markers)
-            hashes = [self.stage(0).id_hashes(shard.name) for shard in own]
-            sources[name].repeated_ids = sum(map(len, hashes)) - len(np.unique(np.concatenate(hashes)))
+    def infos(self) -> list[StageInfo]:
+        """What reading and each text stage did."""
+        return [self.info(stage) for stage in STAGES if stage != Tokenise.name]
 
     def prune(self) -> None:
         """Delete what was half written, and stages and, once all is read, shards that there are no longer."""
-        known = {self.stage(number).path for number in range(self.text + 2)}
+        known = {self.stage_folder(stage).path for stage in STAGES}
         for path in self.work.iterdir():
             if path.is_dir() and path.name[:1].isdigit() and path not in known:
                 shutil.rmtree(path)
         for path in self.work.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
-        parts = [self._parts_of(number) for number in range(len(self.tasks))]
+        parts = [self.parts_of_task(number) for number in range(len(self.tasks))]
         if None not in parts:
             current = {name for names in parts for name in names or []}
             for folder in map(StageFolder, known):
                 folder.keep_only(current)
 
-    # --- doing it --------------------------------------------------------------------------------------------------------
-
-    def _task_fingerprint(self, number: int) -> str:
+    def task_fingerprint(self, number: int) -> str:
+        """Return the fingerprint of all that a task of reading depends on."""
         task = self.tasks[number]
         settings = {key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ}
-        return digest("read", READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
+        return digest(READ, READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
 
-    def _parts_of(self, number: int) -> list[str] | None:
+    def parts_of_task(self, number: int) -> list[str] | None:
         """The shards that a task of reading gave, once it has."""
         try:
-            body = json.loads((self.stage(0).path / f"task-{number:05d}.json").read_text(encoding="utf-8"))
-            return list(body["shards"]) if body["fingerprint"] == self._task_fingerprint(number) else None
+            body = json.loads(self.task_file(number).read_text(encoding="utf-8"))
+            return list(body["shards"]) if body["fingerprint"] == self.task_fingerprint(number) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _read(self, number: int) -> bool:
-        task, folder, fingerprint = self.tasks[number], self.stage(0), self._task_fingerprint(number)
-        parts = self._parts_of(number)
-        if parts is not None and all(folder.done(part, digest(fingerprint, part)) for part in parts):
-            return False
-        folder.path.mkdir(parents=True, exist_ok=True)
-        report, source = Report(), self.corpus.sources[task.source]
-        documents = _read_unchanged(task, source, report)
-        names: list[str] = []
-        try:
-            self._write_read(number, documents, report, names)
-        except FileChanged:  # what is finished has the checksum of another file than was read
-            for name in names:
-                folder.discard(name)
-            raise
-        write_json(folder.path / f"task-{number:05d}.json", {"fingerprint": fingerprint, "shards": names})
-        return True
-
-    def _write_read(self, number: int, documents: Iterator[Document], report: Report, names: list[str]) -> None:
-        """Write the documents of a task in shards, whose names are added to `names`."""
-        folder, fingerprint = self.stage(0), self._task_fingerprint(number)
-        document = next(documents, None)
-        while document is not None or not names:  # at least one, to hold what was refused
-            name = f"{number:05d}-{len(names):03d}"
-            with shard_file(folder.part(name)) as file:
-                while document is not None and file.characters < self.shard_characters:
-                    file.add(document)
-                    document = next(documents, None)
-            said = Report() if document is not None else report  # what a task has to report goes with its last shard
-            names.append(name)
-            folder.close(name, digest(fingerprint, name), file, said)
-
-    def _apply(self, stage: int, number: int) -> bool:
-        shard, folder, module = self.shards(stage)[number], self.stage(stage), TEXT_STAGES[stage - 1]
-        before = self.marker(stage - 1, self.shards(stage - 1)[number])
-        if folder.done(shard.name, shard.fingerprint) is not None:
-            return False
-        report, decided = Report(), []
-        if self._decides(stage):
-            if folder.done("decided", self._decision(stage), verify=False) is None:
-                raise ValueError(f"step {folder.name}.decide is not done: run it first")
-            path = folder.path / "decided.parquet"
-            table = pq.ParquetFile(path).read(use_threads=False)
-            decided.append(table.filter(pc.field("shard") == number) if "shard" in table.column_names else table)
-            if number == 0:
-                report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
-        documents = self.stage(stage - 1).documents([shard.name])
-        folder.write(shard.name, shard.fingerprint, module.run(documents, self.corpus, report, *decided), report, before)
-        return True
-
-    def _decision(self, stage: int) -> str:
-        """The fingerprint of what a stage decides by: all shards before it."""
-        if stage not in self._decisions:
-            before = [shard.fingerprint for shard in self.shards(stage - 1)]
-            self._decisions[stage] = digest("decided", self._stage_fingerprint(stage), before)
-        return self._decisions[stage]
-
-    def _collected(self, stage: int, shard: Shard) -> tuple[str, str]:
-        """What a stage must know of a shard before it: name and fingerprint."""
-        return f"collected-{shard.name}", digest("collected", self._stage_fingerprint(stage), shard.fingerprint)
-
-    def _collect(self, stage: int, number: int) -> bool:
-        shard, folder = self.shards(stage - 1)[number], self.stage(stage)
-        self.marker(stage - 1, shard)
-        name, fingerprint = self._collected(stage, shard)
-        if folder.done("decided", self._decision(stage)) or folder.done(name, fingerprint):
-            return False
-        table = TEXT_STAGES[stage - 1].collect(self.stage(stage - 1).documents([shard.name]), self.corpus)
-        write_table(folder.path / f"{name}.parquet", table, COLLECTED_IN_GROUP)
-        folder.finish(name, fingerprint, [f"{name}.parquet"])
-        return True
-
-    def _decide(self, stage: int) -> bool:
-        folder, fingerprint = self.stage(stage), self._decision(stage)
-        if folder.done("decided", fingerprint):
-            return False
-        collected = []
-        for shard in self.shards(stage - 1):
-            name, its_own = self._collected(stage, shard)
-            if folder.done(name, its_own) is None:
-                raise ValueError(f"step {folder.name}.collect: shard {shard.name} is not done: run it first")
-            collected.append(folder.path / f"{name}.parquet")
-        write_table(folder.path / "decided.parquet", TEXT_STAGES[stage - 1].decide(collected, self.corpus))
-        folder.finish("decided", fingerprint, ["decided.parquet"])
-        for path in collected:
-            path.unlink()
-            path.with_name(f"done-{path.stem}.json").unlink(missing_ok=True)
-        return True
+    def task_file(self, number: int) -> Path:
+        """The file that says which shards a task of reading gave."""
+        return self.stage_folder(READ).path / f"task-{number:05d}.json"
 
 
-def stage_info(name: str, version: int, settings: dict[str, Any], shards: list[Done]) -> StageInfo:
+def stage_before(stage: str) -> str:
+    """Return the stage whose documents a stage is given."""
+    return STAGES[STAGES.index(stage) - 1]
+
+
+def text_stage(name: str) -> ShardStage | CorpusStage:
+    """Return a text stage by its name."""
+    return {stage.name: stage for stage in TEXT_STAGES}[name]
+
+
+def stage_info(name: str, version: int, settings: Mapping[str, object], shards: list[Done]) -> StageInfo:
     """What a stage did, summed over its shards."""
     dropped, counts = Report().counts, Report().counts
     losses: dict[tuple[str, str], Loss] = {}
@@ -414,60 +326,21 @@ def stage_info(name: str, version: int, settings: dict[str, Any], shards: list[D
             loss.cut += part.cut
             loss.characters += part.characters
     return StageInfo(
-        name=name, version=version, settings=settings, documents_in=sum(shard.documents_in for shard in shards),
+        name=name, version=version, settings=dict(settings), documents_in=sum(shard.documents_in for shard in shards),
         documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
         counts=dict(sorted(counts.items())), losses=[losses[key] for key in sorted(losses)],
     )  # fmt: skip
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
+    """Return the SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _name(module: ModuleType) -> str:
-    return module.__name__.rpartition(".")[2]
 
 
 @lru_cache(maxsize=1)
 def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
-    return Preparation(work, json.loads((work / "plan.json").read_text(encoding="utf-8")))
-
-
-def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """Yield the documents of a task, whose files must be and stay what their checksums say.
-
-    Raises:
-        FileChanged: one was changed, replaced, cut or deleted since the plan, or while it was read.
-    """
-    for path, name, sha256 in zip(map(Path, task.paths), task.names, task.sha256, strict=True):
-        before = _state(path)
-        try:
-            yield from reading.read(task.source, source, report, [path])
-        except (ValueError, OSError):
-            if _is_changed(path, before, sha256):
-                raise FileChanged(task.source, name) from None
-            raise
-        if _is_changed(path, before, sha256):
-            raise FileChanged(task.source, name)
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """Return what differs if a file was written or replaced; None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Return whether a file is another than it was before, or than its checksum says."""
-    if before is None or _state(path) != before:
-        return True
-    try:
-        return sha256_file(path) != sha256
-    except OSError:
-        return True
+    body = json.loads((work / "plan.json").read_text(encoding="utf-8"))
+    return Preparation(work, from_settings(PlanFile, body))
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:

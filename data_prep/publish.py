@@ -30,7 +30,7 @@ from data_prep.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Drop, Report
 from data_prep.encoder import COMPARED_CHARACTERS
-from data_prep.preparation import Preparation, Shard, digest, stage_info
+from data_prep.preparation import LAST_TEXT_STAGE, READ, Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
     SPLITS,
@@ -45,8 +45,9 @@ from data_prep.shards import (
 )
 from data_prep.stage_files import read_json, replacing, write_json
 from data_prep.stages import tokenise
-from data_prep.stages.tokenise import Tokeniser
+from data_prep.stages.tokenise import Tokenise, Tokeniser
 
+TOKENISE = Tokenise()
 BATCH = 512
 ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
 COMPARED_DOCUMENTS = 1000
@@ -84,13 +85,13 @@ def current(folder: Path, fingerprint: str) -> Manifest | None:
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
     """A tokenizer that is trained depends on all text, one that is given on none."""
     trained = preparation.corpus.tokenizer.path is None
-    text = [shard.fingerprint for shard in preparation.shards(preparation.text)] if trained else []
-    return digest("tokenizer", tokenise.VERSION, tokenise.settings(preparation.corpus), text)
+    text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)] if trained else []
+    return digest("tokenizer", TOKENISE.version, preparation.settings(TOKENISE), text)
 
 
 def _place_tokenizer(preparation: Preparation) -> bool:
-    _require_documents(preparation.corpus.name, [preparation.info(stage) for stage in range(preparation.text + 1)])
-    stage, fingerprint = preparation.stage(preparation.text + 1), _tokenizer_fingerprint(preparation)
+    _require_documents(preparation.corpus.name, preparation.infos())
+    stage, fingerprint = preparation.stage_folder(TOKENISE.name), _tokenizer_fingerprint(preparation)
     if stage.done("tokenizer", fingerprint):
         return False
     stage.path.mkdir(parents=True, exist_ok=True)
@@ -110,9 +111,9 @@ def _place_tokenizer(preparation: Preparation) -> bool:
 
 def _sample(preparation: Preparation) -> Iterator[str]:
     """The training texts, or, of very many, those whose ids' hashes are low: the same documents wherever they stand."""
-    available = sum(marker.characters_out for marker in preparation.done(preparation.text))
+    available = sum(marker.characters_out for marker in preparation.done(LAST_TEXT_STAGE))
     share = min(1.0, TRAINING_CHARACTERS / max(available, 1))
-    for document in preparation.documents(preparation.text, ["id", "source", "text", "turns", "split"]):
+    for document in preparation.documents(LAST_TEXT_STAGE, ["id", "source", "text", "turns", "split"]):
         if document.split == "train" and (share == 1 or _place(document) < share):
             yield document.whole_text
 
@@ -121,14 +122,14 @@ def _compared(preparation: Preparation) -> Iterator[str]:
     """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest."""
     places = (
         (_place(document), shard.name, row)
-        for shard in preparation.shards(preparation.text)
-        for row, document in enumerate(preparation.stage(preparation.text).documents([shard.name], ["id", "source"]))
+        for shard in preparation.shards(LAST_TEXT_STAGE)
+        for row, document in enumerate(preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name], ["id", "source"]))
     )
     chosen: dict[str, set[int]] = {}
     for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, places):
         chosen.setdefault(shard_name, set()).add(row)
     for shard_name, rows in sorted(chosen.items()):
-        for row, document in enumerate(preparation.stage(preparation.text).documents([shard_name], ["text"])):
+        for row, document in enumerate(preparation.stage_folder(LAST_TEXT_STAGE).documents([shard_name], ["text"])):
             if row in rows and document.text:
                 yield document.text[:COMPARED_CHARACTERS]
 
@@ -143,14 +144,14 @@ def _place(document: Document) -> float:
 
 @lru_cache(maxsize=1)
 def _token_shards(preparation: Preparation) -> list[Shard]:
-    setting = tokenise.settings(preparation.corpus)
-    key = digest("tokenise", tokenise.VERSION, setting, _tokenizer_fingerprint(preparation))
-    return [Shard(shard.name, digest(key, shard.fingerprint)) for shard in preparation.shards(preparation.text)]
+    setting = preparation.settings(TOKENISE)
+    key = digest(TOKENISE.name, TOKENISE.version, setting, _tokenizer_fingerprint(preparation))
+    return [Shard(shard.name, digest(key, shard.fingerprint)) for shard in preparation.shards(LAST_TEXT_STAGE)]
 
 
 def _tokenise(preparation: Preparation, number: int) -> bool:
-    shard, stage = _token_shards(preparation)[number], preparation.stage(preparation.text + 1)
-    before = preparation.marker(preparation.text, preparation.shards(preparation.text)[number])
+    shard, stage = _token_shards(preparation)[number], preparation.stage_folder(TOKENISE.name)
+    before = preparation.marker(LAST_TEXT_STAGE, preparation.shards(LAST_TEXT_STAGE)[number])
     if stage.done(shard.name, shard.fingerprint):
         return False
     tokenizer = stage.done("tokenizer", _tokenizer_fingerprint(preparation), verify=False)
@@ -159,7 +160,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
     began, report, masks = time.perf_counter(), Report(), set[str]()
     has_chats = False
     tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)
-    documents = preparation.stage(preparation.text).documents([shard.name])
+    documents = preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name])
     with ExitStack() as stack:
         files = {split: stack.enter_context(_TokenFile(stage.path / f"{split}-{shard.name}.arrow")) for split in SPLITS}
         while batch := list(islice(documents, BATCH)):
@@ -181,7 +182,7 @@ def _tokenise(preparation: Preparation, number: int) -> bool:
 @lru_cache(maxsize=1)
 def _tokeniser(work: Path, _fingerprint: str) -> Tokeniser:
     preparation = Preparation.load(work)
-    folder = preparation.stage(preparation.text + 1).path
+    folder = preparation.stage_folder(TOKENISE.name).path
     return Tokeniser(preparation.corpus, folder / "tokenizer", read_json(folder / ENCODER)["library"])
 
 
@@ -245,10 +246,10 @@ def _publish(preparation: Preparation) -> bool:
 
 
 def _assemble(preparation: Preparation, folder: Path) -> None:
-    corpus, stage, shards = preparation.corpus, preparation.stage(preparation.text + 1), _token_shards(preparation)
-    markers = [preparation.marker(preparation.text + 1, shard) for shard in shards]
-    infos = [preparation.info(number) for number in range(preparation.text + 1)]
-    infos.append(stage_info("tokenise", tokenise.VERSION, tokenise.settings(corpus), markers))
+    corpus, stage, shards = preparation.corpus, preparation.stage_folder(TOKENISE.name), _token_shards(preparation)
+    markers = [preparation.marker(TOKENISE.name, shard) for shard in shards]
+    infos = preparation.infos()
+    infos.append(stage_info(TOKENISE.name, TOKENISE.version, preparation.settings(TOKENISE), markers))
     shutil.copytree(stage.path / "tokenizer", folder / "tokenizer")
     tokeniser = Tokeniser(corpus, folder / "tokenizer")
     mask_column = _mask_column(corpus, {mask for marker in markers for mask in marker.masks})
@@ -306,7 +307,7 @@ class _Dates:
     def __init__(self, preparation: Preparation, shard: Shard, split: str) -> None:
         self._dates: dict[str, list[str]] = {}
         columns = ["id", "date", "split"]
-        for document in preparation.stage(preparation.text).documents([shard.name], columns):
+        for document in preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name], columns):
             if document.split == split:
                 self._dates.setdefault(document.id, []).append(document.date)
 
@@ -344,9 +345,7 @@ class _Counter:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
         self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
-            name: SourceInfo(
-                license=source.license, attribution=source.attribution, sha256=preparation.source_settings[name]["sha256"]
-            )
+            name: SourceInfo(license=source.license, attribution=source.attribution, sha256=preparation.source_sha256(name))
             for name, source in preparation.corpus.sources.items()
         }
 
@@ -371,7 +370,7 @@ class _Counter:
 
     def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
         """What each source gave, once all rows are added."""
-        preparation.count_read(self.sources)
+        _count_read(preparation, self.sources)
         for name, info in self.sources.items():
             info.single_group = len(self._groups[name]) == 1
         return self.sources
@@ -383,6 +382,20 @@ class _Counter:
             return None
         log_probabilities = np.log(train + 1) - np.log(train.sum() + len(train))
         return float(-(validation * log_probabilities).sum() / validation.sum())
+
+
+def _count_read(preparation: Preparation, sources: dict[str, SourceInfo]) -> None:
+    """Enter what was read of each source, and how many documents have an id that is not theirs alone."""
+    shards: dict[str, list[Shard]] = {name: [] for name in sources}
+    for shard in preparation.shards(READ):
+        shards[preparation.tasks[int(shard.name.partition("-")[0])].source].append(shard)
+    for name, own in shards.items():
+        markers = [preparation.marker(READ, shard) for shard in own]
+        refused = sum(loss.characters for marker in markers for loss in marker.losses)
+        sources[name].documents_read = sum(marker.documents_in for marker in markers)
+        sources[name].characters_read = refused + sum(marker.characters_out for marker in markers)
+        hashes = [preparation.stage_folder(READ).id_hashes(shard.name) for shard in own]
+        sources[name].repeated_ids = sum(map(len, hashes)) - len(np.unique(np.concatenate(hashes)))
 
 
 def _require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:

@@ -35,6 +35,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
@@ -48,12 +49,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from data_prep.config import CorpusConfig, DeduplicateConfig, as_settings
+from data_prep.config import CorpusConfig, DeduplicateConfig
 from data_prep.distinctions import Profile, profile, tell_apart
 from data_prep.document import Document, Report
 from data_prep.shingles import jaccard, ngrams
+from data_prep.stages.protocol import CorpusStage
 
-VERSION = 4
 NGRAM, PERMUTATIONS, SEED = 5, 128, 42
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
 PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
@@ -70,69 +71,84 @@ _WORD = re.compile(r"\w+")
 Integers = NDArray[np.int64]
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    near = {"ngram": NGRAM, "permutations": PERMUTATIONS, "rensa": version("rensa")} if config.deduplicate.near else {}
-    return as_settings(config.deduplicate) | near
+@dataclass(kw_only=True)
+class NearSettings(DeduplicateConfig):
+    """The settings where near duplicates are sought, with how MinHash finds them."""
+
+    ngram: int = NGRAM
+    permutations: int = PERMUTATIONS
+    rensa: str
 
 
-def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-    """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and paragraphs."""
-    tables = []
-    while batch := _batch(documents):
-        texts = [_said(document).casefold() for document in batch]
-        values, begins, num_words = _ngrams(batch)
-        paragraphs = [_paragraphs(text) for text in texts]
-        columns = {
-            "name": pa.array([f"{document.source}/{document.id}" for document in batch], pa.string()),
-            "key": pa.array([_key(text) for text in texts], pa.binary(16)),
-            "words": pa.array(num_words, pa.int64()),
-            "date": pa.array([_day(document.date) for document in batch], pa.int32()),
-            "filled": pa.array([sum(map(bool, (d.title, d.date, d.language))) for d in batch], pa.int8()),
-            "paragraphs": pa.array(paragraphs, pa.list_(pa.uint64())),
-        }
-        if config.deduplicate.near:
-            columns["ngrams"] = pa.ListArray.from_arrays(pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32()))
-            profiles = [profile(document.title, "\n".join(asked)) for document, asked in zip(batch, _asked(batch), strict=True)]
-            columns["profile"] = pa.array(profiles, pa.large_binary())
-            columns["marks"] = pa.array([_hash(Profile(lines).key) for lines in profiles], pa.uint64())
-            for number, band in enumerate(_bands(values, begins, config.deduplicate.bands).T):
-                columns[f"band_{number}"] = pa.array(band, pa.uint64())
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
+class Deduplicate(CorpusStage):
+    """Drop the documents that say the same as a better one."""
 
+    name = "deduplicate"
+    version = 4
 
-def decide(collected: list[Path], config: CorpusConfig) -> pa.Table:
-    """Which rows of which shards go, and why."""
-    found = _Collected(collected)
-    order = found.best_first()
-    kept_by = np.full(found.number, -1, np.int64)  # of each document, the one that is kept in its place
-    similar: dict[int, float] = {}
-    _exact(found, order, kept_by)
-    counts = Counter[str]()
-    if config.deduplicate.near and found.number:
-        for worse, (better, similarity) in _near(found, order, kept_by < 0, config.deduplicate, counts).items():
-            kept_by[worse], similar[worse] = better, similarity
-    counts.update(_shared_paragraphs(found, kept_by < 0))
-    lost = np.flatnonzero(kept_by >= 0)
-    names = found.names(np.union1d(lost, kept_by[lost]))
-    table = pa.table(
-        {
-            "shard": pa.array(found.shard_of(lost), pa.int64()),
-            "row": pa.array(lost - found.begins[found.shard_of(lost)], pa.int64()),
-            "reason": pa.array(["near_duplicate" if i in similar else "exact_duplicate" for i in lost.tolist()], pa.string()),
-            "detail": pa.array([_detail(names[kept_by[i]], similar.get(i)) for i in lost.tolist()], pa.string()),
-        }
-    )
-    return table.replace_schema_metadata({"counts": json.dumps(counts)})
+    def settings(self, config: CorpusConfig) -> DeduplicateConfig:
+        if not config.deduplicate.near:
+            return config.deduplicate
+        return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
+    def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
+        """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and paragraphs."""
+        tables = []
+        while batch := _batch(documents):
+            texts = [_said(document).casefold() for document in batch]
+            values, begins, num_words = _ngrams(batch)
+            paragraphs = [_paragraphs(text) for text in texts]
+            columns = {
+                "name": pa.array([f"{document.source}/{document.id}" for document in batch], pa.string()),
+                "key": pa.array([_key(text) for text in texts], pa.binary(16)),
+                "words": pa.array(num_words, pa.int64()),
+                "date": pa.array([_day(document.date) for document in batch], pa.int32()),
+                "filled": pa.array([sum(map(bool, (d.title, d.date, d.language))) for d in batch], pa.int8()),
+                "paragraphs": pa.array(paragraphs, pa.list_(pa.uint64())),
+            }
+            if config.deduplicate.near:
+                columns["ngrams"] = pa.ListArray.from_arrays(pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32()))
+                profiles = [
+                    profile(document.title, "\n".join(asked)) for document, asked in zip(batch, _asked(batch), strict=True)
+                ]
+                columns["profile"] = pa.array(profiles, pa.large_binary())
+                columns["marks"] = pa.array([_hash(Profile(lines).key) for lines in profiles], pa.uint64())
+                for number, band in enumerate(_bands(values, begins, config.deduplicate.bands).T):
+                    columns[f"band_{number}"] = pa.array(band, pa.uint64())
+            tables.append(pa.table(columns))
+        return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
-    dropped = {row["row"]: (row["reason"], row["detail"]) for row in decided.to_pylist()}
-    for row, document in enumerate(documents):
-        if row in dropped:
-            report.drop(document, *dropped[row])
-        else:
-            yield document
+    def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
+        """Which rows of which shards go, and why."""
+        found = _Collected(collected)
+        order = found.best_first()
+        kept_by = np.full(found.number, -1, np.int64)  # of each document, the one that is kept in its place
+        similar: dict[int, float] = {}
+        _exact(found, order, kept_by)
+        counts = Counter[str]()
+        if config.deduplicate.near and found.number:
+            for worse, (better, similarity) in _near(found, order, kept_by < 0, config.deduplicate, counts).items():
+                kept_by[worse], similar[worse] = better, similarity
+        counts.update(_shared_paragraphs(found, kept_by < 0))
+        lost = np.flatnonzero(kept_by >= 0)
+        names = found.names(np.union1d(lost, kept_by[lost]))
+        table = pa.table(
+            {
+                "shard": pa.array(found.shard_of(lost), pa.int64()),
+                "row": pa.array(lost - found.begins[found.shard_of(lost)], pa.int64()),
+                "reason": pa.array(["near_duplicate" if i in similar else "exact_duplicate" for i in lost.tolist()], pa.string()),
+                "detail": pa.array([_detail(names[kept_by[i]], similar.get(i)) for i in lost.tolist()], pa.string()),
+            }
+        )
+        return table.replace_schema_metadata({"counts": json.dumps(counts)})
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+        dropped = {row["row"]: (row["reason"], row["detail"]) for row in decided.to_pylist()}
+        for row, document in enumerate(documents):
+            if row in dropped:
+                report.drop(document, *dropped[row])
+            else:
+                yield document
 
 
 # --- one document ----------------------------------------------------------------------------------------------------

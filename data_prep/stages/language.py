@@ -22,18 +22,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from itertools import groupby, islice, pairwise
-from typing import Any
 
 from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
 from data_prep.other_languages import WORDS, Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
+from data_prep.stages.protocol import ShardStage
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
-
-VERSION = 4
 
 # py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete
 # everywhere; all others are considered only where they are beyond doubt, for more competitors add noise.
@@ -131,38 +129,55 @@ class Verdict:
         return found.most_common(1)[0][0] if found else ""
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    language = config.language
-    return {
-        "keep": language.keep,
-        "min_characters": language.min_characters,
-        "claim_weight": language.claim_weight,
-        "mixed_share": language.mixed_share,
-        "other_parts": language.other_parts,
-        "py3langid": version("py3langid"),
-    }
+@dataclass(kw_only=True)
+class LanguageSettings:
+    """The settings of the stage, and the version of the library that tells languages apart."""
+
+    keep: list[str]
+    min_characters: int
+    claim_weight: float
+    mixed_share: float
+    other_parts: str
+    py3langid: str
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    keep = set(config.language.keep)
-    if keep.issuperset(NORWEGIAN):
-        keep.add(MIXED)
-    for document, text, verdict in _judgements(documents, config.language.min_characters):
-        claim = document.language
-        if verdict is not None:
-            document.language = verdict.language(claim, config.language)
-            if config.language.other_parts == "cut" and not document.turns:
-                _keep_parts(document, verdict, keep, report)
-            report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
-        if not document.language:
-            report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
-            continue
-        if document.language not in keep:
-            detail = verdict.detail(document.language) if verdict else name(document.language)
-            report.drop(document, f"language_{document.language}", detail)
-            continue
-        report.counts[document.language] += 1
-        yield document
+class Language(ShardStage):
+    """Detect the language of each document; drop those in a language that is not kept."""
+
+    name = "language"
+    version = 4
+
+    def settings(self, config: CorpusConfig) -> LanguageSettings:
+        language = config.language
+        return LanguageSettings(
+            keep=language.keep,
+            min_characters=language.min_characters,
+            claim_weight=language.claim_weight,
+            mixed_share=language.mixed_share,
+            other_parts=language.other_parts,
+            py3langid=version("py3langid"),
+        )
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        keep = set(config.language.keep)
+        if keep.issuperset(NORWEGIAN):
+            keep.add(MIXED)
+        for document, text, verdict in _judgements(documents, config.language.min_characters):
+            claim = document.language
+            if verdict is not None:
+                document.language = verdict.language(claim, config.language)
+                if config.language.other_parts == "cut" and not document.turns:
+                    _keep_parts(document, verdict, keep, report)
+                report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
+            if not document.language:
+                report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
+                continue
+            if document.language not in keep:
+                detail = verdict.detail(document.language) if verdict else name(document.language)
+                report.drop(document, f"language_{document.language}", detail)
+                continue
+            report.counts[document.language] += 1
+            yield document
 
 
 def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:

@@ -33,17 +33,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import CorpusConfig, QualityConfig, as_settings
+from data_prep.config import CorpusConfig, QualityConfig
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
 from data_prep.running_text import sentences, without_blanks, without_examples
-
-VERSION = 3
+from data_prep.stages.protocol import ShardStage
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
@@ -76,21 +76,33 @@ EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
 Finding = tuple[str, float]  # a rule's name, and what it measured
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    return as_settings(config.quality) | {"not_judged": sorted(_not_judged(config))}
+@dataclass(kw_only=True)
+class QualitySettings(QualityConfig):
+    """The limits, and the sources that are not judged."""
+
+    not_judged: list[str]
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    skipped = _not_judged(config)
-    for document in documents:
-        if document.source in skipped and not document.turns:
-            report.counts[f"not_judged_{document.source}"] += 1
-        elif not document.turns:
-            finding = next(findings(document.text, config.quality), None)
-            if finding is not None:
-                report.drop(document, finding[0], f"{finding[1]:.3g}")
-                continue
-        yield document
+class Quality(ShardStage):
+    """Drop the documents of running text that break a rule."""
+
+    name = "quality"
+    version = 3
+
+    def settings(self, config: CorpusConfig) -> QualitySettings:
+        return QualitySettings(**vars(config.quality), not_judged=sorted(_not_judged(config)))
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        skipped = _not_judged(config)
+        for document in documents:
+            if document.source in skipped and not document.turns:
+                report.counts[f"not_judged_{document.source}"] += 1
+            elif not document.turns:
+                finding = next(findings(document.text, config.quality), None)
+                if finding is not None:
+                    report.drop(document, finding[0], f"{finding[1]:.3g}")
+                    continue
+            yield document
 
 
 def _not_judged(config: CorpusConfig) -> set[str]:

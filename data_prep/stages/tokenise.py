@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,36 +16,96 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
-from data_prep.config import ChatConfig, CorpusConfig, as_settings
+from data_prep.config import ChatConfig, CorpusConfig
 from data_prep.document import Document, Report, Turn
 from data_prep.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
+from data_prep.stages.protocol import Stage
 
-VERSION = 3
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE_FILE = "chat_template.jinja"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    """All that decides the shards; files given by path count by their content.
+@dataclass(kw_only=True)
+class TokeniseSettings:
+    """All that decides the token shards; files given by path count by their content."""
 
-    Raises:
-        FileNotFoundError: the chat template's file does not exist.
-        ValueError: the tokenizer's folder holds none.
-    """
-    chat = as_settings(config.chat) | {"template": _template_setting(config.chat)}
-    common = {"shard_tokens": config.shard_tokens, "chat": chat, "library": config.tokenizer.library}
-    if config.tokenizer.path is None:
-        return {"train_vocab_size": config.tokenizer.vocab_size, "tokenizers": tokenizers.__version__, **common}
-    folder = Path(config.tokenizer.path)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
+
+@dataclass(kw_only=True)
+class TrainedSettings(TokeniseSettings):
+    """The settings of a corpus whose tokenizer is trained on it."""
+
+    train_vocab_size: int
+    tokenizers: str
+    shard_tokens: int
+    chat: ChatConfig
+    library: str
+
+
+@dataclass(kw_only=True)
+class GivenSettings(TokeniseSettings):
+    """The settings of a corpus whose tokenizer is given."""
+
+    tokenizer_sha256: str
+    files: dict[str, str]
+    shard_tokens: int
+    chat: ChatConfig
+    library: str
+
+
+@dataclass(kw_only=True)
+class ExtendedSettings(TokeniseSettings):
+    """The settings of a corpus whose tokenizer is given, with tokens that are added to it."""
+
+    tokenizer_sha256: str
+    files: dict[str, str]
+    add_tokens: list[str]
+    shard_tokens: int
+    chat: ChatConfig
+    library: str
+
+
+class Tokenise(Stage):
+    """Text to token shards. What it does lies in tokens/step.py, as a tokenizer must be there first."""
+
+    name = "tokenise"
+    version = 3
+
+    def settings(self, config: CorpusConfig) -> TokeniseSettings:
+        """Return all that decides the shards.
+
+        Raises:
+            FileNotFoundError: the chat template's file does not exist.
+            ValueError: the tokenizer's folder holds none.
+        """
+        shard_tokens, library = config.shard_tokens, config.tokenizer.library
+        chat = replace(config.chat, template=_template_setting(config.chat))
+        if config.tokenizer.path is None:
+            return TrainedSettings(
+                train_vocab_size=config.tokenizer.vocab_size,
+                tokenizers=tokenizers.__version__,
+                shard_tokens=shard_tokens,
+                chat=chat,
+                library=library,
+            )
+        folder = Path(config.tokenizer.path)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
+            )
+        files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
+        sha256, added = tokenizer_digest(folder), config.tokenizer.add_tokens
+        if not added:
+            return GivenSettings(tokenizer_sha256=sha256, files=files, shard_tokens=shard_tokens, chat=chat, library=library)
+        return ExtendedSettings(
+            tokenizer_sha256=sha256,
+            files=files,
+            add_tokens=added,
+            shard_tokens=shard_tokens,
+            chat=chat,
+            library=library,
         )
-    files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
-    added = {"add_tokens": config.tokenizer.add_tokens} if config.tokenizer.add_tokens else {}
-    return {"tokenizer_sha256": tokenizer_digest(folder), "files": files, **added, **common}
 
 
 class Tokeniser:

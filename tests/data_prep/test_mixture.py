@@ -15,7 +15,7 @@ from data_prep import pipeline
 from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_prep.document import Document, Report
 from data_prep.shards import Corpus
-from data_prep.stages import mixture
+from data_prep.stages.mixture import Mixture
 from tests.data_prep.test_sample import SAMPLE
 
 SHARDS = 3
@@ -46,9 +46,9 @@ def mix(made: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int 
     paths = []
     for number, shard in enumerate(cut):
         paths.append(tmp_path / f"{number}.parquet")
-        pq.write_table(mixture.collect(iter(shard), corpus), paths[-1])
-    decided, report = mixture.decide(paths, corpus), Report()
-    return [document for shard in cut for document in mixture.run(iter(shard), corpus, report, decided)], report
+        pq.write_table(Mixture().collect(iter(shard), corpus), paths[-1])
+    decided, report = Mixture().decide(paths, corpus), Report()
+    return [document for shard in cut for document in Mixture().run(iter(shard), corpus, report, decided)], report
 
 
 def ids(chosen: list[Document]) -> set[str]:
@@ -183,5 +183,5 @@ def test_collecting_without_a_target_reads_nothing() -> None:
         raise AssertionError
         yield
 
-    assert mixture.collect(unread(), config(MixtureRule(weight=2))).num_rows == 0
-    assert isinstance(mixture.decide([], config()), pa.Table)
+    assert Mixture().collect(unread(), config(MixtureRule(weight=2))).num_rows == 0
+    assert isinstance(Mixture().decide([], config()), pa.Table)

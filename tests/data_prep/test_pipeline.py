@@ -86,7 +86,7 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     pipeline.run_task(work, "read")
     preparation = Preparation.load(work)
     assert len(preparation.tasks) == 5
-    assert len(preparation.shards(0)) >= 30
+    assert len(preparation.shards("read")) >= 30
     assert [step.name for step in planned if not step.cut] == [
         "boilerplate.decide", "deduplicate.decide", "deidentify.decide", "mixture.decide", "tokenizer", "publish",
     ]  # fmt: skip
