@@ -29,7 +29,7 @@ from benchmarks import bodies, harness
 from data_prep import pipeline, reading
 from data_prep.config import READERS, CorpusConfig, LimitsConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
-from data_prep.preparation import LAST_STEPS, READ, Preparation
+from data_prep.plan import LAST_STEPS, READ, Preparation
 from data_prep.stages import TEXT_STAGES
 
 _WORD = re.compile(r"[^\W\d_]+")

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import containers
+from data_prep.containers import archives
 from data_prep.config import LimitsConfig
-from data_prep.containers import Member
+from data_prep.containers.archives import Member
 from data_prep.document import Place, Report
 from data_prep.separators import HEAD, WHOLE_BELOW, find_separator
 

@@ -1,5 +1,5 @@
 """Do one task of a step of a preparation: read files, or put a shard through a stage. Runs in the processes of workers.py, or
-in the tasks of a scheduler; preparation.py says what there is to do.
+in the tasks of a scheduler; plan.py says what there is to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from data_prep import publish, reading
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
-from data_prep.preparation import LAST_STEPS, READ, Preparation, ReadTask, digest, stage_before, text_stage
+from data_prep.plan import LAST_STEPS, READ, Preparation, ReadTask, digest, stage_before, text_stage
 from data_prep.shards import sha256_file
 from data_prep.stage_files import shard_file, write_json, write_table
 from data_prep.stages.protocol import CorpusStage, ShardStage

@@ -1,4 +1,4 @@
-"""Preparation from raw text to a corpus folder. Read `prepare` first, then preparation.py.
+"""Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py.
 
 The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a shard to put through
 a stage. Here processes of this machine do them. A scheduler may as well, one array a step, in order, on any machines that see the
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from data_prep import evaluation_sets, execute, publish
 from data_prep.config import CorpusConfig, PrepareConfig
-from data_prep.preparation import Preparation, Step
+from data_prep.plan import Preparation, Step
 from data_prep.shards import MANIFEST, Manifest
 from data_prep.stages import tokenise
 from data_prep.stages.tokenise import Tokenise

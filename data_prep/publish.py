@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep import encoder
+from data_prep.tokens import encoder
 from data_prep.card import Years, write_card
-from data_prep.chat_template import Row
+from data_prep.tokens.chat_template import Row
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Drop, Report
-from data_prep.encoder import COMPARED_CHARACTERS
-from data_prep.preparation import LAST_TEXT_STAGE, READ, Preparation, Shard, digest, stage_info
+from data_prep.tokens.encoder import COMPARED_CHARACTERS
+from data_prep.plan import LAST_TEXT_STAGE, READ, Preparation, Shard, digest, stage_info
 from data_prep.shards import (
     MASK_COLUMNS,
     SPLITS,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_prep import containers
+from data_prep.containers import archives
 from data_prep.document import Broken, Place, Report
-from data_prep.preparation import Preparation
+from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
 
 EXCERPT_BYTES = 4000

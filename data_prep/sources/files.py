@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import containers
+from data_prep.containers import archives
 from data_prep.config import SourceConfig
-from data_prep.containers import Member
+from data_prep.containers.archives import Member
 from data_prep.document import Place, Report, Unreadable
 
 # A text may hold a stray NUL, which means nothing. One in a thousand bytes, and it is no text.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import containers
+from data_prep.containers import archives
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims, table

@@ -15,10 +15,10 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.config import ChatConfig, CorpusConfig
 from data_prep.document import Document, Report, Turn
-from data_prep.encoder import TOKENIZERS, Ids, TextEncoder
+from data_prep.tokens.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.shards import sha256_file, tokenizer_digest
 from data_prep.stages.protocol import Stage
 

@@ -18,7 +18,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.chat_template import ChatTemplate, Encoder, Refused, Row
+from data_prep.tokens.chat_template import ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
 
 TEMPLATES = Path(__file__).parent / "templates"

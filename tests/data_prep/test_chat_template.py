@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
 
 CHATML = """\

@@ -21,7 +21,7 @@ import pytest
 
 from data_prep import pipeline, stage_files
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from data_prep.preparation import Preparation
+from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
 from data_prep.workers import Workers
 from tests.data_prep.documents import document

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from data_prep import pipeline
-from data_prep.preparation import Preparation
+from data_prep.plan import Preparation
 from finetune.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
 from finetune.launch import chain
 from tests.data_prep.test_pipeline import config, markers
