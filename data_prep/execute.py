@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from data_prep import publish, reading
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
-from data_prep.plan import LAST_STEPS, READ, Preparation, ReadTask, digest, stage_before, text_stage
+from data_prep.plan import READ, Preparation, ReadTask, digest, stage_before, text_stage
 from data_prep.shards import sha256_file
 from data_prep.stage_files import shard_file, write_json, write_table
 from data_prep.stages.protocol import CorpusStage, ShardStage
+from data_prep.tokens.step import place_tokenizer, tokenise_shard
 
 COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
 
@@ -41,8 +42,12 @@ def run(preparation: Preparation, step: str, number: int) -> bool:
     """Do one task of a step. False if it was done before."""
     if step == READ:
         return _read(preparation, number)
-    if step in LAST_STEPS:
-        return publish.run(preparation, step, number)
+    if step == "tokenizer":
+        return place_tokenizer(preparation)
+    if step == "tokenise":
+        return tokenise_shard(preparation, number)
+    if step == "publish":
+        return publish.publish(preparation)
     name, _, phase = step.partition(".")
     stage = text_stage(name)
     if not isinstance(stage, CorpusStage):

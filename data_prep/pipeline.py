@@ -1,4 +1,4 @@
-"""Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py.
+"""Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py and execute.py.
 
 The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a shard to put through
 a stage. Here processes of this machine do them. A scheduler may as well, one array a step, in order, on any machines that see the
@@ -28,8 +28,9 @@ from data_prep import evaluation_sets, execute, publish
 from data_prep.config import CorpusConfig, PrepareConfig
 from data_prep.plan import Preparation, Step
 from data_prep.shards import MANIFEST, Manifest
-from data_prep.stages import tokenise
 from data_prep.stages.tokenise import Tokenise
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 from data_prep.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,8 @@ def _try_inputs(corpus: CorpusConfig) -> None:
         logger.info("evaluation set %s: %d texts", name, sum(1 for _ in evaluation_sets.texts(path)))
     if corpus.tokenizer.path is not None:
         with tempfile.TemporaryDirectory() as folder:
-            tokenise.place_files(corpus, [], Path(folder) / "tokenizer")
-            tokenise.Tokeniser(corpus, Path(folder) / "tokenizer")
+            place_files(corpus, [], Path(folder) / "tokenizer")
+            Tokeniser(corpus, Path(folder) / "tokenizer")
 
 
 @contextmanager

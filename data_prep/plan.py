@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_prep import reading
 from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
-from data_prep.document import Document, Report
+from data_prep.document import Document, Drop, Report
 from data_prep.shards import Loss, StageInfo, sha256_file
 from data_prep.stage_files import Done, StageFolder, write_json
 from data_prep.stages import TEXT_STAGES
@@ -330,6 +330,24 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
         documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
         counts=dict(sorted(counts.items())), losses=[losses[key] for key in sorted(losses)],
     )  # fmt: skip
+
+
+def require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
+    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it dropped."""
+    (split,) = (stage for stage in stages if stage.name == "split")
+    if split.counts.get("train") and stages[-1].documents_out:
+        return
+    reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
+    dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
+    if stages[-1].name == "tokenise":
+        why = f"; the first, {first.id}: {first.detail or first.reason}" if first else ""
+        remedy = f"check corpus.chat.template{why}"
+    elif split.documents_out:
+        remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
+    else:
+        remedy = "check the sources' `path` and `language.keep`"
+    read = stages[0].documents_out
+    raise ValueError(f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
 
 
 def digest(*parts: object) -> str:

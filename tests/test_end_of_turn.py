@@ -16,7 +16,7 @@ from data_prep import pipeline
 from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
-from data_prep.stages.tokenise import add_tokens, place_files
+from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune import base as base_models
 from finetune import end_of_turn, pretrained
 from finetune.model import save, weights

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.containers.archives import raise_of_machine
+from data_prep.containers.streams import raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import chat, claims
 from data_prep.sources.files import place

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
-from data_prep.containers.archives import Member, break_off
+from data_prep.containers.streams import Member, break_off
 from data_prep.document import Place, Report, Unreadable
 from data_prep.sources.files import decode
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.containers.archives import Member, break_off, raise_of_machine
+from data_prep.containers.streams import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims

@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 
 from data_prep.config import CorpusConfig, MixtureRule
 from data_prep.document import Document, Report
-from data_prep.stages import tokenise
 from data_prep.stages.protocol import CorpusStage
 from data_prep.stages.tokenise import Tokenise, TokeniseSettings
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 
 BINS = 2**16  # a target is met to 1/65,536 of what the rule fits, or one document, whichever is more
 BATCH = 256
@@ -71,8 +72,8 @@ class Mixture(CorpusStage):
         tokens = Counter[tuple[str, int]]()
         if _has_targets(config):
             with TemporaryDirectory() as folder:
-                tokenise.place_files(config, [], Path(folder) / "tokenizer")
-                tokeniser = tokenise.Tokeniser(config, Path(folder) / "tokenizer")
+                place_files(config, [], Path(folder) / "tokenizer")
+                tokeniser = Tokeniser(config, Path(folder) / "tokenizer")
                 counted = (document for document in documents if _is_counted(document, config))
                 while batch := list(islice(counted, BATCH)):
                     for document, rows in tokeniser.rows(batch, Report()):

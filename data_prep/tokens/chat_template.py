@@ -29,16 +29,14 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, processors
 
 from data_prep.document import Turn
+from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, PLACEHOLDERS, ChatEncoder, Span
+from data_prep.tokens.row import Row
 
 # For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence around each turn, so
 # that it needs no token that a plain tokenizer lacks, and every program that stops at the end of a sequence stops.
@@ -51,9 +49,7 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 """
 
-_FIRST_PLACEHOLDER, _NUM_PLACEHOLDERS = 0xFDD0, 31  # noncharacters, which Unicode keeps out of text
 _PROBE = "\ufdef"  # one more of them, in place of an answer
-_PLACEHOLDERS = re.compile("[\ufdd0-\ufdef]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT_MARKS = (
     ("<think>", "</think>"),
@@ -63,8 +59,6 @@ _THOUGHT_MARKS = (
 )
 _LONGEST_LEAD = 200  # characters that a template may put between the prompt and the answer
 
-Span = tuple[int, int]
-
 
 class Refused(ValueError):
     """A conversation that the template cannot render, or whose answers cannot be told for certain."""
@@ -72,82 +66,6 @@ class Refused(ValueError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-@dataclass
-class Row:
-    """Tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
-
-    input_ids: list[int] | NDArray[np.int32]
-    mask: list[int] | NDArray[np.int8]
-
-
-@dataclass
-class _Tokens:
-    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but
-    those of white space, with which some vocabularies are merely made smaller."""
-
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    start: np.ndarray[Any, np.dtype[np.int64]]
-    stop: np.ndarray[Any, np.dtype[np.int64]]
-    control: np.ndarray[Any, np.dtype[np.bool_]]
-
-
-class Encoder:
-    """A tokenizer for pieces of a longer text: nothing is put before or after them, and places are exact.
-
-    Args:
-        tokenizer_file: tokenizer.json.
-    """
-
-    def __init__(self, tokenizer_file: Path) -> None:
-        self._with_control, self._as_text = (Tokenizer.from_file(str(tokenizer_file)) for _ in range(2))
-        self._as_text.encode_special_tokens = True
-        for tokenizer in (self._with_control, self._as_text):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            tokenizer.post_processor = processors.Sequence([])  # the usual one takes spaces out of the offsets
-        added = self._with_control.get_added_tokens_decoder()
-        self.special = {token.content for token in added.values() if token.special}
-        self.added = {token.content for token in added.values() if token.content.strip()}
-        self._added_ids = np.asarray([number for number, token in added.items() if token.content in self.added], np.int64)
-
-    def first(self, text: str) -> list[int]:
-        """Plain text at the beginning of a sequence: control tokens in it are text."""
-        return list(self._as_text.encode(text, add_special_tokens=False).ids)
-
-    def following(self, text: str) -> list[int]:
-        """Plain text that goes on from other text."""
-        return _in_the_middle(self._as_text, text)[0]
-
-    def rendered(self, text: str, literal: list[str], cuts: list[int]) -> _Tokens:
-        """A rendered conversation, in which control tokens are control tokens.
-
-        Args:
-            literal: what the placeholders stand for, by number: control tokens that a content spells.
-            cuts: places that no token may span.
-        """
-        places = [match.start() for match in _PLACEHOLDERS.finditer(text)]
-        borders = sorted({0, len(text), *cuts, *places, *(place + 1 for place in places)})
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for begin, end in pairwise(borders):
-            if begin in places:
-                piece = self._spelled(literal[ord(text[begin]) - _FIRST_PLACEHOLDER])
-                ids, offsets = ids + piece, offsets + [(begin, end)] * len(piece)
-                continue
-            if begin == 0:
-                encoding = self._with_control.encode(text[:end], add_special_tokens=False)
-                piece, at = encoding.ids, encoding.offsets
-            else:
-                piece, at = _in_the_middle(self._with_control, text[begin:end])
-            ids, offsets = ids + piece, offsets + [(start + begin, stop + begin) for start, stop in at]
-        ids_, offsets_ = np.asarray(ids, np.int64), np.asarray(offsets, np.int64).reshape(-1, 2)
-        return _Tokens(ids_, offsets_[:, 0], offsets_[:, 1], np.isin(ids_, self._added_ids))
-
-    def _spelled(self, token: str) -> list[int]:
-        """A control token's characters as text. The library lets only special ones be text; the others are broken up."""
-        return self.following(token) if token in self.special else self.following(token[0]) + self.following(token[1:])
 
 
 @dataclass(frozen=True)
@@ -226,7 +144,7 @@ class ChatTemplate:
         ValueError: the template does not even render a question and its answer.
     """
 
-    def __init__(self, source: str, variables: dict[str, Any], encoder: Encoder, name: str) -> None:
+    def __init__(self, source: str, variables: dict[str, Any], encoder: ChatEncoder, name: str) -> None:
         self._source, self._variables, self._encoder = source, variables, encoder
         self._has_markers = bool(_GENERATION.search(source))
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
@@ -282,7 +200,7 @@ class ChatTemplate:
         shown = answered[: len(answered) - len(ending.tail)]
         answer = content.answer.strip()
         if not answered.endswith(ending.tail) or not shown.rstrip().endswith(answer):
-            beginning = _PLACEHOLDERS.sub("…", answer[:40])
+            beginning = PLACEHOLDERS.sub("…", answer[:40])
             raise Refused("template_changes_answer", f"the template does not show the answer '{beginning}' as it is")
         if shown.startswith(prompt):
             written: str | None = shown[len(prompt) :]
@@ -354,11 +272,11 @@ class ChatTemplate:
         def placeholder(match: re.Match[str]) -> str:
             if match[0] not in literal:
                 literal.append(match[0])
-            if len(literal) > _NUM_PLACEHOLDERS:
-                raise Refused("control_tokens_in_content", f"it spells more than {_NUM_PLACEHOLDERS} control tokens")
-            return chr(_FIRST_PLACEHOLDER + literal.index(match[0]))
+            if len(literal) > NUM_PLACEHOLDERS:
+                raise Refused("control_tokens_in_content", f"it spells more than {NUM_PLACEHOLDERS} control tokens")
+            return chr(FIRST_PLACEHOLDER + literal.index(match[0]))
 
-        text = _PLACEHOLDERS.sub("", turn.content)
+        text = PLACEHOLDERS.sub("", turn.content)
         content = _Content.of(text)
         if turn.role != "assistant" or content.marks is None:
             return self._control.sub(placeholder, text)
@@ -473,15 +391,3 @@ def _shared_end(a: str, b: str) -> str:
             break
         length += 1
     return a[len(a) - length :]
-
-
-def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Encode what stands inside a longer text. SentencePiece's kin put a space before whatever they are
-    given: here it comes before a line break, which is taken off again."""
-    newline = tokenizer.encode("\n", add_special_tokens=False).ids
-    encoding = tokenizer.encode("\n" + text, add_special_tokens=False)
-    if newline and encoding.ids[: len(newline)] == newline and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)]):
-        rest = slice(len(newline), None)
-        return list(encoding.ids[rest]), [(start - 1, stop - 1) for start, stop in encoding.offsets[rest]]
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    return list(encoding.ids), list(encoding.offsets)

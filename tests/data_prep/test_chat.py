@@ -19,7 +19,8 @@ from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
 from data_prep.stages import TEXT_STAGES
 from data_prep.stages.normalise import Normalise
-from data_prep.stages.tokenise import Tokeniser, place_files
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3
 from tests.data_prep.test_deidentify import numbers
 from tests.data_prep.test_sample import SAMPLE

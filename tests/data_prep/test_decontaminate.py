@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import DecontaminateConfig
-from data_prep.containers.archives import zstd
+from data_prep.containers.streams import zstd
 from data_prep.document import Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers

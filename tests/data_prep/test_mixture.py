@@ -116,11 +116,12 @@ def test_a_token_target_is_met_from_below_to_a_document(tmp_path: Path, folder: 
 
 
 def num_tokens(chosen: list[Document], corpus: CorpusConfig, tmp_path: Path) -> int:
-    from data_prep.stages import tokenise
+    from data_prep.tokens.tokeniser import Tokeniser
+    from data_prep.tokens.tokenizer_files import place_files
 
     files = tmp_path / f"tokenizer-{random.random()}"
-    tokenise.place_files(corpus, [], files)
-    return sum(len(row.input_ids) for _, rows in tokenise.Tokeniser(corpus, files).rows(chosen, Report()) for row in rows)
+    place_files(corpus, [], files)
+    return sum(len(row.input_ids) for _, rows in Tokeniser(corpus, files).rows(chosen, Report()) for row in rows)
 
 
 def test_targets_do_not_depend_on_how_documents_are_cut_into_shards(tmp_path: Path, folder: Path) -> None:
