@@ -15,6 +15,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims, json_stream
 from data_prep.sources.files import find, members
+from data_prep.sources.json_lists import Form
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
@@ -69,9 +70,9 @@ def records(
                 report.quarantine(where, f"a JSON {type(value).__name__}, not an object")
 
 
-def record_form(source: SourceConfig, keys: Sequence[str]) -> json_stream.Form:
+def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
     path = source.options.get("records", "")
-    return json_stream.Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
+    return Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
 
 
 def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dict[str, Any]:
