@@ -69,12 +69,12 @@ class Shape:
         return form.is_record(value) or 2 * common > max(len(self.keys), 1)
 
 
-def _beginning(value: dict[str, Any]) -> tuple[str, str]:
+def _beginning(value: dict[str, object]) -> tuple[str, str]:
     match = _FIRST_KEYS.match(json.dumps(dict(list(value.items())[:2]), ensure_ascii=False))
     return (match[1], match[2] or "") if match else ("", "")
 
 
-def _objects_within(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
     waiting: list[Any] = [*value.values()]
     while waiting:  # no recursion: they may be nested as deep as JSON can be read
         inner = waiting.pop()

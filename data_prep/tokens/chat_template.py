@@ -28,8 +28,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -144,7 +144,7 @@ class ChatTemplate:
         ValueError: the template does not even render a question and its answer.
     """
 
-    def __init__(self, source: str, variables: dict[str, Any], encoder: ChatEncoder, name: str) -> None:
+    def __init__(self, source: str, variables: Mapping[str, object], encoder: ChatEncoder, name: str) -> None:
         self._source, self._variables, self._encoder = source, variables, encoder
         self._has_markers = bool(_GENERATION.search(source))
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -63,10 +62,11 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
     file.write_text(json.dumps(body, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _decoder_of_added(decoder: dict[str, Any] | None, tokens: list[str]) -> dict[str, Any] | None:
+def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> dict[str, object] | None:
     """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added tokens with
     letters beyond ASCII are first put into its spelling."""
-    steps = decoder.get("decoders", [decoder]) if decoder else []
+    listed = decoder.get("decoders", [decoder]) if decoder else []
+    steps = listed if isinstance(listed, list) else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     spelt = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
     if not spelt or not any(step["type"] == "ByteLevel" for step in steps):
@@ -109,7 +109,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     return {name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
