@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.config import DeduplicateConfig
 from data_prep.document import Document
-from data_prep.stages import deduplicate
 from data_prep.stages.deduplicate import Deduplicate
+from data_prep.stages.near_duplicates import MAX_COMPARED
 from tests.data_prep.documents import config, document
 from tests.data_prep.stages import run_stage
 
@@ -229,7 +229,7 @@ def test_copies_are_found_among_many_documents_of_one_form() -> None:
         LETTER.format(
             who=f"{rng.choice('ABCDEF')}nne Etternavn{n}", date="3. mars 2024", case=f"24/{n + 1000}", where=f"Sted{n}x"
         )
-        for n in range(3 * deduplicate.MAX_COMPARED)
+        for n in range(3 * MAX_COMPARED)
     ]
     documents = [document(text, str(n)) for n, text in enumerate(letters)]
     copies = [document(edited(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]
