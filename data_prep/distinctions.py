@@ -1,4 +1,5 @@
-"""What tells documents apart that share most of their text: titles, numbers, dates, names and replaced words.
+"""What tells documents apart that share most of their text: titles, numbers, dates, names and replaced words. For stage
+deduplicate.
 
 Acts, letters and minutes are written upon each other. Two with the same provisions, and another title, amount
 or place, are two documents, and a copy with a printer's date or a line more is one. So only what stands

@@ -1,4 +1,4 @@
-"""The one record that flows through preparation, and the report of what happened to it."""
+"""The one record that flows through preparation, and the report of what happened to it. Used by readers and stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records."""
+"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records.
+
+For stage decontaminate, and for `finetune prepare`, which tries them before the work begins.
+"""
 
 from __future__ import annotations
 

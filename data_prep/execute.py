@@ -1,5 +1,6 @@
-"""Do one task of a step of a preparation: read files, or put a shard through a stage. Runs in the processes of workers.py, or
-in the tasks of a scheduler; plan.py says what there is to do.
+"""Do one task of a step of a preparation: read files, or put a shard through a stage.
+
+Runs in the processes of workers.py, or in the tasks of a scheduler; plan.py says what there is to do.
 """
 
 from __future__ import annotations

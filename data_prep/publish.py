@@ -1,4 +1,4 @@
-"""The last step: the corpus folder, with its manifest and card, of the token shards. execute.py calls it, as one task.
+"""The last step: make the corpus folder, with its manifest and card, of the token shards. One task, called by execute.py.
 
 Publishing strings the files of the tokenise stage together, in order, and cuts where a shard of the corpus is full: where the
 shards of the stages end leaves no trace in a corpus.
