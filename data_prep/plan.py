@@ -358,7 +358,9 @@ def digest(*parts: object) -> str:
 @lru_cache(maxsize=1)
 def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
     body = json.loads((work / "plan.json").read_text(encoding="utf-8"))
-    return Preparation(work, from_settings(PlanFile, body))
+    corpus = from_settings(CorpusConfig, body.pop("corpus"))
+    tasks = [ReadTask(**task) for task in body.pop("tasks")]
+    return Preparation(work, PlanFile(corpus=corpus, tasks=tasks, **body))
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:
