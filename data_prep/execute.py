@@ -58,7 +58,7 @@ def run(preparation: Preparation, step: str, number: int) -> bool:
     return _decide(preparation, stage) if phase == "decide" else _apply(preparation, stage, number)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def _read(preparation: Preparation, number: int) -> bool:
@@ -133,7 +133,7 @@ def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) ->
         return True
 
 
-# --- text stages -----------------------------------------------------------------------------------------------------
+# --- text stages --------------------------------------------------------------------------------------------
 
 
 def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: int) -> bool:
@@ -155,7 +155,8 @@ def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: in
 
 
 def _decided(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
-    """Return what a stage has decided on a shard, or on all; its counts go into the report of the first shard.
+    """Return what a stage has decided on a shard, or on all; its counts go into the report of the first
+    shard.
 
     Raises:
         ValueError: it has not decided yet.

@@ -1,7 +1,9 @@
-"""What each stage did to a document, why one was dropped, which tokens are targets, how long documents are: `finetune inspect`.
+"""What each stage did to a document, why one was dropped, which tokens are targets, how long documents are:
+`finetune inspect`.
 
-All of it is read from the corpus folder and from the stages' files beside it (`.NAME.stages`), as they were written: what is
-shown is what happened. The first stages hold raw text, which is shown as it is: this is for eyes that may see it.
+All of it is read from the corpus folder and from the stages' files beside it (`.NAME.stages`), as they were
+written: what is shown is what happened. The first stages hold raw text, which is shown as it is: this is for
+eyes that may see it.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class Inspection:
         self.stages = [StageFolder(path) for path in sorted(folders, key=lambda path: int(path.name.partition("-")[0]))]
         self.work = work
 
-    # --- documents -------------------------------------------------------------------------------------------------------
+    # --- documents ------------------------------------------------------------------------------------------
 
     def sample(self, number: int, seed: int = 0) -> list[tuple[str, str]]:
         """(source, id) of some documents of the corpus: those whose hashes with the seed are lowest."""
@@ -126,7 +128,8 @@ class Inspection:
         return views
 
     def dropped(self, reason: str | None, number: int, seed: int = 0) -> list[tuple[Drop, str, str]]:
-        """Some of what was dropped for a reason (for any): the drop, the stage, and the text as the stage got it.
+        """Some of what was dropped for a reason (for any): the drop, the stage, and the text as the stage got
+        it.
 
         Raises:
             ValueError: nothing was dropped for this reason.
@@ -151,7 +154,8 @@ class Inspection:
         return list(quarantine.with_excerpts(self.work, some))
 
     def search(self, text: str, number: int) -> Found:
-        """Search for a text in all documents, at every stage; in the token shards where the stages' files are gone."""
+        """Search for a text in all documents, at every stage; in the token shards where the stages' files are
+        gone."""
         if self.stages:
             return search_stages(self.work, self.stages, text, number)
         return search_tokens(self.corpus, text, number)
@@ -192,10 +196,11 @@ class Inspection:
             )
         return self.stages
 
-    # --- tokens ----------------------------------------------------------------------------------------------------------
+    # --- tokens ---------------------------------------------------------------------------------------------
 
     def tokens(self, source: str, document_id: str) -> list[TokenView]:
-        """The rows of a document: one, or, of a conversation whose template rewrites earlier turns, one a turn."""
+        """The rows of a document: one, or, of a conversation whose template rewrites earlier turns, one a
+        turn."""
         column = self.corpus.manifest.mask_column
         tokenizer = Tokenizer.from_file(str(self.corpus.tokenizer_folder / "tokenizer.json"))
         views = []

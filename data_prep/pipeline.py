@@ -1,13 +1,15 @@
 """Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py and execute.py.
 
-The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a shard to put through
-a stage. Here processes of this machine do them. A scheduler may as well, one array a step, in order, on any machines that see the
-folder: `plan` says which steps there are and writes down what they need, and
+The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a
+shard to put through a stage. Here processes of this machine do them. A scheduler may as well, one array a
+step, in order, on any machines that see the folder: `plan` says which steps there are and writes down what
+they need, and
 
     python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
 
-does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are given without --task.
-The corpus is the same, byte for byte, whoever does what in whatever order; what is killed is run again, and does what is missing.
+does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are
+given without --task. The corpus is the same, byte for byte, whoever does what in whatever order; what is
+killed is run again, and does what is missing.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def prepare(config: PrepareConfig) -> Prepared:
 
 
 def plan(config: PrepareConfig) -> list[Step]:
-    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in order.
+    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in
+    order.
 
     Returns:
         The steps; none if the corpus is there already, as it would become.
@@ -163,7 +166,8 @@ def _alone(work: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside_others(work: Path) -> Iterator[None]:
-    """Tasks share the folder with each other, but not with a `prepare`: FileLock and this take the same flock."""
+    """Tasks share the folder with each other, but not with a `prepare`: FileLock and this take the same
+    flock."""
     import fcntl
 
     if not (work / "plan.json").is_file():
@@ -197,7 +201,8 @@ def _explained(work: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """`python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, says which there are."""
+    """`python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, says which there
+    are."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation.")
     parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
     parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")

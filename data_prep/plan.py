@@ -1,8 +1,10 @@
-"""What there is to do for a corpus, and what is done of it; execute.py does it. Runs in every process of a preparation.
+"""What there is to do for a corpus, and what is done of it; execute.py does it. Runs in every process of a
+preparation.
 
-What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the fingerprint of the
-shard it is made of, back to the raw file; or of all shards, where a stage judges by the whole corpus. A shard that is on disk
-with its fingerprint is not done again: so a killed preparation goes on, and a changed setting costs only what it changes.
+What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the
+fingerprint of the shard it is made of, back to the raw file; or of all shards, where a stage judges by the
+whole corpus. A shard that is on disk with its fingerprint is not done again: so a killed preparation goes on,
+and a changed setting costs only what it changes.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Step:
 
 @dataclass(frozen=True)
 class ReadTask:
-    """Raw files of one source that are read together: where they lie, what they are called under their source, and sha256."""
+    """Raw files of one source that are read together: where they lie, what they are called under their
+    source, and sha256."""
 
     source: str
     paths: list[str]
@@ -79,7 +82,8 @@ class PlanFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a stage: its name, the same in every stage, and the fingerprint of all that it depends on."""
+    """A shard of a stage: its name, the same in every stage, and the fingerprint of all that it depends
+    on."""
 
     name: str
     fingerprint: str
@@ -129,7 +133,7 @@ class Preparation:
             raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
         return _loaded(work.absolute(), stat.st_mtime_ns, stat.st_size)
 
-    # --- what there is to do -----------------------------------------------------------------------------------------
+    # --- what there is to do --------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
         found = [Step(READ)]
@@ -196,7 +200,8 @@ class Preparation:
         return found
 
     def _check_read(self, shards: list[Shard]) -> None:
-        """Raises ValueError if a source gave nothing, or more of it is broken than may be. What was read is kept."""
+        """Raises ValueError if a source gave nothing, or more of it is broken than may be. What was read is
+        kept."""
         folder = self.stage_folder(READ)
         counts = sum((Counter(self.marker(READ, shard).counts) for shard in shards), Counter())
         for name, source in self.corpus.sources.items():
@@ -234,7 +239,7 @@ class Preparation:
         """Return what a stage must know of a shard before it."""
         return Shard(f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint))
 
-    # --- what is on disk ---------------------------------------------------------------------------------------------
+    # --- what is on disk ------------------------------------------------------------------------------------
 
     def stage_folder(self, stage: str) -> StageFolder:
         """The folder of a stage, whose name begins with the stage's place among all."""
@@ -333,7 +338,8 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
 
 
 def require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
-    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it dropped."""
+    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it
+    dropped."""
     (split,) = (stage for stage in stages if stage.name == "split")
     if split.counts.get("train") and stages[-1].documents_out:
         return

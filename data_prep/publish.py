@@ -1,7 +1,8 @@
-"""The last step: make the corpus folder, with its manifest and card, of the token shards. One task, called by execute.py.
+"""The last step: make the corpus folder, with its manifest and card, of the token shards. One task, called by
+execute.py.
 
-Publishing strings the files of the tokenise stage together, in order, and cuts where a shard of the corpus is full: where the
-shards of the stages end leaves no trace in a corpus.
+Publishing strings the files of the tokenise stage together, in order, and cuts where a shard of the corpus is
+full: where the shards of the stages end leaves no trace in a corpus.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ class _Dates:
                 self._dates.setdefault(document.id, []).append(document.date)
 
     def of_row(self, name: str) -> str:
-        """The date of the document of a row: the last row of a document has its id, those before it a number behind it."""
+        """The date of the document of a row: the last row of a document has its id, those before it a number
+        behind it."""
         if name not in self._dates:
             return self._dates.get(name.rpartition("#")[0], [""])[0]
         waiting = self._dates[name]
@@ -155,7 +157,8 @@ class _Dates:
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
-    """One name for a corpus: that of its conversations, else that of its prompts and completions; none if all is a target."""
+    """One name for a corpus: that of its conversations, else that of its prompts and completions; none if all
+    is a target."""
     if corpus.chat.targets == "everything":
         return None
     return next((name for name in reversed(MASK_COLUMNS) if name in wanted), None)
@@ -173,8 +176,9 @@ def _full_mask(batch: pa.RecordBatch) -> pa.ListArray:
 
 
 class _Counter:
-    """Documents and tokens by source, split and language, and frequencies of targets by split, for the loss of a model that
-    knows only frequencies. The first token of each row is no target: training never predicts it either."""
+    """Documents and tokens by source, split and language, and frequencies of targets by split, for the loss
+    of a model that knows only frequencies. The first token of each row is no target: training never predicts
+    it either."""
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
@@ -211,7 +215,8 @@ class _Counter:
         return self.sources
 
     def validation_loss(self) -> float | None:
-        """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed (Laplace)."""
+        """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed
+        (Laplace)."""
         train, validation = self.frequencies["train"], self.frequencies["validation"]
         if not validation.sum():
             return None
@@ -234,7 +239,8 @@ def _count_read(preparation: Preparation, sources: dict[str, SourceInfo]) -> Non
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:
-    """Swap in a finished folder. Readers that mapped the old files keep them: an open file outlives its name."""
+    """Swap in a finished folder. Readers that mapped the old files keep them: an open file outlives its
+    name."""
     if folder.exists():
         old = folder.with_name(f".{folder.name.lstrip('.')}.old")
         shutil.rmtree(old, ignore_errors=True)

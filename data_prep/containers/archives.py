@@ -1,9 +1,11 @@
-"""Open a file from outside: yield its members, in order, whatever it is packed in. Called by the readers in `finetune prepare`.
+"""Open a file from outside: yield its members, in order, whatever it is packed in. Called by the readers in
+`finetune prepare`.
 
-What a file is, its first bytes say, not its name. Nothing is unpacked to disk under a name of the archive's choosing, and nothing
-is held in memory but one record. Whatever cannot be read, or should not be, goes into the report's quarantine with its place, and
-reading goes on with what is left: members before a break are kept, links, devices and names that leave the archive are refused,
-and a file that unpacks to more than the limits allow ends there.
+What a file is, its first bytes say, not its name. Nothing is unpacked to disk under a name of the archive's
+choosing, and nothing is held in memory but one record. Whatever cannot be read, or should not be, goes into
+the report's quarantine with its place, and reading goes on with what is left: members before a break are
+kept, links, devices and names that leave the archive are refused, and a file that unpacks to more than the
+limits allow ends there.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ Wanted = Callable[[str], bool]
 
 
 def members(path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report) -> Iterator[Member]:
-    """What `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left out and counted.
+    """What `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left out
+    and counted.
 
     A member must be read before the next one is asked for.
     """
@@ -97,7 +100,8 @@ class _Container:
         return cast(BinaryIO, Guarded(opener(source), self.budget, tally, kind))
 
     def _member(self, raw: BinaryIO, outer: Place, name: str, depth: int) -> Iterator[Member]:
-        """One member of an archive, which may be an archive. Its faults are its own: the next one is read all the same."""
+        """One member of an archive, which may be an archive. Its faults are its own: the next one is read all
+        the same."""
         place = replace(outer, member=f"{outer.member}!{name}" if outer.member else name)
         if sniff.is_unsafe(name):
             self.report.quarantine(place, "its name leaves the archive")
@@ -157,7 +161,8 @@ class _Container:
                         yield from self._member(cast(BinaryIO, guarded), place, info.filename, depth)
 
     def _zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Of a zip archive that breaks off, the members that are whole: each stands behind a header with its name and size."""
+        """Of a zip archive that breaks off, the members that are whole: each stands behind a header with its
+        name and size."""
         offset = 0
         while True:
             raw.seek(offset)
@@ -183,7 +188,8 @@ class _Container:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """tarfile takes a broken header in mid-archive for its end, in silence, and a long name's size for granted."""
+    """tarfile takes a broken header in mid-archive for its end, in silence, and a long name's size for
+    granted."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:

@@ -78,7 +78,8 @@ def is_litter(name: str) -> bool:
 
 
 def as_text(name: str) -> str:
-    """A file's name that may be no UTF-8, as in archives from before: its stray bytes are taken for Windows-1252."""
+    """A file's name that may be no UTF-8, as in archives from before: its stray bytes are taken for
+    Windows-1252."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 
 

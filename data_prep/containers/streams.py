@@ -40,7 +40,8 @@ class Readable(Protocol):
 
 
 class Member:
-    """A file that is packed in nothing any more: `stream` reads its bytes, and raises Unreadable where it breaks off."""
+    """A file that is packed in nothing any more: `stream` reads its bytes, and raises Unreadable where it
+    breaks off."""
 
     def __init__(self, place: Place, stream: io.BufferedReader, report: Report, limits: LimitsConfig, path: Path | None) -> None:
         self.place, self.stream = place, stream
@@ -63,7 +64,8 @@ class Member:
         return data
 
     def lines(self) -> Iterator[tuple[Place, bytes]]:
-        """Its lines and their places. One that is too long is quarantined and stepped over; a break ends them."""
+        """Its lines and their places. One that is too long is quarantined and stepped over; a break ends
+        them."""
         limit, number = self._limits.max_record_bytes, 0
         while True:
             number += 1
@@ -91,7 +93,8 @@ class Member:
         return size
 
     def seekable(self) -> BinaryIO:
-        """The same bytes for a format that must be read back and forth: the file itself, or a copy without a name on disk."""
+        """The same bytes for a format that must be read back and forth: the file itself, or a copy without a
+        name on disk."""
         if self._path is not None:
             return self._path.open("rb")
         return spooled(self.stream, self._limits)
@@ -127,7 +130,8 @@ class Tally:
 
 
 class Guarded(io.RawIOBase):
-    """A stream whose every fault is Unreadable, raised once all before it has been read, and which ends at the limits."""
+    """A stream whose every fault is Unreadable, raised once all before it has been read, and which ends at
+    the limits."""
 
     def __init__(self, inner: Readable, budget: Budget, packed: Tally | int | None, kind: str) -> None:
         self._inner, self._budget = inner, budget
@@ -219,13 +223,15 @@ class _Transcoded(io.RawIOBase):
 
 
 def as_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
-    """Return a stream of UTF-8 where this one is UTF-16 or UTF-32, by its first bytes; else the stream itself."""
+    """Return a stream of UTF-8 where this one is UTF-16 or UTF-32, by its first bytes; else the stream
+    itself."""
     encoding = wide_encoding(head)
     return io.BufferedReader(_Transcoded(stream, encoding), CHUNK) if encoding else stream
 
 
 def spooled(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
-    """Return a copy that can be read back and forth: in memory, or without a name on disk where it is large."""
+    """Return a copy that can be read back and forth: in memory, or without a name on disk where it is
+    large."""
     copy = tempfile.SpooledTemporaryFile(max_size=limits.max_record_bytes)  # noqa: SIM115
     while piece := stream.read(CHUNK):
         try:
@@ -237,15 +243,16 @@ def spooled(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
 
 
 def raise_of_machine(error: Exception) -> None:
-    """Raise an error that is the machine's and not the data's (a disk that fails or is full, a server that does not answer): what
-    is well there must not be given up as broken. Decompressors' errors have no number, and a seek to where a file's own bytes
-    point has EINVAL."""
+    """Raise an error that is the machine's and not the data's (a disk that fails or is full, a server that
+    does not answer): what is well there must not be given up as broken. Decompressors' errors have no number,
+    and a seek to where a file's own bytes point has EINVAL."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
 
 
 def break_off(report: Report, place: Place, fault: Exception) -> None:
-    """An unknown number of records is lost behind a break: it is one broken record, but somebody should hear of it."""
+    """An unknown number of records is lost behind a break: it is one broken record, but somebody should hear
+    of it."""
     report.quarantine(place, fault)
     report.counts["broken_off"] += 1
     logger.warning("%s: %s breaks off: %s; what came before is kept", place.source, place, fault)

@@ -152,7 +152,8 @@ class _Sequence:
         return replace(self._place, at=f"record {self._number}")
 
     def _break_off(self, fault: Unreadable, report: Report) -> None:
-        """Report that the text cannot be read to its end; where the stream under it breaks off, that is why."""
+        """Report that the text cannot be read to its end; where the stream under it breaks off, that is
+        why."""
         self._is_broken_off = self._is_broken_off or report is self._report
         line = f"{self._text.fault or fault}; the rest of the file cannot be read"
         break_off(report, self._where(), Unreadable(line))

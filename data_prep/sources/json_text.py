@@ -1,4 +1,5 @@
-"""A JSON text with one value of it in memory, and the way from a broken value to the next. Used by json_stream.py."""
+"""A JSON text with one value of it in memory, and the way from a broken value to the next. Used by
+json_stream.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Lines of a PDF with their places and type, as PDFium finds them. Used by reader pdf, and by pdf_margins.py."""
+"""Lines of a PDF with their places and type, as PDFium finds them. Used by reader pdf, and by
+pdf_margins.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Lines of a PDF that are no text: line numbers in the margins, running titles and page numbers. Used by reader pdf."""
+"""Lines of a PDF that are no text: line numbers in the margins, running titles and page numbers. Used by
+reader pdf."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ _LABELLED_NUMBER = re.compile(
 )  # fmt: skip
 
 
-# --- line numbers ----------------------------------------------------------------------------------------------------
+# --- line numbers -------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -170,7 +171,7 @@ def _take_out(page: Page, numbers: list[_Number]) -> int:
     return len(numbers)
 
 
-# --- running titles and page numbers ---------------------------------------------------------------------------------
+# --- running titles and page numbers ------------------------------------------------------------------------
 
 
 def _titles(pages: list[Page]) -> set[int]:

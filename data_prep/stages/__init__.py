@@ -1,7 +1,8 @@
 """The stages between reading and tokenising, one file each, in the order in which documents go through them.
 
-A new stage is a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a file of its own, and its place in TEXT_STAGES.
-near_duplicates.py is a part of deduplicate; tokenise.py holds the settings of the stage behind the last of these.
+A new stage is a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a file of its own, and its place
+in TEXT_STAGES. near_duplicates.py is a part of deduplicate; tokenise.py holds the settings of the stage
+behind the last of these.
 """
 
 from data_prep.stages.boilerplate import Boilerplate

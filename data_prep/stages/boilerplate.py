@@ -111,7 +111,8 @@ class Boilerplate(CorpusStage):
         )
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """In how many documents of one shard each line of each site stands, by line. Copies of a document are counted once."""
+        """In how many documents of one shard each line of each site stands, by line. Copies of a document are
+        counted once."""
         counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
         seen: set[int] = set()
         for document in documents:
@@ -162,7 +163,8 @@ class Boilerplate(CorpusStage):
 
 
 def _between(path: Path, first: int, last: int) -> pa.Table:
-    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some to a row group."""
+    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some
+    to a row group."""
     file = pq.ParquetFile(path)
     place, groups = COUNTS.get_field_index("line"), []
     for number in range(file.num_row_groups):
@@ -232,8 +234,8 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many lines are surely of the frame, counted from a document's end inwards.
 
     Up to a row of links all are, but for headings and sentences that are not about what frames are about: the
-    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on. Further
-    inwards stays what is there, but for the name of the body on the line beside.
+    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on.
+    Further inwards stays what is there, but for the name of the body on the line beside.
     """
     sure = 0
     reached_sentence = is_beside_sure = False

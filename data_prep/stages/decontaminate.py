@@ -1,8 +1,9 @@
 """What an evaluation set holds is kept out of the corpus: a model must not be asked what it has read.
 
-Texts overlap where `words` words in a row are the same (13, as in GPT-3: Brown et al. 2020, appendix C), whatever their case and
-signs between them. Evaluation texts shorter than that are looked for whole, if they have `min_words`. A document that overlaps is
-dropped, or the paragraphs that do are cut from it, as the setting says; reasons and counts name the evaluation set.
+Texts overlap where `words` words in a row are the same (13, as in GPT-3: Brown et al. 2020, appendix C),
+whatever their case and signs between them. Evaluation texts shorter than that are looked for whole, if they
+have `min_words`. A document that overlaps is dropped, or the paragraphs that do are cut from it, as the
+setting says; reasons and counts name the evaluation set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Exact and near duplicates, over all sources. Of documents that say the same, the best is kept, wherever it stands.
+"""Exact and near duplicates, over all sources. Of documents that say the same, the best is kept, wherever it
+stands.
 
 Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and
 those whose Jaccard similarity is at least `deduplicate.similarity` say the same. MinHash finds who might
@@ -79,7 +80,8 @@ class Deduplicate(CorpusStage):
         return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and paragraphs."""
+        """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and
+        paragraphs."""
         tables = []
         while batch := _batch(documents):
             texts = [_said(document).casefold() for document in batch]
@@ -138,7 +140,7 @@ class Deduplicate(CorpusStage):
                 yield document
 
 
-# --- one document ----------------------------------------------------------------------------------------------------
+# --- one document -------------------------------------------------------------------------------------------
 
 
 def _batch(documents: Iterator[Document]) -> list[Document]:
@@ -213,7 +215,7 @@ def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[
     return folded
 
 
-# --- all documents ---------------------------------------------------------------------------------------------------
+# --- all documents ------------------------------------------------------------------------------------------
 
 
 def _detail(name: str, similarity: float | None) -> str:
@@ -231,7 +233,8 @@ def _exact(found: Collected, order: Integers, kept_by: Integers) -> None:
 
 
 def _shared_paragraphs(found: Collected, kept: NDArray[np.bool_]) -> dict[str, int]:
-    """How many paragraphs stand in more than one kept document, and how often beyond once. Counted in parts, by hash."""
+    """How many paragraphs stand in more than one kept document, and how often beyond once. Counted in parts,
+    by hash."""
     total = sum(len(column.flatten()) for _, column in found.tables("paragraphs"))
     shared = copies = 0
     parts = total // PARAGRAPHS_AT_ONCE + 1

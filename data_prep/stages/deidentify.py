@@ -1,4 +1,5 @@
-"""Masks national identity numbers (fødselsnummer and its kin). Only numbers whose check digits fit are masked."""
+"""Masks national identity numbers (fødselsnummer and its kin). Only numbers whose check digits fit are
+masked."""
 
 from __future__ import annotations
 
@@ -59,8 +60,8 @@ class Deidentify(CorpusStage):
         return pa.table({"name": pa.array(dict.fromkeys(name for name in names if mask(name, "")[1]), pa.string())})
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """What they are called instead. Two groups must stay two, and a hash of eleven digits can be undone: they are numbered in
-        order of appearance."""
+        """What they are called instead. Two groups must stay two, and a hash of eleven digits can be undone:
+        they are numbered in order of appearance."""
         names = dict.fromkeys(name for path in collected for name in pq.read_table(path)["name"].to_pylist())
         replacement = config.deidentify.national_identity_number
         aliases = [mask(name, f"{replacement}{number}")[0] for number, name in enumerate(names, start=1)]
@@ -103,12 +104,13 @@ def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
 
 
 def identity_number_kind(digits: str) -> str | None:
-    """fødselsnummer, d_number, h_number or synthetic if the eleven digits are a valid number of that kind, else None.
+    """fødselsnummer, d_number, h_number or synthetic if the eleven digits are a valid number of that kind,
+    else None.
 
-    Both weighted sums of the digits must leave 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt fødselsnummer fra
-    2032") the first may leave 1, 2 or 3 too in fødselsnummer and D-numbers. Synthetic numbers add 80 (Tenor), 65 or, with a
-    D-number's day, 40 to the month, and belong to nobody; they are masked all the same, as whoever uses them treats them as
-    numbers of persons.
+    Both weighted sums of the digits must leave 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt
+    fødselsnummer fra 2032") the first may leave 1, 2 or 3 too in fødselsnummer and D-numbers. Synthetic
+    numbers add 80 (Tenor), 65 or, with a D-number's day, 40 to the month, and belong to nobody; they are
+    masked all the same, as whoever uses them treats them as numbers of persons.
     """
     numbers = [int(d) for d in digits]
     first = sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11

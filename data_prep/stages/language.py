@@ -86,13 +86,15 @@ class Passage:
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
-        """Return whether it is running text that is surely in another language: no table, no names of species in Latin."""
+        """Return whether it is running text that is surely in another language: no table, no names of species
+        in Latin."""
         return self.finding is not None and self.finding.is_certain and " | " not in self.text and self.code != "lat"
 
 
 @dataclass
 class Verdict:
-    """What the text says, in letters by language: of all stretches, of those that are clear, of those that are beyond doubt.
+    """What the text says, in letters by language: of all stretches, of those that are clear, of those that
+    are beyond doubt.
 
     Attributes:
         passages: the text in order, cut where its language changes.
@@ -181,7 +183,8 @@ class Language(ShardStage):
 
 
 def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
-    """Cut what is in another language from a document that is kept; of one that is not, keep the Norwegian parts.
+    """Cut what is in another language from a document that is kept; of one that is not, keep the Norwegian
+    parts.
 
     A document whose Norwegian parts are no good piece of text is left as it is.
     """
@@ -231,9 +234,11 @@ def _joined(passages: list[Passage], kept: set[int]) -> str:
 
 
 def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no quotation.
+    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no
+    quotation.
 
-    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the document as a whole.
+    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the
+    document as a whole.
     """
     rest: list[Passage] = []
     left_in = keep.union(LANGUAGES)
@@ -259,8 +264,8 @@ def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[
 def _judged(document: Document) -> str:
     """What decides on its language: of a conversation, what the model is to learn to say.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it:
-    answers cut out of a text are a few words, or names.
+    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is
+    claimed, it is all of it: answers cut out of a text are a few words, or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text
@@ -338,7 +343,8 @@ def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
 
 
 def passages(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are the text.
+    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are
+    the text.
 
     Short lines never go with the paragraph below them, which may be in another language than they are.
     """
@@ -367,7 +373,8 @@ def _is_paragraph(line: str, is_after_blank: bool) -> bool:
 
 
 def stretches(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together and long ones cut at line ends; a rest too short to be judged goes with the last."""
+    """Paragraphs, short ones taken together and long ones cut at line ends; a rest too short to be judged
+    goes with the last."""
     stretch, gathered = "", ""
     for line in text.split("\n"):
         gathered += line + "\n"
@@ -395,7 +402,8 @@ def _scores(texts: list[str]) -> Iterator[Scores]:
 
 
 def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
-    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish Norwegian.
+    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish
+    Norwegian.
 
     Args:
         found: the text's words.

@@ -1,12 +1,14 @@
-"""How much of each source goes into the corpus, by written standard and period. It follows split, so that what it repeats is no
-duplicate, and neither weights nor targets move a document from one side to the other.
+"""How much of each source goes into the corpus, by written standard and period. It follows split, so that
+what it repeats is no duplicate, and neither weights nor targets move a document from one side to the other.
 
-A document's place in the order in which a rule is filled is a hash of (seed, source, id). It does not depend on other documents,
-on their order, or on who reads them, and a smaller weight or target takes a subset of what a larger one takes.
+A document's place in the order in which a rule is filled is a hash of (seed, source, id). It does not depend
+on other documents, on their order, or on who reads them, and a smaller weight or target takes a subset of
+what a larger one takes.
 
-A weight needs nothing but the document. A token target needs all of them: `collect` counts tokens by place in that order, by the
-corpus' own tokenizer, not by an estimate (it is faster than the stages before this one), and `decide` finds how far down the
-order the target reaches. So a target needs a tokenizer that is there: one trained here would depend on what it is to count.
+A weight needs nothing but the document. A token target needs all of them: `collect` counts tokens by place in
+that order, by the corpus' own tokenizer, not by an estimate (it is faster than the stages before this one),
+and `decide` finds how far down the order the target reaches. So a target needs a tokenizer that is there: one
+trained here would depend on what it is to count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The search for near duplicates among all documents of a corpus, as stage deduplicate decides on them (deduplicate.py)."""
+"""The search for near duplicates among all documents of a corpus, as stage deduplicate decides on them
+(deduplicate.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ Integers = NDArray[np.int64]
 
 
 class Collected:
-    """What was collected of all documents, which are numbered through in shard order; columns are read when they are needed."""
+    """What was collected of all documents, which are numbered through in shard order; columns are read when
+    they are needed."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -123,8 +125,8 @@ def find_near(
 def _join(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
     """Join what says the same in a bucket.
 
-    Documents with the same title, numbers and names are compared however many others there are in a bucket; with others those
-    that were told apart from many are not: they are of a form.
+    Documents with the same title, numbers and names are compared however many others there are in a bucket;
+    with others those that were told apart from many are not: they are of a form.
     """
     representatives: list[int] = []
     by_marks: dict[int, list[int]] = {}
@@ -152,7 +154,8 @@ def _buckets(band: NDArray[np.uint64], alive: NDArray[np.bool_], rank: Integers)
 
 
 class _Pairs:
-    """The documents that are compared: their 5-grams, titles, names and words, in files that are mapped into memory."""
+    """The documents that are compared: their 5-grams, titles, names and words, in files that are mapped into
+    memory."""
 
     def __init__(self, found: Collected, documents: Integers, rules: DeduplicateConfig, sets: Any, lines: Any) -> None:
         self._documents, self._rules, self._number = documents, rules, found.number
@@ -187,7 +190,8 @@ class _Pairs:
 
 
 def _mapped(found: Collected, documents: Integers, name: str, kind: type[np.generic], file: Any) -> tuple[NDArray[Any], Integers]:
-    """A column of lists or bytes of some documents, strung together in a file, and where those of each begin."""
+    """A column of lists or bytes of some documents, strung together in a file, and where those of each
+    begin."""
     lengths = []
     for begin, column in found.tables(name):
         own = documents[(documents >= begin) & (documents < begin + len(column))] - begin

@@ -298,9 +298,9 @@ def _without_layout(text: str) -> str:
 def _joined_words(texts: list[str]) -> list[str]:
     """Put words together that a hyphen parts at a line end.
 
-    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the word before a capital
-    or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post), and stands for what is left out before `og`
-    and its kin (barne-/og ungdomsarbeid).
+    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the
+    word before a capital or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post),
+    and stands for what is left out before `og` and its kin (barne-/og ungdomsarbeid).
     """
     elsewhere = {word for text in texts for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())}
 

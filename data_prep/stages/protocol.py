@@ -1,7 +1,7 @@
 """The protocol of a stage, which execute.py applies shard by shard in the processes of a preparation.
 
-`name` stays the same for good: it names the stage's folder, its steps and its settings, and fingerprints hold it. A stage
-has no state: processes share nothing but files.
+`name` stays the same for good: it names the stage's folder, its steps and its settings, and fingerprints hold
+it. A stage has no state: processes share nothing but files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Stage(ABC):
 
     @abstractmethod
     def settings(self, config: CorpusConfig) -> DataclassInstance:
-        """Return all of the config that the output depends on. Fingerprints and manifests hold it as plain data."""
+        """Return all of the config that the output depends on. Fingerprints and manifests hold it as plain
+        data."""
 
 
 class ShardStage(Stage):
@@ -41,10 +42,11 @@ class ShardStage(Stage):
 
     @abstractmethod
     def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-        """Yield what goes on of the documents of one shard, in order; every drop and change goes into the report.
+        """Yield what goes on of the documents of one shard, in order; every drop and change goes into the
+        report.
 
-        Nothing may be kept from one shard (some megabytes of one source) to the next: shards run in any order, in any
-        number of processes.
+        Nothing may be kept from one shard (some megabytes of one source) to the next: shards run in any
+        order, in any number of processes.
         """
 
 

@@ -1,4 +1,5 @@
-"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
+"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and
+over.
 
 Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig),
 by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
@@ -183,13 +184,15 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
 
 
 def _counted_length(word: str, limit: float) -> float:
-    """A word's length, at most the limit for what may be a compound: a sentence of four of them is a sentence."""
+    """A word's length, at most the limit for what may be a compound: a sentence of four of them is a
+    sentence."""
     may_be_compound = len(word) <= LONGEST_WORD and LETTER_WORD.fullmatch(word)
     return min(len(word), limit) if may_be_compound else len(word)
 
 
 def _of_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
-    """A list passes if its items are sentences, a menu has items of a word or two; of lines with dashes, one must be another."""
+    """A list passes if its items are sentences, a menu has items of a word or two; of lines with dashes, one
+    must be another."""
     items = [line for line in lines if line.startswith(BULLETS)]
     share = len(items) / len(lines)
     if outside(share, None, limits.max_bullet_lines):
@@ -239,7 +242,8 @@ def _of_passages(numbers: NDArray[np.uint64], ends: NDArray[Any], limit: float) 
 
 
 def _repeated(pieces: list[str]) -> int:
-    """Count the characters in pieces that stood before after the same piece: not a sentence of many sections."""
+    """Count the characters in pieces that stood before after the same piece: not a sentence of many
+    sections."""
     seen: set[tuple[str, str]] = set()
     repeated, previous = 0, ""
     for piece in pieces:
@@ -262,7 +266,8 @@ def _numbered(words: list[str], numbers: NDArray[np.uint64], n: int) -> NDArray[
 
 
 def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None) -> float:
-    """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
+    """Share of the words' characters in the commonest sequence of n words, counted as often as it stands
+    there."""
     hashes = ngram_hashes(numbers, n)
     counted = hashes if left_out is None else hashes[~left_out]
     if not len(counted):

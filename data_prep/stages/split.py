@@ -1,4 +1,5 @@
-"""Holds out whole groups (an act, a case, a meeting), so that nothing in validation was half seen in training."""
+"""Holds out whole groups (an act, a case, a meeting), so that nothing in validation was half seen in
+training."""
 
 from __future__ import annotations
 

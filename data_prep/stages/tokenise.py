@@ -1,4 +1,5 @@
-"""What the token shards of a corpus depend on. The work itself lies in data_prep/tokens: step.py says which process does it."""
+"""What the token shards of a corpus depend on. The work itself lies in data_prep/tokens: step.py says which
+process does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Token ids and their places in a rendered conversation, for chat_template.py. Running text has encoder.py."""
+"""Token ids and their places in a rendered conversation, for chat_template.py. Running text has
+encoder.py."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ class ChatEncoder:
         return Tokens(ids_, offsets_[:, 0], offsets_[:, 1], np.isin(ids_, self._added_ids))
 
     def _spelled(self, token: str) -> list[int]:
-        """A control token's characters as text. The library lets only special ones be text; the others are broken up."""
+        """A control token's characters as text. The library lets only special ones be text; the others are
+        broken up."""
         return self.following(token) if token in self.special else self.following(token[0]) + self.following(token[1:])
 
 

@@ -267,7 +267,8 @@ class ChatTemplate:
         return Row(ids, marks)
 
     def _protected(self, turn: Turn, literal: list[str]) -> str:
-        """The content with a placeholder for every control token it spells; `literal` grows by what they stand for."""
+        """The content with a placeholder for every control token it spells; `literal` grows by what they
+        stand for."""
 
         def placeholder(match: re.Match[str]) -> str:
             if match[0] not in literal:

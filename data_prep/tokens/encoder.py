@@ -1,8 +1,10 @@
-"""Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by tokenizers.
+"""Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by
+tokenizers.
 
-gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is tokenised it must
-give the same ids as tokenizers on a sample of it; texts in which the two could differ (special tokens spelt out, scripts and
-signs of which versions of Unicode know different things) always go to tokenizers; and of every batch one text is compared again.
+gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is
+tokenised it must give the same ids as tokenizers on a sample of it; texts in which the two could differ
+(special tokens spelt out, scripts and signs of which versions of Unicode know different things) always go to
+tokenizers; and of every batch one text is compared again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
-    """Which library is to encode a corpus with this tokenizer, and why: {"library": …, "version": …, "reason": …}.
+    """Which library is to encode a corpus with this tokenizer, and why: {"library": …, "version": …,
+    "reason": …}.
 
     Args:
         sample: texts of the corpus.

@@ -1,7 +1,9 @@
-"""A row of tokens, and the file in which the rows of a shard lie until they are published. Written by the tokenise step.
+"""A row of tokens, and the file in which the rows of a shard lie until they are published. Written by the
+tokenise step.
 
-The tokens of a shard lie in two files of the tokenise stage, `train-<shard>.arrow` and `validation-<shard>.arrow`, with the
-columns of a corpus (see shards.py) and `mask`, null where every token is a target.
+The tokens of a shard lie in two files of the tokenise stage, `train-<shard>.arrow` and
+`validation-<shard>.arrow`, with the columns of a corpus (see shards.py) and `mask`, null where every token is
+a target.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The steps that make token shards of the last text stage's documents: `tokenizer`, one task, and `tokenise`, a task a shard.
+"""The steps that make token shards of the last text stage's documents: `tokenizer`, one task, and `tokenise`,
+a task a shard.
 
 execute.py calls them in the processes of a preparation.
 """
@@ -35,11 +36,12 @@ TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained o
 logger = logging.getLogger(__name__)
 
 
-# --- the tokenizer ---------------------------------------------------------------------------------------------------
+# --- the tokenizer ------------------------------------------------------------------------------------------
 
 
 def place_tokenizer(preparation: Preparation) -> bool:
-    """Train or copy the tokenizer, and choose the library that encodes with it. False if it was done before."""
+    """Train or copy the tokenizer, and choose the library that encodes with it. False if it was done
+    before."""
     require_documents(preparation.corpus.name, preparation.infos())
     stage, fingerprint = preparation.stage_folder(TOKENISE.name), _tokenizer_fingerprint(preparation)
     if stage.done("tokenizer", fingerprint):
@@ -68,7 +70,8 @@ def _tokenizer_fingerprint(preparation: Preparation) -> str:
 
 
 def _sample(preparation: Preparation) -> Iterator[str]:
-    """The training texts, or, of very many, those whose ids' hashes are low: the same documents wherever they stand."""
+    """The training texts, or, of very many, those whose ids' hashes are low: the same documents wherever they
+    stand."""
     available = sum(marker.characters_out for marker in preparation.done(LAST_TEXT_STAGE))
     share = min(1.0, TRAINING_CHARACTERS / max(available, 1))
     for document in preparation.documents(LAST_TEXT_STAGE, ["id", "source", "text", "turns", "split"]):
@@ -97,7 +100,7 @@ def _place(document: Document) -> float:
     return int(digest(document.source, document.id)[:12], 16) / 16**12
 
 
-# --- tokens, shard by shard ------------------------------------------------------------------------------------------
+# --- tokens, shard by shard ---------------------------------------------------------------------------------
 
 
 def tokenise_shard(preparation: Preparation, number: int) -> bool:

@@ -1,7 +1,7 @@
 """Documents to rows of tokens, in the tokenise step (step.py) and in stages that count tokens before it.
 
-A text, and a plain completion, is ended by the end-of-sequence token; a conversation by the token with which its template
-ends a turn (chat_template.py).
+A text, and a plain completion, is ended by the end-of-sequence token; a conversation by the token with which
+its template ends a turn (chat_template.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The files of a corpus' tokenizer and chat template: trained on its text, or copied from those that are given.
+"""The files of a corpus' tokenizer and chat template: trained on its text, or copied from those that are
+given.
 
 Used by the tokenizer step (step.py), and by stages that count tokens before it.
 """
@@ -21,7 +22,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", T
 
 
 def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
-    """Put the corpus' tokenizer and chat template into `folder`: those that are given, or one trained on `train_texts`.
+    """Put the corpus' tokenizer and chat template into `folder`: those that are given, or one trained on
+    `train_texts`.
 
     Raises:
         ValueError: the given tokenizer has one of the tokens to add.
@@ -42,7 +44,8 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
 
 
 def add_tokens(file: Path, tokens: list[str]) -> None:
-    """Extend a tokenizer.json: each token gets the next free id, and all else stays as it is, down to the last key.
+    """Extend a tokenizer.json: each token gets the next free id, and all else stays as it is, down to the
+    last key.
 
     Raises:
         ValueError: it has one of them already.
@@ -63,8 +66,8 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
 
 
 def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> dict[str, object] | None:
-    """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added tokens with
-    letters beyond ASCII are first put into its spelling."""
+    """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added
+    tokens with letters beyond ASCII are first put into its spelling."""
     listed = decoder.get("decoders", [decoder]) if decoder else []
     steps = listed if isinstance(listed, list) else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -93,7 +96,8 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
 
 
 def template_of(folder: Path) -> str | None:
-    """Where transformers looks: chat_template.jinja, else tokenizer_config.json, which may hold several by name."""
+    """Where transformers looks: chat_template.jinja, else tokenizer_config.json, which may hold several by
+    name."""
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     declared = _json(folder / "tokenizer_config.json").get("chat_template")
@@ -103,7 +107,8 @@ def template_of(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """The tokenizer's special tokens by name (bos_token, eos_token …), which is what chat templates call them too."""
+    """The tokenizer's special tokens by name (bos_token, eos_token …), which is what chat templates call them
+    too."""
     declared = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()}
     return {name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)}
