@@ -310,7 +310,9 @@ class Preparation:
 
 def stage_before(stage: str) -> str:
     """Return the stage whose documents a stage is given."""
-    return STAGES[STAGES.index(stage) - 1]
+    place = STAGES.index(stage)
+    assert place > 0, "no stage comes before reading"
+    return STAGES[place - 1]
 
 
 def text_stage(name: str) -> ShardStage | CorpusStage:
