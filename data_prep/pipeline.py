@@ -124,7 +124,7 @@ def run_step(work: str, step: str, number: int) -> bool:
 
 
 def _folders(config: PrepareConfig) -> tuple[Path, Path]:
-    """Of the corpus, and of its stages.
+    """Return the folders of the corpus and of its stages.
 
     Raises:
         FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
@@ -139,7 +139,7 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
 
 
 def _try_inputs(corpus: CorpusConfig) -> None:
-    """What later steps would refuse at the end of an hour is refused now.
+    """Refuse now what a later step would refuse at the end of an hour.
 
     Raises:
         ValueError: an evaluation set cannot be read, or the tokenizer cannot be used.
@@ -154,7 +154,7 @@ def _try_inputs(corpus: CorpusConfig) -> None:
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """No other prepare, and no task of a scheduler, may work in the folder meanwhile."""
+    """Hold the folder's lock, so that no other prepare and no task of a scheduler works there meanwhile."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
@@ -166,7 +166,7 @@ def _alone(work: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside_others(work: Path) -> Iterator[None]:
-    """Tasks share the folder with each other, but not with a `prepare`: FileLock and this take the same
+    """Share the folder's lock with other tasks, but not with a `prepare`: FileLock and this take the same
     flock."""
     import fcntl
 
@@ -190,7 +190,8 @@ _REMEDIES = {
 
 @contextmanager
 def _explained(work: Path) -> Iterator[None]:
-    """A disk that is full, or may not be written to, in one line. Arrow's errors say so in words only."""
+    """Raise the fault of a disk that is full, or cannot be written to, in one line. Arrow's errors have no
+    number."""
     try:
         yield
     except OSError as fault:
@@ -201,8 +202,7 @@ def _explained(work: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """`python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, says which there
-    are."""
+    """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, list the steps."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation.")
     parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
     parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")

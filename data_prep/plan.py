@@ -48,7 +48,7 @@ class Step:
 
     @property
     def stage(self) -> str:
-        """The stage that it is a part of."""
+        """Return the stage that it is a part of."""
         return Tokenise.name if self.name in LAST_STEPS else self.name.partition(".")[0]
 
 
@@ -144,7 +144,7 @@ class Preparation:
         return [*found, *(Step(name, cut=name == Tokenise.name) for name in LAST_STEPS)]
 
     def sizes(self, step: Step) -> list[int]:
-        """Of each task of a step, what it has to work through: bytes of files, else characters."""
+        """Return the size of each task of a step: bytes of files in the read step, else characters."""
         if step.stage == READ:
             return [task.bytes for task in self.tasks]
         if not step.cut:
@@ -153,7 +153,7 @@ class Preparation:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of every raw file and setting: of the corpus that comes out."""
+        """Return the fingerprint of every raw file and setting, and so of the corpus that comes out."""
         stages = [(stage.name, stage.version, self.settings(stage)) for stage in TEXT_STAGES]
         tokens = Tokenise()
         return digest("corpus", READ_VERSION, stages, tokens.version, self.settings(tokens), self.source_settings)
@@ -167,7 +167,8 @@ class Preparation:
 
     @cached_property
     def source_settings(self) -> dict[str, dict[str, object]]:
-        """All that a source is, with the digest of its raw files' names and bytes; not where they lie."""
+        """Return all that each source is, with the digest of its raw files' names and bytes, but not where
+        they lie."""
         settings: dict[str, dict[str, object]] = {}
         for name, source in self.corpus.sources.items():
             kept = {key: value for key, value in as_settings(source).items() if key != "path"}
@@ -180,7 +181,7 @@ class Preparation:
         return digest([file for task in tasks for file in zip(task.names, task.sha256, strict=True)])
 
     def shards(self, stage: str) -> list[Shard]:
-        """The shards of a stage, in order: names, and what their fingerprints must be.
+        """Return the shards of a stage, in order: names, and what their fingerprints must be.
 
         Raises:
             ValueError: reading is not finished, so that nobody knows.
@@ -242,11 +243,11 @@ class Preparation:
     # --- what is on disk ------------------------------------------------------------------------------------
 
     def stage_folder(self, stage: str) -> StageFolder:
-        """The folder of a stage, whose name begins with the stage's place among all."""
+        """Return the folder of a stage, whose name begins with the stage's place among all."""
         return StageFolder(self.work / f"{STAGES.index(stage)}-{stage}")
 
     def done(self, stage: str) -> list[Done]:
-        """The markers of all shards of a stage.
+        """Return the markers of all shards of a stage.
 
         Raises:
             ValueError: one is not there.
@@ -261,18 +262,18 @@ class Preparation:
         return marker
 
     def documents(self, stage: str, columns: list[str] | None = None) -> Iterator[Document]:
-        """All that a stage let through, in order."""
+        """Yield all that a stage let through, in order."""
         return self.stage_folder(stage).documents([shard.name for shard in self.shards(stage)], columns)
 
     def info(self, stage: str) -> StageInfo:
-        """What reading, or a text stage, did to all shards together."""
+        """Return what reading, or a text stage, did to all shards together."""
         if stage == READ:
             return stage_info(READ, READ_VERSION, self.source_settings, self.done(READ))
         found = text_stage(stage)
         return stage_info(found.name, found.version, self.settings(found), self.done(stage))
 
     def infos(self) -> list[StageInfo]:
-        """What reading and each text stage did."""
+        """Return what reading and each text stage did."""
         return [self.info(stage) for stage in STAGES if stage != Tokenise.name]
 
     def prune(self) -> None:
@@ -296,7 +297,7 @@ class Preparation:
         return digest(READ, READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
 
     def parts_of_task(self, number: int) -> list[str] | None:
-        """The shards that a task of reading gave, once it has."""
+        """Return the shards that a task of reading gave; None before it is done."""
         try:
             body = json.loads(self.task_file(number).read_text(encoding="utf-8"))
             return list(body["shards"]) if body["fingerprint"] == self.task_fingerprint(number) else None
@@ -304,7 +305,7 @@ class Preparation:
             return None
 
     def task_file(self, number: int) -> Path:
-        """The file that says which shards a task of reading gave."""
+        """Return the file that says which shards a task of reading gave."""
         return self.stage_folder(READ).path / f"task-{number:05d}.json"
 
 
@@ -321,7 +322,7 @@ def text_stage(name: str) -> ShardStage | CorpusStage:
 
 
 def stage_info(name: str, version: int, settings: Mapping[str, object], shards: list[Done]) -> StageInfo:
-    """What a stage did, summed over its shards."""
+    """Return what a stage did, summed over its shards."""
     dropped, counts = Report().counts, Report().counts
     losses: dict[tuple[str, str], Loss] = {}
     for shard in shards:
@@ -372,7 +373,8 @@ def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:
-    """A source's files in tasks: large ones alone, small ones together. It depends on the files only."""
+    """Yield a source's files in tasks: large ones alone, small ones together. It depends on the files
+    only."""
     source = corpus.sources[name]
     files, root = reading.files(source), Path(source.path)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def current(folder: Path, fingerprint: str) -> Manifest | None:
-    """The corpus on disk, if it was made with this fingerprint and every byte is still as written."""
+    """Return the manifest of the corpus on disk if it has this fingerprint and every byte is as written; else
+    None."""
     try:
         published = Corpus(folder)
         published.verify()
@@ -148,8 +149,8 @@ class _Dates:
                 self._dates.setdefault(document.id, []).append(document.date)
 
     def of_row(self, name: str) -> str:
-        """The date of the document of a row: the last row of a document has its id, those before it a number
-        behind it."""
+        """Return the date of a row's document: the last row of a document has its id, those before it a
+        number behind it."""
         if name not in self._dates:
             return self._dates.get(name.rpartition("#")[0], [""])[0]
         waiting = self._dates[name]
@@ -157,15 +158,15 @@ class _Dates:
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
-    """One name for a corpus: that of its conversations, else that of its prompts and completions; none if all
-    is a target."""
+    """Return the name of the mask column: that of conversations, else that of prompts and completions; None
+    if all is a target."""
     if corpus.chat.targets == "everything":
         return None
     return next((name for name in reversed(MASK_COLUMNS) if name in wanted), None)
 
 
 def _full_mask(batch: pa.RecordBatch) -> pa.ListArray:
-    """The masks of a batch, with ones where a row has none."""
+    """Return the masks of a batch, with ones where a row has none."""
     ids, given = batch["input_ids"], batch["mask"]
     lengths = pc.list_value_length(ids).to_numpy()
     mask = np.ones(lengths.sum(), np.int8)
@@ -208,14 +209,14 @@ class _Counter:
                 self._groups[source].add(group)
 
     def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
-        """What each source gave, once all rows are added."""
+        """Return what each source gave, once all rows are added."""
         _count_read(preparation, self.sources)
         for name, info in self.sources.items():
             info.single_group = len(self._groups[name]) == 1
         return self.sources
 
     def validation_loss(self) -> float | None:
-        """Cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed
+        """Return the cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed
         (Laplace)."""
         train, validation = self.frequencies["train"], self.frequencies["validation"]
         if not validation.sum():

@@ -49,8 +49,8 @@ Wanted = Callable[[str], bool]
 
 
 def members(path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report) -> Iterator[Member]:
-    """What `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left out
-    and counted.
+    """Yield what `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left
+    out and counted.
 
     A member must be read before the next one is asked for.
     """
@@ -73,7 +73,7 @@ class _Container:
         self.budget = Budget(limits)
 
     def open(self, raw: BinaryIO, place: Place, depth: int, path: Path | None = None) -> Iterator[Member]:
-        """The members of what `raw` reads.
+        """Yield the members of what `raw` reads.
 
         Raises:
             Unreadable: it breaks off.
@@ -100,8 +100,8 @@ class _Container:
         return cast(BinaryIO, Guarded(opener(source), self.budget, tally, kind))
 
     def _member(self, raw: BinaryIO, outer: Place, name: str, depth: int) -> Iterator[Member]:
-        """One member of an archive, which may be an archive. Its faults are its own: the next one is read all
-        the same."""
+        """Yield one member of an archive, or its members if it is one. Its faults are its own: the next one
+        is read all the same."""
         place = replace(outer, member=f"{outer.member}!{name}" if outer.member else name)
         if sniff.is_unsafe(name):
             self.report.quarantine(place, "its name leaves the archive")
@@ -161,8 +161,8 @@ class _Container:
                         yield from self._member(cast(BinaryIO, guarded), place, info.filename, depth)
 
     def _zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Of a zip archive that breaks off, the members that are whole: each stands behind a header with its
-        name and size."""
+        """Yield the whole members of a zip archive that breaks off: each stands behind a header with its name
+        and size."""
         offset = 0
         while True:
             raw.seek(offset)

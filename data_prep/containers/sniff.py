@@ -40,7 +40,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def kind_of(head: bytes) -> str | None:
-    """What a file is by its first bytes, if that is not text: "a PDF", "a PNG picture" …"""
+    """Return what a file is by its first bytes, if that is not text: "a PDF", "a PNG picture" …"""
     return next((kind for magic, kind in BINARY.items() if head.startswith(magic)), None)
 
 
@@ -57,7 +57,7 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def unpacked_name(name: str) -> str:
-    """A name without the endings that say what it is packed by."""
+    """Return a name without the endings that say what it is packed by."""
     for ending in (".gz", ".zst", ".bz2", ".xz"):
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
     return name
@@ -73,12 +73,12 @@ def is_unsafe(name: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """What macOS puts beside files."""
+    """Return whether a file is one that macOS puts beside others."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
 
 
 def as_text(name: str) -> str:
-    """A file's name that may be no UTF-8, as in archives from before: its stray bytes are taken for
+    """Return a file's name that may be no UTF-8, as in old archives: its stray bytes are taken for
     Windows-1252."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 

@@ -49,11 +49,11 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The innermost name, without what it was packed by."""
+        """Return the innermost name, without what it was packed by."""
         return unpacked_name((self.place.member or self.place.file).rpartition("!")[2])
 
     def whole(self) -> bytes:
-        """All of it.
+        """Return all of it.
 
         Raises:
             Unreadable: it breaks off, or is larger than a record may be.
@@ -64,8 +64,8 @@ class Member:
         return data
 
     def lines(self) -> Iterator[tuple[Place, bytes]]:
-        """Its lines and their places. One that is too long is quarantined and stepped over; a break ends
-        them."""
+        """Yield its lines and their places. One that is too long is quarantined and stepped over; a break
+        ends them."""
         limit, number = self._limits.max_record_bytes, 0
         while True:
             number += 1
@@ -93,8 +93,8 @@ class Member:
         return size
 
     def seekable(self) -> BinaryIO:
-        """The same bytes for a format that must be read back and forth: the file itself, or a copy without a
-        name on disk."""
+        """Open the same bytes for a format that must be read back and forth: the file itself, or a copy
+        without a name on disk."""
         if self._path is not None:
             return self._path.open("rb")
         return spooled(self.stream, self._limits)
@@ -251,8 +251,8 @@ def raise_of_machine(error: Exception) -> None:
 
 
 def break_off(report: Report, place: Place, fault: Exception) -> None:
-    """An unknown number of records is lost behind a break: it is one broken record, but somebody should hear
-    of it."""
+    """Quarantine a place behind which an unknown number of records is lost: one broken record, with a
+    warning."""
     report.quarantine(place, fault)
     report.counts["broken_off"] += 1
     logger.warning("%s: %s breaks off: %s; what came before is kept", place.source, place, fault)

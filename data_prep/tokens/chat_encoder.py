@@ -48,15 +48,15 @@ class ChatEncoder:
         self._added_ids = np.asarray([number for number, token in added.items() if token.content in self.added], np.int64)
 
     def first(self, text: str) -> list[int]:
-        """Plain text at the beginning of a sequence: control tokens in it are text."""
+        """Encode plain text at the beginning of a sequence: control tokens in it are text."""
         return list(self._as_text.encode(text, add_special_tokens=False).ids)
 
     def following(self, text: str) -> list[int]:
-        """Plain text that goes on from other text."""
+        """Encode plain text that goes on from other text."""
         return _in_the_middle(self._as_text, text)[0]
 
     def rendered(self, text: str, literal: list[str], cuts: list[int]) -> Tokens:
-        """A rendered conversation, in which control tokens are control tokens.
+        """Encode a rendered conversation, in which control tokens are control tokens.
 
         Args:
             literal: what the placeholders stand for, by number: control tokens that a content spells.
@@ -81,8 +81,8 @@ class ChatEncoder:
         return Tokens(ids_, offsets_[:, 0], offsets_[:, 1], np.isin(ids_, self._added_ids))
 
     def _spelled(self, token: str) -> list[int]:
-        """A control token's characters as text. The library lets only special ones be text; the others are
-        broken up."""
+        """Encode a control token's characters as text. The library lets only special ones be text; the others
+        are broken up."""
         return self.following(token) if token in self.special else self.following(token[0]) + self.following(token[1:])
 
 

@@ -163,7 +163,7 @@ class ChatTemplate:
         self.end_of_turn = self._ending.token
 
     def rows(self, turns: list[Turn], eos_token_id: int, everything: bool, counts: Counter[str] | None = None) -> list[Row]:
-        """A conversation as rows: one, or more where the template rewrites what was said.
+        """Return a conversation as rows: one, or more where the template rewrites what was said.
 
         Args:
             everything: one row of the whole conversation, in which every token is a target.
@@ -219,7 +219,7 @@ class ChatTemplate:
         return _Turn(prompt, written + ending.written, ended=ending.token is not None)
 
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
-        """How the template ends an answer to these messages.
+        """Find how the template ends an answer to these messages.
 
         A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn
         that ends the whole, and some templates end a turn only where another one follows.
@@ -243,7 +243,7 @@ class ChatTemplate:
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """The first control token of a text, and those that follow it without anything between."""
+        """Return the first control token of a text, and those that follow it without anything between."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -252,7 +252,8 @@ class ChatTemplate:
         return found
 
     def _row(self, text: str, spans: list[Span], literal: list[str], eos_token_id: int) -> Row:
-        """A text with its targets. A turn that no control token ends is ended by the end of the sequence."""
+        """Return a text with its targets. A turn that no control token ends is ended by the end of the
+        sequence."""
         tokens = self._encoder.rendered(text, literal, [])
         borders = [border for span in spans for border in span]
         if cuts := [b for b in borders if ((tokens.start < b) & (b < tokens.stop) & ~tokens.control).any()]:
@@ -267,8 +268,8 @@ class ChatTemplate:
         return Row(ids, marks)
 
     def _protected(self, turn: Turn, literal: list[str]) -> str:
-        """The content with a placeholder for every control token it spells; `literal` grows by what they
-        stand for."""
+        """Return the content with a placeholder for every control token it spells; `literal` grows by what
+        they stand for."""
 
         def placeholder(match: re.Match[str]) -> str:
             if match[0] not in literal:
@@ -305,7 +306,7 @@ class ChatTemplate:
 
 
 def _is_context(turn: Turn) -> bool:
-    """Whether a turn is an answer that its record wants as context alone."""
+    """Return whether a turn is an answer that its record wants as context alone."""
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
@@ -351,7 +352,8 @@ def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Whether the template leaves out the thoughts of an answer, or their marks where they are empty."""
+    """Return whether the template leaves out the thoughts of an answer, or their marks where they are
+    empty."""
     if content.marks is None:
         return False
     lead = _lead(written, content)
@@ -361,7 +363,7 @@ def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
 
 
 def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """What the model must write with the thoughts that the template leaves out put back."""
+    """Put the thoughts that the template leaves out back into what the model must write."""
     if content.marks is None:
         return written
     lead = _lead(written, content)
@@ -372,12 +374,12 @@ def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
 
 
 def _lead(written: str, content: _Content) -> str:
-    """What stands before the answer in what the model must write."""
+    """Return what stands before the answer in what the model must write."""
     return written[: len(written.rstrip()) - len(content.answer.strip())]
 
 
 def _squeezed(text: str) -> str:
-    """A text without white space and marks of thoughts, which templates set in their own ways."""
+    """Return a text without white space and marks of thoughts, which templates set in their own ways."""
     for pair in _THOUGHT_MARKS:
         for mark in pair:
             text = text.replace(mark, "")
@@ -385,7 +387,7 @@ def _squeezed(text: str) -> str:
 
 
 def _shared_end(a: str, b: str) -> str:
-    """The longest text with which both end."""
+    """Return the longest text with which both end."""
     length = 0
     for ours, theirs in zip(reversed(a), reversed(b), strict=False):
         if ours != theirs:

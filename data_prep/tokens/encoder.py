@@ -33,8 +33,8 @@ Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
-    """Which library is to encode a corpus with this tokenizer, and why: {"library": …, "version": …,
-    "reason": …}.
+    """Choose the library that encodes a corpus with this tokenizer: {"library": …, "version": …, "reason":
+    …}.
 
     Args:
         sample: texts of the corpus.
@@ -88,7 +88,7 @@ class TextEncoder:
             self._load()
 
     def __call__(self, texts: list[str]) -> list[Ids]:
-        """The ids of each text, in order.
+        """Return the ids of each text, in order.
 
         Raises:
             ValueError: gigatoken turns out to be wrong. What it gave before may be wrong too.
@@ -109,7 +109,8 @@ class TextEncoder:
         return [next(quick if settled else other) for settled in is_settled]
 
     def is_settled(self, text: str) -> bool:
-        """Whether there is nothing in the text of which the two libraries are known to think differently."""
+        """Return whether there is nothing in the text that the two libraries are known to treat
+        differently."""
         return not _UNSETTLED.search(text) and not self._special.search(text)
 
     def slow(self, texts: list[str]) -> list[Ids]:
@@ -134,7 +135,8 @@ class TextEncoder:
         self._seen = 0
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer's post-processor puts before and after a text; gigatoken leaves it out."""
+        """Return what the tokenizer's post-processor puts before and after a text; gigatoken leaves it
+        out."""
         with_frame, bare = (self.tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
         for start in range(len(with_frame) - len(bare) + 1):
             if with_frame[start : start + len(bare)] == bare:

@@ -63,15 +63,16 @@ def place_tokenizer(preparation: Preparation) -> bool:
 
 @lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
-    """A tokenizer that is trained depends on all text, one that is given on none."""
+    """Return the fingerprint of the tokenizer: one that is trained depends on all text, one that is given on
+    none."""
     trained = preparation.corpus.tokenizer.path is None
     text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)] if trained else []
     return digest("tokenizer", TOKENISE.version, preparation.settings(TOKENISE), text)
 
 
 def _sample(preparation: Preparation) -> Iterator[str]:
-    """The training texts, or, of very many, those whose ids' hashes are low: the same documents wherever they
-    stand."""
+    """Yield the training texts, or, of very many, those whose ids' hashes are low: the same documents
+    wherever they stand."""
     available = sum(marker.characters_out for marker in preparation.done(LAST_TEXT_STAGE))
     share = min(1.0, TRAINING_CHARACTERS / max(available, 1))
     for document in preparation.documents(LAST_TEXT_STAGE, ["id", "source", "text", "turns", "split"]):
@@ -80,7 +81,8 @@ def _sample(preparation: Preparation) -> Iterator[str]:
 
 
 def _compared(preparation: Preparation) -> Iterator[str]:
-    """Texts on which the encoders are compared, not of great length: those whose ids' hashes are lowest."""
+    """Yield texts on which the encoders are compared, not of great length: those whose ids' hashes are
+    lowest."""
     places = (
         (_place(document), shard.name, row)
         for shard in preparation.shards(LAST_TEXT_STAGE)
@@ -96,7 +98,7 @@ def _compared(preparation: Preparation) -> Iterator[str]:
 
 
 def _place(document: Document) -> float:
-    """From 0 up to, not including, 1."""
+    """Return a document's place in a random order: from 0 up to, not including, 1."""
     return int(digest(document.source, document.id)[:12], 16) / 16**12
 
 

@@ -47,14 +47,14 @@ class Tokeniser:
 
     @property
     def end_of_turn(self) -> tuple[str, int]:
-        """The token with which the chat template ends an answer, and its id."""
+        """Return the token with which the chat template ends an answer, and its id."""
         token = self._template.end_of_turn or self.special_tokens["eos_token"]
         token_id = self._encode.tokenizer.token_to_id(token)
         assert token_id is not None  # the template's control tokens are tokens of the vocabulary
         return token, token_id
 
     def rows(self, documents: list[Document], report: Report) -> Iterator[tuple[Document, list[Row]]]:
-        """The rows of each document, in order; a conversation that gives none is dropped."""
+        """Yield each document with its rows, in order; a conversation that gives none is dropped."""
         texts = iter(self._encode([d.text for d in documents if not d.turns]))
         for document in documents:
             if not document.turns:

@@ -66,8 +66,9 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
 
 
 def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> dict[str, object] | None:
-    """A byte-level decoder takes å for the byte 0xE5 in an added token too and prints half a letter, so added
-    tokens with letters beyond ASCII are first put into its spelling."""
+    """Return a decoder that prints added tokens whole. A byte-level one takes å for the byte 0xE5 in an added
+    token too and prints half a letter, so added tokens with letters beyond ASCII are first put into its
+    spelling."""
     listed = decoder.get("decoders", [decoder]) if decoder else []
     steps = listed if isinstance(listed, list) else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -96,8 +97,8 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
 
 
 def template_of(folder: Path) -> str | None:
-    """Where transformers looks: chat_template.jinja, else tokenizer_config.json, which may hold several by
-    name."""
+    """Return the chat template where transformers looks for it: chat_template.jinja, else
+    tokenizer_config.json, which may hold several by name."""
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     declared = _json(folder / "tokenizer_config.json").get("chat_template")
@@ -107,7 +108,7 @@ def template_of(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """The tokenizer's special tokens by name (bos_token, eos_token …), which is what chat templates call them
+    """Return the tokenizer's special tokens by name (bos_token, eos_token …), as chat templates call them
     too."""
     declared = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()}
