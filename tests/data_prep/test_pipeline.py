@@ -311,7 +311,7 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
     with (tmp_path / "letters.jsonl").open("a") as file:
         file.write("nei\n")
     pipeline.prepare(prepared)
-    read = Preparation.load(tmp_path / ".sample.stages").stage(0)
+    read = Preparation.load(tmp_path / ".sample.stages").stage_folder("read")
     assert len(list(read.quarantined())) == 1
     before = set((tmp_path / ".sample.stages").glob("*/*-*-*"))
     del prepared.corpus.sources["minutes"]
