@@ -1,8 +1,10 @@
-"""The corpus card: README.md of a corpus folder, for whoever is asked to train on it, or to publish what was trained.
+"""The corpus card: README.md of a corpus folder, for whoever is asked to train on it, or to publish what was
+trained. Written by the publish step.
 
-It is made of counts and names alone. No text, title or id of a document stands in it, as these may be about persons; samples of
-what was dropped are looked at with `finetune inspect`, where the stages' files lie. Nothing in it depends on when or where it was
-made. The sections on personal data say what the stages counted; what an agency decides about a corpus has its place behind them.
+It is made of counts and names alone. No text, title or id of a document stands in it, as these may be about
+persons; samples of what was dropped are looked at with `finetune inspect`, where the stages' files lie.
+Nothing in it depends on when or where it was made. The sections on personal data say what the stages counted;
+what an agency decides about a corpus has its place behind them.
 """
 
 from __future__ import annotations

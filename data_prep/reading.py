@@ -1,4 +1,4 @@
-"""The read stage's door to data_prep.sources: which files a source has, and the documents in some of them.
+"""The read step's door to data_prep.sources: which files a source has, and the documents in some of them.
 
 The files of a source may be read by different processes, in any order and grouping: a document depends on its own file alone.
 """

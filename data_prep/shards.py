@@ -206,20 +206,18 @@ class Manifest:
                 raise ValueError("it was edited after `prepare` wrote it")
             body["splits"] = {split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()}
             body["sources"] = {name: SourceInfo(**source) for name, source in body["sources"].items()}
-            body["stages"] = [_stage_from_json(stage) for stage in body["stages"]]
+            for stage in body["stages"]:
+                stage["losses"] = [Loss(**loss) for loss in stage.get("losses", [])]
+            body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
 
 
-def _drop_empty(body: dict[str, Any], *names: str) -> None:
+def _drop_empty(body: dict[str, object], *names: str) -> None:
     for name in names:
         if not body[name]:
             del body[name]
-
-
-def _stage_from_json(stage: dict[str, Any]) -> StageInfo:
-    return StageInfo(**{**stage, "losses": [Loss(**loss) for loss in stage.get("losses", [])]})
 
 
 def _source_warnings(name: str, source: SourceInfo, validation_share: float | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.shards import Manifest, ShardWriter, SourceInfo, tokenizer_digest
-from data_prep.stages.tokenise import SPECIAL_TOKENS, add_tokens
+from data_prep.tokens.tokenizer_files import SPECIAL_TOKENS, add_tokens
 
 VOCAB_SIZE = 300
 EOS = 1

@@ -17,7 +17,7 @@ from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.pipeline import Prepared
 from data_prep.shards import Corpus
 from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
-from data_prep.stages.tokenise import add_tokens, place_files
+from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
 from finetune.models.save import save, weights

@@ -25,7 +25,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report, Turn, Unreadable
@@ -148,7 +147,7 @@ class ConversationReader:
         self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
         self._names: set[str] = set()  # of unknown keys so far
 
-    def document(self, record: dict[str, Any], where: Place) -> Document | None:
+    def document(self, record: dict[str, object], where: Place) -> Document | None:
         """Return a record as a conversation; None, and a drop, if it is one that cannot be learned from.
 
         Raises:
@@ -164,9 +163,9 @@ class ConversationReader:
         if not any(turn.target for turn in turns):
             self._report.drops.append(Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn"))
             return None
-        return Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, self._source))
+        return jsonl.described(record, where, self._source).document(turns=turns, mask=mask)
 
-    def _conversation(self, record: dict[str, Any]) -> tuple[list[Turn], str]:
+    def _conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
         """Return the turns of a record, and the name of the mask it calls for."""
         _refuse({name: value for name, value in record.items() if name not in self._may_be_there})
         form, keys = self._form(record)
@@ -195,7 +194,7 @@ class ConversationReader:
         self._count_unknown(record, self._known | used, "unknown_key_")
         return _with_system(turns, system), mask
 
-    def _form(self, record: dict[str, Any]) -> tuple[str, list[str]]:
+    def _form(self, record: dict[str, object]) -> tuple[str, list[str]]:
         """Return the form of a record by its first field, and its keys in the record. An answer may be null."""
         forms = [[self._keys[name] for name in form] for form in FORMS]
         if self._keys["messages"] == "messages":
@@ -212,7 +211,7 @@ class ConversationReader:
             raise Malformed("unreadable_record", "messages are not a list of objects")
         return [self._message(message, learn) for message in value]
 
-    def _message(self, message: dict[str, Any], learn: bool) -> Turn:
+    def _message(self, message: dict[str, object], learn: bool) -> Turn:
         extra = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
         extra += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
         followed = {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS}
@@ -238,12 +237,12 @@ class ConversationReader:
             return Turn(role=role, content=_string(content, content_key), target=False)
         return Turn(role=role, content=self._answer(content, content_key), target=learn and wanted is not False)
 
-    def _turn_keys(self, message: dict[str, Any]) -> tuple[str, str]:
+    def _turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
         sharegpt = "from" in message and "role" not in message
         role, content = ("from", "value") if sharegpt else ("role", "content")
         return self._options.role_key or role, self._options.content_key or content
 
-    def _role(self, message: dict[str, Any], key: str) -> str:
+    def _role(self, message: dict[str, object], key: str) -> str:
         if key not in message:
             names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
             raise Malformed("unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})")
@@ -257,7 +256,7 @@ class ConversationReader:
         known = ", ".join([*self._options.roles, *ROLES])
         raise Malformed("unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more")
 
-    def _history(self, record: dict[str, Any]) -> list[Turn]:
+    def _history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
         if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -288,11 +287,11 @@ class ConversationReader:
         self._report.counts["answers_with_html_stripped"] += stripped != text
         return stripped
 
-    def _text(self, record: dict[str, Any], field_name: str) -> str:
+    def _text(self, record: dict[str, object], field_name: str) -> str:
         key = self._keys[field_name]
         return _string(record.get(key), key)
 
-    def _count_unknown(self, keys: dict[str, Any], known: set[str], prefix: str) -> None:
+    def _count_unknown(self, keys: dict[str, object], known: set[str], prefix: str) -> None:
         for name in keys:
             if name in known or keys[name] is None:
                 continue
@@ -321,7 +320,7 @@ def _with_system(turns: list[Turn], system: str) -> list[Turn]:
     return [Turn(role="system", content=system, target=False), *turns]
 
 
-def _refuse(record: dict[str, Any]) -> None:
+def _refuse(record: dict[str, object]) -> None:
     """Raise Malformed if a record has keys that would change what is learned of it."""
     extra = [name for name in REFUSED if not _is_empty(record.get(name))]
     extra += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
@@ -332,7 +331,7 @@ def _refuse(record: dict[str, Any]) -> None:
         raise Malformed("unsupported_record", f"has {', '.join(extra)}")
 
 
-def _flag(message: dict[str, Any]) -> bool | None:
+def _flag(message: dict[str, object]) -> bool | None:
     """Return whether a turn is to be learned, by its own word; None if it says nothing."""
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
     odd = [name for name, value in flags.items() if not isinstance(value, int | float) or value not in (0, 1)]

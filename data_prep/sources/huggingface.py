@@ -11,12 +11,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.containers import raise_of_machine
+from data_prep.containers.streams import raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import chat, claims
@@ -94,12 +93,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         for where, row in _rows(path, place(name, source, path), report):
             with report.quarantining(where):
                 if isinstance(row.get(key), str):
-                    yield Document(text=clean(row[key]), **described(row, where, source))
+                    yield described(row, where, source).document(clean(row[key]))
                 elif (document := conversations.document(row, where)) is not None:
                     yield document
 
 
-def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     with report.quarantining(file):
         try:

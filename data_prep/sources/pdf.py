@@ -22,16 +22,8 @@ from data_prep.document import Document, Drop, Report
 from data_prep.fields import between, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
-from data_prep.sources.pdf_layout import (
-    LARGER,
-    Line,
-    Page,
-    body_size,
-    load_pdfium,
-    read_pages,
-    remove_line_numbers,
-    remove_running_titles,
-)
+from data_prep.sources.pdf_layout import LARGER, Line, Page, body_size, load_pdfium, read_pages
+from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_titles
 
 SUFFIXES = (".pdf",)
 UNMAPPED_SHARE = 0.1  # of a page's characters, from which on it counts as one without readable letters

@@ -15,12 +15,13 @@ from data_prep import pipeline
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Document, Place, Report, Turn
 from data_prep.pipeline import Prepared
-from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
 from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
-from data_prep.stages import normalise
-from data_prep.stages.tokenise import Tokeniser, place_files
+from data_prep.stages import TEXT_STAGES
+from data_prep.stages.normalise import Normalise
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3
 from tests.data_prep.test_deidentify import numbers
 from tests.data_prep.test_sample import SAMPLE
@@ -31,7 +32,7 @@ MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content":
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
 SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
 
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
+STAGES = [stage.name for stage in TEXT_STAGES]
 
 
 def prepare(tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any) -> Prepared:
@@ -386,7 +387,7 @@ def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
     turns = [Turn(role="", content="Fråga:\u00a0ja?\nSvar: ", target=False), Turn(role="", content="\tJa", target=True)]
     document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
-    (done,) = normalise.run(iter([document]), config, Report())
+    (done,) = Normalise().run(iter([document]), config, Report())
     assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
-from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.stage_files import StageFolder
 from data_prep.stage_settings import BoilerplateConfig, SplitConfig, TokenizerConfig
+from data_prep.stages import TEXT_STAGES
 from data_prep.stages.deidentify import identity_number_kind
 
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
+STAGES = [stage.name for stage in TEXT_STAGES]
 SAMPLE = Path(str(files("data_prep"))) / "sample"
 JSONL = ("letters", "minutes", "guidance")
 

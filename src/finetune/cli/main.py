@@ -221,7 +221,7 @@ def _prepare_schema() -> type[Any]:
 
 def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
-    from data_prep.preparation import Preparation, Step
+    from data_prep.plan import Preparation, Step
     from finetune.launch import prepare_jobs as chain
     from finetune.launch.freeze import check_no_secrets
 
