@@ -61,8 +61,8 @@ def card(manifest: Manifest, years: Years) -> str:
 def _head(manifest: Manifest) -> str:
     languages = sorted({key.partition("/")[2] for source in manifest.sources.values() for key in source.documents})
     splits = ", ".join(f"{s} {manifest.documents(s):,} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    encoder = manifest.tokenizer.get("encoder")
-    encoded = f", encoded by {encoder['library']} {encoder['version']} ({encoder['reason']})" if encoder else ""
+    encoder = manifest.tokenizer.encoder
+    encoded = f", encoded by {encoder.library} {encoder.version} ({encoder.reason})" if encoder else ""
     return "\n".join(
         [
             "---",
@@ -75,7 +75,7 @@ def _head(manifest: Manifest) -> str:
             "",
             f"{splits}.",
             "",
-            f"Tokenizer: {manifest.tokenizer['vocab_size']:,} tokens, sha256 `{manifest.tokenizer['sha256'][:16]}`{encoded}.",
+            f"Tokenizer: {manifest.tokenizer.vocab_size:,} tokens, sha256 `{manifest.tokenizer.sha256[:16]}`{encoded}.",
             f"Targets: {f'the tokens that `{manifest.mask_column}` marks' if manifest.mask_column else 'every token'}.",
             f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. `finetune inspect` shows "
             "what was done to a document.",

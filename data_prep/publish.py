@@ -25,13 +25,15 @@ from data_prep.shards import (
     SPLITS,
     TEXT_COLUMNS,
     Corpus,
+    EncoderInfo,
     Manifest,
     ShardWriter,
     SourceInfo,
+    TokenizerInfo,
     sha256_file,
     tokenizer_digest,
 )
-from data_prep.stage_files import Done, read_json
+from data_prep.stage_files import Done, StageFolder, read_json
 from data_prep.tokens.step import ENCODER, TOKENISE, token_shards
 from data_prep.tokens.tokeniser import Tokeniser
 
@@ -98,13 +100,7 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
         fingerprint=preparation.fingerprint,
         mask_column=mask_column,
         unigram_loss=counter.validation_loss(),
-        tokenizer={
-            "sha256": tokenizer_digest(tokeniser.folder),
-            "vocab_size": tokeniser.vocab_size,
-            "eos_token_id": tokeniser.eos_token_id,
-            **(_end_of_turn(tokeniser) if any(marker.has_chats for marker in markers) else {}),
-            "encoder": read_json(stage.path / ENCODER),
-        },
+        tokenizer=_tokenizer_info(tokeniser, stage, has_chats=any(marker.has_chats for marker in markers)),
         splits=splits,
         sources=counter.finish(preparation),
         stages=infos,
@@ -132,10 +128,17 @@ def _add_years(years: Years, batch: pa.RecordBatch, dates: _Dates) -> None:
         years.add(source, dates.of_row(name), length)
 
 
-def _end_of_turn(tokeniser: Tokeniser) -> dict[str, str | int]:
-    """Return what a model must stop at that is trained on conversations."""
-    token, token_id = tokeniser.end_of_turn
-    return {"end_of_turn": token, "end_of_turn_id": token_id}
+def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -> TokenizerInfo:
+    """Return what the manifest holds of the tokenizer; with conversations, the token that a model must stop at too."""
+    info = TokenizerInfo(
+        sha256=tokenizer_digest(tokeniser.folder),
+        vocab_size=tokeniser.vocab_size,
+        eos_token_id=tokeniser.eos_token_id,
+        encoder=EncoderInfo(**read_json(stage.path / ENCODER)),
+    )
+    if has_chats:
+        info.end_of_turn, info.end_of_turn_id = tokeniser.end_of_turn
+    return info
 
 
 class _Dates:

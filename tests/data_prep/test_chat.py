@@ -310,7 +310,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
 
     prepared = prepare(tmp_path, {"chats": [record]})
     assert text(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
-    assert prepared.manifest.tokenizer["end_of_turn"] == "</s>"
+    assert prepared.manifest.tokenizer.end_of_turn == "</s>"
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
     assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}

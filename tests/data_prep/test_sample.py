@@ -163,7 +163,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     )
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
-    assert all(ids[-1] == corpus.manifest.tokenizer["eos_token_id"] for ids in loaded["input_ids"])
+    assert all(ids[-1] == corpus.manifest.tokenizer.eos_token_id for ids in loaded["input_ids"])
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 
