@@ -10,7 +10,7 @@ import pytest
 from finetune.cli import main as cli
 from finetune.cli.errors import Call, _keys, describe_unknown_key
 from finetune.config import suggestions
-from finetune.config.fields import check_log_folder
+from finetune.config.cluster import check_log_folder
 from finetune.config.train import TrainConfig
 from tests.corpora import write_corpus
 

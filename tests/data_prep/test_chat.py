@@ -12,14 +12,16 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep import pipeline
-from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Document, Place, Report, Turn
 from data_prep.pipeline import Prepared
-from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
-from data_prep.stages import normalise
-from data_prep.stages.tokenise import Tokeniser, place_files
+from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
+from data_prep.stages import TEXT_STAGES
+from data_prep.stages.normalise import Normalise
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 from tests.data_prep.test_chat_template import CHATML, QWEN3
 from tests.data_prep.test_deidentify import numbers
 from tests.data_prep.test_sample import SAMPLE
@@ -30,7 +32,7 @@ MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content":
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
 SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
 
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
+STAGES = [stage.name for stage in TEXT_STAGES]
 
 
 def prepare(tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any) -> Prepared:
@@ -308,7 +310,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
 
     prepared = prepare(tmp_path, {"chats": [record]})
     assert text(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
-    assert prepared.manifest.tokenizer["end_of_turn"] == "</s>"
+    assert prepared.manifest.tokenizer.end_of_turn == "</s>"
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
     assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
@@ -385,7 +387,7 @@ def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
     turns = [Turn(role="", content="Fråga:\u00a0ja?\nSvar: ", target=False), Turn(role="", content="\tJa", target=True)]
     document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
-    (done,) = normalise.run(iter([document]), config, Report())
+    (done,) = Normalise().run(iter([document]), config, Report())
     assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
 
 

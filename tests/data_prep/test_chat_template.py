@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
+from data_prep.tokens.chat_encoder import ChatEncoder
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Refused
+from data_prep.tokens.row import Row
 
 CHATML = """\
 {%- for m in messages %}
@@ -114,7 +116,7 @@ class Case:
     def __init__(self, folder: Path, source: str, **variables: object) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.source, self.variables = source, {"bos_token": "<s>", "eos_token": "</s>", **variables}
-        self.template = ChatTemplate(source, self.variables, Encoder(folder / "tokenizer.json"), "the test")
+        self.template = ChatTemplate(source, self.variables, ChatEncoder(folder / "tokenizer.json"), "the test")
 
     def rows(self, *turns: tuple[str, str], everything: bool = False) -> list[Row]:
         made = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
@@ -383,6 +385,6 @@ def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
     """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
-    encoder = Encoder(spaced / "tokenizer.json")
+    encoder = ChatEncoder(spaced / "tokenizer.json")
     assert case.tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
     assert case.tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"

@@ -9,8 +9,7 @@ from stdnum.no import fodselsnummer
 
 from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document
-from data_prep.stages import deidentify
-from data_prep.stages.deidentify import identity_number_kind, mask
+from data_prep.stages.deidentify import Deidentify, identity_number_kind, mask
 from tests.data_prep.stages import run_stage
 
 WEIGHTS_1, WEIGHTS_2 = (3, 7, 6, 1, 8, 9, 4, 5, 2), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
@@ -95,7 +94,7 @@ def test_names_of_documents_and_groups_are_masked_and_stay_apart() -> None:
         for n in (first, second)
         for i in range(2)
     ]
-    done, report = run_stage(deidentify, [made[:1], made[1:]], config)
+    done, report = run_stage(Deidentify(), [made[:1], made[1:]], config)
     everything = " ".join(f"{d.id} {d.title} {d.group}" for d in done)
     assert first not in everything
     assert second not in everything

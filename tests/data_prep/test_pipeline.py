@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from data_prep import pipeline, stage_files
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from data_prep.preparation import Preparation
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
+from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import TokenizerConfig
 from data_prep.workers import Workers
 from tests.data_prep.documents import document
 from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
@@ -86,7 +87,7 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     pipeline.run_task(work, "read")
     preparation = Preparation.load(work)
     assert len(preparation.tasks) == 5
-    assert len(preparation.shards(0)) >= 30
+    assert len(preparation.shards("read")) >= 30
     assert [step.name for step in planned if not step.cut] == [
         "boilerplate.decide", "deduplicate.decide", "deidentify.decide", "mixture.decide", "tokenizer", "publish",
     ]  # fmt: skip
@@ -311,7 +312,7 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
     with (tmp_path / "letters.jsonl").open("a") as file:
         file.write("nei\n")
     pipeline.prepare(prepared)
-    read = Preparation.load(tmp_path / ".sample.stages").stage(0)
+    read = Preparation.load(tmp_path / ".sample.stages").stage_folder("read")
     assert len(list(read.quarantined())) == 1
     before = set((tmp_path / ".sample.stages").glob("*/*-*-*"))
     del prepared.corpus.sources["minutes"]

@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import pipeline
-from data_prep.config import BoilerplateConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data_prep.preparation import TEXT_STAGES
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.shards import Corpus
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import BoilerplateConfig, SplitConfig, TokenizerConfig
+from data_prep.stages import TEXT_STAGES
 from data_prep.stages.deidentify import identity_number_kind
 
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
+STAGES = [stage.name for stage in TEXT_STAGES]
 SAMPLE = Path(str(files("data_prep"))) / "sample"
 JSONL = ("letters", "minutes", "guidance")
 
@@ -162,7 +163,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     )
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
-    assert all(ids[-1] == corpus.manifest.tokenizer["eos_token_id"] for ids in loaded["input_ids"])
+    assert all(ids[-1] == corpus.manifest.tokenizer.eos_token_id for ids in loaded["input_ids"])
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from data_prep.sources import json_stream
+from data_prep.sources import json_text
 from tests.data_prep.reading import faults, read, texts, write_lines
 
 SAID = 'Ombudet mener at {fristen} i sak NUMBER "burde" vært [oversittet]},{.'
@@ -184,7 +184,7 @@ def test_every_reader_of_json_takes_its_records_from_an_object(tmp_path: Path, r
 
 def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a record is held to max_record_bytes; a list that comes behind what was looked at is said."""
-    monkeypatch.setattr(json_stream, "WINDOW", 2**17)
+    monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):
         (tmp_path / name).write_text(dump({"count": 100, "items": records, "next": {"page": 2}}, indent))

@@ -40,7 +40,7 @@ Fine-tune open language models on Norwegian public-sector text.
 
 RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
 
-`finetune VERB --help` says more. `finetune train --help` lists every setting.
+`finetune VERB --help` says more. `finetune train --help` and `finetune prepare --help` list every setting.
 """
 
 BYTES_A_TASK = 32_000_000  # of raw text, for each task of a preparation on Slurm
@@ -74,9 +74,9 @@ def _verbs() -> dict[str, Callable[[list[str]], int]]:
 def prepare(arguments: list[str]) -> int:
     """finetune prepare corpus=NAME [key=value …]"""
     if _wants_help(arguments):
-        from finetune.cli import report
+        from finetune.cli.help import prepare_help
 
-        print(report.prepare_help(), end="")
+        print(prepare_help(), end="")
         return 0
     return _hydra("prepare", arguments, _prepare)
 
@@ -117,9 +117,9 @@ def inspect(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     """finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--after PREPARE_RUN]"""
     if _wants_help(arguments):
-        from finetune.cli import report
+        from finetune.cli.help import train_help
 
-        print(report.train_help(), end="")
+        print(train_help(), end="")
         return 0
     arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in _after(arguments)]
     return _hydra("train", [rewritten for argument in arguments for rewritten in _expand(argument)], _train)
@@ -221,7 +221,7 @@ def _prepare_schema() -> type[Any]:
 
 def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
-    from data_prep.preparation import Preparation, Step
+    from data_prep.plan import Preparation, Step
     from finetune.launch import prepare_jobs as chain
     from finetune.launch.freeze import check_no_secrets
 

@@ -1,20 +1,17 @@
-"""What people read: tables of corpora, runs and losses, and the help texts. On stderr, but for what was asked for by name."""
+"""What people read: tables of corpora, runs and losses. On stderr, but for what was asked for by name."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.config.cluster import PrepareJobs
 from finetune.config.points import describe
-from finetune.config.train import DataConfig, TrainConfig, conf_dir
+from finetune.config.train import DataConfig
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import JobState
 from finetune.runs.summary import HeldOut, Summary, TokenUse
@@ -87,7 +84,7 @@ def _source_table(manifest: Any) -> Table:
 
 def _split_line(folder: Any, manifest: Any) -> Text:
     splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer.vocab_size}")
 
 
 def _tokens(source: Any, key: str) -> str:
@@ -273,83 +270,3 @@ def _result_lines(summary: Summary) -> list[str]:
 
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _groups() -> str:
-    """Every group with its files, the default one marked."""
-    entries = [entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)]
-    defaults = {group: name for entry in entries for group, name in entry.items()}
-    lines = []
-    for folder in sorted(
-        path for path in conf_dir().iterdir() if path.is_dir() and path.name[0] != "_" and path.name != "corpus"
-    ):
-        names = [path.stem + ("*" if path.stem == defaults.get(folder.name) else "") for path in sorted(folder.glob("*.yaml"))]
-        lines.append(f"  {folder.name:<10} {', '.join(names)}\n")
-    return "".join(lines)
-
-
-def train_help() -> str:
-    return (
-        "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]\n\n"
-        "  -m                   sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued\n"
-        "  --dry-run            check everything as for a start, print the batch script, and write nothing\n"
-        "  --config-dir FOLDER  more recipes and other files, in folders named as below\n"
-        "  --cfg job            print the composed config and train nothing\n\n"
-        f"Files to choose from, as group=name, * by default (model= also takes a folder, hub id or run:<id>):\n{_groups()}\n"
-        f"Settings, as key=value, with what holds where no chosen file says otherwise:\n{_keys(TrainConfig, '')}"
-    )
-
-
-def prepare_help() -> str:
-    corpora = ", ".join(sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml")))
-    return (
-        "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]\n\n"
-        f"Corpora: {corpora}. Write your own as FOLDER/corpus/NAME.yaml and give --config-dir FOLDER.\n\n"
-        "  corpora_dir                         where corpus folders are written (corpora)\n"
-        "  workers                             processes; the corpus is the same whatever their number (one a core)\n"
-        "  shard_characters                    text that is lost when a process is killed; leaves no trace either (16,000,000)\n"
-        "  downloads_dir                       where the raw sources of corpus=mixture lie (downloads)\n"
-        "  corpus.sources.NAME.path            a file, folder or archive, packed or not\n"
-        "  corpus.sources.NAME.reader          how it is read: jsonl, text, chat, table, lovdata, stortinget, pdf …\n"
-        "  corpus.sources.NAME.fields          our name: the record's name (text, id, group, language, title, date, url)\n"
-        "  corpus.sources.NAME.options         what the reader alone understands: records (the list in a JSON object, as\n"
-        "                                      response.docs), delimiter of CSV … (data_prep/sources says which)\n"
-        "  corpus.sources.NAME.mixture         how much of it, by written standard and years: weight or max_tokens\n"
-        "  corpus.sources.NAME.limits          on what its files may unpack to\n"
-        "  corpus.sources.NAME.max_broken_share  share of records that may be broken before preparation stops (0.01)\n"
-        "  corpus.language.keep                written standards kept ([nob,nno])\n"
-        "  corpus.boilerplate.min_share        share of a host's documents that hold a line of its frame (0.9)\n"
-        "  corpus.boilerplate.min_documents    and at least so many of them (5)\n"
-        "  corpus.boilerplate.sites            sources whose documents without a host are one site ([])\n"
-        "  corpus.language.other_parts         cut paragraphs in Polish, Arabic … from Norwegian documents, or keep (cut)\n"
-        "  corpus.deduplicate.near             whether near duplicates are sought, not only exact ones (true)\n"
-        "  corpus.deduplicate.similarity       share of word 5-grams in common that makes two documents one (0.6)\n"
-        "  corpus.deduplicate.tell_apart       whether similar ones with another title, other numbers or names are kept (true)\n"
-        "  corpus.quality.skip_readers         readers whose sources the quality rules leave alone ([conllu])\n"
-        "  corpus.split.validation_share       share of groups held out (0.1)\n"
-        "  corpus.tokenizer.path               a model folder whose tokenizer to use; unset: train one\n"
-        "  corpus.tokenizer.vocab_size         vocabulary of a trained tokenizer (8000)\n"
-        "  corpus.chat.targets                 of conversations, learn answers or everything (answers)\n"
-        "  corpus.chat.template                a Jinja chat template, or default; unset: the tokenizer's own\n"
-        "  corpus.chat.template_arguments      variables for the template, as {enable_thinking: false}\n"
-        "  corpus.chat.system                  system prompts by written standard, as {nno: …, nob: …}\n"
-        "  corpus.shard_tokens                 tokens a shard (16,000,000)\n"
-        "All keys and their meaning: data_prep/config.py.\n\n"
-        "With cluster=NAME of a Slurm site its steps are job arrays, each after the one before:\n\n"
-        f"{_keys(PrepareJobs, 'cluster.prepare.')}\n"
-        "Run again after it was stopped or killed, it goes on where it was.\n\n"
-        "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first ones hold raw text, not de-identified.\n"
-    )
-
-
-def _keys(schema: type, prefix: str) -> str:
-    lines = []
-    for item in dataclasses.fields(schema):
-        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            lines.append(_keys(type(default), f"{prefix}{item.name}."))
-            continue
-        kind = str(item.type).replace("str | None", "text").replace("str", "text").replace("dict[text, Any]", "mapping")
-        shown = "required" if default == "???" else "unset" if default is None else default
-        lines.append(f"  {prefix + item.name:<26} {item.metadata['help']}  [{kind}; {shown}]\n")
-    return "".join(lines)

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, listed with checksums, published by one rename. On start the newest that verifies is used.
+"""Checkpoints of a run: written aside, listed with checksums, published by one rename. A resume uses the newest that verifies.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
@@ -8,7 +8,7 @@
       manifest.json      every file above with size and sha256
       held_out.json      held-out loss, if it was measured only after the checkpoint was published
 
-The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, train.py).
+The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, run.py).
 DeepSpeed's files are pickles; they are read only after the manifest has verified them.
 """
 
@@ -50,7 +50,7 @@ class Checkpoints:
         """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still.
 
         Args:
-            seen: what else the loop needs to go on (see train.py), from rank 0.
+            seen: what else the loop needs to go on (see periodic.py), from rank 0.
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()

@@ -54,7 +54,7 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
     if compared := load.files_to_compare(trained, base):
         checks.check_weights(*compared, gathered, world)
     stop_point()
-    attention = _check_losses(engine.packed, config.model.attention, corpus.manifest.tokenizer["vocab_size"], world)
+    attention = _check_losses(engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world)
     peak, flops_per_token = _speed_limit(trained, load.DTYPES[config.precision], world)
     logger.info(
         "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, kernels_in_use, peak.flops / 1e12, peak.origin
