@@ -41,7 +41,7 @@ def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
 
 def load(folder: Path, **identity: object) -> tuple[int, bytes]:
     engine = FileEngine()
-    return make(folder, **identity).load_newest(engine)["step"], engine.content  # type: ignore[arg-type]
+    return make(folder, **identity).load_newest(engine).step, engine.content  # type: ignore[arg-type]
 
 
 def truncate(path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_broken_one_does_not_push_out_the_last_good_one(tmp_path: Path) -> Non
     saved(tmp_path, 10, 20)
     flip_a_bit(tmp_path / "step-00000020" / "engine" / "state.pt")
     checkpoints, engine = make(tmp_path, keep=1), FileEngine()
-    assert checkpoints.load_newest(engine)["step"] == 10  # type: ignore[arg-type]
+    assert checkpoints.load_newest(engine).step == 10  # type: ignore[arg-type]
     checkpoints.save(engine, 15)  # type: ignore[arg-type]
     assert load(tmp_path)[0] == 15
 
