@@ -7,6 +7,7 @@ forked from one server, which has imported them and done nothing else. Each case
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -277,8 +278,7 @@ def _poisoned(factor: float) -> Any:
             result = honest(run, data, lr)
         finally:
             module.normalise_loss = original
-        result.loss *= factor
-        return result
+        return dataclasses.replace(result, loss=result.loss * factor)
 
     module.train_step = broken
     return lambda: setattr(module, "train_step", honest)
