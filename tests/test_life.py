@@ -17,28 +17,11 @@ import pytest
 from finetune import checkpoint_files, shared_bases
 from finetune import config as configuration
 from finetune.cluster import ClusterConfig
-from finetune.config import DataConfig, ModelConfig, TrainConfig
+from finetune.config import ModelConfig
 from finetune.launch import chain, end, observe, slurm, submit
 from finetune.run_folder import RunFolder
-from tests.models import LLAMA
 
 SLURM = ClusterConfig(name="there", scheduler="slurm")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., RunFolder]:
-    """A run folder, with JSON files by their names and settings of its config."""
-
-    def made(name: str = "mine", files: dict[str, dict[str, Any]] | None = None, **settings: Any) -> RunFolder:
-        run = RunFolder(tmp_path / "runs" / name)
-        run.jobs.mkdir(parents=True)
-        config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA)), **settings)
-        configuration.save(config, run.config_file)
-        for file, body in {"provenance": {}, **(files or {})}.items():
-            run.write_json(f"{file}.json", body)
-        return run
-
-    return made
 
 
 def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:

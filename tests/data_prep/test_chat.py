@@ -20,9 +20,9 @@ from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
 from data_prep.stages import normalise
 from data_prep.stages.tokenise import Tokeniser, place_files
-from tests.data_prep.test_chat_template import CHATML, QWEN3
-from tests.data_prep.test_deidentify import numbers
-from tests.data_prep.test_sample import SAMPLE
+from tests.data_prep.chat_templates import CHATML, QWEN3
+from tests.data_prep.identity_numbers import numbers
+from tests.data_prep.sample import SAMPLE
 
 ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i forrige uke?"
 TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
@@ -536,7 +536,7 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
     """Through to training: what a step's labels hold is the answers, and nothing else."""
     from finetune.data import PackedData
     from finetune.loss import IGNORE
-    from tests.test_data import Alone
+    from tests.worlds import Alone
 
     source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")
     corpus = CorpusConfig(name="mine", sources={"instructions": source}, split=SplitConfig(validation_share=0))

@@ -18,7 +18,7 @@ from data_prep.inspection import Inspection, bins, draw_lengths
 from data_prep.stages.deidentify import identity_number_kind
 from data_prep.text_search import pattern_of
 from finetune import cli
-from tests.data_prep.test_sample import sample_config
+from tests.data_prep.sample import sample_config
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceCon
 from data_prep.document import Document, Report
 from data_prep.shards import Corpus
 from data_prep.stages import mixture
-from tests.data_prep.test_sample import SAMPLE
+from tests.data_prep.sample import SAMPLE
 
 SHARDS = 3
 
