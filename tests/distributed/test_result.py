@@ -18,13 +18,14 @@ from finetune.run_folder import RunFolder
 from finetune.weights import WeightFiles
 from tests.corpora import write_corpus
 from tests.distributed import worker
+from tests.distributed.laws import ZERO, make_run, runs_by_name
+from tests.distributed.worker import Case
 from tests.models import LLAMA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-EVERY, STEPS = 17, 51  # worker.usr2_alone interrupts step 17, where an evaluation is due
+EVERY, STEPS = 17, 51  # the fault usr2_alone interrupts step 17, where an evaluation is due
 ALONE, PAIR = ClusterConfig(ranks_per_node=1), ClusterConfig(ranks_per_node=2)
-ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +48,16 @@ def overfitting(corpus: Path, **changes: Any) -> TrainConfig:
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     folder = tmp_path_factory.mktemp("result")
 
-    def make(name: str, fault: str | None = None, **changes: Any) -> dict[str, Any]:
-        run = RunFolder(folder / "runs" / name)
-        run.path.mkdir(parents=True)
-        config = overfitting(corpus, runs_dir=str(folder / "runs"), **changes)
-        configuration.save(config, run.config_file)
-        return {"run": str(run.path), "fault": fault}
+    def make(name: str, fault: str | None = None, **changes: Any) -> Case:
+        return make_run(folder, name, overfitting(corpus, runs_dir=str(folder / "runs"), **changes), fault=fault)
 
     interrupted = make("interrupted", "usr2_alone")
-    first = [make("whole"), interrupted]
-    worker.join(folder / "one", worker.start(folder / "one", first, 1))
-    path = Path(interrupted["run"]) / "config.yaml"
+    worker.run(folder / "one", [make("whole"), interrupted], 1)
+    path = interrupted.run.config_file
     configuration.save(dataclasses.replace(configuration.load(path), cluster=PAIR), path)
-    pair: dict[str, Any] = {"zero": ZERO_3, "cluster": PAIR, "micro_batch_size": 1}
-    second = [{"run": interrupted["run"]}, make("zero3", **pair)]
-    worker.join(folder / "two", worker.start(folder / "two", second, 2))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    zero3 = make("zero3", zero=ZERO[3], cluster=PAIR, micro_batch_size=1)
+    worker.run(folder / "two", [Case(interrupted.path), zero3], 2)
+    return runs_by_name(folder)
 
 
 def summary_of(run: RunFolder) -> dict[str, Any]:
