@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -256,24 +257,37 @@ def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: 
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
 
-@pytest.mark.parametrize(
-    ("source", "turns", "reason", "words"),
-    [
-        (GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
-        (MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
-        (CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
-        (CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im"), CHAT, "template_changes_answer", "Fristen"),
-        (CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"), CHAT, "prompt_is_no_prefix", "turn 2"),
-        (QWEN3, [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")], "template_changes_answer", "Ja<think>"),
-        (LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}"), [CHAT[1]], "template_refuses", "no element 0"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_told_for_certain_is_refused(
-    folder: Path, source: str, turns: list[tuple[str, str]], reason: str, words: str
-) -> None:
-    with pytest.raises(Refused, match=words) as refused:
-        Case(folder, source).rows(*turns)
-    assert refused.value.reason == reason
+@dataclass(frozen=True)
+class Unclear:
+    """A template and a conversation whose targets cannot be told for certain, and why."""
+
+    id: str
+    source: str
+    turns: list[tuple[str, str]]
+    reason: str
+    words: str
+
+
+THINKS_TWICE = [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")]
+UPPER_MARKED = CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im")
+OPENS_THOUGHT = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
+WITHOUT_FIRST = LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}")
+UNCLEAR = [
+    Unclear("no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
+    Unclear("answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
+    Unclear("upper", CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
+    Unclear("upper, marked", UPPER_MARKED, CHAT, "template_changes_answer", "Fristen"),
+    Unclear("opens a thought", OPENS_THOUGHT, CHAT, "prompt_is_no_prefix", "turn 2"),
+    Unclear("two thoughts", QWEN3, THINKS_TWICE, "template_changes_answer", "Ja<think>"),
+    Unclear("no question", WITHOUT_FIRST, [CHAT[1]], "template_refuses", "no element 0"),
+]
+
+
+@pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: unclear.id)
+def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Unclear) -> None:
+    with pytest.raises(Refused, match=unclear.words) as refused:
+        Case(folder, unclear.source).rows(*unclear.turns)
+    assert refused.value.reason == unclear.reason
 
 
 def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
