@@ -1,4 +1,4 @@
-"""Planted faults: each breaks what one law is about, and that law must notice. A rank plants them by their names in FAULTS."""
+"""Planted faults: each breaks what one law is about, and that law must notice. A rank plants them by name."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def hang(call: Call, run: Any, data: Any, lr: float) -> Any:
         return call.original(run, data, lr)
 
 
-def send_signal(call: Call, *args: Any, number: signal.Signals, rank: int, at_call: int, **kwargs: Any) -> Any:
+def send_signal(call: Call, *args: Any, number: int, rank: int, at_call: int, **kwargs: Any) -> Any:
     if call.number == at_call and int(os.environ["RANK"]) == rank:
         os.kill(os.getpid(), number)
     return call.original(*args, **kwargs)
@@ -237,7 +237,7 @@ TABLE = [
         LOAD_PARTITIONED,
         load_nothing_partitioned,
     ),
-    Fault("weight_left_random", "no file reaches one parameter, on all ranks the same", LOAD_MODEL, leave_random),
+    Fault("weight_left_random", "no file reaches one parameter, the same on all ranks", LOAD_MODEL, leave_random),
     Fault(
         "slice_at_wrong_offset",
         "the last rank holds its slice of a parameter one number off",

@@ -1,4 +1,4 @@
-"""A rank that runs the preflight on one planted fault after another: `python -m tests.distributed.preflight_rank FOLDER`."""
+"""A rank that runs the preflight on each planted fault: `python -m tests.distributed.preflight_rank FOLDER`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def main(folder: Path) -> None:
     from finetune.distributed import World
     from finetune.run_folder import RunFolder
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=World().rank, world_size=RANKS)
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=World().rank, world_size=RANKS)
     preflight.PATIENCE_SECONDS = 0.5
     world, ended = World(), {}
     for case in CASES:
