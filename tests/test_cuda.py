@@ -161,7 +161,7 @@ def test_a_saved_model_evaluates_as_its_run_logged(runs: dict[str, RunFolder], m
     assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-4)
 
 
-def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
+def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> None:
     last = steps(runs["full-zero1-bf16"])[-1]
     assert 0 < last["train/mfu"] < 1
     assert 2**20 < last["train/peak_memory_bytes"] < 2**32

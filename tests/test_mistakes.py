@@ -144,7 +144,7 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
     ],
 )
-def test_a_value_of_the_wrong_kind(mistake: Callable[..., str], typed: list[str], line: str) -> None:
+def test_a_value_of_the_wrong_kind_is_one_line(mistake: Callable[..., str], typed: list[str], line: str) -> None:
     assert mistake("train", "model=llama_tiny", *typed) == line
 
 
@@ -206,7 +206,9 @@ def test_a_mistake_in_a_recipe_is_named_with_its_line(mistake: Callable[..., str
 
 
 @pytest.mark.parametrize("content", ["lr: 1\n", "", "only text\n", "\ufeff# @package _global_\nlr: 1\n"])
-def test_a_recipe_without_its_package_line_is_told_to_have_it(mistake: Callable[..., str], tmp_path: Path, content: str) -> None:
+def test_a_recipe_without_its_package_line_is_refused_with_that_line(
+    mistake: Callable[..., str], tmp_path: Path, content: str
+) -> None:
     file = tmp_path / "my" / "recipe" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(content)
@@ -215,7 +217,7 @@ def test_a_recipe_without_its_package_line_is_told_to_have_it(mistake: Callable[
     assert "'# @package _global_'" in said
 
 
-def test_mistakes_in_files_of_other_groups_and_in_a_runs_config(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(mistake: Callable[..., str], tmp_path: Path) -> None:
     for name, content in {
         "cluster/nested": "cluster:\n  nodes: 2\n", "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
         "corpus/key": CORPUS.replace("path", "pth"), "corpus/list": "name: x\nsources: [a]\n",
@@ -240,7 +242,7 @@ def test_mistakes_in_files_of_other_groups_and_in_a_runs_config(mistake: Callabl
     assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: a bracket")
 
 
-def test_corpora_runs_verbs_and_model_folders_that_were_meant(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(mistake: Callable[..., str], tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
     own = tmp_path / "my" / "corpus" / "mine.yaml"
     own.parent.mkdir(parents=True)

@@ -56,7 +56,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_is_a_command_that_can_help(
+    make: Callable[..., RunFolder], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make(files=case.files, **case.settings)
     monkeypatch.chdir(run.path.parent.parent)
     if case.saved:
@@ -64,7 +66,7 @@ def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pyt
     assert case.expected in what_helps(Observed(run, case.state, alive=False, reason=case.reason))
 
 
-def test_a_corpus_that_was_prepared_anew(make: Callable[..., RunFolder], tmp_path: Path) -> None:
+def test_a_corpus_that_was_prepared_anew_is_the_reason_given(make: Callable[..., RunFolder], tmp_path: Path) -> None:
     from finetune.config import DataConfig, load, save
 
     run = make(files={"inputs": {"corpus": "another digest", "base": None}, **TYPED})

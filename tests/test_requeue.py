@@ -202,7 +202,7 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
     return Batch(tmp_path, monkeypatch)
 
 
-def test_a_completed_run_is_over(batch: Batch) -> None:
+def test_a_completed_run_does_not_restart(batch: Batch) -> None:
     assert batch.begin() == 0
     batch.train(1, 2, 3, saved=3)
     batch.write("outcome.json", state="completed")

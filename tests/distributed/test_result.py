@@ -89,7 +89,7 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
     assert kept == sorted({best, STEPS}, reverse=True)
 
 
-def test_the_held_out_loss_turned(runs: dict[str, RunFolder]) -> None:
+def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None:
     """Else the tests above say nothing; and the run says that its end is worse than its best."""
     summary = summary_of(runs["whole"])
     assert summary["best"]["step"] < STEPS

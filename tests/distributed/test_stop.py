@@ -71,7 +71,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(left: dict[str, RunFold
     assert evaluations(left[name]) == pytest.approx(evaluations(left["whole"]), abs=1e-6)
 
 
-def test_too_short_a_grace_time_is_said(left: dict[str, RunFolder]) -> None:
+def test_too_short_a_grace_time_is_logged(left: dict[str, RunFolder]) -> None:
     said = {name for name, run in left.items() if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))}
     assert said == {"usr2_in_step"}
 
