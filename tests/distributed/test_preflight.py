@@ -25,10 +25,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     for rank in range(RANKS):
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(RANKS), "SLURMD_NODENAME": f"n{rank}",
-            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]),
+            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.distributed.preflight_rank", str(folder)]
-        ranks.append(subprocess.Popen(command, env=environment))
+        ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [rank.wait(timeout=300) for rank in ranks] == [0] * RANKS
     found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
     return {case.id: [one[case.id] for one in found] for case in CASES}
