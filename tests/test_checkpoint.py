@@ -54,11 +54,11 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
+def test_without_a_checkpoint_a_run_begins_at_step_0(tmp_path: Path) -> None:
     assert load(tmp_path)[0] == 0
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 10, 20, 30)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
     assert load(tmp_path) == (30, b"step 30" * 50)
