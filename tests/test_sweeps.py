@@ -250,7 +250,7 @@ def test_points_are_composed_as_hydra_composes_them(
     assert swept(*settings)[0] == ours
 
 
-def test_labels() -> None:
+def test_a_label_holds_short_names_and_short_values() -> None:
     assert describe({"lr": "2e-4", "adapter.r": "16"}) == "lr=2e-4 r=16"
     assert describe({"model.path": "/models/normistral-7b", "lr": "0.0003478123"}) == "model=normistral-7b lr=0.000348"
     assert short_names(["adapter.r", "other.r", "data.corpus"]) == {

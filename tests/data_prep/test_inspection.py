@@ -19,7 +19,7 @@ from data_prep.stage_settings import DeduplicateConfig, QualityConfig, Tokenizer
 from data_prep.stages.deidentify import identity_number_kind
 from data_prep.text_search import pattern_of
 from finetune.cli import main as cli
-from tests.data_prep.test_sample import sample_config
+from tests.data_prep.sample import sample_config
 
 
 @pytest.fixture(scope="module")

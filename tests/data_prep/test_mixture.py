@@ -17,7 +17,7 @@ from data_prep.document import Document, Report
 from data_prep.shards import Corpus
 from data_prep.stage_settings import SplitConfig, TokenizerConfig
 from data_prep.stages.mixture import Mixture
-from tests.data_prep.test_sample import SAMPLE
+from tests.data_prep.sample import SAMPLE
 
 SHARDS = 3
 

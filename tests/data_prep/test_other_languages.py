@@ -16,7 +16,7 @@ from data_prep.stages.language import Language
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_codes, without_names
 from tests.data_prep.documents import config, document, through
-from tests.data_prep.test_language import DAN, NNO, NOB
+from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 PARAGRAPHS = {
     "pol": (

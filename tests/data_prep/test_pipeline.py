@@ -26,16 +26,8 @@ from data_prep.stage_files import StageFolder
 from data_prep.stage_settings import TokenizerConfig
 from data_prep.workers import Workers
 from tests.data_prep.documents import document
-from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
-
-SHARD = 8_000  # characters: the sample becomes thirty shards
-
-
-def config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    made = sample_config(corpora_dir)
-    for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():
-        setattr(made, name, value)
-    return made
+from tests.data_prep.sample import SAMPLE, SHARD, checksums, markers
+from tests.data_prep.sample import sharded_sample_config as config
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +38,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def steps(corpora_dir: Path) -> tuple[Path, list[pipeline.Step]]:
     return corpora_dir / ".sample.stages", pipeline.plan(config(corpora_dir))
-
-
-def markers(corpora_dir: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (corpora_dir / ".sample.stages").glob("*/done-*.json")}
 
 
 def python(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:

@@ -16,8 +16,8 @@ from data_prep import pipeline
 from data_prep.plan import Preparation
 from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
 from finetune.launch import prepare_jobs as chain
-from tests.data_prep.test_pipeline import config, markers
-from tests.data_prep.test_sample import checksums
+from tests.data_prep.sample import checksums, markers
+from tests.data_prep.sample import sharded_sample_config as config
 from tests.slurm.conftest import Shell, wait_for
 
 pytestmark = pytest.mark.slurm
