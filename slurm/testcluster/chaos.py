@@ -51,15 +51,15 @@ FAULT = """\
 import os, sys, threading, time
 
 def plant():
-    while not hasattr(sys.modules.get("finetune.training.run"), "summarise"):
+    while not hasattr(sys.modules.get("finetune.training.run"), "Progress"):
         time.sleep(0.01)
-    module = sys.modules["finetune.training.run"]
-    honest = module._batch_of
-    def broken(step, skipped):
+    run = sys.modules["finetune.training.run"].Run
+    honest = run.batch_of
+    def broken(self, step):
         if step + 1 == {step}:
             {fault}
-        return honest(step, skipped)
-    module._batch_of = broken
+        return honest(self, step)
+    run.batch_of = broken
 
 if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join(sys.orig_argv):
     threading.Thread(target=plant, daemon=True).start()
