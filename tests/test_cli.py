@@ -18,7 +18,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 def test_help_needs_no_heavy_import() -> None:
     script = (
-        "import sys\nfrom finetune.cli import main\n"
+        "import sys\nfrom finetune.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'hydra', 'mlflow', 'deepspeed', 'transformers', 'numpy', 'omegaconf'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -36,7 +36,7 @@ absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets"
 sys.modules.update(dict.fromkeys(absent))
 version = metadata.version
 metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
-from finetune.cli import main
+from finetune.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

@@ -89,7 +89,7 @@ def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
 
 def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
     script = (
-        "import sys\nfrom finetune.cli import main\n"
+        "import sys\nfrom finetune.cli.main import main\n"
         "try: main(['completion', 'line', '=:', 'finetune train cluster.no'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'hydra', 'mlflow', 'transformers', 'numpy', 'rich', 'psutil'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
