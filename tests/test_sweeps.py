@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from finetune.cli import main as cli
-from finetune.cli import status
+from finetune.cli import tables
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
@@ -292,7 +292,7 @@ def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
 
     out = Console(width=width, no_color=True, highlight=False)
     with out.capture() as captured:
-        out.print(status.sweep_table(SWEEP, observe(runs), 50, width))
+        out.print(tables.sweep_table(SWEEP, observe(runs), 50, width))
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= width
     first = next(index for index, line in enumerate(lines) if line.startswith(("run ", "point ")))

@@ -62,7 +62,7 @@ def status(arguments: list[str]) -> int:
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
     from finetune.cli import report
-    from finetune.cli.status import print_status
+    from finetune.cli.tables import print_status
     from finetune.launch import places
     from finetune.launch.observe import observe
 
@@ -258,7 +258,7 @@ def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_e
     """
     from rich.live import Live
 
-    from finetune.cli.status import print_status, status_group
+    from finetune.cli.tables import print_status, status_group
     from finetune.launch import places
     from finetune.launch.observe import observe
     from finetune.terminal import console
@@ -313,7 +313,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     """Print the points that were checked, and what a submission of them would be charged."""
-    from finetune.cli.status import print_points
+    from finetune.cli.tables import print_points
 
     print(file=sys.stderr)
     if sweep and len(points) > 1:
@@ -326,7 +326,7 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
     from finetune.cli import report
-    from finetune.cli.status import print_sweep
+    from finetune.cli.tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
     from finetune.terminal import short_path
 

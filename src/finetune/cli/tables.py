@@ -1,4 +1,4 @@
-"""The tables of `finetune status`: runs, and the points of a sweep with their swept values as columns, best first."""
+"""The tables of runs, and of the points of a sweep with their swept values as columns, best first."""
 
 from __future__ import annotations
 
