@@ -130,15 +130,16 @@ class FinetuneLauncher(Launcher):
         config.hydra.sweep.dir = str(self.folder)  # sweepers write there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from finetune.cli.main import run_points, to_train_config
+        from finetune.cli.train import run_points
         from finetune.config.points import Sweep, varying
+        from finetune.config.train import from_omegaconf
         from finetune.terminal import counted
 
         configs = []
         swept = []
         try:
             for overrides in counted(job_overrides, len(job_overrides), "composing"):
-                configs.append(to_train_config(self.composer.compose(overrides)))
+                configs.append(from_omegaconf(self.composer.compose(overrides)))
                 swept.append(self._swept(overrides))
             if not self.learns:
                 keys = varying(swept)

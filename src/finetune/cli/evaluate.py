@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from finetune.cli import report
+from finetune.cli.run_arguments import make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 BASE = "base"  # as --against: the model that the run started from
 GROUPS = ("by_language", "by_source")
+DESCRIPTION = (
+    "Held-out loss of a run's result, one of its checkpoints, or a model, on a corpus' validation split. "
+    "Several models are evaluated on the same rows and compared with the first, or with --against."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,33 @@ class Subject:
     label: str
     model: Base
     run: RunFolder | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the losses of a model are than those of another."""
+
+    loss: float
+    by_language: dict[str, float]
+    by_source: dict[str, float]
+
+    @classmethod
+    def between(cls, result: HeldOut, first: HeldOut) -> Difference:
+        by_group = {}
+        for group in GROUPS:
+            losses = _by_group(result, group)
+            by_group[group] = {name: losses[name] - loss for name, loss in _by_group(first, group).items()}
+        return cls(result.loss - first.loss, **by_group)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Print the held-out losses of models; with --json, the same as JSON on stdout."""
+    parser = make_parser("evaluate", DESCRIPTION)
+    add_arguments(parser)
+    result = evaluate_models(parser.parse_intermixed_args(arguments))
+    if result is not None:
+        print(result)
+    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
-def evaluate(options: argparse.Namespace) -> str | None:
-    """Evaluate the models and print their losses; the same as JSON, if it is asked for.
+def evaluate_models(options: argparse.Namespace) -> str | None:
+    """Evaluate the models and print their losses; return the same as JSON, if it is asked for.
 
     Raises:
         FileNotFoundError, ValueError: there is no such model or corpus, or they do not belong together.
@@ -80,7 +112,7 @@ def evaluate(options: argparse.Namespace) -> str | None:
         return None
     if len(subjects) == 1:
         return json.dumps(results[0].as_dict(), ensure_ascii=False)
-    return json.dumps(as_json(subjects, results, data), ensure_ascii=False)
+    return _as_json(subjects, results, data)
 
 
 def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
@@ -164,13 +196,18 @@ def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) ->
     for subject in subjects[1:]:
         headers += [escape(subject.label), "difference"]
     table = Table("  held-out loss (nats a token)", "tokens", *headers, box=None)
-    bodies = [result.as_dict() for result in results]
-    table.add_row("  all", f"{results[0].tokens:,}", *_cells([body["loss"] for body in bodies]))
+    table.add_row("  all", f"{results[0].tokens:,}", *_cells([result.loss for result in results]))
     for group in GROUPS:
-        for name in bodies[0][group]:
-            tokens = bodies[0][f"tokens_{group}"][name]
-            table.add_row(Text(f"  {name}"), f"{tokens:,}", *_cells([body[group][name] for body in bodies]))
+        losses = [_by_group(result, group) for result in results]
+        tokens: dict[str, int] = getattr(results[0], f"tokens_{group}")
+        for name in losses[0]:
+            table.add_row(Text(f"  {name}"), f"{tokens[name]:,}", *_cells([by_name[name] for by_name in losses]))
     return table
+
+
+def _by_group(result: HeldOut, group: str) -> dict[str, float]:
+    losses: dict[str, float] = getattr(result, group)
+    return losses
 
 
 def _cells(losses: Sequence[float]) -> list[str]:
@@ -180,15 +217,14 @@ def _cells(losses: Sequence[float]) -> list[str]:
     return cells
 
 
-def as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> dict[str, Any]:
-    """Return all results, and the differences to the first model."""
-    bodies = [result.as_dict() for result in results]
+def _as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> str:
+    """Return all results, and the differences to the first model, as JSON."""
     models = []
-    for subject, body in zip(subjects, bodies, strict=True):
-        difference = {"loss": body["loss"] - bodies[0]["loss"]}
-        by_group = {group: {name: body[group][name] - loss for name, loss in bodies[0][group].items()} for group in GROUPS}
-        models.append({"model": subject.label, **body, "difference": {**difference, **by_group}})
-    return {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
+    for subject, result in zip(subjects, results, strict=True):
+        difference = asdict(Difference.between(result, results[0]))
+        models.append({"model": subject.label, **result.as_dict(), "difference": difference})
+    body = {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
+    return json.dumps(body, ensure_ascii=False)
 
 
 def _label(path: str) -> str:

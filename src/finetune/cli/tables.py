@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -186,12 +185,11 @@ def _choose(points: list[Point], most: int) -> list[Point]:
 def _run_table(seen: list[Observed], width: int) -> Table:
     """Return the runs that are no points of a sweep, in the order in which they were submitted."""
     rows = [_progress(one) for one in seen]
-    summaries = [one.run.summary() for one in seen]
     columns = [
         Column("run", [one.run.id for one in seen]),
         Column("state", [_state(one) for one in seen], narrow=[one.state for one in seen]),
         *_progress_columns(rows),
-        Column("held-out loss", [_before_after(summary) if summary else "" for summary in summaries]),
+        Column("held-out loss", [_before_after(one.run) for one in seen]),
     ]
     kept = [column for column in columns if not column.drop or any(column.cells)]
     return _render(_fit(kept, width), len(seen))
@@ -255,6 +253,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
 
 
-def _before_after(summary: dict[str, Any]) -> str:
-    before, after = summary["before"], summary["after"]
+def _before_after(run: RunFolder) -> str:
+    """Return the held-out losses of a run's start and end; nothing where it has no result, or was not evaluated."""
+    summary = run.summary()
+    if not summary:
+        return ""
+    before = summary["before"]
+    after = summary["after"]
     return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""

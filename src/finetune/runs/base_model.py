@@ -16,10 +16,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune.runs import checkpoint_files
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
+from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
 
 INPUTS = "inputs.json"  # of a run folder: see note_inputs

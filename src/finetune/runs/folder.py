@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from finetune.runs import causes, rank_warnings
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
+from finetune.runs import causes, rank_warnings
 from finetune.runs.json_files import write_json
 
 TURN = "turn.json"
