@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.completion import complete, complete_line
+from finetune.cli.verbs import VERBS, Completes, Verb
 
 
 @pytest.fixture
@@ -84,6 +85,27 @@ def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
     assert complete(["logs", ""]) == ["first-1", "grid-2"]
     assert complete(["resume", ""]) == ["first-1"], "a sweep is not resumed"
     assert complete(["logs", "--runs-dir", "nowhere", ""]) == []
+
+
+# what the working directory holds of each kind, and a setting that all verbs with settings have
+FOUND = {
+    Completes.SETTINGS: {"cluster="},
+    Completes.CORPUS: {"høringer"},
+    Completes.RUN: {"first-1"},
+    Completes.RUN_OR_SWEEP: {"first-1", "grid-2"},
+    Completes.SHELL: {"bash", "zsh"},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_completes_what_its_row_says(folder: Path, verb: Verb) -> None:
+    assert verb.name in complete([verb.name[:-1]])
+    assert "--help" in complete([verb.name, "--he"])
+    replies = complete([verb.name, ""])
+    if verb.completes is Completes.NOTHING:
+        assert replies == []
+    else:
+        assert FOUND[verb.completes] <= set(replies)
 
 
 def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:

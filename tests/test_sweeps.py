@@ -18,6 +18,7 @@ import pytest
 
 from finetune.cli import main as cli
 from finetune.cli import tables
+from finetune.cli import train as train_command
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
@@ -220,8 +221,8 @@ def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
             found.append((points, sweep))
             return [None] * len(points)
 
-        monkeypatch.setattr(cli, "run_points", run_points)
-        cli.train(["-m", *shell.arguments, *settings])
+        monkeypatch.setattr(train_command, "run_points", run_points)
+        train_command.train(["-m", *shell.arguments, *settings])
         return found[0]
 
     return sweep
