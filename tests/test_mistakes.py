@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main as cli
-from finetune.cli.errors import Call, _keys, describe_unknown_key
+from finetune.cli.call import Call
+from finetune.cli.setting_errors import describe_unknown_key, iter_keys
 from finetune.config import suggestions
 from finetune.config.fields import check_log_folder
 from finetune.config.train import TrainConfig
@@ -289,7 +290,7 @@ def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], argum
 
 
 def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
-    known = {key for key, _ in _keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
+    known = {key for key, _ in iter_keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
     known |= {"adapter.target_modules", "adapter.modules_to_save", "adapter.peft_type"}
     assert set(suggestions.SYNONYMS.values()) <= known
     assert set(suggestions.INSTEAD) <= set(suggestions.SYNONYMS)

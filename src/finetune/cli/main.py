@@ -66,11 +66,12 @@ def _run_guarded(verb: Verb, arguments: list[str]) -> int:
         raise
     except Exception as fault:
         from finetune.cli import errors
+        from finetune.cli.call import Call
 
         if not errors.is_mistake(fault):
             raise
         schema = verb.schema or train_schema  # the other verbs read the settings of runs
-        _fail(errors.describe_fault(fault, errors.Call(verb.name, arguments, schema())))
+        _fail(errors.describe_fault(fault, Call(verb.name, arguments, schema())))
 
 
 def _describe_unknown_verb(typed: str) -> str:
