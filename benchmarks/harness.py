@@ -378,7 +378,7 @@ def _read_ours(folder: Path) -> dict[str, Any]:
     named = ("torch", "transformers", "peft", "deepspeed")
     return {
         "tokens": tokens, "ends": ends, "trainable_parameters": summary["trainable_parameters"],
-        "isolated": True,  # finetune train ends with an error where its own check of isolation fails (guards.check_isolation)
+        "isolated": True,  # finetune train ends with an error where its own check of isolation fails (checks.check_isolation)
         "versions": {"finetune": revision(), **{name: installed[name] for name in named if name in installed}},
     }  # fmt: skip
 

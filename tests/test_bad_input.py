@@ -146,7 +146,7 @@ def test_a_model_folder_without_weights(refuse: Callable[..., str], corpus: Path
         ({}, ["adapter.r=0"], ["adapter: PEFT refuses", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT refuses", "unexpected keyword argument 'rank'"]),
         ({}, ["adapter.target_modules=[q_projection]"], ["q_projection", "not found in the base model"]),
-        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, the model knows 256 positions"]),
+        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, the model has 256 positions"]),
         ({"vocab_size": 200}, [], ["has 300 tokens, the model embeds 200"]),
     ],
 )

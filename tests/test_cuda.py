@@ -19,11 +19,10 @@ import torch
 
 from finetune.config.train import ClusterConfig
 from finetune.evaluation.held_out import evaluate_on_corpus
-from finetune.models import kernels
+from finetune.models import checks, kernels
 from finetune.models.attention import DOCUMENTS
-from finetune.models.build import PackedModel
+from finetune.models.packed import PackedModel, PackInputs
 from finetune.runs.folder import RunFolder
-from finetune.training import guards
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
 from tests.distributed.test_laws import (
@@ -145,7 +144,7 @@ def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], ki
     summary = run.summary()
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
-    assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-4)
+    assert again.loss == pytest.approx(summary.after.loss, abs=1e-4)
 
 
 def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
@@ -154,7 +153,7 @@ def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
     assert 2**20 < last["train/peak_memory_bytes"] < 2**32
     summary = runs["full-zero1-bf16"].summary()
     assert summary is not None
-    assert all(summary["seconds"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
+    assert all(summary.seconds[phase] > 0 for phase in ("forward", "backward", "optimizer"))
 
 
 @pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])
@@ -176,9 +175,10 @@ def on_gpu(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Packed
 
 def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     packed.model.zero_grad()
-    loss, each = packed.losses(*(tensor.to(GPU) for tensor in batch()))
-    loss.backward()
-    return each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
+    inputs = PackInputs(**{name: tensor.to(GPU) for name, tensor in vars(batch()).items()})
+    losses = packed.losses(inputs)
+    losses.total.backward()
+    return losses.each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
 
 
 def apart(packed: PackedModel, exact: PackedModel) -> float:
@@ -203,8 +203,8 @@ def test_flash_attention_by_document_is_exact_attention(architecture: str) -> No
 
 def test_the_fastest_attention_that_takes_these_numbers_is_chosen() -> None:
     half, full = on_gpu(causal_model(), torch.bfloat16), on_gpu(causal_model())
-    assert guards.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
-    assert guards.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
+    assert checks.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
+    assert checks.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
 
 
 @pytest.mark.parametrize("implementation", ["flex_attention", "sdpa"])
@@ -212,7 +212,7 @@ def test_masked_attention_is_exact_attention(implementation: str) -> None:
     model = causal_model(hidden_size=64)  # flex_attention wants heads of 16 numbers
     exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(model)
     exact.attention = "eager"
-    assert guards.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
+    assert checks.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
     assert apart(packed, exact) < 2e-3
 
 

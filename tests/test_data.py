@@ -17,7 +17,7 @@ from finetune.config.train import DataConfig
 from finetune.data.packs import PADDING, MicroBatch, PackedData
 from finetune.data.rows import Fate, check_losses, training_account
 from finetune.distributed import World
-from finetune.models.loss import IGNORE, normalised
+from finetune.models.loss import IGNORE, normalise_loss
 from tests.corpora import write_corpus
 
 SOURCES = ["letters", "laws"]
@@ -115,7 +115,7 @@ def targets_of(data: PackedData) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_evaluation_sees_every_document_once_and_ranks_take_equally_many_batches(corpus: Path, tmp_path: Path, size: int) -> None:
-    ranks = [list(open_data(corpus, tmp_path, rank, size, "validation", shuffle_seed=None).once(2)) for rank in range(size)]
+    ranks = [list(open_data(corpus, tmp_path, rank, size, "validation", shuffle_seed=None).iter_epoch(2)) for rank in range(size)]
     assert len({len(batches) for batches in ranks}) == 1
     targets = sum(int((batch.labels != IGNORE).sum()) for batches in ranks for batch in batches)
     assert targets == sum(len(ids) - 1 for ids in Corpus(corpus).split("validation")["input_ids"])
@@ -219,5 +219,5 @@ def test_the_normaliser_makes_one_mean_of_a_step() -> None:
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     ranks = [[0, 1], [2, 3]]
     sums = [torch.nn.functional.cross_entropy(logits[i], labels[i], ignore_index=IGNORE, reduction="sum") for i in range(4)]
-    summed = [sum(normalised(sums[i], targets, 2) for i in rank) for rank in ranks]
+    summed = [sum(normalise_loss(sums[i], targets, 2) for i in rank) for rank in ranks]
     assert sum(summed) / 2 == pytest.approx(float(expected), abs=1e-6)

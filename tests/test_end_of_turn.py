@@ -19,7 +19,7 @@ from data_prep.shards import Corpus
 from data_prep.stages.tokenise import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
-from finetune.models.build import save, weights
+from finetune.models.save import save, weights
 from finetune.runs import base_model as base_models
 from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.models import build as model
+from finetune.models import checks, save
+from finetune.models.packed import PackedModel
 from finetune.runs import base_model as base
 from finetune.training import guards
 from tests.corpora import EOS, VOCAB_SIZE
@@ -53,30 +55,30 @@ def moved(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_isolation_holds_on_healthy_models(architecture: str, precision: str) -> None:
     healthy = tiny(architecture, precision=precision)
-    assert guards.choose_attention(model.PackedModel(healthy), "auto", VOCAB_SIZE) == "documents"
+    assert checks.choose_attention(PackedModel(healthy), "auto", VOCAB_SIZE) == "documents"
 
 
 def test_rounding_in_bf16_is_no_fault_however_deep_the_model() -> None:
     """5.4% of the logits' size is what sdpa and eager differ by in a random Llama of 8B, 32 layers."""
     alone = torch.randn(1, 48, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
     noise = torch.randn(alone.shape, generator=torch.Generator().manual_seed(1))
-    guards.check_packed(alone + 0.054 * noise, alone, num_layers=32)
+    checks.check_packed(alone + 0.054 * noise, alone, num_layers=32)
     for share, layers in ((0.25, 32), (0.1, 2)):
-        with pytest.raises(guards.GuardError, match="other logits than alone"):
-            guards.check_packed(alone + share * noise, alone, num_layers=layers)
+        with pytest.raises(checks.GuardError, match="other logits than alone"):
+            checks.check_packed(alone + share * noise, alone, num_layers=layers)
     one_wrong = alone.clone()
     one_wrong[0, 7] = (alone[0, 7] + alone[0, 8]) / 2
-    with pytest.raises(guards.GuardError, match="other logits than alone"):
-        guards.check_packed(one_wrong, alone, num_layers=32)
-    with pytest.raises(guards.GuardError, match="other logits than alone"):
-        guards.check_packed(alone.float() + 0.002 * noise, alone.float(), num_layers=32)
+    with pytest.raises(checks.GuardError, match="other logits than alone"):
+        checks.check_packed(one_wrong, alone, num_layers=32)
+    with pytest.raises(checks.GuardError, match="other logits than alone"):
+        checks.check_packed(alone.float() + 0.002 * noise, alone.float(), num_layers=32)
 
 
 def test_isolation_catches_an_attention_mask_of_ones() -> None:
     """The usual leak: a mask of ones switches transformers' own separation off, silently."""
     leaky = tiny()
-    with pytest.raises(guards.GuardError, match="see each other"):
-        guards.check_isolation(
+    with pytest.raises(checks.GuardError, match="see each other"):
+        checks.check_isolation(
             lambda ids, positions: (
                 leaky(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False).logits
             ),
@@ -86,8 +88,8 @@ def test_isolation_catches_an_attention_mask_of_ones() -> None:
 
 def test_isolation_catches_a_cache() -> None:
     leaky = tiny()
-    with pytest.raises(guards.GuardError, match="see each other"):
-        guards.check_isolation(lambda ids, positions: leaky(ids, position_ids=positions, use_cache=True).logits, VOCAB_SIZE)
+    with pytest.raises(checks.GuardError, match="see each other"):
+        checks.check_isolation(lambda ids, positions: leaky(ids, position_ids=positions, use_cache=True).logits, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
@@ -120,7 +122,7 @@ def test_a_step_that_deepspeed_skipped_is_bad() -> None:
 
 def test_a_checkpoint_that_gives_back_other_weights_is_caught() -> None:
     guards.check_restored(75, 4.6201, 4.62)
-    with pytest.raises(guards.GuardError, match=r"step 75 was saved with a held-out loss of 4\.6200 and has 6\.0300"):
+    with pytest.raises(checks.GuardError, match=r"step 75 was saved with a held-out loss of 4\.6200 and has 6\.0300"):
         guards.check_restored(75, 6.03, 4.62)
 
 
@@ -130,29 +132,29 @@ def test_a_step_that_teaches_nothing_is_bad() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_not_saved(value: float) -> None:
-    guards.check_finite("w", torch.ones(2))
-    guards.check_finite("w", torch.ones(2, device="meta"))
-    guards.check_finite("codes", torch.ones(2, dtype=torch.uint8))
-    with pytest.raises(guards.GuardError, match="w holds values that are no numbers"):
-        guards.check_finite("w", torch.tensor([1.0, value]))
+    checks.check_finite("w", torch.ones(2))
+    checks.check_finite("w", torch.ones(2, device="meta"))
+    checks.check_finite("codes", torch.ones(2, dtype=torch.uint8))
+    with pytest.raises(checks.GuardError, match="w holds values that are no numbers"):
+        checks.check_finite("w", torch.tensor([1.0, value]))
 
 
 def test_a_base_of_nan_is_not_said_to_leak() -> None:
     broken = tiny()
     next(broken.parameters()).data[:] = float("nan")
-    with pytest.raises(guards.GuardError, match="logits are no numbers"):
-        guards.check_isolation(model.PackedModel(broken).logits, VOCAB_SIZE)
+    with pytest.raises(checks.GuardError, match="logits contain NaN or Inf"):
+        checks.check_isolation(PackedModel(broken).logits, VOCAB_SIZE)
 
 
 def test_logits_that_are_nan_because_of_the_adapter_are_not_blamed_on_attention(tmp_path: Path) -> None:
     broken = adapted(tmp_path / "base")
     next(p for name, p in broken.named_parameters() if "lora_B" in name).data[:] = float("nan")
-    with pytest.raises(guards.NotFiniteError, match=r"NaN or Inf with the adapter \(LORA\)"):
-        guards.choose_attention(model.PackedModel(broken), "auto", VOCAB_SIZE)
+    with pytest.raises(checks.NotFiniteError, match=r"NaN or Inf with the adapter \(LORA\)"):
+        checks.choose_attention(PackedModel(broken), "auto", VOCAB_SIZE)
     plain = tiny()
     next(plain.parameters()).data[:] = float("nan")
-    with pytest.raises(guards.NotFiniteError, match="the base's logits"):
-        guards.choose_attention(model.PackedModel(plain), "auto", VOCAB_SIZE)
+    with pytest.raises(checks.NotFiniteError, match="the base's logits"):
+        checks.choose_attention(PackedModel(plain), "auto", VOCAB_SIZE)
 
 
 def test_dora_on_a_weight_with_rows_of_zeros_is_refused_by_name(tmp_path: Path) -> None:
@@ -197,17 +199,17 @@ def test_a_spike_is_told_from_noise_and_from_a_falling_loss() -> None:
 
 
 def test_a_base_that_guesses_is_refused_and_one_that_knows_is_not() -> None:
-    with pytest.raises(guards.GuardError, match="weights look random"):
+    with pytest.raises(checks.GuardError, match="weights look random"):
         guards.check_first_loss(8.37, 4000, "base")
-    with pytest.raises(guards.GuardError, match="weights look random"):
+    with pytest.raises(checks.GuardError, match="weights look random"):
         guards.check_first_loss(float("nan"), 4000, "base")
     guards.check_first_loss(6.45, 4000, "base")
 
 
 def test_targets_must_be_there_and_be_those_of_the_plan() -> None:
-    with pytest.raises(guards.GuardError, match="no token to learn from"):
+    with pytest.raises(checks.GuardError, match="no token to learn from"):
         guards.check_planned(0, 1)
-    with pytest.raises(guards.GuardError, match="the plan 11"):
+    with pytest.raises(checks.GuardError, match="the plan 11"):
         guards.check_targets(10, 11, 1)
     guards.check_targets(10, 10, 1)
     guards.check_planned(10, 1)
@@ -217,19 +219,19 @@ def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
     """What ZeRO-3 leaves when parameters are not gathered: files with tensors of no elements."""
     state = {name: p.detach().clone() for name, p in adapted(tmp_path / "base").named_parameters() if p.requires_grad}
     save_file({name: torch.zeros(0) for name in state}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(guards.GuardError, match=f"holds 0 of {sum(t.numel() for t in state.values())}"):
-        guards.check_saved(tmp_path, state, None)
+    with pytest.raises(checks.GuardError, match=f"holds 0 of {sum(t.numel() for t in state.values())}"):
+        checks.check_saved(tmp_path, state, None)
 
 
 def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path) -> None:
     trained = adapted(tmp_path / "base")
     state = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
-    model.save(trained, state.items(), tmp_path)
-    with pytest.raises(guards.GuardError, match="nothing was learned"):
-        guards.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
+    save.save(trained, state.items(), tmp_path)
+    with pytest.raises(checks.GuardError, match="nothing was learned"):
+        checks.check_saved(tmp_path, state, {name: t.clone() for name, t in state.items()})
     before = {name: t.clone() for name, t in state.items()}
     before[next(iter(before))] += 1
-    guards.check_saved(tmp_path, state, before)
+    checks.check_saved(tmp_path, state, before)
 
 
 METHODS = {
@@ -245,24 +247,24 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
     settings = METHODS[method]
     trained = adapted(tmp_path / "base", settings if "peft_type" in settings else {**LORA, **settings})
     moved(trained)
-    state = dict(model.weights(trained, trainable_only=True))
-    model.save(trained, state.items(), tmp_path / "adapter")
-    guards.check_saved(tmp_path / "adapter", state, None)
-    guards.check_reloads(tmp_path / "adapter", trained, state)
+    state = dict(save.weights(trained, trainable_only=True))
+    save.save(trained, state.items(), tmp_path / "adapter")
+    checks.check_saved(tmp_path / "adapter", state, None)
+    checks.check_reloads(tmp_path / "adapter", trained, state)
 
 
 def test_an_adapter_that_peft_cannot_save_is_one_line(tmp_path: Path) -> None:
     """VeRA shares projections between layers under a name that is lost. A run tries it before its first step."""
     trained = adapted(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"cannot save this one: .*save_projection` to `False`"):
-        model.save(trained, model.weights(trained, trainable_only=True), tmp_path / "adapter")
+        save.save(trained, save.weights(trained, trainable_only=True), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("fault", ["renamed", "altered", "other scaling"])
 def test_an_adapter_that_reloads_to_another_is_caught(tmp_path: Path, fault: str) -> None:
     trained = adapted(tmp_path / "base")
     state = moved(trained)
-    model.save(trained, state.items(), tmp_path / "adapter")
+    save.save(trained, state.items(), tmp_path / "adapter")
     file, settings = tmp_path / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_config.json"
     tensors = load_file(file)
     name = next(iter(tensors))
@@ -272,8 +274,8 @@ def test_an_adapter_that_reloads_to_another_is_caught(tmp_path: Path, fault: str
         save_file({**tensors, name: tensors[name] * 1.01}, file)
     else:
         settings.write_text(settings.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
-    with pytest.raises(guards.GuardError, match="lora_alpha" if fault == "other scaling" else "does not restore"):
-        guards.check_reloads(tmp_path / "adapter", trained, state)
+    with pytest.raises(checks.GuardError, match="lora_alpha" if fault == "other scaling" else "does not restore"):
+        checks.check_reloads(tmp_path / "adapter", trained, state)
 
 
 def test_a_rank_that_hangs_leaves_its_stack_and_ends(tmp_path: Path) -> None:
@@ -281,15 +283,15 @@ def test_a_rank_that_hangs_leaves_its_stack_and_ends(tmp_path: Path) -> None:
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune.training import guards
-guards.Watchdog.GRACE = 1.0
+from finetune.training.watchdog import Watchdog
+Watchdog.GRACE = 1.0
 folder = pathlib.Path({str(tmp_path)!r})
 def lost_collective(): time.sleep(60)
-with guards.Watchdog(folder / "healthy.txt", 2.0, print) as watchdog:
+with Watchdog(folder / "healthy.txt", 2.0, print) as watchdog:
     for _ in range(6):
         time.sleep(0.5)
         watchdog.beat()
-with guards.Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_text(fault)) as watchdog:
+with Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_text(fault)) as watchdog:
     lost_collective()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
@@ -305,12 +307,12 @@ def test_a_rank_that_hangs_ends_though_nothing_can_be_recorded(tmp_path: Path, r
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
-from finetune.training import guards
-guards.Watchdog.GRACE = guards.Watchdog.RECORD_SECONDS = 1.0
+from finetune.training.watchdog import Watchdog
+Watchdog.GRACE = Watchdog.RECORD_SECONDS = 1.0
 def fails(fault):
     print(fault, flush=True)
     {record}
-with guards.Watchdog(pathlib.Path({str(tmp_path)!r}) / "stack.txt", 1.0, fails):
+with Watchdog(pathlib.Path({str(tmp_path)!r}) / "stack.txt", 1.0, fails):
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
@@ -340,7 +342,7 @@ job.run_job({str(tmp_path)!r})
 
 def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     whole = tiny()
-    model.save(whole, model.weights(whole), tmp_path)
+    save.save(whole, save.weights(whole), tmp_path)
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
     weights = load_file(tmp_path / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
@@ -356,7 +358,7 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"from_scratch": {**LLAMA, "num_hidden_layerz": 7}}, "llama has no setting num_hidden_layerz"),
-        ({"from_scratch": {**LLAMA, "max_position_embeddings": 32}}, "the model knows 32 positions"),
+        ({"from_scratch": {**LLAMA, "max_position_embeddings": 32}}, "the model has 32 positions"),
         ({"from_scratch": {**LLAMA, "vocab_size": 100}}, "has 300 tokens, the model embeds 100"),
     ],
 )
@@ -389,7 +391,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        model.save(adapter, model.weights(adapter, trainable_only=True), folder)
+        save.save(adapter, save.weights(adapter, trainable_only=True), folder)
         return adapter.eval()
 
     trained(config, first.adapter, tmp_path / "unused")

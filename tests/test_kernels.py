@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from finetune.models import checks, kernels, loss
 from finetune.models import cpu_matmul as linear
-from finetune.models import kernels, loss
 from finetune.models.attention import DOCUMENTS
-from finetune.models.build import PackedModel
-from finetune.training import guards
+from finetune.models.packed import PackedModel, PackInputs
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 
@@ -37,19 +37,19 @@ def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
     return adapted  # type: ignore[no-any-return]
 
 
-def batch(num_packs: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(num_packs: int = 2) -> PackInputs:
     ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
     where = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *((41, 60, 79) if num_packs == 2 else ())])
-    return ids, positions, where, ids.flatten()[(where + 1) % ids.numel()]
+    return PackInputs(ids, positions, where, ids.flatten()[(where + 1) % ids.numel()])
 
 
 def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     packed.model.zero_grad()
-    loss, each = packed.losses(*batch())
-    loss.backward()
-    assert float(loss) == pytest.approx(float(each.sum()), rel=1e-6)
-    return each, {name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None}
+    losses = packed.losses(batch())
+    losses.total.backward()
+    assert float(losses.total) == pytest.approx(float(losses.each.sum()), rel=1e-6)
+    return losses.each, {name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None}
 
 
 def assert_same_training(model: torch.nn.Module, changed: torch.nn.Module) -> None:
@@ -111,9 +111,10 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     model = causal_model(tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
-    ids, positions, where, targets = batch()
-    logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[where], targets, reduction="none")
+    inputs = batch()
+    logits = plain(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False).logits
+    supervised = logits.flatten(0, 1)[inputs.target_positions]
+    expected = torch.nn.functional.cross_entropy(supervised, inputs.targets, reduction="none")
     expected.sum().backward()
     assert torch.allclose(each, expected, atol=1e-5)
     for name, parameter in plain.named_parameters():
@@ -134,18 +135,17 @@ def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 
     packed = PackedModel(causal_model())
     monkeypatch.setattr(loss, "linear", watched)
-    packed.losses(*batch())[0].backward()
-    assert sum(seen) == len(batch()[2]), "positions without a target went through the head"
+    packed.losses(batch()).total.backward()
+    assert sum(seen) == len(batch().targets), "positions without a target went through the head"
     assert max(seen) <= 16
 
 
 def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
     packed = PackedModel(causal_model())
-    ids, positions, _, _ = batch()
     nothing = torch.zeros(0, dtype=torch.int64)
-    loss, each = packed.losses(ids, positions, nothing, nothing)
-    loss.backward()
-    assert len(each) == 0
+    losses = packed.losses(replace(batch(), target_positions=nothing, targets=nothing))
+    losses.total.backward()
+    assert len(losses.each) == 0
     assert all(not p.grad.any() for p in packed.model.parameters() if p.grad is not None)
 
 
@@ -154,7 +154,7 @@ def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
     """A cap far above the logits leaves them as they are; the sum of many losses in their place would have no gradient."""
     packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, final_logit_softcapping=cap, attn_logit_softcapping=None))
     assert packed.head.chunked
-    guards.check_target_losses(packed, VOCAB_SIZE)
+    checks.check_target_losses(packed, VOCAB_SIZE)
     assert not packed.head.chunked
     assert all(bool(gradient.any()) for gradient in gradients(packed)[1].values())
 
@@ -162,9 +162,9 @@ def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
 def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:
     packed = PackedModel(causal_model())
     honest = packed.losses
-    packed.losses = lambda *a: (honest(*a)[0], honest(*a)[1] + 0.1)  # type: ignore[method-assign]
-    with pytest.raises(guards.GuardError, match="differ"):
-        guards.check_target_losses(packed, VOCAB_SIZE)
+    packed.losses = lambda inputs: replace(honest(inputs), each=honest(inputs).each + 0.1)  # type: ignore[method-assign]
+    with pytest.raises(checks.GuardError, match="differ"):
+        checks.check_target_losses(packed, VOCAB_SIZE)
 
 
 ATTENTION = {
@@ -176,13 +176,13 @@ ATTENTION = {
 @pytest.mark.parametrize("architecture", ATTENTION)
 def test_attention_by_document_is_masked_attention(architecture: str) -> None:
     model = causal_model(model_type=architecture, **ATTENTION[architecture])
-    ids, positions, _, _ = batch()
+    ids, positions = batch().input_ids, batch().position_ids
     packed = PackedModel(model)
     packed.attention = "sdpa"
     masked = packed.logits(ids, positions)
     packed.attention = DOCUMENTS
     assert torch.allclose(packed.logits(ids, positions), masked, atol=1e-5)
-    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) == DOCUMENTS
+    assert checks.choose_attention(packed, "auto", VOCAB_SIZE) == DOCUMENTS
 
 
 def test_attention_falls_back_where_the_fast_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +195,11 @@ def test_attention_falls_back_where_the_fast_one_is_wrong(monkeypatch: pytest.Mo
         return honest(module, query, *rest, **{**more, "position_ids": torch.arange(query.shape[2])[None]})
 
     monkeypatch.setitem(AttentionInterface._global_mapping, DOCUMENTS, leaky)
-    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) == packed.attention == "sdpa"
-    with pytest.raises(guards.GuardError, match="keeps this model's packed documents apart"):
-        guards.choose_attention(packed, DOCUMENTS, VOCAB_SIZE)
+    assert checks.choose_attention(packed, "auto", VOCAB_SIZE) == packed.attention == "sdpa"
+    with pytest.raises(checks.GuardError, match="keeps this model's packed documents apart"):
+        checks.choose_attention(packed, DOCUMENTS, VOCAB_SIZE)
 
 
 def test_a_soft_cap_inside_attention_is_left_to_implementations_that_know_it() -> None:
     packed = PackedModel(causal_model(model_type="gemma2", head_dim=8))
-    assert guards.choose_attention(packed, "auto", VOCAB_SIZE) != DOCUMENTS
+    assert checks.choose_attention(packed, "auto", VOCAB_SIZE) != DOCUMENTS

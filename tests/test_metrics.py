@@ -86,7 +86,7 @@ def test_the_clock_accounts_for_all_of_the_time() -> None:
     with clock.waiting("data"):
         time.sleep(0.02)
     time.sleep(0.03)
-    clock.settle()
+    clock.read_events()
     out = clock.breakdown()
     assert out["forward"] >= 0.05
     assert out["data"] >= 0.02

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.training.schedule import describe_leap, learning_rate
+from finetune.training.schedule import Schedule, describe_leap
 
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
@@ -15,7 +16,8 @@ def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
         data=DataConfig(corpus="none"), model=ModelConfig(path="none"), schedule=schedule,
         **{"lr": 2.0, "warmup_ratio": 0.1, "min_lr_ratio": 0.05, **changes},
     )  # fmt: skip
-    return [learning_rate(step, num_steps, config) for step in range(num_steps)]
+    schedule_of_run = Schedule.of(replace(config, max_steps=num_steps), num_packs=1)
+    return [schedule_of_run.learning_rate(step) for step in range(num_steps)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
@@ -52,7 +54,7 @@ def test_very_short_runs_have_a_rate(schedule: str, num_steps: int) -> None:
 
 def described(schedule: str, step: int, old: int, new: int) -> str:
     config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0)
-    return describe_leap(step, old, new, config) or ""
+    return describe_leap(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])

@@ -29,30 +29,30 @@ class World:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device("cpu")
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over ranks, in place."""
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the element-wise sum over ranks; in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """[n] of each rank -> [ranks, n] on every rank."""
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return, on every rank, [ranks, n] of the [n] of each rank."""
         if self.size == 1:
             return values[None]
         rows = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(rows, values)
         return torch.stack(rows)
 
-    def highest(self, value: int) -> int:
-        """The largest of the ranks' values, on every rank."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest of the ranks' values on every rank."""
         if self.size == 1:
             return value
         box = torch.tensor([value], device=self.device)
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
-    def everyone(self, value: Any) -> list[Any]:
-        """Each rank's value, in their order, on every rank."""
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return each rank's value, in their order, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -60,7 +60,7 @@ class World:
         return values
 
     def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
-        """The tensor of rank `source`, in place, on every rank."""
+        """Return the tensor of rank `source` on every rank; in place."""
         if self.size > 1:
             dist.broadcast(values, source)
         return values
@@ -69,8 +69,8 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def from_main(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -79,7 +79,7 @@ class World:
 
 
 def configure_logging(world: World) -> None:
-    """Every rank logs to its own stream; below warnings, only rank 0 speaks."""
+    """Every rank logs to its own stream; below warnings, only rank 0 logs."""
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.WARNING,
         format=f"%(asctime)s rank {world.rank} %(levelname)s %(name)s: %(message)s",

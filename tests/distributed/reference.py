@@ -12,7 +12,7 @@ from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
 from finetune.data.packing import pack, segments_of
 from finetune.models import build as models
-from finetune.training.schedule import learning_rate
+from finetune.training.schedule import Schedule
 
 
 def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -30,6 +30,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
     ]
     optimizer = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps)
     losses = []
+    schedule = Schedule.of(config, num_packs=0)
     for step in range(steps):
         pieces = []
         for index in range(step * config.global_batch_size, (step + 1) * config.global_batch_size):
@@ -54,7 +55,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         (loss_sum / targets).backward()
         torch.nn.utils.clip_grad_norm_(trainable.values(), config.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.max_steps, config)
+            group["lr"] = schedule.learning_rate(step)
         optimizer.step()
         losses.append(float(loss_sum / targets))
     return losses, {name: p.detach() for name, p in trainable.items()}

@@ -62,7 +62,7 @@ def forget(run: RunFolder) -> None:
 
 def test_an_interrupted_run_rewinds_at_the_same_spike(runs: dict[str, RunFolder]) -> None:
     assert runs["cut"].read_json("first.json") == {"state": "interrupted"}
-    assert runs["cut"].summary()["skipped_batches"] == [worker.POISONED]  # type: ignore[index]
+    assert runs["cut"].summary().skipped_batches == [worker.POISONED]  # type: ignore[index]
     assert_same(runs["cut"], runs["whole"])
 
 
@@ -79,14 +79,14 @@ def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: s
     part of them."""
     summary, done = runs[name].summary(), steps(runs[name])
     assert summary is not None
-    assert summary["tokens"] == sum(step["train/tokens"] for step in done)
-    assert summary["supervised_tokens"] == sum(step["train/supervised_tokens"] for step in done)
+    assert summary.tokens == sum(step["train/tokens"] for step in done)
+    assert summary.supervised_tokens == sum(step["train/supervised_tokens"] for step in done)
     seconds = sum(step["train/tokens"] / step["train/tokens_per_second"] for step in done)
-    assert summary["tokens"] / summary["tokens_per_second"] == pytest.approx(seconds)
+    assert summary.tokens / summary.tokens_per_second == pytest.approx(seconds)
 
 
 def test_a_checkpoint_of_before_totals_were_kept_resumes(runs: dict[str, RunFolder]) -> None:
-    assert runs["older"].summary()["tokens"] == sum(step["train/tokens"] for step in steps(runs["older"])[17:])  # type: ignore[index]
+    assert runs["older"].summary().tokens == sum(step["train/tokens"] for step in steps(runs["older"])[17:])  # type: ignore[index]
     assert len(steps(runs["older"])) == 24
 
 

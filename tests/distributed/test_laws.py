@@ -190,8 +190,8 @@ def test_validation_loss_is_that_of_the_saved_model(
                 out = trained(input_ids=ids).logits[0, :-1]
             loss_sum += float(torch.nn.functional.cross_entropy(out, ids[0, 1:], reduction="sum"))
             targets += ids.shape[1] - 1
-    assert summary["after"]["tokens"] == targets
-    assert summary["after"]["loss"] == pytest.approx(loss_sum / targets, abs=1e-5)
+    assert summary.after.tokens == targets
+    assert summary.after.loss == pytest.approx(loss_sum / targets, abs=1e-5)
 
 
 @pytest.mark.parametrize("ranks", ["", "-alone"])
@@ -299,7 +299,7 @@ def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: ob
 @pytest.mark.parametrize("fault", ["no_number", "spike"])
 def test_rewound_is_as_if_the_batch_had_never_been(rewound: dict[str, RunFolder], fault: str) -> None:
     assert_same(rewound[fault], rewound["clean"])
-    assert rewound[fault].summary()["skipped_batches"] == [worker.POISONED]  # type: ignore[index]
+    assert rewound[fault].summary().skipped_batches == [worker.POISONED]  # type: ignore[index]
     assert any(record["values"].get("guard/rewinds") == 1 for record in spool(rewound[fault]))
 
 

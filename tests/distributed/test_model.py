@@ -176,7 +176,7 @@ def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], na
     summary = run.summary()
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
-    assert again.loss == pytest.approx(summary["after"]["loss"], abs=1e-5)
+    assert again.loss == pytest.approx(summary.after.loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -17,6 +17,7 @@ from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
+from finetune.runs.summary import StepLoss, Summary
 from tests.corpora import write_corpus
 from tests.distributed import worker
 from tests.models import LLAMA
@@ -66,7 +67,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
 
 
-def summary_of(run: RunFolder) -> dict[str, Any]:
+def summary_of(run: RunFolder) -> Summary:
     summary = run.summary()
     assert summary is not None
     return summary
@@ -87,9 +88,9 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
     run, summary = runs[name], summary_of(runs[name])
     measured = {step: loss for step, loss in held_out(run).items() if step > 0}
     best = min(measured, key=lambda step: measured[step])
-    assert summary["result_step"] == summary["best"]["step"] == best
-    assert summary["last"] == {"step": STEPS, "loss": measured[STEPS]}
-    assert summary["after"]["loss"] == pytest.approx(measured[best], abs=1e-5)
+    assert summary.result_step == summary.best.step == best
+    assert summary.last == StepLoss(step=STEPS, loss=measured[STEPS])
+    assert summary.after.loss == pytest.approx(measured[best], abs=1e-5)
     assert loss_of(run, run.id) == pytest.approx(measured[best], abs=1e-4)
     kept = [checkpoint_files.step_of(path) for path in checkpoint_files.published(run.checkpoints)]
     assert kept == sorted({best, STEPS}, reverse=True)
@@ -98,24 +99,24 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
 def test_the_held_out_loss_turned(runs: dict[str, RunFolder]) -> None:
     """Else the tests above say nothing; and the run says that its end is worse than its best."""
     summary = summary_of(runs["whole"])
-    assert summary["best"]["step"] < STEPS
-    assert summary["last"]["loss"] > summary["best"]["loss"] + 0.2
-    assert any("worse than" in message for message in summary_of(runs["whole"])["warnings"])
+    assert summary.best.step < STEPS
+    assert summary.last.loss > summary.best.loss + 0.2
+    assert any("worse than" in message for message in summary_of(runs["whole"]).warnings)
 
 
 def test_an_interruption_changes_neither_which_step_is_best_nor_its_weights(runs: dict[str, RunFolder]) -> None:
     """Interrupted where an evaluation was due, which is made up for, and gone on with by two ranks."""
     whole, interrupted = summary_of(runs["whole"]), summary_of(runs["interrupted"])
-    assert interrupted["result_step"] == whole["result_step"]
+    assert interrupted.result_step == whole.result_step
     a, b = (dict(WeightFiles(runs[name].model)) for name in ("whole", "interrupted"))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 2e-3
-    assert interrupted["best"]["loss"] == pytest.approx(whole["best"]["loss"], abs=1e-3)
+    assert interrupted.best.loss == pytest.approx(whole.best.loss, abs=1e-3)
 
 
 def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> None:
     run, summary = runs["zero3"], summary_of(runs["zero3"])
-    assert loss_of(run, f"{run.id}@{STEPS}") == pytest.approx(summary["last"]["loss"], abs=1e-4)
-    assert loss_of(run, f"{run.id}@{summary['result_step']}") == pytest.approx(summary["best"]["loss"], abs=1e-4)
+    assert loss_of(run, f"{run.id}@{STEPS}") == pytest.approx(summary.last.loss, abs=1e-4)
+    assert loss_of(run, f"{run.id}@{summary.result_step}") == pytest.approx(summary.best.loss, abs=1e-4)
     assert [path.name for path in run.path.glob("exports/*")] == [f"step-{STEPS:08d}"]  # the best is the result itself
 
 

@@ -2,7 +2,7 @@
 
 Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group, and all ranks are
 forked from one server, which has imported them and done nothing else. Each case is an ordinary run folder given to
-`finetune.training.run.train`; the run's own files are the result.
+`finetune.training.train.train`; the run's own files are the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-IMPORTED = ["finetune.training.run", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
+IMPORTED = ["finetune.training.train", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
 
 
 def start(folder: Path, cases: list[dict[str, Any]], world_size: int) -> list[ForkServerProcess]:
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     from finetune.runs.folder import RunFolder
     from finetune.runs.stop import StopFlag
     from finetune.training.engine import init_distributed
-    from finetune.training.run import train
+    from finetune.training.train import train
 
     world = World()
     init_distributed(world, f"file://{folder}/rendezvous")
@@ -116,21 +116,21 @@ def main(folder: Path) -> None:
 
 def mean_of_means() -> Any:
     """The loss normalised by each micro-batch's own tokens instead of the global step's."""
-    import finetune.training.run as module
+    import finetune.training.loop as module
 
     honest = module.train_step
 
     def broken(run: Any, data: Any, lr: float) -> Any:
         micro_batches = list(data.micro_batches)
-        counts = iter([len(batch.where) for batch in micro_batches])
+        counts = iter([batch.num_targets for batch in micro_batches])
         data.micro_batches = iter(micro_batches)
-        original = module.normalised
+        original = module.normalise_loss
         steps = run.config.gradient_accumulation_steps
-        module.normalised = lambda loss_sum, _global_tokens, _world: loss_sum / max(1, next(counts)) / steps
+        module.normalise_loss = lambda loss_sum, _global_tokens, _world: loss_sum / max(1, next(counts)) / steps
         try:
             return honest(run, data, lr)
         finally:
-            module.normalised = original
+            module.normalise_loss = original
 
     module.train_step = broken
     return lambda: setattr(module, "train_step", honest)
@@ -155,16 +155,16 @@ def positions_not_reset() -> Any:
 
 def schedule_starts_over() -> Any:
     """A resumed run that begins its learning-rate schedule again."""
-    import finetune.training.run as module
+    from finetune.training.schedule import Schedule
 
-    honest, first = module.learning_rate, []
+    honest, first = Schedule.learning_rate, []
 
-    def broken(step: int, num_steps: int, config: Any) -> float:
+    def broken(self: Any, step: int) -> float:
         first.append(step)
-        return honest(step - first[0], num_steps, config)
+        return honest(self, step - first[0])
 
-    module.learning_rate = broken
-    return lambda: setattr(module, "learning_rate", honest)
+    Schedule.learning_rate = broken  # type: ignore[method-assign]
+    return lambda: setattr(Schedule, "learning_rate", honest)
 
 
 def killed_inside_checkpoint() -> Any:
@@ -188,7 +188,7 @@ def killed_at_step() -> Any:
     """Every rank dies by SIGKILL before the update of a step from 17 to 24, drawn from the run's folder name."""
     import zlib
 
-    import finetune.training.run as module
+    import finetune.training.loop as module
 
     honest = module.train_step
 
@@ -227,7 +227,7 @@ def term_in_evaluation() -> Any:
     """Rank 1 is told to end in the middle of the evaluation after step 4, the second of the run."""
     import finetune.data.packs as module
 
-    honest, calls = module.PackedData.once, []
+    honest, calls = module.PackedData.iter_epoch, []
 
     def broken(self: Any, micro_batch_size: int) -> Any:
         calls.append(1)
@@ -236,13 +236,13 @@ def term_in_evaluation() -> Any:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    module.PackedData.once = broken
-    return lambda: setattr(module.PackedData, "once", honest)
+    module.PackedData.iter_epoch = broken
+    return lambda: setattr(module.PackedData, "iter_epoch", honest)
 
 
 def term_in_last_evaluation() -> Any:
     """As above, after the last step."""
-    return _signalled(signal.SIGTERM, "finetune.training.run", "evaluate_unless_asked_to_leave", 1, 24)
+    return _signalled(signal.SIGTERM, "finetune.training.loop", "evaluate_if_due", 1, 24)
 
 
 def usr2_while_loading() -> Any:
@@ -264,19 +264,19 @@ POISONED = 18  # a batch: late enough for a mean to rise above
 
 
 def _poisoned(factor: float) -> Any:
-    import finetune.training.run as module
+    import finetune.training.loop as module
 
-    honest, original = module.train_step, module.normalised
+    honest, original = module.train_step, module.normalise_loss
 
     def broken(run: Any, data: Any, lr: float) -> Any:
         poisoned = run.data.step(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
         if data.segments.tobytes() != poisoned.segments.tobytes():
             return honest(run, data, lr)
-        module.normalised = lambda *arguments: original(*arguments) * factor
+        module.normalise_loss = lambda *arguments: original(*arguments) * factor
         try:
             result = honest(run, data, lr)
         finally:
-            module.normalised = original
+            module.normalise_loss = original
         result.loss *= factor
         return result
 
@@ -298,11 +298,11 @@ def rank_1_hangs() -> Any:
     """One rank stops in its sixth step; the other waits for it in a collective."""
     import time
 
-    import finetune.training.run as module
-    from finetune.training import guards
+    import finetune.training.loop as module
+    from finetune.training import watchdog
 
     honest, calls = module.train_step, []
-    guards.Watchdog.GRACE = 2.0
+    watchdog.Watchdog.GRACE = 2.0
 
     def broken(run: Any, data: Any, lr: float) -> Any:
         calls.append(1)

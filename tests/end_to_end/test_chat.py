@@ -28,10 +28,10 @@ def test_answers_are_learned_and_nothing_else_is_counted(sft: tuple[Path, RunFol
     folder, run = sft
     summary, corpus = run.summary(), Corpus(folder / "corpora" / "sample_chat")
     assert summary is not None
-    assert summary["after"]["loss"] < summary["before"]["loss"] - 0.01
+    assert summary.after.loss < summary.before.loss - 0.01
     rows = list(corpus.split("validation"))
     kept = [row for row in rows if len(row["input_ids"]) <= 256]
-    assert summary["after"]["tokens"] == sum(sum(row["assistant_masks"][1:]) for row in kept)
+    assert summary.after.tokens == sum(sum(row["assistant_masks"][1:]) for row in kept)
     values = [json.loads(line)["values"] for line in run.metrics.read_text().splitlines()]
     steps = [step for step in values if "train/loss" in step]
     assert len(steps) == 8
@@ -45,8 +45,8 @@ def test_what_became_of_long_documents_is_said(sft: tuple[Path, RunFolder]) -> N
     assert long > 0
     summary = run.summary()
     assert summary is not None
-    assert summary["data"]["documents"] == len(rows) - long
-    assert summary["data"]["documents_too_long"] == long
+    assert summary.data["documents"] == len(rows) - long
+    assert summary.data["documents_too_long"] == long
     first = json.loads(run.metrics.read_text().splitlines()[0])
     assert (first["step"], first["values"]["data/documents_too_long"]) == (0, long)
     log = "".join(path.read_text() for path in run.jobs.glob("*_log.*"))
@@ -61,8 +61,8 @@ def test_evaluate_measures_the_same_and_the_adapter_knows_its_template(sft: tupl
     summary = run.summary()
     assert summary is not None
     again = json.loads(command(folder, "evaluate", run.id, "--json").stdout)
-    assert again["loss"] == pytest.approx(summary["after"]["loss"], abs=1e-5)
-    assert again["tokens"] == summary["after"]["tokens"]
+    assert again["loss"] == pytest.approx(summary.after.loss, abs=1e-5)
+    assert again["tokens"] == summary.after.tokens
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hei"}], tokenize=False, add_generation_prompt=True)
     assert prompt == "<s>user\nHei</s>\n<s>assistant\n"

@@ -27,12 +27,12 @@ def test_the_base_beats_token_frequencies_and_lora_learns_the_sources_held_back(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     _, base, lora = sample
-    before, after = lora.summary()["before"], lora.summary()["after"]  # type: ignore[index]
-    assert base.summary()["after"]["loss"] < base.summary()["after"]["unigram_loss"]  # type: ignore[index]
-    assert before["loss"] == pytest.approx(base.summary()["after"]["loss"])  # type: ignore[index]
-    assert before["by_source"] == pytest.approx(base.summary()["after"]["by_source"])  # type: ignore[index]
+    before, after = lora.summary().before, lora.summary().after  # type: ignore[union-attr]
+    assert base.summary().after.loss < base.summary().after.unigram_loss  # type: ignore[union-attr]
+    assert before.loss == pytest.approx(base.summary().after.loss)  # type: ignore[union-attr]
+    assert before.by_source == pytest.approx(base.summary().after.by_source)  # type: ignore[union-attr]
     for source in ("minutes", "consultation_replies"):
-        assert after["by_source"][source] < before["by_source"][source] - 0.02
+        assert after.by_source[source] < before.by_source[source] - 0.02
 
 
 def test_a_new_process_reads_the_same_numbers_from_mlflow(sample: tuple[Path, RunFolder, RunFolder]) -> None:
@@ -58,9 +58,9 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
         assert stored[run.id]["status"] == "FINISHED"
         assert [step for step, _ in history["train/loss"]] == list(range(1, steps + 1))
         validation = dict(history["validation/loss"])
-        assert validation[0] == summary["before"]["loss"]
-        assert validation[steps] == summary["after"]["loss"]
-        for source, loss in summary["after"]["by_source"].items():
+        assert validation[0] == summary.before.loss
+        assert validation[steps] == summary.after.loss
+        for source, loss in summary.after.by_source.items():
             assert dict(history[f"validation/loss/source/{source}"])[steps] == loss
         assert stored[run.id]["params"]["lr"] == str(run.config().lr)
     assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 30, 60]
@@ -90,11 +90,11 @@ def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(sample: tuple[Pa
     before, recomputed = json.loads(command(folder, "evaluate", lora.id, "--against", "base", "--json").stdout)["models"]
     summary = lora.summary()
     assert summary is not None
-    assert before["loss"] == pytest.approx(summary["before"]["loss"], abs=1e-4)
-    assert before["by_source"] == pytest.approx(summary["before"]["by_source"], abs=1e-4)
-    assert recomputed["loss"] == pytest.approx(summary["after"]["loss"], abs=1e-5)
-    assert recomputed["by_source"] == pytest.approx(summary["after"]["by_source"], abs=1e-5)
-    assert recomputed["tokens"] == summary["after"]["tokens"]
+    assert before["loss"] == pytest.approx(summary.before.loss, abs=1e-4)
+    assert before["by_source"] == pytest.approx(summary.before.by_source, abs=1e-4)
+    assert recomputed["loss"] == pytest.approx(summary.after.loss, abs=1e-5)
+    assert recomputed["by_source"] == pytest.approx(summary.after.by_source, abs=1e-5)
+    assert recomputed["tokens"] == summary.after.tokens
 
 
 def test_the_adapter_loads_in_plain_peft_on_the_base_folder(sample: tuple[Path, RunFolder, RunFolder]) -> None:
@@ -219,7 +219,7 @@ def test_ctrl_c_saves_and_stops_and_resume_goes_on(long_run: tuple[subprocess.Po
     run.config_file.write_text(config.replace("max_steps: 2000", f"max_steps: {stopped_at + 5}"))
     command(tmp_path, "resume", run.id)
     assert run.state() == "completed"
-    assert run.summary()["steps"] == stopped_at + 5  # type: ignore[index]
+    assert run.summary().steps == stopped_at + 5  # type: ignore[union-attr]
     assert "is completed" in command(tmp_path, "resume", run.id, code=2).stderr
 
 

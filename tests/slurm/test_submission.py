@@ -112,14 +112,14 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     assert losses(far) == pytest.approx(losses(here), abs=1e-6)
     assert "is completed: give it more steps" in shell.finetune("resume", far.id, code=2).stderr
     shell.finetune("resume", far.id, "max_steps=9")
-    assert far.summary()["steps"] == 9  # type: ignore[index]
+    assert far.summary().steps == 9  # type: ignore[index]
     assert len(losses(far)) == 9
     assert "add --yes" in shell.finetune("prune", far.id).stderr
     assert far.checkpoints.is_dir()
     shell.finetune("prune", far.id, "--yes")
-    best = far.summary()["best"]  # type: ignore[index]
-    assert [path.name for path in far.checkpoints.glob("step-*")] == [f"step-{best['step']:08d}"]
-    assert Path(far.summary()["result"]).is_dir()  # type: ignore[index]
+    best = far.summary().best  # type: ignore[index]
+    assert [path.name for path in far.checkpoints.glob("step-*")] == [f"step-{best.step:08d}"]
+    assert Path(far.summary().result).is_dir()  # type: ignore[index]
     assert "completed" in shell.finetune("status", far.id).stdout
 
 
@@ -274,7 +274,7 @@ def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
     assert sorted("_" in job for job in arrays) == [False, True, True]
     assert len({run.sweep() for run in runs}) == 1
     (found,) = (shell.folder / "runs" / "sweeps").glob("*/optimization_results.yaml")
-    best = min(run.summary()["after"]["loss"] for run in runs)  # type: ignore[index]
+    best = min(run.summary().after.loss for run in runs)  # type: ignore[index]
     assert f"best_value: {best}" in found.read_text()
 
 

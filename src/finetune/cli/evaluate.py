@@ -20,11 +20,11 @@ from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
+from finetune.runs.summary import HeldOut
 from finetune.terminal import console
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
-    from finetune.evaluation.held_out import HeldOut
 
 BASE = "base"  # as --against: the model that the run started from
 GROUPS = ("by_language", "by_source")
@@ -103,15 +103,15 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     names = " and ".join(subject.label for subject in subjects)
     console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
     if len(subjects) == 1:
-        report.print_held_out({"after": results[0].as_dict()})
+        report.print_held_out(before=None, after=results[0])
     else:
         console().print(comparison_table(subjects, results))
     held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
-    report.print_losses({"validation": held_out_rows.as_dict()})
+    report.print_losses({"validation": held_out_rows.token_use()})
     if not options.json:
         return None
     if len(subjects) == 1:
-        return json.dumps(results[0].as_dict(), ensure_ascii=False)
+        return json.dumps(asdict(results[0]), ensure_ascii=False)
     return _as_json(subjects, results, data)
 
 
@@ -222,7 +222,7 @@ def _as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: Data
     models = []
     for subject, result in zip(subjects, results, strict=True):
         difference = asdict(Difference.between(result, results[0]))
-        models.append({"model": subject.label, **result.as_dict(), "difference": difference})
+        models.append({"model": subject.label, **asdict(result), "difference": difference})
     body = {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
     return json.dumps(body, ensure_ascii=False)
 

@@ -165,9 +165,10 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     best = best_of(list(points.values()))
     for one in [one for one in ended if one.state in ("failed", "dead")][:REPORTED_POINTS]:
         _print_ended(one)
-    warned = [one for one in ended if one.state == "completed" and (one.run.summary() or {}).get("warnings")]
-    for one in [one for one in warned if best is None or one.run.id != best.id][:REPORTED_POINTS]:
-        for message in (one.run.summary() or {})["warnings"]:
+    others = [one for one in ended if one.state == "completed" and (best is None or one.run.id != best.id)]
+    warnings = {one.run.id: summary.warnings for one in others if (summary := one.run.summary()) and summary.warnings}
+    for one in [one for one in others if one.run.id in warnings][:REPORTED_POINTS]:
+        for message in warnings[one.run.id]:
             print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)
     for one in ended:
         if best is not None and one.run.id == best.id:

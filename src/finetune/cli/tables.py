@@ -16,6 +16,7 @@ from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.terminal import console
+from finetune.tracking import names
 
 OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
 MOST_POINTS = 50  # where a sweep has ended: all are in its file
@@ -223,7 +224,7 @@ def _progress(one: Observed) -> Progress:
         return Progress(restarts=restarts)
     left = ""
     if one.state == "running" and "seconds_a_step" in last:
-        left = duration((last["train/num_steps"] - last["step"]) * last["seconds_a_step"])
+        left = duration((last[names.NUM_STEPS] - last["step"]) * last["seconds_a_step"])
     step = f"{last['step']}/{int(last['train/num_steps'])}"
     return Progress(step, f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}", left, restarts)
 
@@ -256,8 +257,6 @@ def duration(seconds: float) -> str:
 def _before_after(run: RunFolder) -> str:
     """Return the held-out losses of a run's start and end; nothing where it has no result, or was not evaluated."""
     summary = run.summary()
-    if not summary:
+    if summary is None or summary.before is None or summary.after is None:
         return ""
-    before = summary["before"]
-    after = summary["after"]
-    return f"{before['loss']:.3f} → {after['loss']:.3f}" if before and after else ""
+    return f"{summary.before.loss:.3f} → {summary.after.loss:.3f}"

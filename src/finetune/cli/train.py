@@ -51,7 +51,8 @@ def run_points(points: list[TrainConfig], sweep: Sweep | None = None, go_on: boo
     code = run_reports.report_runs(runs)
     if code and not go_on:
         raise SystemExit(code)
-    return [((run.summary() or {}).get("after") or {}).get("loss") for run in runs]
+    summaries = [run.summary() for run in runs]
+    return [summary.after.loss if summary and summary.after else None for summary in summaries]
 
 
 def _rewrite_after(arguments: list[str]) -> list[str]:

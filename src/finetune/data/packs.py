@@ -21,6 +21,7 @@ from finetune.data.packing import Segments
 from finetune.data.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
 from finetune.distributed import World
 from finetune.models.loss import IGNORE
+from finetune.models.packed import PackInputs
 
 PADDING = -1
 
@@ -56,20 +57,28 @@ class MicroBatch:
         )
 
     @property
-    def where(self) -> torch.Tensor:
+    def num_targets(self) -> int:
+        """Tokens that have a target: those that the loss is computed of."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def target_positions(self) -> torch.Tensor:
         """[targets] positions in the flattened packs that have a target."""
         return (self.labels.flatten() != IGNORE).nonzero()[:, 0]
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What PackedModel.losses takes: input_ids, position_ids, where, and the targets there."""
-        where = self.where
-        tensors = self.input_ids, self.position_ids, where, self.labels.flatten()[where]
-        on_device = [tensor.to(device) for tensor in tensors]
-        return on_device[0], on_device[1], on_device[2], on_device[3]
+    def to(self, device: torch.device) -> PackInputs:
+        """Return what PackedModel.losses takes, on a device."""
+        positions = self.target_positions
+        return PackInputs(
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            target_positions=positions.to(device),
+            targets=self.labels.flatten()[positions].to(device),
+        )
 
 
 @dataclass
-class Step:
+class StepData:
     """The data of one optimizer step for one rank. `num_targets` counts supervised tokens of the whole global step."""
 
     segments: Segments
@@ -153,17 +162,20 @@ class PackedData:
                     f"start a new run, or resume this one with the version that began it"
                 )
 
-    def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> Step:
+    def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> StepData:
         """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same order."""
         first = step * global_batch_size
         packs = [self._pack(index) for index in range(first, first + global_batch_size)]
         segments = np.concatenate(packs)
         stride = micro_batch_size * self.world.size
         mine = [packs[i + self.world.rank * micro_batch_size :][:micro_batch_size] for i in range(0, len(packs), stride)]
-        return Step(segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine))
+        return StepData(segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine))
 
-    def once(self, micro_batch_size: int) -> Iterator[MicroBatch]:
-        """One epoch in order, dealt to the ranks; all ranks get equally many batches (ZeRO-3 needs it), the last ones padding."""
+    def iter_epoch(self, micro_batch_size: int) -> Iterator[MicroBatch]:
+        """Yield one epoch in order, dealt to the ranks.
+
+        All ranks get equally many batches, as ZeRO-3 needs it; the last ones may be padding.
+        """
         stride = micro_batch_size * self.world.size
         for first in range(0, self.num_packs, stride):
             mine = range(first + self.world.rank * micro_batch_size, first + (self.world.rank + 1) * micro_batch_size)

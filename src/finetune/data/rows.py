@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.shards import Corpus
 from finetune.config.train import DataConfig
+from finetune.runs.summary import LostTokens, TokenUse, UsedGroup
 
 ROW = np.dtype([("length", "<i8"), ("kept", "<i8"), ("targets", "<i8"), ("fate", "u1")])
 
@@ -87,26 +88,12 @@ class Loss:
     def setting(self) -> str:
         return LOSSES[self.fate][1]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "fate": self.fate.name.lower(), "reason": self.reason, "setting": self.setting}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows and tokens of one source and written standard, and the tokens of them that are used."""
-
-    source: str
-    language: str
-    documents: int
-    tokens: int
-    used: int
-
 
 @dataclass(frozen=True)
 class Account:
     """Tokens of a split, of the sources in use: all those that came in by group, and what was lost of them by reason."""
 
-    groups: list[Group]
+    groups: list[UsedGroup]
     losses: list[Loss]
 
     @property
@@ -121,14 +108,21 @@ class Account:
     def lost_share(self) -> float:
         return self.lost / self.tokens if self.tokens else 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "used": self.tokens - self.lost,
-            "lost": self.lost,
-            "groups": [asdict(group) for group in self.groups],
-            "losses": [loss.as_dict() for loss in self.losses],
-        }
+    def token_use(self) -> TokenUse:
+        """Return the account as a summary holds it."""
+        losses = [
+            LostTokens(
+                source=loss.source,
+                language=loss.language,
+                fate=loss.fate.name.lower(),
+                documents=loss.documents,
+                tokens=loss.tokens,
+                reason=loss.reason,
+                setting=loss.setting,
+            )
+            for loss in self.losses
+        ]
+        return TokenUse(tokens=self.tokens, used=self.tokens - self.lost, lost=self.lost, groups=self.groups, losses=losses)
 
 
 def rows_of(table: pa.Table, mask_column: str | None, sources: list[str], long: LongRows) -> Rows:
@@ -195,7 +189,7 @@ def account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.obje
         if not of_group.any():
             continue
         tokens, used = int(rows["length"][of_group].sum()), int(rows["kept"][of_group].sum())
-        groups.append(Group(source, language, int(of_group.sum()), tokens, used))
+        groups.append(UsedGroup(source=source, language=language, documents=int(of_group.sum()), tokens=tokens, used=used))
         for fate in LOSSES:
             of_fate = of_group & (rows["fate"] == fate)
             if of_fate.any():

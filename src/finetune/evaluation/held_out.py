@@ -5,9 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,38 +14,22 @@ from data_prep.shards import Corpus
 from finetune.config.train import DataConfig
 from finetune.data.packs import PackedData
 from finetune.distributed import World
-from finetune.models.build import PackedModel
+from finetune.models import checks
 from finetune.models.load import load_for_evaluation
+from finetune.models.packed import PackedModel
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
-from finetune.training import guards
+from finetune.runs.summary import HeldOut
+from finetune.tracking import names
 
 
-@dataclass(kw_only=True)
-class HeldOut:
-    """Mean loss in nats a token, and the tokens it was measured on, over all and by group.
-
-    Attributes:
-        unigram_loss: what the training split's token frequencies alone would score on the same documents.
-    """
-
-    loss: float
-    tokens: int
-    by_source: dict[str, float] = field(default_factory=dict)
-    by_language: dict[str, float] = field(default_factory=dict)
-    tokens_by_source: dict[str, int] = field(default_factory=dict)
-    tokens_by_language: dict[str, int] = field(default_factory=dict)
-    unigram_loss: float | None = None
-
-    def as_metrics(self) -> dict[str, float]:
-        return {
-            "validation/loss": self.loss,
-            **{f"validation/loss/source/{name}": loss for name, loss in self.by_source.items()},
-            **{f"validation/loss/language/{name}": loss for name, loss in self.by_language.items()},
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+def as_metrics(held_out: HeldOut) -> dict[str, float]:
+    """Return the losses by the names of their metrics."""
+    return {
+        names.HELD_OUT_LOSS: held_out.loss,
+        **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in held_out.by_source.items()},
+        **{names.HELD_OUT_LOSS_BY_LANGUAGE.of(name): loss for name, loss in held_out.by_language.items()},
+    }
 
 
 def held_out_loss(
@@ -65,13 +47,13 @@ def held_out_loss(
     group_of_document = np.asarray([groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)])
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
-        for batch in data.once(micro_batch_size):
-            _, losses = packed.losses(*batch.on(world.device))
-            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.where.numpy()]])
+        for batch in data.iter_epoch(micro_batch_size):
+            losses = packed.losses(batch.to(world.device)).each
+            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]])
             sums[:, 0].index_add_(0, group, losses.double().cpu())
             sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
             beat()
-    sums = world.sum(sums.to(world.device)).cpu()
+    sums = world.all_reduce_sum(sums.to(world.device)).cpu()
     by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     for (source, language), pair in zip(groups, sums, strict=True):
@@ -112,8 +94,8 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
     packed = PackedModel(load_for_evaluation(base))
-    guards.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
-    guards.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
             corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,

@@ -99,18 +99,18 @@ def check_together(run: RunFolder, world: World) -> None:
         ValueError: sums are wrong on so many nodes that no node is to blame.
     """
     began = time.monotonic()
-    nodes: list[str] = world.everyone(node_name())
+    nodes: list[str] = world.all_gather_object(node_name())
     _check_shared_folder(run, world, nodes)
     _check_sums(world, nodes)
     logger.info("preflight passed: %d ranks on %d nodes, %.1f s", world.size, len(set(nodes)), time.monotonic() - began)
 
 
 def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None:
-    token, path = world.from_main(secrets.token_hex(16)), run.jobs / "preflight-token"
+    token, path = world.broadcast_object(secrets.token_hex(16)), run.jobs / "preflight-token"
     if world.is_main:
         path.write_text(token, encoding="utf-8")
     world.barrier()
-    blind = [node for node, seen in zip(nodes, world.everyone(_comes_to_hold(path, token)), strict=True) if not seen]
+    blind = [node for node, seen in zip(nodes, world.all_gather_object(_comes_to_hold(path, token)), strict=True) if not seen]
     if blind:
         named = ", ".join(sorted(set(blind)))
         raise PreflightError(f"{named} does not see what {nodes[0]} writes into {run.jobs}: no shared folder", sorted(set(blind)))
@@ -133,12 +133,12 @@ def _check_sums(world: World, nodes: list[str]) -> None:
     """All-reduce numbers whose sum every rank knows. Some versions of NCCL corrupt sums without an error, on some networks and at
     some sizes (NVIDIA/nccl#2001): such a run trains, and learns nothing or worse."""
     wrong = sum(_wrong_sums(world, size) for size in NUM_VALUES[world.device.type] for _ in range(REPEATS))
-    counts = world.everyone(wrong)
+    counts = world.all_gather_object(wrong)
     if not any(counts):
         return
     suspects = {node for node, count in zip(nodes, counts, strict=True) if count}
     if 2 * len(suspects) >= len(set(nodes)):
-        suspects = suspected(world.everyone(_wrong_broadcasts(world)), nodes)
+        suspects = suspected(world.all_gather_object(_wrong_broadcasts(world)), nodes)
     if not suspects:
         raise ValueError(
             f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers on a rank), and no "
@@ -159,7 +159,7 @@ def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
 def _wrong_sums(world: World, size: int) -> int:
     """How many numbers of an all-reduce came out wrong on this rank."""
     expected = sum((_values(rank, size, world.device) for rank in range(1, world.size)), _values(0, size, world.device))
-    return int((world.sum(_values(world.rank, size, world.device)) != expected).sum())
+    return int((world.all_reduce_sum(_values(world.rank, size, world.device)) != expected).sum())
 
 
 def _wrong_broadcasts(world: World) -> list[bool]:

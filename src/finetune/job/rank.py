@@ -165,7 +165,7 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
         from finetune.distributed import World, configure_logging
         from finetune.job.staging import staged
         from finetune.training.engine import init_distributed
-        from finetune.training.run import train
+        from finetune.training.train import train
 
     world = World()
     configure_logging(world)

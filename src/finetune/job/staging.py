@@ -49,7 +49,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
         run.write_json(NOTE, {"folder": str(all_nodes)})
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
-    faults = [fault for fault in world.everyone(fault) if fault]
+    faults = [fault for fault in world.all_gather_object(fault) if fault]
     try:
         if faults:
             raise PreflightError("; ".join(message for message, _ in faults), sorted(node for _, node in faults))

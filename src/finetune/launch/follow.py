@@ -20,6 +20,7 @@ from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.terminal import short_path
 from finetune.tracking import mlflow_sync as sender
+from finetune.tracking import names
 
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 15.0
@@ -117,9 +118,7 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
             _show_warnings(run, console, shown)
             if last := run.last_metrics():
                 status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
-                bar.update(
-                    task, description="training", completed=last["step"], total=int(last["train/num_steps"]), status=status
-                )
+                bar.update(task, description="training", completed=last["step"], total=int(last[names.NUM_STEPS]), status=status)
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()

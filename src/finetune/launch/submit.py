@@ -43,7 +43,8 @@ from finetune.models import tokenizer
 from finetune.runs import base_model as base
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
-from finetune.training.schedule import describe_leap, num_steps_of
+from finetune.tracking import names
+from finetune.training.schedule import Schedule, describe_leap
 
 RETRIED = ("failed", "dead", "cancelled", "stopped", "interrupted", "queued")  # of no live job: then queued is never started
 
@@ -150,8 +151,9 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
     if now.state == "completed" and not _has_more_steps(run, config):
+        more = 2 * max(1, _steps_done(run))
         raise ValueError(
-            f"run {run.id} is completed: give it more steps, as in max_steps={2 * int((run.summary() or {}).get('steps', 1))}, "
+            f"run {run.id} is completed: give it more steps, as in max_steps={more}, "
             f"or start a new one from it with model=run:{run.id}"
         )
     if now.alive:
@@ -179,11 +181,11 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     step, last = checkpoint_files.step_of(newest), run.last_metrics()
     if run.summary() and step < last.get("step", 0):
         yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
-    planned = state.get("seen", {}).get("num_steps") or int(last.get("train/num_steps", 0))
+    planned = state.get("seen", {}).get("num_steps") or int(last.get(names.NUM_STEPS, 0))
     plan = next(run.plan.glob("train-*-epoch-000.npy"), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
-        if message := describe_leap(step, planned, num_steps_of(num_packs, config), config):
+        if message := describe_leap(step, planned, Schedule.of(config, num_packs)):
             yield message
 
 
@@ -332,7 +334,13 @@ def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
     old = run.config()
     if config.max_steps is None:
         return config.num_epochs > old.num_epochs
-    return bool(config.max_steps > (run.summary() or {}).get("steps", 0))
+    return config.max_steps > _steps_done(run)
+
+
+def _steps_done(run: RunFolder) -> int:
+    """Return the steps of a run that has ended well; 0 for others."""
+    summary = run.summary()
+    return summary.steps if summary else 0
 
 
 def _check_together(points: list[TrainConfig]) -> None:

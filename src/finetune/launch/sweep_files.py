@@ -50,7 +50,8 @@ class Point:
 
 def read_point(run: RunFolder, state: str | None = None) -> Point:
     """Return the point that a run is; its state is read from its folder where it is not given."""
-    loss = ((run.summary() or {}).get("after") or {}).get("loss")
+    summary = run.summary()
+    loss = summary.after.loss if summary and summary.after else None
     known = None if loss is None or math.isnan(loss) else float(loss)
     return Point(run.id, run.point(), run.state() if state is None else state, known)
 

@@ -2,7 +2,7 @@
 
 Documents are told apart by positions that start at 0 again. `sdpa` and `flex_attention` turn that into a mask over [length ×
 length]; `flash_attention_2` and `documents` take one row of all documents and never compute what a mask would throw away.
-Which of them is used is decided on the running model, by a check of its results (guards.check_isolation).
+Which of them is used is decided on the running model, by a check of its results (checks.check_isolation).
 """
 
 from __future__ import annotations

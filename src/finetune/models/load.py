@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -22,12 +22,14 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.models import end_of_turn
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base_models
 from finetune.runs.base_model import Base
+
+if TYPE_CHECKING:
+    from finetune.models.zero3 import Partitioner
 
 transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ _IN_ADAPTER = re.compile(r"\.(base_layer|original_module)\.")  # what PEFT puts 
 
 
 def load(
-    base: Base, dtype: torch.dtype | str, device_map: str | None = None, partition_for: TrainConfig | None = None,
+    base: Base, dtype: torch.dtype | str, device_map: str | None = None, partitioner: Partitioner | None = None,
     quantization: str | None = None,
 ) -> Model:  # fmt: skip
     """A base model from files, its adapters merged.
@@ -47,7 +49,7 @@ def load(
     Args:
         dtype: "auto" keeps that of the files.
         device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the CPU.
-        partition_for: a run whose ranks load together: under ZeRO-3 each then holds its share only.
+        partitioner: under ZeRO-3, of a run whose ranks load together: each then holds its share only.
         quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained or merged into.
 
     Raises:
@@ -56,14 +58,14 @@ def load(
     if quantization and base.adapters:
         raise ValueError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
     model = None
-    if partition_for is not None and partition_for.zero["stage"] == 3 and torch.distributed.is_initialized():
-        model = _load_partitioned(base, partition_for)
+    if partitioner is not None and torch.distributed.is_initialized():
+        model = _load_partitioned(base, dtype, partitioner)
     if model is None:
         model = _load_whole(base, dtype, device_map, quantization)
     model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
-        model = _merge(model, adapter, partition_for).requires_grad_(True)  # PEFT froze it, and leaves it frozen
+        model = _merge(model, adapter, partitioner).requires_grad_(True)  # PEFT froze it, and leaves it frozen
         end_of_turn.inherit(model, adapter)
     model.train()
     return model
@@ -119,7 +121,7 @@ def _part(name: str) -> str:
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
-def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
+def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partitioner) -> Model | None:
     """The base with each parameter read by rank 0 and cut into the ranks' slices before the next is read.
 
     transformers' own way under ZeRO-3 holds the whole model on rank 0, and with other versions left weights random
@@ -128,10 +130,8 @@ def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
     Returns:
         None if the files' tensors are not the model's parameters as they are (transformers converts some architectures).
     """
-    from finetune.models import zero3 as partition
-
     world, device = World(), World().device
-    model = _skeleton(base, DTYPES[config.precision])
+    model = _skeleton(base, dtype)
     files = WeightFiles(base.folder)  # every rank reads the headers, so that all of them raise what is wrong with them
     if needs_conversion(model, files):
         logger.warning("%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up", base.name)
@@ -147,7 +147,7 @@ def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
         misshapen=[name for name, tensor in wanted.items() if files.shapes.get(name, tensor.shape) != tensor.shape],
         unexpected=[n for n in files.shapes.keys() - wanted.keys() - ties.keys() if not ignored.search(n)],
     )
-    with partition.Partitioner(config)() as partitioned:
+    with partitioner.partition() as partitioned:
         for name, tensor in files if world.is_main else dict.fromkeys(files.shapes).items():
             if (place := places.get(name, name)) not in wanted:
                 continue
@@ -163,7 +163,7 @@ def _load_partitioned(base: Base, config: TrainConfig) -> Model | None:
     return model
 
 
-def _skeleton(base: Base, dtype: torch.dtype) -> Model:
+def _skeleton(base: Base, dtype: torch.dtype | str) -> Model:
     """The model without memory for its parameters; its buffers are computed as always."""
     from accelerate import init_empty_weights
 
@@ -213,15 +213,14 @@ def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | No
     return any(rename_source_key(name, renamings, converters, prefix, own) != (name, None) for name in files.shapes)
 
 
-def files_to_compare(model: Model, config: TrainConfig) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """The files of a run's base and, by their names in them, the parameters that must hold the same numbers now.
+def files_to_compare(model: Model, base: Base | None) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
+    """Return the files of a run's base and, by their names in them, the parameters that must hold the same numbers now.
 
     Returns:
         None where there is nothing to compare with: from scratch, earlier adapters merged, or weights that were converted.
     """
-    if config.model.path is None:
+    if base is None:
         return None
-    base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     files = WeightFiles(base.folder)
     named = {_IN_ADAPTER.sub(".", name): p for name, p in plain.named_parameters(remove_duplicate=False)}
@@ -243,30 +242,33 @@ def _changed_by_adapter(model: Model) -> set[str]:
     return {f"{name}.weight" for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def _merge(model: Model, adapter: Path, partition_for: TrainConfig | None) -> Model:
-    """The model with an adapter's weights in its own. An adapter trained with added tokens brings its tokenizer: the base gets
-    the rows that it had then."""
+def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Model:
+    """Return the model with an adapter's weights in its own.
+
+    An adapter trained with added tokens brings its tokenizer: the base gets the rows that it had then.
+    """
     if (adapter / "tokenizer.json").is_file():
-        enlarge(model, base_models.tokenizer_size(adapter), partition_for)
+        enlarge(model, base_models.tokenizer_size(adapter), partitioner)
     if not is_partitioned(model):
         adapted = PeftModel.from_pretrained(model, str(adapter))
-        _untie(adapted, partition_for)
+        _untie(adapted, partitioner)
         return adapted.merge_and_unload()  # type: ignore[no-any-return]
-    from finetune.models import zero3 as partition
+    from finetune.models import zero3
 
-    assert partition_for is not None
-    with partition.visible_to_peft(partition_for):
+    assert partitioner is not None
+    dtype = next(model.parameters()).dtype
+    with partitioner.visible_to_peft():
         adapted = PeftModel.from_pretrained(model, str(adapter))
-    _untie(adapted, partition_for)
-    partition.settle(adapted, DTYPES[partition_for.precision], World().device)
+    _untie(adapted, partitioner)
+    zero3.move_unpartitioned_to_device(adapted, dtype, World().device)
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
-            with partition.gathered(module.get_base_layer().parameters(), modify=True):
+            with zero3.gathered(module.get_base_layer().parameters(), modify=True):
                 module.merge()
     return adapted.unload()  # type: ignore[no-any-return]
 
 
-def _untie(adapted: PeftModel, partition_for: TrainConfig | None) -> None:
+def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
     """Give a layer that an adapter changes a matrix of its own, if it shares one: merged into a tied matrix, the embeddings'
     change would be the head's too."""
     places: dict[int, int] = {}
@@ -278,12 +280,12 @@ def _untie(adapted: PeftModel, partition_for: TrainConfig | None) -> None:
         if weight is None or places.get(id(weight), 0) < 2:
             continue
         if is_partitioned(adapted):
-            from finetune.models import zero3 as partition
+            from finetune.models import zero3
 
-            assert partition_for is not None
-            with partition.gathered([weight]):
+            assert partitioner is not None
+            with zero3.gathered([weight]):
                 whole = weight.detach().clone()
-            with partition.Partitioner(partition_for)() as partitioned:
+            with partitioner.partition() as partitioned:
                 module.get_base_layer().weight = partitioned(whole).requires_grad_(weight.requires_grad)
         else:
             module.get_base_layer().weight = torch.nn.Parameter(weight.detach().clone(), weight.requires_grad)
@@ -291,7 +293,7 @@ def _untie(adapted: PeftModel, partition_for: TrainConfig | None) -> None:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
-def enlarge(model: Model, rows: int, partition_for: TrainConfig | None) -> None:
+def enlarge(model: Model, rows: int, partitioner: Partitioner | None) -> None:
     """Give the embeddings and the head at least `rows` rows. New ones are the mean of the old ones: their logits then stay
     inside those that the model gives already (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models)."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
@@ -303,12 +305,12 @@ def enlarge(model: Model, rows: int, partition_for: TrainConfig | None) -> None:
         if not is_partitioned(model):
             _replace(model, parameter, torch.nn.Parameter(_with_mean_rows(parameter.detach(), rows)))
             continue
-        from finetune.models import zero3 as partition
+        from finetune.models import zero3
 
-        assert partition_for is not None
-        with partition.gathered([parameter]):
+        assert partitioner is not None
+        with zero3.gathered([parameter]):
             whole = _with_mean_rows(parameter.detach(), rows)
-        with partition.Partitioner(partition_for)() as partitioned:
+        with partitioner.partition() as partitioned:
             _replace(model, parameter, partitioned(whole))
     embeddings.num_embeddings = rows
     if head is not None:
@@ -350,5 +352,5 @@ def _replace(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> 
 
 
 def is_partitioned(model: Model) -> bool:
-    """Under ZeRO-3: DeepSpeed's mark, which partition.py explains."""
+    """Return whether the model is under ZeRO-3: by DeepSpeed's mark, which zero3.py explains."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

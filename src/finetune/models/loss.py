@@ -8,6 +8,7 @@ loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut You
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,27 @@ CHUNK_ELEMENTS = {"cpu": 5 * 2**20, "cuda": 2**27}
 LEAST_ROWS = 256  # each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
 
 
+@dataclass(frozen=True)
+class TargetLosses:
+    """Losses of supervised positions in nats.
+
+    Attributes:
+        total: their sum, a scalar to call backward on.
+        each: [targets] float32, detached.
+    """
+
+    total: Tensor
+    each: Tensor
+
+
+@dataclass(frozen=True)
+class _Supervised:
+    """[targets] positions in the flattened packs, and the token that each should predict."""
+
+    positions: Tensor
+    targets: Tensor
+
+
 class TargetHead:
     """The LM head of a causal model, made to give losses instead of logits while `losses` runs.
 
@@ -31,7 +53,7 @@ class TargetHead:
 
     Attributes:
         chunked: the head is a plain linear layer and what it says is the model's logits. Ours to set to False after a check
-            (guards.check_target_losses) found that the model does more.
+            (checks.check_target_losses) found that the model does more.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,42 +63,40 @@ class TargetHead:
         self.chunked = type(head) is nn.Linear and not hasattr(head, "_hf_hook")  # accelerate's hook fetches offloaded weights
         self._head: Any = head
         self._forward: Callable[..., Tensor] = head.forward
-        self._targets: tuple[Tensor, Tensor] | None = None
-        self._given: Tensor | None = None
-        head.forward = self._replacement
+        self._supervised: _Supervised | None = None
+        self._each: Tensor | None = None
+        head.forward = self._head_output
 
-    def losses(self, forward: Callable[[], Any], where: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of the positions `where`.
+    def losses(self, forward: Callable[[], Any], target_positions: Tensor, targets: Tensor) -> TargetLosses:
+        """Run the model and return the losses of the supervised positions.
 
         Args:
             forward: runs the model and gives its output.
-            where: [targets] positions in the flattened [packs × length].
-            labels: [targets] the token that each of them should predict.
-
-        Returns:
-            The sum of the losses, for backward, and [targets] each of them, float32 in nats, detached.
+            target_positions: [targets] positions in the flattened [packs × length].
+            targets: [targets] the token that each of them should predict.
         """
-        self._targets = where, labels
+        self._supervised = _Supervised(target_positions, targets)
         try:
-            logits = forward().logits
+            output = forward()
         finally:
-            self._targets = None
+            self._supervised = None
         if self.chunked:
-            assert self._given is not None
-            given, self._given = self._given, None
-            return logits, given
-        each = nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, reduction="none")
-        return each.sum(), each.detach()
+            assert self._each is not None
+            each, self._each = self._each, None
+            return TargetLosses(total=output.logits, each=each)  # the head returned the sum of losses in place of logits
+        each = nn.functional.cross_entropy(output.logits.float().flatten(0, -2), targets, reduction="none")
+        return TargetLosses(total=each.sum(), each=each.detach())
 
-    def _replacement(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
-        if self._targets is None:
+    def _head_output(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """Return logits; while `losses` runs, the sum of losses, or the supervised positions' logits if not `chunked`."""
+        if self._supervised is None:
             return self._forward(hidden, *rest, **more)
-        where, labels = self._targets
-        supervised = hidden.flatten(0, -2)[where]
+        supervised = hidden.flatten(0, -2)[self._supervised.positions]
         if not self.chunked:
             return self._forward(supervised[None], *rest, **more)
-        total, self._given = _ChunkedCrossEntropy.apply(supervised, self._head.weight, self._head.bias, labels)  # type: ignore[no-untyped-call]
-        return total  # type: ignore[no-any-return]
+        weight, bias = self._head.weight, self._head.bias
+        loss_sum, self._each = _ChunkedCrossEntropy.apply(supervised, weight, bias, self._supervised.targets)  # type: ignore[no-untyped-call]
+        return loss_sum  # type: ignore[no-any-return]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -142,8 +162,8 @@ def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
     return (total.log() + top - at_target)[:, 0], exponentials.div_(total)
 
 
-def normalised(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:
-    """The scalar to call backward on.
+def normalise_loss(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:
+    """Return the scalar to call backward on.
 
     DeepSpeed averages gradients over ranks, so multiplying by world_size / global_tokens makes the gradient of one step
     that of the mean over all supervised tokens of the global batch, however they fall on ranks and micro-batches.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import deepspeed as deepspeed  # engine.py takes it from here, where the line ab
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's own config of a run: of its engine, and of partitions made before there is an engine."""
+    """Return DeepSpeed's own config of a run: of its engine, and of partitions made before there is an engine."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -43,9 +43,9 @@ def has_async_io() -> bool:
     return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
 
 
-def compile_ahead(config: TrainConfig) -> None:
-    """What DeepSpeed would compile where nobody waits for it: SuperOffload's worker is given up after a minute (0.19)."""
-    if (config.zero.get("offload_optimizer") or {}).get("super_offload"):
+def compile_ahead(zero: Mapping[str, Any]) -> None:
+    """Compile what DeepSpeed would compile where nobody waits for it: it gives SuperOffload's worker up after a minute (0.19)."""
+    if (zero.get("offload_optimizer") or {}).get("super_offload"):
         deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)
 
 
@@ -70,8 +70,11 @@ def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> 
         yield
 
 
-def whole(named: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Copies on rank 0's CPU, gathered one at a time; elsewhere their shapes (meta tensors). Every rank must go through all."""
+def gather_to_rank0(named: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield copies on rank 0's CPU, gathered one at a time; elsewhere their shapes (meta tensors).
+
+    Every rank must go through all of them.
+    """
     for name, tensor in named:
         with gathered([tensor] if isinstance(tensor, torch.nn.Parameter) else []):
             copy = tensor.detach().to("cpu" if is_main else "meta", copy=True)
@@ -95,17 +98,33 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 class Partitioner:
-    """Makes partitioned parameters of whole tensors, with the run's DeepSpeed settings."""
+    """Makes partitioned parameters of whole tensors, with a run's DeepSpeed settings.
 
-    def __init__(self, config: TrainConfig) -> None:
-        # tensor_overrides: by default tensors made in the context change their dtype, torch.arange's positions too
-        self._context = deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), tensor_overrides=frozenset())
+    Args:
+        settings: DeepSpeed's config of the run (deepspeed_config).
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
 
     @contextmanager
-    def __call__(self) -> Iterator[Callable[[torch.Tensor], torch.nn.Parameter]]:
+    def partition(self) -> Iterator[Callable[[torch.Tensor], torch.nn.Parameter]]:
         """Inside, call the result with rank 0's whole tensor, and on other ranks with any of its shape and dtype."""
-        with self._context:
+        # tensor_overrides: by default tensors made in the context change their dtype, torch.arange's positions too
+        with deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=frozenset()):
             yield lambda tensor: _Holder(tensor).parameter
+
+    @contextmanager
+    def visible_to_peft(self) -> Iterator[None]:
+        """Let PEFT gather what it reads of the base (DoRA's norms, PiSSA's factors).
+
+        PEFT does so only if transformers reports that ZeRO-3 is on.
+        """
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+        alive = HfDeepSpeedConfig(self._settings)  # transformers keeps a weak reference: it is on as long as this lives
+        yield
+        del alive
 
 
 class _Holder(torch.nn.Module):
@@ -116,17 +135,7 @@ class _Holder(torch.nn.Module):
         self.parameter = torch.nn.Parameter(tensor)
 
 
-@contextmanager
-def visible_to_peft(config: TrainConfig) -> Iterator[None]:
-    """PEFT gathers what it reads of the base (DoRA's norms, PiSSA's factors) only if transformers says that ZeRO-3 is on."""
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-    alive = HfDeepSpeedConfig(deepspeed_config(config))  # transformers keeps a weak reference: it is on as long as this lives
-    yield
-    del alive
-
-
-def settle(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def move_unpartitioned_to_device(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Bring what was not partitioned (an adapter, buffers) to the device and the adapter to `dtype`: DeepSpeed leaves both to
     the caller where it meets a model that is partitioned already."""
     for parameter in model.parameters():

@@ -70,6 +70,12 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     return Base(path, folder)
 
 
+def of_run(config: TrainConfig) -> Base | None:
+    """Return the base of a run; None from scratch. Raises as resolve."""
+    path = config.model.path
+    return None if path is None else resolve(path, config.runs_dir, config.model.revision)
+
+
 def _trained(run: RunFolder, folder: Path) -> Base:
     """Name what a run wrote: a model, or an adapter with the base that it belongs to."""
     config = run.config()
@@ -82,7 +88,8 @@ def _trained(run: RunFolder, folder: Path) -> Base:
 
 def _is_result(run: RunFolder, step: int) -> bool:
     """Whether the weights of a step are what a completed run saved."""
-    return run.state() == "completed" and (run.summary() or {}).get("result_step") == step
+    summary = run.summary()
+    return run.state() == "completed" and summary is not None and summary.result_step == step
 
 
 def _exported(run: RunFolder, step: int) -> Path:

@@ -21,6 +21,7 @@ from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
 from finetune.runs import causes, rank_warnings
 from finetune.runs.json_files import write_json
+from finetune.runs.summary import Summary
 
 TURN = "turn.json"
 SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
@@ -118,9 +119,10 @@ class RunFolder:
     def config(self) -> TrainConfig:
         return configuration.load(self.config_file)
 
-    def summary(self) -> dict[str, Any] | None:
-        """summary.json, or None while the run has not ended well."""
-        return self.read_json("summary.json")
+    def summary(self) -> Summary | None:
+        """Return what came of the run; None while it has not ended well."""
+        body = self.read_json("summary.json")
+        return None if body is None else Summary.from_json(body)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         return _read_json(self.path / name)

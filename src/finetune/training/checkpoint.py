@@ -28,6 +28,7 @@ import torch
 from data_prep.shards import sha256_file
 from finetune.distributed import World
 from finetune.runs import checkpoint_files as files
+from finetune.runs.summary import StepLoss
 from finetune.training.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class Checkpoints:
         """
         if self.world.is_main:
             self._sweep()
-        found = self.world.from_main(self.newest() if self.world.is_main else None)  # if rank 0 raises, its peers lose it and end
+        found = self.world.broadcast_object(
+            self.newest() if self.world.is_main else None
+        )  # if rank 0 raises, its peers lose it and end
         if found is None:
             return {"step": 0}
         state = self._load(found, engine)
@@ -93,7 +96,7 @@ class Checkpoints:
         Returns:
             the step whose weights the engine holds now; None if no checkpoint was evaluated.
         """
-        found = self.world.from_main(self._best_whole(current) if self.world.is_main else None)
+        found = self.world.broadcast_object(self._best_whole(current) if self.world.is_main else None)
         if found is not None and files.step_of(found) != current:
             self._load(found, engine)
             logger.info("the result is %s, which has the best held-out loss", found.name)
@@ -102,18 +105,21 @@ class Checkpoints:
     def is_best(self, loss: float) -> bool:
         """Whether a held-out loss is below those of all checkpoints; the same answer on all ranks."""
         known = files.by_loss(self.folder) if self.world.is_main else []
-        return bool(self.world.from_main(not known or loss < known[0][0]))
+        return bool(self.world.broadcast_object(not known or loss < known[0][0]))
 
     def loss_of(self, step: int) -> float:
         """The held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
         return float(
-            self.world.from_main(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None)
+            self.world.broadcast_object(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None)
         )
 
-    def describe_best(self) -> dict[str, float] | None:
-        """Step and held-out loss of the best checkpoint."""
+    def best_loss(self) -> StepLoss | None:
+        """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
         found = files.by_loss(self.folder)
-        return {"step": files.step_of(found[0][1]), "loss": found[0][0]} if found else None
+        if not found:
+            return None
+        loss, folder = found[0]
+        return StepLoss(step=files.step_of(folder), loss=loss)
 
     def _best_whole(self, current: int) -> Path | None:
         """The best checkpoint whose files verify; those of step `current` are in memory and need not be read."""
@@ -147,7 +153,7 @@ class Checkpoints:
     def evaluated(self, step: int) -> bool:
         """Whether the weights of this checkpoint were evaluated; the same answer on all ranks."""
         known = self.world.is_main and files.held_out_loss(files.folder_of(self.folder, step)) is not None
-        return bool(self.world.from_main(known))
+        return bool(self.world.broadcast_object(known))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
         """Add the loss of weights that were evaluated after their checkpoint was published."""

@@ -19,13 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
 from finetune.config.train import TrainConfig
-from finetune.models import build as model
-from finetune.models import end_of_turn, tokenizer
-from finetune.models import zero3 as partition
+from finetune.models import checks, end_of_turn, save, tokenizer, zero3
 from finetune.models.load import DTYPES, Model, stand_in, tensors
 from finetune.runs import checkpoint_files
 from finetune.runs.folder import RunFolder
-from finetune.training import guards
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +37,13 @@ def export(run: RunFolder, step: int) -> Path:
     checkpoint = checkpoint_files.folder_of(run.checkpoints, step)
     if fault := checkpoint_files.find_fault(checkpoint):  # before anything in it is unpickled
         raise ValueError(f"checkpoint {checkpoint}: {fault}: choose another step")
-    description = checkpoint / "engine" / model.DESCRIPTION
+    description = checkpoint / "engine" / save.DESCRIPTION
     if not description.is_dir():
         raise ValueError(
             f"checkpoint {checkpoint} is of an earlier version, which did not describe its model: resume the run first"
         )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
-    held = partition.read_weights(checkpoint / "engine", config.zero["stage"])
+    held = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
     wanted = {name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)}
     if missing := sorted(wanted.keys() - held.keys()):
         raise ValueError(f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step")
@@ -54,10 +51,10 @@ def export(run: RunFolder, step: int) -> Path:
     folder = run.export(step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save(skeleton, state.items(), temporary)
-    guards.check_saved(temporary, state, at_start=None)
+    save.save(skeleton, state.items(), temporary)
+    checks.check_saved(temporary, state, at_start=None)
     if config.adapter:
-        guards.check_reloads(temporary, skeleton, state)
+        checks.check_reloads(temporary, skeleton, state)
     tokenizer.place(config.data.corpus_folder / "tokenizer", temporary)
     end_of_turn.declare(temporary, Manifest.read(config.data.corpus_folder).tokenizer, skeleton)
     temporary.rename(folder)
@@ -65,7 +62,7 @@ def export(run: RunFolder, step: int) -> Path:
 
 
 def _is_trained(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
-    return not model.is_adapter(skeleton) or tensor.requires_grad or model.is_of_adapter(skeleton, name)
+    return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 
 def _model_skeleton(description: Path, config: TrainConfig) -> Model:

@@ -16,8 +16,8 @@ import torch
 
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.models import build as models
-from finetune.models.build import PackedModel
+from finetune.models import save
+from finetune.models.packed import PackedModel
 from finetune.models.zero3 import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Engine:
         )
         if self._stage == 3:
             show_dora_its_weights(model)
-        compile_ahead(config)
+        compile_ahead(config.zero)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -87,13 +87,17 @@ class Engine:
             raise ValueError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
         self.packed = PackedModel(model, self._engine)
 
-    def train(self, lr: float) -> None:
-        """Training mode, for a step with learning rate `lr`: set before the backward pass, in which SuperOffload updates."""
+    def set_train_mode(self) -> None:
+        """Put the model into training mode."""
         self._engine.train()
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step: before its backward pass, in which SuperOffload updates."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def eval(self) -> None:
+    def set_eval_mode(self) -> None:
+        """Put the model into evaluation mode."""
         self._engine.eval()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -113,17 +117,17 @@ class Engine:
 
     def state_on_main(self) -> dict[str, torch.Tensor]:
         """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A model that is trained
-        whole goes through models.weights, tensor by tensor."""
-        return dict(models.weights(self.model, trainable_only=True))
+        whole goes through save.weights, tensor by tensor."""
+        return dict(save.weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model; frozen weights are left
         out."""
         self._engine.save_checkpoint(
-            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=models.is_adapter(self.model)
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=save.is_adapter(self.model)
         )
         if self.world.is_main:
-            models.describe(self.model, folder / models.DESCRIPTION)
+            save.describe(self.model, folder / save.DESCRIPTION)
 
     def load(self, folder: Path, same_ranks: bool) -> None:
         """The counterpart of `save`, at the same ZeRO stage.
@@ -141,7 +145,7 @@ class Engine:
             folder = whole
         self._engine._config.load_universal_checkpoint = universal
         loaded, _ = self._engine.load_checkpoint(
-            str(folder.parent), tag=folder.name, load_module_strict=not models.is_adapter(self.model)
+            str(folder.parent), tag=folder.name, load_module_strict=not save.is_adapter(self.model)
         )
         assert loaded is not None, folder
         self._engine._config.load_universal_checkpoint = False

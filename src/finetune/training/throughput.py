@@ -6,14 +6,17 @@ import functools
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from finetune.models.cpu_matmul import linear
+
+T = TypeVar("T")
 
 # Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16, fp32 as PyTorch
 # multiplies it by default, without TF32). The first name that the device's name holds is taken.
@@ -109,7 +112,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Device time of what is launched inside; it is read later, by `settle`, so that nothing waits for it now."""
+        """Device time of what is launched inside; it is read later, by `read_events`, so that nothing waits for it now."""
         if self._device.type != "cuda":
             began = time.perf_counter()
             yield
@@ -128,7 +131,17 @@ class Clock:
         yield
         self.seconds[name] += time.perf_counter() - began
 
-    def settle(self) -> None:
+    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, counting the host time in which each is made."""
+        iterator = iter(items)
+        while True:
+            with self.waiting(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def read_events(self) -> None:
         """Read the events of a step that has ended."""
         for name, start, stop in self._events:
             self.seconds[name] += start.elapsed_time(stop) / 1000

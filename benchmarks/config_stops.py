@@ -1,0 +1,291 @@
+"""Stops of the config: functions that receive the whole TrainConfig, from `train` on.
+
+`train` is the function of src/finetune with that name and a parameter annotated TrainConfig. From there each
+function of src/finetune that is named, each __init__ of a class that is called and each property is followed.
+A nested function belongs to the function around it. A call site is a call in a function reached
+that passes a value of type TrainConfig to a function or class of src/finetune: `config`, or `run.config` of
+the object that `train` builds. Of the functions reached, a stop is one that has a parameter annotated
+`TrainConfig` or `TrainConfig | None`, that contains a call site, or that is called by one.
+
+Types are read off annotations of parameters, attributes, properties and return values. A name or attribute
+without one takes the type of the value that is assigned to it. Containers, loop variables and whatever else
+have no type: functions that are reached through those alone are not followed."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.source_tree import FUNCTIONS, Function, Module
+
+START, CONFIG = "train", "TrainConfig"
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A function, method or class, under its dotted name; `owner` is the class of a method."""
+
+    name: str
+    module: Module
+    node: Function | ast.ClassDef
+    owner: str = ""
+
+
+@dataclass
+class Stops:
+    """Stops and call sites as places in the source, in the order in which they are reached."""
+
+    functions: list[str]
+    calls: list[str]
+
+
+class Code:
+    """The definitions of a package by dotted name, and the types that their annotations give."""
+
+    def __init__(self, modules: list[Module]) -> None:
+        self.definitions: dict[str, Definition] = {}
+        self.names: dict[str, dict[str, str]] = defaultdict(dict)
+        self._attributes: dict[str, dict[str, str]] = {}
+        for module in modules:
+            names = self.names[module.name]
+            for one in module.imports(type_checking=True):
+                names[one.local] = one.target
+            for node in module.tree.body:
+                if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+                    names[node.name] = f"{module.name}.{node.name}"
+                    self._define(Definition(names[node.name], module, node))
+
+    def _define(self, definition: Definition) -> None:
+        self.definitions[definition.name] = definition
+        if isinstance(definition.node, ast.ClassDef):
+            for node in definition.node.body:
+                if isinstance(node, FUNCTIONS):
+                    name = f"{definition.name}.{node.name}"
+                    self._define(Definition(name, definition.module, node, definition.name))
+
+    def is_class(self, name: str) -> bool:
+        return name in self.definitions and isinstance(self.definitions[name].node, ast.ClassDef)
+
+    def dotted(self, module: Module, node: ast.expr) -> str:
+        """Return the full name of a name or of an attribute of a module; empty for other expressions."""
+        if isinstance(node, ast.Name):
+            return self.names[module.name].get(node.id, "")
+        if isinstance(node, ast.Attribute) and (owner := self.dotted(module, node.value)):
+            return f"{owner}.{node.attr}"
+        return ""
+
+    def annotated(self, module: Module, annotation: ast.expr | None) -> str:
+        """Return the class that an annotation `X`, `"X"` or `X | None` names, or an empty string."""
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.parse(annotation.value, mode="eval").body
+        if isinstance(annotation, ast.BinOp):
+            return self.annotated(module, annotation.left) or self.annotated(module, annotation.right)
+        name = self.dotted(module, annotation) if annotation else ""
+        return name if self.is_class(name) else ""
+
+    def returned(self, name: str) -> str:
+        """Return the class of what a call of the function or class `name` returns, or an empty string."""
+        definition = self.definitions.get(name)
+        if definition is None:
+            return ""
+        if isinstance(definition.node, ast.ClassDef):
+            return name
+        return self.annotated(definition.module, definition.node.returns)
+
+    def method(self, owner: str, name: str) -> str:
+        """Return the full name of a method of a class or of one of its bases, or an empty string."""
+        definition = self.definitions.get(owner)
+        if definition is None or not isinstance(definition.node, ast.ClassDef):
+            return ""
+        if f"{owner}.{name}" in self.definitions:
+            return f"{owner}.{name}"
+        for base in definition.node.bases:
+            if found := self.method(self.dotted(definition.module, base), name):
+                return found
+        return ""
+
+    def attribute(self, owner: str, name: str) -> str:
+        """Return the class of an attribute or a property of a class."""
+        if not self.is_class(owner):
+            return ""
+        if owner not in self._attributes:
+            self._attributes[owner] = {}  # an attribute that is assigned from itself has no type
+            self._attributes[owner] = dict(self._declared(self.definitions[owner]))
+        return self._attributes[owner].get(name, "")
+
+    def _declared(self, definition: Definition) -> Iterator[tuple[str, str]]:
+        """Yield the attributes of a class with their types: from its methods, then from its body."""
+        assert isinstance(definition.node, ast.ClassDef)
+        for node in definition.node.body:
+            if isinstance(node, FUNCTIONS):
+                yield from Scope(self, self.definitions[f"{definition.name}.{node.name}"]).of_self()
+        for node in definition.node.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id, self.annotated(definition.module, node.annotation)
+            elif isinstance(node, FUNCTIONS) and is_property(node):
+                yield node.name, self.annotated(definition.module, node.returns)
+
+
+class Scope:
+    """One function: the types of its names, and what its expressions refer to."""
+
+    def __init__(self, code: Code, definition: Definition) -> None:
+        self._code = code
+        self._module = definition.module
+        self._node = definition.node
+        self._types: dict[str, str] = {}
+        self._locals: set[str] = set()
+        for node in ast.walk(self._node):
+            if isinstance(node, ast.arg):
+                self._types[node.arg] = code.annotated(self._module, node.annotation)
+                self._locals.add(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self._locals.add(node.id)
+        if definition.owner:
+            self._types["self"] = definition.owner
+        for target, kind in self._assigned():
+            if isinstance(target, ast.Name) and kind:
+                self._types[target.id] = kind
+
+    def of_self(self) -> Iterator[tuple[str, str]]:
+        """Yield the attributes that are assigned to `self`, with their types."""
+        for target, kind in self._assigned():
+            if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self" and kind:
+                yield target.attr, kind
+
+    def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
+        """Yield the targets of assignments and `with`, in the order of the source, with their types."""
+        nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
+        for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
+            if isinstance(node, ast.AnnAssign):
+                yield node.target, self._code.annotated(self._module, node.annotation)
+            elif isinstance(node, ast.NamedExpr):
+                yield node.target, self.type_of(node.value)
+            elif isinstance(node, ast.With | ast.AsyncWith):
+                for item in node.items:
+                    if item.optional_vars:
+                        yield item.optional_vars, self.type_of(item.context_expr)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    yield from self._pairs(target, node.value)
+
+    def _pairs(self, target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, str]]:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, other in zip(target.elts, value.elts, strict=False):
+                yield one, self.type_of(other)
+        else:
+            yield target, self.type_of(value)
+
+    def type_of(self, node: ast.expr) -> str:
+        """Return the class of an expression, or an empty string."""
+        if isinstance(node, ast.Name):
+            return self._types.get(node.id, "")
+        if isinstance(node, ast.Attribute):
+            return self._code.attribute(self.type_of(node.value), node.attr)
+        if isinstance(node, ast.Call):
+            return self._code.returned(self.target(node.func))
+        if isinstance(node, ast.NamedExpr):
+            return self.type_of(node.value)
+        if isinstance(node, ast.IfExp):
+            return self.type_of(node.body) or self.type_of(node.orelse)
+        return ""
+
+    def target(self, node: ast.expr) -> str:
+        """Return the full name of the function or class that an expression names, or an empty string."""
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if not (isinstance(root, ast.Name) and root.id in self._locals):
+            dotted = self._code.dotted(self._module, node)
+            if dotted in self._code.definitions:
+                return dotted
+        if isinstance(node, ast.Attribute):
+            return self._code.method(self.type_of(node.value), node.attr)
+        return ""
+
+    def function(self, node: ast.expr) -> str:
+        """Return the full name of the function that a call of an expression runs, or an empty string."""
+        target = self.target(node)
+        return self._code.method(target, "__init__") if self._code.is_class(target) else target
+
+    def reached(self) -> Iterator[str]:
+        """Yield the functions of the package that this one calls or names."""
+        for node in ast.walk(self._node):
+            name = ""
+            if isinstance(node, ast.Call):
+                name = self.function(node.func)
+            elif isinstance(node, ast.Name | ast.Attribute) and not self._code.is_class(self.target(node)):
+                name = self.target(node)
+            if name:
+                yield name
+
+    def passes(self, config: str) -> Iterator[ast.Call]:
+        """Yield the calls that pass a value of class `config` to a function or class of the package."""
+        for node in ast.walk(self._node):
+            if isinstance(node, ast.Call) and self.target(node.func):
+                values = [*node.args, *(keyword.value for keyword in node.keywords)]
+                if any(self.type_of(value) == config for value in values):
+                    yield node
+
+
+def is_property(node: Function) -> bool:
+    return any(ast.unparse(decorator).endswith("property") for decorator in node.decorator_list)
+
+
+def receives(code: Code, definition: Definition, config: str) -> bool:
+    """Return whether a definition is a function with a parameter annotated with the class `config`."""
+    if isinstance(definition.node, ast.ClassDef):
+        return False
+    arguments = definition.node.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return any(code.annotated(definition.module, argument.annotation) == config for argument in every)
+
+
+def find_config(code: Code) -> str:
+    """Return the full name of the class TrainConfig."""
+    for name in code.definitions:
+        if name.endswith(f".{CONFIG}"):
+            return name
+    raise ValueError(f"src/finetune has no class {CONFIG}: stops of the config cannot be counted")
+
+
+def find_start(code: Code, config: str) -> str:
+    """Return the full name of the function `train` that a rank runs."""
+    found = []
+    for name, definition in code.definitions.items():
+        if definition.node.name == START and not definition.owner and receives(code, definition, config):
+            found.append(name)
+    if len(found) != 1:
+        raise ValueError(f"src/finetune must have one function {START}(config: {CONFIG}), not {found}")
+    return found[0]
+
+
+def find_stops(modules: list[Module]) -> Stops:
+    """Follow the config from `train` through src/finetune.
+
+    Raises:
+        ValueError: there is no such function, or more than one.
+    """
+    code = Code(modules)
+    config = find_config(code)
+    waiting = [find_start(code, config)]
+    reached = dict.fromkeys(waiting)
+    stops: set[str] = set()
+    calls = []
+    while waiting:
+        name = waiting.pop(0)
+        definition = code.definitions[name]
+        scope = Scope(code, definition)
+        passes = list(scope.passes(config))
+        if passes or receives(code, definition, config):
+            stops.add(name)
+        stops |= {scope.function(call.func) for call in passes}
+        calls += [definition.module.at(call, ast.unparse(call.func)) for call in passes]
+        for target in scope.reached():
+            if target not in reached:
+                reached[target] = None
+                waiting.append(target)
+    found = [code.definitions[name] for name in reached if name in stops]
+    return Stops([one.module.at(one.node, one.name) for one in found], calls)

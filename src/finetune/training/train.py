@@ -1,0 +1,55 @@
+"""One training run of a rank, from a config to a saved result: set up, start or resume, train, save."""
+
+from __future__ import annotations
+
+import logging
+
+from finetune.config.train import TrainConfig
+from finetune.distributed import World
+from finetune.runs import rank_warnings
+from finetune.runs.folder import RunFolder
+from finetune.runs.stop import STATES, Leave, StopFlag
+from finetune.tracking.spool import Spool
+from finetune.training.loop import train_steps
+from finetune.training.result import choose_result, save_result, write_summary
+from finetune.training.setup import set_up_run, start_or_resume
+from finetune.training.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> str:
+    """Train, or resume, the run in `folder`; all ranks call it.
+
+    Args:
+        stop: asked whether to stop, on every rank, wherever all of them can stop together.
+
+    Returns:
+        "completed"; "stopped" if a person asked for it; "interrupted" if the scheduler did, or the job's time was up. Whatever
+        was trained is in a checkpoint then.
+
+    Raises:
+        ValueError: the user's mistake, or a guard's finding, in one line.
+    """
+    folder.jobs.mkdir(exist_ok=True)
+
+    def record_hang(fault: str) -> None:
+        folder.record_failure(world.rank, fault, "hang")
+
+    with (
+        rank_warnings.collect(folder.jobs, world.rank),
+        Watchdog(folder.stacks(world.rank), config.hang_timeout_min * 60, record_hang) as watchdog,
+        Spool(folder.metrics, enabled=world.is_main) as spool,
+    ):
+        try:
+            run = set_up_run(config, folder, world, watchdog, spool, stop)
+            progress = train_steps(run, start_or_resume(run))
+            if not progress.stop:
+                result = choose_result(run, progress)
+                save_result(run)
+                write_summary(run, progress, result)
+            run.engine.close()
+        except Leave as leave:  # before the first step, or in an evaluation of what a checkpoint holds
+            logger.info("stopping (%s): %s", STATES[leave.reason], stop.describe() or "another rank was asked to")
+            return STATES[leave.reason]
+    return STATES.get(progress.stop, "completed")
