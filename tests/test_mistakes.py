@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from data_prep.user_error import NotFoundError, UserError
 from finetune.cli import main as cli
 from finetune.cli.call import Call
 from finetune.cli.setting_errors import describe_unknown_key, iter_keys
 from finetune.config import suggestions
 from finetune.config.fields import check_log_folder
 from finetune.config.train import TrainConfig
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]
@@ -326,3 +330,25 @@ def test_a_group_chosen_by_a_number_is_answered_with_the_files(mistake: Callable
 )
 def test_what_a_call_lacks_is_named_and_nothing_else(mistake: Callable[..., str], typed: list[str], missing: str) -> None:
     assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists what it takes"
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")], ids=lambda fault: type(fault).__name__
+)
+def test_what_no_user_can_mend_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(fault))
+    with pytest.raises(type(fault)):
+        cli.main(["status"])
+
+
+@pytest.mark.parametrize("kind", [UserError, NotFoundError])
+def test_a_mistake_of_ours_is_its_text(
+    mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
+) -> None:
+    monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
+    assert mistake("status") == "lr is 7: lower it"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "workers send it to another process"
+
+
+def raise_(fault: Exception) -> NoReturn:
+    raise fault

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import traceback
 from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from data_prep.user_error import UserError
 from finetune.cli.call import Call
 from finetune.cli.file_errors import describe_encoding, describe_yaml, one_line, shown_path
 from finetune.cli.group_errors import describe_composition, describe_missing_file
@@ -16,10 +19,25 @@ from finetune.cli.overrides import shell_quote, straighten
 from finetune.cli.setting_errors import describe_setting
 from finetune.config.suggestions import did_you_mean
 
+# Mistakes that libraries find: in the composition of settings, in files, and what the file system refuses.
+FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError)
+COMPOSERS = ("hydra", "omegaconf")  # packages that raise plain ValueErrors for a wrong file or setting, too
+
 
 def is_mistake(fault: BaseException) -> bool:
-    """Return whether a fault stems from what the user gave, so that its traceback would help nobody."""
-    return isinstance(fault, ValueError | OSError | HydraException | OmegaConfBaseException | yaml.YAMLError)
+    """Return whether a fault stems from what the user gave or from the machine, so that its traceback would help nobody."""
+    if isinstance(fault, (UserError, *FOREIGN)):
+        return True
+    if type(fault).__name__.startswith("StrictDataclass"):  # transformers refuses a model's config
+        return True
+    return isinstance(fault, ValueError) and _package_that_raised(fault) in COMPOSERS
+
+
+def _package_that_raised(fault: BaseException) -> str:
+    name = ""
+    for frame, _ in traceback.walk_tb(fault.__traceback__):
+        name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0]
 
 
 def describe_fault(fault: BaseException, call: Call) -> str:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from data_prep.user_error import UserError
 from finetune.cli.overrides import Parser
+
+if TYPE_CHECKING:
+    from data_prep.inspection import Inspection
 
 
 def inspect(arguments: list[str]) -> int:
@@ -47,7 +52,7 @@ def _parser() -> Parser:
 
 def _print(options: argparse.Namespace) -> None:
     """Print what the options ask for, or an overview."""
-    from data_prep.inspection import Inspection, bins, draw_lengths
+    from data_prep.inspection import Inspection, bins
     from finetune.cli import corpus_tables, document_tables
 
     folder = Path(options.corpus)
@@ -69,8 +74,21 @@ def _print(options: argparse.Namespace) -> None:
     if options.lengths:
         corpus_tables.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:
-        print(draw_lengths(inspection.lengths(), options.picture))
+        print(_draw(inspection, options.picture))
     listed = [options.dropped, options.cut, options.find]
     asked = names or any(value is not None for value in listed) or options.lengths or options.picture
     if not asked:
         corpus_tables.print_corpus_overview(inspection.corpus)
+
+
+def _draw(inspection: Inspection, path: Path) -> Path:
+    """Draw the lengths of a corpus' rows into a file, and return it."""
+    from data_prep.inspection import draw_lengths
+
+    lengths = inspection.lengths()
+    try:
+        return draw_lengths(lengths, path)
+    except UserError:
+        raise
+    except ValueError as fault:  # matplotlib draws no such files
+        raise UserError(f"--picture {path}: {fault}") from fault
