@@ -29,8 +29,8 @@ from benchmarks import bodies, harness
 from data_prep import pipeline, reading
 from data_prep.config import READERS, CorpusConfig, LimitsConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
-from data_prep.preparation import LAST_STEPS, Preparation
-from data_prep.shards import StageInfo
+from data_prep.plan import LAST_STEPS, READ, Preparation
+from data_prep.stages import TEXT_STAGES
 
 _WORD = re.compile(r"[^\W\d_]+")
 NAMES = 8  # of places that are named in a row
@@ -162,23 +162,22 @@ def through_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Cou
         if step.name not in LAST_STEPS:
             pipeline.run_task(stages, step.name)
     preparation = Preparation.load(stages)
-    before: dict[str, list[int]] = _letters_by_id(preparation, 0)
+    before: dict[str, list[int]] = _letters_by_id(preparation, READ)
     results = {}
-    for number in range(1, preparation.text + 1):
-        after, lost = _letters_by_id(preparation, number), Counter[str]()
-        for drop in preparation.stage(number).drops():
+    for stage in TEXT_STAGES:
+        after, lost = _letters_by_id(preparation, stage.name), Counter[str]()
+        for drop in preparation.stage_folder(stage.name).drops():
             if before[drop.id]:
                 lost[drop.reason] += before[drop.id].pop()
         changed = _total(before) - _total(after)
-        info: StageInfo = preparation.info(number)
         if changed:
             lost["changed in documents that stay"] += changed
-        results[info.name] = _total(after), lost
+        results[stage.name] = _total(after), lost
         before = after
     return results
 
 
-def _letters_by_id(preparation: Preparation, stage: int) -> dict[str, list[int]]:
+def _letters_by_id(preparation: Preparation, stage: str) -> dict[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for document in preparation.documents(stage):
         found[document.id].append(letters(document.whole_text))

@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import harness
 from benchmarks.norwegian import documents
-from data_prep.config import CorpusConfig, DeduplicateConfig, SourceConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document
+from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 
 SHARD = 2000
@@ -69,13 +70,14 @@ def find(everything: list[Document], bands: int) -> tuple[dict[int, int], list[i
     """For each dropped document, by place, the one it lost to; which of them are near duplicates; and the seconds it took."""
     source = SourceConfig(reader="jsonl", path="-", license="-")
     config = CorpusConfig(name="bench", sources={"s": source}, deduplicate=DeduplicateConfig(bands=bands))
+    stage = deduplicate.Deduplicate()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for number, first in enumerate(range(0, len(everything), SHARD)):
             paths.append(Path(folder) / f"{number:03d}.parquet")
-            pq.write_table(deduplicate.collect(iter(everything[first : first + SHARD]), config), paths[-1])
-        decided = deduplicate.decide(paths, config).to_pylist()
+            pq.write_table(stage.collect(iter(everything[first : first + SHARD]), config), paths[-1])
+        decided = stage.decide(paths, config).to_pylist()
     seconds = time.perf_counter() - began
     places = {f"{document.source}/{document.id}": place for place, document in enumerate(everything)}
     lost = {row["shard"] * SHARD + row["row"]: places[row["detail"].split(" as ", 1)[1]] for row in decided}

@@ -98,12 +98,13 @@ class Bench:
         return folder
 
     def _train(self) -> None:
-        from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
-        from data_prep.stages import tokenise
+        from data_prep.config import CorpusConfig, SourceConfig
+        from data_prep.stage_settings import TokenizerConfig
+        from data_prep.tokens.tokenizer_files import place_files
 
         source = SourceConfig(reader="text", path="-", license="-")
         config = CorpusConfig(name="bench", sources={"s": source}, tokenizer=TokenizerConfig(vocab_size=VOCABULARY))
-        tokenise.place_files(config, self.texts, self.tokenizer)
+        place_files(config, self.texts, self.tokenizer)
 
     def ours(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
         """Time, seconds by step, and documents and tokens that came out."""

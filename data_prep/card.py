@@ -1,8 +1,10 @@
-"""The corpus card: README.md of a corpus folder, for whoever is asked to train on it, or to publish what was trained.
+"""The corpus card: README.md of a corpus folder, for whoever is asked to train on it, or to publish what was
+trained. Written by the publish step.
 
-It is made of counts and names alone. No text, title or id of a document stands in it, as these may be about persons; samples of
-what was dropped are looked at with `finetune inspect`, where the stages' files lie. Nothing in it depends on when or where it was
-made. The sections on personal data say what the stages counted; what an agency decides about a corpus has its place behind them.
+It is made of counts and names alone. No text, title or id of a document stands in it, as these may be about
+persons; samples of what was dropped are looked at with `finetune inspect`, where the stages' files lie.
+Nothing in it depends on when or where it was made. The sections on personal data say what the stages counted;
+what an agency decides about a corpus has its place behind them.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ def card(manifest: Manifest, years: Years) -> str:
 def _head(manifest: Manifest) -> str:
     languages = sorted({key.partition("/")[2] for source in manifest.sources.values() for key in source.documents})
     splits = ", ".join(f"{s} {manifest.documents(s):,} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    encoder = manifest.tokenizer.get("encoder")
-    encoded = f", encoded by {encoder['library']} {encoder['version']} ({encoder['reason']})" if encoder else ""
+    encoder = manifest.tokenizer.encoder
+    encoded = f", encoded by {encoder.library} {encoder.version} ({encoder.reason})" if encoder else ""
     return "\n".join(
         [
             "---",
@@ -73,7 +75,7 @@ def _head(manifest: Manifest) -> str:
             "",
             f"{splits}.",
             "",
-            f"Tokenizer: {manifest.tokenizer['vocab_size']:,} tokens, sha256 `{manifest.tokenizer['sha256'][:16]}`{encoded}.",
+            f"Tokenizer: {manifest.tokenizer.vocab_size:,} tokens, sha256 `{manifest.tokenizer.sha256[:16]}`{encoded}.",
             f"Targets: {f'the tokens that `{manifest.mask_column}` marks' if manifest.mask_column else 'every token'}.",
             f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. `finetune inspect` shows "
             "what was done to a document.",

@@ -1,4 +1,5 @@
 """What tells documents apart that share most of their text: titles, numbers, dates, names and replaced words.
+For stage deduplicate.
 
 Acts, letters and minutes are written upon each other. Two with the same provisions, and another title, amount
 or place, are two documents, and a copy with a printer's date or a line more is one. So only what stands
@@ -172,7 +173,8 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 
 
 def _without_misspelt_dates(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the numbers of each that the other has not, without dates that stand there with a misspelt month.
+    """Return the numbers of each that the other has not, without dates that stand there with a misspelt
+    month.
 
     Of such a date the other has the day and the year as numbers, and no date of its own in its place.
     """
@@ -229,7 +231,8 @@ def _shape(word: str) -> str:
 
 
 def _is_slip(a: str, b: str) -> bool:
-    """Whether one letter of a long word is another, missing, or in its neighbour's place. Of numbers none is."""
+    """Whether one letter of a long word is another, missing, or in its neighbour's place. Of numbers none
+    is."""
     if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a.isalpha() and b.isalpha()):
         return False
     start = next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -238,7 +241,8 @@ def _is_slip(a: str, b: str) -> bool:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of the text itself if it looks like a title: short, and not a sentence; else ""."""
+    """Return the first line of the text itself if it looks like a title: short, and not a sentence; else
+    ""."""
     lines = text.split("\n", 12)
     for line in lines[:-1]:
         line = line.strip()

@@ -1,4 +1,5 @@
-"""The one record that flows through preparation, and the report of what happened to it."""
+"""The one record that flows through preparation, and the report of what happened to it. Used by readers and
+stages."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ DOCUMENT_SCHEMA = pa.schema([(name, _TURNS if name == "turns" else pa.string()) 
 
 @dataclass(slots=True)
 class Drop:
-    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it lost.
+    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it
+    lost.
 
     Attributes:
         characters: of its text; 0 of a record that never became a document.
@@ -149,10 +151,11 @@ class Shortened:
 
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a place, every text
-    that was cut an example.
+    """What one stage did: every dropped document has a reason, every change a count, every broken record a
+    place, every text that was cut an example.
 
-    `drops` and `shortened` together are all text that the stage took; the card shows both by reason and source.
+    `drops` and `shortened` together are all text that the stage took; the card shows both by reason and
+    source.
     """
 
     drops: list[Drop] = field(default_factory=list)

@@ -1,4 +1,7 @@
-"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records."""
+"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records.
+
+For stage decontaminate, and for `finetune prepare`, which tries them before the work begins.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import containers
 from data_prep.config import LimitsConfig
-from data_prep.containers import Member
+from data_prep.containers import archives, sniff
+from data_prep.containers.streams import Member
 from data_prep.document import Place, Report
 from data_prep.separators import HEAD, WHOLE_BELOW, find_separator
 
@@ -29,7 +32,7 @@ def files(path: str) -> list[Path]:
     """
     root = Path(path)
     candidates = [root] if root.is_file() else sorted(root.rglob("*"))
-    found = [file for file in candidates if file.is_file() and (_wanted(file.name) or containers.is_archive_name(file.name))]
+    found = [file for file in candidates if file.is_file() and (_wanted(file.name) or sniff.is_archive_name(file.name))]
     if not found:
         what = "holds no file that can be read" if root.exists() else "does not exist"
         raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not")
@@ -46,7 +49,7 @@ def texts(path: str) -> Iterator[str]:
     for file in files(path):
         report = Report()
         try:
-            for member in containers.members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
+            for member in archives.members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
                 yield from _texts(member)
             if report.broken:
                 raise ValueError(report.broken[0].error)
@@ -55,7 +58,7 @@ def texts(path: str) -> Iterator[str]:
 
 
 def _wanted(name: str) -> bool:
-    return containers.unpacked_name(name).lower().endswith(SUFFIXES)
+    return sniff.unpacked_name(name).lower().endswith(SUFFIXES)
 
 
 def _texts(member: Member) -> Iterator[str]:

@@ -1,7 +1,9 @@
-"""Looking at a corpus: what each stage did to a document, why one was dropped, which tokens are targets, how long documents are.
+"""What each stage did to a document, why one was dropped, which tokens are targets, how long documents are:
+`finetune inspect`.
 
-All of it is read from the corpus folder and from the stages' files beside it (`.NAME.stages`), as they were written: what is
-shown is what happened. The first stages hold raw text, which is shown as it is: this is for eyes that may see it.
+All of it is read from the corpus folder and from the stages' files beside it (`.NAME.stages`), as they were
+written: what is shown is what happened. The first stages hold raw text, which is shown as it is: this is for
+eyes that may see it.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class Inspection:
         self.stages = [StageFolder(path) for path in sorted(folders, key=lambda path: int(path.name.partition("-")[0]))]
         self.work = work
 
-    # --- documents -------------------------------------------------------------------------------------------------------
+    # --- documents ------------------------------------------------------------------------------------------
 
     def sample(self, number: int, seed: int = 0) -> list[tuple[str, str]]:
         """(source, id) of some documents of the corpus: those whose hashes with the seed are lowest."""
@@ -98,15 +100,11 @@ class Inspection:
 
     def find(self, wanted: str) -> list[tuple[str, str]]:
         """(source, id) of the documents with this id, in any source; `source/id` names one."""
-        found = {(row["source"], row["id"]) for stage in self._needed()[:1] for row in _rows(stage, wanted)}
+        read = self._read_stage()
+        found = {(row["source"], row["id"]) for row in _rows(read, wanted)}
         source, _, rest = wanted.partition("/")
         if source in self.corpus.manifest.sources and rest:
-            found |= {
-                (row["source"], row["id"])
-                for stage in self._needed()[:1]
-                for row in _rows(stage, rest)
-                if row["source"] == source
-            }
+            found |= {(row["source"], row["id"]) for row in _rows(read, rest) if row["source"] == source}
         if not found and (own := _ADDED.sub("", wanted)) != wanted:
             return self.find(own)
         if not found:
@@ -117,7 +115,7 @@ class Inspection:
         """What each stage did to a document, up to the one that dropped it."""
         views: list[View] = []
         before: Document | None = None
-        if _document(self._needed()[0], source, document_id) is None:
+        if _document(self._read_stage(), source, document_id) is None:
             document_id = _ADDED.sub("", document_id)
         for stage in self._needed():
             now = _document(stage, source, document_id)
@@ -130,32 +128,34 @@ class Inspection:
         return views
 
     def dropped(self, reason: str | None, number: int, seed: int = 0) -> list[tuple[Drop, str, str]]:
-        """Some of what was dropped for a reason (for any): the drop, the stage, and the text as the stage got it.
+        """Some of what was dropped for a reason (for any): the drop, the stage, and the text as the stage got
+        it.
 
         Raises:
             ValueError: nothing was dropped for this reason.
         """
-        found = [(drop, stage) for stage in range(len(self._needed())) for drop in self._needed()[stage].drops()]
+        found = [(drop, stage) for stage in self._needed() for drop in stage.drops()]
         if reason is not None and reason not in {drop.reason for drop, _ in found}:
             reasons = {drop.reason for drop, _ in found} | ({QUARANTINED} if self.quarantine_counts() else set())
             known = ", ".join(sorted(reasons)) or "nothing was dropped"
             raise ValueError(f"nothing was dropped for '{reason}': the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
-        return [(drop, self.stages[stage].name, self._text_before(stage, drop)) for drop, stage in some]
+        return [(drop, stage.name, self._text_before(stage, drop)) for drop, stage in some]
 
     def quarantine_counts(self) -> dict[str, int]:
         """Return how many records of each source no document could be made of."""
-        return quarantine.counts(self._needed()[0])
+        return quarantine.counts(self._read_stage())
 
     def quarantined(self, number: int, seed: int = 0) -> list[Quarantined]:
         """Return some of the records that no document could be made of, with their raw text."""
-        records = self._needed()[0].quarantined()
+        records = self._read_stage().quarantined()
         some = heapq.nsmallest(number, records, key=lambda record: _hash(seed, record.file, record.member, record.at))
         return list(quarantine.with_excerpts(self.work, some))
 
     def search(self, text: str, number: int) -> Found:
-        """Search for a text in all documents, at every stage; in the token shards where the stages' files are gone."""
+        """Search for a text in all documents, at every stage; in the token shards where the stages' files are
+        gone."""
         if self.stages:
             return search_stages(self.work, self.stages, text, number)
         return search_tokens(self.corpus, text, number)
@@ -180,9 +180,14 @@ class Inspection:
             raise ValueError(f"nothing was cut for '{wanted}': {known}")
         return chosen
 
-    def _text_before(self, stage: int, drop: Drop) -> str:
-        document = _document(self.stages[stage - 1], drop.source, drop.id) if stage else None
+    def _text_before(self, stage: StageFolder, drop: Drop) -> str:
+        """Return the text of a document as a stage was given it; "" of a record that reading dropped."""
+        place = self.stages.index(stage)
+        document = _document(self.stages[place - 1], drop.source, drop.id) if place else None
         return _all_text(document) if document else ""
+
+    def _read_stage(self) -> StageFolder:
+        return self._needed()[0]
 
     def _needed(self) -> list[StageFolder]:
         if not self.stages:
@@ -191,10 +196,11 @@ class Inspection:
             )
         return self.stages
 
-    # --- tokens ----------------------------------------------------------------------------------------------------------
+    # --- tokens ---------------------------------------------------------------------------------------------
 
     def tokens(self, source: str, document_id: str) -> list[TokenView]:
-        """The rows of a document: one, or, of a conversation whose template rewrites earlier turns, one a turn."""
+        """The rows of a document: one, or, of a conversation whose template rewrites earlier turns, one a
+        turn."""
         column = self.corpus.manifest.mask_column
         tokenizer = Tokenizer.from_file(str(self.corpus.tokenizer_folder / "tokenizer.json"))
         views = []

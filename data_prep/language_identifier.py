@@ -1,4 +1,4 @@
-"""py3langid's scores of many texts at once.
+"""py3langid's scores of many texts at once. For stage language.
 
 py3langid walks through a text byte by byte in Python. Here its automaton takes a step in all texts at once, in numpy: some ten
 times as fast, by the same model, and the same scores but for their last digits (py3langid adds up in single precision).

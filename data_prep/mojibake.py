@@ -1,4 +1,5 @@
 """Repair UTF-8 that was read as Windows-1252 or Latin-1, sign by sign: `mÃ¥` is `må`, also beside a right «.
+For stage normalise.
 
 The bytes of a letter in UTF-8 look like two or three signs: `Ã¥`, `â€™`. Some of these pairs are right text
 too (`IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit). So a pair is surely broken, perhaps broken, or

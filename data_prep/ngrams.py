@@ -1,4 +1,4 @@
-"""Sequences of words as numbers: all of a text's, at once."""
+"""Sequences of words as numbers: all of a text's, at once. For stages decontaminate and quality."""
 
 from __future__ import annotations
 

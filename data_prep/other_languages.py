@@ -1,4 +1,4 @@
-"""Detection of languages that are far from Norwegian: all but Danish and Swedish.
+"""Detection of languages that are far from Norwegian: all but Danish and Swedish. For stage language.
 
 In three steps: the script of the letters; py3langid's whole set of languages, where one of them leads the six
 beyond doubt; and, where neither knows the language, common small words of the six that are missing. Only

@@ -1,13 +1,15 @@
-"""Preparation from raw text to a corpus folder. Read `prepare` first, then preparation.py.
+"""Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py and execute.py.
 
-The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a shard to put through
-a stage. Here processes of this machine do them. A scheduler may as well, one array a step, in order, on any machines that see the
-folder: `plan` says which steps there are and writes down what they need, and
+The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a
+shard to put through a stage. Here processes of this machine do them. A scheduler may as well, one array a
+step, in order, on any machines that see the folder: `plan` says which steps there are and writes down what
+they need, and
 
     python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
 
-does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are given without --task.
-The corpus is the same, byte for byte, whoever does what in whatever order; what is killed is run again, and does what is missing.
+does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are
+given without --task. The corpus is the same, byte for byte, whoever does what in whatever order; what is
+killed is run again, and does what is missing.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep import evaluation_sets, publish
+from data_prep import evaluation_sets, execute, publish
 from data_prep.config import CorpusConfig, PrepareConfig
-from data_prep.preparation import LAST_STEPS, Preparation, Step
+from data_prep.plan import Preparation, Step
 from data_prep.shards import MANIFEST, Manifest
-from data_prep.stages import tokenise
+from data_prep.stages.tokenise import Tokenise
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
 from data_prep.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ def prepare(config: PrepareConfig) -> Prepared:
                 with Workers(config.workers or preparation.sensible_workers(), names) as workers:
                     for step in steps:
                         if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
-                            worked.add("tokenise" if step.name in LAST_STEPS else step.name.partition(".")[0])
+                            worked.add(step.stage)
             except BaseException:
                 preparation.prune()  # what processes were at when they were stopped
                 raise
@@ -73,7 +77,8 @@ def prepare(config: PrepareConfig) -> Prepared:
 
 
 def plan(config: PrepareConfig) -> list[Step]:
-    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in order.
+    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in
+    order.
 
     Returns:
         The steps; none if the corpus is there already, as it would become.
@@ -115,17 +120,16 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
 def run_step(work: str, step: str, number: int) -> bool:
     """Do one task of a step; False if it was done before."""
-    preparation = Preparation.load(Path(work))
-    return publish.run(preparation, step, number) if step in LAST_STEPS else preparation.run(step, number)
+    return execute.run(Preparation.load(Path(work)), step, number)
 
 
 def _folders(config: PrepareConfig) -> tuple[Path, Path]:
-    """Of the corpus, and of its stages.
+    """Return the folders of the corpus and of its stages.
 
     Raises:
         FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
     """
-    tokenise.settings(config.corpus)
+    Tokenise().settings(config.corpus)
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise ValueError(
@@ -135,7 +139,7 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
 
 
 def _try_inputs(corpus: CorpusConfig) -> None:
-    """What later steps would refuse at the end of an hour is refused now.
+    """Refuse now what a later step would refuse at the end of an hour.
 
     Raises:
         ValueError: an evaluation set cannot be read, or the tokenizer cannot be used.
@@ -144,13 +148,13 @@ def _try_inputs(corpus: CorpusConfig) -> None:
         logger.info("evaluation set %s: %d texts", name, sum(1 for _ in evaluation_sets.texts(path)))
     if corpus.tokenizer.path is not None:
         with tempfile.TemporaryDirectory() as folder:
-            tokenise.place_files(corpus, [], Path(folder) / "tokenizer")
-            tokenise.Tokeniser(corpus, Path(folder) / "tokenizer")
+            place_files(corpus, [], Path(folder) / "tokenizer")
+            Tokeniser(corpus, Path(folder) / "tokenizer")
 
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """No other prepare, and no task of a scheduler, may work in the folder meanwhile."""
+    """Hold the folder's lock, so that no other prepare and no task of a scheduler works there meanwhile."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
@@ -162,7 +166,8 @@ def _alone(work: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside_others(work: Path) -> Iterator[None]:
-    """Tasks share the folder with each other, but not with a `prepare`: FileLock and this take the same flock."""
+    """Share the folder's lock with other tasks, but not with a `prepare`: FileLock and this take the same
+    flock."""
     import fcntl
 
     if not (work / "plan.json").is_file():
@@ -185,7 +190,8 @@ _REMEDIES = {
 
 @contextmanager
 def _explained(work: Path) -> Iterator[None]:
-    """A disk that is full, or may not be written to, in one line. Arrow's errors say so in words only."""
+    """Raise the fault of a disk that is full, or cannot be written to, in one line. Arrow's errors have no
+    number."""
     try:
         yield
     except OSError as fault:
@@ -196,7 +202,7 @@ def _explained(work: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """`python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, says which there are."""
+    """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, list the steps."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation.")
     parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
     parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")

@@ -6,7 +6,7 @@ Nothing here may start a thread: a fork has none of its parent's.
 import contextlib
 import importlib
 
-import data_prep.publish  # noqa: F401  # and with it all stages
+import data_prep.execute  # noqa: F401  # and with it all stages
 from data_prep.stages.language import identifier
 
 # Where they are installed: pyarrow imports pandas with its first array, the encoder gigatoken, and that awkward.

@@ -1,4 +1,4 @@
-"""Records that no document could be made of, with what their files hold at that place."""
+"""Records that no document could be made of, with what their files hold at that place. For `finetune inspect`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_prep import containers
+from data_prep.containers import archives, streams
 from data_prep.document import Broken, Place, Report
-from data_prep.preparation import Preparation
+from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
 
 EXCERPT_BYTES = 4000
@@ -66,7 +66,7 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
     members = {record.member for record in wanted}
     found: dict[tuple[str, str], str] = {}
     try:
-        for member in containers.members(path, place, lambda name: True, limits, Report()):
+        for member in archives.members(path, place, lambda name: True, limits, Report()):
             if member.place.member in members:
                 places = [record.at for record in wanted if record.member == member.place.member]
                 found.update({(member.place.member, at): text for at, text in _texts(member, places)})
@@ -75,7 +75,7 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
     return found
 
 
-def _texts(member: containers.Member, places: list[str]) -> Iterator[tuple[str, str]]:
+def _texts(member: streams.Member, places: list[str]) -> Iterator[tuple[str, str]]:
     """Yield the text at each place of a member: a line, what follows a byte, or the beginning."""
     parsed = {at: _AT.fullmatch(at) for at in places}
     lines = {int(match[2]): at for at, match in parsed.items() if match and match[1] == "line"}

@@ -1,4 +1,4 @@
-"""The read stage's door to data_prep.sources: which files a source has, and the documents in some of them.
+"""The read step's door to data_prep.sources: which files a source has, and the documents in some of them.
 
 The files of a source may be read by different processes, in any order and grouping: a document depends on its own file alone.
 """
@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Broken, Document, Drop, Report
@@ -69,13 +70,28 @@ def check_yield(
         )
 
 
+def options_of(reader: str) -> Any:
+    """Return the dataclass of the options that a reader takes, or None if it takes none."""
+    return getattr(_module(reader), "Options", None)
+
+
+def fields_of(reader: str) -> tuple[str, ...]:
+    """Return the names of a reader's fields, which a record may have under other names."""
+    names: tuple[str, ...] = getattr(_module(reader), "FIELDS", ())
+    return names
+
+
+def _module(reader: str) -> ModuleType:
+    return importlib.import_module(f"data_prep.sources.{reader}")
+
+
 def _reader(source: SourceConfig) -> ModuleType:
-    module = importlib.import_module(f"data_prep.sources.{source.reader}")
-    if source.options and not hasattr(module, "Options"):
+    module, options = _module(source.reader), options_of(source.reader)
+    if source.options and options is None:
         raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
-    if hasattr(module, "Options"):
-        claims.options(source, module.Options)
-    known = getattr(module, "FIELDS", ())
+    if options is not None:
+        claims.options(source, options)
+    known = fields_of(source.reader)
     if unknown := next((field for field in source.fields if field not in known), None):
         raise ValueError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")
     return module

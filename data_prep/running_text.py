@@ -1,4 +1,4 @@
-"""What of a text is running text, for rules that judge texts by their words.
+"""What of a text is running text, for the rules of stage quality that judge texts by their words.
 
 Forms, laws, letters and documentation hold more than sentences: lines to fill in, merge fields, tables,
 addresses, examples of code. None of that says that a document is no text, so rules that measure words and

@@ -1,5 +1,7 @@
-"""What parts the columns of a CSV file: a comma, a semicolon (as Excel writes it in Norway), a tab or a
-pipe."""
+"""What parts the columns of a CSV file: a comma, a semicolon (as Excel writes it in Norway), a tab or a pipe.
+
+For reader table and evaluation sets.
+"""
 
 from __future__ import annotations
 

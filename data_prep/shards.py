@@ -127,6 +127,38 @@ class StageInfo:
 
 
 @dataclass(kw_only=True)
+class EncoderInfo:
+    """The library that encoded running text, its version, and why it was chosen."""
+
+    library: str
+    version: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class TokenizerInfo:
+    """A corpus' tokenizer.
+
+    Attributes:
+        sha256: see `tokenizer_digest`.
+        end_of_turn, end_of_turn_id: where a chat template rendered conversations, the token that ends their answers.
+        encoder: None in corpora that were made before it was noted.
+    """
+
+    sha256: str
+    vocab_size: int
+    eos_token_id: int
+    end_of_turn: str | None = None
+    end_of_turn_id: int | None = None
+    encoder: EncoderInfo | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TokenizerInfo:
+        encoder = EncoderInfo(**body["encoder"]) if body.get("encoder") else None
+        return cls(**{**body, "encoder": encoder})
+
+
+@dataclass(kw_only=True)
 class Manifest:
     """manifest.json. Nothing in it depends on when or where it was made, so equal input gives equal bytes.
 
@@ -135,16 +167,13 @@ class Manifest:
         mask_column: the column that marks targets, or None when every token is one.
         unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets, add-one smoothed:
             what a model that knows nothing but frequencies would score. None without validation documents.
-        tokenizer: sha256 (see `tokenizer_digest`), vocab_size, eos_token_id, and `encoder`: the library that encoded running
-            text, its version, and why it was taken. Where a chat template rendered conversations, end_of_turn and
-            end_of_turn_id too: the token that ends their answers.
     """
 
     name: str
     fingerprint: str
     mask_column: str | None
     unigram_loss: float | None
-    tokenizer: dict[str, Any]
+    tokenizer: TokenizerInfo
     splits: dict[str, list[ShardInfo]]
     sources: dict[str, SourceInfo]
     stages: list[StageInfo]
@@ -171,6 +200,7 @@ class Manifest:
     def _body(self) -> dict[str, Any]:
         """Return the manifest as plain data, without later fields that are empty: old corpora keep their digests."""
         body = asdict(self)
+        body["tokenizer"] = {name: value for name, value in body["tokenizer"].items() if value is not None}
         for source in body["sources"].values():
             _drop_empty(source, "documents_read", "characters_read", "repeated_ids", "single_group")
         for stage in body["stages"]:
@@ -204,22 +234,21 @@ class Manifest:
             stated = body.pop("digest")
             if stated != _digest(body):
                 raise ValueError("it was edited after `prepare` wrote it")
+            body["tokenizer"] = TokenizerInfo.from_json(body["tokenizer"])
             body["splits"] = {split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()}
             body["sources"] = {name: SourceInfo(**source) for name, source in body["sources"].items()}
-            body["stages"] = [_stage_from_json(stage) for stage in body["stages"]]
+            for stage in body["stages"]:
+                stage["losses"] = [Loss(**loss) for loss in stage.get("losses", [])]
+            body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
 
 
-def _drop_empty(body: dict[str, Any], *names: str) -> None:
+def _drop_empty(body: dict[str, object], *names: str) -> None:
     for name in names:
         if not body[name]:
             del body[name]
-
-
-def _stage_from_json(stage: dict[str, Any]) -> StageInfo:
-    return StageInfo(**{**stage, "losses": [Loss(**loss) for loss in stage.get("losses", [])]})
 
 
 def _source_warnings(name: str, source: SourceInfo, validation_share: float | None) -> Iterator[str]:
@@ -276,7 +305,7 @@ class Corpus:
                 raise ValueError(
                     f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again"
                 )
-        if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer["sha256"]:
+        if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
             raise ValueError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
 
     def split(self, name: str) -> Dataset:

@@ -1,4 +1,4 @@
-"""Sets of word n-grams as numbers, many documents at once: what near-duplicate search compares documents by.
+"""Sets of word n-grams as numbers, many documents at once, by which stage deduplicate compares documents.
 
 A word is a run of letters and digits, whatever its case; all else only parts words. An n-gram is 32 bits of a hash of the hashes
 of its words, so two sets of a thousand share an n-gram by chance once in four thousand times.

@@ -249,7 +249,7 @@ def shard_file(path: Path) -> Iterator[ShardFile]:
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
     """A shard's documents, a row group at a time."""
     file = pq.ParquetFile(path)
-    empty: dict[str, Any] = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
+    empty = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group, columns=columns, use_threads=False).to_pydict()
         if "turns" in rows:

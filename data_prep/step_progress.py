@@ -1,4 +1,4 @@
-"""Progress of a preparation: one live line on a terminal, a plain line now and then without one."""
+"""Progress of a preparation: one live line on a terminal, a plain line now and then without one. Shown by workers.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Characters of Microsoft's Symbol and Wingdings fonts, which Word files and PDFs hold as private use, U+F020 to U+F0FF.
+For stage normalise.
 
 The two fonts use the same code points, and plain text does not name the font. So the place decides: at the
 start of a line such a character is a bullet, else it is read as Symbol's, or as the one of Wingdings that

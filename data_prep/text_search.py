@@ -1,4 +1,4 @@
-"""Search for a text in the documents of a corpus, at every stage of their preparation.
+"""Search for a text in the documents of a corpus, at every stage of their preparation. For `finetune inspect --find`.
 
 Stages are read a batch of documents at a time; kept are the first hits, and a hash of each further document that has one.
 """

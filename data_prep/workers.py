@@ -1,4 +1,4 @@
-"""Processes of this machine that do the tasks of a step."""
+"""Processes of this machine that do the tasks of a step. Started by `finetune prepare` where no scheduler does the work."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and the cores are shared with other tests and ranks
 
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import write_base
+from tests.run_folders import make_run_folder
 
 APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up; they take longest
 
@@ -53,6 +57,12 @@ def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_base(folder / "base")
     write_base(folder / "wide", hidden_size=64, intermediate_size=128)  # bitsandbytes' 4-bit blocks hold 64 numbers of a row
     return write_corpus(folder / "laws", num_documents=120, longest=512, seed=1)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., RunFolder]:
+    """Return `make_run_folder` for the folder `runs` of the test's own."""
+    return functools.partial(make_run_folder, tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

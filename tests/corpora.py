@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.shards import Manifest, ShardWriter, SourceInfo, tokenizer_digest
-from data_prep.stages.tokenise import SPECIAL_TOKENS, add_tokens
+from data_prep.shards import Manifest, ShardWriter, SourceInfo, TokenizerInfo, tokenizer_digest
+from data_prep.tokens.tokenizer_files import SPECIAL_TOKENS, add_tokens
 
 VOCAB_SIZE = 300
 EOS = 1
@@ -70,7 +70,7 @@ def write_corpus(
         fingerprint="by hand",
         mask_column=mask_column,
         unigram_loss=float(np.log(vocab_size)),
-        tokenizer={"sha256": tokenizer_digest(folder / "tokenizer"), "vocab_size": vocab_size, "eos_token_id": EOS},
+        tokenizer=TokenizerInfo(sha256=tokenizer_digest(folder / "tokenizer"), vocab_size=vocab_size, eos_token_id=EOS),
         splits=shards,
         sources={name: SourceInfo(license="CC0-1.0", attribution="", sha256="by hand") for name in ("letters", "laws")},
         stages=[],

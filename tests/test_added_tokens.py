@@ -9,9 +9,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from data_prep.config import CorpusConfig, SourceConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.shards import Corpus
-from data_prep.stages import tokenise
+from data_prep.stage_settings import TokenizerConfig
+from data_prep.tokens.tokenizer_files import place_files
 from finetune.runs import base_model as base_models
 from tests.corpora import write_corpus
 from tests.models import write_base
@@ -21,7 +22,7 @@ WORDS = ["skolegård", "máhttu"]
 
 def make(config: TokenizerConfig, texts: list[str], folder: Path) -> Tokenizer:
     source = SourceConfig(reader="text", path="none", license="CC0-1.0")
-    tokenise.place_files(CorpusConfig(name="none", sources={"none": source}, tokenizer=config), texts, folder)
+    place_files(CorpusConfig(name="none", sources={"none": source}, tokenizer=config), texts, folder)
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 

@@ -94,12 +94,14 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         (["corpus=mine", "model=nobody/such-model"], ["Hugging Face cache", "hf download nobody/such-model"]),
     ],
 )
-def test_wrong_settings(refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]) -> None:
+def test_wrong_settings_are_one_line_that_names_them(
+    refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]
+) -> None:
     line = refuse("train", *arguments)
     assert all(word in line for word in words), line
 
 
-def test_a_flipped_bit_in_a_shard(refuse: Callable[..., str], corpus: Path) -> None:
+def test_a_flipped_bit_in_a_shard_is_found(refuse: Callable[..., str], corpus: Path) -> None:
     shard = corpus / "train" / "shard-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -107,7 +109,7 @@ def test_a_flipped_bit_in_a_shard(refuse: Callable[..., str], corpus: Path) -> N
     assert "shard-00000.arrow is corrupted" in refuse("train", MODEL, FULL, "corpus=mine")
 
 
-def test_a_truncated_shard(refuse: Callable[..., str], corpus: Path) -> None:
+def test_a_truncated_shard_is_named_with_its_size(refuse: Callable[..., str], corpus: Path) -> None:
     shard = corpus / "train" / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-8])
     line = refuse("train", MODEL, FULL, "corpus=mine")
@@ -115,14 +117,14 @@ def test_a_truncated_shard(refuse: Callable[..., str], corpus: Path) -> None:
     assert "the manifest says" in line
 
 
-def test_an_edited_manifest(refuse: Callable[..., str], corpus: Path) -> None:
+def test_an_edited_manifest_is_refused(refuse: Callable[..., str], corpus: Path) -> None:
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["sources"]["letters"]["license"] = "CC0-2.0"
     (corpus / "manifest.json").write_text(json.dumps(manifest))
     assert "edited after `prepare` wrote it" in refuse("train", MODEL, FULL, "corpus=mine")
 
 
-def test_a_tokenizer_that_does_not_match(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+def test_a_base_with_another_tokenizer_is_refused(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_tokenizer(folder, words=77)
     (folder / "config.json").write_text("{}")
@@ -132,7 +134,7 @@ def test_a_tokenizer_that_does_not_match(refuse: Callable[..., str], corpus: Pat
     assert f"corpus.tokenizer.path={folder}" in line
 
 
-def test_a_model_folder_without_weights(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+def test_a_model_folder_without_config_or_weights_is_refused(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(corpus / "tokenizer", folder)
     assert "has no config.json" in refuse("train", "corpus=mine", f"model={folder}")
@@ -170,7 +172,7 @@ def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPat
     submit._check_on_bases([object()])  # type: ignore[list-item]
 
 
-def test_a_base_that_breaks_off(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
     file = write_base(tmp_path / "base") / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     line = refuse("train", "corpus=mine", f"model={tmp_path / 'base'}", "data.sequence_length=128")
@@ -203,7 +205,9 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
         ({"reader": "jsonl", "path": "/none", "license": " "}, ["license is empty", "SPDX"]),
     ],
 )
-def test_wrong_sources(refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]) -> None:
+def test_wrong_sources_are_one_line_that_names_them(
+    refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]
+) -> None:
     line = refuse(*corpus_yaml(tmp_path, letters=source))
     assert all(word in line for word in words), line
 
@@ -216,7 +220,9 @@ def test_wrong_sources(refuse: Callable[..., str], tmp_path: Path, source: dict[
         (["corpus.tokenizer.path=null", "corpus.chat.targets=all"], ["chat.targets is 'all'", "answers, everything"]),
     ],
 )
-def test_wrong_chat_settings(refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_wrong_chat_settings_are_refused_before_anything_is_written(
+    refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
     line = refuse("prepare", "corpus=sample_chat", *arguments)
     assert all(word in line for word in words), line
     assert not (tmp_path / "corpora").exists()
@@ -266,7 +272,7 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
     assert "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
 
 
-def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
     from filelock import FileLock
 
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
@@ -278,7 +284,7 @@ def test_two_prepares_into_one_folder(refuse: Callable[..., str], tmp_path: Path
     assert "another `finetune prepare` is writing" in line
 
 
-def test_a_run_folder_in_use(
+def test_a_run_folder_in_use_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from finetune.config import train as configuration

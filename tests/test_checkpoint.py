@@ -41,7 +41,7 @@ def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
 
 def load(folder: Path, **identity: object) -> tuple[int, bytes]:
     engine = FileEngine()
-    return make(folder, **identity).load_newest(engine)["step"], engine.content  # type: ignore[arg-type]
+    return make(folder, **identity).load_newest(engine).step, engine.content  # type: ignore[arg-type]
 
 
 def truncate(path: Path) -> None:
@@ -54,11 +54,11 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
+def test_without_a_checkpoint_a_run_begins_at_step_0(tmp_path: Path) -> None:
     assert load(tmp_path)[0] == 0
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 10, 20, 30)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
     assert load(tmp_path) == (30, b"step 30" * 50)
@@ -84,7 +84,7 @@ def test_a_broken_one_does_not_push_out_the_last_good_one(tmp_path: Path) -> Non
     saved(tmp_path, 10, 20)
     flip_a_bit(tmp_path / "step-00000020" / "engine" / "state.pt")
     checkpoints, engine = make(tmp_path, keep=1), FileEngine()
-    assert checkpoints.load_newest(engine)["step"] == 10  # type: ignore[arg-type]
+    assert checkpoints.load_newest(engine).step == 10  # type: ignore[arg-type]
     checkpoints.save(engine, 15)  # type: ignore[arg-type]
     assert load(tmp_path)[0] == 15
 

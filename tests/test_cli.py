@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.corpora import write_corpus
+from tests.login_node import run_on_login_node
 
 FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
@@ -26,31 +26,6 @@ def test_help_needs_no_heavy_import() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "resume RUN" in done.stdout
-
-
-# a Python that has what `pip install finetune` brings, and not what finetune[train] adds
-LOGIN_NODE = """\
-import json, sys
-from importlib import metadata
-absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow", "safetensors", "bitsandbytes")
-sys.modules.update(dict.fromkeys(absent))
-version = metadata.version
-metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
-from finetune.cli.main import main
-for arguments in json.loads(sys.argv[1]):
-    try:
-        main(arguments)
-    except SystemExit as ended:
-        print("exit", ended.code, flush=True)
-"""
-
-
-def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line one after the other in a Python without torch; return the lines of both streams."""
-    command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False)
-    assert done.returncode == 0, done.stdout
-    return done.stdout.splitlines()
 
 
 def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path) -> None:

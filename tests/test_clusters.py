@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,27 +108,37 @@ def test_what_runs_on_the_host_needs_no_package() -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("squeue", "given", "deadline"),
-    [
-        ("echo 2030-01-01T00:00:00", "", "1893456000"),
-        ("echo 2030-01-01T00:00:00", "1800000000", "1800000000"),
-        ("exit 1", "1800000000", "1800000000"),
-        ("exit 1", "", ""),
-        ("echo", "", ""),
-        ("echo N/A", "", ""),
-    ],
-)
-def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, squeue: str, given: str, deadline: str) -> None:
+@dataclass(frozen=True)
+class JobsEnd:
+    """What squeue prints, the variable that the job is given, and the deadline of its ranks."""
+
+    id: str
+    squeue: str
+    given: str
+    deadline: str
+
+
+JOBS_ENDS = [
+    JobsEnd("squeue alone", "echo 2030-01-01T00:00:00", given="", deadline="1893456000"),
+    JobsEnd("both: the variable", "echo 2030-01-01T00:00:00", given="1800000000", deadline="1800000000"),
+    JobsEnd("the variable alone", "exit 1", given="1800000000", deadline="1800000000"),
+    JobsEnd("neither", "exit 1", given="", deadline=""),
+    JobsEnd("an empty line", "echo", given="", deadline=""),
+    JobsEnd("no limit", "echo N/A", given="", deadline=""),
+]
+
+
+@pytest.mark.parametrize("end", JOBS_ENDS, ids=lambda end: end.id)
+def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, end: JobsEnd) -> None:
     script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
     lines = script[script.index("job=${") : script.index("requeue begin")].splitlines()
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{end.squeue}\n")
     (tmp_path / "squeue").chmod(0o755)
     shown = subprocess.run(
         ["bash", "-c", "\n".join(["set -e", *lines, 'echo "$SLURM_JOB_END_TIME"'])], capture_output=True, text=True, check=True,
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": given, "TZ": "UTC"},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": end.given, "TZ": "UTC"},
     ).stdout.strip()  # fmt: skip
-    assert shown == deadline
+    assert shown == end.deadline
 
 
 def test_variables_of_the_job_are_left_to_the_job() -> None:
@@ -166,27 +176,38 @@ def test_an_account_must_look_like_the_sites() -> None:
             replace(olivia, account=account)
 
 
-@pytest.mark.parametrize(
-    ("profile", "account", "fits"),
-    [
-        ("olivia", "nn30001k", True),
-        ("olivia", "nn9999o", True),
-        ("saga", "nn12k", True),
-        ("betzy", "nn9999x", False),
-        ("lumi_small", "project_465001234", True),
-        ("lumi", "465001234", False),
-        ("marenostrum5", "ehpc7", True),
-        ("arrhenius", "naiss2026-4-1102-gpu", True),
-        ("arrhenius", "naiss2026-4-1102", False),
-        ("idun", "share-ime-imf", True),
-    ],
-)
-def test_accounts_are_judged_by_the_sites_own_pattern(profile: str, account: str, fits: bool) -> None:
-    if fits:
-        assert replace(profiles()[profile], account=account).account == account
+@dataclass(frozen=True)
+class Account:
+    """An account, and whether it is one that the site of a profile gives."""
+
+    profile: str
+    name: str
+    fits: bool
+
+
+ACCOUNTS = [
+    Account("olivia", "nn30001k", fits=True),
+    Account("olivia", "nn9999o", fits=True),
+    Account("saga", "nn12k", fits=True),
+    Account("betzy", "nn9999x", fits=False),
+    Account("lumi_small", "project_465001234", fits=True),
+    Account("lumi", "465001234", fits=False),
+    Account("marenostrum5", "ehpc7", fits=True),
+    Account("arrhenius", "naiss2026-4-1102-gpu", fits=True),
+    Account("arrhenius", "naiss2026-4-1102", fits=False),
+    Account("idun", "share-ime-imf", fits=True),
+]
+
+
+@pytest.mark.parametrize("account", ACCOUNTS, ids=lambda account: f"{account.profile}-{account.name}")
+def test_accounts_are_judged_by_the_sites_own_pattern(account: Account) -> None:
+    profile = profiles()[account.profile]
+    if account.fits:
+        assert replace(profile, account=account.name).account == account.name
         return
-    with pytest.raises(ValueError, match=f"^cluster.account is {account}: {profile} wants one like "):
-        replace(profiles()[profile], account=account)
+    expected = f"^cluster.account is {account.name}: {account.profile} wants one like "
+    with pytest.raises(ValueError, match=expected):
+        replace(profile, account=account.name)
 
 
 def test_a_users_account_is_not_presumed() -> None:
@@ -194,33 +215,51 @@ def test_a_users_account_is_not_presumed() -> None:
         assert OmegaConf.select(OmegaConf.load(path), "account") is None or path.stem == "testcluster"
 
 
-@pytest.mark.parametrize(
-    ("profile", "settings", "fault"),
-    [
-        ("lumi", {"timeout_min": 4320}, "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880"),
-        ("lumi", {"partition": "small-g", "timeout_min": 4320}, None),
-        ("lumi_small", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"),
-        ("lumi_small", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"),
-        ("olivia", {"nodes": 8}, None),
-        ("olivia", {"nodes": 9}, "max_nodes 8"),
-        ("olivia", {"nodes": 5, "qos": "devel", "timeout_min": 120}, "cluster.nodes × ranks_per_node asks for 20"),
-        ("saga", {"qos": "devel"}, "max_timeout_min 120"),
-        ("betzy", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
-        ("leonardo", {"timeout_min": 1500}, "max_timeout_min 1440"),
-        ("leonardo", {"timeout_min": 5000, "qos": "boost_qos_lprod"}, None),
-        ("leonardo", {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"}, "max_nodes 2"),
-        ("leonardo", {"memory_per_node": "512G"}, "memory_per_node_gb 494"),
-        ("marenostrum5", {"nodes": 101}, "max_nodes 100"),
-        ("marenostrum5", {"qos": "acc_debug"}, "max_timeout_min 120"),
-        ("arrhenius", {"timeout_min": 4321}, "max_timeout_min 4320"),
-    ],
-)
-def test_limits_of_partitions_and_qualities_of_service_hold(profile: str, settings: dict[str, Any], fault: str | None) -> None:
-    if fault is None:
-        replace(profiles()[profile], **settings)
+@dataclass(frozen=True)
+class Request:
+    """Settings of a job on a profile, and a part of the error; None: the site allows them."""
+
+    id: str
+    settings: dict[str, Any]
+    error: str | None = None
+
+    @property
+    def profile(self) -> str:
+        return self.id.partition(":")[0]
+
+
+REQUESTS = [
+    Request("lumi: too long", {"timeout_min": 4320}, "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880"),
+    Request("lumi: long in a partition for it", {"partition": "small-g", "timeout_min": 4320}),
+    Request("lumi_small: too many nodes", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"),
+    Request("lumi_small: too long for dev-g", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"),
+    Request("olivia: all nodes", {"nodes": 8}),
+    Request("olivia: one more", {"nodes": 9}, "max_nodes 8"),
+    Request(
+        "olivia: too many ranks for devel",
+        {"nodes": 5, "qos": "devel", "timeout_min": 120},
+        "cluster.nodes × ranks_per_node asks for 20",
+    ),
+    Request("saga: too long for devel", {"qos": "devel"}, "max_timeout_min 120"),
+    Request("betzy: too long for devel", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
+    Request("leonardo: too long", {"timeout_min": 1500}, "max_timeout_min 1440"),
+    Request("leonardo: long in a QOS for it", {"timeout_min": 5000, "qos": "boost_qos_lprod"}),
+    Request("leonardo: too many nodes for debug", {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"}, "max_nodes 2"),
+    Request("leonardo: too much memory", {"memory_per_node": "512G"}, "memory_per_node_gb 494"),
+    Request("marenostrum5: too many nodes", {"nodes": 101}, "max_nodes 100"),
+    Request("marenostrum5: too long for debug", {"qos": "acc_debug"}, "max_timeout_min 120"),
+    Request("arrhenius: too long", {"timeout_min": 4321}, "max_timeout_min 4320"),
+]
+
+
+@pytest.mark.parametrize("wanted", REQUESTS, ids=lambda wanted: wanted.id)
+def test_limits_of_partitions_and_qualities_of_service_hold(wanted: Request) -> None:
+    profile = profiles()[wanted.profile]
+    if wanted.error is None:
+        replace(profile, **wanted.settings)
         return
-    with pytest.raises(ValueError, match=re.escape(fault)):
-        replace(profiles()[profile], **settings)
+    with pytest.raises(ValueError, match=re.escape(wanted.error)):
+        replace(profile, **wanted.settings)
 
 
 def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> None:
@@ -322,29 +361,44 @@ def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Pat
     assert not list((tmp_path / ".code").glob(".*[!d]"))
 
 
-@pytest.mark.parametrize(
-    ("profile", "settings", "cost"),
-    [
-        (
-            "lumi",
-            {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
-            "may use 36 GPU-hours of project_465000000",
-        ),  # whole nodes
-        ("lumi_small", {"timeout_min": 60}, "may use 2 GPU-hours"),  # of 3 half MI250X
-        ("lumi_small", {"timeout_min": 120, "cpus_per_rank": 32}, "may use 12 GPU-hours"),  # 8 cores count as a GPU
-        ("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
-        ("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
-        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "90G"}, "may use 18 billing hours"),
-        ("saga", {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "360G"}, "may use 71 billing hours"),
-        ("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
-        ("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
-        ("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
-    ],
-)
-def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(profile: str, settings: dict[str, Any], cost: str) -> None:
-    lines = replace(profiles()[profile], **settings).what_to_know(3)
-    assert lines[0].startswith(cost)
-    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (profile in ("lumi", "jupiter"))
+@dataclass(frozen=True)
+class Cost:
+    """Settings of a job on a profile, and how the line about the cost of three begins."""
+
+    id: str
+    settings: dict[str, Any]
+    line: str
+
+    @property
+    def profile(self) -> str:
+        return self.id.partition(":")[0]
+
+
+NINETY_GB = {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "90G"}
+WHOLE_MEMORY = {"timeout_min": 60, "ranks_per_node": 1, "memory_per_node": "360G"}
+COSTS = [
+    Cost(
+        "lumi: whole nodes",
+        {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
+        "may use 36 GPU-hours of project_465000000",
+    ),
+    Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "may use 2 GPU-hours"),
+    Cost("lumi_small: 8 cores count as a GPU", {"timeout_min": 120, "cpus_per_rank": 32}, "may use 12 GPU-hours"),
+    Cost("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
+    Cost("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
+    Cost("saga: a quarter of the memory", NINETY_GB, "may use 18 billing hours"),
+    Cost("saga: all memory", WHOLE_MEMORY, "may use 71 billing hours"),
+    Cost("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
+    Cost("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
+    Cost("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
+]
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.id)
+def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(cost: Cost) -> None:
+    lines = replace(profiles()[cost.profile], **cost.settings).what_to_know(3)
+    assert lines[0].startswith(cost.line)
+    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (cost.profile in ("lumi", "jupiter"))
 
 
 def test_a_sweep_that_is_larger_than_what_runs_at_once_is_reported() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,22 @@ from finetune.models.packed import PackedModel, PackInputs
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE
 from tests.distributed import worker
-from tests.distributed.test_laws import (
-    CASES,
+from tests.distributed.laws import (
     LONG,
     MATRIX,
-    METHODS,
     ZERO,
+    Training,
     assert_same,
     law_config,
+    loss_distance,
     losses,
     make_run,
+    runs_by_name,
     steps,
+    zero_file,
 )
-from tests.distributed.test_model import zero_file
-from tests.models import LORA
-from tests.test_kernels import ATTENTION, batch, causal_model, with_adapter
+from tests.distributed.worker import Case
+from tests.kernel_models import ATTENTION, batch, causal_model, with_adapter
 
 pytestmark = [
     pytest.mark.cuda,
@@ -56,15 +58,31 @@ CPU_LOSS_TOLERANCE, GPU_WEIGHT_TOLERANCE = 1e-4, 1e-3
 BF16_LOSS_TOLERANCE = 0.05
 COMPARED = ["full", "lora", "dora"]  # with a CPU; QLoRA's products with 4-bit weights are other ones there
 
-# equal to `full` or `lora` at ZeRO 2
-SAME: dict[str, tuple[str, dict[str, Any]]] = {
-    "checkpointed-full": ("full", {"activation_checkpointing": True}),
-    "checkpointed-lora": ("lora", {"zero": ZERO[3], "activation_checkpointing": True, **METHODS["lora"]}),
-    "offload-zero2": ("full", {"zero": zero_file("stage2_offload")}),
-    "offload-zero3": ("full", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
-    "offload-lora-zero3": ("lora", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}, **METHODS["lora"]}),
-}
-RESUMED: dict[str, dict[str, Any]] = {"full": {"zero": ZERO[1]}, "lora": {"adapter": LORA, "zero": ZERO[3]}}
+
+@dataclass(frozen=True)
+class Same:
+    """Another way to train by a method that must equal it at ZeRO 2."""
+
+    id: str
+    training: Training
+    settings: dict[str, Any]
+
+
+CHECKPOINTED = {"activation_checkpointing": True}
+OFFLOADED = {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}
+SAME = [
+    Same("checkpointed-full", Training("full", 2), CHECKPOINTED),
+    Same("checkpointed-lora", Training("lora", 3), CHECKPOINTED),
+    Same("offload-zero2", Training("full", 2), {"zero": zero_file("stage2_offload")}),
+    Same("offload-zero3", Training("full", 3), OFFLOADED),
+    Same("offload-lora-zero3", Training("lora", 3), OFFLOADED),
+]
+RESUMED = {"full": Training("full", 1), "lora": Training("lora", 3)}
+SHARDED = [training for training in MATRIX if training.stage]
+
+
+def case_id(case: Training | Same) -> str:
+    return case.id
 
 
 @pytest.fixture(scope="module")
@@ -72,31 +90,27 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """All of them, by one rank each; in processes of their own, as CUDA does not outlive a fork."""
     folder = tmp_path_factory.mktemp("cuda")
 
-    def case(name: str, quantized: bool = False, **changes: Any) -> dict[str, str]:
-        return make_run(folder, name, law_config(law_corpus, quantized, **{**ALONE, **changes}))
+    def case(name: str, training: Training, fault: str | None = None, **changes: Any) -> Case:
+        return make_run(folder, name, training.config(law_corpus, **{**ALONE, **changes}), fault=fault)
 
     cases = {
-        "fp32": [case(f"{kind}-zero{stage}", kind == "qlora", **CASES[f"{kind}-zero{stage}"], **ALONE) for kind, stage in MATRIX],
-        "bf16": [
-            case(f"{kind}-zero{stage}-bf16", kind == "qlora", **CASES[f"{kind}-zero{stage}"], **BF16)
-            for kind, stage in MATRIX
-            if stage
-        ],
-        "same": [case(name, **changes) for name, (_, changes) in SAME.items()],
-        "cpu": [case(f"{kind}-cpu", **METHODS[kind]) for kind in COMPARED],
-        "whole": [case(f"{kind}-whole", max_steps=LONG, **changes) for kind, changes in RESUMED.items()],
+        "fp32": [case(training.id, training) for training in MATRIX],
+        "bf16": [case(f"{training.id}-bf16", training, **BF16) for training in SHARDED],
+        "same": [case(same.id, same.training, **same.settings) for same in SAME],
+        "cpu": [case(f"{method}-cpu", Training(method, 2)) for method in COMPARED],
+        "whole": [case(f"{name}-whole", training, max_steps=LONG) for name, training in RESUMED.items()],
     }
     started = {name: start(folder / name, some, gpu=name != "cpu") for name, some in cases.items()}
-    for kind, changes in RESUMED.items():
-        killed = {**case(kind, max_steps=LONG, **changes), "fault": "killed_at_step"}
-        join(start(folder / f"kill-{kind}", [killed]), folder / f"kill-{kind}", expected=-9)
-        join(start(folder / f"resume-{kind}", [{"run": killed["run"]}]), folder / f"resume-{kind}")
+    for name, training in RESUMED.items():
+        killed = case(name, training, fault="killed_at_step", max_steps=LONG)
+        join(start(folder / f"kill-{name}", [killed]), folder / f"kill-{name}", expected=-9)
+        join(start(folder / f"resume-{name}", [Case(killed.path)]), folder / f"resume-{name}")
     for name, process in started.items():
         join(process, folder / name)
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    return runs_by_name(folder)
 
 
-def start(folder: Path, cases: list[dict[str, Any]], gpu: bool = True) -> subprocess.Popen[bytes]:
+def start(folder: Path, cases: list[Case], gpu: bool = True) -> subprocess.Popen[bytes]:
     worker.write_cases(folder, cases)
     environment = {**os.environ, **worker.environment(0, 1), **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     with (folder / "rank-0.log").open("wb") as log:
@@ -109,45 +123,45 @@ def join(process: subprocess.Popen[bytes], folder: Path, expected: int = 0) -> N
     assert code == expected, f"{folder.name} ended with {code}\n{(folder / 'rank-0.log').read_text(errors='replace')[-3000:]}"
 
 
-@pytest.mark.parametrize(("kind", "stage"), MATRIX)
-def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
-    assert_same(runs[f"{kind}-zero{stage}"], runs[f"{kind}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
+@pytest.mark.parametrize("training", MATRIX, ids=case_id)
+def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], training: Training) -> None:
+    assert_same(runs[training.id], runs[f"{training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", COMPARED)
-def test_a_gpu_trains_as_a_cpu_does(runs: dict[str, RunFolder], kind: str) -> None:
-    assert (losses(runs[f"{kind}-zero2"]) - losses(runs[f"{kind}-cpu"])).abs().max() < CPU_LOSS_TOLERANCE
+@pytest.mark.parametrize("method", COMPARED)
+def test_a_gpu_trains_as_a_cpu_does(runs: dict[str, RunFolder], method: str) -> None:
+    assert loss_distance(runs[f"{method}-zero2"], runs[f"{method}-cpu"]) < CPU_LOSS_TOLERANCE
 
 
-@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for kind, stage in MATRIX if stage])
-def test_bf16_trains_as_fp32_does(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
-    run = runs[f"{kind}-zero{stage}-bf16"]
-    assert (losses(run) - losses(runs[f"{kind}-zero2"])).abs().max() < BF16_LOSS_TOLERANCE
-    learned, expected = (losses(r)[0] - losses(r)[-1] for r in (run, runs[f"{kind}-zero2"]))
+@pytest.mark.parametrize("training", SHARDED, ids=case_id)
+def test_bf16_trains_as_fp32_does(runs: dict[str, RunFolder], training: Training) -> None:
+    run, exact = runs[f"{training.id}-bf16"], runs[f"{training.method}-zero2"]
+    assert loss_distance(run, exact) < BF16_LOSS_TOLERANCE
+    learned, expected = (losses(r)[0] - losses(r)[-1] for r in (run, exact))
     assert learned > expected / 2 > 0
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], name: str) -> None:
-    assert_same(runs[name], runs[f"{SAME[name][0]}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
+@pytest.mark.parametrize("same", SAME, ids=case_id)
+def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], same: Same) -> None:
+    assert_same(runs[same.id], runs[f"{same.training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", RESUMED)
-def test_killed_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], kind: str) -> None:
-    assert_same(runs[kind], runs[f"{kind}-whole"], LONG, tolerance=GPU_WEIGHT_TOLERANCE)
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], name: str) -> None:
+    assert_same(runs[name], runs[f"{name}-whole"], LONG, tolerance=GPU_WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
+@pytest.mark.parametrize("method", ["full", "lora", "dora"])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], kind: str, stage: int) -> None:
-    run = runs[f"{kind}-zero{stage}"]
+def test_a_saved_model_evaluates_as_its_run_logged(runs: dict[str, RunFolder], method: str, stage: int) -> None:
+    run = runs[f"{method}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
     assert again.loss == pytest.approx(summary.after.loss, abs=1e-4)
 
 
-def test_a_run_says_what_it_used(runs: dict[str, RunFolder]) -> None:
+def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> None:
     last = steps(runs["full-zero1-bf16"])[-1]
     assert 0 < last["train/mfu"] < 1
     assert 2**20 < last["train/peak_memory_bytes"] < 2**32
@@ -162,11 +176,11 @@ def test_what_a_cpu_refuses_trains(law_corpus: Path, tmp_path: Path, name: str) 
     other = {**zero_file(name), **ZERO[3]}
     if name == "stage3_zeropp":
         other["zero_hpz_partition_size"] = 1  # GPUs a node
-    cases = [make_run(tmp_path, which, law_config(law_corpus, zero=zero, **BF16)) for which, zero in
-             (("plain", ZERO[3]), (name, other))]  # fmt: skip
-    join(start(tmp_path / "both", cases), tmp_path / "both")
-    plain, run = (RunFolder(Path(case["run"])) for case in cases)
-    assert (losses(run) - losses(plain)).abs().max() < (0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE)  # 8 bits
+    plain = make_run(tmp_path, "plain", law_config(law_corpus, zero=ZERO[3], **BF16))
+    case = make_run(tmp_path, name, law_config(law_corpus, zero=other, **BF16))
+    join(start(tmp_path / "both", [plain, case]), tmp_path / "both")
+    tolerance = 0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE  # 8 bits
+    assert loss_distance(case.run, plain.run) < tolerance
 
 
 def on_gpu(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> PackedModel:

@@ -16,18 +16,11 @@ from data_prep.shards import Corpus, ShardWriter
 from finetune.config.train import DataConfig
 from finetune.data.packs import PADDING, MicroBatch, PackedData
 from finetune.data.rows import Fate, check_losses, training_account
-from finetune.distributed import World
 from finetune.models.loss import IGNORE, normalise_loss
 from tests.corpora import write_corpus
+from tests.worlds import Alone
 
 SOURCES = ["letters", "laws"]
-
-
-class Alone(World):
-    """A rank that shares the plan folder and needs no peers to agree."""
-
-    def barrier(self) -> None:
-        pass
 
 
 def open_data(corpus: Path, plan: Path, rank: int = 0, size: int = 1, split: str = "train", **changes: object) -> PackedData:

@@ -13,10 +13,11 @@ from peft import PeftModel, get_peft_config, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from data_prep import pipeline
-from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.pipeline import Prepared
-from data_prep.shards import Corpus
-from data_prep.stages.tokenise import add_tokens, place_files
+from data_prep.shards import Corpus, TokenizerInfo
+from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
+from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
 from finetune.models.save import save, weights
@@ -82,7 +83,7 @@ def generated(model: object, tokenizer: object, question: str, **options: object
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stops")
     write_base(folder / "base")
-    assert prepare(folder).manifest.tokenizer["end_of_turn"] == "<|im_end|>"
+    assert prepare(folder).manifest.tokenizer.end_of_turn == "<|im_end|>"
     return folder
 
 
@@ -118,7 +119,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
     assert "<|im_end|>, the end of a turn, is an end of sequence in what is saved" in caplog.text
     for question, answer in list(ANSWERS.items())[:4]:
         assert write(saved, question) == f"{answer}<|im_end|>"
-    end = corpus.manifest.tokenizer["end_of_turn_id"]
+    end = corpus.manifest.tokenizer.end_of_turn_id
     for name in ("generation_config.json", "config.json"):
         assert json.loads((saved / name).read_text())["eos_token_id"] == [1, end]
     assert AutoTokenizer.from_pretrained(saved).eos_token == "<|im_end|>"
@@ -128,7 +129,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
 
 def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path: Path) -> None:
     tokenizer = Corpus(folder / "corpora" / "chats").manifest.tokenizer
-    end, adapter = tokenizer["end_of_turn_id"], tmp_path / "adapter"
+    end, adapter = tokenizer.end_of_turn_id, tmp_path / "adapter"
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     adapted = get_peft_model(base, get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
     assert end_of_turn.new_stop(tokenizer, adapted) == "<|im_end|>"
@@ -159,14 +160,15 @@ def test_the_tokenizer_follows_where_its_template_allows(tmp_path: Path, templat
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=8, eos_token_id=1))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "chat_template": template}))
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 1}}))
-    end_of_turn.declare(tmp_path, {"end_of_turn": "<|im_end|>", "end_of_turn_id": 7}, model)
+    taught = TokenizerInfo(sha256="", vocab_size=8, eos_token_id=1, end_of_turn="<|im_end|>", end_of_turn_id=7)
+    end_of_turn.declare(tmp_path, taught, model)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == expected
     assert json.loads((tmp_path / "config.json").read_text()) == {"text_config": {"eos_token_id": [1, 7]}, "eos_token_id": [1, 7]}
 
 
 def test_without_conversations_nothing_is_declared(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=8, eos_token_id=1))
-    end_of_turn.declare(tmp_path, {"eos_token_id": 1}, model)
+    end_of_turn.declare(tmp_path, TokenizerInfo(sha256="", vocab_size=8, eos_token_id=1), model)
     assert list(tmp_path.iterdir()) == []
 
 

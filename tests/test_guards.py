@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_prep.shards import TokenizerInfo
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.models import build as model
 from finetune.models import checks, save
@@ -21,7 +22,7 @@ from finetune.training import guards
 from tests.corpora import EOS, VOCAB_SIZE
 from tests.models import LLAMA, LORA, write_base
 
-TOKENIZER = {"vocab_size": VOCAB_SIZE, "eos_token_id": EOS}
+TOKENIZER = TokenizerInfo(sha256="", vocab_size=VOCAB_SIZE, eos_token_id=EOS)
 ARCHITECTURES = {
     "llama": LLAMA,
     "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 8},

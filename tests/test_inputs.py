@@ -62,7 +62,7 @@ def other_setting(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, other_setting])
-def test_a_digest_notices(folder: Path, change: Callable[[Path], None]) -> None:
+def test_a_digest_changes_with_what_it_covers_and_not_with_its_place(folder: Path, change: Callable[[Path], None]) -> None:
     before = base.digest(Base("base", folder / "base"))
     shutil.copytree(folder / "base", folder / "copy")
     assert base.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"

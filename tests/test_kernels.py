@@ -7,41 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import get_peft_config, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.models import checks, kernels, loss
 from finetune.models import cpu_matmul as linear
 from finetune.models.attention import DOCUMENTS
-from finetune.models.packed import PackedModel, PackInputs
+from finetune.models.packed import PackedModel
 from tests.corpora import VOCAB_SIZE
-from tests.models import LLAMA, LORA
+from tests.kernel_models import ATTENTION, batch, causal_model, with_adapter
 
 CPU = torch.device("cpu")
-
-
-def causal_model(**changes: object) -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None)
-    model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # norms start as ones and biases as zeros: nothing would be seen of them
-        parameter.data += 0.05 * torch.randn(parameter.shape)
-    return model  # type: ignore[no-any-return]
-
-
-def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
-    adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **LORA, **changes}))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn(parameter.shape)
-    return adapted  # type: ignore[no-any-return]
-
-
-def batch(num_packs: int = 2) -> PackInputs:
-    ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
-    positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
-    where = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *((41, 60, 79) if num_packs == 2 else ())])
-    return PackInputs(ids, positions, where, ids.flatten()[(where + 1) % ids.numel()])
 
 
 def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -165,12 +139,6 @@ def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:
     packed.losses = lambda inputs: replace(honest(inputs), each=honest(inputs).each + 0.1)  # type: ignore[method-assign]
     with pytest.raises(checks.GuardError, match="differ"):
         checks.check_target_losses(packed, VOCAB_SIZE)
-
-
-ATTENTION = {
-    "llama": {}, "qwen3": {"head_dim": 8}, "olmo2": {}, "mistral": {"sliding_window": 7},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ATTENTION)

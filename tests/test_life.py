@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,14 @@ import pytest
 
 from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
-from finetune.config.train import DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import ModelConfig
 from finetune.launch import cancel as end
 from finetune.launch import observe, slurm, submit
 from finetune.launch import prepare_jobs as chain
 from finetune.runs import checkpoint_files, shared_bases
 from finetune.runs.folder import RunFolder
-from tests.models import LLAMA
 
 SLURM = ClusterConfig(name="there", scheduler="slurm")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., RunFolder]:
-    """A run folder, with JSON files by their names and settings of its config."""
-
-    def made(name: str = "mine", files: dict[str, dict[str, Any]] | None = None, **settings: Any) -> RunFolder:
-        run = RunFolder(tmp_path / "runs" / name)
-        run.jobs.mkdir(parents=True)
-        config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA)), **settings)
-        configuration.save(config, run.config_file)
-        for file, body in {"provenance": {}, **(files or {})}.items():
-            run.write_json(f"{file}.json", body)
-        return run
-
-    return made
 
 
 def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
@@ -184,11 +168,34 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
     assert (run.state(), run.failure(), run.code()) == ("failed", "a rank died", "ab")
 
 
-# Slurm's word for the last step, where the corpus is older or newer than the preparation's submission, and what follows
+@dataclass(frozen=True)
+class Prepared:
+    """A preparation, and what a training that is to follow it waits for.
+
+    Args:
+        state: Slurm's for the last step; empty where it is not known any more.
+        age: seconds by which the corpus is newer than the preparation's submission; None: there is no corpus.
+        waits_for: the job; None: nothing.
+        error: where the training is refused.
+    """
+
+    id: str
+    state: str
+    age: int | None
+    waits_for: str | None = None
+    error: str = ""
+
+
 PREPARED = [
-    ("COMPLETED", 1, None), ("RUNNING", -1, "9"), ("PENDING", None, "9"), ("", 1, None),
-    ("FAILED", -1, "ended without"), ("CANCELLED", -1, "ended without"), ("", -1, "ended without"), ("", None, "ended without"),
-]  # fmt: skip
+    Prepared("done", "COMPLETED", age=1),
+    Prepared("at work on an older corpus", "RUNNING", age=-1, waits_for="9"),
+    Prepared("queued", "PENDING", age=None, waits_for="9"),
+    Prepared("done long ago", "", age=1),
+    Prepared("failed", "FAILED", age=-1, error="ended without"),
+    Prepared("cancelled", "CANCELLED", age=-1, error="ended without"),
+    Prepared("ended long ago, before it wrote", "", age=-1, error="ended without"),
+    Prepared("ended long ago, without a corpus", "", age=None, error="ended without"),
+]
 
 
 @pytest.fixture
@@ -199,22 +206,23 @@ def prepare_run(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("state", "age", "expected"), PREPARED)
+@pytest.mark.parametrize("prepared", PREPARED, ids=lambda prepared: prepared.id)
 def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
-    prepare_run: Path, monkeypatch: pytest.MonkeyPatch, state: str, age: int | None, expected: str | None
+    prepare_run: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared
 ) -> None:
     corpora = prepare_run.parents[2]
     corpus = corpora / "mine"
-    if age is not None:
+    if prepared.age is not None:
         corpus.mkdir()
         (corpus / "manifest.json").touch()
-        submitted = (prepare_run / chain.FILE).stat().st_mtime
-        os.utime(corpus / "manifest.json", (submitted + age, submitted + age))
-    monkeypatch.setattr(observe, "states", lambda ids: {"8": "COMPLETED" if state else "", "9": state})
-    if expected is None or expected.isdigit():
-        assert chain.dependency("prepare-1", str(corpora), [corpus]) == expected
+        written = (prepare_run / chain.FILE).stat().st_mtime + prepared.age
+        os.utime(corpus / "manifest.json", (written, written))
+    reading = "COMPLETED" if prepared.state else ""
+    monkeypatch.setattr(observe, "states", lambda ids: {"8": reading, "9": prepared.state})
+    if not prepared.error:
+        assert chain.dependency("prepare-1", str(corpora), [corpus]) == prepared.waits_for
         return
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match=prepared.error):
         chain.dependency("prepare-1", str(corpora), [corpus])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ from finetune.cli import main as cli
 from finetune.cli.call import Call
 from finetune.cli.setting_errors import describe_unknown_key, iter_keys
 from finetune.config import suggestions
-from finetune.config.fields import check_log_folder
+from finetune.config.cluster import check_log_folder
 from finetune.config.train import TrainConfig
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
@@ -149,53 +150,71 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
     ],
 )
-def test_a_value_of_the_wrong_kind(mistake: Callable[..., str], typed: list[str], line: str) -> None:
+def test_a_value_of_the_wrong_kind_is_one_line(mistake: Callable[..., str], typed: list[str], line: str) -> None:
     assert mistake("train", "model=llama_tiny", *typed) == line
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: a tab; indent with spaces"),
-        ("indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"),
-        ("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' stands twice"),
-        ("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"),
-        (
-            "bracket",
-            "data:\n  include_sources: [a, b\nlr: 1\n",
-            ", line 3, column 20: a bracket that is opened here is not closed",
-        ),
-        ("at", "name: @x\n", ", line 2, column 7: a text that begins with @ stands in quotes"),
-        ("two", "lr: 1\n---\nlr: 2\n", ", line 3, column 1: a second document begins"),
-        ("list", "- lr\n", ", line 2, column 1: must be a mapping"),
-        ("section", "data: [a]\n", ", line 2, column 1: data: must be a mapping"),
-        ("value", "lr: [1]\n", ", line 2, column 1: lr: '[1]' is not a number"),
-        (
-            "key",
-            "data:\n  seq_len: 1\n",
-            ", line 3, column 3: unknown setting 'data.seq_len'; did you mean 'data.sequence_length'?",
-        ),
-        ("default", "defaults:\n  - override /model: llama_tny\n", ", line 3: there is no model/llama_tny.yaml"),
-        ("group", "defaults:\n  - override /modell: llama_tiny\n", ", line 3: 'override modell' chooses no group of files"),
-        ("slash", "defaults:\n  - override model: llama_tiny\n", "write '- override /model: NAME'"),
-        ("mapping", "defaults:\n  model: llama_tiny\n", ", line 2: defaults must be a list; begin each of its lines with '- '"),
-        ("latin", b"name: bl\xe5\n", ", line 2: is not UTF-8"),
-        ("zero", b"name: a\x00b\n", ": character 28 cannot stand in YAML"),
-    ],
-)
-def test_a_mistake_in_a_recipe_is_named_with_its_line(
-    mistake: Callable[..., str], tmp_path: Path, name: str, content: str | bytes, line: str
-) -> None:
-    file = tmp_path / "my" / "recipe" / f"{name}.yaml"
+@dataclass(frozen=True)
+class BadRecipe:
+    """A recipe's content after its first line, and a part of the error."""
+
+    id: str
+    content: str | bytes
+    error: str
+
+
+BAD_RECIPES = [
+    BadRecipe("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: a tab; indent with spaces"),
+    BadRecipe("indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"),
+    BadRecipe("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' stands twice"),
+    BadRecipe("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"),
+    BadRecipe(
+        "bracket",
+        "data:\n  include_sources: [a, b\nlr: 1\n",
+        ", line 3, column 20: a bracket that is opened here is not closed",
+    ),
+    BadRecipe("at", "name: @x\n", ", line 2, column 7: a text that begins with @ stands in quotes"),
+    BadRecipe("two", "lr: 1\n---\nlr: 2\n", ", line 3, column 1: a second document begins"),
+    BadRecipe("list", "- lr\n", ", line 2, column 1: must be a mapping"),
+    BadRecipe("section", "data: [a]\n", ", line 2, column 1: data: must be a mapping"),
+    BadRecipe("value", "lr: [1]\n", ", line 2, column 1: lr: '[1]' is not a number"),
+    BadRecipe(
+        "key",
+        "data:\n  seq_len: 1\n",
+        ", line 3, column 3: unknown setting 'data.seq_len'; did you mean 'data.sequence_length'?",
+    ),
+    BadRecipe("default", "defaults:\n  - override /model: llama_tny\n", ", line 3: there is no model/llama_tny.yaml"),
+    BadRecipe(
+        "group",
+        "defaults:\n  - override /modell: llama_tiny\n",
+        ", line 3: 'override modell' chooses no group of files",
+    ),
+    BadRecipe("slash", "defaults:\n  - override model: llama_tiny\n", "write '- override /model: NAME'"),
+    BadRecipe(
+        "mapping",
+        "defaults:\n  model: llama_tiny\n",
+        ", line 2: defaults must be a list; begin each of its lines with '- '",
+    ),
+    BadRecipe("latin", b"name: bl\xe5\n", ", line 2: is not UTF-8"),
+    BadRecipe("zero", b"name: a\x00b\n", ": character 28 cannot stand in YAML"),
+]
+
+
+@pytest.mark.parametrize("recipe", BAD_RECIPES, ids=lambda recipe: recipe.id)
+def test_a_mistake_in_a_recipe_is_named_with_its_line(mistake: Callable[..., str], tmp_path: Path, recipe: BadRecipe) -> None:
+    file = tmp_path / "my" / "recipe" / f"{recipe.id}.yaml"
     file.parent.mkdir(parents=True)
-    file.write_bytes(GLOBAL.encode() + (content if isinstance(content, bytes) else content.encode()))
-    said = mistake("train", "--config-dir", "my", f"recipe={name}", "corpus=x")
-    assert line in said
-    assert f"my/recipe/{name}.yaml" in said or name == "slash"
+    content = recipe.content if isinstance(recipe.content, bytes) else recipe.content.encode()
+    file.write_bytes(GLOBAL.encode() + content)
+    error = mistake("train", "--config-dir", "my", f"recipe={recipe.id}", "corpus=x")
+    assert recipe.error in error
+    assert f"my/recipe/{recipe.id}.yaml" in error or recipe.id == "slash"
 
 
 @pytest.mark.parametrize("content", ["lr: 1\n", "", "only text\n", "\ufeff# @package _global_\nlr: 1\n"])
-def test_a_recipe_without_its_package_line_is_told_to_have_it(mistake: Callable[..., str], tmp_path: Path, content: str) -> None:
+def test_a_recipe_without_its_package_line_is_refused_with_that_line(
+    mistake: Callable[..., str], tmp_path: Path, content: str
+) -> None:
     file = tmp_path / "my" / "recipe" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(content)
@@ -204,7 +223,7 @@ def test_a_recipe_without_its_package_line_is_told_to_have_it(mistake: Callable[
     assert "'# @package _global_'" in said
 
 
-def test_mistakes_in_files_of_other_groups_and_in_a_runs_config(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(mistake: Callable[..., str], tmp_path: Path) -> None:
     for name, content in {
         "cluster/nested": "cluster:\n  nodes: 2\n", "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
         "corpus/key": CORPUS.replace("path", "pth"), "corpus/list": "name: x\nsources: [a]\n",
@@ -229,7 +248,7 @@ def test_mistakes_in_files_of_other_groups_and_in_a_runs_config(mistake: Callabl
     assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: a bracket")
 
 
-def test_corpora_runs_verbs_and_model_folders_that_were_meant(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(mistake: Callable[..., str], tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
     own = tmp_path / "my" / "corpus" / "mine.yaml"
     own.parent.mkdir(parents=True)

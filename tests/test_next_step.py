@@ -14,7 +14,6 @@ from finetune.cli.next_step import what_helps
 from finetune.launch.observe import Observed
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
-from tests.test_life import make  # noqa: F401
 
 MISTAKE = {"failure-rank-0": {"time": 1.0, "rank": 0, "kind": "mistake", "error": "…"}}
 TYPED = {"provenance": {"command": ["finetune", "train", "recipe=mine", "name=a b"]}}
@@ -57,7 +56,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_advice_is_a_command_that_can_help(
+    make: Callable[..., RunFolder], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make(files=case.files, **case.settings)
     monkeypatch.chdir(run.path.parent.parent)
     if case.saved:
@@ -65,7 +66,7 @@ def test_what_helps(make: Callable[..., RunFolder], case: Case, monkeypatch: pyt
     assert case.expected in what_helps(Observed(run, case.state, alive=False, reason=case.reason))
 
 
-def test_a_corpus_that_was_prepared_anew(make: Callable[..., RunFolder], tmp_path: Path) -> None:  # noqa: F811
+def test_a_corpus_that_was_prepared_anew_is_the_reason_given(make: Callable[..., RunFolder], tmp_path: Path) -> None:
     from finetune.config.train import DataConfig, load, save
 
     run = make(files={"inputs": {"corpus": "another digest", "base": None}, **TYPED})
@@ -77,9 +78,7 @@ def test_a_corpus_that_was_prepared_anew(make: Callable[..., RunFolder], tmp_pat
 
 
 def test_the_runs_folder_is_named_where_it_is_not_the_default(
-    make: Callable[..., RunFolder],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make(files={"outcome": {"state": "interrupted", "reason": "SIGTERM"}})
     monkeypatch.chdir("/usr")

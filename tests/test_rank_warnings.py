@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from finetune.cli.tables import print_warnings
+from finetune.cli.run_tables import print_warnings
 from finetune.launch.follow import MOST_WARNINGS, _show_warnings
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.runs.rank_warnings import Collector
-from tests.test_life import make  # noqa: F401
 
 
 @pytest.fixture
@@ -84,8 +83,10 @@ def test_a_full_disk_or_a_torn_line_costs_nothing_else(tmp_path: Path) -> None:
     assert rank_warnings.describe(tmp_path, 1) == ["kept"]
 
 
-def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(make) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    run: RunFolder = make()
+def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(
+    make: Callable[..., RunFolder],
+) -> None:
+    run = make()
     console, shown = Console(file=io.StringIO(), width=200), set[str]()
     collector = Collector(run.jobs, 0)
     for number in range(30):

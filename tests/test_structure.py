@@ -26,7 +26,7 @@ class TrainConfig:
 RUN = '''\
 """completed"""
 import finetune.models.build as model
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.training import hook
 
 class Run:
@@ -44,7 +44,7 @@ def set_up(config: TrainConfig) -> Run:
 '''
 HOOK = """\
 from typing import TYPE_CHECKING
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 if TYPE_CHECKING:
     from finetune.training.run import Run
 
@@ -52,14 +52,14 @@ def hook(run: "Run") -> None:
     pass
 """
 BUILD = """\
-from finetune.config import DataConfig
+from finetune.config.train import DataConfig
 
 def build(data: DataConfig) -> None:
     pass
 """
 PACKAGE = {
     "src/finetune/__init__.py": "",
-    "src/finetune/config.py": CONFIG,
+    "src/finetune/config/train.py": CONFIG,
     "src/finetune/training/__init__.py": "",
     "src/finetune/training/run.py": RUN,
     "src/finetune/training/hook.py": HOOK,

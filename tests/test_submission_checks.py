@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -235,38 +235,50 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
     assert (build.cuda == (0, 0)) == (torch.version.cuda is None and torch.version.hip is None)
 
 
-@pytest.mark.parametrize(
-    ("profile", "settings", "version", "fault"),
-    [
-        ("saga", {}, "2.13.0+cu130", "the GPUs of saga are sm_60, and torch 2.13.0+cu130 of this Python has no code for them"),
-        ("ex3", {}, "2.12.0+cu128", "the GPUs of ex3 are sm_70"),
-        ("idun", {"gpu_type": "v100"}, "2.13.0+cu130", "the GPUs of idun are sm_70"),
-        ("saga_a100", {}, "2.13.0+cpu", "torch 2.13.0+cpu of this Python is a build for CPUs"),
-    ],
-)
-def test_gpus_that_torch_cannot_run_on_are_refused(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, fault: str
-) -> None:
-    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(version))
-    with pytest.raises(ValueError, match=re.escape(fault)):
-        checks.check(replace(profiles()[profile], **settings), 1)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Build:
+    """A build of torch on a profile: the error, or what could not be checked."""
+
+    id: str
+    profile: str
+    version: str
+    error: str = ""
+    unchecked: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
 
 
-@pytest.mark.parametrize(
-    ("profile", "settings", "version", "unchecked"),
-    [
-        ("saga", {}, "2.13.0+cu126", []),
-        ("idun", {}, "2.13.0+cu130", []),
-        ("testcluster", {}, "2.13.0+cpu", []),  # its GPUs are pretended
-        ("saga", {}, "2.7.1", ["whether torch 2.7.1 has code for sm_60, the GPUs of saga"]),
-        ("saga", {"python": CONTAINER}, "2.13.0+cu130", ["whether the job's torch has code for sm_60, the GPUs of saga"]),
-        ("saga_a100", {"python": CONTAINER}, "2.13.0+cpu", []),
-    ],
-)
-def test_gpus_that_torch_may_run_on_are_not_refused(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str, settings: dict[str, str], version: str, unchecked: list[str]
-) -> None:
-    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(version))
+UNFIT = [
+    Build(
+        "Pascal",
+        "saga",
+        "2.13.0+cu130",
+        "the GPUs of saga are sm_60, and torch 2.13.0+cu130 of this Python has no code for them",
+    ),
+    Build("Volta", "ex3", "2.12.0+cu128", "the GPUs of ex3 are sm_70"),
+    Build("a GPU type", "idun", "2.13.0+cu130", "the GPUs of idun are sm_70", settings={"gpu_type": "v100"}),
+    Build("for CPUs", "saga_a100", "2.13.0+cpu", "torch 2.13.0+cpu of this Python is a build for CPUs"),
+]
+OF_THE_JOB = "whether the job's torch has code for sm_60, the GPUs of saga"
+FIT = [
+    Build("an older toolkit", "saga", "2.13.0+cu126"),
+    Build("any GPU type", "idun", "2.13.0+cu130"),
+    Build("pretended GPUs", "testcluster", "2.13.0+cpu"),
+    Build("not known", "saga", "2.7.1", unchecked=("whether torch 2.7.1 has code for sm_60, the GPUs of saga",)),
+    Build("a container", "saga", "2.13.0+cu130", unchecked=(OF_THE_JOB,), settings={"python": CONTAINER}),
+    Build("a container for newer GPUs", "saga_a100", "2.13.0+cpu", settings={"python": CONTAINER}),
+]
+
+
+@pytest.mark.parametrize("build", UNFIT, ids=lambda build: build.id)
+def test_gpus_that_torch_cannot_run_on_are_refused(stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
+    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
+    with pytest.raises(ValueError, match=re.escape(build.error)):
+        checks.check(replace(profiles()[build.profile], **build.settings), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("build", FIT, ids=lambda build: build.id)
+def test_gpus_that_torch_may_run_on_are_not_refused(stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
+    monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
     stub("sinfo", "exit 0")
-    cluster = replace(profiles()[profile], host_python="true", modules=[], clean_modules=None, **settings)  # type: ignore[arg-type]
-    assert checks.check(cluster, 1) == unchecked
+    plain = replace(profiles()[build.profile], host_python="true", modules=[], clean_modules=None)
+    assert checks.check(replace(plain, **build.settings), 1) == list(build.unchecked)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from finetune.cli import main as cli
-from finetune.cli import tables
+from finetune.cli import run_tables
 from finetune.cli import train as train_command
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
@@ -251,7 +251,7 @@ def test_points_are_composed_as_hydra_composes_them(
     assert swept(*settings)[0] == ours
 
 
-def test_labels() -> None:
+def test_a_label_holds_short_names_and_short_values() -> None:
     assert describe({"lr": "2e-4", "adapter.r": "16"}) == "lr=2e-4 r=16"
     assert describe({"model.path": "/models/normistral-7b", "lr": "0.0003478123"}) == "model=normistral-7b lr=0.000348"
     assert short_names(["adapter.r", "other.r", "data.corpus"]) == {
@@ -293,7 +293,7 @@ def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
 
     out = Console(width=width, no_color=True, highlight=False)
     with out.capture() as captured:
-        out.print(tables.sweep_table(SWEEP, observe(runs), 50, width))
+        out.print(run_tables.sweep_table(SWEEP, observe(runs), 50, width))
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= width
     first = next(index for index, line in enumerate(lines) if line.startswith(("run ", "point ")))

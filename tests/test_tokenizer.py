@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from data_prep.stages.tokenise import _train
+from data_prep.tokens.tokenizer_files import train
 from finetune.models import tokenizer
 
 
@@ -17,7 +17,7 @@ from finetune.models import tokenizer
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus' own tokenizer, as preparation trains it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    _train(700, [*tokenizer.SAMPLES, "Søknaden gjelder 100 000 kroner i 2024.\n"] * 5, folder)
+    train(700, [*tokenizer.SAMPLES, "Søknaden gjelder 100 000 kroner i 2024.\n"] * 5, folder)
     return folder
 
 

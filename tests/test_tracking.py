@@ -72,7 +72,7 @@ def test_the_parents_of_a_sweep_over_experiments_all_end(run: RunFolder) -> None
     assert [one.info.status for one in told if one.info.run_name == "grid-1"] == ["FINISHED"] * 2
 
 
-def test_more_than_one_batch(run: RunFolder) -> None:
+def test_more_steps_than_a_batch_arrive(run: RunFolder) -> None:
     say(run, *range(1500))
     sender.sync(run)
     assert [step for step, _ in stored(run)[1]] == list(range(1500))
@@ -88,7 +88,7 @@ def test_a_line_cut_short_by_a_kill_swallows_no_other(run: RunFolder) -> None:
     assert [step for step, _ in stored(run)[1]] == [1, 2, 3, 4]
 
 
-def test_a_run_deleted_in_mlflow_is_told_again_in_full(run: RunFolder) -> None:
+def test_a_run_deleted_in_mlflow_is_sent_again_in_full(run: RunFolder) -> None:
     say(run, 1, 2, 3)
     sender.sync(run)
     client = MlflowClient(sender.default_uri(run.path.parent))
@@ -106,7 +106,7 @@ def test_a_database_deleted_is_filled_again(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(("state", "status"), [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
-def test_how_it_ended_is_told(run: RunFolder, state: str, status: str) -> None:
+def test_mlflow_shows_how_a_run_ended(run: RunFolder, state: str, status: str) -> None:
     say(run, 1)
     sender.sync(run)
     run.write_json("outcome.json", {"state": state})

@@ -333,7 +333,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
-def test_places(case: Count) -> None:
+def test_a_wave_fills_the_places_that_its_queue_has(case: Count) -> None:
     plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
     assert plan.places(QUEUE, case.ending) == case.expected
 

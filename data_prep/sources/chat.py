@@ -16,11 +16,6 @@ A turn of the assistant is learned unless one of its flags (`loss`, `train`, `tr
 `weight`) is false or 0. Keys that would change what is learned, and are not followed here (REFUSED,
 REFUSED_IN_TURNS, and flags in other spellings, as `compute_loss`), make a record unsupported: it is dropped,
 with their names. All other keys are counted by name.
-
-Options: `role_key`, `content_key` and `roles` name the keys and roles of turns in other words, as {kunde:
-user, saksbehandler: assistant}. `prompt_template` makes prompts and instructions plain text that ends in its
-own way, as "{prompt}\\n\\n"; without it they are turns, which the chat template renders. `strip_html` takes
-HTML's tags out of answers. `learn_history: false` makes answers in `history` context.
 """
 
 from __future__ import annotations
@@ -28,12 +23,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report, Turn, Unreadable
+from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -42,7 +37,14 @@ FIELDS = (*(name for form in FORMS for name in form), "input", "system", "histor
 SHAREGPT_LISTS = ("conversations", "conversation")
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
                   "observation": "tool", "tool": "tool"}  # fmt: skip
-FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")  # of a turn: whether it is learned
+FLAGS = (
+    "loss",
+    "train",
+    "trainable",
+    "training",
+    "weight",
+    "loss_weight",
+)  # of a turn: whether it is learned
 # Keys that would change what is learned, unless they are empty …
 REFUSED = ("tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs", "enable_thinking", "rejected",
            "chosen", "mask_history", "loss_mask")  # fmt: skip
@@ -76,21 +78,23 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 
 @dataclass
-class Options(jsonl.Options):
-    """records: as in `jsonl`. role_key, content_key: keys of a turn; empty: `role` and `content`, or `from`
-    and `value`. roles: a name in the records: the role that it is. prompt_template: the plain text that prompts
-    and instructions become, as "{prompt}\\n\\n"; empty: turns for the chat template. strip_html: whether HTML's
-    tags are taken out of answers. learn_history: whether answers in `history` are learned."""
+class ConversationOptions:
+    """Options of every reader of conversations and instructions."""
 
-    role_key: str = ""
-    content_key: str = ""
-    roles: dict[str, str] = field(default_factory=dict)
-    prompt_template: str = ""
-    strip_html: bool = False
-    learn_history: bool = True
+    role_key: str = setting("", "key of a turn's role; empty: role, or from")
+    content_key: str = setting("", "key of a turn's text; empty: content, or value")
+    roles: dict[str, str] = setting(
+        {}, "roles by the names that the records have for them, as {kunde: user, saksbehandler: assistant}"
+    )
+    prompt_template: str = setting(
+        "",
+        'plain text that prompts and instructions become, ending in its own way, as "{prompt}\\n\\n"; '
+        "empty: turns, which the chat template renders",
+    )
+    strip_html: bool = setting(False, "take HTML's tags out of answers")
+    learn_history: bool = setting(True, "train on the answers in history; false: they are context")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, role in self.roles.items():
             if role not in ROLES:
                 raise ValueError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
@@ -98,6 +102,15 @@ class Options(jsonl.Options):
             raise ValueError(
                 f'options.prompt_template is {self.prompt_template!r}: it must hold {{prompt}} once, as "{{prompt}}\\n\\n"'
             )
+
+
+@dataclass
+class Options(ConversationOptions, jsonl.Options):
+    """Options of conversations in JSON records."""
+
+    def __post_init__(self) -> None:
+        jsonl.Options.__post_init__(self)
+        super().__post_init__()
 
 
 class Malformed(ValueError):
@@ -124,7 +137,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 class ConversationReader:
     """Makes documents of records, and counts in the report what it does not use of them."""
 
-    def __init__(self, source: SourceConfig, options: Options, report: Report) -> None:
+    def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
         self._source, self._options, self._report = source, options, report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
         described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
@@ -134,7 +147,7 @@ class ConversationReader:
         self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
         self._names: set[str] = set()  # of unknown keys so far
 
-    def document(self, record: dict[str, Any], where: Place) -> Document | None:
+    def document(self, record: dict[str, object], where: Place) -> Document | None:
         """Return a record as a conversation; None, and a drop, if it is one that cannot be learned from.
 
         Raises:
@@ -150,9 +163,9 @@ class ConversationReader:
         if not any(turn.target for turn in turns):
             self._report.drops.append(Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn"))
             return None
-        return Document(text="", turns=turns, mask=mask, **jsonl.described(record, where, self._source))
+        return jsonl.described(record, where, self._source).document(turns=turns, mask=mask)
 
-    def _conversation(self, record: dict[str, Any]) -> tuple[list[Turn], str]:
+    def _conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
         """Return the turns of a record, and the name of the mask it calls for."""
         _refuse({name: value for name, value in record.items() if name not in self._may_be_there})
         form, keys = self._form(record)
@@ -171,14 +184,17 @@ class ConversationReader:
             if form == "instruction":
                 question = "\n\n".join(part for part in (question, self._text(record, "input")) if part)
             answer = Turn(role="assistant", content=self._answer(values[1], keys[1]), target=True)
-            turns, mask = [*history, Turn(role="user", content=question, target=False), answer], "completion_mask"
+            turns, mask = (
+                [*history, Turn(role="user", content=question, target=False), answer],
+                "completion_mask",
+            )
             if self._options.prompt_template:
                 turns = self._plain(turns, system)
         used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
         self._count_unknown(record, self._known | used, "unknown_key_")
         return _with_system(turns, system), mask
 
-    def _form(self, record: dict[str, Any]) -> tuple[str, list[str]]:
+    def _form(self, record: dict[str, object]) -> tuple[str, list[str]]:
         """Return the form of a record by its first field, and its keys in the record. An answer may be null."""
         forms = [[self._keys[name] for name in form] for form in FORMS]
         if self._keys["messages"] == "messages":
@@ -195,7 +211,7 @@ class ConversationReader:
             raise Malformed("unreadable_record", "messages are not a list of objects")
         return [self._message(message, learn) for message in value]
 
-    def _message(self, message: dict[str, Any], learn: bool) -> Turn:
+    def _message(self, message: dict[str, object], learn: bool) -> Turn:
         extra = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
         extra += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
         followed = {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS}
@@ -205,7 +221,10 @@ class ConversationReader:
         role_key, content_key = self._turn_keys(message)
         role, wanted = self._role(message, role_key), _flag(message)
         if content_key not in message:
-            raise Malformed("unreadable_record", f"a message without '{content_key}'; options.content_key can name another key")
+            raise Malformed(
+                "unreadable_record",
+                f"a message without '{content_key}'; options.content_key can name another key",
+            )
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -218,12 +237,12 @@ class ConversationReader:
             return Turn(role=role, content=_string(content, content_key), target=False)
         return Turn(role=role, content=self._answer(content, content_key), target=learn and wanted is not False)
 
-    def _turn_keys(self, message: dict[str, Any]) -> tuple[str, str]:
+    def _turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
         sharegpt = "from" in message and "role" not in message
         role, content = ("from", "value") if sharegpt else ("role", "content")
         return self._options.role_key or role, self._options.content_key or content
 
-    def _role(self, message: dict[str, Any], key: str) -> str:
+    def _role(self, message: dict[str, object], key: str) -> str:
         if key not in message:
             names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
             raise Malformed("unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})")
@@ -237,7 +256,7 @@ class ConversationReader:
         known = ", ".join([*self._options.roles, *ROLES])
         raise Malformed("unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more")
 
-    def _history(self, record: dict[str, Any]) -> list[Turn]:
+    def _history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
         if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -255,7 +274,10 @@ class ConversationReader:
         # A command line passes the two characters of an escaped line break on.
         form = self._options.prompt_template.replace("\\n", "\n")
         prompt = form.replace("{prompt}", turns[0].content)
-        return [Turn(role="", content=prompt, target=False), Turn(role="", content=turns[1].content, target=True)]
+        return [
+            Turn(role="", content=prompt, target=False),
+            Turn(role="", content=turns[1].content, target=True),
+        ]
 
     def _answer(self, value: object, name: str) -> str:
         text = _string(value, name)
@@ -265,11 +287,11 @@ class ConversationReader:
         self._report.counts["answers_with_html_stripped"] += stripped != text
         return stripped
 
-    def _text(self, record: dict[str, Any], field_name: str) -> str:
+    def _text(self, record: dict[str, object], field_name: str) -> str:
         key = self._keys[field_name]
         return _string(record.get(key), key)
 
-    def _count_unknown(self, keys: dict[str, Any], known: set[str], prefix: str) -> None:
+    def _count_unknown(self, keys: dict[str, object], known: set[str], prefix: str) -> None:
         for name in keys:
             if name in known or keys[name] is None:
                 continue
@@ -298,7 +320,7 @@ def _with_system(turns: list[Turn], system: str) -> list[Turn]:
     return [Turn(role="system", content=system, target=False), *turns]
 
 
-def _refuse(record: dict[str, Any]) -> None:
+def _refuse(record: dict[str, object]) -> None:
     """Raise Malformed if a record has keys that would change what is learned of it."""
     extra = [name for name in REFUSED if not _is_empty(record.get(name))]
     extra += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
@@ -309,7 +331,7 @@ def _refuse(record: dict[str, Any]) -> None:
         raise Malformed("unsupported_record", f"has {', '.join(extra)}")
 
 
-def _flag(message: dict[str, Any]) -> bool | None:
+def _flag(message: dict[str, object]) -> bool | None:
     """Return whether a turn is to be learned, by its own word; None if it says nothing."""
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
     odd = [name for name, value in flags.items() if not isinstance(value, int | float) or value not in (0, 1)]

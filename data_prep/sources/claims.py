@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from data_prep.config import SourceConfig
 from data_prep.languages import ISO_639_3
@@ -57,22 +57,8 @@ def options(source: SourceConfig, kind: type[Options]) -> Options:
     known = {field.name: field for field in fields(kind)}
     if unknown := sorted(set(source.options) - set(known)):
         raise ValueError(f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}")
-    values: dict[str, Any] = {}
     for name, value in source.options.items():
         default = getattr(kind(), name)
         if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
             raise ValueError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
-        values[name] = value
-    return kind(**values)
-
-
-def choose(name: str, value: str, among: tuple[str, ...]) -> None:
-    """Raises ValueError if an option is none of its values."""
-    if value not in among:
-        raise ValueError(f"options.{name} is '{value}': choose one of {', '.join(among)}")
-
-
-def share(name: str, value: float) -> None:
-    """Raises ValueError if an option is no share."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"options.{name} is {value}: must be between 0 and 1")
+    return kind(**source.options)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.config import SourceConfig
-from data_prep.containers import Member
+from data_prep.containers.streams import Member
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members, stem

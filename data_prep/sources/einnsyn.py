@@ -219,7 +219,7 @@ class Thing:
 
     kind: str = ""
     inside: str = ""
-    terms: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, object] = field(default_factory=dict)
 
 
 def _of_json_ld(body: Any) -> Iterator[Node]:

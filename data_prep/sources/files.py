@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import containers
 from data_prep.config import SourceConfig
-from data_prep.containers import Member
+from data_prep.containers import archives, sniff
+from data_prep.containers.streams import Member
 from data_prep.document import Place, Report, Unreadable
 
 # A text may hold a stray NUL, which means nothing. One in a thousand bytes, and it is no text.
@@ -27,12 +27,10 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
         raise FileNotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
     wanted = _wanted(suffixes)
     files = sorted(
-        p
-        for p in root.rglob("*")
-        if (wanted(containers.unpacked_name(p.name)) or containers.is_archive_name(p.name)) and p.is_file()
+        p for p in root.rglob("*") if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
     )
-    if strange := next((path for path in files if containers.as_text(str(path)) != str(path)), None):
-        raise ValueError(f"source path {root} holds a file whose name is no UTF-8, {containers.as_text(str(strange))}: rename it")
+    if strange := next((path for path in files if sniff.as_text(str(path)) != str(path)), None):
+        raise ValueError(f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it")
     if not files:
         raise FileNotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
     return files
@@ -44,9 +42,9 @@ def members(
 ) -> Iterator[Member]:  # fmt: skip
     """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is quarantined."""
     for path in paths:
-        for member in containers.members(path, place(name, source, path), _wanted(suffixes), source.limits, report):
+        for member in archives.members(path, place(name, source, path), _wanted(suffixes), source.limits, report):
             try:
-                found = containers.kind_of(member.stream.peek(16)[:16])
+                found = sniff.kind_of(member.stream.peek(16)[:16])
             except Unreadable as fault:
                 report.quarantine(member.place, fault)
                 continue
@@ -75,7 +73,7 @@ def place(name: str, source: SourceConfig, path: Path) -> Place:
 
 def stem(where: Place) -> str:
     """A document's id by its place: file and member, without endings."""
-    parts = [containers.unpacked_name(part) for part in (where.file, *where.member.split("!")) if part]
+    parts = [sniff.unpacked_name(part) for part in (where.file, *where.member.split("!")) if part]
     return ":".join([*parts[:-1], str(Path(parts[-1]).with_suffix(""))])
 
 
@@ -107,5 +105,5 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
         return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _wanted(suffixes: tuple[str, ...]) -> containers.Wanted:
+def _wanted(suffixes: tuple[str, ...]) -> archives.Wanted:
     return lambda name: name.lower().endswith(suffixes)

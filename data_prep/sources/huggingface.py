@@ -1,7 +1,7 @@
 """A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or can be downloaded.
 
 Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction and output are read
-as `chat` reads them, with its options. Options: `split`, `subset` (the Hub calls it configuration) and `revision` of a name.
+as `chat` reads them, with its options but `records`, which is for JSON files.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.containers import raise_of_machine
+from data_prep.containers.streams import raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import setting
 from data_prep.sources import chat, claims
 from data_prep.sources.files import place
 from data_prep.sources.jsonl import clean, described
@@ -27,17 +27,15 @@ FIELDS = ("text", *chat.FIELDS)
 
 
 @dataclass
-class Options(chat.Options):
-    """split: its name. subset, revision: of a data set on the Hub; empty: the default one, the newest in the cache."""
+class Options(chat.ConversationOptions):
+    """Options of Hugging Face data sets."""
 
-    split: str = "train"
-    subset: str = ""
-    revision: str = ""
+    split: str = setting("train", "name of the split, whole; mixture.weight takes a part of it")
+    subset: str = setting("", "subset of a data set on the Hub, which calls it configuration; empty: the default one")
+    revision: str = setting("", "revision of a data set on the Hub; empty: the newest in the cache")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.records:
-            raise ValueError("options.records is for JSON files: a Hugging Face data set has rows; leave it out")
         if "[" in self.split:
             raise ValueError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
 
@@ -95,12 +93,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         for where, row in _rows(path, place(name, source, path), report):
             with report.quarantining(where):
                 if isinstance(row.get(key), str):
-                    yield Document(text=clean(row[key]), **described(row, where, source))
+                    yield described(row, where, source).document(clean(row[key]))
                 elif (document := conversations.document(row, where)) is not None:
                     yield document
 
 
-def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     with report.quarantining(file):
         try:

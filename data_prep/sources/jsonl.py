@@ -1,20 +1,20 @@
 """JSON lines, JSON arrays of records, or objects that hold a list of records, on one line or many
 (json_stream says how).
 
-Only `text` is required; `fields` maps other key names. Option: `records`, the keys that lead to the list of
-records in an object (`items`, `response.docs`), where it is not found by itself."""
+Only `text` is required; `fields` maps other key names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import SourceConfig
-from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.document import Document, Place, Report, Turn, Unreadable
+from data_prep.fields import setting
 from data_prep.sources import claims, json_stream
 from data_prep.sources.files import find, members
+from data_prep.sources.json_lists import Form
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
@@ -28,14 +28,33 @@ FIELDS = (
 
 @dataclass
 class Options:
-    """records: the keys that lead to the list of records in an object, joined by dots; empty: the list is
-    found."""
+    """Options of every reader of JSON records."""
 
-    records: str = ""
+    records: str = setting(
+        "",
+        "keys to the list of records in an object, joined by dots, as response.docs; empty: it is found",
+    )
 
     def __post_init__(self) -> None:
         if self.records and not all(self.records.split(".")):
             raise ValueError(f"options.records is '{self.records}': give keys joined by dots, as in response.docs")
+
+
+@dataclass(kw_only=True)
+class Description:
+    """All of a document but what it says."""
+
+    id: str
+    group: str
+    source: str
+    license: str
+    language: str = ""
+    title: str = ""
+    date: str = ""
+    url: str = ""
+
+    def document(self, text: str = "", turns: Sequence[Turn] = (), mask: str = "") -> Document:
+        return Document(**vars(self), text=text, turns=list(turns), mask=mask)
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -48,12 +67,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         with report.quarantining(where):
             if not isinstance(record.get(key), str):
                 raise Unreadable(f"no string under '{key}'")
-            yield Document(text=clean(record[key]), **described(record, where, source))
+            yield described(record, where, source).document(clean(record[key]))
 
 
 def records(
     name: str, source: SourceConfig, report: Report, paths: Sequence[Path], keys: Sequence[str] = ()
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+) -> Iterator[tuple[Place, dict[str, object]]]:
     """Yield every record of the files, with its place; what is no JSON object is quarantined.
 
     Args:
@@ -69,14 +88,13 @@ def records(
                 report.quarantine(where, f"a JSON {type(value).__name__}, not an object")
 
 
-def record_form(source: SourceConfig, keys: Sequence[str]) -> json_stream.Form:
+def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
     path = source.options.get("records", "")
-    return json_stream.Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
+    return Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
 
 
-def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dict[str, Any]:
-    """What a record says about itself, as Document's attributes. A record without an id is called by its
-    place.
+def described(record: Mapping[str, object], where: Place, source: SourceConfig) -> Description:
+    """Return what a record says about itself. A record without an id is called by its place.
 
     Raises:
         Unreadable: one of them is a list or an object.
@@ -90,7 +108,8 @@ def described(record: dict[str, Any], where: Place, source: SourceConfig) -> dic
         if ours in values:
             values[ours] = claim(values[ours])
     document_id = values.setdefault("id", str(where))
-    return {"group": document_id, **values, "source": where.source, "license": source.license}
+    values.setdefault("group", document_id)
+    return Description(**values, source=where.source, license=source.license)
 
 
 def clean(value: object) -> str:

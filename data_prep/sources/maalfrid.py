@@ -35,8 +35,9 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             if text is None or not isinstance(url, str):
                 raise Unreadable(f"no string under '{' or '.join(keys) if text is None else 'url'}'")
             described = jsonl.described({"id": url, **record}, where, source)
-            described |= {"group": site_folder(jsonl.clean(url)), "language": claims.language(record.get(language))}
-            yield Document(text=jsonl.clean(text), **described)
+            described.group = site_folder(jsonl.clean(url))
+            described.language = claims.language(record.get(language))
+            yield described.document(jsonl.clean(text))
 
 
 def site_folder(url: str) -> str:

@@ -8,12 +8,13 @@ be told from the year: a date of 2021 says nothing. Long documents come in parts
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
+from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
 from data_prep.sources.files import find
 
@@ -23,10 +24,10 @@ PUBLIC_SECTOR = ["maalfrid_*", "parliament", "government_*", "publicreports", "l
 
 @dataclass
 class Options(jsonl.Options):
-    """doc_types: names, or patterns with `*`. min_confidence: of fasttext in its language, from 0 to 1."""
+    """Options of the Norwegian Colossal Corpus."""
 
-    doc_types: list[str] = field(default_factory=lambda: list(PUBLIC_SECTOR))
-    min_confidence: float = 0.0
+    doc_types: list[str] = setting(list(PUBLIC_SECTOR), "document types that are read, as names or patterns with *")
+    min_confidence: float = setting(0.0, "fasttext's least confidence in its language, from 0 to 1")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,6 @@
 """The same text in several languages, as JSON lines with a key for each: {"id", "path", "nob", "nno", "eng"}.
 
-Options: `form` is what becomes of a record: `messages` or `prompt_completion`, one for each of `pairs` ("nob-nno" learns Nynorsk
-from Bokmål: rewriting within Norwegian, translation otherwise), or `text`, where each language's pieces of one letter are one
-document of running text. All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
+All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
 
 Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields ({felt}) differ in
 number: a model would learn to lose them.
@@ -12,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims, jsonl
 from data_prep.sources.files import find
 
@@ -36,14 +34,22 @@ TRANSLATE = {
 
 @dataclass
 class Options(jsonl.Options):
-    """form: one of FORMS. pairs: "from-to", of languages that are keys of the records."""
+    """Options of parallel texts."""
 
-    form: str = "messages"
-    pairs: list[str] = field(default_factory=lambda: ["nob-nno", "nno-nob"])
+    form: str = setting(
+        "messages",
+        "documents made of a record: messages or prompt_completion, one for each of pairs; or text, where "
+        "each language's pieces of one letter are one document of running text",
+    )
+    pairs: list[str] = setting(
+        ["nob-nno", "nno-nob"],
+        "languages as from-to, each a key of the records: nob-nno learns Nynorsk from Bokmål; rewriting "
+        "within Norwegian, translation otherwise",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        claims.choose("form", self.form, FORMS)
+        one_of("options.form", self.form, FORMS)
         for pair in self.pairs:
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
@@ -60,25 +66,31 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
     keys = [source.fields.get(language, language) for language in LANGUAGES]
     records = _texts(jsonl.records(name, source, report, paths, keys), source, report)
     if options.form == "text":
-        for (file, group), pieces in groupby(records, key=lambda piece: (piece[0].file, piece[2])):
-            yield from _letters(file, group, list(pieces), source)
+        for _, pieces in groupby(records, key=lambda piece: (piece.where.file, piece.described.group)):
+            yield from _letters(list(pieces))
         return
-    for _, described, _, texts in records:
+    for piece in records:
         for pair in options.pairs:
             a, _, b = pair.partition("-")
-            if fault := _fault(texts.get(a, ""), texts.get(b, "")):
+            if fault := _fault(piece.texts.get(a, ""), piece.texts.get(b, "")):
                 report.counts[fault] += 1
             else:
-                turns = _turns(texts[a], texts[b], a, b, options.form)
+                turns = _turns(piece.texts[a], piece.texts[b], a, b, options.form)
                 mask = "assistant_masks" if options.form == "messages" else "completion_mask"
-                yield Document(text="", turns=turns, mask=mask, **described | {"id": f"{described['id']}:{pair}", "language": b})
+                own = replace(piece.described, id=f"{piece.described.id}:{pair}", language=b)
+                yield own.document(turns=turns, mask=mask)
 
 
-Record = tuple[Place, dict[str, Any], str, dict[str, str]]
+@dataclass
+class Piece:
+    """A record: where it stands, what it says of itself, and its text by language."""
+
+    where: Place
+    described: jsonl.Description
+    texts: dict[str, str]
 
 
-def _texts(records: Iterator[tuple[Place, dict[str, Any]]], source: SourceConfig, report: Report) -> Iterator[Record]:
-    """Place, what the record says of itself, its group, and its text by language."""
+def _texts(records: Iterator[tuple[Place, dict[str, object]]], source: SourceConfig, report: Report) -> Iterator[Piece]:
     for where, record in records:
         values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
         texts = {language: jsonl.clean(value).strip() for language, value in values.items() if isinstance(value, str)}
@@ -89,19 +101,24 @@ def _texts(records: Iterator[tuple[Place, dict[str, Any]]], source: SourceConfig
                 raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")
             described = jsonl.described(record, where, source)
             if "group" not in source.fields and "group" not in record and isinstance(record.get("path"), str):
-                described["group"] = jsonl.clean(record["path"])
-            yield where, described, described["group"], texts
+                described.group = jsonl.clean(record["path"])
+            yield Piece(where, described, texts)
 
 
-def _letters(file: str, group: str, pieces: list[Record], source: SourceConfig) -> Iterator[Document]:
+def _letters(pieces: list[Piece]) -> Iterator[Document]:
+    """Yield the pieces of one letter as a document in each language."""
+    first = pieces[0].described
     for language in LANGUAGES:
-        texts = [texts[language] for _, _, _, texts in pieces if texts.get(language)]
+        texts = [piece.texts[language] for piece in pieces if piece.texts.get(language)]
         if texts:
-            first = pieces[0][1]
             yield Document(
-                id=f"{first['id']}:{language}", text="\n\n".join(texts), source=first["source"], license=source.license,
-                group=group, language=language,
-            )  # fmt: skip
+                id=f"{first.id}:{language}",
+                text="\n\n".join(texts),
+                source=first.source,
+                license=first.license,
+                group=first.group,
+                language=language,
+            )
 
 
 def _fault(a: str, b: str) -> str:
@@ -119,4 +136,7 @@ def _turns(text: str, wanted: str, a: str, b: str, form: str) -> list[Turn]:
             Turn(role="user", content=f"{instruction}\n\n{text}", target=False),
             Turn(role="assistant", content=wanted, target=True),
         ]
-    return [Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False), Turn(role="", content=wanted, target=True)]
+    return [
+        Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False),
+        Turn(role="", content=wanted, target=True),
+    ]

@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lxml import etree
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
@@ -31,12 +32,12 @@ SKIPPED_IN_SPEECH = {"gap", "vocal", "kinesic", "incident", "desc", "linkGrp", "
 
 @dataclass
 class Options:
-    """unit: `debate`, or `speech`."""
+    """Options of ParlaMint."""
 
-    unit: str = "debate"
+    unit: str = setting("debate", "unit of a document: debate (section) or speech")
 
     def __post_init__(self) -> None:
-        claims.choose("unit", self.unit, ("debate", "speech"))
+        one_of("options.unit", self.unit, ("debate", "speech"))
 
 
 @dataclass
@@ -72,23 +73,21 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
     bibl = next((e for e in root.iter("{*}bibl")), root)
     url = next((squeeze(e.itertext()) for e in bibl.iter("{*}idno") if e.get("type") == "URI"), "")
     date = next((claims.date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), "") or claims.date(day)
-    common: dict[str, Any] = {"source": where.source, "license": source.license, "group": day, "date": date, "url": url}
+    document = partial(Document, source=where.source, license=source.license, group=day, date=date, url=url)
     for number, section in enumerate(root.findall(".//{*}body/{*}div"), start=1):
         parts = list(_parts(section))
         title = next((squeeze(e.itertext()) for e in section.iter("{*}head")), "")
         if unit == "speech":
             for part in (part for part in parts if part.language or part.id):
-                yield Document(
-                    id=part.id or f"{day}.{number}", text=part.text, title=title, language=part.language or own, **common
-                )
+                language = part.language or own
+                yield document(id=part.id or f"{day}.{number}", text=part.text, title=title, language=language)
         elif parts:
             said = Counter[str]()
             for part in parts:
                 said[part.language or own] += len(part.text) if part.language else 0
             language = said.most_common(1)[0][0] if any(said.values()) else own
-            yield Document(
-                id=f"{day}.{number}", text="\n\n".join(p.text for p in parts), title=title, language=language, **common
-            )
+            text = "\n\n".join(part.text for part in parts)
+            yield document(id=f"{day}.{number}", text=text, title=title, language=language)
 
 
 def _parts(section: etree._Element) -> Iterator[Part]:

@@ -19,18 +19,11 @@ from pathlib import Path
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Report
+from data_prep.fields import between, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
-from data_prep.sources.pdf_layout import (
-    LARGER,
-    Line,
-    Page,
-    body_size,
-    load_pdfium,
-    read_pages,
-    remove_line_numbers,
-    remove_running_titles,
-)
+from data_prep.sources.pdf_layout import LARGER, Line, Page, body_size, load_pdfium, read_pages
+from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_titles
 
 SUFFIXES = (".pdf",)
 UNMAPPED_SHARE = 0.1  # of a page's characters, from which on it counts as one without readable letters
@@ -46,12 +39,15 @@ _LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # of a table of contents
 
 @dataclass
 class Options:
-    """min_kept: share of the pages' letters that must arrive, or all lines are read and counted."""
+    """Options of PDF files."""
 
-    min_kept: float = 0.5
+    min_kept: float = setting(
+        0.5,
+        "share of the pages' letters that must arrive; else all lines are read, and the document is counted",
+    )
 
     def __post_init__(self) -> None:
-        claims.share("min_kept", self.min_kept)
+        between("options.min_kept", self.min_kept, 0, 1)
 
 
 def files(source: SourceConfig) -> list[Path]:

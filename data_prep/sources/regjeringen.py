@@ -20,6 +20,7 @@ from lxml import html
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import between, one_of, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
 from data_prep.sources.furniture import HEADINGS, Furniture, count_letters, main_element, without_labels
@@ -35,17 +36,17 @@ BLOCKS = HEADINGS | {
 
 @dataclass
 class Options:
-    """group_by: `file`, or `folder` where a publication is a folder of files.
+    """Options of publications and pages of regjeringen.no."""
 
-    min_kept: share of a page's own letters that must arrive, or it is read by its tags alone and counted.
-    """
-
-    group_by: str = "file"
-    min_kept: float = 0.6
+    group_by: str = setting("file", "unit of a group: file, or folder where a publication is a folder of files")
+    min_kept: float = setting(
+        0.6,
+        "share of a page's own letters that must arrive; else the page is read by its tags alone, and counted",
+    )
 
     def __post_init__(self) -> None:
-        claims.choose("group_by", self.group_by, ("file", "folder"))
-        claims.share("min_kept", self.min_kept)
+        one_of("options.group_by", self.group_by, ("file", "folder"))
+        between("options.min_kept", self.min_kept, 0, 1)
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -67,8 +68,14 @@ def parse(raw: bytes, where: Place, license: str, options: Options, report: Repo
         raise Unreadable("no text outside of what is left out")
     title = next((squeeze(e.itertext()) for tag in ("h1", "title") for e in root.iter(tag)), "")
     meta = {(e.get("name") or e.get("property") or "").lower(): e.get("content") or "" for e in root.iter("meta")}
-    date = next((meta[key] for key in ("dc.date", "dcterms.date", "date", "article:published_time") if meta.get(key)), "")
-    url = next((e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical"), meta.get("og:url", ""))
+    date = next(
+        (meta[key] for key in ("dc.date", "dcterms.date", "date", "article:published_time") if meta.get(key)),
+        "",
+    )
+    url = next(
+        (e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical"),
+        meta.get("og:url", ""),
+    )
     place = stem(where)
     folder = place.rpartition("/")[0]
     return Document(

@@ -1,8 +1,7 @@
 """Questions on texts in SQuAD's form: {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]} in a
 JSON file, or one question a line, {"context", "question", "answers": {"text": […]}}, as the Hub has it. Made for NorQuAD.
 
-Options: `form` is `messages` or `prompt_completion`; `unanswerable` is what is to be answered where the text has no answer
-(`is_impossible`), "" to leave these out. All questions to one text are a group.
+All questions to one text are a group.
 """
 
 from __future__ import annotations
@@ -16,22 +15,24 @@ from typing import Any
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims, json_stream, jsonl
 from data_prep.sources.files import find, members, stem
 
 SUFFIXES = (".json", ".jsonl")
+FORMS = ("messages", "prompt_completion")
 
 
 @dataclass
 class Options(jsonl.Options):
-    """form: `messages` or `prompt_completion`. unanswerable: the answer to what the text does not answer."""
+    """Options of questions on texts."""
 
-    form: str = "messages"
-    unanswerable: str = ""
+    form: str = setting("messages", f"form of a document: {', '.join(FORMS)}")
+    unanswerable: str = setting("", "answer where the text has none (is_impossible); empty: such questions are left out")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        claims.choose("form", self.form, ("messages", "prompt_completion"))
+        one_of("options.form", self.form, FORMS)
 
 
 @dataclass
@@ -80,8 +81,14 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 def _turns(question: Question, answer: str, form: str) -> list[Turn]:
     asked = f"{question.context.strip()}\n\nSpørsmål: {question.question.strip()}"
     if form == "messages":
-        return [Turn(role="user", content=asked, target=False), Turn(role="assistant", content=answer, target=True)]
-    return [Turn(role="", content=f"{asked}\nSvar: ", target=False), Turn(role="", content=answer, target=True)]
+        return [
+            Turn(role="user", content=asked, target=False),
+            Turn(role="assistant", content=answer, target=True),
+        ]
+    return [
+        Turn(role="", content=f"{asked}\nSvar: ", target=False),
+        Turn(role="", content=answer, target=True),
+    ]
 
 
 def _questions(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Question]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lxml import etree
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import one_of, setting
 from data_prep.sources import claims
 from data_prep.sources.files import contents, find, stem
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
@@ -34,12 +35,12 @@ SKIPPED = {"sidetall", "side", "bilde"}
 
 @dataclass
 class Options:
-    """unit: `item` of the agenda, or `speech`."""
+    """Options of the minutes of Stortinget."""
 
-    unit: str = "item"
+    unit: str = setting("item", "unit of a document: item (of the agenda) or speech")
 
     def __post_init__(self) -> None:
-        claims.choose("unit", self.unit, ("item", "speech"))
+        one_of("options.unit", self.unit, ("item", "speech"))
 
 
 @dataclass
@@ -70,10 +71,14 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
     meetings = [child for child in root if local_name(child).lower() == "mote"] or [root]
     for number, meeting in enumerate(meetings, start=1):
         heading = _meeting_heading(meeting)
-        common: dict[str, Any] = {
-            "source": where.source, "license": source.license, "group": publication, "date": claims.date(heading),
-            "url": f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
-        }  # fmt: skip
+        document = partial(
+            Document,
+            source=where.source,
+            license=source.license,
+            group=publication,
+            date=claims.date(heading),
+            url=f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
+        )
         found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
         items = [item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())]
         around = _pieces(meeting, leave_out=items)
@@ -81,7 +86,7 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
             base = f"{publication}:{number}.{index}"
             title = _title(element) if index else heading
             for suffix, text in _texts(pieces, unit):
-                yield Document(id=base + suffix, text=text, title=title, **common)
+                yield document(id=base + suffix, text=text, title=title)
 
 
 def _texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:

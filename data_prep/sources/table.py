@@ -2,23 +2,23 @@
 columns, `text` above all.
 
 What parts the columns of CSV is found (comma, semicolon, tab, pipe, or Excel's own line `sep=;`), and
-counted. Option: `delimiter`, which overrules that."""
+counted."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.containers import Member, break_off, raise_of_machine
+from data_prep.containers.streams import Member, break_off, raise_of_machine
 from data_prep.document import Document, Place, Report, Unreadable
+from data_prep.fields import setting
 from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
@@ -34,9 +34,9 @@ PATIENCE = 8  # how much more may be gone back over than is read; then every row
 
 @dataclass
 class Options:
-    """delimiter: between the columns of CSV; empty: it is found."""
+    """Options of tables."""
 
-    delimiter: str = ""
+    delimiter: str = setting("", "character between the columns of CSV; empty: it is found")
 
     def __post_init__(self) -> None:
         if len(self.delimiter) > 1:
@@ -51,6 +51,7 @@ def files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     delimiter = claims.options(source, Options).delimiter
     key = source.fields.get("text", "text")
+    rows: Iterator[tuple[Place, Mapping[str, object]]]
     for member in members(name, source, report, paths, SUFFIXES, (None, PARQUET)):
         if member.stream.peek(4)[:4] == b"PAR1":
             rows = _parquet_rows(member, key, source, report)
@@ -60,7 +61,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             with report.quarantining(where):
                 if not isinstance(row.get(key), str):
                     raise Unreadable(f"no text in column '{key}'")
-                yield Document(text=clean(row[key]), **described(row, where, source))
+                yield described(row, where, source).document(clean(row[key]))
 
 
 class _Lines:
@@ -157,7 +158,7 @@ def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
                 yield (replace(where, at=f"line {number}") if number else where), part
 
 
-def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     try:
         with member.seekable() as file:
@@ -173,7 +174,7 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
         break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
 
 
-def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, Any]]]:
+def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
     """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is
     quarantined."""
     for at in range(len(batch)):

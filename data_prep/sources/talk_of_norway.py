@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import containers
 from data_prep.config import SourceConfig
+from data_prep.containers import streams
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims, table
 from data_prep.sources.files import decode, find, members
@@ -44,7 +44,7 @@ def _speech(row: dict[str, str], where: Place, source: SourceConfig) -> Document
     )  # fmt: skip
 
 
-def _sentences(member: containers.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
+def _sentences(member: streams.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
     language = claims.language(Path(member.name).stem.rpartition("_")[2])
     for where, line in member.lines():
         with report.quarantining(where):

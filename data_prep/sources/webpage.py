@@ -20,6 +20,7 @@ from lxml import html
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report
+from data_prep.fields import between, setting
 from data_prep.sources import claims
 from data_prep.sources.article import Block, Kind, join, read_blocks
 from data_prep.sources.files import contents, find, stem
@@ -35,12 +36,15 @@ _PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # trafilatura drops them where 
 
 @dataclass
 class Options:
-    """min_kept: share of a page's own letters that must arrive, or the page is read another way."""
+    """Options of HTML pages."""
 
-    min_kept: float = 0.6
+    min_kept: float = setting(
+        0.6,
+        "share of a page's own letters that must arrive; else the page is read another way, and counted",
+    )
 
     def __post_init__(self) -> None:
-        claims.share("min_kept", self.min_kept)
+        between("options.min_kept", self.min_kept, 0, 1)
 
 
 @dataclass(slots=True)

@@ -1,17 +1,29 @@
-"""One file a stage. A stage has
+"""The stages between reading and tokenising, one file each, in the order in which documents go through them.
 
-    VERSION                              raise it when the output changes
-    settings(config)                     all of the config it depends on, as plain data
-    run(documents, config, report)       documents of ONE SHARD in, documents out, in order; every drop and change in the report
-
-`run` sees one shard (some megabytes of one source) and may keep nothing from one shard to the next: shards run in any order, in
-any number of processes. A stage that must know the whole corpus before it can judge a document has two functions more, and its
-`run` a fourth argument:
-
-    collect(documents, config)           a pa.Table of what must be known of one shard, as small as will do
-    decide(collected, config)            a pa.Table over all shards; `collected` are the shards' Parquet files, in shard order.
-                                         Read only the columns needed, file by file: here alone all of a corpus is seen at once
-    run(documents, config, report, decided)   as above. Of a decision with a column `shard` (a shard's place in `collected`),
-                                         each shard is given its own rows only; any other decision is given whole. What JSON
-                                         the schema's metadata hold under `counts` is added to the counts of the stage
+A new stage is a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a file of its own, and its place
+in TEXT_STAGES. near_duplicates.py is a part of deduplicate; tokenise.py holds the settings of the stage
+behind the last of these.
 """
+
+from data_prep.stages.boilerplate import Boilerplate
+from data_prep.stages.decontaminate import Decontaminate
+from data_prep.stages.deduplicate import Deduplicate
+from data_prep.stages.deidentify import Deidentify
+from data_prep.stages.language import Language
+from data_prep.stages.mixture import Mixture
+from data_prep.stages.normalise import Normalise
+from data_prep.stages.protocol import CorpusStage, ShardStage
+from data_prep.stages.quality import Quality
+from data_prep.stages.split import Split
+
+TEXT_STAGES: tuple[ShardStage | CorpusStage, ...] = (
+    Normalise(),
+    Boilerplate(),
+    Language(),
+    Quality(),
+    Deduplicate(),
+    Decontaminate(),
+    Deidentify(),
+    Split(),
+    Mixture(),
+)

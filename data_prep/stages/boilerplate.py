@@ -16,13 +16,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,8 +31,8 @@ import pyarrow.parquet as pq
 
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
+from data_prep.stages.protocol import CorpusStage
 
-VERSION = 2
 LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
 WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
 
@@ -82,56 +81,90 @@ _RULE = re.compile(r"_(?:\s?_){9,}$")  # of dashes, it may underline a heading
 COUNTS = pa.schema([("site", pa.string()), ("line", pa.int64()), ("documents", pa.int64())])
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    rules = config.boilerplate
-    return {
-        "readers": sorted(rules.readers),
-        "sites": sorted(rules.sites),
-        "min_documents": rules.min_documents,
-        "min_share": rules.min_share,
-        "max_cut": rules.max_cut,
-        "readers_of_sources": {name: source.reader for name, source in config.sources.items()},
-    }
+@dataclass(kw_only=True)
+class BoilerplateSettings:
+    """The settings of the stage, with the reader of each source."""
+
+    readers: list[str]
+    sites: list[str]
+    min_documents: int
+    min_share: float
+    max_cut: float
+    readers_of_sources: dict[str, str]
 
 
-def collect(documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-    """In how many documents of one shard each line of each site stands, by line. Copies of a document are counted once."""
-    counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
-    seen: set[int] = set()
-    for document in documents:
-        site = site_of(document, config)
-        if site is None:
-            continue
-        lines = {_hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))}
-        if (whole := _hash(f"{site}\n{document.text}")) not in seen:
-            seen.add(whole)
-            counts[site].update(lines)
-            counts[site][WHOLE_SITE] += 1
-    tables = [COUNTS.empty_table()]
-    for site, lines_of_site in sorted(counts.items()):
-        line, number = (np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values()))
-        tables.append(pa.table([pa.repeat(site, len(line)), line, number], schema=COUNTS))
-    return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
+class Boilerplate(CorpusStage):
+    """Cut the lines that are repeated on most pages of a site from the ends of its documents."""
 
+    name = "boilerplate"
+    version = 2
 
-def decide(collected: Iterable[Path], config: CorpusConfig) -> pa.Table:
-    """The repeated lines of each site, and in how many documents each stands."""
-    rules, paths = config.boilerplate, list(collected)
-    sites = _added_up([_between(path, WHOLE_SITE, WHOLE_SITE) for path in paths])
-    needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites.to_pylist()}
-    kept = [COUNTS.empty_table()]
-    parts = sum(pq.read_metadata(path).num_rows for path in paths) // LINES_AT_ONCE + 1
-    bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
-    for first, end in pairwise(bounds):  # or all lines of the corpus would have to be in memory
-        total = _added_up([_between(path, first, end - 1) for path in paths])
-        frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
-        repeated = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
-        kept.append(pa.Table.from_pylist(repeated, schema=COUNTS))
-    return pa.concat_tables(kept).sort_by([("site", "ascending"), ("line", "ascending")])
+    def settings(self, config: CorpusConfig) -> BoilerplateSettings:
+        rules = config.boilerplate
+        return BoilerplateSettings(
+            readers=sorted(rules.readers),
+            sites=sorted(rules.sites),
+            min_documents=rules.min_documents,
+            min_share=rules.min_share,
+            max_cut=rules.max_cut,
+            readers_of_sources={name: source.reader for name, source in config.sources.items()},
+        )
+
+    def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
+        """In how many documents of one shard each line of each site stands, by line. Copies of a document are
+        counted once."""
+        counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        seen: set[int] = set()
+        for document in documents:
+            site = site_of(document, config)
+            if site is None:
+                continue
+            lines = {_hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))}
+            if (whole := _hash(f"{site}\n{document.text}")) not in seen:
+                seen.add(whole)
+                counts[site].update(lines)
+                counts[site][WHOLE_SITE] += 1
+        tables = [COUNTS.empty_table()]
+        for site, lines_of_site in sorted(counts.items()):
+            line, number = (np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values()))
+            tables.append(pa.table([pa.repeat(site, len(line)), line, number], schema=COUNTS))
+        return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
+
+    def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
+        """The repeated lines of each site, and in how many documents each stands."""
+        rules = config.boilerplate
+        sites = _added_up([_between(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
+        needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites.to_pylist()}
+        kept = [COUNTS.empty_table()]
+        parts = sum(pq.read_metadata(path).num_rows for path in collected) // LINES_AT_ONCE + 1
+        bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
+        for first, end in pairwise(bounds):  # or all lines of the corpus would have to be in memory
+            total = _added_up([_between(path, first, end - 1) for path in collected])
+            frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
+            repeated = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
+            kept.append(pa.Table.from_pylist(repeated, schema=COUNTS))
+        return pa.concat_tables(kept).sort_by([("site", "ascending"), ("line", "ascending")])
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+        repeated = _by_site(decided)
+        for document in documents:
+            site = site_of(document, config)
+            frame = find_frame(document.text, repeated(site) if site else set())
+            if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(document.text):
+                report.counts["left_mostly_repeated"] += 1
+            elif frame.lines:
+                report.counts["documents_cut"] += 1
+                report.counts["lines_cut"] += len(frame.lines)
+                characters = len(document.text) - len(frame.body)
+                report.counts["characters_cut"] += characters
+                report.cut(document, "frame", frame.lines, characters, f"of {site}")
+                document.text = frame.body
+            yield document
 
 
 def _between(path: Path, first: int, last: int) -> pa.Table:
-    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some to a row group."""
+    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some
+    to a row group."""
     file = pq.ParquetFile(path)
     place, groups = COUNTS.get_field_index("line"), []
     for number in range(file.num_row_groups):
@@ -146,23 +179,6 @@ def _added_up(counts: list[pa.Table]) -> pa.Table:
     """Of all shards, each line of each site once."""
     every = pa.concat_tables([COUNTS.empty_table(), *counts])
     return every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
-
-
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
-    repeated = _by_site(decided)
-    for document in documents:
-        site = site_of(document, config)
-        frame = find_frame(document.text, repeated(site) if site else set())
-        if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(document.text):
-            report.counts["left_mostly_repeated"] += 1
-        elif frame.lines:
-            report.counts["documents_cut"] += 1
-            report.counts["lines_cut"] += len(frame.lines)
-            characters = len(document.text) - len(frame.body)
-            report.counts["characters_cut"] += characters
-            report.cut(document, "frame", frame.lines, characters, f"of {site}")
-            document.text = frame.body
-        yield document
 
 
 def _by_site(decided: pa.Table) -> Callable[[str], set[int]]:
@@ -218,8 +234,8 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many lines are surely of the frame, counted from a document's end inwards.
 
     Up to a row of links all are, but for headings and sentences that are not about what frames are about: the
-    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on. Further
-    inwards stays what is there, but for the name of the body on the line beside.
+    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on.
+    Further inwards stays what is there, but for the name of the body on the line beside.
     """
     sure = 0
     reached_sentence = is_beside_sure = False

@@ -1,8 +1,9 @@
 """What an evaluation set holds is kept out of the corpus: a model must not be asked what it has read.
 
-Texts overlap where `words` words in a row are the same (13, as in GPT-3: Brown et al. 2020, appendix C), whatever their case and
-signs between them. Evaluation texts shorter than that are looked for whole, if they have `min_words`. A document that overlaps is
-dropped, or the paragraphs that do are cut from it, as the setting says; reasons and counts name the evaluation set.
+Texts overlap where `words` words in a row are the same (13, as in GPT-3: Brown et al. 2020, appendix C),
+whatever their case and signs between them. Evaluation texts shorter than that are looked for whole, if they
+have `min_words`. A document that overlaps is dropped, or the paragraphs that do are cut from it, as the
+setting says; reasons and counts name the evaluation set.
 """
 
 from __future__ import annotations
@@ -12,52 +13,66 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import CorpusConfig, DecontaminateConfig
+from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.evaluation_sets import files, texts
 from data_prep.ngrams import WORD, ngram_hashes, word_numbers
 from data_prep.shards import sha256_file
-
-VERSION = 2
+from data_prep.stage_settings import DecontaminateConfig
+from data_prep.stages.protocol import ShardStage
 
 logger = logging.getLogger(__name__)
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    """Evaluation sets count by their content.
+@dataclass(kw_only=True)
+class DecontaminateSettings:
+    """The settings of the stage, with the checksums of each evaluation set's files."""
 
-    Raises:
-        FileNotFoundError: an evaluation set does not exist, or holds no file that can be read.
-    """
-    rules = config.decontaminate
-    sets = {name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())}
-    return {"sets": sets, "words": rules.words, "min_words": rules.min_words, "action": rules.action}
+    sets: dict[str, list[str]]
+    words: int
+    min_words: int
+    action: str
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    rules = config.decontaminate
-    index = _index(tuple(sorted(rules.sets.items())), rules.words, rules.min_words)
-    for document in documents:
-        found = index.overlaps(document.whole_text)
-        if not found:
-            yield document
-            continue
-        name = min(found, key=lambda name: (-len(found[name]), name))
-        cut: list[str] = []
-        kept = _without(document.text, index, cut) if rules.action == "cut" and not document.turns else ""
-        if kept:
-            report.counts[f"documents_cut_{name}"] += 1
-            report.counts["paragraphs_cut"] += len(cut)
-            report.cut(document, f"in_{name}", cut, len(document.text) - len(kept))
-            document.text = kept
-            yield document
-        else:
-            report.drop(document, f"in_{name}", f"{len(found[name])} sequences of up to {rules.words} words are in {name}")
+class Decontaminate(ShardStage):
+    """Drop or cut what overlaps with an evaluation set."""
+
+    name = "decontaminate"
+    version = 2
+
+    def settings(self, config: CorpusConfig) -> DecontaminateSettings:
+        """Evaluation sets count by their content.
+
+        Raises:
+            FileNotFoundError: an evaluation set does not exist, or holds no file that can be read.
+        """
+        rules = config.decontaminate
+        sets = {name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())}
+        return DecontaminateSettings(sets=sets, words=rules.words, min_words=rules.min_words, action=rules.action)
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        rules = config.decontaminate
+        index = _index(tuple(sorted(rules.sets.items())), rules.words, rules.min_words)
+        for document in documents:
+            found = index.overlaps(document.whole_text)
+            if not found:
+                yield document
+                continue
+            name = min(found, key=lambda name: (-len(found[name]), name))
+            cut: list[str] = []
+            kept = _without(document.text, index, cut) if rules.action == "cut" and not document.turns else ""
+            if kept:
+                report.counts[f"documents_cut_{name}"] += 1
+                report.counts["paragraphs_cut"] += len(cut)
+                report.cut(document, f"in_{name}", cut, len(document.text) - len(kept))
+                document.text = kept
+                yield document
+            else:
+                report.drop(document, f"in_{name}", f"{len(found[name])} sequences of up to {rules.words} words are in {name}")
 
 
 @dataclass

@@ -22,18 +22,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from itertools import groupby, islice, pairwise
-from typing import Any
 
-from data_prep.config import LANGUAGES, CorpusConfig, LanguageConfig
+from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
 from data_prep.other_languages import WORDS, Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
+from data_prep.stage_settings import LANGUAGES, LanguageConfig
+from data_prep.stages.protocol import ShardStage
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
-
-VERSION = 4
 
 # py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete
 # everywhere; all others are considered only where they are beyond doubt, for more competitors add noise.
@@ -88,13 +87,15 @@ class Passage:
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
-        """Return whether it is running text that is surely in another language: no table, no names of species in Latin."""
+        """Return whether it is running text that is surely in another language: no table, no names of species
+        in Latin."""
         return self.finding is not None and self.finding.is_certain and " | " not in self.text and self.code != "lat"
 
 
 @dataclass
 class Verdict:
-    """What the text says, in letters by language: of all stretches, of those that are clear, of those that are beyond doubt.
+    """What the text says, in letters by language: of all stretches, of those that are clear, of those that
+    are beyond doubt.
 
     Attributes:
         passages: the text in order, cut where its language changes.
@@ -131,42 +132,60 @@ class Verdict:
         return found.most_common(1)[0][0] if found else ""
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    language = config.language
-    return {
-        "keep": language.keep,
-        "min_characters": language.min_characters,
-        "claim_weight": language.claim_weight,
-        "mixed_share": language.mixed_share,
-        "other_parts": language.other_parts,
-        "py3langid": version("py3langid"),
-    }
+@dataclass(kw_only=True)
+class LanguageSettings:
+    """The settings of the stage, and the version of the library that tells languages apart."""
+
+    keep: list[str]
+    min_characters: int
+    claim_weight: float
+    mixed_share: float
+    other_parts: str
+    py3langid: str
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    keep = set(config.language.keep)
-    if keep.issuperset(NORWEGIAN):
-        keep.add(MIXED)
-    for document, text, verdict in _judgements(documents, config.language.min_characters):
-        claim = document.language
-        if verdict is not None:
-            document.language = verdict.language(claim, config.language)
-            if config.language.other_parts == "cut" and not document.turns:
-                _keep_parts(document, verdict, keep, report)
-            report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
-        if not document.language:
-            report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
-            continue
-        if document.language not in keep:
-            detail = verdict.detail(document.language) if verdict else name(document.language)
-            report.drop(document, f"language_{document.language}", detail)
-            continue
-        report.counts[document.language] += 1
-        yield document
+class Language(ShardStage):
+    """Detect the language of each document; drop those in a language that is not kept."""
+
+    name = "language"
+    version = 4
+
+    def settings(self, config: CorpusConfig) -> LanguageSettings:
+        language = config.language
+        return LanguageSettings(
+            keep=language.keep,
+            min_characters=language.min_characters,
+            claim_weight=language.claim_weight,
+            mixed_share=language.mixed_share,
+            other_parts=language.other_parts,
+            py3langid=version("py3langid"),
+        )
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        keep = set(config.language.keep)
+        if keep.issuperset(NORWEGIAN):
+            keep.add(MIXED)
+        for document, text, verdict in _judgements(documents, config.language.min_characters):
+            claim = document.language
+            if verdict is not None:
+                document.language = verdict.language(claim, config.language)
+                if config.language.other_parts == "cut" and not document.turns:
+                    _keep_parts(document, verdict, keep, report)
+                report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
+            if not document.language:
+                report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
+                continue
+            if document.language not in keep:
+                detail = verdict.detail(document.language) if verdict else name(document.language)
+                report.drop(document, f"language_{document.language}", detail)
+                continue
+            report.counts[document.language] += 1
+            yield document
 
 
 def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
-    """Cut what is in another language from a document that is kept; of one that is not, keep the Norwegian parts.
+    """Cut what is in another language from a document that is kept; of one that is not, keep the Norwegian
+    parts.
 
     A document whose Norwegian parts are no good piece of text is left as it is.
     """
@@ -216,9 +235,11 @@ def _joined(passages: list[Passage], kept: set[int]) -> str:
 
 
 def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no quotation.
+    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no
+    quotation.
 
-    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the document as a whole.
+    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the
+    document as a whole.
     """
     rest: list[Passage] = []
     left_in = keep.union(LANGUAGES)
@@ -244,8 +265,8 @@ def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[
 def _judged(document: Document) -> str:
     """What decides on its language: of a conversation, what the model is to learn to say.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is claimed, it is all of it:
-    answers cut out of a text are a few words, or names.
+    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is
+    claimed, it is all of it: answers cut out of a text are a few words, or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text
@@ -323,7 +344,8 @@ def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
 
 
 def passages(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are the text.
+    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are
+    the text.
 
     Short lines never go with the paragraph below them, which may be in another language than they are.
     """
@@ -352,7 +374,8 @@ def _is_paragraph(line: str, is_after_blank: bool) -> bool:
 
 
 def stretches(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together and long ones cut at line ends; a rest too short to be judged goes with the last."""
+    """Paragraphs, short ones taken together and long ones cut at line ends; a rest too short to be judged
+    goes with the last."""
     stretch, gathered = "", ""
     for line in text.split("\n"):
         gathered += line + "\n"
@@ -380,7 +403,8 @@ def _scores(texts: list[str]) -> Iterator[Scores]:
 
 
 def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
-    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish Norwegian.
+    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish
+    Norwegian.
 
     Args:
         found: the text's words.

@@ -14,7 +14,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import ftfy
 from ftfy import fixes
@@ -22,8 +21,7 @@ from ftfy import fixes
 from data_prep import mojibake, symbol_fonts, verbatim
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
-
-VERSION = 5
+from data_prep.stages.protocol import ShardStage
 
 # Readers that decode the entities of their markup: one that is left is what the page shows.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
@@ -105,35 +103,47 @@ class Rules:
         return after
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    return {"ftfy": ftfy.__version__}
+@dataclass(kw_only=True)
+class NormaliseSettings:
+    """The version of the library that repairs encodings."""
+
+    ftfy: str
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    for document in documents:
-        before = document.whole_text
-        rules = Rules(decode_entities=config.sources[document.source].reader not in DECODING_READERS)
-        document.text = normalise(document.text, rules)
-        for turn in document.turns:
-            # Plain prompts and completions meet without anything between them: the white space there is theirs.
-            repaired = repair(turn.content, rules)
-            turn.content = rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
-        empty_answers = [turn for turn in document.turns if turn.target and _shows_nothing(turn.content)]
-        for turn in empty_answers:
-            turn.target, turn.content = False, ""  # an empty answer costs its turn, which stays as context
-        if not document.whole_text.strip():
-            report.drop(document, "empty")
-        elif empty_answers and not any(turn.target for turn in document.turns):
-            report.drop(document, "empty_answer")
-        else:
-            if empty_answers:
-                report.counts["empty_answers"] += len(empty_answers)
-            report.counts["changed"] += document.whole_text != before
-            if mended := symbol_fonts.count(before) - symbol_fonts.count(document.whole_text):
-                report.counts["symbol_font_characters"] += mended
-            document.title = normalise(document.title, rules)
-            report.counts.update(rules.changes)
-            yield document
+class Normalise(ShardStage):
+    """Repair the text of each document; drop those that are empty."""
+
+    name = "normalise"
+    version = 5
+
+    def settings(self, config: CorpusConfig) -> NormaliseSettings:
+        return NormaliseSettings(ftfy=ftfy.__version__)
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        for document in documents:
+            before = document.whole_text
+            rules = Rules(decode_entities=config.sources[document.source].reader not in DECODING_READERS)
+            document.text = normalise(document.text, rules)
+            for turn in document.turns:
+                # Plain prompts and completions meet without anything between them: the white space there is theirs.
+                repaired = repair(turn.content, rules)
+                turn.content = rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
+            empty_answers = [turn for turn in document.turns if turn.target and _shows_nothing(turn.content)]
+            for turn in empty_answers:
+                turn.target, turn.content = False, ""  # an empty answer costs its turn, which stays as context
+            if not document.whole_text.strip():
+                report.drop(document, "empty")
+            elif empty_answers and not any(turn.target for turn in document.turns):
+                report.drop(document, "empty_answer")
+            else:
+                if empty_answers:
+                    report.counts["empty_answers"] += len(empty_answers)
+                report.counts["changed"] += document.whole_text != before
+                if mended := symbol_fonts.count(before) - symbol_fonts.count(document.whole_text):
+                    report.counts["symbol_font_characters"] += mended
+                document.title = normalise(document.title, rules)
+                report.counts.update(rules.changes)
+                yield document
 
 
 def normalise(text: str, rules: Rules | None = None) -> str:
@@ -288,9 +298,9 @@ def _without_layout(text: str) -> str:
 def _joined_words(texts: list[str]) -> list[str]:
     """Put words together that a hyphen parts at a line end.
 
-    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the word before a capital
-    or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post), and stands for what is left out before `og`
-    and its kin (barne-/og ungdomsarbeid).
+    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the
+    word before a capital or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post),
+    and stands for what is left out before `og` and its kin (barne-/og ungdomsarbeid).
     """
     elsewhere = {word for text in texts for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())}
 

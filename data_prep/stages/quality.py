@@ -1,6 +1,7 @@
-"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and over.
+"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and
+over.
 
-Each rule measures one thing, and drops a document outside the limits of its setting (config.QualityConfig),
+Each rule measures one thing, and drops a document outside the limits of its setting (QualityConfig),
 by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
 words and signs drop no document whose sentences alone pass them, whatever tables, addresses and examples of
 code it has beside them: see running_text.py. The rules are those of Gopher (Rae et al. 2021, appendix A) with
@@ -33,17 +34,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import CorpusConfig, QualityConfig, as_settings
+from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
 from data_prep.running_text import sentences, without_blanks, without_examples
-
-VERSION = 3
+from data_prep.stage_settings import QualityConfig
+from data_prep.stages.protocol import ShardStage
 
 # what hardly a sentence of Bokmål and Nynorsk, Danish, Swedish, English, North Sámi is without
 _NORDIC = "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit dei ikkje frå vere blir"
@@ -76,21 +78,33 @@ EDGES = ".,;:!?()[]«»\"'“”‘’/…-–"
 Finding = tuple[str, float]  # a rule's name, and what it measured
 
 
-def settings(config: CorpusConfig) -> dict[str, Any]:
-    return as_settings(config.quality) | {"not_judged": sorted(_not_judged(config))}
+@dataclass(kw_only=True)
+class QualitySettings(QualityConfig):
+    """The limits, and the sources that are not judged."""
+
+    not_judged: list[str]
 
 
-def run(documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-    skipped = _not_judged(config)
-    for document in documents:
-        if document.source in skipped and not document.turns:
-            report.counts[f"not_judged_{document.source}"] += 1
-        elif not document.turns:
-            finding = next(findings(document.text, config.quality), None)
-            if finding is not None:
-                report.drop(document, finding[0], f"{finding[1]:.3g}")
-                continue
-        yield document
+class Quality(ShardStage):
+    """Drop the documents of running text that break a rule."""
+
+    name = "quality"
+    version = 3
+
+    def settings(self, config: CorpusConfig) -> QualitySettings:
+        return QualitySettings(**vars(config.quality), not_judged=sorted(_not_judged(config)))
+
+    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
+        skipped = _not_judged(config)
+        for document in documents:
+            if document.source in skipped and not document.turns:
+                report.counts[f"not_judged_{document.source}"] += 1
+            elif not document.turns:
+                finding = next(findings(document.text, config.quality), None)
+                if finding is not None:
+                    report.drop(document, finding[0], f"{finding[1]:.3g}")
+                    continue
+            yield document
 
 
 def _not_judged(config: CorpusConfig) -> set[str]:
@@ -171,13 +185,15 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
 
 
 def _counted_length(word: str, limit: float) -> float:
-    """A word's length, at most the limit for what may be a compound: a sentence of four of them is a sentence."""
+    """A word's length, at most the limit for what may be a compound: a sentence of four of them is a
+    sentence."""
     may_be_compound = len(word) <= LONGEST_WORD and LETTER_WORD.fullmatch(word)
     return min(len(word), limit) if may_be_compound else len(word)
 
 
 def _of_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
-    """A list passes if its items are sentences, a menu has items of a word or two; of lines with dashes, one must be another."""
+    """A list passes if its items are sentences, a menu has items of a word or two; of lines with dashes, one
+    must be another."""
     items = [line for line in lines if line.startswith(BULLETS)]
     share = len(items) / len(lines)
     if outside(share, None, limits.max_bullet_lines):
@@ -227,7 +243,8 @@ def _of_passages(numbers: NDArray[np.uint64], ends: NDArray[Any], limit: float) 
 
 
 def _repeated(pieces: list[str]) -> int:
-    """Count the characters in pieces that stood before after the same piece: not a sentence of many sections."""
+    """Count the characters in pieces that stood before after the same piece: not a sentence of many
+    sections."""
     seen: set[tuple[str, str]] = set()
     repeated, previous = 0, ""
     for piece in pieces:
@@ -250,7 +267,8 @@ def _numbered(words: list[str], numbers: NDArray[np.uint64], n: int) -> NDArray[
 
 
 def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None) -> float:
-    """Share of the words' characters in the commonest sequence of n words, counted as often as it stands there."""
+    """Share of the words' characters in the commonest sequence of n words, counted as often as it stands
+    there."""
     hashes = ngram_hashes(numbers, n)
     counted = hashes if left_out is None else hashes[~left_out]
     if not len(counted):

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import BoilerplateConfig
 from data_prep.document import Document, Report
+from data_prep.stage_settings import BoilerplateConfig
 from data_prep.stages import boilerplate
 from tests.data_prep.documents import config, document
 
@@ -33,9 +33,9 @@ def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[l
     paths, report = [], Report()
     for number, shard in enumerate(shards):
         paths.append(tmp_path / f"collected-{number}.parquet")
-        pq.write_table(boilerplate.collect(iter(shard), chosen), paths[-1], row_group_size=4)  # type: ignore[arg-type]
-    decided = boilerplate.decide(paths, chosen)  # type: ignore[arg-type]
-    return [d.text for shard in shards for d in boilerplate.run(iter(shard), chosen, report, decided)], report  # type: ignore[arg-type]
+        pq.write_table(boilerplate.Boilerplate().collect(iter(shard), chosen), paths[-1], row_group_size=4)  # type: ignore[arg-type]
+    decided = boilerplate.Boilerplate().decide(paths, chosen)  # type: ignore[arg-type]
+    return [d.text for shard in shards for d in boilerplate.Boilerplate().run(iter(shard), chosen, report, decided)], report  # type: ignore[arg-type]
 
 
 def pages(number: int) -> Iterator[Document]:

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 
 from data_prep import pipeline, reading
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Document
-from data_prep.preparation import FileChanged
+from data_prep.execute import FileChanged
+from data_prep.stage_settings import TokenizerConfig
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 LINES = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) + "\n" for n in range(400)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep import pipeline
-from data_prep.config import ChatConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Document, Place, Report, Turn
 from data_prep.pipeline import Prepared
-from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
-from data_prep.stages import normalise
-from data_prep.stages.tokenise import Tokeniser, place_files
-from tests.data_prep.test_chat_template import CHATML, QWEN3
-from tests.data_prep.test_deidentify import numbers
-from tests.data_prep.test_sample import SAMPLE
+from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
+from data_prep.stages import TEXT_STAGES
+from data_prep.stages.normalise import Normalise
+from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.tokens.tokenizer_files import place_files
+from tests.data_prep.chat_templates import CHATML, QWEN3
+from tests.data_prep.identity_numbers import numbers
+from tests.data_prep.sample import SAMPLE
 
 ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i forrige uke?"
 TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
@@ -30,7 +33,7 @@ MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content":
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
 SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
 
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
+STAGES = [stage.name for stage in TEXT_STAGES]
 
 
 def prepare(tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any) -> Prepared:
@@ -77,25 +80,34 @@ def quarantined(prepared: Prepared) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("record", "mask", "expected"),
-    [
-        ({"messages": MESSAGES}, "assistant_masks", f"{TOLD}</s>"),
-        ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "completion_mask", f"{TOLD}</s>"),
-        ({"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]}, "completion_mask", f"{TOLD}</s>"),
-        ({"prompt": f"{ASKED}\nSvar:", "completion": f" {TOLD}"}, "completion_mask", f"{TOLD}</s>"),
-        ({"conversations": SHAREGPT}, "assistant_masks", f"{TOLD}</s>"),
-        ({"instruction": "Svar innbyggeren.", "input": ASKED, "output": TOLD}, "completion_mask", f"{TOLD}</s>"),
-        ({"instruction": ASKED, "input": "", "output": TOLD}, "completion_mask", f"{TOLD}</s>"),
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "content": PARTS}]}, "assistant_masks", f"{TOLD}</s>"),
-    ],
-)  # fmt: skip
-def test_each_form_teaches_its_answer_and_where_it_ends(tmp_path: Path, record: dict[str, Any], mask: str, expected: str) -> None:
-    prepared = prepare(tmp_path, {"chats": [record]})
-    assert prepared.manifest.mask_column == mask
-    assert learned(prepared) == [expected]
+@dataclass(frozen=True)
+class Form:
+    """A record that asks and answers, and the column of its mask."""
+
+    id: str
+    mask: str
+    record: dict[str, Any]
+
+
+FORMS = [
+    Form("messages", "assistant_masks", {"messages": MESSAGES}),
+    Form("turns", "completion_mask", {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}),
+    Form("more turns", "completion_mask", {"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]}),
+    Form("texts", "completion_mask", {"prompt": f"{ASKED}\nSvar:", "completion": f" {TOLD}"}),
+    Form("ShareGPT", "assistant_masks", {"conversations": SHAREGPT}),
+    Form("Alpaca", "completion_mask", {"instruction": "Svar innbyggeren.", "input": ASKED, "output": TOLD}),
+    Form("Alpaca without input", "completion_mask", {"instruction": ASKED, "input": "", "output": TOLD}),
+    Form("parts", "assistant_masks", {"messages": [MESSAGES[0], {**MESSAGES[1], "content": PARTS}]}),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.id)
+def test_each_form_teaches_its_answer_and_where_it_ends(tmp_path: Path, form: Form) -> None:
+    prepared = prepare(tmp_path, {"chats": [form.record]})
+    assert prepared.manifest.mask_column == form.mask
+    assert learned(prepared) == [f"{TOLD}</s>"]
     source = prepared.manifest.sources["chats"]
-    assert source.supervised_tokens == {"train/nob": sum(rows(prepared)[0][mask])}
+    assert source.supervised_tokens == {"train/nob": sum(rows(prepared)[0][form.mask])}
     assert source.supervised_tokens["train/nob"] < source.tokens["train/nob"]
 
 
@@ -308,7 +320,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
 
     prepared = prepare(tmp_path, {"chats": [record]})
     assert text(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
-    assert prepared.manifest.tokenizer["end_of_turn"] == "</s>"
+    assert prepared.manifest.tokenizer.end_of_turn == "</s>"
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
     assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
@@ -385,7 +397,7 @@ def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
     turns = [Turn(role="", content="Fråga:\u00a0ja?\nSvar: ", target=False), Turn(role="", content="\tJa", target=True)]
     document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
-    (done,) = normalise.run(iter([document]), config, Report())
+    (done,) = Normalise().run(iter([document]), config, Report())
     assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
 
 
@@ -536,7 +548,7 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
     """Through to training: what a step's labels hold is the answers, and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE
-    from tests.test_data import Alone
+    from tests.worlds import Alone
 
     source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")
     corpus = CorpusConfig(name="mine", sources={"instructions": source}, split=SplitConfig(validation_share=0))

@@ -18,8 +18,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.chat_template import ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
+from data_prep.tokens.chat_encoder import ChatEncoder
+from data_prep.tokens.chat_template import ChatTemplate, Refused
+from data_prep.tokens.row import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The token that ends an answer; "" where a family has none, so that the end of the sequence does.
@@ -177,7 +179,7 @@ def runs(row: Row) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("form", ENDS)
 def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Path, form: str) -> None:
     oracle = Oracle(folder, form)
-    template = ChatTemplate(source(form), {"bos_token": "<s>", "eos_token": "</s>"}, Encoder(folder / "tokenizer.json"), form)
+    template = ChatTemplate(source(form), {"bos_token": "<s>", "eos_token": "</s>"}, ChatEncoder(folder / "tokenizer.json"), form)
     stop = oracle.tokenizer.convert_tokens_to_ids(ENDS[form] or "</s>")
     assert (template.end_of_turn or "</s>") == (ENDS[form] or "</s>")
     taught = 0

@@ -7,101 +7,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Encoder, Refused, Row
 from data_prep.document import Turn
-
-CHATML = """\
-{%- for m in messages %}
-{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
-
-CHATML_MARKED = """\
-{%- for m in messages %}
-{%- if m.role == 'assistant' %}
-{{- '<|im_start|>assistant\\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
-{%- else %}
-{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
-
-# the markers around the content alone, as some write them: the end of the turn must be learned all the same
-CHATML_MARKED_SHORT = CHATML_MARKED.replace(
-    "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
+from data_prep.tokens.chat_encoder import ChatEncoder
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Refused
+from data_prep.tokens.row import Row
+from tests.data_prep.chat_templates import (
+    CHATML,
+    CHATML_MARKED,
+    CHATML_MARKED_LONG,
+    CHATML_MARKED_SHORT,
+    CHATML_WITHOUT_PROMPT,
+    GEMMA,
+    LLAMA3,
+    MISTRAL,
+    PHI,
+    PLAIN,
+    QWEN3,
+    SYSTEM_IN_LAST_TURN,
 )
-# the markers around the line break after the turn too, which the model never writes
-CHATML_MARKED_LONG = CHATML_MARKED.replace(
-    "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
-)
-
-CHATML_WITHOUT_PROMPT = CHATML.replace("{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}", "")
-
-LLAMA3 = """\
-{{- bos_token }}
-{%- for m in messages %}
-{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
-
-MISTRAL = """\
-{{- bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}
-{%- else %}{% set system = '' %}{% set rest = messages %}{% endif %}
-{%- for m in rest %}
-{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
-{%- if m.role == 'user' %}{{- '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}
-{%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
-{%- endfor %}"""
-
-SYSTEM_IN_LAST_TURN = """\
-{{- bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}
-{%- else %}{% set rest = messages %}{% endif %}
-{%- for m in rest %}
-{%- if m.role == 'user' %}{{- '[INST]' }}{% if loop.last and system is defined %}{{- system + '\\n\\n' }}{% endif %}
-{{- m.content + '[/INST]' }}
-{%- else %}{{- m.content + eos_token }}{% endif %}
-{%- endfor %}"""
-
-GEMMA = """\
-{{- bos_token }}
-{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
-{%- for m in messages %}
-{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<end_of_turn>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
-
-# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has none
-QWEN3 = """\
-{%- set ns = namespace(last=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
-{%- for m in messages %}
-{%- if m.role == 'assistant' %}
-{%- set answer = m.content.split('</think>')[-1].lstrip('\\n') %}
-{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else '' %}
-{{- '<|im_start|>assistant\\n' }}
-{%- if loop.index0 > ns.last %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}
-{{- answer + '<|im_end|>\\n' }}
-{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
-
-# control tokens that swallow the line break after them
-PHI = """\
-{%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}"""
-
-# no control token at all: the end of the sequence must stand for the end of the turn
-PLAIN = """\
-{%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""
 
 QUESTION = "Når må jeg senest søke om barnehageplass?"
 ANSWERS = ["Fristen er 1. mars.", "Nei, du må søke på nytt hvert år."]
@@ -114,7 +43,7 @@ class Case:
     def __init__(self, folder: Path, source: str, **variables: object) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.source, self.variables = source, {"bos_token": "<s>", "eos_token": "</s>", **variables}
-        self.template = ChatTemplate(source, self.variables, Encoder(folder / "tokenizer.json"), "the test")
+        self.template = ChatTemplate(source, self.variables, ChatEncoder(folder / "tokenizer.json"), "the test")
 
     def rows(self, *turns: tuple[str, str], everything: bool = False) -> list[Row]:
         made = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
@@ -330,24 +259,37 @@ def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: 
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
 
-@pytest.mark.parametrize(
-    ("source", "turns", "reason", "words"),
-    [
-        (GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
-        (MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
-        (CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
-        (CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im"), CHAT, "template_changes_answer", "Fristen"),
-        (CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"), CHAT, "prompt_is_no_prefix", "turn 2"),
-        (QWEN3, [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")], "template_changes_answer", "Ja<think>"),
-        (LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}"), [CHAT[1]], "template_refuses", "no element 0"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_told_for_certain_is_refused(
-    folder: Path, source: str, turns: list[tuple[str, str]], reason: str, words: str
-) -> None:
-    with pytest.raises(Refused, match=words) as refused:
-        Case(folder, source).rows(*turns)
-    assert refused.value.reason == reason
+@dataclass(frozen=True)
+class Unclear:
+    """A template and a conversation whose targets cannot be told for certain, and why."""
+
+    id: str
+    source: str
+    turns: list[tuple[str, str]]
+    reason: str
+    words: str
+
+
+THINKS_TWICE = [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")]
+UPPER_MARKED = CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im")
+OPENS_THOUGHT = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
+WITHOUT_FIRST = LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}")
+UNCLEAR = [
+    Unclear("no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
+    Unclear("answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
+    Unclear("upper", CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
+    Unclear("upper, marked", UPPER_MARKED, CHAT, "template_changes_answer", "Fristen"),
+    Unclear("opens a thought", OPENS_THOUGHT, CHAT, "prompt_is_no_prefix", "turn 2"),
+    Unclear("two thoughts", QWEN3, THINKS_TWICE, "template_changes_answer", "Ja<think>"),
+    Unclear("no question", WITHOUT_FIRST, [CHAT[1]], "template_refuses", "no element 0"),
+]
+
+
+@pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: unclear.id)
+def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Unclear) -> None:
+    with pytest.raises(Refused, match=unclear.words) as refused:
+        Case(folder, unclear.source).rows(*unclear.turns)
+    assert refused.value.reason == unclear.reason
 
 
 def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
@@ -383,6 +325,6 @@ def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
     """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
-    encoder = Encoder(spaced / "tokenizer.json")
+    encoder = ChatEncoder(spaced / "tokenizer.json")
     assert case.tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
     assert case.tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.containers import zstd
+from data_prep.containers.streams import zstd
 from tests.data_prep.reading import faults, read, texts
 
 LETTERS = {"a.txt": "Vedtaket kan påklages innen tre uker.", "mappe/b.txt": "Kommunen svarar på søknaden."}

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import DecontaminateConfig
-from data_prep.containers import zstd
+from data_prep.containers.streams import zstd
 from data_prep.document import Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers
-from data_prep.stages import decontaminate
+from data_prep.stage_settings import DecontaminateConfig
+from data_prep.stages.decontaminate import Decontaminate
 from tests.data_prep.documents import config, document, through
 
 CONTEXT = "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna fikk is av kommunen."
@@ -36,7 +36,7 @@ def squad(tmp_path: Path) -> Path:
 
 def run(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
     rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)  # type: ignore[arg-type]
-    return through(decontaminate, documents, config(decontaminate=rules))  # type: ignore[arg-type, return-value]
+    return through(Decontaminate(), documents, config(decontaminate=rules))  # type: ignore[arg-type, return-value]
 
 
 def test_a_planted_overlap_is_found_and_nothing_else(squad: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
         run([document(OURS)], tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        decontaminate.settings(config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")})))
+        Decontaminate().settings(config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")})))
 
 
 def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -> None:

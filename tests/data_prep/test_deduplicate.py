@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from data_prep import shingles
-from data_prep.config import CorpusConfig, DeduplicateConfig, SourceConfig
+from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document, Report, Turn
+from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
+from data_prep.stages.deduplicate import Deduplicate
 from tests.data_prep.stages import run_stage
 
 STARTS, MIDDLES = ["kom", "søk", "ved", "for", "be", "ut", "å"], ["mun", "nad", "tak", "skrift", "hand", "ling", "ær"]
@@ -45,7 +47,7 @@ def edited(rng: random.Random, words: list[str], share: float) -> list[str]:
 
 def kept(documents: list[Document], cuts: int = 2, **settings: Any) -> tuple[set[str], Report]:
     size = -(-len(documents) // cuts)
-    out, report = run_stage(deduplicate, [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings))
+    out, report = run_stage(Deduplicate(), [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings))
     return {document.id for document in out}, report
 
 
@@ -166,9 +168,9 @@ def test_documents_without_words_and_empty_shards() -> None:
     names, report = kept([document("a", "…"), document("b", "– –"), document("c", "Ja."), document("d", "ja")], cuts=4)
     assert names == {"a", "b", "c"}
     assert report.drop_reasons() == {"near_duplicate": 1}
-    out, report = run_stage(deduplicate, [[], [document("a", "Ja.")], []], config())
+    out, report = run_stage(Deduplicate(), [[], [document("a", "Ja.")], []], config())
     assert [d.id for d in out] == ["a"]
-    assert run_stage(deduplicate, [[], []], config())[0] == []
+    assert run_stage(Deduplicate(), [[], []], config())[0] == []
 
 
 def test_the_last_date_counts_however_it_is_written() -> None:

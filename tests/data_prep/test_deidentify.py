@@ -9,32 +9,9 @@ from stdnum.no import fodselsnummer
 
 from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.document import Document
-from data_prep.stages import deidentify
-from data_prep.stages.deidentify import identity_number_kind, mask
+from data_prep.stages.deidentify import Deidentify, identity_number_kind, mask
+from tests.data_prep.identity_numbers import WEIGHTS_2, numbers
 from tests.data_prep.stages import run_stage
-
-WEIGHTS_1, WEIGHTS_2 = (3, 7, 6, 1, 8, 9, 4, 5, 2), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
-
-
-def with_check_digits(nine: str) -> str | None:
-    """The eleven digits under the old rule, or None where there are none."""
-    first = -sum(int(d) * w for d, w in zip(nine, WEIGHTS_1, strict=True)) % 11
-    if first == 10:
-        return None
-    second = -sum(int(d) * w for d, w in zip(nine + str(first), WEIGHTS_2, strict=True)) % 11
-    return None if second == 10 else f"{nine}{first}{second}"
-
-
-def numbers(day: int, month: int, count: int = 200) -> list[str]:
-    """Valid under the old rule, born 1950-1999: individual numbers 000-499."""
-    rng = random.Random(7)
-    made = (
-        with_check_digits(
-            f"{rng.randint(1, 28) + day:02d}{rng.randint(1, 12) + month:02d}{rng.randint(54, 99)}{rng.randint(0, 499):03d}"
-        )
-        for _ in range(count)
-    )
-    return [number for number in made if number]
 
 
 @pytest.mark.parametrize(("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")])
@@ -95,7 +72,7 @@ def test_names_of_documents_and_groups_are_masked_and_stay_apart() -> None:
         for n in (first, second)
         for i in range(2)
     ]
-    done, report = run_stage(deidentify, [made[:1], made[1:]], config)
+    done, report = run_stage(Deidentify(), [made[:1], made[1:]], config)
     everything = " ".join(f"{d.id} {d.title} {d.group}" for d in done)
     assert first not in everything
     assert second not in everything

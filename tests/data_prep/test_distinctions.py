@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from data_prep.config import DeduplicateConfig
 from data_prep.document import Document
-from data_prep.stages import deduplicate
+from data_prep.stage_settings import DeduplicateConfig
+from data_prep.stages.deduplicate import Deduplicate
+from data_prep.stages.near_duplicates import MAX_COMPARED
 from tests.data_prep.documents import config, document
 from tests.data_prep.stages import run_stage
 
@@ -102,7 +103,7 @@ def form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Docu
 
 def kept(documents: list[Document], **settings: object) -> list[str]:
     rules = DeduplicateConfig(**settings)  # type: ignore[arg-type]
-    return [d.id for d in run_stage(deduplicate, [documents], config(deduplicate=rules))[0]]
+    return [d.id for d in run_stage(Deduplicate(), [documents], config(deduplicate=rules))[0]]
 
 
 UNTITLED = ACT.partition("\n\n")[2]
@@ -157,7 +158,7 @@ def test_documents_written_upon_each_other_are_kept(name: str) -> None:
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
 def test_they_are_dropped_where_that_is_asked_for_and_counted_where_not(name: str) -> None:
     assert len(kept(OTHERS[name], tell_apart=False)) == 1
-    _, said = run_stage(deduplicate, [OTHERS[name]], config())
+    _, said = run_stage(Deduplicate(), [OTHERS[name]], config())
     assert said.counts["similar_but_kept"] == 1
 
 
@@ -228,7 +229,7 @@ def test_copies_are_found_among_many_documents_of_one_form() -> None:
         LETTER.format(
             who=f"{rng.choice('ABCDEF')}nne Etternavn{n}", date="3. mars 2024", case=f"24/{n + 1000}", where=f"Sted{n}x"
         )
-        for n in range(3 * deduplicate.MAX_COMPARED)
+        for n in range(3 * MAX_COMPARED)
     ]
     documents = [document(text, str(n)) for n, text in enumerate(letters)]
     copies = [document(edited(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep import encoder
-from data_prep.encoder import TextEncoder, choose
+from data_prep.tokens import encoder
+from data_prep.tokens.encoder import TextEncoder, choose
 
 gigatoken = pytest.importorskip("gigatoken", reason="the extra `fast` is not installed")
 ak = pytest.importorskip("awkward", reason="gigatoken brings it")

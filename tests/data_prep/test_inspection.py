@@ -13,12 +13,13 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.card import CARD
-from data_prep.config import CorpusConfig, DeduplicateConfig, PrepareConfig, QualityConfig, SourceConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.inspection import Inspection, bins, draw_lengths
+from data_prep.stage_settings import DeduplicateConfig, QualityConfig, TokenizerConfig
 from data_prep.stages.deidentify import identity_number_kind
 from data_prep.text_search import pattern_of
 from finetune.cli import main as cli
-from tests.data_prep.test_sample import sample_config
+from tests.data_prep.sample import sample_config
 
 
 @pytest.fixture(scope="module")

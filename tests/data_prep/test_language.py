@@ -9,25 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import accuracy, confusion, nav_pairs, recall, report, table_alone, told_apart, ud_sentences
-from data_prep.config import LanguageConfig
 from data_prep.document import Document, Turn
+from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
+from data_prep.stages.language import Language
 from data_prep.written_standard import train
 from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words
 from tests.data_prep.documents import config, document, through
+from tests.data_prep.paragraphs import DAN, NNO, NOB
 
-NOB = (
-    "Kommunen har mottatt søknaden din om barnehageplass, og vi vil behandle den innen tre uker. Hvis du ikke hører fra oss, kan "
-    "du ringe sentralbordet. Dette vedtaket kan påklages, og klagen må sendes til oss før fristen går ut."
-)
-NNO = (
-    "Kommunen har fått søknaden din om barnehageplass, og vi vil handsame han innan tre veker. Dersom du ikkje høyrer frå oss, "
-    "kan du ringje sentralbordet. Dette vedtaket kan du klage på, og klaga må sendast til oss før fristen går ut."
-)
-DAN = (
-    "Kommunen har modtaget din ansøgning om en plads i børnehaven, og vi behandler den inden for tre uger. Hvis du ikke hører "
-    "fra os, kan du ringe til omstillingen. Afgørelsen kan påklages, og klagen skal sendes til os, inden fristen udløber."
-)
 TABLE = "\n".join(
     f"{3000 + i} | {place} | {i * 7},5 | {i * 3},25" for i, place in enumerate(["Halden", "Moss", "Sarpsborg"] * 20)
 )
@@ -64,13 +54,13 @@ def test_stretches_hold_all_of_a_text_in_order() -> None:
 
 def test_what_is_kept_and_counted() -> None:
     documents = [document(text, id) for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()]
-    kept, said = through(language, documents, config())
+    kept, said = through(Language(), documents, config())
     assert [d.language for d in kept] == ["nob", "nno", "nor"]
     assert said.drop_reasons() == {"language_dan": 1}
     assert said.counts["nor"] == 1
-    kept, said = through(language, [document(f"{NOB}\n\n{NNO}")], config(language=LanguageConfig(keep=["nno"])))
+    kept, said = through(Language(), [document(f"{NOB}\n\n{NNO}")], config(language=LanguageConfig(keep=["nno"])))
     assert said.drop_reasons() == {"language_nor": 1}, "half of it is not wanted"
-    kept, said = through(language, [document("Hei!", language="nno"), document("Hei!")], config())
+    kept, said = through(Language(), [document("Hei!", language="nno"), document("Hei!")], config())
     assert [d.language for d in kept] == ["nno"]
     assert said.drop_reasons() == {"language_undecided": 1}
 
@@ -82,11 +72,11 @@ def test_a_conversation_is_in_the_language_of_its_answers() -> None:
 
     settings = config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
     asked = [pair(NOB, NNO), pair(NOB, NNO, "nno"), pair(NNO, NOB), pair(NNO * 4, DAN), pair(NOB, "Berre ein fjerdedel", "nno")]
-    kept, said = through(language, asked, settings)
+    kept, said = through(Language(), asked, settings)
     assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
     assert said.counts["nor"] == 0
     names = "Flora, Eunomia, Koronis, Eos, Themis, Vesta, Hungaria og Phocaea-familiene"
-    kept, _ = through(language, [pair(NNO, "17. mai"), pair(NOB, names)], settings)
+    kept, _ = through(Language(), [pair(NNO, "17. mai"), pair(NOB, names)], settings)
     assert [d.language for d in kept] == ["nno", "nob"], "a short answer is in the language of what was asked"
 
 

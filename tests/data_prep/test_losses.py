@@ -10,10 +10,11 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.card import CARD
-from data_prep.config import CorpusConfig, PrepareConfig, QualityConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
-from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, _digest
+from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, TokenizerInfo, _digest
 from data_prep.stage_files import losses
+from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
 from finetune.cli.corpus_tables import print_corpus
 from tests.data_prep.documents import document
 
@@ -23,6 +24,8 @@ SENTENCES = [
     "Den som har fått avslag kan be om innsyn i sakens dokumenter.",
     "Departementet gir forskrift om gebyr, og om hvem som skal betale det.",
 ]
+
+NONE = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
 
 
 def text(number: int) -> str:
@@ -111,7 +114,7 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
 def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
     sources = {"laws": SourceInfo(license="CC0-1.0", attribution="", sha256="", documents={"train/nob": 3})}
     manifest = Manifest(
-        name="x", fingerprint="", mask_column=None, unigram_loss=None, tokenizer={}, splits={}, sources=sources, stages=[]
+        name="x", fingerprint="", mask_column=None, unigram_loss=None, tokenizer=NONE, splits={}, sources=sources, stages=[]
     )  # fmt: skip
     assert manifest.warnings() == [], "where nothing is held out, nothing is missing"
     split = StageInfo(

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import pipeline
-from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig
 from data_prep.document import Document, Report
 from data_prep.shards import Corpus
-from data_prep.stages import mixture
-from tests.data_prep.test_sample import SAMPLE
+from data_prep.stage_settings import SplitConfig, TokenizerConfig
+from data_prep.stages.mixture import Mixture
+from tests.data_prep.sample import SAMPLE
 
 SHARDS = 3
 
@@ -46,9 +47,9 @@ def mix(made: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int 
     paths = []
     for number, shard in enumerate(cut):
         paths.append(tmp_path / f"{number}.parquet")
-        pq.write_table(mixture.collect(iter(shard), corpus), paths[-1])
-    decided, report = mixture.decide(paths, corpus), Report()
-    return [document for shard in cut for document in mixture.run(iter(shard), corpus, report, decided)], report
+        pq.write_table(Mixture().collect(iter(shard), corpus), paths[-1])
+    decided, report = Mixture().decide(paths, corpus), Report()
+    return [document for shard in cut for document in Mixture().run(iter(shard), corpus, report, decided)], report
 
 
 def ids(chosen: list[Document]) -> set[str]:
@@ -116,11 +117,12 @@ def test_a_token_target_is_met_from_below_to_a_document(tmp_path: Path, folder: 
 
 
 def num_tokens(chosen: list[Document], corpus: CorpusConfig, tmp_path: Path) -> int:
-    from data_prep.stages import tokenise
+    from data_prep.tokens.tokeniser import Tokeniser
+    from data_prep.tokens.tokenizer_files import place_files
 
     files = tmp_path / f"tokenizer-{random.random()}"
-    tokenise.place_files(corpus, [], files)
-    return sum(len(row.input_ids) for _, rows in tokenise.Tokeniser(corpus, files).rows(chosen, Report()) for row in rows)
+    place_files(corpus, [], files)
+    return sum(len(row.input_ids) for _, rows in Tokeniser(corpus, files).rows(chosen, Report()) for row in rows)
 
 
 def test_targets_do_not_depend_on_how_documents_are_cut_into_shards(tmp_path: Path, folder: Path) -> None:
@@ -164,8 +166,8 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
     [
         ({"years": [2010]}, "give the first and the last year"),
         ({"years": [2010, 2000]}, "give the first and the last year"),
-        ({"weight": -1}, "from 0 to 100"),
-        ({"max_tokens": 0}, "give at least 1"),
+        ({"weight": -1}, "must be between 0 and 100"),
+        ({"max_tokens": 0}, "must be at least 1"),
     ],
 )
 def test_wrong_rules_are_one_line(settings: dict[str, Any], words: str) -> None:
@@ -183,5 +185,5 @@ def test_collecting_without_a_target_reads_nothing() -> None:
         raise AssertionError
         yield
 
-    assert mixture.collect(unread(), config(MixtureRule(weight=2))).num_rows == 0
-    assert isinstance(mixture.decide([], config()), pa.Table)
+    assert Mixture().collect(unread(), config(MixtureRule(weight=2))).num_rows == 0
+    assert isinstance(Mixture().decide([], config()), pa.Table)

@@ -11,7 +11,7 @@ import pytest
 from data_prep import mojibake, verbatim
 from data_prep.document import Turn
 from data_prep.stages import normalise as stage
-from data_prep.stages.normalise import normalise, repair
+from data_prep.stages.normalise import Normalise, normalise, repair
 from tests.data_prep.documents import config, document, through
 
 NASTY = [
@@ -212,7 +212,7 @@ def test_code_about_broken_letters_is_no_broken_letter() -> None:
 )
 def test_conversations_keep_what_was_written(said: str) -> None:
     chat = document("", turns=[Turn(role="user", content="Hei", target=False), Turn(role="assistant", content=said, target=True)])
-    (kept,), report = through(stage, [chat], config("chat"))
+    (kept,), report = through(Normalise(), [chat], config("chat"))
     assert kept.turns[1].content == said
     assert not +report.counts
 
@@ -223,7 +223,7 @@ def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_t
     for about in ("Skriv &amp;lt; for mindre enn.", "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.", "a < b &amp; c"):
         assert normalise(about) == about
     page = "Et hardt mellomrom skrives &nbsp;, og R&amp;D og s&oslash;knad er feil."
-    (kept,), report = through(stage, [document(page, title="A &amp; B")], config("markdown"))
+    (kept,), report = through(Normalise(), [document(page, title="A &amp; B")], config("markdown"))
     assert kept.text == "Et hardt mellomrom skrives &nbsp;, og R&D og søknad er feil."
     assert report.counts["entities_decoded"] == 1
 
@@ -251,13 +251,13 @@ def test_each_kind_of_change_is_counted_by_documents() -> None:
         "white_space_changed": "a  b",
     }
     documents = [document(text, kind) for kind, text in texts.items()]
-    _, report = through(stage, [*documents, document("Helt vanlig tekst – «ja».", "plain")], config())
+    _, report = through(Normalise(), [*documents, document("Helt vanlig tekst – «ja».", "plain")], config())
     assert report.counts == {**dict.fromkeys(texts, 1), "changed": len(texts)}
 
 
 def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
     chat = document("", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)])
-    (kept,), report = through(stage, [chat], config("chat"))
+    (kept,), report = through(Normalise(), [chat], config("chat"))
     assert kept.turns[0].content == "    def f():\n        pass"
     assert report.counts["white_space_changed"] == 1
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import declarations, other_languages, ud_sentences
-from data_prep.config import LanguageConfig
 from data_prep.languages import ISO_639_3, NAMES
 from data_prep.other_languages import find
+from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
+from data_prep.stages.language import Language
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_codes, without_names
 from tests.data_prep.documents import config, document, through
-from tests.data_prep.test_language import DAN, NNO, NOB
+from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 PARAGRAPHS = {
     "pol": (
@@ -222,7 +223,7 @@ def test_a_language_far_from_norwegian_is_dropped_by_its_name_whatever_is_claime
     first = PARAGRAPHS[code].split(". ")[0] + "."
     texts = [PARAGRAPHS[code], "\n\n".join([PARAGRAPHS[code]] * 2), first]
     documents = [document(text, f"{claim}{n}", language=claim) for n, text in enumerate(texts) for claim in ("", "nob", "nno")]
-    kept, said = through(language, documents, config())
+    kept, said = through(Language(), documents, config())
     assert not kept
     assert set(said.drop_reasons()) <= {f"language_{code}", "language_und", "language_fin" if code == "fkv" else ""}
     assert said.drop_reasons()[f"language_{code}"] >= 6, "only a short sentence may go without a name"
@@ -234,7 +235,7 @@ def test_script_alone_tells_a_language_without_a_name() -> None:
         ("ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᏂᏣᎳᎩ ᎤᏂᏬᏂᎯᏍᏗ ᎦᏚᏩᎩ ᎨᏒᎢ ᎠᎴ ᎠᏂᎦᏚᏩᎩ", "Cherokee"),
         ("ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵜⵓⵜⵍⴰⵢⵜ ⵏ ⵉⵎⴰⵣⵉⵖⵏ ⴷⴳ ⵜⴰⵎⵓⵔⵜ ⵏⵙⵏ", "Tifinagh"),
     ):
-        kept, said = through(language, [document(text * 2)], config())
+        kept, said = through(Language(), [document(text * 2)], config())
         assert not kept
         assert [(drop.reason, drop.detail) for drop in said.drops] == [("language_und", f"{script} script")]
 
@@ -244,7 +245,7 @@ def test_text_that_no_table_knows_is_another_language_without_a_name() -> None:
         "Le manuša bijandžovena slobode thaj jekhutne ando demnipe thaj ando hakaja. Von si dine godjasa "
         "thaj konštiincasa thaj trebun te phiraven pen jekh karing avrende ando duxo le phralipnasko."
     )
-    kept, said = through(language, [document(romani), document(romani, "b", language="nob")], config())
+    kept, said = through(Language(), [document(romani), document(romani, "b", language="nob")], config())
     assert not kept
     assert said.drop_reasons() == {"language_und": 2}
     assert all(drop.detail for drop in said.drops)
@@ -260,7 +261,7 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
         f"{other}\n\n{other}\n\n{NOB}",
         f"{NNO}\n\n{other}\n\n{NNO}",
     ):
-        kept, said = through(language, [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
+        kept, said = through(Language(), [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
         assert len(kept) == 2, mixture
         for one in kept:
             assert one.language == ("nno" if NNO in mixture else "nob")
@@ -268,7 +269,7 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
         assert said.counts["documents_cut"] == 2
         assert said.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
     whole = LanguageConfig(other_parts="keep")
-    kept, said = through(language, [document(f"{NOB} {NOB}\n\n{other}")], config(language=whole))
+    kept, said = through(Language(), [document(f"{NOB} {NOB}\n\n{other}")], config(language=whole))
     assert [one.text for one in kept] == [f"{NOB} {NOB}\n\n{other}"]
 
 
@@ -277,14 +278,14 @@ def test_a_mixed_page_of_two_sentences_each_keeps_its_norwegian_ones(code: str) 
     norwegian = "Du kan søke hele året. Søknaden sender du på nettet, og du får svar innen tre uker."
     sentence = PARAGRAPHS[code].split(". ")[0]
     for mixture in (f"{norwegian}\n\n{sentence}.", f"{PARAGRAPHS[code]}\n\n{PARAGRAPHS[code]}\n\n{norwegian}"):
-        kept, _ = through(language, [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
+        kept, _ = through(Language(), [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
         assert [(one.language, one.text) for one in kept] == [("nob", norwegian)] * 2
 
 
 def test_paragraphs_stay_apart_where_another_language_was_cut() -> None:
     short = "Ring oss på telefon mandag til fredag."
     for gap in ("\n", "\n\n"):
-        kept, _ = through(language, [document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))], config())
+        kept, _ = through(Language(), [document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))], config())
         assert kept[0].text == gap.join([NOB, f"{NOB} {short}", short])
 
 
@@ -298,10 +299,12 @@ def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
         f"{NOB}\n\n{table}\n\n{NOB}",
         f"{NOB} {NOB}\n\nPlease read the whole letter before you call us at the office.",
     ):
-        kept, said = through(language, [document(text)], config())
+        kept, said = through(Language(), [document(text)], config())
         assert [one.text for one in kept] == [text]
         assert not said.counts["documents_cut"]
-    kept, said = through(language, [document(f"{DAN}\n\n{polish}")], config(language=LanguageConfig(keep=["nob", "nno", "dan"])))
+    kept, said = through(
+        Language(), [document(f"{DAN}\n\n{polish}")], config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
+    )
     assert [one.text for one in kept] == [DAN]
     with pytest.raises(ValueError, match="other_parts is 'drop'"):
         LanguageConfig(other_parts="drop")
@@ -309,7 +312,7 @@ def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
 
 def test_a_page_whose_norwegian_is_a_heading_is_dropped() -> None:
     kept, said = through(
-        language, [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")], config()
+        Language(), [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")], config()
     )
     assert not kept
     assert said.drop_reasons() == {"language_pol": 1}
@@ -319,7 +322,7 @@ def test_a_conversation_is_not_cut() -> None:
     from data_prep.document import Turn
 
     turns = [Turn(role="user", content=PARAGRAPHS["pol"], target=False), Turn(role="assistant", content=NOB, target=True)]
-    kept, _ = through(language, [document("", turns=turns)], config())
+    kept, _ = through(Language(), [document("", turns=turns)], config())
     assert [turn.content for turn in kept[0].turns] == [PARAGRAPHS["pol"], NOB]
 
 
@@ -357,7 +360,7 @@ def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
 @pytest.mark.parametrize("case", NORWEGIAN_OF_NAMES, ids=lambda case: case.id)
 def test_names_have_no_vote_and_the_claim_holds_for_titles_and_lists(case: Case) -> None:
     for claim in ("nob", "nno"):
-        kept, _ = through(language, [document(case.text, language=claim)], config())
+        kept, _ = through(Language(), [document(case.text, language=claim)], config())
         assert [one.language for one in kept] == [claim]
         assert kept[0].text == case.text
 
@@ -373,7 +376,7 @@ def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> Non
         document("Dzień dobry!", "short", language="pol"),
         document("Kraków 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38", language="ukr"),
     ]
-    kept, said = through(language, documents, config())
+    kept, said = through(Language(), documents, config())
     assert not kept
     assert said.drop_reasons() == {"language_pol": 1, "language_ukr": 1}
 
@@ -427,7 +430,7 @@ OTHER_PARAGRAPHS = [
 def test_short_norwegian_lines_beside_another_language_stay(other: str, between: str, short: str) -> None:
     norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
     text = between.join([*norwegian[:2], other, *norwegian[2:]])
-    kept, report = through(language, [document(text)], config())
+    kept, report = through(Language(), [document(text)], config())
     assert [line for line in kept[0].text.split("\n") if line] == norwegian
     assert len(text) == len(kept[0].text) + sum(cut.characters for cut in report.shortened), "the numbers add up"
     assert [cut.text for cut in report.cuts.values()] == [other]
@@ -435,5 +438,5 @@ def test_short_norwegian_lines_beside_another_language_stay(other: str, between:
 
 def test_names_in_sami_leave_a_norwegian_sentence_norwegian() -> None:
     text = "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i Kautokeino kommune."
-    kept, _ = through(language, [document(text)], config())
+    kept, _ = through(Language(), [document(text)], config())
     assert [d.language for d in kept] == ["nob"]

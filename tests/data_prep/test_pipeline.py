@@ -20,21 +20,14 @@ import psutil
 import pytest
 
 from data_prep import pipeline, stage_files
-from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from data_prep.preparation import Preparation
+from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
+from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import TokenizerConfig
 from data_prep.workers import Workers
 from tests.data_prep.documents import document
-from tests.data_prep.test_sample import SAMPLE, checksums, sample_config
-
-SHARD = 8_000  # characters: the sample becomes thirty shards
-
-
-def config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    made = sample_config(corpora_dir)
-    for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():
-        setattr(made, name, value)
-    return made
+from tests.data_prep.sample import SAMPLE, SHARD, checksums, markers
+from tests.data_prep.sample import sharded_sample_config as config
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +38,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def steps(corpora_dir: Path) -> tuple[Path, list[pipeline.Step]]:
     return corpora_dir / ".sample.stages", pipeline.plan(config(corpora_dir))
-
-
-def markers(corpora_dir: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (corpora_dir / ".sample.stages").glob("*/done-*.json")}
 
 
 def python(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
@@ -86,7 +75,7 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     pipeline.run_task(work, "read")
     preparation = Preparation.load(work)
     assert len(preparation.tasks) == 5
-    assert len(preparation.shards(0)) >= 30
+    assert len(preparation.shards("read")) >= 30
     assert [step.name for step in planned if not step.cut] == [
         "boilerplate.decide", "deduplicate.decide", "deidentify.decide", "mixture.decide", "tokenizer", "publish",
     ]  # fmt: skip
@@ -311,7 +300,7 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
     with (tmp_path / "letters.jsonl").open("a") as file:
         file.write("nei\n")
     pipeline.prepare(prepared)
-    read = Preparation.load(tmp_path / ".sample.stages").stage(0)
+    read = Preparation.load(tmp_path / ".sample.stages").stage_folder("read")
     assert len(list(read.quarantined())) == 1
     before = set((tmp_path / ".sample.stages").glob("*/*-*-*"))
     del prepared.corpus.sources["minutes"]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from data_prep import reading
-from data_prep.config import QualityConfig, SourceConfig
+from data_prep.config import SourceConfig
 from data_prep.document import Report, Turn
+from data_prep.stage_settings import QualityConfig
 from data_prep.stages import normalise, quality
+from data_prep.stages.quality import Quality
 from tests.data_prep.documents import config, document, through
 
 SENTENCES = [
@@ -172,21 +174,21 @@ def test_programs_and_tables_without_sentences_are_still_dropped() -> None:
 
 def test_sources_for_evaluation_are_not_judged_and_that_is_counted() -> None:
     sentence = document("Nei, aldri!")
-    kept, said = through(quality, [sentence], config(reader="conllu"))
+    kept, said = through(Quality(), [sentence], config(reader="conllu"))
     assert (len(kept), said.counts) == (1, {"not_judged_letters": 1})
-    kept, said = through(quality, [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[])))
+    kept, said = through(Quality(), [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[])))
     assert (kept, said.drop_reasons()) == ([], {"too_short": 1})
     with pytest.raises(ValueError, match="skip_readers names 'nobody'"):
-        QualityConfig(skip_readers=["nobody"])
+        config(quality=QualityConfig(skip_readers=["nobody"]))
 
 
 def test_a_rule_is_named_with_what_it_measured_and_conversations_are_not_judged() -> None:
     turns = [Turn(role="user", content="Hei", target=False), Turn(role="assistant", content="Ja.", target=True)]
     documents = [document(TEXT, "good"), document("For kort", "short"), document("", "chat", turns=turns)]
-    kept, said = through(quality, documents, config())
+    kept, said = through(Quality(), documents, config())
     assert [d.id for d in kept] == ["good", "chat"]
     assert [(d.id, d.reason, d.detail) for d in said.drops] == [("short", "too_short", "2")]
-    kept, _ = through(quality, documents, config(quality=QualityConfig(skip_sources=["letters"])))
+    kept, _ = through(Quality(), documents, config(quality=QualityConfig(skip_sources=["letters"])))
     assert len(kept) == 3
 
 
@@ -195,5 +197,5 @@ def test_of_real_law_none_is_dropped(real_corpora: Path) -> None:
     source = SourceConfig(reader="lovdata", path=str(real_corpora / "lovdata"), license="NLOD-2.0")
     settings = config(reader="lovdata")
     read = list(islice(reading.read("letters", source, Report(), reading.files(source)), 400))
-    _, said = through(quality, normalise.run(iter(read), settings, Report()), settings)
+    _, said = through(Quality(), normalise.Normalise().run(iter(read), settings, Report()), settings)
     assert said.drops == []

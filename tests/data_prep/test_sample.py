@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep import pipeline
-from data_prep.config import BoilerplateConfig, CorpusConfig, PrepareConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data_prep.preparation import TEXT_STAGES
 from data_prep.shards import Corpus
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import SplitConfig
+from data_prep.stages import TEXT_STAGES
 from data_prep.stages.deidentify import identity_number_kind
+from tests.data_prep.sample import JSONL, SAMPLE, checksums, sample_config
 
+STAGES = [stage.name for stage in TEXT_STAGES]
 STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
-SAMPLE = Path(str(files("data_prep"))) / "sample"
-JSONL = ("letters", "minutes", "guidance")
-
-
-def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    sources = {name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0") for name in JSONL}
-    sources["laws"] = SourceConfig(reader="lovdata", path=str(SAMPLE / "laws"), license="NLOD-2.0")
-    sources["consultation_replies"] = SourceConfig(reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0")
-    chosen = {"boilerplate": BoilerplateConfig(min_documents=3)}  # as conf/corpus/sample.yaml
-    settings = {
-        **chosen,
-        "split": SplitConfig(validation_share=0.15, seed=2),
-        "tokenizer": TokenizerConfig(vocab_size=2000),
-        **changes,
-    }
-    return PrepareConfig(corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +147,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     )
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
-    assert all(ids[-1] == corpus.manifest.tokenizer["eos_token_id"] for ids in loaded["input_ids"])
+    assert all(ids[-1] == corpus.manifest.tokenizer.eos_token_id for ids in loaded["input_ids"])
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 
@@ -182,9 +167,3 @@ def test_a_changed_setting_runs_from_its_stage_on(prepared: pipeline.Prepared, t
     changed = pipeline.prepare(sample_config(tmp_path, split=SplitConfig(validation_share=0.5, seed=2)))
     assert changed.skipped == ["read", *STAGES[: STAGES.index("split")]]
     assert changed.manifest.digest != first.manifest.digest
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    from data_prep.shards import sha256_file
-
-    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}

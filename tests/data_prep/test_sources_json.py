@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from data_prep.sources import json_stream
+from data_prep.sources import json_text
 from tests.data_prep.reading import faults, read, texts, write_lines
 
 SAID = 'Ombudet mener at {fristen} i sak NUMBER "burde" vært [oversittet]},{.'
@@ -106,36 +106,45 @@ def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -
     assert texts(read("jsonl", tmp_path)[0]) == ["Om samlingen"], "an object with the text is a record"
 
 
+@dataclass(frozen=True)
+class NoList:
+    """A JSON object from which no list of records can be taken, and a part of the error."""
+
+    id: str
+    body: dict[str, Any]
+    error: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+NO_LISTS = [
+    NoList(
+        "two lists",
+        {"a": RECORDS, "b": RECORDS},
+        "holds several lists of records, 'a', 'b': name the one to read by options.records",
+    ),
+    NoList("two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "holds several lists of records, 'x.a', 'b'"),
+    NoList(
+        "another name",
+        {"items": RECORDS},
+        "no list under 'docs', which options.records names, but 'items'",
+        {"records": "docs"},
+    ),
+    NoList("a number", {"items": 5, "docs": RECORDS}, "no list under 'items'", {"records": "items"}),
+    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "holds 2 records by key, 's1', 's2'"),
+    NoList("by key, deeper", {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}}, "holds 2 records by key, 's1', 's2'"),
+    NoList("no text", {"items": [{"body": "x"}]}, "no string under 'text'"),
+    NoList("strings", {"items": ["x", "y"]}, "no string under 'text'"),
+]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize(
-    ("body", "options", "error"),
-    [
-        (
-            {"a": RECORDS, "b": RECORDS},
-            {},
-            "holds several lists of records, 'a', 'b': name the one to read by options.records",
-        ),
-        ({"x": {"a": RECORDS}, "b": RECORDS}, {}, "holds several lists of records, 'x.a', 'b'"),
-        (
-            {"items": RECORDS},
-            {"records": "docs"},
-            "no list under 'docs', which options.records names, but 'items'",
-        ),
-        ({"items": 5, "docs": RECORDS}, {"records": "items"}, "no list under 'items'"),
-        ({"s1": RECORDS[0], "s2": RECORDS[1]}, {}, "holds 2 records by key, 's1', 's2'"),
-        ({"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}}, {}, "holds 2 records by key, 's1', 's2'"),
-        ({"items": [{"body": "x"}]}, {}, "no string under 'text'"),
-        ({"items": ["x", "y"]}, {}, "no string under 'text'"),
-    ],
-)
-def test_an_object_without_a_plain_list_of_records_is_one_line(
-    tmp_path: Path, body: dict[str, Any], options: dict[str, Any], error: str, indent: int | None
-) -> None:
-    (tmp_path / "a.json").write_text(dump(body, indent))
-    documents, report = read("jsonl", tmp_path, options=options)
+@pytest.mark.parametrize("case", NO_LISTS, ids=lambda case: case.id)
+def test_an_object_without_a_plain_list_of_records_is_one_line(tmp_path: Path, case: NoList, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(dump(case.body, indent))
+    documents, report = read("jsonl", tmp_path, options=case.options)
     assert not documents
     ((_, found),) = faults(report)
-    assert found.startswith(error)
+    assert found.startswith(case.error)
 
 
 def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
@@ -184,7 +193,7 @@ def test_every_reader_of_json_takes_its_records_from_an_object(tmp_path: Path, r
 
 def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a record is held to max_record_bytes; a list that comes behind what was looked at is said."""
-    monkeypatch.setattr(json_stream, "WINDOW", 2**17)
+    monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):
         (tmp_path / name).write_text(dump({"count": 100, "items": records, "next": {"page": 2}}, indent))
@@ -390,31 +399,42 @@ def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
 # --- lines --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "expected", "places"),
-    [
-        ('{"text": "a"}\r\n{"text": "b"}\r\n', ["a", "b"], []),
-        ('{"text": "a"},\n{"text": "b"},\n', ["a", "b"], []),
-        ('{"text": "a"}{"text": "b"}\n{"text": "c"}\n', ["a", "b", "c"], []),
-        ('{"text": "a"} , {"text": "b"}\n{"text": "c"}\n', ["a", "b", "c"], []),
-        ('# merknad\n{"text": "a"}\n// {"text": "b"}\n', ["a"], ["line 1", "line 3"]),
-        ('{"text": "a"\n{"text": "b"}\n', ["b"], ["line 1"]),
-        ('{"id": 1,\n{"text": "b"}\n', ["b"], ["line 1"]),
-        (
-            '{"items": [{"text": "a"}]}\n{"items": [{"text": "b"}, 5]}\n{"text": "c"}\n',
-            ["a", "b", "c"],
-            ["line 2.2"],
-        ),
-        ('{"id": 1, "tags": [{"name": "a"}]}\n{"text": "b"}\n', ["b"], ["line 1"]),
-        ('\n\n{"text": "a"}\n\n', ["a"], []),
-    ],
-)
-def test_lines_of_many_kinds(tmp_path: Path, text: str, expected: list[str], places: list[str]) -> None:
+@dataclass(frozen=True)
+class Lines:
+    """Lines of JSON, the texts that are read, and the places that are broken."""
+
+    id: str
+    content: str
+    texts: list[str]
+    broken: list[str] = field(default_factory=list)
+
+
+LINES = [
+    Lines("line ends of Windows", '{"text": "a"}\r\n{"text": "b"}\r\n', ["a", "b"]),
+    Lines("commas", '{"text": "a"},\n{"text": "b"},\n', ["a", "b"]),
+    Lines("two a line", '{"text": "a"}{"text": "b"}\n{"text": "c"}\n', ["a", "b", "c"]),
+    Lines("two a line with a comma", '{"text": "a"} , {"text": "b"}\n{"text": "c"}\n', ["a", "b", "c"]),
+    Lines("comments", '# merknad\n{"text": "a"}\n// {"text": "b"}\n', ["a"], ["line 1", "line 3"]),
+    Lines("a brace left out", '{"text": "a"\n{"text": "b"}\n', ["b"], ["line 1"]),
+    Lines("a record cut off", '{"id": 1,\n{"text": "b"}\n', ["b"], ["line 1"]),
+    Lines(
+        "lists of records",
+        '{"items": [{"text": "a"}]}\n{"items": [{"text": "b"}, 5]}\n{"text": "c"}\n',
+        ["a", "b", "c"],
+        ["line 2.2"],
+    ),
+    Lines("a list of others", '{"id": 1, "tags": [{"name": "a"}]}\n{"text": "b"}\n', ["b"], ["line 1"]),
+    Lines("empty lines", '\n\n{"text": "a"}\n\n', ["a"]),
+]
+
+
+@pytest.mark.parametrize("lines", LINES, ids=lambda lines: lines.id)
+def test_lines_of_many_kinds(tmp_path: Path, lines: Lines) -> None:
     for ending in ("jsonl", "json", "ndjson"):
-        (tmp_path / f"a.{ending}").write_text(text)
+        (tmp_path / f"a.{ending}").write_text(lines.content)
         documents, report = read("jsonl", tmp_path / f"a.{ending}")
-        assert texts(documents) == expected
-        assert [broken.at for broken in report.broken] == places
+        assert texts(documents) == lines.texts
+        assert [broken.at for broken in report.broken] == lines.broken
 
 
 def test_a_first_line_of_any_length_is_a_record(tmp_path: Path) -> None:

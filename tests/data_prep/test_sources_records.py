@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -402,31 +403,45 @@ def test_the_separator_of_a_table_is_found(tmp_path: Path, separator: str, encod
     assert {key: count for key, count in report.counts.items() if key.startswith("separator_")} == {f"separator_{name}": 1}
 
 
-@pytest.mark.parametrize(
-    ("content", "expected", "separator"),
-    [
-        ("sep=;\nid;text\n1;Ja, nei\n", ["Ja, nei"], "semicolon"),
-        ('"sep=|"\r\nid|text\r\n1|Ja; nei\r\n', ["Ja; nei"], "pipe"),
-        ("SEP=#\nid#text\n1#Ja\n", ["Ja"], "other"),
-        ("id;text\n", [], "semicolon"),
-        ("text\nJa, nei; kanskje\n\nNei | ja\n", ["Ja, nei; kanskje", "Nei | ja"], "none"),
-        ('text\n"Ja, ""nei""\nog ja"\n', ['Ja, "nei"\nog ja'], "none"),
-        ("navn, fornavn;sum;text\nA, B;1,5;Ja\nC, D;2,5;Nei\n", ["Ja", "Nei"], "semicolon"),
-        ("id,text\n1,Ja; nei; ja; nei\n2,Ja; ja; ja; ja\n", ["Ja; nei; ja; nei", "Ja; ja; ja; ja"], "comma"),
-        ("id; text ;x\n1;Ja;\n", ["Ja"], "semicolon"),
-        ("\n\nid;text\n1;Ja\n", ["Ja"], "semicolon"),
-        ("id;text\n1;Ja;;\n2;Nei\n", ["Ja", "Nei"], "semicolon"),
-        ("id;text\r1;Ja\r2;Nei\r", ["Ja", "Nei"], "semicolon"),
-        ("id;text\n" + "".join(f"{n};Sak, {n}\n" for n in range(9000)), [f"Sak, {n}" for n in range(9000)], "semicolon"),
-        ("id;text\n1;" + "Lang, " * 20_000 + "\n", ["Lang, " * 20_000], "semicolon"),
-    ],
-)
-def test_tables_as_they_come_from_spreadsheets(tmp_path: Path, content: str, expected: list[str], separator: str) -> None:
-    (tmp_path / "a.csv").write_bytes(content.encode())
+@dataclass(frozen=True)
+class Sheet:
+    """A table as a spreadsheet writes it, its texts, and the separator that is found."""
+
+    id: str
+    content: str
+    texts: list[str]
+    separator: str = "semicolon"
+
+
+LONG = "Lang, " * 20_000
+DECIMALS = "navn, fornavn;sum;text\nA, B;1,5;Ja\nC, D;2,5;Nei\n"
+PROSE = "id,text\n1,Ja; nei; ja; nei\n2,Ja; ja; ja; ja\n"
+NUMBERED = [f"Sak, {n}" for n in range(9000)]
+SHEETS = [
+    Sheet("Excel's first line", "sep=;\nid;text\n1;Ja, nei\n", ["Ja, nei"]),
+    Sheet("that line in quotes", '"sep=|"\r\nid|text\r\n1|Ja; nei\r\n', ["Ja; nei"], "pipe"),
+    Sheet("another separator", "SEP=#\nid#text\n1#Ja\n", ["Ja"], "other"),
+    Sheet("a header alone", "id;text\n", []),
+    Sheet("one column", "text\nJa, nei; kanskje\n\nNei | ja\n", ["Ja, nei; kanskje", "Nei | ja"], "none"),
+    Sheet("one column in quotes", 'text\n"Ja, ""nei""\nog ja"\n', ['Ja, "nei"\nog ja'], "none"),
+    Sheet("decimal commas", DECIMALS, ["Ja", "Nei"]),
+    Sheet("semicolons in texts", PROSE, ["Ja; nei; ja; nei", "Ja; ja; ja; ja"], "comma"),
+    Sheet("spaces in the header", "id; text ;x\n1;Ja;\n", ["Ja"]),
+    Sheet("empty lines first", "\n\nid;text\n1;Ja\n", ["Ja"]),
+    Sheet("empty columns last", "id;text\n1;Ja;;\n2;Nei\n", ["Ja", "Nei"]),
+    Sheet("line ends of old Macs", "id;text\r1;Ja\r2;Nei\r", ["Ja", "Nei"]),
+    Sheet("many rows", "id;text\n" + "".join(f"{n};{text}\n" for n, text in enumerate(NUMBERED)), NUMBERED),
+    Sheet("a long row", f"id;text\n1;{LONG}\n", [LONG]),
+]
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.id)
+def test_tables_as_they_come_from_spreadsheets(tmp_path: Path, sheet: Sheet) -> None:
+    (tmp_path / "a.csv").write_bytes(sheet.content.encode())
     documents, report = read("table", tmp_path)
-    assert texts(documents) == expected
+    assert texts(documents) == sheet.texts
     assert not report.broken
-    assert report.counts[f"separator_{separator}"] == 1
+    assert report.counts[f"separator_{sheet.separator}"] == 1
 
 
 def test_rows_that_do_not_fit_a_found_separator_are_quarantined(tmp_path: Path) -> None:

@@ -14,20 +14,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from data_prep import pipeline, reading
-from data_prep.config import (
-    BoilerplateConfig,
-    CorpusConfig,
-    DecontaminateConfig,
-    LanguageConfig,
-    MixtureRule,
-    PrepareConfig,
-    QualityConfig,
-    SourceConfig,
-    TokenizerConfig,
-    from_settings,
-)
+from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig, from_settings
 from data_prep.document import Report
 from data_prep.stage_files import StageFolder
+from data_prep.stage_settings import BoilerplateConfig, DecontaminateConfig, LanguageConfig, QualityConfig, TokenizerConfig
 from tests.data_prep.documents import config as corpus_of
 from tests.data_prep.reading import faults, read, texts, write_lines
 
@@ -52,7 +42,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ("squad", {"options": {"form": "text"}}, "options.form is 'text'"),
         ("table", {"options": {"delimiter": "||"}}, "give one character"),
         ("jsonl", {"max_broken_share": 2}, "max_broken_share is 2"),
-        ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: give at least 1"),
+        ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: must be at least 1"),
         ("jsonl", {"fields": {"body": "text"}}, "fields.body: reader jsonl reads text, id, group, language, title, date, url"),
         ("maalfrid", {"fields": {"group": "site"}}, "fields.group: reader maalfrid reads text, id, language, title, date, url"),
         ("jsonl", {"language": "nb"}, "language is 'nb': give an ISO 639-3 code"),
@@ -73,7 +63,10 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
     [
         (lambda: LanguageConfig(keep=["nob", "nb"]), "language.keep names 'nb': choose among nob, nno"),
         (lambda: MixtureRule(languages=["nn"]), "mixture.languages names 'nn': choose among nob, nno"),
-        (lambda: BoilerplateConfig(readers=["web"]), "boilerplate.readers names 'web': choose among jsonl"),
+        (
+            lambda: corpus_of(boilerplate=BoilerplateConfig(readers=["web"])),
+            "boilerplate.readers names 'web': choose among jsonl",
+        ),
         (lambda: corpus_of(quality=QualityConfig(skip_sources=["laws"])), "quality.skip_sources names 'laws': choose"),
     ],
 )

@@ -34,8 +34,8 @@ def test_a_character_is_read_by_its_place(text: str, expected: str) -> None:
 def test_a_list_with_bullets_of_word_is_kept_and_counted() -> None:
     lines = ["Leverandøren skal rapportere hver måned", "Kommunen skal betale innen fristen", "Partene møtes to ganger i året"]
     made = document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
-    normalised, said = through(normalise, [made], config())
+    normalised, said = through(normalise.Normalise(), [made], config())
     assert normalised[0].text.split("\n")[1:] == [f"• {line}" for line in lines]
     assert said.counts["symbol_font_characters"] == 3
-    kept, _ = through(quality, normalised, config())
+    kept, _ = through(quality.Quality(), normalised, config())
     assert len(kept) == 1

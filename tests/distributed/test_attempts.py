@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from data_prep.shards import sha256_file
 from finetune.config.train import ClusterConfig, ModelConfig
 from finetune.runs.folder import RunFolder
 from tests.distributed import worker
-from tests.distributed.test_laws import assert_same, law_config, make_run, steps
+from tests.distributed.faults import POISONED
+from tests.distributed.laws import assert_same, law_config, make_run, runs_by_name, steps
 from tests.models import LORA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -34,20 +36,17 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     adapted = {**settings, "adapter": LORA, "model": ModelConfig(path=str(folder / "base"))}
     moved = make_run(folder, "moved", law_config(law_corpus, **adapted))
     older = make_run(folder, "older", law_config(law_corpus, **settings))
-    first = [{**whole, "fault": "spike"}, {**cut, "fault": "usr2_alone"}, {**stopping, "fault": "spike", "refused": True}]
-    worker.join(
-        folder / "first",
-        worker.start(folder / "first", [*first, *({**case, "fault": "usr2_alone"} for case in (moved, older))], 1),
-    )
+    spiked = [replace(whole, fault="spike"), replace(stopping, fault="spike", refused=True)]
+    interrupted = [replace(case, fault="usr2_alone") for case in (cut, moved, older)]
+    worker.run(folder / "first", [*spiked, *interrupted], 1)
     for case in (cut, stopping, moved):
-        run = RunFolder(Path(case["run"]))
-        run.write_json("first.json", run.read_json("outcome.json") or {})
-    forget(RunFolder(Path(older["run"])))
+        case.run.write_json("first.json", case.run.read_json("outcome.json") or {})
+    forget(older.run)
     file = folder / "base" / "model.safetensors"
     save_file({name: 1.001 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-    second = [older, {**cut, "fault": "spike"}, {**stopping, "fault": "spike", "refused": True}, {**moved, "refused": True}]
-    worker.join(folder / "second", worker.start(folder / "second", second, 1))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    spiked = [replace(cut, fault="spike"), replace(stopping, fault="spike", refused=True)]
+    worker.run(folder / "second", [older, *spiked, replace(moved, refused=True)], 1)
+    return runs_by_name(folder)
 
 
 def forget(run: RunFolder) -> None:
@@ -62,15 +61,15 @@ def forget(run: RunFolder) -> None:
 
 def test_an_interrupted_run_rewinds_at_the_same_spike(runs: dict[str, RunFolder]) -> None:
     assert runs["cut"].read_json("first.json") == {"state": "interrupted"}
-    assert runs["cut"].summary().skipped_batches == [worker.POISONED]  # type: ignore[index]
+    assert runs["cut"].summary().skipped_batches == [POISONED]  # type: ignore[index]
     assert_same(runs["cut"], runs["whole"])
 
 
 def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFolder]) -> None:
     first, second = (runs["stopping"].read_json(name) for name in ("first.json", "outcome.json"))
     assert first == second
-    assert f"step {worker.POISONED + 1}: a loss spike" in first["error"]  # type: ignore[index]
-    assert f"over {worker.POISONED} steps" in first["error"]  # type: ignore[index]
+    assert f"step {POISONED + 1}: a loss spike" in first["error"]  # type: ignore[index]
+    assert f"over {POISONED} steps" in first["error"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["whole", "cut"])

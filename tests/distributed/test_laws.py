@@ -1,14 +1,13 @@
 """Laws of training, on real processes: the same global batches give the same losses and weights, however the work is cut.
 
-Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128 (so some are split), with
-accumulation, warm-up and cosine, weight decay, clipping that bites, and unequal numbers of targets a rank; fp32, no dropout.
+The trainings, and how two of them are compared: laws.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,112 +17,59 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.config import train as configuration
-from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
+from finetune.config.train import ClusterConfig
 from finetune.runs.folder import RunFolder
 from finetune.training.checkpoint_weights import export
 from tests.distributed import reference, worker
-from tests.models import LLAMA, LORA
+from tests.distributed.faults import POISONED
+from tests.distributed.laws import (
+    LONG,
+    LOSS_TOLERANCE,
+    MATRIX,
+    STEPS,
+    WEIGHT_TOLERANCE,
+    Training,
+    assert_same,
+    checksums,
+    law_config,
+    loss_distance,
+    losses,
+    make_run,
+    runs_by_name,
+    spool,
+    steps,
+    weight_distance,
+    weights,
+)
+from tests.distributed.worker import Case, Launched
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]  # fixtures train for minutes
 
-STEPS = 24
-# fp32 on other partitions sums in another order. Measured on x86-64: losses within 2e-8, weights within 9e-7.
-LOSS_TOLERANCE = 2e-6
-WEIGHT_TOLERANCE = 2e-5
 # bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam makes a step of every sign: measured 8e-5
 QLORA_WEIGHT_TOLERANCE = 5e-4
-
-# threshold 0: by default ZeRO-3 keeps parameters this small whole, and nothing would be tested
-ZERO = {stage: {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})} for stage in range(4)}
+FAULTY = ["mean_of_means", "positions_not_reset"]
 
 
-def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "data": DataConfig(corpus=str(corpus), sequence_length=128), "model": ModelConfig(from_scratch=LLAMA),
-        "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
-        "global_batch_size": 8, "micro_batch_size": 2, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
-        "weight_decay": 0.1, "max_grad_norm": 0.2, "seed": 3, "checkpoint_every": 5, "check_first_loss": False,
-    }  # fmt: skip
-    if changes.get("adapter"):  # an adapter needs a base on disk; this one lies beside the corpus
-        settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
-    if quantized:
-        settings["model"] = ModelConfig(path=str(corpus.parent / "wide"), quantization="nf4")
-    return TrainConfig(**{**settings, **changes})
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {}, "lora": {"adapter": LORA}, "dora": {"adapter": {**LORA, "use_dora": True}}, "qlora": {"adapter": LORA},
-}  # fmt: skip
-# bitsandbytes' packed numbers cannot be partitioned: QLoRA ends at stage 2
-MATRIX = [(kind, stage) for kind in METHODS for stage in range(4) if (kind, stage) != ("qlora", 3)]
-CASES: dict[str, dict[str, Any]] = {
-    **{f"{kind}-zero{stage}": {"zero": ZERO[stage], **METHODS[kind]} for kind, stage in MATRIX},
-    "micro1": {"micro_batch_size": 1},
-}
-FAULTY = {"mean_of_means": {}, "positions_not_reset": {}}
-
-
-def make_run(folder: Path, name: str, config: TrainConfig) -> dict[str, str]:
-    run = RunFolder(folder / "runs" / name)
-    run.path.mkdir(parents=True)
-    configuration.save(config, run.config_file)
-    return {"run": str(run.path)}
+def training_id(training: Training) -> str:
+    return training.id
 
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """All cases, trained: by two ranks in micro-batches of 2, and by one rank in micro-batches of 4."""
     folder = tmp_path_factory.mktemp("laws")
-    two = [make_run(folder, name, law_config(law_corpus, name.startswith("qlora"), **changes)) for name, changes in CASES.items()]
-    two += [{**make_run(folder, name, law_config(law_corpus)), "fault": name} for name in FAULTY]
+    two = [make_run(folder, training.id, training.config(law_corpus)) for training in MATRIX]
+    two.append(make_run(folder, "micro1", law_config(law_corpus, micro_batch_size=1)))
+    two += [make_run(folder, fault, law_config(law_corpus), fault=fault) for fault in FAULTY]
     alone: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
     one = []
-    for kind, stage in sorted(MATRIX, key=lambda case: case[1]):
-        config = law_config(law_corpus, kind == "qlora", zero=ZERO[stage], **METHODS[kind], **alone)
-        one.append(make_run(folder, f"{kind}-zero{stage}-alone", config))
-    worker.join(folder / "two", worker.start(folder / "two", two, 2))
+    for training in sorted(MATRIX, key=lambda training: training.stage):
+        one.append(make_run(folder, f"{training.id}-alone", training.config(law_corpus, **alone)))
+    worker.run(folder / "two", two, 2)
     halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # a core each
-    for path, ranks in [(path, worker.start(path, cases, 1)) for path, cases in halves.items()]:
-        worker.join(path, ranks)
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
-
-
-def losses(run: RunFolder) -> torch.Tensor:
-    return torch.tensor([value["train/loss"] for value in steps(run)], dtype=torch.float64)
-
-
-def checksums(run: RunFolder) -> list[int]:
-    return [value["data/checksum"] for value in steps(run)]
-
-
-def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Metrics by step; a resumed run says some steps twice, and its last word counts."""
-    by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def spool(run: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    folder = run.model if run.model.is_dir() else run.adapter
-    return load_file(next(folder.glob("*.safetensors")))
-
-
-def distance(run: RunFolder, other: RunFolder) -> tuple[float, float]:
-    """Largest difference of a step's loss, and of a weight."""
-    a, b = weights(run), weights(other)
-    assert a.keys() == b.keys()
-    return float((losses(run) - losses(other)).abs().max()), max(float((a[k] - b[k]).abs().max()) for k in a)
-
-
-def assert_same(run: RunFolder, other: RunFolder, num_steps: int = STEPS, tolerance: float = WEIGHT_TOLERANCE) -> None:
-    assert len(steps(run)) == len(steps(other)) == num_steps
-    assert checksums(run) == checksums(other), "other documents went into a step"
-    loss, weight = distance(run, other)
-    assert loss < LOSS_TOLERANCE
-    assert weight < tolerance
+    for launched in [worker.start(path, cases, 1) for path, cases in halves.items()]:
+        launched.join()
+    return runs_by_name(folder)
 
 
 def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path) -> None:
@@ -139,19 +85,19 @@ def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path)
 
 
 @pytest.mark.parametrize("ranks", ["", "-alone"])
-@pytest.mark.parametrize(("kind", "stage"), MATRIX)
-def test_zero_stages_and_ranks_are_the_same_training(runs: dict[str, RunFolder], kind: str, stage: int, ranks: str) -> None:
-    tolerance = QLORA_WEIGHT_TOLERANCE if kind == "qlora" else WEIGHT_TOLERANCE
-    assert_same(runs[f"{kind}-zero{stage}{ranks}"], runs[f"{kind}-zero2"], tolerance=tolerance)
+@pytest.mark.parametrize("training", MATRIX, ids=training_id)
+def test_zero_stages_and_ranks_are_the_same_training(runs: dict[str, RunFolder], training: Training, ranks: str) -> None:
+    tolerance = QLORA_WEIGHT_TOLERANCE if training.method == "qlora" else WEIGHT_TOLERANCE
+    assert_same(runs[f"{training.id}{ranks}"], runs[f"{training.method}-zero2"], tolerance=tolerance)
 
 
 def test_micro_batches_of_2_are_2_of_1(runs: dict[str, RunFolder]) -> None:
     assert_same(runs["micro1"], runs["full-zero2"])
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_packed_is_unpacked_is_plain_torch(runs: dict[str, RunFolder], law_corpus: Path, kind: str) -> None:
-    run = runs[f"{kind}-zero2"]
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_packed_is_unpacked_is_plain_torch(runs: dict[str, RunFolder], method: str) -> None:
+    run = runs[f"{method}-zero2"]
     expected_losses, expected_weights = reference.train(run.config(), STEPS)
     assert (losses(run) - torch.tensor(expected_losses)).abs().max() < LOSS_TOLERANCE
     names = {name.replace(".default", ""): weight for name, weight in expected_weights.items()}
@@ -162,15 +108,14 @@ def test_packed_is_unpacked_is_plain_torch(runs: dict[str, RunFolder], law_corpu
 
 @pytest.mark.parametrize("fault", FAULTY)
 def test_the_laws_notice_a_planted_fault(runs: dict[str, RunFolder], fault: str) -> None:
-    loss, weight = distance(runs[fault], runs["full-zero2"])
-    assert loss > 20 * LOSS_TOLERANCE
-    assert weight > 20 * WEIGHT_TOLERANCE
+    assert loss_distance(runs[fault], runs["full-zero2"]) > 20 * LOSS_TOLERANCE
+    assert weight_distance(runs[fault], runs["full-zero2"]) > 20 * WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("ranks", ["", "-alone"])
-@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for kind, stage in MATRIX if kind != "qlora"])
+@pytest.mark.parametrize("training", [t for t in MATRIX if t.method != "qlora"], ids=training_id)
 def test_validation_loss_is_that_of_the_saved_model(
-    runs: dict[str, RunFolder], law_corpus: Path, kind: str, stage: int, ranks: str
+    runs: dict[str, RunFolder], law_corpus: Path, training: Training, ranks: str
 ) -> None:
     """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the base's own numbers,
     which are not those of 4 bits.)"""
@@ -178,7 +123,7 @@ def test_validation_loss_is_that_of_the_saved_model(
     from finetune.models import load as pretrained
     from finetune.runs import base_model as base
 
-    run = runs[f"{kind}-zero{stage}{ranks}"]
+    run = runs[f"{training.id}{ranks}"]
     summary = run.summary()
     assert summary is not None
     trained = pretrained.load_for_evaluation(base.resolve(f"run:{run.id}", run.path.parent))
@@ -195,11 +140,11 @@ def test_validation_loss_is_that_of_the_saved_model(
 
 
 @pytest.mark.parametrize("ranks", ["", "-alone"])
-@pytest.mark.parametrize(("kind", "stage"), MATRIX)
+@pytest.mark.parametrize("training", MATRIX, ids=training_id)
 def test_a_checkpoint_as_a_folder_is_the_result_of_its_step_to_the_bit(
-    runs: dict[str, RunFolder], kind: str, stage: int, ranks: str
+    runs: dict[str, RunFolder], training: Training, ranks: str
 ) -> None:
-    run = runs[f"{kind}-zero{stage}{ranks}"]
+    run = runs[f"{training.id}{ranks}"]
     folder = export(run, STEPS)
     result = run.adapter if run.adapter.is_dir() else run.model
     assert {path.name for path in folder.iterdir()} == {path.name for path in result.iterdir()}
@@ -216,46 +161,44 @@ def stated(file: Path) -> dict[str, Any]:
     return {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in body.items()}
 
 
-LONG = 42
-KILLED: dict[str, dict[str, Any]] = {"full": {}, "lora": {"adapter": LORA, "zero": ZERO[3]}}
+KILLED = {"full": Training("full", 2), "lora": Training("lora", 3)}
 
 
 @pytest.fixture(scope="module")
 def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """Runs killed in their second epoch, then gone on with by 1, 2 and 4 ranks, as a user would: new processes on the folder."""
     folder = tmp_path_factory.mktemp("resumed")
-    whole = [
-        make_run(folder, f"{kind}-whole", law_config(law_corpus, max_steps=LONG, **changes)) for kind, changes in KILLED.items()
-    ]
-    worker.join(folder / "whole", worker.start(folder / "whole", whole, 2))
-    later: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
-    for kind, changes in KILLED.items():
-        case = make_run(folder, kind, law_config(law_corpus, max_steps=LONG, **changes))
-        worker.join(folder / f"kill-{kind}", worker.start(folder / f"kill-{kind}", [{**case, "fault": "killed_at_step"}], 2), -9)
+    whole = [make_run(folder, f"{name}-whole", training.config(law_corpus, max_steps=LONG)) for name, training in KILLED.items()]
+    worker.run(folder / "whole", whole, 2)
+    later: dict[int, list[Case]] = {1: [], 2: [], 4: []}
+    for name, training in KILLED.items():
+        config = training.config(law_corpus, max_steps=LONG)
+        killed = make_run(folder, name, config, fault="killed_at_step")
+        worker.run(folder / f"kill-{name}", [killed], 2, expected=-9)
         for ranks, cases in later.items():
-            again = folder / "runs" / f"{kind}-{ranks}"
-            shutil.copytree(case["run"], again)
-            config = law_config(law_corpus, max_steps=LONG, cluster=ClusterConfig(ranks_per_node=ranks), **changes)
-            configuration.save(config, again / "config.yaml")
-            cases.append({"run": str(again)})
+            again = folder / "runs" / f"{name}-{ranks}"
+            shutil.copytree(killed.path, again)
+            cluster = ClusterConfig(ranks_per_node=ranks)
+            configuration.save(dataclasses.replace(config, cluster=cluster), again / "config.yaml")
+            cases.append(Case(str(again)))
     again = folder / "runs" / "schedule_starts_over"
     shutil.copytree(folder / "runs" / "full", again)
-    later[2].append({"run": str(again), "fault": "schedule_starts_over"})
-    case = make_run(folder, "in-checkpoint", law_config(law_corpus, adapter=LORA, zero=ZERO[3]))
-    broken = [{**case, "fault": "killed_inside_checkpoint"}]
-    worker.join(folder / "kill-in-checkpoint", worker.start(folder / "kill-in-checkpoint", broken, 2), expected=-9)
-    later[2].append(case)
+    later[2].append(Case(str(again), fault="schedule_starts_over"))
+    config = Training("lora", 3).config(law_corpus)
+    killed = make_run(folder, "in-checkpoint", config, fault="killed_inside_checkpoint")
+    worker.run(folder / "kill-in-checkpoint", [killed], 2, expected=-9)
+    later[2].append(Case(killed.path))
     for ranks, cases in later.items():
-        worker.join(folder / f"resume-{ranks}", worker.start(folder / f"resume-{ranks}", cases, ranks))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+        worker.run(folder / f"resume-{ranks}", cases, ranks)
+    return runs_by_name(folder)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("kind", KILLED)
-def test_killed_and_resumed_is_never_interrupted(resumed: dict[str, RunFolder], kind: str, ranks: int) -> None:
-    run, whole = resumed[f"{kind}-{ranks}"], resumed[f"{kind}-whole"]
-    before = max(record["step"] for record in spool(resumed[kind]) if "train/loss" in record["values"])
-    first = min(record["step"] for record in spool(run)[len(spool(resumed[kind])) :] if "train/loss" in record["values"])
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_and_resumed_is_never_interrupted(resumed: dict[str, RunFolder], name: str, ranks: int) -> None:
+    run, whole = resumed[f"{name}-{ranks}"], resumed[f"{name}-whole"]
+    before = max(record["step"] for record in spool(resumed[name]) if "train/loss" in record["values"])
+    first = min(record["step"] for record in spool(run)[len(spool(resumed[name])) :] if "train/loss" in record["values"])
     packs = int(np.load(next(run.plan.glob("train-*-epoch-000.npy")))["pack"][-1]) + 1
     assert packs < 8 * (first - 1), "it was not resumed in its second epoch"
     assert LONG - first >= 20
@@ -270,17 +213,15 @@ def test_killed_inside_a_checkpoint_and_resumed_is_never_interrupted(
 
 
 def test_the_resume_law_notices_a_schedule_that_starts_over(resumed: dict[str, RunFolder]) -> None:
-    a, b = weights(resumed["schedule_starts_over"]), weights(resumed["full-whole"])
-    assert max(float((a[k] - b[k]).abs().max()) for k in a) > 20 * WEIGHT_TOLERANCE
+    assert weight_distance(resumed["schedule_starts_over"], resumed["full-whole"]) > 20 * WEIGHT_TOLERANCE
 
 
 @pytest.fixture(scope="module")
-def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Callable[[], None]]:
-    """A run of which one rank hangs, and the way to wait for its end; it waits while other runs train."""
+def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Launched]:
+    """A run of which one rank hangs, and its ranks; it waits while other runs train."""
     folder = tmp_path_factory.mktemp("hung")
-    case = make_run(folder, "hung", law_config(law_corpus, hang_timeout_min=0.2))
-    ranks = worker.start(folder / "all", [{**case, "fault": "rank_1_hangs"}], 2)
-    return RunFolder(Path(case["run"])), lambda: worker.join(folder / "all", ranks, expected=1)
+    case = make_run(folder, "hung", law_config(law_corpus, hang_timeout_min=0.2), fault="rank_1_hangs")
+    return case.run, worker.start(folder / "all", [case], 2)
 
 
 @pytest.fixture(scope="module")
@@ -288,18 +229,20 @@ def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: ob
     """Runs that met a poisoned batch and went back, and one that never saw that batch."""
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
-    cases = [{**make_run(folder, name, law_config(law_corpus, **settings)), "fault": name} for name in ("no_number", "spike")]
-    clean = make_run(folder, "clean", law_config(law_corpus, **settings))
-    RunFolder(Path(clean["run"])).write_json("skipped.json", {"batches": [worker.POISONED]})
-    lora = make_run(folder, "lora", law_config(law_corpus, adapter=LORA, zero=ZERO[3], **settings))
-    worker.join(folder / "all", worker.start(folder / "all", [*cases, clean, {**lora, "fault": "no_number"}], 2))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    config = law_config(law_corpus, **settings)
+    poisoned = [make_run(folder, fault, config, fault=fault) for fault in ("no_number", "spike")]
+    clean = make_run(folder, "clean", config)
+    clean.run.write_json("skipped.json", {"batches": [POISONED]})
+    adapter = Training("lora", 3).config(law_corpus, **settings)
+    lora = make_run(folder, "lora", adapter, fault="no_number")
+    worker.run(folder / "all", [*poisoned, clean, lora], 2)
+    return runs_by_name(folder)
 
 
 @pytest.mark.parametrize("fault", ["no_number", "spike"])
 def test_rewound_is_as_if_the_batch_had_never_been(rewound: dict[str, RunFolder], fault: str) -> None:
     assert_same(rewound[fault], rewound["clean"])
-    assert rewound[fault].summary().skipped_batches == [worker.POISONED]  # type: ignore[index]
+    assert rewound[fault].summary().skipped_batches == [POISONED]  # type: ignore[index]
     assert any(record["values"].get("guard/rewinds") == 1 for record in spool(rewound[fault]))
 
 
@@ -310,9 +253,10 @@ def test_an_adapter_under_zero_3_rewinds_too(rewound: dict[str, RunFolder], runs
     assert checksums(rewound["lora"])[18:-1] == checksums(runs["lora-zero3"])[19:], "more than one batch was left out"
 
 
-def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(hung: tuple[RunFolder, Callable[[], None]]) -> None:
-    run, ended = hung
-    ended()
-    assert "time.sleep" in run.stacks(1).read_text() or "in broken" in run.stacks(1).read_text()
+def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(hung: tuple[RunFolder, Launched]) -> None:
+    run, ranks = hung
+    ranks.join(expected=1)
+    assert "faults.py" in run.stacks(1).read_text()
+    assert "in hang\n" in run.stacks(1).read_text()
     assert "train_step" in run.stacks(0).read_text()
     assert "no progress for 12 s" in str(run.failure())

@@ -15,12 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.models import safetensors_io as weights
-from finetune.runs.folder import RunFolder
+from finetune.models import safetensors_io as weight_files
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker
-from tests.distributed.test_laws import losses, make_run
-from tests.distributed.test_laws import weights as saved_weights
+from tests.distributed.laws import losses, make_run, weights
+from tests.distributed.worker import Case
 from tests.models import LLAMA, LORA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -48,23 +47,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     tensors = (
         (n, torch.ones(s) if len(s) == 1 else noise[: math.prod(s)].roll(i).view(s)) for i, (n, s) in enumerate(shapes.items())
     )
-    weights.write(folder, tensors, shard_bytes=300_000_000)
+    weight_files.write(folder, tensors, shard_bytes=300_000_000)
     config.dtype = torch.float32
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     return folder, 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
-def large_run(folder: Path, base: Path, corpus: Path) -> dict[str, str]:
+def large_run(folder: Path, base: Path, corpus: Path, fault: str | None = None) -> Case:
     config = TrainConfig(
         data=DataConfig(corpus=str(corpus), sequence_length=32), model=ModelConfig(path=str(base)), adapter=dict(LORA), zero=ZERO,
         cluster=ClusterConfig(ranks_per_node=RANKS), global_batch_size=RANKS, micro_batch_size=1, max_steps=2, lr=1e-3,
         activation_checkpointing=True, check_first_loss=False,
     )  # fmt: skip
-    return make_run(folder, "large", config)
+    return make_run(folder, "large", config, fault=fault)
 
 
-def train_under_limit(folder: Path, case: dict[str, str], address_space: int, timeout: int) -> tuple[list[int], list[str]]:
+def train_under_limit(folder: Path, case: Case, address_space: int, timeout: int) -> tuple[list[int], list[str]]:
     """Exit codes and logs of ranks that may each map so many bytes, their libraries included: processes that import them."""
     worker.write_cases(folder, [case])
     ranks, logs = [], [folder / f"rank-{rank}.log" for rank in range(RANKS)]
@@ -91,15 +90,15 @@ def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_p
     case = large_run(tmp_path, folder, corpus)
     codes, logs = train_under_limit(tmp_path / "ranks", case, int(SHARE * size), timeout=2000)
     assert codes == [0] * RANKS, logs[0][-3000:]
-    run = RunFolder(Path(case["run"]))
-    assert len(losses(run)) == 2
-    assert all(bool(tensor.any()) for name, tensor in saved_weights(run).items() if "lora_B" in name), "saved empty or untrained"
+    assert len(losses(case.run)) == 2
+    trained = {name: tensor for name, tensor in weights(case.run).items() if "lora_B" in name}
+    assert all(bool(tensor.any()) for tensor in trained.values()), "saved empty or untrained"
 
 
 def test_loaded_whole_the_same_model_does_not_fit(base: tuple[Path, int], tmp_path: Path) -> None:
     folder, size = base
     corpus = write_corpus(tmp_path / "tiny", num_documents=16, longest=24, seed=5)
-    case = {**large_run(tmp_path, folder, corpus), "fault": "loaded_whole"}
+    case = large_run(tmp_path, folder, corpus, fault="loaded_whole")
     codes, logs = train_under_limit(tmp_path / "ranks", case, int(SHARE * size), timeout=500)
     assert all(codes)
     assert any("allocate memory" in log or "MemoryError" in log for log in logs), logs[0][-2000:]

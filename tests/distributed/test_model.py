@@ -6,7 +6,7 @@ loaded from them again.
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,20 @@ from finetune.runs import base_model as base_models
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
 from tests.distributed import worker
-from tests.distributed.test_laws import LOSS_TOLERANCE, WEIGHT_TOLERANCE, ZERO, losses, make_run, weights
+from tests.distributed.faults import DAMAGED
+from tests.distributed.laws import (
+    LOSS_TOLERANCE,
+    WEIGHT_TOLERANCE,
+    ZERO,
+    loss_distance,
+    losses,
+    make_run,
+    runs_by_name,
+    weight_distance,
+    weights,
+    zero_file,
+)
+from tests.distributed.worker import Case
 from tests.models import LLAMA, LORA, write_base
 
 pytestmark = pytest.mark.distributed
@@ -31,59 +44,109 @@ ADDED = 20
 EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 
-def zero_file(name: str) -> dict[str, Any]:
-    settings = yaml.safe_load((conf_dir() / f"zero/{name}.yaml").read_text())
-    assert isinstance(settings, dict)
+@dataclass(frozen=True)
+class Pair:
+    """What is trained at ZeRO 0 and at ZeRO 3.
+
+    Args:
+        base: a base of the fixture's, or a run's result.
+    """
+
+    id: str
+    base: str = "base"
+    corpus: str = "laws"
+    adapter: dict[str, Any] = field(default_factory=dict)
+
+
+def adapter_file(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((conf_dir() / f"adapter/{name}.yaml").read_text())
     return settings
 
 
-# name: (base, corpus, adapter); each is run at ZeRO 0 and 3
-PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "full": ("base", "laws", {}),
-    "lora": ("base", "laws", dict(LORA)),
-    "tied": ("tied", "laws", dict(LORA)),
-    "tied-matrix": ("tied", "laws", {**LORA, "target_modules": ["embed_tokens", "q_proj"]}),
-    "dora": ("base", "laws", {**LORA, "use_dora": True}),
-    "modules": ("base", "laws", {**LORA, "modules_to_save": ["lm_head"]}),
-    "enlarged": ("base", "enlarged", {}),
-    "enlarged-tied": ("tied", "enlarged", {**LORA, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
-    "enlarged-lora": ("base", "enlarged", {**LORA, "modules_to_save": EMBEDDINGS}),
-    "on-lora": ("run:dora-zero0", "laws", dict(LORA)),
-    "on-enlarged": ("run:enlarged-lora-zero0", "enlarged", {}),
-    "on-tied-matrix": ("run:tied-matrix-zero0", "laws", {}),
-    "biases": ("biased", "laws", {**LORA, "bias": "all"}),
-    "pissa": ("base", "laws", {**LORA, "init_lora_weights": "pissa"}),  # both take their start out of the base's weights
-    "olora": ("base", "laws", {**LORA, "init_lora_weights": "olora"}),
-    "converted": ("moe", "laws", dict(LORA)),  # transformers fuses its experts as it loads them: loaded whole at ZeRO 3 too
-}
-LORA_FILES = {name: yaml.safe_load((conf_dir() / f"adapter/{name}.yaml").read_text()) for name in ("rslora", "lokr", "ia3")}
-PAIRS |= {name: ("base", "laws", settings) for name, settings in LORA_FILES.items()}
-# equal to `full` or `lora` at ZeRO 0
-SAME: dict[str, tuple[str, dict[str, Any]]] = {
-    "checkpointed-full-zero0": ("full", {"zero": ZERO[0], "activation_checkpointing": True}),
-    "checkpointed-full-zero3": ("full", {"zero": ZERO[3], "activation_checkpointing": True}),
-    "checkpointed-lora-zero0": ("lora", {"zero": ZERO[0], "activation_checkpointing": True}),
-    "checkpointed-lora-zero3": ("lora", {"zero": ZERO[3], "activation_checkpointing": True}),
-    "offload-zero2": ("full", {"zero": zero_file("stage2_offload")}),
-    "offload-zero3": ("full", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
-    "offload-lora-zero3": ("lora", {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}),
-}
+TIED = {**LORA, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+PAIRS = [
+    Pair("full"),
+    Pair("lora", adapter=LORA),
+    Pair("tied", "tied", adapter=LORA),
+    Pair("tied-matrix", "tied", adapter={**LORA, "target_modules": ["embed_tokens", "q_proj"]}),
+    Pair("dora", adapter={**LORA, "use_dora": True}),
+    Pair("modules", adapter={**LORA, "modules_to_save": ["lm_head"]}),
+    Pair("enlarged", corpus="enlarged"),
+    Pair("enlarged-tied", "tied", "enlarged", TIED),
+    Pair("enlarged-lora", corpus="enlarged", adapter={**LORA, "modules_to_save": EMBEDDINGS}),
+    Pair("on-lora", "run:dora-zero0", adapter=LORA),
+    Pair("on-enlarged", "run:enlarged-lora-zero0", "enlarged"),
+    Pair("on-tied-matrix", "run:tied-matrix-zero0"),
+    Pair("biases", "biased", adapter={**LORA, "bias": "all"}),
+    # both take their start out of the base's weights
+    Pair("pissa", adapter={**LORA, "init_lora_weights": "pissa"}),
+    Pair("olora", adapter={**LORA, "init_lora_weights": "olora"}),
+    # transformers fuses its experts as it loads them: loaded whole at ZeRO 3 too
+    Pair("converted", "moe", adapter=LORA),
+    *(Pair(name, adapter=adapter_file(name)) for name in ("rslora", "lokr", "ia3")),
+]
+
+
+@dataclass(frozen=True)
+class Same:
+    """Another way to train a pair, by its id, that must equal it at ZeRO 0."""
+
+    id: str
+    pair: str
+    zero: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CHECKPOINTED = {"activation_checkpointing": True}
+OFFLOADED = {**zero_file("stage3_offload"), **ZERO[3]}
+SAME = [
+    Same("checkpointed-full-zero0", "full", ZERO[0], CHECKPOINTED),
+    Same("checkpointed-full-zero3", "full", ZERO[3], CHECKPOINTED),
+    Same("checkpointed-lora-zero0", "lora", ZERO[0], CHECKPOINTED),
+    Same("checkpointed-lora-zero3", "lora", ZERO[3], CHECKPOINTED),
+    Same("offload-zero2", "full", zero_file("stage2_offload")),
+    Same("offload-zero3", "full", OFFLOADED),
+    Same("offload-lora-zero3", "lora", OFFLOADED),
+]
 REFUSED = {
     "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
     "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
 }
 MOE = {"model_type": "qwen3_moe", "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-BF16 = {f"bf16-{files}-zero{stage}": (files, ZERO[stage]) for files in ("base", "half") for stage in (1, 2, 3)}
-FAULTS = {f"{fault}-zero{stage}": (fault, ZERO[stage]) for fault, stages in
-          {"weight_left_random": (0, 2, 3), "slice_at_wrong_offset": (3,)}.items() for stage in stages}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AtStage:
+    """Bases' files, or a planted fault, at a ZeRO stage."""
+
+    what: str
+    stage: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.what}-zero{self.stage}"
+
+
+BF16 = [AtStage(files, stage) for files in ("base", "half") for stage in (1, 2, 3)]
+FAULTS = [*(AtStage("weight_left_random", stage) for stage in (0, 2, 3)), AtStage("slice_at_wrong_offset", 3)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Settings with which training ends a run without a result, and a part of the error."""
+
+    id: str
+    error: str
+    settings: dict[str, Any]
 
 
 HYBRID = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
 # found out by weights that have learned something: random ones hide a leak below rounding
-ENDED: dict[str, tuple[dict[str, Any], str]] = {
-    "blown-up": ({"lr": 1e38, "max_steps": 1}, "the held-out loss after step 1 is nan"),
-    "hybrid": ({"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}, "documents in a pack see each other"),
-}
+LEAKY = {"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}
+ENDED = [
+    Ended("blown-up", "the held-out loss after step 1 is nan", {"lr": 1e38, "max_steps": 1}),
+    Ended("hybrid", "documents in a pack see each other", LEAKY),
+]
 DAMAGE = {
     "missing": "lacks 1 weights of its kind, e.g. model.norm.weight",
     "misshapen": "lacks 1 weights of its kind, e.g. model.norm.weight",
@@ -131,86 +194,93 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         }  # fmt: skip
         return TrainConfig(**{**settings, **changes})
 
-    cases: list[dict[str, Any]] = []
-    for name, (base, corpus, adapter) in PAIRS.items():
+    def case(name: str, config: TrainConfig, fault: str | None = None, refused: bool = False) -> Case:
+        return make_run(folder, name, config, fault, refused)
+
+    cases = []
+    for pair in PAIRS:
         for stage in (0, 3):
-            run = config(base, corpus, adapter=adapter, zero=ZERO[stage])
-            cases.append(make_run(folder, f"{name}-zero{stage}", run))
-    for name, (files, zero) in BF16.items():
-        cases.append(make_run(folder, name, config(files, zero=zero, precision="bf16", adapter=dict(LORA), max_steps=2)))
-    for name, (fault, zero) in FAULTS.items():
-        cases.append({**make_run(folder, name, config("base", zero=zero)), "fault": fault, "refused": True})
-    for name, (kind, changes) in SAME.items():
-        cases.append(make_run(folder, name, config("base", adapter=PAIRS[kind][2], **changes)))
+            settings = config(pair.base, pair.corpus, adapter=pair.adapter, zero=ZERO[stage])
+            cases.append(case(f"{pair.id}-zero{stage}", settings))
+    for bf16 in BF16:
+        settings = config(bf16.what, zero=ZERO[bf16.stage], precision="bf16", adapter=dict(LORA), max_steps=2)
+        cases.append(case(f"bf16-{bf16.id}", settings))
+    for fault in FAULTS:
+        cases.append(case(fault.id, config("base", zero=ZERO[fault.stage]), fault.what, refused=True))
+    for same in SAME:
+        adapter = next(pair.adapter for pair in PAIRS if pair.id == same.pair)
+        cases.append(case(same.id, config("base", adapter=adapter, zero=same.zero, **same.settings)))
     for name in REFUSED:
-        cases.append({**make_run(folder, name, config("base", zero=zero_file(name))), "refused": True})
-    for fault in DAMAGE:
-        cases.append({**make_run(folder, fault, config(fault, zero=ZERO[3])), "refused": True})
-    for name, (changes, _) in ENDED.items():
-        cases.append({**make_run(folder, name, config("base", zero=ZERO[2], **changes)), "refused": True})
+        cases.append(case(name, config("base", zero=zero_file(name)), refused=True))
+    for damage in DAMAGE:
+        cases.append(case(damage, config(damage, zero=ZERO[3]), refused=True))
+    for ended in ENDED:
+        cases.append(case(ended.id, config("base", zero=ZERO[2], **ended.settings), refused=True))
     frozen = config("base", "enlarged", adapter=dict(LORA), zero=ZERO[3])
-    cases.append({**make_run(folder, "frozen-rows", frozen), "refused": True})
-    worker.join(folder / "two", worker.start(folder / "two", cases, 2))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    cases.append(case("frozen-rows", frozen, refused=True))
+    worker.run(folder / "two", cases, 2)
+    return runs_by_name(folder)
 
 
-def saved(run: RunFolder) -> dict[str, torch.Tensor]:
-    folder = run.model if run.model.is_dir() else run.adapter
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+def case_id(case: Pair | Same | AtStage | Ended) -> str:
+    return case.id
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_zero_3_from_slices_is_zero_0_from_the_whole(runs: dict[str, RunFolder], name: str) -> None:
-    whole, cut = runs[f"{name}-zero0"], runs[f"{name}-zero3"]
+def error_of(run: RunFolder) -> str:
+    """Return the error that ended the run."""
+    error: str = (run.read_json("outcome.json") or {})["error"]
+    return error
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=case_id)
+def test_zero_3_from_slices_is_zero_0_from_the_whole(runs: dict[str, RunFolder], pair: Pair) -> None:
+    whole, cut = runs[f"{pair.id}-zero0"], runs[f"{pair.id}-zero3"]
     assert len(losses(whole)) == STEPS
-    assert (losses(whole) - losses(cut)).abs().max() < LOSS_TOLERANCE
-    a, b = saved(whole), saved(cut)
-    assert a.keys() == b.keys()
-    assert max(float((a[key] - b[key]).abs().max()) for key in a) < WEIGHT_TOLERANCE
+    assert loss_distance(whole, cut) < LOSS_TOLERANCE
+    assert weight_distance(whole, cut) < WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-@pytest.mark.parametrize("name", PAIRS)
-def test_what_was_saved_evaluates_as_the_run_said(runs: dict[str, RunFolder], name: str, stage: int) -> None:
-    run = runs[f"{name}-zero{stage}"]
+@pytest.mark.parametrize("pair", PAIRS, ids=case_id)
+def test_a_saved_model_evaluates_as_its_run_logged(runs: dict[str, RunFolder], pair: Pair, stage: int) -> None:
+    run = runs[f"{pair.id}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
     again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
     assert again.loss == pytest.approx(summary.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], name: str) -> None:
-    run, plain = runs[name], runs[f"{SAME[name][0]}-zero0"]
-    assert (losses(run) - losses(plain)).abs().max() < LOSS_TOLERANCE
-    a, b = saved(run), saved(plain)
-    assert max(float((a[key] - b[key]).abs().max()) for key in a) < WEIGHT_TOLERANCE
+@pytest.mark.parametrize("same", SAME, ids=case_id)
+def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], same: Same) -> None:
+    run, plain = runs[same.id], runs[f"{same.pair}-zero0"]
+    assert loss_distance(run, plain) < LOSS_TOLERANCE
+    assert weight_distance(run, plain) < WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_settings_that_this_machine_cannot_run_are_one_line(runs: dict[str, RunFolder], name: str) -> None:
-    error = json.loads((runs[name].path / "outcome.json").read_text())["error"]
+    error = error_of(runs[name])
     assert REFUSED[name] in error
     assert "\n" not in error
 
 
 def test_no_false_alarm_in_bf16(runs: dict[str, RunFolder]) -> None:
-    for name in BF16:
-        assert runs[name].summary() is not None, name
+    for case in BF16:
+        assert runs[f"bf16-{case.id}"].summary() is not None, case.id
     for files in ("base", "half"):
-        assert (losses(runs[f"bf16-{files}-zero2"]) - losses(runs[f"bf16-{files}-zero3"])).abs().max() < 0.02
+        assert loss_distance(runs[f"bf16-{files}-zero2"], runs[f"bf16-{files}-zero3"]) < 0.02
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder], name: str) -> None:
-    error = json.loads((runs[name].path / "outcome.json").read_text())["error"]
-    assert "1 of 21 weights are not those of the base's files, e.g. model.layers.1.mlp.up_proj.weight on 2 of 2 ranks" in error
+@pytest.mark.parametrize("fault", FAULTS, ids=case_id)
+def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder], fault: AtStage) -> None:
+    expected = f"1 of 21 weights are not those of the base's files, e.g. {DAMAGED} on 2 of 2 ranks"
+    assert expected in error_of(runs[fault.id])
 
 
-@pytest.mark.parametrize("name", ENDED)
-def test_what_training_brings_to_light_ends_the_run_without_a_result(runs: dict[str, RunFolder], name: str) -> None:
-    assert ENDED[name][1] in json.loads((runs[name].path / "outcome.json").read_text())["error"]
-    assert not runs[name].model.exists()
+@pytest.mark.parametrize("ended", ENDED, ids=case_id)
+def test_a_fault_that_training_reveals_ends_the_run_without_a_result(runs: dict[str, RunFolder], ended: Ended) -> None:
+    assert ended.error in error_of(runs[ended.id])
+    assert not runs[ended.id].model.exists()
 
 
 def test_ranks_draw_dropout_each_their_own(runs: dict[str, RunFolder]) -> None:
@@ -221,20 +291,20 @@ def test_ranks_draw_dropout_each_their_own(runs: dict[str, RunFolder]) -> None:
 
 @pytest.mark.parametrize("fault", DAMAGE)
 def test_a_damaged_base_is_one_line(runs: dict[str, RunFolder], fault: str) -> None:
-    error = json.loads((runs[fault].path / "outcome.json").read_text())["error"]
+    error = error_of(runs[fault])
     assert DAMAGE[fault] in error
     assert "\n" not in error
 
 
 def test_an_adapter_that_leaves_added_tokens_out_is_refused(runs: dict[str, RunFolder]) -> None:
-    error = json.loads((runs["frozen-rows"].path / "outcome.json").read_text())["error"]
+    error = error_of(runs["frozen-rows"])
     assert f"adds {ADDED} tokens" in error
     assert "add +adapter.modules_to_save=[embed_tokens,lm_head]" in error
 
 
 def test_new_rows_start_as_the_mean_and_are_learned(runs: dict[str, RunFolder]) -> None:
     old = load_file_of(runs["enlarged-zero3"], "model.embed_tokens.weight")
-    new = saved(runs["enlarged-zero3"])["model.embed_tokens.weight"]
+    new = weights(runs["enlarged-zero3"])["model.embed_tokens.weight"]
     assert new.shape[0] == VOCAB_SIZE + ADDED == old.shape[0] + ADDED
     rows = new[VOCAB_SIZE:] - old.mean(0)
     assert 0 < rows.abs().max() < 0.1, "six steps from the mean"

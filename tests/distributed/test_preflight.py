@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +14,38 @@ import pytest
 
 from finetune.job import preflight
 from finetune.job.preflight import suspected
-
-RANKS = 3
-# planted fault -> the nodes that must be named; None: it must pass; []: it must say that no node is to blame
-CASES: dict[str, list[str] | None] = {
-    "none": None, "receives_wrong_sums": ["n1"], "sends_wrong": ["n2"], "wrong_everywhere": [], "another_folder": ["n1"],
-}  # fmt: skip
+from tests.distributed.preflight_rank import CASES, RANKS, Case
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What each rank said, by case."""
+    """How each case ended on each rank."""
     folder = tmp_path_factory.mktemp("preflight")
     ranks = []
     for rank in range(RANKS):
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(RANKS), "SLURMD_NODENAME": f"n{rank}",
-            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]),
+            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = [sys.executable, "-m", "tests.distributed.test_preflight", str(folder)]
-        ranks.append(subprocess.Popen(command, env=environment))
+        command = [sys.executable, "-m", "tests.distributed.preflight_rank", str(folder)]
+        ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [rank.wait(timeout=300) for rank in ranks] == [0] * RANKS
     found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
-    return {case: [one[case] for one in found] for case in CASES}
+    return {case.id: [one[case.id] for one in found] for case in CASES}
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("case", CASES)
-def test_the_node_to_blame_is_named_on_every_rank(results: dict[str, list[dict[str, Any]]], case: str) -> None:
-    expected = CASES[case]
-    for said in results[case]:
-        if expected is None:
-            assert said == {"passed": True}
-        elif not expected:
-            assert said["kind"] == "ValueError"
-            assert "no node alone is to blame" in said["error"]
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_node_to_blame_is_named_on_every_rank(results: dict[str, list[dict[str, Any]]], case: Case) -> None:
+    for ended in results[case.id]:
+        if case.passes:
+            assert ended == {"passed": True}
+        elif not case.blamed:
+            assert ended["kind"] == "ValueError"
+            assert "no node alone is to blame" in ended["error"]
         else:
-            assert said["nodes"] == expected
-            assert expected[0] in said["error"]
+            assert ended["nodes"] == list(case.blamed)
+            assert case.blamed[0] in ended["error"]
 
 
 @pytest.mark.parametrize(
@@ -103,62 +96,3 @@ def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.
     monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda **settings: calls.append(("join", settings["dist_backend"])))
     engine.init_distributed(World(rank=6, size=8, local_rank=2), "file:///none")
     assert calls == [("set_device", torch.device("cuda", 2)), ("join", "nccl")]
-
-
-# --- in each rank ------------------------------------------------------------------------------------------------------
-
-
-def main(folder: Path) -> None:
-    import torch.distributed as dist
-
-    from finetune.distributed import World
-    from finetune.runs.folder import RunFolder
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=World().rank, world_size=RANKS)
-    preflight.PATIENCE_SECONDS = 0.5
-    world, said = World(), {}
-    for case in CASES:
-        run = RunFolder(folder / (f"{case}-elsewhere" if case == "another_folder" and world.rank == 1 else case))
-        run.jobs.mkdir(parents=True, exist_ok=True)
-        undo = plant(case, world.rank)
-        try:
-            preflight.check_together(run, world)
-            said[case] = {"passed": True}
-        except (preflight.PreflightError, ValueError) as fault:
-            said[case] = {"kind": type(fault).__name__, "error": str(fault), "nodes": list(getattr(fault, "nodes", ()))}
-        finally:
-            undo()
-    (folder / f"rank-{world.rank}.json").write_text(json.dumps(said))
-    world.barrier()
-
-
-def plant(case: str, rank: int) -> Callable[[], None]:
-    """Corrupt what this rank gets from its peers, as a broken network would."""
-    from finetune.distributed import World
-
-    honest_sum, honest_broadcast = World.sum, World.broadcast
-
-    def wrong_sum(self: World, values: Any) -> Any:
-        honest_sum(self, values)
-        values[7] += 1
-        return values
-
-    def wrong_broadcast(self: World, values: Any, source: int) -> Any:
-        honest_broadcast(self, values, source)
-        if source == 2 and self.rank != 2:
-            values[7] += 1
-        return values
-
-    if case == "wrong_everywhere" or (case, rank) == ("receives_wrong_sums", 1) or case == "sends_wrong":
-        World.sum = wrong_sum  # type: ignore[method-assign]
-    if case == "sends_wrong":
-        World.broadcast = wrong_broadcast  # type: ignore[method-assign]
-
-    def undo() -> None:
-        World.sum, World.broadcast = honest_sum, honest_broadcast  # type: ignore[method-assign]
-
-    return undo
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

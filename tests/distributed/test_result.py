@@ -20,13 +20,14 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.summary import StepLoss, Summary
 from tests.corpora import write_corpus
 from tests.distributed import worker
+from tests.distributed.laws import ZERO, make_run, runs_by_name
+from tests.distributed.worker import Case
 from tests.models import LLAMA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-EVERY, STEPS = 17, 51  # worker.usr2_alone interrupts step 17, where an evaluation is due
+EVERY, STEPS = 17, 51  # the fault usr2_alone interrupts step 17, where an evaluation is due
 ALONE, PAIR = ClusterConfig(ranks_per_node=1), ClusterConfig(ranks_per_node=2)
-ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +50,16 @@ def overfitting(corpus: Path, **changes: Any) -> TrainConfig:
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     folder = tmp_path_factory.mktemp("result")
 
-    def make(name: str, fault: str | None = None, **changes: Any) -> dict[str, Any]:
-        run = RunFolder(folder / "runs" / name)
-        run.path.mkdir(parents=True)
-        config = overfitting(corpus, runs_dir=str(folder / "runs"), **changes)
-        configuration.save(config, run.config_file)
-        return {"run": str(run.path), "fault": fault}
+    def make(name: str, fault: str | None = None, **changes: Any) -> Case:
+        return make_run(folder, name, overfitting(corpus, runs_dir=str(folder / "runs"), **changes), fault=fault)
 
     interrupted = make("interrupted", "usr2_alone")
-    first = [make("whole"), interrupted]
-    worker.join(folder / "one", worker.start(folder / "one", first, 1))
-    path = Path(interrupted["run"]) / "config.yaml"
+    worker.run(folder / "one", [make("whole"), interrupted], 1)
+    path = interrupted.run.config_file
     configuration.save(dataclasses.replace(configuration.load(path), cluster=PAIR), path)
-    pair: dict[str, Any] = {"zero": ZERO_3, "cluster": PAIR, "micro_batch_size": 1}
-    second = [{"run": interrupted["run"]}, make("zero3", **pair)]
-    worker.join(folder / "two", worker.start(folder / "two", second, 2))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    zero3 = make("zero3", zero=ZERO[3], cluster=PAIR, micro_batch_size=1)
+    worker.run(folder / "two", [Case(interrupted.path), zero3], 2)
+    return runs_by_name(folder)
 
 
 def summary_of(run: RunFolder) -> Summary:
@@ -96,7 +91,7 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
     assert kept == sorted({best, STEPS}, reverse=True)
 
 
-def test_the_held_out_loss_turned(runs: dict[str, RunFolder]) -> None:
+def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None:
     """Else the tests above say nothing; and the run says that its end is worse than its best."""
     summary = summary_of(runs["whole"])
     assert summary.best.step < STEPS

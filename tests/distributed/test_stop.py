@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from finetune.config import train as configuration
 from finetune.config.train import ClusterConfig
 from finetune.runs.folder import RunFolder
 from tests.distributed import worker
-from tests.distributed.test_laws import assert_same, law_config, make_run, spool
+from tests.distributed.laws import assert_same, law_config, make_run, runs_by_name, spool
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -28,22 +27,23 @@ def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Every case left once, then gone on with to its end."""
     folder = tmp_path_factory.mktemp("left")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
-    cases: dict[str, dict[str, Any]] = {name: make_run(folder, name, config) for name in ("whole", *LEFT)}
+    cases = {name: make_run(folder, name, config) for name in ("whole", *LEFT)}
     hurried = ClusterConfig(scheduler="slurm", ranks_per_node=2, signal_lead_s=0)  # less than any checkpoint takes
     configuration.save(replace(config, cluster=hurried), folder / "runs" / "usr2_in_step" / "config.yaml")
-    faulty = [{**case, "fault": name} if name in FAULTS else case for name, case in cases.items()]
+    first = dict(cases)
+    for name in FAULTS:
+        first[name] = replace(cases[name], fault=name)
     for name in ("deadline", "stop_file_and_deadline"):
-        next(case for case in faulty if case["run"] == cases[name]["run"])["deadline"] = time.time() - 1
+        first[name] = replace(cases[name], deadline=time.time() - 1)
     for name in ("stop_file", "stop_file_and_deadline"):
-        RunFolder(Path(cases[name]["run"])).stop_file.touch()
-    worker.join(folder / "first", worker.start(folder / "first", [{**case} for case in faulty], 2))
+        cases[name].run.stop_file.touch()
+    worker.run(folder / "first", list(first.values()), 2)
     for name in LEFT:
-        run = RunFolder(Path(cases[name]["run"]))
+        run = cases[name].run
         run.write_json("first.json", {"state": run.read_json("outcome.json")["state"], "checkpoints": checkpoints(run)})  # type: ignore[index]
         run.stop_file.unlink(missing_ok=True)
-        cases[name].pop("deadline", None)
-    worker.join(folder / "second", worker.start(folder / "second", [cases[name] for name in LEFT], 2))
-    return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
+    worker.run(folder / "second", [cases[name] for name in LEFT], 2)
+    return runs_by_name(folder)
 
 
 def checkpoints(run: RunFolder) -> list[int]:
@@ -71,7 +71,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(left: dict[str, RunFold
     assert evaluations(left[name]) == pytest.approx(evaluations(left["whole"]), abs=1e-6)
 
 
-def test_too_short_a_grace_time_is_said(left: dict[str, RunFolder]) -> None:
+def test_too_short_a_grace_time_is_logged(left: dict[str, RunFolder]) -> None:
     said = {name for name, run in left.items() if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))}
     assert said == {"usr2_in_step"}
 

@@ -1,3 +1,5 @@
+"""The quick start, run once for the session."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -38,7 +38,7 @@ def test_answers_are_learned_and_nothing_else_is_counted(sft: tuple[Path, RunFol
     assert all(0 < step["train/supervised_tokens"] < step["train/tokens"] for step in steps)
 
 
-def test_what_became_of_long_documents_is_said(sft: tuple[Path, RunFolder]) -> None:
+def test_the_fate_of_long_documents_is_reported(sft: tuple[Path, RunFolder]) -> None:
     folder, run = sft
     rows = list(Corpus(folder / "corpora" / "sample_chat").split("train"))
     long = sum(len(row["input_ids"]) > 256 for row in rows)

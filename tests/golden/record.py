@@ -62,8 +62,7 @@ def measure_losses(folder: Path) -> dict[str, list[float]]:
             corpus = chats if method == "sft" else texts
             configuration.save(_config(corpus, folder / "base", adapter, zero), run.config_file)
             runs[run.id] = run
-    cases = [{"run": str(run.path)} for run in runs.values()]
-    worker.join(folder / "ranks", worker.start(folder / "ranks", cases, RANKS))
+    worker.run(folder / "ranks", [worker.Case(str(run.path)) for run in runs.values()], RANKS)
     return {name: _losses(run) for name, run in runs.items()}
 
 

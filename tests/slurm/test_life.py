@@ -108,14 +108,14 @@ def test_what_cannot_run_is_refused_in_one_line(refuse: Callable[..., str], sett
     assert all(word in line for word in words), line
 
 
-def test_without_sbatch_on_path(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_sbatch_is_named(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))
         assert "sbatch is not on PATH" in refuse()
 
 
 @pytest.mark.parametrize("settings", [[], ["-m", "seed=range(0,40)"]])
-def test_a_full_disk(refuse: Callable[..., str], full_disk: Path, settings: list[str]) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_run(refuse: Callable[..., str], full_disk: Path, settings: list[str]) -> None:
     assert "No space left on device" in refuse(f"runs_dir={full_disk}/runs", *settings)
     assert not list(full_disk.glob("runs/*/config.yaml"))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slurm.testcluster.wrapped import INNER, wrap
+from tests.login_node import LOGIN_NODE
 from tests.slurm.conftest import Shell, training, wait_for
-from tests.test_cli import LOGIN_NODE
 
 pytestmark = pytest.mark.slurm
 

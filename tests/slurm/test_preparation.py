@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from data_prep import pipeline
-from data_prep.preparation import Preparation
+from data_prep.plan import Preparation
 from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
 from finetune.launch import prepare_jobs as chain
-from tests.data_prep.test_pipeline import config, markers
-from tests.data_prep.test_sample import checksums
+from tests.data_prep.sample import checksums, markers
+from tests.data_prep.sample import sharded_sample_config as config
 from tests.slurm.conftest import Shell, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -59,7 +59,7 @@ def kill_midway(work: Path) -> None:
     wait_for(lambda: process_of(SHARE, work), seconds=120)
     process = process_of(SHARE, work)
     assert process is not None
-    shards = [shard.name for shard in Preparation.load(work).shards(0)][SHARE::OF]
+    shards = [shard.name for shard in Preparation.load(work).shards("read")][SHARE::OF]
     done = [work / "1-normalise" / f"done-{shard}.json" for shard in shards]
     deadline = time.monotonic() + 60
     while not done[0].exists():

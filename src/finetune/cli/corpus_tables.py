@@ -92,7 +92,7 @@ def _source_table(manifest: Any) -> Table:
 
 def _split_line(folder: Any, manifest: Any) -> Text:
     splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
-    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer['vocab_size']}")
+    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer.vocab_size}")
 
 
 def _tokens(source: Any, key: str) -> str:

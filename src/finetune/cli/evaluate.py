@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli import report
+from finetune.cli import result_tables
 from finetune.cli.run_arguments import make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
@@ -103,11 +103,11 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     names = " and ".join(subject.label for subject in subjects)
     console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
     if len(subjects) == 1:
-        report.print_held_out(before=None, after=results[0])
+        result_tables.print_held_out(before=None, after=results[0])
     else:
         console().print(comparison_table(subjects, results))
     held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
-    report.print_losses({"validation": held_out_rows.token_use()})
+    result_tables.print_losses({"validation": held_out_rows.token_use()})
     if not options.json:
         return None
     if len(subjects) == 1:

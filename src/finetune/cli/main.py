@@ -23,7 +23,7 @@ Fine-tune open language models on Norwegian public-sector text.
 
 RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
 
-`finetune VERB --help` says more. `finetune train --help` lists every setting.
+`finetune VERB --help` says more. `finetune train --help` and `finetune prepare --help` list every setting.
 """
 
 

@@ -16,9 +16,9 @@ BYTES_A_TASK = 32_000_000  # of raw text, for each task of a preparation on Slur
 def prepare(arguments: list[str]) -> int:
     """Compose the settings, and prepare a corpus here or on Slurm."""
     if wants_help(arguments):
-        from finetune.cli import report
+        from finetune.cli.help import prepare_help
 
-        print(report.prepare_help(), end="")
+        print(prepare_help(), end="")
         return 0
     from finetune.config.train import from_omegaconf
 
@@ -45,7 +45,7 @@ def _prepare_here(config: Any) -> None:
 
 def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
-    from data_prep.preparation import Preparation, Step
+    from data_prep.plan import Preparation, Step
     from finetune.launch import prepare_jobs as chain
     from finetune.launch.freeze import check_no_secrets
 

@@ -56,7 +56,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     """Print the points that were checked, and what a submission of them would be charged."""
-    from finetune.cli.tables import print_points
+    from finetune.cli.run_tables import print_points
 
     print(file=sys.stderr)
     if sweep and len(points) > 1:
@@ -75,7 +75,7 @@ def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_e
     """
     from rich.live import Live
 
-    from finetune.cli.tables import print_status, status_group
+    from finetune.cli.run_tables import print_status, status_group
     from finetune.launch import places
     from finetune.launch.observe import observe
     from finetune.terminal import console
@@ -139,13 +139,13 @@ def _print_submitted(now: list[Observed]) -> None:
 
 
 def _print_ended(one: Observed) -> None:
-    from finetune.cli import report
+    from finetune.cli import result_tables
     from finetune.cli.next_step import what_helps
 
     if one.alive:
         return
     if one.state == "completed":
-        report.print_summary(one.run)
+        result_tables.print_summary(one.run)
         return
     run, reason = one.run, one.reason or "its processes are gone, and it left no log"
     detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
@@ -156,8 +156,8 @@ def _print_ended(one: Observed) -> None:
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
-    from finetune.cli import report
-    from finetune.cli.tables import print_sweep
+    from finetune.cli import result_tables
+    from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
     from finetune.terminal import short_path
 
@@ -172,7 +172,7 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
             print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)
     for one in ended:
         if best is not None and one.run.id == best.id:
-            report.print_summary(one.run)
+            result_tables.print_summary(one.run)
     print_sweep(sweep, ended)
     again = any(one.state != "completed" for one in ended) and is_over
     file = ended[0].run.path.parent / "sweeps" / sweep / "points.tsv"

@@ -18,7 +18,7 @@ def status(arguments: list[str]) -> int:
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
     options = options_of.parse_args(arguments)
     from finetune.cli import corpus_tables
-    from finetune.cli.tables import print_status
+    from finetune.cli.run_tables import print_status
     from finetune.launch import places
     from finetune.launch.observe import observe
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def train(arguments: list[str]) -> int:
     """Compose the settings, and submit a run; with -m, Hydra's launcher submits the points of a sweep."""
     if wants_help(arguments):
-        from finetune.cli import report
+        from finetune.cli.help import train_help
 
-        print(report.train_help(), end="")
+        print(train_help(), end="")
         return 0
     from finetune.config.train import from_omegaconf
 

@@ -1,11 +1,12 @@
-"""Where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run chooses of it."""
+"""Settings of where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run
+chooses of it."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
-from finetune.config.fields import at_least, one_of, setting
+from data_prep.fields import at_least, one_of, section, setting
 
 SCHEDULERS = ("local", "slurm")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer
@@ -23,6 +24,9 @@ CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
 GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}  # types of which sites have several
 CORE_MASKS = ("mask_cpu", "map_cpu")  # srun's --cpu-bind=… by core
+# what sbatch replaces in the paths of logs (also with a width, as %4t), and what submitit does
+SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
+SUBMITIT_PATTERN = "%[jtaA]"
 
 
 @dataclass(kw_only=True)
@@ -119,8 +123,9 @@ OWN_PREPARE_OPTIONS = {
 
 @dataclass(kw_only=True)
 class PrepareJobs:
-    """Jobs of `finetune prepare`: tasks of one core, without GPUs. Of the training's half of the profile only the account, the
-    clean module environment and the caches hold here too: its partition, modules, variables and container are for GPU nodes."""
+    """Jobs of `finetune prepare`, which are tasks of one core without GPUs. Of the training's half of the profile
+    only the account, the clean module environment and the caches hold here too; its partition, modules, variables
+    and container are for GPU nodes."""
 
     partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default, not cluster.partition")
     qos: str | None = setting(None, "quality of service; unset: the site's default, not cluster.qos")
@@ -145,8 +150,7 @@ class PrepareJobs:
     def check(self) -> None:
         at_least("cluster.prepare.tasks", self.tasks, 1)
         at_least("cluster.prepare.timeout_min", self.timeout_min, 1)
-        if self.tasks_per_job is not None:
-            at_least("cluster.prepare.tasks_per_job", self.tasks_per_job, 1)
+        at_least("cluster.prepare.tasks_per_job", self.tasks_per_job, 1)
         if self.architecture is not None:
             one_of("cluster.prepare.architecture", self.architecture, ARCHITECTURES)
         _gigabytes(self.memory, "cluster.prepare.memory")
@@ -218,8 +222,8 @@ class ClusterConfig:
     local_cache: str | None = setting(
         "/tmp/$USER-$SLURM_JOB_ID", "folder on each node for what a job compiles (Triton, TorchInductor, torch extensions)"
     )
-    prepare: PrepareJobs = field(default_factory=PrepareJobs)
-    site: SiteConfig = field(default_factory=SiteConfig)
+    prepare: PrepareJobs = section(PrepareJobs)
+    site: SiteConfig = section(SiteConfig)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "ranks_per_node", "timeout_min", "cpus_per_rank", "array_parallelism"):
@@ -350,6 +354,17 @@ class ClusterConfig:
             described.append(f"{confidence} {period}{named}")
         pages = f"; see {site.docs}" if site.docs else ""
         return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
+
+
+def check_log_folder(name: str, folder: str, scheduler: str) -> None:
+    """Raise ValueError if Slurm or submitit would read a part of a folder's path, where logs lie, as a pattern."""
+    pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
+    found = re.search(pattern, folder)
+    if found:
+        raise ValueError(
+            f"{name}: {folder} contains '{found[0]}', which has a meaning of its own in the paths of a job's logs; "
+            f"choose another folder with {name}=…"
+        )
 
 
 def _gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:

@@ -1,4 +1,4 @@
-"""Packages that not every machine needs: a login node submits, watches and prepares without torch.
+"""Optional packages: which extra of this package brings a missing module, as one line for the user.
 
 `pip install finetune` brings the commands that start jobs; `finetune[train]` what a rank imports, and MLflow;
 `finetune[tracking]` MLflow alone.

@@ -1,4 +1,4 @@
-"""The points of a sweep as a person tells them apart: by the settings that differ, under short names, as in `lr=2e-4 r=16`."""
+"""The points of a sweep: their swept settings under short names, as in `lr=2e-4 r=16`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may have meant: names that look alike, and the names that other trainers use for the same setting."""
+"""Suggestions for misspelled names: names that look alike, and other trainers' names for the same setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of a training run: the schema behind conf/. Values live in the YAML files, meaning and checks live here."""
+"""Settings of a training run: the schema behind conf/, with each setting's meaning, default and checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config.cluster import ClusterConfig
-from finetune.config.fields import at_least, check_log_folder, one_of, setting
+from data_prep.fields import at_least, between, one_of, section, setting
+from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.config.suggestions import did_you_mean
 
 RUN_PREFIX = "run:"
@@ -33,7 +33,7 @@ LONG_CONVERSATIONS = ("cut", "drop")
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The base model: loaded from `path`, or built `from_scratch` with random weights. Exactly one of the two."""
+    """The base model, loaded from path or built from_scratch with random weights; exactly one of the two."""
 
     path: str | None = setting(
         None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint"
@@ -85,8 +85,7 @@ class DataConfig:
         at_least("data.sequence_length", self.sequence_length, 2)
         one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
         one_of("data.long_conversations", self.long_conversations, LONG_CONVERSATIONS)
-        if not 0 <= self.max_lost_share <= 1:
-            raise ValueError(f"data.max_lost_share is {self.max_lost_share}: must be between 0 and 1")
+        between("data.max_lost_share", self.max_lost_share, 0, 1)
 
     def trains_on(self, source: str) -> bool:
         return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
@@ -104,11 +103,11 @@ class TrainConfig:
 
     name: str = setting("run", "first part of the run id")
     runs_dir: str = setting("runs", "where run folders and the MLflow database lie")
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = section(ModelConfig)
     adapter: dict[str, Any] = setting({}, "PEFT's own config with its peft_type; empty: full fine-tuning")
     zero: dict[str, Any] = setting({"stage": 0}, "DeepSpeed's zero_optimization, in its own keys")
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
+    data: DataConfig = section(DataConfig)
 
     global_batch_size: int = setting(8, "packs an optimizer step, over all ranks")
     micro_batch_size: int = setting(4, "packs a forward pass on one rank")
@@ -167,18 +166,15 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
             at_least(name, getattr(self, name), 0)
-        if self.max_steps is not None:
-            at_least("max_steps", self.max_steps, 1)
+        at_least("max_steps", self.max_steps, 1)
         for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} is {value}: give a number above 0")
+                raise ValueError(f"{name} is {value}: must be above 0 and finite")
         for name in ("warmup_ratio", "decay_ratio", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+            between(name, getattr(self, name), 0, 1)
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
+            between(name, getattr(self, name), 0, 1, below_high=True)
         one_of("precision", self.precision, PRECISIONS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("result", self.result, RESULTS)

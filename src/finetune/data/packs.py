@@ -1,4 +1,5 @@
-"""From corpus folder and pack plan to the micro-batches of a step. The position in the data IS the step: nothing else to save."""
+"""From a corpus folder and a pack plan to the micro-batches of a step. The step is the position in the data: a resume needs
+nothing else."""
 
 from __future__ import annotations
 

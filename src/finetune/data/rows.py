@@ -1,4 +1,4 @@
-"""What becomes of each row of a corpus split at a sequence length, and how many tokens that costs.
+"""Rows longer than a pack: which are split, cut or dropped, and how many tokens that costs.
 
 A row whose mask marks every token as a target is running text: it may be split anywhere. A row with masked tokens is a
 conversation (or a prompt with its completion): a piece from its middle would be an answer without its question, so it is cut

@@ -1,4 +1,4 @@
-"""Held-out loss of a corpus, over all and by source and written standard."""
+"""The held-out loss of a model on a corpus, over all documents and by source and written standard."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     base_models.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
     packed = PackedModel(load_for_evaluation(base))
-    checks.choose_attention(packed, "auto", corpus.manifest.tokenizer["vocab_size"], world.device)
-    checks.check_target_losses(packed, corpus.manifest.tokenizer["vocab_size"], world.device)
+    checks.choose_attention(packed, "auto", corpus.manifest.tokenizer.vocab_size, world.device)
+    checks.check_target_losses(packed, corpus.manifest.tokenizer.vocab_size, world.device)
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
             corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,

@@ -1,4 +1,4 @@
-"""Ending runs, and removing what they leave."""
+"""`cancel` and `prune`: stop runs in the queue or at work, and remove what completed runs need no more."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Shell lines that make a node ready for a job, from the cluster's profile. The batch script holds them; slurm/env/<cluster>.sh
-holds them for interactive work (launch/render.py writes it).
-"""
+"""Shell lines that make a node ready for a job, from the cluster's profile: part of every batch script, and slurm/env/*.sh
+for interactive work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following a run from the shell that started it: progress from its spool, MLflow kept up to date, Ctrl-C stops it cleanly."""
+"""Following runs from the shell that started them: progress from the spool, MLflow kept up to date, Ctrl-C."""
 
 from __future__ import annotations
 

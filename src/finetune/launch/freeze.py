@@ -1,5 +1,5 @@
-"""What a submission keeps of its moment: the resolved config, the code, its revision and diff, package versions, and digests of
-corpus and base. No secrets.
+"""What a submission freezes in a run folder: the resolved config, a snapshot of the code, provenance, and digests of corpus
+and base. No secrets.
 
 A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import, so that an edit of
 the checkout reaches nothing that is queued, and a sweep of a thousand points is not a thousand copies.

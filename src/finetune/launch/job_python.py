@@ -1,4 +1,4 @@
-"""The Python that a job starts. The one that submits is not always there on a node: it may run in a container.
+"""The Python that a job starts: the one that submits, a site's, or one in a container.
 
 hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and the like: shell scripts that run a Python of
 an image at a path such as /LUMI_TYKKY_ab12c, which exists inside only. There PREFIX/_bin, links into that Python's folder, is

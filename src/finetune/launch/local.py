@@ -1,6 +1,5 @@
-"""Runs that start here and now: on this machine through submitit's local executor, or with srun in the allocation that this
-shell has. One at a time, followed, unless detached.
-"""
+"""Runs on this machine, through submitit's local executor, or with srun in the allocation that this shell has: one at a
+time, followed unless detached."""
 
 from __future__ import annotations
 

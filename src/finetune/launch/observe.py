@@ -1,4 +1,4 @@
-"""What runs are doing, from their folders and from Slurm; from any shell, whoever submitted them, with or without accounting.
+"""The states of runs as any shell can observe them, from their folders and from Slurm.
 
 The folder knows what the ranks said; Slurm knows what is queued and what was killed without a word. Slurm forgets (minutes after
 the end where there is no accounting), so how a job ended is written into the folder by whoever sees it first.

@@ -1,7 +1,5 @@
-"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time, as the site documents it and as
-Slurm's accounting answers where it may be asked; and moving on, from a shell, sweeps of which points wait for a
-place (job/waves.py).
-"""
+"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time; and submitting points of sweeps that wait for
+one (job/waves.py)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A preparation as a chain of Slurm jobs: one array a step, each after the one before; `train after=ID` goes behind the last.
-Steps of one task that follow each other are one job, as each job waits in the queue anew.
+"""A preparation as a chain of Slurm jobs: one array a step, each after the one before. Consecutive steps of one task are one
+job; `train after=ID` follows the last.
 
 All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
 written the first job is held, so that a submitter killed on the way leaves nothing that runs.
@@ -25,8 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.config.cluster import ClusterConfig
-from finetune.config.fields import check_log_folder
+from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable

@@ -1,4 +1,4 @@
-"""submitit's local executor with a controller that records how each rank ended.
+"""submitit's local executor with a controller that records how each rank of a local run ended.
 
     python -m finetune.launch.ranks JOBS_FOLDER
 

@@ -1,4 +1,4 @@
-"""Write what each profile in conf/cluster renders to, for people to read and for tests to compare:
+"""`make cluster-env`: write what each profile in conf/cluster renders to, for people to read and for tests to compare.
 
     python -m finetune.launch.render slurm/env tests/sbatch
 

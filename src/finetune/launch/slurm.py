@@ -1,14 +1,14 @@
-"""Submission to Slurm: any number of runs are one job array, one Slurm task a rank. submitit writes the pickles and reads them
-in the ranks; the order of things is ours, so that a submitter killed at any moment leaves nothing that runs without its point.
+"""Submission to Slurm: any number of runs as one job array, one Slurm task a rank. A submitter that is killed at any moment
+leaves no job without its run.
 
     points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the run's own folder
     sbatch --hold                             nothing can start yet
     <job id>_submitted.pkl, attempt.json      in each run's folder: now it has all it needs
     scontrol release
 
-A sweep that is larger than Slurm takes at a time is submitted in parts: waves.py.
+A sweep that is larger than Slurm takes at a time is submitted in parts: job/waves.py.
 
-The batch script: environment → requeue.py begin → srun (one Python a rank: job.run_job) → requeue.py end.
+The batch script: environment → job/batch_script.py begin → srun (one Python a rank: job/rank.py) → job/batch_script.py end.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
 
 
 def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
-    """Submit the runs as one job array, or as many of them as Slurm takes now; the others wait for a place (waves.py).
+    """Submit the runs as one job array, or as many of them as Slurm takes now; the others wait for a place (job/waves.py).
 
     Args:
         folder: of the sweep; each submission, of as many points as an array may have, is a folder in it.
@@ -255,7 +255,7 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return what the batch script does before and after srun, so that the run comes back: requeue.py. It runs on the
+    """Return what the batch script does before and after srun, so that the run comes back: job/batch_script.py. It runs on the
     host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
     head, _, tail = str(job_folder).partition("%a")
     run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")

@@ -1,7 +1,7 @@
-"""`submit(points)` is the one way a run starts: a plain run passes one point, a sweep all of them.
+"""`submit(points)`: the one way in which a run is started. A plain run passes one point, a sweep all of them.
 
 Each point is checked, then all are frozen in their run folders (freeze.py), then given to this machine (local.py) or to Slurm
-(slurm.py) as one array. What a job does is read from its run folder alone (job.py), so editing a recipe afterwards
+(slurm.py) as one array. What a job does is read from its run folder alone (job/rank.py), so editing a recipe afterwards
 changes nothing.
 """
 

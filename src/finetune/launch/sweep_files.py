@@ -1,4 +1,4 @@
-"""`runs/sweeps/<id>/points.tsv`: the points of a sweep with their swept values and what came of each, best first.
+"""`runs/sweeps/<id>/points.tsv`: the points of a sweep with their swept values and results, best first.
 
 The ids and values are written at submission. States and held-out losses are those of points that had ended when the file was
 written: after each point of a local sweep, and whenever `finetune status`, `sync` or wait=true looks at the sweep.

@@ -1,4 +1,4 @@
-"""For which GPUs the installed torch was built, read from its files: importing it takes seconds that a login node need not spend.
+"""The GPUs that the installed torch was built for, read from its files: importing torch takes seconds.
 
 Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit decides which older GPUs they have
 code for (pytorch/pytorch#157517, #172352). Other builds (a site's module, a container) are not judged.

@@ -15,6 +15,7 @@ from peft import get_peft_config, get_peft_model
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from data_prep.shards import TokenizerInfo
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_main: bool) -> Model:
+def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
     """Return the model to train: on the CPU, the same on every rank; or, under ZeRO-3, partitioned from the first tensor on.
 
     A model from scratch is made whole on every rank at any ZeRO stage, so that it starts from the same random numbers; DeepSpeed
@@ -58,8 +59,8 @@ def build(config: TrainConfig, tokenizer: dict[str, Any], merged_base: Path, is_
             _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
         added = base_models.num_added_tokens(base, config.data.corpus_folder)
         if added:
-            enlarge(model, tokenizer["vocab_size"], partitioner)
-    _check_sizes(model, tokenizer["vocab_size"], config.data.sequence_length)
+            enlarge(model, tokenizer.vocab_size, partitioner)
+    _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
     if config.activation_checkpointing:
         # not re-entrant: the re-entrant kind finds no gradient to compute where the embeddings are frozen under an adapter
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -84,7 +85,7 @@ def check(config: TrainConfig) -> None:
     """
     assert config.model.path is not None
     base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-    vocab_size = base_models.open_corpus(config).manifest.tokenizer["vocab_size"]
+    vocab_size = base_models.open_corpus(config).manifest.tokenizer.vocab_size
     added = base_models.num_added_tokens(base, config.data.corpus_folder)
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))
@@ -158,8 +159,8 @@ def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _from_scratch(stated: Mapping[str, Any], tokenizer: dict[str, Any], dtype: torch.dtype) -> Model:
-    settings = {"vocab_size": tokenizer["vocab_size"], "eos_token_id": tokenizer["eos_token_id"], "bos_token_id": None}
+def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: torch.dtype) -> Model:
+    settings = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     settings |= stated
     try:
         known = set(AutoConfig.for_model(settings["model_type"]).to_dict())

@@ -1,4 +1,4 @@
-"""The end of a turn as an end of sequence in what is saved: a model trained on conversations stops by itself.
+"""The token that ends a turn, declared as an end of sequence in what is saved: a model trained on conversations stops by itself.
 
 A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base
 model). A model that learned to end its answers with that token would go on behind it: `generate` stops at the
@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards import TokenizerInfo
+
 GENERATION, CONFIG, TOKENIZER, SPECIAL_TOKENS = (
     "generation_config.json",
     "config.json",
@@ -25,19 +27,19 @@ TEMPLATE = "chat_template.jinja"
 logger = logging.getLogger(__name__)
 
 
-def new_stop(tokenizer: dict[str, Any], model: Any) -> str | None:
+def new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
     """Return the end of turn that a model was taught and does not stop at yet; None if there is none.
 
     Args:
         tokenizer: the corpus manifest's.
         model: the trained model, or PEFT's around it.
     """
-    if tokenizer.get("end_of_turn_id") in (None, *_stops(_plain(model))):
+    if tokenizer.end_of_turn_id in (None, *_stops(_plain(model))):
         return None
-    return str(tokenizer["end_of_turn"])
+    return tokenizer.end_of_turn
 
 
-def declare(folder: Path, tokenizer: dict[str, Any], model: Any) -> None:
+def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
     """Make the end of turn an end of sequence in the configs and the tokenizer of a saved folder.
 
     Beside an adapter, which is saved without its base's configs, the generation config is written for those
@@ -45,10 +47,11 @@ def declare(folder: Path, tokenizer: dict[str, Any], model: Any) -> None:
     """
     token = new_stop(tokenizer, model)
     if token is None:
-        if not (folder / CONFIG).is_file() and "end_of_turn_id" in tokenizer:
+        if not (folder / CONFIG).is_file() and tokenizer.end_of_turn_id is not None:
             _write_generation_config(folder, _plain(model), _stops(_plain(model)))
         return
-    stops = [*_stops(_plain(model)), int(tokenizer["end_of_turn_id"])]
+    assert tokenizer.end_of_turn_id is not None
+    stops = [*_stops(_plain(model)), tokenizer.end_of_turn_id]
     _write_generation_config(folder, _plain(model), stops)
     if (folder / CONFIG).is_file():
         config = _read(folder / CONFIG)

@@ -1,4 +1,4 @@
-"""Faster forms of a model's small parts: the same mathematics in fewer passes over memory, with fewer tensors kept for backward.
+"""Faster kernels for a model's small parts: the same mathematics in fewer passes over memory.
 
 On a GPU, Liger's Triton kernels where they are installed (Hsu et al. 2024); elsewhere our own in plain torch: LoRA, RMSNorm,
 SwiGLU and, on CPUs, the linear layer itself. Each replaces a module's `forward` only if the module is just what it stands for;

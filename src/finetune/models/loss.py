@@ -1,5 +1,5 @@
-"""Cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once, over the whole global step: a
-mean of means is a bug.
+"""The loss: cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once, over the whole
+global step: a mean of means is a bug.
 
 Full logits never exist: `TargetHead` makes the model's LM head see only the hidden states that have a target, and takes the
 loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut Your Losses").

@@ -1,4 +1,4 @@
-"""Model files as tensors, one at a time: no process needs to hold, or map, them all."""
+"""Model files read and written one tensor at a time: no process holds, or maps, them all."""
 
 from __future__ import annotations
 

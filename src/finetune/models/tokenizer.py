@@ -1,4 +1,4 @@
-"""The tokenizer in a saved folder: AutoTokenizer must read back the ids that training used.
+"""The tokenizer in a saved folder: AutoTokenizer must give the ids that training used.
 
 transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A class of its own (LlamaTokenizer,
 Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and splits text in its own way.

@@ -1,4 +1,4 @@
-"""ZeRO-3's partitions: a parameter of which each rank keeps a slice, and what it takes to see one whole.
+"""ZeRO-3's partitions: parameters of which each rank holds a slice, and how to gather them.
 
 DeepSpeed marks such a parameter with `ds_id` and `ds_shape`; its own tensor is empty until it is gathered.
 """

@@ -264,7 +264,7 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
     Raises:
         ValueError: they do not.
     """
-    if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer["sha256"]:
+    if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer.sha256:
         return
     if may_extend and _extends(base.tokenizer_folder, corpus.folder / "tokenizer"):
         return

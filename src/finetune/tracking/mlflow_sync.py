@@ -1,4 +1,4 @@
-"""Fills MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each step is sent once.
+"""`sync`: fill MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each step is sent once.
 
 A resumed run repeats the steps since its last checkpoint, exactly: those already sent are skipped. Where we stopped reading
 is kept beside the spool; if that note is lost with the process, the same lines are sent again with the same timestamps,

@@ -1,4 +1,4 @@
-"""What a run says: one JSON line a step in metrics.jsonl, append-only. The job's whole duty towards tracking."""
+"""The spool, metrics.jsonl: rank 0 appends one JSON line a step. Jobs do nothing else for tracking."""
 
 from __future__ import annotations
 

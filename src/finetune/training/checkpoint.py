@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, listed with checksums, published by one rename. On start the newest that verifies is used.
+"""Checkpoints of a run: written aside, listed with checksums, published by one rename. A resume uses the newest that verifies.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
@@ -8,7 +8,7 @@
       manifest.json      every file above with size and sha256
       held_out.json      held-out loss, if it was measured only after the checkpoint was published
 
-The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, train.py).
+The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, run.py).
 DeepSpeed's files are pickles; they are read only after the manifest has verified them.
 """
 
@@ -20,8 +20,9 @@ import os
 import shutil
 import time
 import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +35,60 @@ from finetune.training.engine import Engine
 logger = logging.getLogger(__name__)
 
 
+Identity = Mapping[str, str | int | None]
+
+
+@dataclass(kw_only=True)
+class LoopState:
+    """What the loop needs besides the engine's state to go on as if it had never stopped; empty in older checkpoints.
+
+    Attributes:
+        tokens, targets, seconds, rank_seconds: totals, see run.Progress.
+        num_steps: steps that the run was to take; 0: unknown.
+        losses: of the last steps, for spikes.
+        clock: seconds by phase.
+    """
+
+    tokens: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    rank_seconds: float = 0.0
+    num_steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    clock: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class CheckpointState:
+    """state.json of a checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        world_size: ranks that saved it; 0: there is no checkpoint.
+        identity: what must be the same to resume.
+    """
+
+    step: int
+    seen: LoopState
+    held_out_loss: float | None = None
+    world_size: int = 0
+    identity: Identity = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> CheckpointState:
+        """Read state.json, in which the keys of `identity` stand beside the others."""
+        body = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        seen = LoopState(**body.pop("seen", {}))
+        known = {name: body.pop(name) for name in ("step", "held_out_loss", "world_size") if name in body}
+        return cls(**known, seen=seen, identity=body)
+
+    def write(self, checkpoint: Path) -> None:
+        """Write state.json."""
+        body = asdict(self)
+        identity = body.pop("identity")
+        (checkpoint / "state.json").write_text(json.dumps({**body, **identity}), encoding="utf-8")
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -42,14 +97,14 @@ class Checkpoints:
         identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world size may change.
     """
 
-    def __init__(self, folder: Path, keep: int, identity: dict[str, Any], world: World) -> None:
+    def __init__(self, folder: Path, keep: int, identity: Identity, world: World) -> None:
         self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
 
-    def save(self, engine: Engine, step: int, seen: dict[str, Any] | None = None, held_out_loss: float | None = None) -> float:
-        """Save after `step` optimizer steps; all ranks call it. Seconds that training stood still.
+    def save(self, engine: Engine, step: int, seen: LoopState | None = None, held_out_loss: float | None = None) -> float:
+        """Save after `step` optimizer steps; all ranks call it. Return the seconds that training stood still.
 
         Args:
-            seen: what else the loop needs to go on (see train.py), from rank 0.
+            seen: what else the loop needs to go on, from rank 0.
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
@@ -62,8 +117,14 @@ class Checkpoints:
         torch.save(_rng_state(), temporary / f"rng-{self.world.rank:05d}.pt")
         self.world.barrier()
         if self.world.is_main:
-            state = {"step": step, "seen": seen or {}, "held_out_loss": held_out_loss, "world_size": self.world.size}
-            (temporary / "state.json").write_text(json.dumps({**state, **self.identity}), encoding="utf-8")
+            state = CheckpointState(
+                step=step,
+                seen=seen or LoopState(),
+                held_out_loss=held_out_loss,
+                world_size=self.world.size,
+                identity=self.identity,
+            )
+            state.write(temporary)
             self.publish(temporary, files.folder_of(self.folder, step))
             for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
@@ -71,8 +132,8 @@ class Checkpoints:
         self.world.barrier()
         return time.monotonic() - began
 
-    def load_newest(self, engine: Engine) -> dict[str, Any]:
-        """Restore the newest checkpoint that verifies; its state, whose `step` is 0 without one. All ranks call it.
+    def load_newest(self, engine: Engine) -> CheckpointState:
+        """Restore the newest checkpoint that verifies; return its state, whose `step` is 0 without one. All ranks call it.
 
         Raises:
             ValueError: the checkpoint is of another ZeRO stage, corpus or base.
@@ -83,9 +144,9 @@ class Checkpoints:
             self.newest() if self.world.is_main else None
         )  # if rank 0 raises, its peers lose it and end
         if found is None:
-            return {"step": 0}
+            return CheckpointState(step=0, seen=LoopState())
         state = self._load(found, engine)
-        logger.info("resumed from %s, saved by %d ranks", found.name, state["world_size"])
+        logger.info("resumed from %s, saved by %d ranks", found.name, state.world_size)
         return state
 
     def load_best(self, engine: Engine, current: int) -> int | None:
@@ -130,20 +191,20 @@ class Checkpoints:
             logger.warning("the best checkpoint, %s, is passed over: %s", folder.name, fault)
         return None
 
-    def _load(self, folder: Path, engine: Engine) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    def _load(self, folder: Path, engine: Engine) -> CheckpointState:
+        state = CheckpointState.read(folder)
         for key, value in self.identity.items():
-            if (saved := state.get(key, value)) != value:  # older ones say nothing of their base
+            if (saved := state.identity.get(key, value)) != value:  # older ones say nothing of their base
                 raise ValueError(
                     f"checkpoint {folder.name} was made with {key}={saved}, this run has {value}: "
                     f"resume with the same, or start a new run with model=run:<run id>"
                 )
-        same_ranks = state["world_size"] == self.world.size
+        same_ranks = state.world_size == self.world.size
         engine.load(folder / "engine", same_ranks)
         if same_ranks:
             _set_rng_state(torch.load(folder / f"rng-{self.world.rank:05d}.pt", weights_only=True))
         else:  # dropout draws anew, each rank its own
-            torch.manual_seed(zlib.crc32(f"{state['step']}/{self.world.rank}".encode()))
+            torch.manual_seed(zlib.crc32(f"{state.step}/{self.world.rank}".encode()))
         return state
 
     def holds(self, step: int) -> bool:

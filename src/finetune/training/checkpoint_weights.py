@@ -1,8 +1,8 @@
-"""The weights of a checkpoint as the folder that training ends with: a model or an adapter, with its tokenizer.
+"""`run:ID@STEP`: the weights of a checkpoint as a model or adapter folder, exported in a process of its own.
 
     python -m finetune.training.checkpoint_weights RUN_FOLDER STEP
 
-base.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks nor its base.
+runs/base_model.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks nor its base.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DeepSpeed behind one small class: ZeRO 0-3 look the same from outside."""
+"""DeepSpeed's engine behind one small class: ZeRO 0 to 3 look the same from outside."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from finetune.models.checks import GuardError, check_isolation
 from finetune.runs.stop import Leave
 from finetune.runs.summary import HeldOut
 from finetune.tracking import names
+from finetune.training.checkpoint import LoopState
 from finetune.training.run import Progress, Run, StepResult
 
 logger = logging.getLogger(__name__)
@@ -96,15 +97,15 @@ def saves_after(run: Run, progress: Progress) -> bool:
 
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
     """Save a checkpoint; warn if finishing a step and saving takes longer than a job is given before it is killed."""
-    seen = {
-        "tokens": progress.tokens,
-        "targets": progress.targets,
-        "seconds": progress.seconds,
-        "rank_seconds": progress.rank_seconds,
-        "num_steps": run.num_steps,
-        "losses": list(progress.check.recent),
-        "clock": run.clock.breakdown(),
-    }
+    seen = LoopState(
+        tokens=progress.tokens,
+        targets=progress.targets,
+        seconds=progress.seconds,
+        rank_seconds=progress.rank_seconds,
+        num_steps=run.num_steps,
+        losses=list(progress.check.recent),
+        clock=run.clock.breakdown(),
+    )
     held_out_loss = progress.held_out.loss if progress.held_out else None
     with run.clock.waiting("checkpoint"):
         stalled = run.checkpoints.save(run.engine, progress.step, seen, held_out_loss)

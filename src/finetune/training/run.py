@@ -64,7 +64,7 @@ class Run:
     @property
     def vocab_size(self) -> int:
         """Tokens of the corpus' tokenizer."""
-        return int(self.corpus.tokenizer["vocab_size"])
+        return self.corpus.tokenizer.vocab_size
 
     def warn(self, message: str) -> None:
         """Log a warning that concerns the run as a whole, once."""

@@ -52,7 +52,7 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
     if compared := load.files_to_compare(trained, base):
         checks.check_weights(*compared, gathered, world)
     stop_point()
-    attention = _check_losses(engine.packed, config.model.attention, corpus.manifest.tokenizer["vocab_size"], world)
+    attention = _check_losses(engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world)
     peak, flops_per_token = _speed_limit(trained, load.DTYPES[config.precision], world)
     logger.info(
         "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, kernels_in_use, peak.flops / 1e12, peak.origin
@@ -159,10 +159,17 @@ def start_or_resume(run: Run) -> Progress:
 def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
     """Load the newest checkpoint, if there is one: how far the run is with it, and its seconds by phase so far."""
     state = run.checkpoints.load_newest(run.engine)
-    seen = {"losses": [], "clock": {}, **state.get("seen", {})}  # older checkpoints lack it
-    check = StepCheck(run.config.spike_stds, seen.pop("losses"))
-    seconds_by_phase = seen.pop("clock")
-    return Progress(state["step"], check, **seen), seconds_by_phase
+    seen = state.seen
+    progress = Progress(
+        step=state.step,
+        check=StepCheck(run.config.spike_stds, seen.losses),
+        tokens=seen.tokens,
+        targets=seen.targets,
+        seconds=seen.seconds,
+        rank_seconds=seen.rank_seconds,
+        num_steps=seen.num_steps,
+    )
+    return progress, seen.clock
 
 
 def _start(run: Run, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""What a run measures of itself: tokens a second, model FLOPs utilisation, peak memory, and where the time went."""
+"""Speed, memory and time of a rank: tokens a second, model FLOPs utilisation, peak memory, seconds by phase."""
 
 from __future__ import annotations
 

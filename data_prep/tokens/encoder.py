@@ -1,8 +1,10 @@
-"""Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by tokenizers.
+"""Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by
+tokenizers.
 
-gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is tokenised it must
-give the same ids as tokenizers on a sample of it; texts in which the two could differ (special tokens spelt out, scripts and
-signs of which versions of Unicode know different things) always go to tokenizers; and of every batch one text is compared again.
+gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is
+tokenised it must give the same ids as tokenizers on a sample of it; texts in which the two could differ
+(special tokens spelt out, scripts and signs of which versions of Unicode know different things) always go to
+tokenizers; and of every batch one text is compared again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
-    """Which library is to encode a corpus with this tokenizer, and why: {"library": …, "version": …, "reason": …}.
+    """Choose the library that encodes a corpus with this tokenizer: {"library": …, "version": …, "reason":
+    …}.
 
     Args:
         sample: texts of the corpus.
@@ -85,7 +88,7 @@ class TextEncoder:
             self._load()
 
     def __call__(self, texts: list[str]) -> list[Ids]:
-        """The ids of each text, in order.
+        """Return the ids of each text, in order.
 
         Raises:
             ValueError: gigatoken turns out to be wrong. What it gave before may be wrong too.
@@ -106,7 +109,8 @@ class TextEncoder:
         return [next(quick if settled else other) for settled in is_settled]
 
     def is_settled(self, text: str) -> bool:
-        """Whether there is nothing in the text of which the two libraries are known to think differently."""
+        """Return whether there is nothing in the text that the two libraries are known to treat
+        differently."""
         return not _UNSETTLED.search(text) and not self._special.search(text)
 
     def slow(self, texts: list[str]) -> list[Ids]:
@@ -131,7 +135,8 @@ class TextEncoder:
         self._seen = 0
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer's post-processor puts before and after a text; gigatoken leaves it out."""
+        """Return what the tokenizer's post-processor puts before and after a text; gigatoken leaves it
+        out."""
         with_frame, bare = (self.tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
         for start in range(len(with_frame) - len(bare) + 1):
             if with_frame[start : start + len(bare)] == bare:

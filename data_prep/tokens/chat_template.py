@@ -28,17 +28,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, processors
 
 from data_prep.document import Turn
+from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, PLACEHOLDERS, ChatEncoder, Span
+from data_prep.tokens.row import Row
 
 # For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence around each turn, so
 # that it needs no token that a plain tokenizer lacks, and every program that stops at the end of a sequence stops.
@@ -51,9 +49,7 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 """
 
-_FIRST_PLACEHOLDER, _NUM_PLACEHOLDERS = 0xFDD0, 31  # noncharacters, which Unicode keeps out of text
 _PROBE = "\ufdef"  # one more of them, in place of an answer
-_PLACEHOLDERS = re.compile("[\ufdd0-\ufdef]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT_MARKS = (
     ("<think>", "</think>"),
@@ -63,8 +59,6 @@ _THOUGHT_MARKS = (
 )
 _LONGEST_LEAD = 200  # characters that a template may put between the prompt and the answer
 
-Span = tuple[int, int]
-
 
 class Refused(ValueError):
     """A conversation that the template cannot render, or whose answers cannot be told for certain."""
@@ -72,82 +66,6 @@ class Refused(ValueError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-@dataclass
-class Row:
-    """Tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
-
-    input_ids: list[int] | NDArray[np.int32]
-    mask: list[int] | NDArray[np.int8]
-
-
-@dataclass
-class _Tokens:
-    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but
-    those of white space, with which some vocabularies are merely made smaller."""
-
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    start: np.ndarray[Any, np.dtype[np.int64]]
-    stop: np.ndarray[Any, np.dtype[np.int64]]
-    control: np.ndarray[Any, np.dtype[np.bool_]]
-
-
-class Encoder:
-    """A tokenizer for pieces of a longer text: nothing is put before or after them, and places are exact.
-
-    Args:
-        tokenizer_file: tokenizer.json.
-    """
-
-    def __init__(self, tokenizer_file: Path) -> None:
-        self._with_control, self._as_text = (Tokenizer.from_file(str(tokenizer_file)) for _ in range(2))
-        self._as_text.encode_special_tokens = True
-        for tokenizer in (self._with_control, self._as_text):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            tokenizer.post_processor = processors.Sequence([])  # the usual one takes spaces out of the offsets
-        added = self._with_control.get_added_tokens_decoder()
-        self.special = {token.content for token in added.values() if token.special}
-        self.added = {token.content for token in added.values() if token.content.strip()}
-        self._added_ids = np.asarray([number for number, token in added.items() if token.content in self.added], np.int64)
-
-    def first(self, text: str) -> list[int]:
-        """Plain text at the beginning of a sequence: control tokens in it are text."""
-        return list(self._as_text.encode(text, add_special_tokens=False).ids)
-
-    def following(self, text: str) -> list[int]:
-        """Plain text that goes on from other text."""
-        return _in_the_middle(self._as_text, text)[0]
-
-    def rendered(self, text: str, literal: list[str], cuts: list[int]) -> _Tokens:
-        """A rendered conversation, in which control tokens are control tokens.
-
-        Args:
-            literal: what the placeholders stand for, by number: control tokens that a content spells.
-            cuts: places that no token may span.
-        """
-        places = [match.start() for match in _PLACEHOLDERS.finditer(text)]
-        borders = sorted({0, len(text), *cuts, *places, *(place + 1 for place in places)})
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for begin, end in pairwise(borders):
-            if begin in places:
-                piece = self._spelled(literal[ord(text[begin]) - _FIRST_PLACEHOLDER])
-                ids, offsets = ids + piece, offsets + [(begin, end)] * len(piece)
-                continue
-            if begin == 0:
-                encoding = self._with_control.encode(text[:end], add_special_tokens=False)
-                piece, at = encoding.ids, encoding.offsets
-            else:
-                piece, at = _in_the_middle(self._with_control, text[begin:end])
-            ids, offsets = ids + piece, offsets + [(start + begin, stop + begin) for start, stop in at]
-        ids_, offsets_ = np.asarray(ids, np.int64), np.asarray(offsets, np.int64).reshape(-1, 2)
-        return _Tokens(ids_, offsets_[:, 0], offsets_[:, 1], np.isin(ids_, self._added_ids))
-
-    def _spelled(self, token: str) -> list[int]:
-        """A control token's characters as text. The library lets only special ones be text; the others are broken up."""
-        return self.following(token) if token in self.special else self.following(token[0]) + self.following(token[1:])
 
 
 @dataclass(frozen=True)
@@ -226,7 +144,7 @@ class ChatTemplate:
         ValueError: the template does not even render a question and its answer.
     """
 
-    def __init__(self, source: str, variables: dict[str, Any], encoder: Encoder, name: str) -> None:
+    def __init__(self, source: str, variables: Mapping[str, object], encoder: ChatEncoder, name: str) -> None:
         self._source, self._variables, self._encoder = source, variables, encoder
         self._has_markers = bool(_GENERATION.search(source))
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
@@ -245,7 +163,7 @@ class ChatTemplate:
         self.end_of_turn = self._ending.token
 
     def rows(self, turns: list[Turn], eos_token_id: int, everything: bool, counts: Counter[str] | None = None) -> list[Row]:
-        """A conversation as rows: one, or more where the template rewrites what was said.
+        """Return a conversation as rows: one, or more where the template rewrites what was said.
 
         Args:
             everything: one row of the whole conversation, in which every token is a target.
@@ -282,7 +200,7 @@ class ChatTemplate:
         shown = answered[: len(answered) - len(ending.tail)]
         answer = content.answer.strip()
         if not answered.endswith(ending.tail) or not shown.rstrip().endswith(answer):
-            beginning = _PLACEHOLDERS.sub("…", answer[:40])
+            beginning = PLACEHOLDERS.sub("…", answer[:40])
             raise Refused("template_changes_answer", f"the template does not show the answer '{beginning}' as it is")
         if shown.startswith(prompt):
             written: str | None = shown[len(prompt) :]
@@ -301,7 +219,7 @@ class ChatTemplate:
         return _Turn(prompt, written + ending.written, ended=ending.token is not None)
 
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
-        """How the template ends an answer to these messages.
+        """Find how the template ends an answer to these messages.
 
         A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn
         that ends the whole, and some templates end a turn only where another one follows.
@@ -325,7 +243,7 @@ class ChatTemplate:
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """The first control token of a text, and those that follow it without anything between."""
+        """Return the first control token of a text, and those that follow it without anything between."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -334,7 +252,8 @@ class ChatTemplate:
         return found
 
     def _row(self, text: str, spans: list[Span], literal: list[str], eos_token_id: int) -> Row:
-        """A text with its targets. A turn that no control token ends is ended by the end of the sequence."""
+        """Return a text with its targets. A turn that no control token ends is ended by the end of the
+        sequence."""
         tokens = self._encoder.rendered(text, literal, [])
         borders = [border for span in spans for border in span]
         if cuts := [b for b in borders if ((tokens.start < b) & (b < tokens.stop) & ~tokens.control).any()]:
@@ -349,16 +268,17 @@ class ChatTemplate:
         return Row(ids, marks)
 
     def _protected(self, turn: Turn, literal: list[str]) -> str:
-        """The content with a placeholder for every control token it spells; `literal` grows by what they stand for."""
+        """Return the content with a placeholder for every control token it spells; `literal` grows by what
+        they stand for."""
 
         def placeholder(match: re.Match[str]) -> str:
             if match[0] not in literal:
                 literal.append(match[0])
-            if len(literal) > _NUM_PLACEHOLDERS:
-                raise Refused("control_tokens_in_content", f"it spells more than {_NUM_PLACEHOLDERS} control tokens")
-            return chr(_FIRST_PLACEHOLDER + literal.index(match[0]))
+            if len(literal) > NUM_PLACEHOLDERS:
+                raise Refused("control_tokens_in_content", f"it spells more than {NUM_PLACEHOLDERS} control tokens")
+            return chr(FIRST_PLACEHOLDER + literal.index(match[0]))
 
-        text = _PLACEHOLDERS.sub("", turn.content)
+        text = PLACEHOLDERS.sub("", turn.content)
         content = _Content.of(text)
         if turn.role != "assistant" or content.marks is None:
             return self._control.sub(placeholder, text)
@@ -386,7 +306,7 @@ class ChatTemplate:
 
 
 def _is_context(turn: Turn) -> bool:
-    """Whether a turn is an answer that its record wants as context alone."""
+    """Return whether a turn is an answer that its record wants as context alone."""
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
@@ -432,7 +352,8 @@ def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Whether the template leaves out the thoughts of an answer, or their marks where they are empty."""
+    """Return whether the template leaves out the thoughts of an answer, or their marks where they are
+    empty."""
     if content.marks is None:
         return False
     lead = _lead(written, content)
@@ -442,7 +363,7 @@ def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
 
 
 def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """What the model must write with the thoughts that the template leaves out put back."""
+    """Put the thoughts that the template leaves out back into what the model must write."""
     if content.marks is None:
         return written
     lead = _lead(written, content)
@@ -453,12 +374,12 @@ def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
 
 
 def _lead(written: str, content: _Content) -> str:
-    """What stands before the answer in what the model must write."""
+    """Return what stands before the answer in what the model must write."""
     return written[: len(written.rstrip()) - len(content.answer.strip())]
 
 
 def _squeezed(text: str) -> str:
-    """A text without white space and marks of thoughts, which templates set in their own ways."""
+    """Return a text without white space and marks of thoughts, which templates set in their own ways."""
     for pair in _THOUGHT_MARKS:
         for mark in pair:
             text = text.replace(mark, "")
@@ -466,22 +387,10 @@ def _squeezed(text: str) -> str:
 
 
 def _shared_end(a: str, b: str) -> str:
-    """The longest text with which both end."""
+    """Return the longest text with which both end."""
     length = 0
     for ours, theirs in zip(reversed(a), reversed(b), strict=False):
         if ours != theirs:
             break
         length += 1
     return a[len(a) - length :]
-
-
-def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Encode what stands inside a longer text. SentencePiece's kin put a space before whatever they are
-    given: here it comes before a line break, which is taken off again."""
-    newline = tokenizer.encode("\n", add_special_tokens=False).ids
-    encoding = tokenizer.encode("\n" + text, add_special_tokens=False)
-    if newline and encoding.ids[: len(newline)] == newline and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)]):
-        rest = slice(len(newline), None)
-        return list(encoding.ids[rest]), [(start - 1, stop - 1) for start, stop in encoding.offsets[rest]]
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    return list(encoding.ids), list(encoding.offsets)

@@ -1,0 +1,69 @@
+"""Declare settings and check their values, the same way in both packages. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Iterable
+from typing import Any
+
+REQUIRED: Any = dataclasses.MISSING
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declare a setting of a dataclass.
+
+    Args:
+        default: REQUIRED for none; a list or a mapping is copied for each instance.
+        help: its meaning, as `finetune train --help` and `finetune prepare --help` print it.
+    """
+    metadata = {"help": help}
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(schema: type) -> Any:
+    """Declare a nested dataclass, whose docstring begins with the heading of its settings in help texts."""
+    return dataclasses.field(default_factory=schema, metadata={"help": heading(schema)})
+
+
+def heading(schema: type) -> str:
+    """Return the first paragraph of a dataclass' docstring as one line."""
+    return " ".join((inspect.getdoc(schema) or "").partition("\n\n")[0].split())
+
+
+def at_least(name: str, value: float | None, minimum: float) -> None:
+    """Raise ValueError if a setting's value is below `minimum`, or is not a number; None is unset."""
+    if value is not None and not value >= minimum:
+        raise ValueError(f"{name} is {value}: must be at least {minimum}")
+
+
+def between(name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False) -> None:
+    """Raise ValueError if a setting's value is outside of a range, or is not a number.
+
+    Args:
+        above_low: whether the value must be above `low`, not `low` itself.
+        below_high: whether the value must be below `high`, not `high` itself.
+    """
+    is_inside = low <= value <= high
+    if is_inside and not (above_low and value == low) and not (below_high and value == high):
+        return
+    if above_low or below_high:
+        wanted = f"{'above' if above_low else 'at least'} {low} and {'below' if below_high else 'at most'} {high}"
+    else:
+        wanted = f"between {low} and {high}"
+    raise ValueError(f"{name} is {value}: must be {wanted}")
+
+
+def one_of(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError if a setting's value is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is '{value}': choose one of {', '.join(choices)}")
+
+
+def all_among(name: str, values: Iterable[str], choices: Collection[str]) -> None:
+    """Raise ValueError if a setting's list names something that is none of `choices`."""
+    unknown = set(values) - set(choices)
+    if unknown:
+        raise ValueError(f"{name} names '{min(unknown)}': choose among {', '.join(choices)}")

@@ -1,0 +1,2 @@
+"""From documents to token shards: the tokenizer, chat templates, rows, and the two steps of a preparation
+that use them."""

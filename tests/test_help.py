@@ -1,0 +1,119 @@
+"""`--help` lists every setting of both packages and every option of a reader, and fits the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+from data_prep import reading
+from data_prep.config import READERS, PrepareConfig, SourceConfig
+from finetune.cli import help
+from finetune.cli.setting_errors import iter_keys
+from finetune.config.train import TrainConfig
+
+
+def all_fields(schema: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield all fields below a dataclass, with their owners' names; also those of entries of lists and mappings."""
+    for item in dataclasses.fields(schema):
+        yield f"{schema.__name__}.{item.name}", item
+        kind = get_type_hints(schema)[item.name]
+        for inner in (kind, *get_args(kind)):
+            if dataclasses.is_dataclass(inner):
+                yield from all_fields(inner)
+
+
+def schemas_of_readers() -> list[Any]:
+    return [schema for reader in READERS if (schema := reading.options_of(reader)) is not None]
+
+
+def printed(verb: str, columns: int) -> str:
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    command = [sys.executable, "-m", "finetune.cli.main", verb, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+
+def first_words(text: str) -> set[str]:
+    return {line.split()[0] for line in text.splitlines() if line.strip()}
+
+
+def test_every_setting_has_a_help_text() -> None:
+    fields = [found for schema in (TrainConfig, PrepareConfig, *schemas_of_readers()) for found in all_fields(schema)]
+    assert len(fields) > 200
+    assert [name for name, item in fields if not item.metadata.get("help", "").strip()] == []
+
+
+@pytest.mark.parametrize(("verb", "schema"), [("train", TrainConfig), ("prepare", PrepareConfig)])
+def test_help_names_every_setting(verb: str, schema: Any) -> None:
+    text = printed(verb, 120)
+    settings = [key for key, kind in iter_keys(schema) if not dataclasses.is_dataclass(kind)]
+    assert len(settings) >= 70
+    assert [key for key in settings if key not in first_words(text)] == []
+
+
+def test_help_of_prepare_names_the_settings_of_its_jobs_and_of_mixture_rules() -> None:
+    words = first_words(printed("prepare", 120))
+    assert {"cluster.prepare.tasks", "cluster.prepare.memory", "cluster.prepare.sbatch"} <= words
+    assert {"languages", "years", "weight", "max_tokens"} <= words
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+@pytest.mark.parametrize(("columns", "most"), [(80, 80), (120, 120), (200, 120)])
+def test_help_fits_the_terminal(verb: str, columns: int, most: int) -> None:
+    assert max(map(len, printed(verb, columns).splitlines())) <= most
+
+
+def test_help_shows_type_and_default_as_they_are_typed() -> None:
+    text = printed("prepare", 120)
+    for words in (
+        "name of the corpus and of its folder  [text; required]",
+        "whether near duplicates are removed too  [bool; true]",
+        "[list of text; [nob, nno]]",
+        "[int; 16_000_000]",
+        "[text; unset]",
+    ):
+        assert words in text
+
+
+def options_in_help() -> dict[str, set[str]]:
+    """Return the options by reader, as `finetune prepare --help` lists them."""
+    listed: dict[str, set[str]] = {}
+    for group in help._reader_options():
+        for reader in group.title.removesuffix(": none").split(", "):
+            listed.setdefault(reader, set()).update(entry.key for entry in group.entries)
+    return listed
+
+
+def test_help_lists_for_each_reader_the_options_that_it_accepts() -> None:
+    listed = options_in_help()
+    assert set(listed) == set(READERS)
+    defaults = {name: value for schema in schemas_of_readers() for name, value in dataclasses.asdict(schema()).items()}
+    for reader in READERS:
+        schema = reading.options_of(reader)
+        for name in sorted(defaults):
+            value = getattr(schema(), name) if name in listed[reader] else defaults[name]
+            source = SourceConfig(reader=reader, path="x", license="CC0-1.0", options={name: value})
+            if name in listed[reader]:
+                reading._reader(source)
+                continue
+            with pytest.raises(ValueError, match=rf"options\.{name}: reader {reader} has ") as refused:
+                reading._reader(source)
+            assert all(known in str(refused.value) for known in listed[reader] or {"no options"})
+
+
+def test_help_lists_for_each_reader_the_fields_that_it_looks_for() -> None:
+    listed = {reader: entry.text for entry in help._reader_fields() for reader in entry.key.split(", ")}
+    for reader in READERS:
+        assert listed.get(reader, "") == ", ".join(reading.fields_of(reader))
+
+
+def test_a_default_of_each_instance_is_its_own() -> None:
+    for schema in (TrainConfig, *schemas_of_readers()):
+        for item in dataclasses.fields(schema):
+            if get_origin(get_type_hints(schema)[item.name]) in (list, dict):
+                assert item.default_factory() is not item.default_factory()
