@@ -24,6 +24,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from data_prep.user_error import UserError
+
 
 @dataclass
 class FinetuneLauncherConf:
@@ -179,7 +181,7 @@ class FinetuneLauncher(Launcher):
 
     def _told(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
-            fault = ValueError(f"{' '.join(overrides)} gave no held-out loss")
+            fault = UserError(f"{' '.join(overrides)} gave no held-out loss")
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
 

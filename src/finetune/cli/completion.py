@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from data_prep.user_error import UserError
 from finetune.cli import verbs
 from finetune.cli.overrides import Parser, option_value
 from finetune.cli.verbs import Completes, Verb
@@ -64,10 +65,10 @@ def script(shell: str) -> str:
     """Return what to put into ~/.bashrc or ~/.zshrc, as eval "$(finetune completion bash)".
 
     Raises:
-        ValueError: another shell.
+        UserError: another shell.
     """
     if shell not in SHELLS:
-        raise ValueError(f"completion: '{shell}' is not supported; choose bash or zsh: {EXAMPLE}")
+        raise UserError(f"completion: '{shell}' is not supported; choose bash or zsh: {EXAMPLE}")
     return BASH if shell == "bash" else ZSH
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data_prep.inspection import QUARANTINED
+from data_prep.user_error import UserError
 from finetune.terminal import console
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ def print_found(found: Found, text: str, characters: int) -> None:
     """Print the documents that hold a text: where it is in them, and what became of them.
 
     Raises:
-        ValueError: no document holds it.
+        UserError: no document holds it.
     """
     if not found.documents and not found.quarantined:
-        raise ValueError(f"--find: no document holds '{text}', at any stage")
+        raise UserError(f"--find: no document holds '{text}', at any stage")
     out = console(stderr=False)
     for hit in found.hits:
         out.print(Text(f"{hit.source}/{hit.id}: {_fate(hit)}", style="bold"), soft_wrap=True)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.user_error import UserError
 from finetune.cli import result_tables
 from finetune.cli.run_arguments import make_parser
 from finetune.config import extras
@@ -88,7 +89,7 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     """Evaluate the models and print their losses; return the same as JSON, if it is asked for.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model or corpus, or they do not belong together.
+        NotFoundError, UserError: there is no such model or corpus, or they do not belong together.
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
@@ -124,10 +125,10 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
         return [resolve(against, runs_dir), *named]
     run = named[0].run
     if run is None:
-        raise ValueError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
+        raise UserError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
     model = run.config().model
     if model.path is None:
-        raise ValueError(f"--against base: run {run.id} began from scratch and has no base; name a model")
+        raise UserError(f"--against base: run {run.id} began from scratch and has no base; name a model")
     return [Subject(f"base {_label(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
 
 
@@ -135,12 +136,12 @@ def resolve(name: str, runs_dir: str) -> Subject:
     """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder or a hub id.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is an adapter alone, or a run without a result.
+        NotFoundError: there is none.
+        UserError: it is an adapter alone, or a run without a result.
     """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+        raise UserError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
     if folder.is_dir() and not (folder / "config.yaml").is_file():
         return Subject(_label(name), base_models.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
@@ -160,7 +161,7 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
     settings = DataConfig(corpus="") if run is None else run.config().data
     corpus = options.corpus or settings.corpus
     if not corpus:
-        raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
+        raise UserError("--corpus is missing: name the corpus to evaluate a model folder on")
     return DataConfig(
         corpus=corpus,
         corpora_dir=options.corpora_dir,
@@ -171,14 +172,14 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise ValueError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
+    """Raise UserError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
     for subject in subjects:
         try:
             base_models.check_tokenizer(subject.model, corpus)
         except ValueError as fault:
             if len(subjects) == 1:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses a token of two tokenizers cannot be "
                 f"compared; compare models of one tokenizer"
             ) from fault

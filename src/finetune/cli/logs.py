@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from data_prep.user_error import UserError
 from finetune.cli.run_arguments import add_corpora_dir, make_parser, select_runs, take_preparations
 from finetune.runs.folder import RunFolder
 
@@ -25,7 +26,7 @@ def logs(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     if prepared := take_preparations(options):
         if options.follow:
-            raise ValueError(f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps")
+            raise UserError(f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps")
         for log in (log for run in prepared for log in run.logs()):
             print(f"==> {log.stem} <==", flush=True)
             _print_from(log, 0)
@@ -33,7 +34,7 @@ def logs(arguments: list[str]) -> int:
             return 0
     runs = select_runs(options)
     if options.follow and len(runs) > 1:
-        raise ValueError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
+        raise UserError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
     for run in runs:
         if len(runs) > 1:
             print(f"==> {run.id} <==", flush=True)
@@ -45,7 +46,7 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
     from finetune.launch.observe import observe
 
     if not 0 <= rank < run.config().cluster.world_size:
-        raise ValueError(f"--rank {rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
+        raise UserError(f"--rank {rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
     shown: Path | None = None
     position, asked = 0, 0.0
     alive = True

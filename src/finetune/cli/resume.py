@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from data_prep.user_error import UserError
 from finetune.cli.overrides import to_dotlist
 from finetune.cli.run_arguments import make_parser, select_runs
 from finetune.cli.run_reports import report_runs
@@ -23,12 +24,12 @@ def resume(arguments: list[str]) -> int:
     words = [options.run, *options.settings]
     options.run = next((word for word in words if "=" not in word), None)  # settings may stand before it
     if options.run is None:
-        raise ValueError("RUN is missing; `finetune resume --help` lists what it takes")
+        raise UserError("RUN is missing; `finetune resume --help` lists what it takes")
     words.remove(options.run)
     try:
         run = RunFolder.find(options.run, options.runs_dir)
     except FileNotFoundError:
         points = select_runs(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
-        raise ValueError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
+        raise UserError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
     submit.resume(run, to_dotlist(words))
     return report_runs([run])

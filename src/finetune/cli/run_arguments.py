@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.user_error import NotFoundError
 from finetune.cli.overrides import Parser
 from finetune.runs.folder import RunFolder
 
@@ -30,10 +31,10 @@ def select_runs(options: argparse.Namespace) -> list[RunFolder]:
     """Return the runs that a command names, a sweep standing for its points; all if it names none.
 
     Raises:
-        FileNotFoundError: there is no such run, sweep or folder.
+        NotFoundError: there is no such run, sweep or folder.
     """
     if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
-        raise FileNotFoundError(f"--runs-dir {options.runs_dir} does not exist")
+        raise NotFoundError(f"--runs-dir {options.runs_dir} does not exist")
     every = RunFolder.all(options.runs_dir)
     wanted = getattr(options, "runs", [])
     if not wanted:

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_prep.shards import Corpus, tokenizer_digest
+from data_prep.user_error import NotFoundError, UserError
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
@@ -45,8 +46,8 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     run:<run id>@<step> is the checkpoint of that step instead.
 
     Raises:
-        FileNotFoundError: no such run or folder, or a hub id that is not in the cache.
-        ValueError: the run has no result yet, or the folder holds no model.
+        NotFoundError: no such run or folder, or a hub id that is not in the cache.
+        UserError: the run has no result yet, or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
         name, step = split_step(path.removeprefix(RUN_PREFIX))
@@ -54,19 +55,19 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
         if step is not None and not _is_result(run, step):
             return _trained(run, _exported(run, step))
         if run.state() != "completed":
-            raise ValueError(
+            raise UserError(
                 f"run {run.id} is {run.state()} and has no result to start from: finish it with `{run.command('resume')}`"
             )
         return _trained(run, run.model if run.model.is_dir() else run.adapter)
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise FileNotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
+            raise NotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
         folder = _cached_snapshot(path, revision)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
+        raise UserError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
+        raise UserError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
     return Base(path, folder)
 
 
@@ -96,7 +97,7 @@ def _exported(run: RunFolder, step: int) -> Path:
     """Return a checkpoint's weights as a folder, written by export.py when they are first asked for.
 
     Raises:
-        ValueError: there is no checkpoint of this step, or it is damaged.
+        UserError: there is no checkpoint of this step, or it is damaged.
     """
     folder = run.export(step)
     with FileLock(run.path / ".export.lock"):
@@ -106,14 +107,14 @@ def _exported(run: RunFolder, step: int) -> Path:
             kept = ", ".join(
                 str(checkpoint_files.step_of(path)) for path in reversed(checkpoint_files.published(run.checkpoints))
             )
-            raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
+            raise UserError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
         extras.check("torch", f"exporting run:{run.id}@{step}")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
         done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
-            raise ValueError(f"run {run.id}@{step}: {last}")
+            raise UserError(f"run {run.id}@{step}: {last}")
     return folder
 
 
@@ -127,7 +128,7 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
         close = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _cached_models())
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"model {hub_id} is no folder and not in the Hugging Face cache{f'{close} Jobs' if close else '; jobs'} have no "
             f"network: `hf download {wanted}` first"
         ) from None
@@ -175,7 +176,7 @@ def note_inputs(run: RunFolder, inputs: dict[str, str | None]) -> dict[str, str 
     give it back.
 
     Raises:
-        ValueError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
+        UserError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
     """
     noted = run.read_json(INPUTS) or {}
     for name, digest in inputs.items():
@@ -184,7 +185,7 @@ def note_inputs(run: RunFolder, inputs: dict[str, str | None]) -> dict[str, str 
         config = run.config()
         if name == "base" and not config.adapter and any(run.checkpoints.glob("step-*")):
             continue
-        raise ValueError(
+        raise UserError(
             f"{name} {config.data.corpus if name == 'corpus' else config.model.path} is not what it was when run {run.id} was "
             f"submitted: its files have changed since; put the old ones back, or start a new run"
         )
@@ -201,7 +202,7 @@ def digest(base: Base) -> str:
     moves numbers all over a tensor. A few numbers edited by hand in a large tensor it can miss.
 
     Raises:
-        ValueError: a weight file is damaged.
+        UserError: a weight file is damaged.
     """
     hasher = hashlib.sha256()
     for folder in (base.folder, *base.adapters):
@@ -213,7 +214,7 @@ def digest(base: Base) -> str:
             try:
                 _sample(path, hasher.update)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-                raise ValueError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
+                raise UserError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
     return hasher.hexdigest()
 
 
@@ -239,11 +240,11 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
         corpus_is_there: no, if it is still to be made: then the job itself looks at it (job/rank.py).
 
     Raises:
-        FileNotFoundError, ValueError: one line that names the thing and the remedy.
+        NotFoundError, UserError: one line that names the thing and the remedy.
     """
     is_jobs_python = config.cluster.python is None or "RANK" in os.environ  # a rank's; else that of a login node
     if config.model.quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise UserError(
             f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
         )
     model = None if config.model.path is None else resolve(config.model.path, config.runs_dir, config.model.revision)
@@ -262,13 +263,13 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
         may_extend: the corpus' tokenizer may have further tokens, for which training enlarges the model.
 
     Raises:
-        ValueError: they do not.
+        UserError: they do not.
     """
     if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer.sha256:
         return
     if may_extend and _extends(base.tokenizer_folder, corpus.folder / "tokenizer"):
         return
-    raise ValueError(
+    raise UserError(
         f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
         f"run `finetune prepare` with corpus.tokenizer.path={base.tokenizer_folder}"
     )
@@ -306,17 +307,17 @@ def open_corpus(config: TrainConfig) -> Corpus:
     """The corpus of a run, opened (sizes checked, not every byte).
 
     Raises:
-        FileNotFoundError, ValueError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
+        NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
     """
     corpus = Corpus(config.data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
         if unknown := set(getattr(config.data, key)) - set(sources):
-            raise ValueError(
+            raise UserError(
                 f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}"
             )
     if not training_sources(config, corpus):
-        raise ValueError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
+        raise UserError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
     return corpus
 
 

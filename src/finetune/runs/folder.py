@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from data_prep.user_error import NotFoundError
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
@@ -46,7 +47,7 @@ class RunFolder:
         """The run with this id (or its folder's path).
 
         Raises:
-            FileNotFoundError: there is none.
+            NotFoundError: there is none.
         """
         for path in (Path(runs_dir) / run_id, Path(run_id)):
             if (path / "config.yaml").is_file():
@@ -54,7 +55,7 @@ class RunFolder:
         known = [path.parent.name for path in Path(runs_dir).glob("*/config.yaml")]
         sweeps = [path.name for path in (Path(runs_dir) / "sweeps").glob("*") if path.is_dir()]
         close = did_you_mean(run_id, [*known, *sweeps])
-        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
+        raise NotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
