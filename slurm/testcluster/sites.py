@@ -443,7 +443,7 @@ def _write_login_environment(cluster: DressedCluster) -> None:
 
         if __name__ == "__main__":
             sys.meta_path.insert(0, Hidden())
-            from finetune.cli import main
+            from finetune.cli.main import main
             sys.exit(main())
         """
     _write(folder / "login" / "start.py", textwrap.dedent(command))

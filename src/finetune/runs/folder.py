@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
+from data_prep.user_error import NotFoundError
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
@@ -52,7 +53,7 @@ class RunFolder:
         """The run with this id (or its folder's path).
 
         Raises:
-            FileNotFoundError: there is none.
+            NotFoundError: there is none.
         """
         for path in (Path(runs_dir) / run_id, Path(run_id)):
             if (path / layout.CONFIG).is_file():
@@ -60,7 +61,7 @@ class RunFolder:
         known = [path.parent.name for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
         sweeps = [path.name for path in (Path(runs_dir) / layout.SWEEPS).glob("*") if path.is_dir()]
         close = did_you_mean(run_id, [*known, *sweeps])
-        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
+        raise NotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
