@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.runs.state import JobState
 from finetune.terminal import console
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ def print_steps(preparations: list[PrepareRun]) -> None:
         states = run.states()
         for steps, job in run.jobs.items():
             state = states[job].lower() or "unknown to Slurm by now"
-            at_work = run.step_at_work() if state == "running" else None
+            at_work = run.step_at_work() if states[job] == JobState.RUNNING else None
             table.add_row(run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state)
-        if {*states.values()} & {"FAILED", "OUT_OF_MEMORY", "TIMEOUT"}:
+        if {*states.values()} & {JobState.FAILED, JobState.OUT_OF_MEMORY, JobState.TIMEOUT}:
             failed.append(run.id)
     console(stderr=False).print(table)
     for run_id in failed:

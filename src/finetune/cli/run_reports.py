@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from finetune.cli.sync import finish_sweeps, sync_runs, update_sweep_files
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
+from finetune.runs.state import FAILED_STATES, RunState
 
 if TYPE_CHECKING:
     from finetune.config.points import Sweep
@@ -36,7 +38,7 @@ def report_runs(runs: list[RunFolder]) -> int:
         now = _wait(runs)
     elif any(one.alive for one in now):
         _print_submitted([one for one in now if one.alive])
-    failed = [one for one in now if not one.alive and one.state != "completed"]
+    failed = [one for one in now if not one.alive and one.state != RunState.COMPLETED]
     sweep = runs[0].sweep() if len({run.sweep() for run in runs}) == 1 else None
     ended = [one for one in now if not one.alive]
     if sweep and len(runs) > 1 and ended:
@@ -144,13 +146,17 @@ def _print_ended(one: Observed) -> None:
 
     if one.alive:
         return
-    if one.state == "completed":
+    if one.state == RunState.COMPLETED:
         result_tables.print_summary(one.run)
         return
     run, reason = one.run, one.reason or "its processes are gone, and it left no log"
-    detail = {"stopped": "stopped as asked", "failed": reason, "queued": "not started", "cancelled": "cancelled"}.get(
-        one.state, f"{one.state}: {reason}"
-    )
+    details = {
+        RunState.STOPPED: "stopped as asked",
+        RunState.FAILED: reason,
+        RunState.QUEUED: "not started",
+        RunState.CANCELLED: str(RunState.CANCELLED),
+    }
+    detail = details.get(one.state, f"{one.state}: {reason}")
     print(f"error: run {_name(run)}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
 
 
@@ -163,9 +169,9 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
 
     points = {one.run.id: read_point(one.run, one.state) for one in ended}
     best = best_of(list(points.values()))
-    for one in [one for one in ended if one.state in ("failed", "dead")][:REPORTED_POINTS]:
+    for one in [one for one in ended if one.state in FAILED_STATES][:REPORTED_POINTS]:
         _print_ended(one)
-    others = [one for one in ended if one.state == "completed" and (best is None or one.run.id != best.id)]
+    others = [one for one in ended if one.state == RunState.COMPLETED and (best is None or one.run.id != best.id)]
     warnings = {one.run.id: summary.warnings for one in others if (summary := one.run.summary()) and summary.warnings}
     for one in [one for one in others if one.run.id in warnings][:REPORTED_POINTS]:
         for message in warnings[one.run.id]:
@@ -174,8 +180,8 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
         if best is not None and one.run.id == best.id:
             result_tables.print_summary(one.run)
     print_sweep(sweep, ended)
-    again = any(one.state != "completed" for one in ended) and is_over
-    file = ended[0].run.path.parent / "sweeps" / sweep / "points.tsv"
+    again = any(one.state != RunState.COMPLETED for one in ended) and is_over
+    file = ended[0].run.path.parent / layout.SWEEPS / sweep / layout.POINTS_TABLE
     retry = f"    finetune retry {sweep}" if again else ""
     print(f"  finetune status {sweep}{retry}    all points: {short_path(file)}", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
 from finetune.terminal import console
-from finetune.tracking import names
+from finetune.tracking.spool import last_step
 
 OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
 MOST_POINTS = 50  # where a sweep has ended: all are in its file
@@ -220,15 +220,20 @@ class Progress:
 
 
 def _progress(one: Observed) -> Progress:
-    last = one.run.last_metrics()
+    last = last_step(one.run.path)
     restarts = str(one.restarts or "")
-    if not last:
+    if last is None:
         return Progress(restarts=restarts)
     left = ""
-    if one.state == RunState.RUNNING and "seconds_a_step" in last:
-        left = duration((last[names.NUM_STEPS] - last["step"]) * last["seconds_a_step"])
-    step = f"{last['step']}/{int(last['train/num_steps'])}"
-    return Progress(step, f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}", left, restarts)
+    if one.state == RunState.RUNNING and last.seconds_per_step is not None:
+        left = duration((last.num_steps - last.step) * last.seconds_per_step)
+    return Progress(
+        step=f"{last.step}/{last.num_steps}",
+        loss=f"{last.loss:.3f}",
+        speed=f"{last.tokens_per_second:,.0f}",
+        left=left,
+        restarts=restarts,
+    )
 
 
 def _state(one: Observed) -> str:

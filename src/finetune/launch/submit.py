@@ -45,7 +45,7 @@ from finetune.runs import checkpoint_files, layout
 from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RETRIED_STATES, RunState
-from finetune.tracking import names
+from finetune.tracking.spool import last_step
 from finetune.training.schedule import Schedule, describe_leap
 
 
@@ -177,10 +177,10 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
         return
-    step, last = layout.step_of(newest), run.last_metrics()
-    if run.summary() and step < last.get("step", 0):
-        yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
-    planned = state.get("seen", {}).get("num_steps") or int(last.get(names.NUM_STEPS, 0))
+    step, last = layout.step_of(newest), last_step(run.path)
+    if run.summary() and last and step < last.step:
+        yield f"run {run.id} goes on from step {step} of {last.step}: its later checkpoints were pruned"
+    planned = state.get("seen", {}).get("num_steps") or (last.num_steps if last else 0)
     plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1

@@ -29,7 +29,6 @@ from finetune.runs.records import (
     Submission,
     Turn,
     forget_submission,
-    last_training_steps,
     read_failures,
     read_submission,
 )
@@ -361,22 +360,6 @@ class RunFolder:
         """The run's ranks on this machine, found by the folder in their command lines."""
         found = psutil.process_iter(["cmdline"])
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
-
-    def last_metrics(self) -> dict[str, float]:
-        """Return step and values of the newest training step; empty before the first.
-
-        "seconds_a_step" is over the last steps since the job began, where there are several.
-        """
-        steps = last_training_steps(self.path)
-        if not steps:
-            return {}
-        last = steps[-1]
-        since = 1000 * (self.started() or Started()).time
-        first = next((step for step in steps if step.time_ms >= since), last)
-        pace = {}
-        if last.step > first.step:
-            pace = {"seconds_a_step": (last.time_ms - first.time_ms) / 1000 / (last.step - first.step)}
-        return {"step": last.step, **pace, **last.values}
 
 
 def restart_count() -> int:
