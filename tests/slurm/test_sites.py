@@ -17,19 +17,8 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.state import EndingCause
 from finetune.tracking.spool import steps_done
 from slurm.testcluster.cluster import Cluster, why_not
-from slurm.testcluster.sites import (
-    DENIED,
-    JUPITER,
-    LUMI,
-    MARENOSTRUM5,
-    OLIVIA,
-    SAGA,
-    SITES,
-    DressedCluster,
-    Site,
-    limit,
-    union,
-)
+from slurm.testcluster.site_profiles import DENIED, JUPITER, LUMI, MARENOSTRUM5, OLIVIA, SAGA, SITES, Site
+from slurm.testcluster.sites import DressedCluster, limit, union
 from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
