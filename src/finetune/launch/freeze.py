@@ -69,8 +69,8 @@ def pin(points: list[TrainConfig]) -> Pinned:
     one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
     inputs = {}
     for key, one in one_of_each.items():
-        corpus = None if one.after else run_inputs.open_corpus(one)
-        inputs[key] = run_inputs.compute_digests(one, corpus)
+        corpus = None if one.after else run_inputs.open_corpus(one.data)
+        inputs[key] = run_inputs.compute_digests(base.of_run(one), corpus)
     return Pinned(points, [inputs[_key(point)] for point in points])
 
 

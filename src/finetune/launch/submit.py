@@ -41,7 +41,7 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.models import tokenizer
-from finetune.runs import checkpoint_files, layout
+from finetune.runs import base_model, checkpoint_files, layout
 from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RETRIED_STATES, RunState
@@ -122,7 +122,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     for point in _one_of_each_input(points):
         run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
-            rows.check_losses(rows.training_account(run_inputs.open_corpus(point), point.data), point.data)
+            rows.check_losses(rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data)
     if after is None:
         _check_models(points)
     return on_slurm, after
@@ -289,7 +289,7 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
     run_inputs.check_inputs(config)
-    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+    run_inputs.note_inputs(run, run_inputs.compute_digests(base_model.of_run(config), run_inputs.open_corpus(config.data)))
 
 
 def _check_models(points: list[TrainConfig]) -> None:

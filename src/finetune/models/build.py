@@ -86,7 +86,7 @@ def check(config: TrainConfig) -> None:
     """
     assert config.model.path is not None
     base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-    vocab_size = run_inputs.open_corpus(config).manifest.tokenizer.vocab_size
+    vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
     added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.shards import Corpus, tokenizer_digest
 from data_prep.user_error import UserError
-from finetune.config.train import TrainConfig
+from finetune.config.train import DataConfig, TrainConfig
 from finetune.runs import layout
 from finetune.runs.base_model import Base, resolve
 from finetune.runs.folder import RunFolder
@@ -22,11 +22,9 @@ from finetune.runs.folder import RunFolder
 WINDOW = 4096  # bytes of a tensor that its digest reads
 
 
-def compute_digests(config: TrainConfig, corpus: Corpus | None) -> dict[str, str | None]:
+def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
     """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from scratch)."""
-    path, model = config.model.path, config.model
-    base = None if path is None else digest(resolve(path, config.runs_dir, model.revision))
-    return {"corpus": corpus.manifest.digest if corpus else None, "base": base}
+    return {"corpus": corpus.manifest.digest if corpus else None, "base": digest(base) if base else None}
 
 
 def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
@@ -110,7 +108,7 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
     model = None if config.model.path is None else resolve(config.model.path, config.runs_dir, config.model.revision)
     if not corpus_is_there:
         return
-    corpus = open_corpus(config)
+    corpus = open_corpus(config.data)
     corpus.verify()
     if model is not None:
         check_tokenizer(model, corpus, may_extend=True)
@@ -164,23 +162,22 @@ def num_added_tokens(base: Base, corpus_folder: Path) -> int:
     return max(0, tokenizer_size(both[1].parent) - tokenizer_size(both[0].parent))
 
 
-def open_corpus(config: TrainConfig) -> Corpus:
-    """The corpus of a run, opened (sizes checked, not every byte).
+def open_corpus(data: DataConfig) -> Corpus:
+    """Open the corpus of a run; sizes are checked, not every byte.
 
     Raises:
         NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
     """
-    corpus = Corpus(config.data.corpus_folder)
+    corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
-        if unknown := set(getattr(config.data, key)) - set(sources):
-            raise UserError(
-                f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}"
-            )
-    if not training_sources(config, corpus):
+        if unknown := set(getattr(data, key)) - set(sources):
+            raise UserError(f"data.{key} names {', '.join(sorted(unknown))}: corpus {data.corpus} has {', '.join(sources)}")
+    if not training_sources(data, corpus):
         raise UserError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
     return corpus
 
 
-def training_sources(config: TrainConfig, corpus: Corpus) -> list[str]:
-    return [source for source in corpus.manifest.sources if config.data.trains_on(source)]
+def training_sources(data: DataConfig, corpus: Corpus) -> list[str]:
+    """Return the sources of a corpus that a run is trained on."""
+    return [source for source in corpus.manifest.sources if data.trains_on(source)]
