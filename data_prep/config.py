@@ -20,6 +20,7 @@ from data_prep.stage_settings import (
     SplitConfig,
     TokenizerConfig,
 )
+from data_prep.user_error import UserError
 
 READERS = (
     "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid", "regjeringen", "einnsyn",
@@ -73,7 +74,7 @@ class MixtureRule:
     def __post_init__(self) -> None:
         all_among("mixture.languages", self.languages, (*LANGUAGES, "nor"))
         if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
-            raise ValueError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
+            raise UserError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
         between("mixture.weight", self.weight, 0, 100)
         at_least("mixture.max_tokens", self.max_tokens, 1)
 
@@ -110,10 +111,10 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.license.strip():
-            raise ValueError("license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere")
+            raise UserError("license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere")
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
-            raise ValueError(f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out")
+            raise UserError(f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out")
 
 
 @dataclass(kw_only=True)
@@ -135,11 +136,11 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(
+            raise UserError(
                 f"corpus name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
             )
         if not self.sources:
-            raise ValueError(f"corpus {self.name}: sources is empty: name at least one source")
+            raise UserError(f"corpus {self.name}: sources is empty: name at least one source")
         for name, source in self.sources.items():
             self._check_source(name, source)
         all_among("boilerplate.readers", self.boilerplate.readers, READERS)
@@ -149,23 +150,23 @@ class CorpusConfig:
         at_least("shard_tokens", self.shard_tokens, 1)
 
     def _check_source(self, name: str, source: SourceConfig) -> None:
-        """Raise ValueError if a source's name, reader or mixture does not fit the corpus."""
+        """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
-            raise ValueError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
+            raise UserError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
                 f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
             )
 
     def _check_sites(self) -> None:
-        """Raise ValueError if boilerplate.sites names no source, or one whose reader is left out."""
+        """Raise UserError if boilerplate.sites names no source, or one whose reader is left out."""
         all_among("boilerplate.sites", self.boilerplate.sites, self.sources)
         for name in self.boilerplate.sites:
             reader = self.sources[name].reader
             if reader not in self.boilerplate.readers:
-                raise ValueError(
+                raise UserError(
                     f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: "
                     "add it there, or take the source out"
                 )

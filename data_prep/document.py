@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from data_prep.user_error import UserError
+
 MAX_BROKEN = 100_000
 
 
@@ -88,7 +90,7 @@ class Drop:
     characters: int = 0
 
 
-class Unreadable(ValueError):
+class Unreadable(UserError):
     """A record, member or file that cannot be read, in one line. Whoever knows its place quarantines it."""
 
 
@@ -188,10 +190,10 @@ class Report:
         """Note a broken record.
 
         Raises:
-            ValueError: they are so many that they would fill the memory.
+            UserError: they are so many that they would fill the memory.
         """
         if len(self.broken) >= MAX_BROKEN:
-            raise ValueError(f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}")
+            raise UserError(f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}")
         line = " ".join(str(error).split())[:500]
         self.broken.append(Broken(place.source, place.file, place.member, place.at, line))
 

@@ -20,6 +20,7 @@ from data_prep.containers import archives, sniff
 from data_prep.containers.streams import Member
 from data_prep.document import Place, Report
 from data_prep.separators import HEAD, WHOLE_BELOW, find_separator
+from data_prep.user_error import NotFoundError, UserError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -28,14 +29,14 @@ def files(path: str) -> list[Path]:
     """The files of a set, in the order of their names.
 
     Raises:
-        FileNotFoundError: nothing is there, or nothing that can be read.
+        NotFoundError: nothing is there, or nothing that can be read.
     """
     root = Path(path)
     candidates = [root] if root.is_file() else sorted(root.rglob("*"))
     found = [file for file in candidates if file.is_file() and (_wanted(file.name) or sniff.is_archive_name(file.name))]
     if not found:
         what = "holds no file that can be read" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not")
+        raise NotFoundError(f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not")
     return found
 
 
@@ -44,7 +45,7 @@ def texts(path: str) -> Iterator[str]:
     tables, text files whole.
 
     Raises:
-        ValueError: a file is not what its name says.
+        UserError: a file is not what its name says.
     """
     for file in files(path):
         report = Report()
@@ -54,7 +55,7 @@ def texts(path: str) -> Iterator[str]:
             if report.broken:
                 raise ValueError(report.broken[0].error)
         except (ValueError, OSError, EOFError, csv.Error, RecursionError) as fault:
-            raise ValueError(f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out") from None
+            raise UserError(f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out") from None
 
 
 def _wanted(name: str) -> bool:

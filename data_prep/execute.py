@@ -21,11 +21,12 @@ from data_prep.shards import sha256_file
 from data_prep.stage_files import shard_file, write_json, write_table
 from data_prep.stages.protocol import CorpusStage, ShardStage
 from data_prep.tokens.step import place_tokenizer, tokenise_shard
+from data_prep.user_error import UserError
 
 COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
 
 
-class FileChanged(ValueError):
+class FileChanged(UserError):
     """A raw file that is not what its checksum says."""
 
     def __init__(self, source: str, name: str) -> None:
@@ -159,11 +160,11 @@ def _decided(preparation: Preparation, stage: CorpusStage, number: int, report: 
     shard.
 
     Raises:
-        ValueError: it has not decided yet.
+        UserError: it has not decided yet.
     """
     folder = preparation.stage_folder(stage.name)
     if folder.done("decided", preparation.decision_fingerprint(stage.name), verify=False) is None:
-        raise ValueError(f"step {stage.name}.decide is not done: run it first")
+        raise UserError(f"step {stage.name}.decide is not done: run it first")
     table = pq.ParquetFile(folder.path / "decided.parquet").read(use_threads=False)
     if number == 0:
         report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
@@ -193,7 +194,7 @@ def _decide(preparation: Preparation, stage: CorpusStage) -> bool:
     for shard in preparation.shards(stage_before(stage.name)):
         collected = preparation.collected(stage.name, shard)
         if folder.done(collected.name, collected.fingerprint) is None:
-            raise ValueError(f"step {stage.name}.collect: shard {shard.name} is not done: run it first")
+            raise UserError(f"step {stage.name}.collect: shard {shard.name} is not done: run it first")
         paths.append(folder.path / f"{collected.name}.parquet")
     write_table(folder.path / "decided.parquet", stage.decide(paths, preparation.corpus))
     folder.finish("decided", fingerprint, ["decided.parquet"])

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from data_prep.user_error import UserError
+
 REQUIRED: Any = dataclasses.MISSING
 
 
@@ -34,13 +36,13 @@ def heading(schema: type) -> str:
 
 
 def at_least(name: str, value: float | None, minimum: float) -> None:
-    """Raise ValueError if a setting's value is below `minimum`, or is not a number; None is unset."""
+    """Raise UserError if a setting's value is below `minimum`, or is not a number; None is unset."""
     if value is not None and not value >= minimum:
-        raise ValueError(f"{name} is {value}: must be at least {minimum}")
+        raise UserError(f"{name} is {value}: must be at least {minimum}")
 
 
 def between(name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False) -> None:
-    """Raise ValueError if a setting's value is outside of a range, or is not a number.
+    """Raise UserError if a setting's value is outside of a range, or is not a number.
 
     Args:
         above_low: whether the value must be above `low`, not `low` itself.
@@ -53,17 +55,17 @@ def between(name: str, value: float, low: float, high: float, *, above_low: bool
         wanted = f"{'above' if above_low else 'at least'} {low} and {'below' if below_high else 'at most'} {high}"
     else:
         wanted = f"between {low} and {high}"
-    raise ValueError(f"{name} is {value}: must be {wanted}")
+    raise UserError(f"{name} is {value}: must be {wanted}")
 
 
 def one_of(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise ValueError if a setting's value is none of `choices`."""
+    """Raise UserError if a setting's value is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} is '{value}': choose one of {', '.join(choices)}")
+        raise UserError(f"{name} is '{value}': choose one of {', '.join(choices)}")
 
 
 def all_among(name: str, values: Iterable[str], choices: Collection[str]) -> None:
-    """Raise ValueError if a setting's list names something that is none of `choices`."""
+    """Raise UserError if a setting's list names something that is none of `choices`."""
     unknown = set(values) - set(choices)
     if unknown:
-        raise ValueError(f"{name} names '{min(unknown)}': choose among {', '.join(choices)}")
+        raise UserError(f"{name} names '{min(unknown)}': choose among {', '.join(choices)}")

@@ -29,6 +29,7 @@ from data_prep.quarantine import Quarantined
 from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder, read_documents
 from data_prep.text_search import Found, search_stages, search_tokens
+from data_prep.user_error import UserError
 
 QUARANTINED = "quarantined"  # as a reason of --dropped
 
@@ -78,8 +79,8 @@ class Inspection:
     """A corpus, and the stages that made it if their files are still there.
 
     Raises:
-        FileNotFoundError: there is no corpus in `folder`.
-        ValueError: its manifest is broken, or a shard is missing.
+        NotFoundError: there is no corpus in `folder`.
+        UserError: its manifest is broken, or a shard is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +109,7 @@ class Inspection:
         if not found and (own := _ADDED.sub("", wanted)) != wanted:
             return self.find(own)
         if not found:
-            raise ValueError(f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources")
+            raise UserError(f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources")
         return sorted(found)
 
     def trace(self, source: str, document_id: str) -> list[View]:
@@ -132,13 +133,13 @@ class Inspection:
         it.
 
         Raises:
-            ValueError: nothing was dropped for this reason.
+            UserError: nothing was dropped for this reason.
         """
         found = [(drop, stage) for stage in self._needed() for drop in stage.drops()]
         if reason is not None and reason not in {drop.reason for drop, _ in found}:
             reasons = {drop.reason for drop, _ in found} | ({QUARANTINED} if self.quarantine_counts() else set())
             known = ", ".join(sorted(reasons)) or "nothing was dropped"
-            raise ValueError(f"nothing was dropped for '{reason}': the reasons are {known}")
+            raise UserError(f"nothing was dropped for '{reason}': the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, stage.name, self._text_before(stage, drop)) for drop, stage in some]
@@ -167,7 +168,7 @@ class Inspection:
             wanted: a stage, a source, or a part of the reason, such as a host.
 
         Raises:
-            ValueError: nothing was cut there.
+            UserError: nothing was cut there.
         """
         found = [(stage.name, cut) for stage in self._needed() for cut in stage.cuts()]
         found.sort(key=lambda one: (one[0], one[1].source, one[1].reason, -one[1].documents, one[1].text))
@@ -177,7 +178,7 @@ class Inspection:
         if not chosen:
             places = ", ".join(sorted({cut.reason for _, cut in found}))
             known = f"text was cut for {places}" if found else "no text was cut from a document"
-            raise ValueError(f"nothing was cut for '{wanted}': {known}")
+            raise UserError(f"nothing was cut for '{wanted}': {known}")
         return chosen
 
     def _text_before(self, stage: StageFolder, drop: Drop) -> str:
@@ -191,7 +192,7 @@ class Inspection:
 
     def _needed(self) -> list[StageFolder]:
         if not self.stages:
-            raise ValueError(
+            raise UserError(
                 f"{self.work} is not there: without the stages' files only --tokens, --find and --lengths can be shown"
             )
         return self.stages
@@ -254,12 +255,12 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
     """A picture of the lengths of each source, PNG or SVG by the path's suffix.
 
     Raises:
-        ValueError: matplotlib is not installed, or draws no such files.
+        UserError: matplotlib is not installed, or draws no such files.
     """
     try:
         import matplotlib
     except ImportError:
-        raise ValueError("pictures need matplotlib: pip install matplotlib; --lengths shows them in the terminal") from None
+        raise UserError("pictures need matplotlib: pip install matplotlib; --lengths shows them in the terminal") from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 

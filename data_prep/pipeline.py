@@ -33,6 +33,7 @@ from data_prep.shards import MANIFEST, Manifest
 from data_prep.stages.tokenise import Tokenise
 from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.tokens.tokenizer_files import place_files
+from data_prep.user_error import UserError
 from data_prep.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,9 @@ def prepare(config: PrepareConfig) -> Prepared:
     """Run the whole pipeline for one corpus, with processes of this machine.
 
     Raises:
-        FileNotFoundError: a source's path does not exist or holds nothing to read.
+        NotFoundError: a source's path does not exist or holds nothing to read.
         OSError: the disk is full, or the folder cannot be written to; what is finished is kept.
-        ValueError: a setting is wrong, another prepare holds the folder, or no document survived.
+        UserError: a setting is wrong, another prepare holds the folder, or no document survived.
     """
     folder, work = _folders(config)
     worked: set[str] = set()
@@ -105,7 +106,7 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
-        ValueError: no such step, an earlier step is not finished, or a `prepare` has taken the folder over.
+        UserError: no such step, an earlier step is not finished, or a `prepare` has taken the folder over.
     """
     work = Path(work).absolute()
     with _explained(work), _beside_others(work):
@@ -113,7 +114,7 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
         chosen = next((known for known in preparation.steps() if known.name == step), None)
         if chosen is None or not 0 <= task < of:
             names = ", ".join(known.name for known in preparation.steps())
-            raise ValueError(f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}")
+            raise UserError(f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}")
         os.chdir(preparation.cwd)  # paths of a config are relative to where it was given
         return sum(run_step(str(work), step, number) for number in range(task, len(preparation.sizes(chosen)), of))
 
@@ -127,12 +128,12 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
     """Return the folders of the corpus and of its stages.
 
     Raises:
-        FileNotFoundError, ValueError: something else lies there, or there is nothing to tokenise with.
+        NotFoundError, UserError: something else lies there, or there is nothing to tokenise with.
     """
     Tokenise().settings(config.corpus)
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
         )
     return folder, folder.with_name(f".{folder.name}.stages")
@@ -142,7 +143,7 @@ def _try_inputs(corpus: CorpusConfig) -> None:
     """Refuse now what a later step would refuse at the end of an hour.
 
     Raises:
-        ValueError: an evaluation set cannot be read, or the tokenizer cannot be used.
+        UserError: an evaluation set cannot be read, or the tokenizer cannot be used.
     """
     for name, path in corpus.decontaminate.sets.items():
         logger.info("evaluation set %s: %d texts", name, sum(1 for _ in evaluation_sets.texts(path)))
@@ -161,7 +162,7 @@ def _alone(work: Path) -> Iterator[None]:
             yield
     except Timeout:
         folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
-        raise ValueError(f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir") from None
+        raise UserError(f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir") from None
 
 
 @contextmanager
@@ -171,12 +172,12 @@ def _beside_others(work: Path) -> Iterator[None]:
     import fcntl
 
     if not (work / "plan.json").is_file():
-        raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`")
+        raise UserError(f"{work} holds no plan.json: it is made by `finetune prepare`")
     with (work / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"a `finetune prepare` is at work in {work}, and does the tasks itself") from None
+            raise UserError(f"a `finetune prepare` is at work in {work}, and does the tasks itself") from None
         yield
 
 

@@ -28,6 +28,7 @@ from data_prep.stage_files import Done, StageFolder, write_json
 from data_prep.stages import TEXT_STAGES
 from data_prep.stages.protocol import CorpusStage, ShardStage, Stage
 from data_prep.stages.tokenise import Tokenise
+from data_prep.user_error import UserError
 
 READ = "read"  # the stage before all others, which makes documents of the raw files
 STAGES = (READ, *(stage.name for stage in TEXT_STAGES), Tokenise.name)
@@ -108,8 +109,8 @@ class Preparation:
         """Find the raw files, take their checksums, and write down all that a task must be told.
 
         Raises:
-            FileNotFoundError: a source's path does not exist or holds nothing to read.
-            ValueError: a setting is wrong.
+            NotFoundError: a source's path does not exist or holds nothing to read.
+            UserError: a setting is wrong.
         """
         corpus = config.corpus
         plan = PlanFile(
@@ -126,11 +127,11 @@ class Preparation:
 
     @staticmethod
     def load(work: Path) -> Preparation:
-        """Raises ValueError if the folder holds no plan."""
+        """Raises UserError if the folder holds no plan."""
         try:
             stat = (work / "plan.json").stat()
         except OSError:
-            raise ValueError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
+            raise UserError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
         return _loaded(work.absolute(), stat.st_mtime_ns, stat.st_size)
 
     # --- what there is to do --------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Preparation:
         """Return the shards of a stage, in order: names, and what their fingerprints must be.
 
         Raises:
-            ValueError: reading is not finished, so that nobody knows.
+            UserError: reading is not finished, so that nobody knows.
         """
         if stage not in self._shards:
             self._shards[stage] = self._read_shards() if stage == READ else self._stage_shards(stage)
@@ -195,13 +196,13 @@ class Preparation:
         for number in range(len(self.tasks)):
             parts = self.parts_of_task(number)
             if parts is None:
-                raise ValueError(f"step read: task {number} is not done: run it first")
+                raise UserError(f"step read: task {number} is not done: run it first")
             found += [Shard(name, digest(self.task_fingerprint(number), name)) for name in parts]
         self._check_read(found)
         return found
 
     def _check_read(self, shards: list[Shard]) -> None:
-        """Raises ValueError if a source gave nothing, or more of it is broken than may be. What was read is
+        """Raises UserError if a source gave nothing, or more of it is broken than may be. What was read is
         kept."""
         folder = self.stage_folder(READ)
         counts = sum((Counter(self.marker(READ, shard).counts) for shard in shards), Counter())
@@ -250,15 +251,15 @@ class Preparation:
         """Return the markers of all shards of a stage.
 
         Raises:
-            ValueError: one is not there.
+            UserError: one is not there.
         """
         return [self.marker(stage, shard) for shard in self.shards(stage)]
 
     def marker(self, stage: str, shard: Shard) -> Done:
-        """Raises ValueError if the stage has not done this shard."""
+        """Raises UserError if the stage has not done this shard."""
         marker = self.stage_folder(stage).done(shard.name, shard.fingerprint, verify=False)
         if marker is None:
-            raise ValueError(f"step {stage}: shard {shard.name} is not done: run it first")
+            raise UserError(f"step {stage}: shard {shard.name} is not done: run it first")
         return marker
 
     def documents(self, stage: str, columns: list[str] | None = None) -> Iterator[Document]:
@@ -341,7 +342,7 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
 
 
 def require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
-    """Raises ValueError if the last stage left nothing to train on. `first` is the first document that it
+    """Raises UserError if the last stage left nothing to train on. `first` is the first document that it
     dropped."""
     (split,) = (stage for stage in stages if stage.name == "split")
     if split.counts.get("train") and stages[-1].documents_out:
@@ -356,7 +357,7 @@ def require_documents(name: str, stages: list[StageInfo], first: Drop | None = N
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out
-    raise ValueError(f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
+    raise UserError(f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
 
 
 def digest(*parts: object) -> str:

@@ -36,6 +36,7 @@ from data_prep.shards import (
 from data_prep.stage_files import Done, StageFolder, read_json
 from data_prep.tokens.step import ENCODER, TOKENISE, token_shards
 from data_prep.tokens.tokeniser import Tokeniser
+from data_prep.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,11 @@ def _token_batches(preparation: Preparation, shard: Shard, marker: Done, split: 
     """Yield the rows of a shard in one split.
 
     Raises:
-        ValueError: the file is not what the tokenise step wrote.
+        UserError: the file is not what the tokenise step wrote.
     """
     path = preparation.stage_folder(TOKENISE.name).path / f"{split}-{shard.name}.arrow"
     if sha256_file(path) != marker.files[path.name]:
-        raise ValueError(f"{path} is not what was written (checksum differs): run it again")
+        raise UserError(f"{path} is not what was written (checksum differs): run it again")
     yield from pa.ipc.open_stream(pa.memory_map(str(path)))
 
 

@@ -14,14 +14,15 @@ from typing import Any
 from data_prep.config import SourceConfig
 from data_prep.document import Broken, Document, Drop, Report
 from data_prep.sources import claims
+from data_prep.user_error import UserError
 
 
 def files(source: SourceConfig) -> list[Path]:
     """The source's files in name order.
 
     Raises:
-        FileNotFoundError: its path does not exist, or holds no file for this reader.
-        ValueError: an option is not one of the reader's.
+        NotFoundError: its path does not exist, or holds no file for this reader.
+        UserError: an option is not one of the reader's.
     """
     return _reader(source).files(source)  # type: ignore[no-any-return]
 
@@ -32,7 +33,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
     Counts `read_<name>` and `quarantined_<name>` in the report, whose `broken` records stand in file order.
 
     Raises:
-        ValueError: more broken records than a report can hold (see Report.quarantine).
+        UserError: more broken records than a report can hold (see Report.quarantine).
     """
     reader = _reader(source)
     for path in paths:
@@ -55,16 +56,16 @@ def check_yield(
         dropped: the first record that was dropped while it was read, if nothing else came of the source.
 
     Raises:
-        ValueError: too many of its records were broken, or nothing came of it.
+        UserError: too many of its records were broken, or nothing came of it.
     """
     place = ":".join(part for part in (first.file, first.member, first.at) if part) if first else ""
     if not num_read:
         why = [f"{place}: {first.error}"] if first else []
         why += [f"{dropped.id}: {dropped.reason}: {dropped.detail}"] if dropped else []
         reasons = "; " + "; ".join(why) if why else ": its files hold no document for this reader and its options"
-        raise ValueError(f"source {name}: nothing of it can be read{reasons}")
+        raise UserError(f"source {name}: nothing of it can be read{reasons}")
     if first and num_broken > max(source.max_broken, source.max_broken_share * (num_read + num_broken)):
-        raise ValueError(
+        raise UserError(
             f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
             f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"
         )
@@ -88,10 +89,10 @@ def _module(reader: str) -> ModuleType:
 def _reader(source: SourceConfig) -> ModuleType:
     module, options = _module(source.reader), options_of(source.reader)
     if source.options and options is None:
-        raise ValueError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+        raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
     if options is not None:
         claims.options(source, options)
     known = fields_of(source.reader)
     if unknown := next((field for field in source.fields if field not in known), None):
-        raise ValueError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")
+        raise UserError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")
     return module

@@ -34,6 +34,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.user_error import NotFoundError, UserError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -46,7 +48,7 @@ ROWS_PER_BATCH = 1000
 TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
-class NoCorpusError(FileNotFoundError):
+class NoCorpusError(NotFoundError):
     """A folder that was named as a corpus holds none."""
 
     def __init__(self, folder: Path) -> None:
@@ -220,7 +222,7 @@ class Manifest:
 
         Raises:
             NoCorpusError: there is no corpus in `folder`.
-            ValueError: the manifest is not one, is of another version, or was edited after it was written.
+            UserError: the manifest is not one, is of another version, or was edited after it was written.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -242,7 +244,7 @@ class Manifest:
             body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise ValueError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
+            raise UserError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
 
 
 def _drop_empty(body: dict[str, object], *names: str) -> None:
@@ -274,8 +276,8 @@ class Corpus:
     """A corpus folder, opened: its manifest, and its splits as memory-mapped `datasets.Dataset`s.
 
     Raises:
-        FileNotFoundError: no manifest in the folder.
-        ValueError: the manifest is broken, or a shard is missing or has another size than it says.
+        NotFoundError: no manifest in the folder.
+        UserError: the manifest is broken, or a shard is missing or has another size than it says.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -285,7 +287,7 @@ class Corpus:
             path = self.folder / shard.file
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
-                raise ValueError(
+                raise UserError(
                     f"shard {path} is {'missing' if size is None else f'{size} bytes'}, the manifest says {shard.bytes} bytes: "
                     f"run `finetune prepare` again"
                 )
@@ -298,15 +300,13 @@ class Corpus:
         """Compare every byte with the manifest's checksums.
 
         Raises:
-            ValueError: a shard or the tokenizer is not what was written.
+            UserError: a shard or the tokenizer is not what was written.
         """
         for shard in self._shards():
             if sha256_file(self.folder / shard.file) != shard.sha256:
-                raise ValueError(
-                    f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again"
-                )
+                raise UserError(f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again")
         if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
-            raise ValueError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
+            raise UserError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
 
     def split(self, name: str) -> Dataset:
         """The documents of a split, memory-mapped, in shard order."""
@@ -407,16 +407,16 @@ def tokenizer_digest(folder: Path) -> str:
     """sha256 of what decides a text's token ids: tokenizer.json without its padding, truncation and layout.
 
     Raises:
-        ValueError: the folder has no readable tokenizer.json.
+        UserError: the folder has no readable tokenizer.json.
     """
     path = folder / "tokenizer.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return _digest({key: value for key, value in body.items() if key not in {"padding", "truncation", "version", "decoder"}})
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained") from None
+        raise UserError(f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained") from None
     except (ValueError, AttributeError) as fault:
-        raise ValueError(f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained") from None
+        raise UserError(f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.fields import all_among, at_least, between, one_of, setting
+from data_prep.user_error import UserError
 
 NAME = re.compile(r"\w[\w.-]*")
 LANGUAGES = (
@@ -140,7 +141,7 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
-            raise ValueError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
+            raise UserError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
 
 
 @dataclass(kw_only=True)
@@ -190,12 +191,12 @@ class DecontaminateConfig:
     def __post_init__(self) -> None:
         one_of("decontaminate.action", self.action, OVERLAP_ACTIONS)
         if not 1 <= self.min_words <= self.words:
-            raise ValueError(
+            raise UserError(
                 f"decontaminate.min_words is {self.min_words}: must be between 1 and decontaminate.words, {self.words}"
             )
         bad = next((name for name in self.sets if not NAME.fullmatch(name)), None)
         if bad is not None:
-            raise ValueError(f"decontaminate.sets names '{bad}': use letters, digits, '-', '_' and '.'")
+            raise UserError(f"decontaminate.sets names '{bad}': use letters, digits, '-', '_' and '.'")
 
 
 @dataclass(kw_only=True)
@@ -241,13 +242,13 @@ class TokenizerConfig:
         one_of("tokenizer.library", self.library, ENCODERS)
         at_least("tokenizer.vocab_size", self.vocab_size, 300)
         if self.add_tokens and self.path is None:
-            raise ValueError("tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path")
+            raise UserError("tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path")
         bad = next(
             (token for token in self.add_tokens if not token.strip() or self.add_tokens.count(token) > 1),
             None,
         )
         if bad is not None:
-            raise ValueError(f"tokenizer.add_tokens names {bad!r} twice or is empty there: give each token once")
+            raise UserError(f"tokenizer.add_tokens names {bad!r} twice or is empty there: give each token once")
 
 
 @dataclass(kw_only=True)
@@ -278,4 +279,4 @@ class ChatConfig:
         all_among("chat.system", self.system, (*LANGUAGES, "nor"))
         empty = next((language for language, prompt in self.system.items() if not prompt.strip()), None)
         if empty is not None:
-            raise ValueError(f"chat.system.{empty} is empty: give a system prompt, or leave it out")
+            raise UserError(f"chat.system.{empty} is empty: give a system prompt, or leave it out")

@@ -18,6 +18,7 @@ from data_prep import quarantine
 from data_prep.document import Document, Drop
 from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder
+from data_prep.user_error import UserError
 
 AROUND = 80  # characters of an excerpt on each side of the text
 COLUMNS = ["id", "source", "title", "text", "turns"]
@@ -58,11 +59,11 @@ def pattern_of(text: str) -> re.Pattern[str]:
     """Return what finds a text whatever its case, its white space and the way in which its letters are composed.
 
     Raises:
-        ValueError: the text is empty.
+        UserError: the text is empty.
     """
     words = unicodedata.normalize("NFC", text).split()
     if not words:
-        raise ValueError("--find: the text is empty; give the words to look for")
+        raise UserError("--find: the text is empty; give the words to look for")
     return re.compile(r"\s+".join(re.escape(word) for word in words), re.IGNORECASE)
 
 

@@ -16,6 +16,7 @@ from multiprocessing import forkserver
 from types import TracebackType
 
 from data_prep.step_progress import StepProgress
+from data_prep.user_error import UserError
 
 JOIN_SECONDS = 5.0  # for processes that are being ended
 
@@ -56,7 +57,7 @@ class Workers:
             sizes: of the tasks, in bytes or characters, for the progress line.
 
         Raises:
-            ValueError: a process was killed from outside, as happens when memory runs out.
+            UserError: a process was killed from outside, as happens when memory runs out.
         """
         self._progress.start_step(step, sizes)
         worked = False
@@ -71,7 +72,7 @@ class Workers:
                     worked |= future.result()
                     self._progress.advance(futures[future])
             except BrokenProcessPool:
-                raise ValueError(
+                raise UserError(
                     f"step {step}: a process {self._how_it_ended()}; run it again, with fewer workers if memory ran out "
                     f"(`journalctl -k` has the kernel's word for that); finished shards are kept"
                 ) from None

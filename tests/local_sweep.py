@@ -45,9 +45,9 @@ def main() -> None:
     submit._check_models = lambda points: None
     follow._sync = lambda run, console: None
     follow.POLL_SECONDS = 0.02
-    from finetune.cli import report
+    from finetune.cli import result_tables
 
-    report.print_summary = lambda run: sys.stderr.write(f"summary of {run.id}\n")
+    result_tables.print_summary = lambda run: sys.stderr.write(f"summary of {run.id}\n")
     cli.main(sys.argv[1:])
 
 

@@ -15,7 +15,7 @@ absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets"
 sys.modules.update(dict.fromkeys(absent))
 version = metadata.version
 metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
-from finetune.cli import main
+from finetune.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

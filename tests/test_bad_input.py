@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import finetune
+import finetune.models
 from finetune.cli import main as cli
 from finetune.launch import submit
 from finetune.runs.folder import RunFolder
@@ -167,7 +167,7 @@ def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(refuse: Calla
 
 def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a login node whose compute nodes have another architecture."""
-    monkeypatch.delattr(finetune, "model", raising=False)
+    monkeypatch.delattr(finetune.models, "build", raising=False)
     monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]
 

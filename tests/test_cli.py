@@ -63,13 +63,6 @@ def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
         assert words in text
 
 
-def test_every_verb_has_help() -> None:
-    for verb in ("prepare", "train", "resume", "evaluate", "status", "sync", "ui"):
-        done = run(verb, "--help")
-        assert done.returncode == 0, verb
-        assert f"usage: finetune {verb}" in done.stdout
-
-
 def test_status_of_nothing_and_of_an_unknown_run(tmp_path: Path) -> None:
     assert run("status", cwd=tmp_path).returncode == 0
     unknown = run("status", "none", cwd=tmp_path)

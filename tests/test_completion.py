@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.completion import complete, complete_line
-from finetune.cli.main import _schema, _verbs
+from finetune.cli.verbs import VERBS, Completes, Verb
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> None:
-    replies = complete_line("=:", line, _verbs(), _schema)
+    replies = complete_line("=:", line)
     assert set(some) <= set(replies)
     assert all(not reply.startswith(("adapter=", "corpus=")) or "=" not in line for reply in replies)
 
@@ -74,17 +74,38 @@ def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> Non
     "line", ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "]
 )
 def test_what_is_not_known_is_left_to_the_shell(folder: Path, line: str) -> None:
-    assert complete_line("=:", line, _verbs(), _schema) == []
+    assert complete_line("=:", line) == []
 
 
 def test_a_shell_that_does_not_part_words_gets_whole_ones(folder: Path) -> None:
-    assert complete(["train", "adapter=qlo"], _verbs(), _schema) == ["adapter=qlora"]
+    assert complete(["train", "adapter=qlo"]) == ["adapter=qlora"]
 
 
 def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
-    assert complete(["logs", ""], _verbs(), _schema) == ["first-1", "grid-2"]
-    assert complete(["resume", ""], _verbs(), _schema) == ["first-1"], "a sweep is not resumed"
-    assert complete(["logs", "--runs-dir", "nowhere", ""], _verbs(), _schema) == []
+    assert complete(["logs", ""]) == ["first-1", "grid-2"]
+    assert complete(["resume", ""]) == ["first-1"], "a sweep is not resumed"
+    assert complete(["logs", "--runs-dir", "nowhere", ""]) == []
+
+
+# what the working directory holds of each kind, and a setting that all verbs with settings have
+FOUND = {
+    Completes.SETTINGS: {"cluster="},
+    Completes.CORPUS: {"høringer"},
+    Completes.RUN: {"first-1"},
+    Completes.RUN_OR_SWEEP: {"first-1", "grid-2"},
+    Completes.SHELL: {"bash", "zsh"},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_completes_what_its_row_says(folder: Path, verb: Verb) -> None:
+    assert verb.name in complete([verb.name[:-1]])
+    assert "--help" in complete([verb.name, "--he"])
+    replies = complete([verb.name, ""])
+    if verb.completes is Completes.NOTHING:
+        assert replies == []
+    else:
+        assert FOUND[verb.completes] <= set(replies)
 
 
 def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:

@@ -46,7 +46,7 @@ def options(folder: Path, *models: str, **changes: Any) -> argparse.Namespace:
 
 
 def test_a_run_is_compared_with_its_base_on_the_same_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    body = json.loads(evaluate_command.evaluate(options(folder, "run:mine-1", against="base")) or "")
+    body = json.loads(evaluate_command.evaluate_models(options(folder, "run:mine-1", against="base")) or "")
     base, mine = body["models"]
     assert (base["model"], mine["model"], body["sequence_length"]) == ("base small", "mine-1", 64)
     assert base["tokens"] == mine["tokens"] == sum(mine["tokens_by_source"].values()) == sum(mine["tokens_by_language"].values())
@@ -55,14 +55,14 @@ def test_a_run_is_compared_with_its_base_on_the_same_rows(folder: Path, capsys: 
     printed = capsys.readouterr().err
     assert "difference" in printed
     assert f"{mine['difference']['loss']:+.3f}" in printed
-    (alone,) = [json.loads(evaluate_command.evaluate(options(folder, "mine-1")) or "")]
+    (alone,) = [json.loads(evaluate_command.evaluate_models(options(folder, "mine-1")) or "")]
     assert alone["loss"] == mine["loss"], "what is said of one model is said of it in company"
 
 
 def test_a_model_against_itself_differs_by_nothing(folder: Path) -> None:
     """However it is named: as a run, as run:ID, and as the folder of its result."""
     names = ["mine-1", "run:mine-1", str(folder / "runs" / "mine-1" / "model")]
-    body = json.loads(evaluate_command.evaluate(options(folder, *names)) or "")
+    body = json.loads(evaluate_command.evaluate_models(options(folder, *names)) or "")
     assert [model["model"] for model in body["models"]] == ["mine-1", "mine-1", "model"]
     for model in body["models"]:
         assert model["difference"]["loss"] == 0
@@ -75,7 +75,7 @@ def test_models_of_another_tokenizer_are_refused_in_one_line(folder: Path) -> No
     tokenizer["model"]["vocab"]["other"] = tokenizer["model"]["vocab"].pop("w3")
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match=r"strange has another tokenizer than corpus .*cannot be compared"):
-        evaluate_command.evaluate(options(folder, "mine-1", str(model)))
+        evaluate_command.evaluate_models(options(folder, "mine-1", str(model)))
 
 
 # the models that are named, and what is wrong with them

@@ -14,7 +14,7 @@ import pytest
 from data_prep import reading
 from data_prep.config import READERS, PrepareConfig, SourceConfig
 from finetune.cli import help
-from finetune.cli.errors import _keys
+from finetune.cli.setting_errors import iter_keys
 from finetune.config.train import TrainConfig
 
 
@@ -51,7 +51,7 @@ def test_every_setting_has_a_help_text() -> None:
 @pytest.mark.parametrize(("verb", "schema"), [("train", TrainConfig), ("prepare", PrepareConfig)])
 def test_help_names_every_setting(verb: str, schema: Any) -> None:
     text = printed(verb, 120)
-    settings = [key for key, kind in _keys(schema) if not dataclasses.is_dataclass(kind)]
+    settings = [key for key, kind in iter_keys(schema) if not dataclasses.is_dataclass(kind)]
     assert len(settings) >= 70
     assert [key for key in settings if key not in first_words(text)] == []
 

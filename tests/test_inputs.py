@@ -30,6 +30,10 @@ def config_of(folder: Path, model: str, **changes: object) -> TrainConfig:
     return TrainConfig(data=data, model=ModelConfig(path=model), runs_dir=str(folder / "runs"), **changes)  # type: ignore[arg-type]
 
 
+def digests_of(config: TrainConfig) -> dict[str, str | None]:
+    return run_inputs.compute_digests(base.of_run(config), run_inputs.open_corpus(config.data))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A corpus and a base whose embeddings are larger than a window."""
@@ -102,11 +106,11 @@ def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
 def test_a_queued_run_refuses_a_corpus_made_anew_and_a_base_trained_further(folder: Path) -> None:
     config = config_of(folder, str(folder / "base")).frozen()
     (run,) = freeze([config], None)
-    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+    run_inputs.note_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
     with pytest.raises(ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"):
-        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+        run_inputs.note_inputs(run, digests_of(config))
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"):
@@ -121,10 +125,10 @@ def test_a_model_that_is_trained_whole_needs_its_base_until_the_first_checkpoint
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=r"^base "):
-        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+        run_inputs.note_inputs(run, digests_of(config))
     (run.checkpoints / "step-00000010").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^base ") if adapter else contextlib.nullcontext():
-        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+        run_inputs.note_inputs(run, digests_of(config))
 
 
 def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: Path) -> None:
@@ -132,18 +136,18 @@ def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: 
     (run,) = freeze([config], None)
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
-    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+    run_inputs.note_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=2)
     with pytest.raises(ValueError, match=r"^corpus "):
-        run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+        run_inputs.note_inputs(run, digests_of(config))
 
 
 def test_a_run_of_before_this_was_noted_goes_on(folder: Path) -> None:
     config = config_of(folder, str(folder / "base")).frozen()
     (run,) = freeze([config], None)
     (run.path / layout.INPUTS).unlink()
-    digests = run_inputs.compute_digests(config, run_inputs.open_corpus(config))
+    digests = digests_of(config)
     assert run_inputs.note_inputs(run, digests) == run.read_json(layout.INPUTS)
 
 
@@ -165,4 +169,4 @@ def test_a_hub_id_stays_at_the_revision_of_its_submission(
     model = run.config().model
     assert model.path == "some/model"
     assert base.resolve("some/model", folder / "runs", model.revision).folder.name == old
-    run_inputs.note_inputs(run, run_inputs.compute_digests(run.config(), run_inputs.open_corpus(run.config())))
+    run_inputs.note_inputs(run, digests_of(run.config()))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from data_prep.user_error import NotFoundError, UserError
 from finetune.cli import main as cli
-from finetune.cli.errors import Call, _keys, describe_unknown_key
+from finetune.cli.call import Call
+from finetune.cli.setting_errors import describe_unknown_key, iter_keys
 from finetune.config import suggestions
 from finetune.config.cluster import check_log_folder
 from finetune.config.train import TrainConfig
+from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]
@@ -308,7 +313,7 @@ def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], argum
 
 
 def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
-    known = {key for key, _ in _keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
+    known = {key for key, _ in iter_keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
     known |= {"adapter.target_modules", "adapter.modules_to_save", "adapter.peft_type"}
     assert set(suggestions.SYNONYMS.values()) <= known
     assert set(suggestions.INSTEAD) <= set(suggestions.SYNONYMS)
@@ -344,3 +349,25 @@ def test_a_group_chosen_by_a_number_is_answered_with_the_files(mistake: Callable
 )
 def test_what_a_call_lacks_is_named_and_nothing_else(mistake: Callable[..., str], typed: list[str], missing: str) -> None:
     assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists what it takes"
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")], ids=lambda fault: type(fault).__name__
+)
+def test_what_no_user_can_mend_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(fault))
+    with pytest.raises(type(fault)):
+        cli.main(["status"])
+
+
+@pytest.mark.parametrize("kind", [UserError, NotFoundError])
+def test_a_mistake_of_ours_is_its_text(
+    mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
+) -> None:
+    monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
+    assert mistake("status") == "lr is 7: lower it"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "workers send it to another process"
+
+
+def raise_(fault: Exception) -> NoReturn:
+    raise fault

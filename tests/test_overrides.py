@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
 from finetune.cli import main as cli
+from finetune.cli import train as train_command
 from finetune.cli.overrides import Parser, hydra_arguments, quote_setting, register_json_resolver, to_dotlist
 from finetune.config.train import TrainConfig
 
@@ -179,7 +180,7 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         found.extend(points)
         return [None] * len(points)
 
-    monkeypatch.setattr(cli, "run_points", submit)
+    monkeypatch.setattr(train_command, "run_points", submit)
 
     def run(*arguments: str) -> list[TrainConfig]:
         found.clear()

@@ -14,16 +14,17 @@ from finetune.config.cluster import ClusterConfig, PrepareJobs
 from finetune.launch import freeze
 from finetune.launch import prepare_jobs as chain
 from finetune.launch.environment import profiles
+from finetune.launch.prepare_layout import Layout, Share, Steps
 from finetune.launch.slurm import SlurmError
 
 STEPS = [("read", True), ("decide", False), ("tokenise", True)]
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
 
 
-ALONE = chain.Share("read", 1, 1)
+ALONE = Share("read", 1, 1)
 
 
-def render(cluster: ClusterConfig, share: chain.Share = ALONE) -> str:
+def render(cluster: ClusterConfig, share: Share = ALONE) -> str:
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
     return chain._script(folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"])
 
@@ -56,7 +57,7 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
         python="singularity exec cpu.sif python3", modules=["load NRIS/CPU"], setup=["ulimit -n 4096"], env={"A": "1"},
         sbatch={"reservation": "course"},
     )  # fmt: skip
-    script = render(replace(profiles()["testcluster"], prepare=jobs), chain.Share("read", 8, 4))
+    script = render(replace(profiles()["testcluster"], prepare=jobs), Share("read", 8, 4))
     for line in (
         "--partition=small", "--qos=devel", "--account=nn2k", "--constraint=amd", "--mem=12G", "--time=30", "--array=0-1",
         "--cpus-per-task=4", "--reservation=course", "--dependency=afterok:7",
@@ -69,33 +70,33 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
 
 def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
     jupiter = profiles()["jupiter"]
-    assert chain.lay_out(32, STEPS, jupiter) == chain.Layout(32, 32)
-    script = render(jupiter, chain.Share("read", 32, 32))
+    assert chain.lay_out(32, STEPS, jupiter) == Layout(32, 32)
+    script = render(jupiter, Share("read", 32, 32))
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
-    assert chain.lay_out(32, STEPS, elsewhere) == chain.Layout(32, 1), "what is known of whole nodes is known of the training's"
+    assert chain.lay_out(32, STEPS, elsewhere) == Layout(32, 1), "what is known of whole nodes is known of the training's"
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
-    assert chain.lay_out(32, STEPS, small) == chain.Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
+    assert chain.lay_out(32, STEPS, small) == Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
 
 
 @pytest.mark.parametrize(
     ("layout", "jobs", "words"),
     [
-        (chain.Layout(1, 1), ["read,sift,decide,tokenise,publish"], "5 steps in one job, one after the other"),
+        (Layout(1, 1), ["read,sift,decide,tokenise,publish"], "5 steps in one job, one after the other"),
         (
-            chain.Layout(3, 1),
+            Layout(3, 1),
             ["read", "sift", "decide", "tokenise", "publish"],
             "5 steps, each after the one before, in arrays of 3",
         ),
-        (chain.Layout(8, 4, is_one_job=True), ["read,sift,decide,tokenise,publish"], "other, 4 tasks side by side"),
+        (Layout(8, 4, is_one_job=True), ["read,sift,decide,tokenise,publish"], "other, 4 tasks side by side"),
     ],
 )
-def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: chain.Layout, jobs: list[str], words: str) -> None:
+def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: Layout, jobs: list[str], words: str) -> None:
     steps = [("read", True), ("sift", True), ("decide", False), ("tokenise", True), ("publish", False)]
     assert [",".join(share.step for share in group) for group in layout.group(steps)] == jobs
     assert words in layout.describe(steps)
-    assert [len(group) for group in chain.Layout(2, 1).group([*steps, ("sign", False)])] == [1, 1, 1, 1, 2]
+    assert [len(group) for group in Layout(2, 1).group([*steps, ("sign", False)])] == [1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_secret_for_preparations_is_refused() -> None:
 def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def refuse(name: str, work: Path, steps: chain.Steps, layout: chain.Layout, cluster: ClusterConfig) -> chain.PrepareRun:
+    def refuse(name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig) -> chain.PrepareRun:
         tried.append(layout)
         if layout.num_jobs(steps) > 9:
             raise SlurmError("Slurm refuses (sbatch): AssocMaxSubmitJobLimit", "AssocMaxSubmitJobLimit")
@@ -158,7 +159,7 @@ def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(tmp_path: Path, monkey
     monkeypatch.setattr(chain, "_submit", refuse)
     monkeypatch.setattr(chain, "_ask_slurm", lambda cluster, num_tasks: [])
     run = chain.submit("l", tmp_path, STEPS, 32, profiles()["testcluster"])
-    assert run.layout == chain.Layout(32, 16), "as many tasks, more of them in a job"
+    assert run.layout == Layout(32, 16), "as many tasks, more of them in a job"
     num_jobs = [layout.num_jobs(STEPS) for layout in tried]
     assert num_jobs[0] == 65
     assert num_jobs[-1] <= 9 < num_jobs[-2]

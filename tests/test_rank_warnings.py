@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune.cli.status import print_warnings
+from finetune.cli.run_tables import print_warnings
 from finetune.launch.follow import MOST_WARNINGS, _show_warnings
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder

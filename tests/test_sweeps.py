@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from finetune.cli import main as cli
-from finetune.cli import status
+from finetune.cli import run_tables
+from finetune.cli import train as train_command
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
@@ -220,8 +221,8 @@ def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
             found.append((points, sweep))
             return [None] * len(points)
 
-        monkeypatch.setattr(cli, "run_points", run_points)
-        cli.train(["-m", *shell.arguments, *settings])
+        monkeypatch.setattr(train_command, "run_points", run_points)
+        train_command.train(["-m", *shell.arguments, *settings])
         return found[0]
 
     return sweep
@@ -292,7 +293,7 @@ def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
 
     out = Console(width=width, no_color=True, highlight=False)
     with out.capture() as captured:
-        out.print(status.sweep_table(SWEEP, observe(runs), 50, width))
+        out.print(run_tables.sweep_table(SWEEP, observe(runs), 50, width))
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= width
     first = next(index for index, line in enumerate(lines) if line.startswith(("run ", "point ")))

@@ -30,6 +30,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report, Turn, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
+from data_prep.user_error import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
@@ -97,9 +98,9 @@ class ConversationOptions:
     def __post_init__(self) -> None:
         for name, role in self.roles.items():
             if role not in ROLES:
-                raise ValueError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
+                raise UserError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
         if self.prompt_template and self.prompt_template.count("{prompt}") != 1:
-            raise ValueError(
+            raise UserError(
                 f'options.prompt_template is {self.prompt_template!r}: it must hold {{prompt}} once, as "{{prompt}}\\n\\n"'
             )
 
@@ -113,7 +114,7 @@ class Options(ConversationOptions, jsonl.Options):
         super().__post_init__()
 
 
-class Malformed(ValueError):
+class Malformed(UserError):
     """A record that is none of the forms; `reason` is what it is counted under."""
 
     def __init__(self, reason: str, detail: str) -> None:

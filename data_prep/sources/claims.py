@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from data_prep.config import SourceConfig
 from data_prep.languages import ISO_639_3
+from data_prep.user_error import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,13 +53,13 @@ def options(source: SourceConfig, kind: type[Options]) -> Options:
     """The source's options as the reader's dataclass.
 
     Raises:
-        ValueError: one is not among them, or has a value that it cannot have.
+        UserError: one is not among them, or has a value that it cannot have.
     """
     known = {field.name: field for field in fields(kind)}
     if unknown := sorted(set(source.options) - set(known)):
-        raise ValueError(f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}")
+        raise UserError(f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}")
     for name, value in source.options.items():
         default = getattr(kind(), name)
         if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
-            raise ValueError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
+            raise UserError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
     return kind(**source.options)

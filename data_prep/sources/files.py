@@ -9,6 +9,7 @@ from data_prep.config import SourceConfig
 from data_prep.containers import archives, sniff
 from data_prep.containers.streams import Member
 from data_prep.document import Place, Report, Unreadable
+from data_prep.user_error import NotFoundError, UserError
 
 # A text may hold a stray NUL, which means nothing. One in a thousand bytes, and it is no text.
 NUL_SHARE = 0.001
@@ -18,21 +19,21 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
     """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or not, and archives.
 
     Raises:
-        FileNotFoundError: the path does not exist, or holds no such file.
+        NotFoundError: the path does not exist, or holds no such file.
     """
     root = Path(source.path)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise FileNotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
+        raise NotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
     wanted = _wanted(suffixes)
     files = sorted(
         p for p in root.rglob("*") if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
     )
     if strange := next((path for path in files if sniff.as_text(str(path)) != str(path)), None):
-        raise ValueError(f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it")
+        raise UserError(f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it")
     if not files:
-        raise FileNotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
+        raise NotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
     return files
 
 

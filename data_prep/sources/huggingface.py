@@ -22,6 +22,7 @@ from data_prep.sources import chat, claims
 from data_prep.sources.files import place
 from data_prep.sources.jsonl import clean, described
 from data_prep.sources.table import batch_rows
+from data_prep.user_error import NotFoundError, UserError
 
 FIELDS = ("text", *chat.FIELDS)
 
@@ -37,15 +38,15 @@ class Options(chat.ConversationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "[" in self.split:
-            raise ValueError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
+            raise UserError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
 
 
 def files(source: SourceConfig) -> list[Path]:
     """The Arrow files of the split.
 
     Raises:
-        FileNotFoundError: it is neither on disk nor to be had.
-        ValueError: the folder is not a saved data set, or has no such split.
+        NotFoundError: it is neither on disk nor to be had.
+        UserError: the folder is not a saved data set, or has no such split.
     """
     options = claims.options(source, Options)
     folder = Path(source.path)
@@ -56,17 +57,17 @@ def _saved(folder: Path, split: str) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
-            raise ValueError(f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}")
+            raise UserError(f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}")
         folder = folder / split
     state = folder / "state.json"
     if not state.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} is no data set saved by save_to_disk (no state.json): read Parquet and CSV files by reader table, JSON by "
             f"jsonl"
         )
     names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
     if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{state} names a file outside of its folder, {outside[0]}: save the data set again")
+        raise UserError(f"{state} names a file outside of its folder, {outside[0]}: save the data set again")
     return [folder / name for name in names]
 
 
@@ -79,7 +80,7 @@ def _of_hub(name: str, options: Options) -> list[Path]:
     except Exception as fault:  # offline it raises one of many
         line = " ".join(str(fault).split())[:200]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"data set {name}, split {options.split}, is no folder here, and cannot be had from the cache or the Hub{offline}: "
             f"{line}. Where there is internet, save it by save_to_disk, and give that folder as path"
         ) from None

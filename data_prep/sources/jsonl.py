@@ -15,6 +15,7 @@ from data_prep.fields import setting
 from data_prep.sources import claims, json_stream
 from data_prep.sources.files import find, members
 from data_prep.sources.json_lists import Form
+from data_prep.user_error import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
@@ -37,7 +38,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.records and not all(self.records.split(".")):
-            raise ValueError(f"options.records is '{self.records}': give keys joined by dots, as in response.docs")
+            raise UserError(f"options.records is '{self.records}': give keys joined by dots, as in response.docs")
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from data_prep.document import Document, Report
 from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
 from data_prep.sources.files import find
+from data_prep.user_error import UserError
 
 WITHDRAWN = "newspapers_online_*"
 PUBLIC_SECTOR = ["maalfrid_*", "parliament", "government_*", "publicreports", "lovdata_*"]
@@ -32,7 +33,7 @@ class Options(jsonl.Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bad := [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]:
-            raise ValueError(f"options.doc_types names {bad[0]}: online newspapers were withdrawn from NCC, take it out")
+            raise UserError(f"options.doc_types names {bad[0]}: online newspapers were withdrawn from NCC, take it out")
 
 
 def files(source: SourceConfig) -> list[Path]:

@@ -19,6 +19,7 @@ from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims, jsonl
 from data_prep.sources.files import find
+from data_prep.user_error import UserError
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
@@ -53,7 +54,7 @@ class Options(jsonl.Options):
         for pair in self.pairs:
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
-                raise ValueError(f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno")
+                raise UserError(f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno")
 
 
 def files(source: SourceConfig) -> list[Path]:

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from data_prep.document import Unreadable
+from data_prep.user_error import UserError
 
 LARGER = 1.08  # than the body text, from which on a line is taken for a heading
 _BOLD = re.compile(r"bold|black|heavy|semib|demi|-bd|,bd", re.IGNORECASE)
@@ -79,7 +80,7 @@ def load_pdfium() -> Any:
     try:
         return importlib.import_module("pypdfium2")
     except ImportError as fault:
-        raise ValueError(f"reader pdf needs pypdfium2 ({fault}): pip install 'finetune[prep]'") from None
+        raise UserError(f"reader pdf needs pypdfium2 ({fault}): pip install 'finetune[prep]'") from None
 
 
 def _read_page(pdfium: Any, page: Any) -> Page:

@@ -23,6 +23,7 @@ from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find
 from data_prep.sources import claims
 from data_prep.sources.files import decode, find, members
 from data_prep.sources.jsonl import OPTIONAL, clean, described
+from data_prep.user_error import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PARQUET = "a Parquet file"
@@ -40,7 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if len(self.delimiter) > 1:
-            raise ValueError(f"options.delimiter is {self.delimiter!r}: give one character")
+            raise UserError(f"options.delimiter is {self.delimiter!r}: give one character")
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -112,7 +113,7 @@ def csv_rows(
     are read as rows.
 
     Raises:
-        ValueError: a needed column is not in the file, or twice.
+        UserError: a needed column is not in the file, or twice.
     """
     csv.field_size_limit(source.limits.max_record_bytes)
     if not delimiter:
@@ -189,9 +190,9 @@ def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report)
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:
     if twice := [name for name in needed if Counter(names)[name] > 1]:
-        raise ValueError(f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant")
+        raise UserError(f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant")
     if missing := [name for name in needed if name not in names]:
         hint = f"name the one that you mean in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
         if reader != "table":
             hint = f"reader {reader} knows no other name; reader table has `fields` for that"
-        raise ValueError(f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: {hint}")
+        raise UserError(f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: {hint}")

@@ -27,6 +27,7 @@ from data_prep.sources.files import contents, find, stem
 from data_prep.sources.furniture import Furniture, count_letters, is_running, main_element, without_labels
 from data_prep.sources.maalfrid import site_folder
 from data_prep.sources.markup import local_name, parse_html
+from data_prep.user_error import UserError
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 MOST = 0.9  # of the letters that trafilatura took: the part of the page that holds so many is its text
@@ -239,4 +240,4 @@ def _trafilatura() -> Any:
     try:
         return importlib.import_module("trafilatura")
     except ImportError as fault:
-        raise ValueError(f"reader webpage needs trafilatura ({fault}): pip install 'finetune[prep]'") from None
+        raise UserError(f"reader webpage needs trafilatura ({fault}): pip install 'finetune[prep]'") from None

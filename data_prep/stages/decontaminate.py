@@ -48,7 +48,7 @@ class Decontaminate(ShardStage):
         """Evaluation sets count by their content.
 
         Raises:
-            FileNotFoundError: an evaluation set does not exist, or holds no file that can be read.
+            NotFoundError: an evaluation set does not exist, or holds no file that can be read.
         """
         rules = config.decontaminate
         sets = {name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())}

@@ -13,6 +13,7 @@ from data_prep.shards import sha256_file, tokenizer_digest
 from data_prep.stage_settings import ChatConfig
 from data_prep.stages.protocol import Stage
 from data_prep.tokens.tokenizer_files import FILES
+from data_prep.user_error import NotFoundError
 
 
 @dataclass(kw_only=True)
@@ -64,8 +65,8 @@ class Tokenise(Stage):
         """Return all that decides the shards.
 
         Raises:
-            FileNotFoundError: the chat template's file does not exist.
-            ValueError: the tokenizer's folder holds none.
+            NotFoundError: the chat template's file does not exist.
+            UserError: the tokenizer's folder holds none.
         """
         shard_tokens, library = config.shard_tokens, config.tokenizer.library
         chat = replace(config.chat, template=_template_setting(config.chat))
@@ -79,7 +80,7 @@ class Tokenise(Stage):
             )
         folder = Path(config.tokenizer.path)
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
             )
         files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
@@ -100,5 +101,5 @@ def _template_setting(chat: ChatConfig) -> str | None:
     if chat.template in (None, "default"):
         return chat.template
     if not Path(chat.template).is_file():
-        raise FileNotFoundError(f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`")
+        raise NotFoundError(f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`")
     return sha256_file(Path(chat.template))

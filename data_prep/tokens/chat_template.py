@@ -37,6 +37,7 @@ import numpy as np
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, PLACEHOLDERS, ChatEncoder, Span
 from data_prep.tokens.row import Row
+from data_prep.user_error import UserError
 
 # For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence around each turn, so
 # that it needs no token that a plain tokenizer lacks, and every program that stops at the end of a sequence stops.
@@ -60,7 +61,7 @@ _THOUGHT_MARKS = (
 _LONGEST_LEAD = 200  # characters that a template may put between the prompt and the answer
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """A conversation that the template cannot render, or whose answers cannot be told for certain."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -141,7 +142,7 @@ class ChatTemplate:
             that the end of the sequence stands for it.
 
     Raises:
-        ValueError: the template does not even render a question and its answer.
+        UserError: the template does not even render a question and its answer.
     """
 
     def __init__(self, source: str, variables: Mapping[str, object], encoder: ChatEncoder, name: str) -> None:
@@ -152,9 +153,9 @@ class ChatTemplate:
             frame = self._render([question], add_generation_prompt=True) + self._render([question, answer])
             shows_answers = _PROBE in self._render([question, {**answer, "content": _PROBE}])
         except Refused as fault:
-            raise ValueError(f"chat template of {name} fails on a question and its answer: {fault}") from None
+            raise UserError(f"chat template of {name} fails on a question and its answer: {fault}") from None
         if not shows_answers:
-            raise ValueError(f"chat template of {name} does not show an answer that is a string: it is for contents in parts")
+            raise UserError(f"chat template of {name} does not show an answer that is a string: it is for contents in parts")
         # Tokens that are not called special, but frame turns all the same, are control tokens too.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
@@ -292,7 +293,7 @@ class ChatTemplate:
         try:  # a second to import, and only chats need it
             from transformers.utils.chat_template_utils import render_jinja_template
         except ModuleNotFoundError as fault:
-            raise ValueError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
+            raise UserError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
         try:
             (text,), spans = render_jinja_template(
                 [messages], chat_template=self._source, add_generation_prompt=add_generation_prompt,

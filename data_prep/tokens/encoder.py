@@ -22,6 +22,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_prep.user_error import UserError
+
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 COMPARED_CHARACTERS = 20_000  # of a text that is compared; longer ones would take tokenizers too long
 COMPARED_AT_ONCE = 100  # texts, by as many threads as there are cores
@@ -91,7 +93,7 @@ class TextEncoder:
         """Return the ids of each text, in order.
 
         Raises:
-            ValueError: gigatoken turns out to be wrong. What it gave before may be wrong too.
+            UserError: gigatoken turns out to be wrong. What it gave before may be wrong too.
         """
         is_settled = [self._gigatoken is not None and self.is_settled(text) for text in texts]
         settled = [text for text, settled in zip(texts, is_settled, strict=True) if settled]
@@ -100,7 +102,7 @@ class TextEncoder:
         fast = self.fast(settled)
         compared = next((place for place, text in enumerate(settled) if len(text) <= COMPARED_CHARACTERS), None)
         if compared is not None and not np.array_equal(fast[compared], self.slow([settled[compared]])[0]):
-            raise ValueError(
+            raise UserError(
                 "gigatoken gave other tokens than tokenizers for a text, though not for those of the first comparison: set "
                 "corpus.tokenizer.library=tokenizers"
             )

@@ -26,6 +26,7 @@ from data_prep.tokens.encoder import COMPARED_CHARACTERS
 from data_prep.tokens.row import TokenFile
 from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.tokens.tokenizer_files import place_files
+from data_prep.user_error import UserError
 
 TOKENISE = Tokenise()
 BATCH = 512
@@ -113,7 +114,7 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
         return False
     tokenizer = stage.done("tokenizer", _tokenizer_fingerprint(preparation), verify=False)
     if tokenizer is None:
-        raise ValueError("step tokenizer is not done: run it first")
+        raise UserError("step tokenizer is not done: run it first")
     began, report, masks = time.perf_counter(), Report(), set[str]()
     has_chats = False
     tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)

@@ -19,6 +19,7 @@ from data_prep.tokens.chat_template import ChatTemplate, Refused
 from data_prep.tokens.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.tokens.row import Row
 from data_prep.tokens.tokenizer_files import find_eos_token_id, read_special_tokens, template_of
+from data_prep.user_error import UserError
 
 
 class Tokeniser:
@@ -31,7 +32,7 @@ class Tokeniser:
         overrides: whether the corpus names another chat template than the tokenizer's own.
 
     Raises:
-        ValueError: the tokenizer has no end-of-sequence token.
+        UserError: the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, config: CorpusConfig, folder: Path, library: str = TOKENIZERS) -> None:
@@ -116,7 +117,7 @@ class Tokeniser:
         chat, name = self._config.chat, self._config.tokenizer.path or f"corpus {self._config.name}"
         source = template_of(self.folder)
         if source is None:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer {name} has no chat template, and the corpus holds conversations or prompts: set "
                 f"corpus.chat.template to a Jinja file, or to `default`; or, for prompts and instructions as plain text, name "
                 f'their form as corpus.sources.NAME.options.prompt_template, e.g. "{{prompt}}\\n\\n"'

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.config import CorpusConfig
 from data_prep.tokens.chat_template import DEFAULT_TEMPLATE
+from data_prep.user_error import UserError
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE_FILE = "chat_template.jinja"
@@ -26,7 +27,7 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
     `train_texts`.
 
     Raises:
-        ValueError: the given tokenizer has one of the tokens to add.
+        UserError: the given tokenizer has one of the tokens to add.
     """
     folder.mkdir(parents=True)
     given, template = config.tokenizer.path, config.chat.template
@@ -48,13 +49,13 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
     last key.
 
     Raises:
-        ValueError: it has one of them already.
+        UserError: it has one of them already.
     """
     if not tokens:
         return
     vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     if known := [token for token in tokens if token in vocabulary]:
-        raise ValueError(f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out")
+        raise UserError(f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out")
     body = json.loads(file.read_text(encoding="utf-8"))
     first = max(vocabulary.values()) + 1
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
@@ -122,5 +123,5 @@ def _json(path: Path) -> dict[str, object]:
 def find_eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> int:
     token_id = tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
     if token_id is None:
-        raise ValueError("the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack")
+        raise UserError("the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack")
     return int(token_id)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.shards import sha256_file
+from data_prep.user_error import UserError
 from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, words
 
 STANDARDS = ("nob", "nno")
@@ -94,7 +95,7 @@ def _catalogue(folder: Path) -> dict[tuple[str, str], str]:
             if isinstance(key, str) and key and text != key.rpartition("\x04")[2]:
                 found[file.name, key] = _MNEMONIC.sub("", _MARKUP.sub(" ", text))
     if not found:
-        raise ValueError(f"{folder} holds no messages: unpack Debian's libreoffice-l10n packages there (dpkg -x)")
+        raise UserError(f"{folder} holds no messages: unpack Debian's libreoffice-l10n packages there (dpkg -x)")
     return found
 
 

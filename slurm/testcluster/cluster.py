@@ -25,6 +25,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # started as a script
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from slurm.testcluster.layout import Layout
+
 PACKAGES = (
     "slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "slurmdbd", "mariadb-server-core", "mariadb-client-core",
 )  # fmt: skip
@@ -42,179 +47,11 @@ PROGRAMS = (
     "nsenter",
 )
 NODES = ("node1", "node2", "node3")
-ACCOUNT = "nn9999k"
 SLOTS = range(1, 50)  # of addresses and ports, one a cluster
 
-SLURM_CONF = """\
-ClusterName=testcluster
-SlurmctldHost={head}({net}.254)
-SlurmUser=root
-SlurmdUser=root
-FirstJobId={first_job_id}
-AuthType=auth/munge
-AuthInfo=socket={base}/munge.sock,cred_expire=5
-CredType=cred/munge
-SlurmctldPort={ctld_port}
-SlurmdPort=6818
-SlurmctldPidFile={base}/run/slurmctld.pid
-SlurmdPidFile={base}/run/slurmd.%n.pid
-SlurmdSpoolDir={base}/spool/%n
-StateSaveLocation={base}/state
-SlurmctldLogFile={base}/log/slurmctld.log
-SlurmdLogFile={base}/log/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=1
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={net}.254
-AccountingStoragePort={dbd_port}
-AccountingStoragePass={base}/munge.sock
-AccountingStorageTRES=gres/gpu
-AccountingStorageEnforce=associations,limits,qos
-ReturnToService=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
-SlurmdParameters=config_overrides
-EnforcePartLimits={enforce_limits}
-GresTypes=gpu
-JobRequeue={requeue}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-SlurmctldTimeout=10
-SlurmdTimeout=10
-KillWait=5
-MinJobAge=300
-NodeName=node[1-3] NodeAddr={net}.[1-3] CPUs={cpus} RealMemory={memory} Gres={gres} Features={features} State=UNKNOWN
-"""
+SLURM_CONF = Path(__file__).with_name("slurm.conf.in").read_text(encoding="utf-8")
 
-SLURMDBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={base}/munge.sock
-DbdHost={head}
-DbdAddr={net}.254
-DbdPort={dbd_port}
-SlurmUser=root
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={db_port}
-StorageUser=root
-StorageLoc=slurm_acct
-PidFile={base}/run/slurmdbd.pid
-LogFile={base}/log/slurmdbd.log
-"""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a quality of service. A partition that counts a user's jobs has one of its own, as sites do it."""
-
-    max_time: str | None = None
-    max_gpus: int | None = None
-    max_submitted: int | None = None
-    max_running: int | None = None
-
-    def options(self) -> list[str]:
-        """Return them as sacctmgr takes them, that of GPUs left out."""
-        values = {
-            "MaxWall": self.max_time,
-            "MaxSubmitJobsPerUser": self.max_submitted,
-            "MaxJobsPerUser": self.max_running,
-        }
-        return [f"{key}={value}" for key, value in values.items() if value is not None]
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One partition, on all nodes."""
-
-    name: str
-    max_time: str = "7-00:00:00"
-    is_default: bool = False
-    max_nodes: int | None = None
-    whole_nodes: bool = False
-    limits: Limits | None = None
-    options: str = ""
-
-    @property
-    def quality(self) -> str:
-        """Name of the quality of service that holds the limits."""
-        return f"partition_{self.name}"
-
-    def line(self) -> str:
-        """Return its line of slurm.conf."""
-        values = {
-            "PartitionName": self.name,
-            "Nodes": "ALL",
-            "Default": "YES" if self.is_default else "NO",
-            "MaxTime": self.max_time,
-            "State": "UP",
-            "MaxNodes": self.max_nodes,
-            "OverSubscribe": "EXCLUSIVE" if self.whole_nodes else None,
-            "QOS": self.quality if self.limits else None,
-        }
-        words = [f"{key}={value}" for key, value in values.items() if value is not None]
-        return " ".join([*words, *([self.options] if self.options else [])])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The nodes, partitions, qualities of service and accounts that slurm.conf declares.
-
-    Attributes:
-        gpus: GPUs of a node by type; the type "" is GPUs without one.
-        requeue: whether jobs may be requeued (JobRequeue).
-        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait.
-        login_hosts: further names of this machine, which nodes resolve.
-    """
-
-    partitions: tuple[Partition, ...] = (
-        Partition("debug", "1-00:00:00", is_default=True, options="PriorityTier=1 PreemptMode=REQUEUE GraceTime=15"),
-        Partition("urgent", "1-00:00:00", options="PriorityTier=10 PreemptMode=OFF"),
-    )
-    qualities: tuple[tuple[str, Limits], ...] = ()
-    accounts: tuple[str, ...] = (ACCOUNT,)
-    gpus: tuple[tuple[str, int], ...] = (("", 4),)
-    cpus: int = 8
-    memory_mb: int = 8000
-    features: str = "none"
-    interface: str = "eth0"
-    requeue: bool = True
-    enforce_limits: str = "NO"
-    login_hosts: tuple[str, ...] = ()
-
-    def all_qualities(self) -> dict[str, Limits]:
-        """Return the qualities of service by name, those of partitions too."""
-        of_partitions = {partition.quality: partition.limits for partition in self.partitions if partition.limits}
-        return {**of_partitions, **dict(self.qualities)}
-
-    def gpu_limit_commands(self) -> list[list[str]]:
-        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has registered."""
-        return [
-            ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
-            for name, limits in self.all_qualities().items()
-            if limits.max_gpus is not None
-        ]
-
-    def accounting_commands(self) -> list[list[str]]:
-        """Return the commands of sacctmgr that set up accounts and limits."""
-        commands = [["add", "cluster", "testcluster"]]
-        alike: dict[tuple[str, ...], list[str]] = {}  # one command for those of the same limits: each takes a third of a second
-        for name, limits in self.all_qualities().items():
-            alike.setdefault(tuple(limits.options()), []).append(name)
-        commands += [["add", "qos", ",".join(names), *options] for options, names in alike.items()]
-        accounts = ",".join(self.accounts)
-        commands.append(["add", "account", accounts, "cluster=testcluster"])
-        commands.append(["add", "user", "root", f"account={accounts}"])
-        if self.qualities:
-            names = ",".join(["normal", *(name for name, _ in self.qualities)])
-            commands.append(["modify", "user", "root", "set", f"qos={names}", "defaultqos=normal"])
-        return commands
+SLURMDBD_CONF = Path(__file__).with_name("slurmdbd.conf.in").read_text(encoding="utf-8")
 
 
 def missing_programs() -> list[str]:

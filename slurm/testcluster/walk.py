@@ -23,7 +23,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm.testcluster.sites import SITES, DressedCluster
+from slurm.testcluster.site_profiles import SITES
+from slurm.testcluster.sites import DressedCluster
 
 PAGES = Path(__file__).parents[2] / "docs" / "sites"
 SECONDS = 600.0  # for one command: a run has to be waited for

@@ -88,7 +88,7 @@ fi
 SCRIPT = f"""\
 #!{INNER}/bin/python
 import sys
-from finetune.cli import main
+from finetune.cli.main import main
 if __name__ == "__main__":
     sys.exit(main())
 """

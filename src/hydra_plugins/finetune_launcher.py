@@ -24,6 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from data_prep.user_error import UserError
 from finetune.runs.layout import POINTS_TABLE, SWEEPS
 
 
@@ -132,15 +133,16 @@ class FinetuneLauncher(Launcher):
         config.hydra.sweep.dir = str(self.folder)  # sweepers write there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from finetune.cli.main import run_points, to_train_config
+        from finetune.cli.train import run_points
         from finetune.config.points import Sweep, varying
+        from finetune.config.train import from_omegaconf
         from finetune.terminal import counted
 
         configs = []
         swept = []
         try:
             for overrides in counted(job_overrides, len(job_overrides), "composing"):
-                configs.append(to_train_config(self.composer.compose(overrides)))
+                configs.append(from_omegaconf(self.composer.compose(overrides)))
                 swept.append(self._swept(overrides))
             if not self.learns:
                 keys = varying(swept)
@@ -180,7 +182,7 @@ class FinetuneLauncher(Launcher):
 
     def _told(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
-            fault = ValueError(f"{' '.join(overrides)} gave no held-out loss")
+            fault = UserError(f"{' '.join(overrides)} gave no held-out loss")
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
 

@@ -15,7 +15,7 @@ from data_prep.document import Report
 from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, TokenizerInfo, _digest
 from data_prep.stage_files import losses
 from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
-from finetune.cli.report import print_corpus
+from finetune.cli.corpus_tables import print_corpus
 from tests.data_prep.documents import document
 
 SENTENCES = [

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from finetune.runs.folder import RunFolder
+from finetune.tracking.spool import steps_done
 from tests.end_to_end.commands import FINETUNE, command, run_of
 from tests.models import LLAMA
 
@@ -173,7 +174,7 @@ def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], R
     """A followed run, caught once it trains."""
     arguments = long_run_arguments(tmp_path, law_corpus)
     shell = subprocess.Popen([*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(run.last_metrics().get("step", 0) > 10 for run in RunFolder.all(tmp_path / "runs")))
+    wait_for(lambda: any(steps_done(run.path) > 10 for run in RunFolder.all(tmp_path / "runs")))
     (run,) = RunFolder.all(tmp_path / "runs")
     assert run.state() == "running"
     return shell, run
@@ -181,7 +182,7 @@ def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], R
 
 def test_a_detached_run_returns_at_once_into_a_pipe_and_goes_on(law_corpus: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path, command(tmp_path, *long_run_arguments(tmp_path, law_corpus), "detach=true").stdout)
-    wait_for(lambda: run.last_metrics().get("step", 0) > 3)
+    wait_for(lambda: steps_done(run.path) > 3)
     assert run.state() == "running"
     assert "running" in command(tmp_path, "status").stdout
     run.stop_file.touch()
@@ -210,7 +211,7 @@ def test_ctrl_c_saves_and_stops_and_resume_goes_on(long_run: tuple[subprocess.Po
     assert shell.returncode == 1
     assert "stopped as asked" in err
     assert run.state() == "stopped"
-    stopped_at = run.last_metrics()["step"]
+    stopped_at = steps_done(run.path)
     assert (run.checkpoints / f"step-{stopped_at:08d}" / "manifest.json").is_file()
     assert not ranks_of(run)
     assert run.state() == "stopped"

@@ -11,6 +11,7 @@ import pytest
 
 from finetune.cli import main as cli
 from finetune.runs.folder import RunFolder
+from finetune.tracking.spool import steps_done
 from tests.slurm.conftest import Shell, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -25,7 +26,7 @@ def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell:
         shell.cluster.stop_accounting()
         try:
             assert "queued (PartitionDown)" in " ".join(shell.finetune("status", waiting.id).stdout.split())
-            wait_for(lambda: run.last_metrics().get("step", 0) > 5)
+            wait_for(lambda: steps_done(run.path) > 5)
             assert "running" in shell.finetune("status", run.id).stdout
             assert "preflight passed" in shell.finetune("logs", run.id).stdout
             following = shell.start("logs", "-f", run.id)

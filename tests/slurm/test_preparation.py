@@ -16,6 +16,7 @@ from data_prep import pipeline
 from data_prep.plan import Preparation
 from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
 from finetune.launch import prepare_jobs as chain
+from finetune.launch.prepare_layout import Layout
 from tests.data_prep.sample import checksums, markers
 from tests.data_prep.sample import sharded_sample_config as config
 from tests.slurm.conftest import Shell, wait_for
@@ -103,13 +104,13 @@ def test_a_queue_that_takes_few_jobs_gets_few(shell: Shell, tmp_path: Path, monk
     with shell.closed():
         unknown = replace(CLUSTER, prepare=replace(jobs, qos="few"))
         run = chain.submit("sample", tmp_path / ".sample.stages", steps, OF, unknown)
-        assert run.layout == chain.Layout(OF, OF, is_one_job=True), "22 steps are too many jobs, says Slurm"
+        assert run.layout == Layout(OF, OF, is_one_job=True), "22 steps are too many jobs, says Slurm"
         assert list(shell.queue().values()) == ["PENDING"]
         script = (run.folder / "whole0-to-cut10.sh").read_text()
         assert [line.split()[1] for line in script.splitlines() if line.startswith("  run ")] == [name for name, _ in steps]
         known = replace(CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)}))
         layout = chain.lay_out(32, steps, known)  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
-        assert layout == chain.Layout(8, 4), "two jobs an array, and four times 1G to a node of 8000M"
+        assert layout == Layout(8, 4), "two jobs an array, and four times 1G to a node of 8000M"
         assert layout.num_jobs(steps) == 33
         full = replace(known, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=1)}))
         with pytest.raises(ValueError, match="its queue takes 1 jobs of a user, and 1 of yours are there; wait"):

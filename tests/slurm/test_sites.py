@@ -15,20 +15,10 @@ import pytest
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import EndingCause
+from finetune.tracking.spool import steps_done
 from slurm.testcluster.cluster import Cluster, why_not
-from slurm.testcluster.sites import (
-    DENIED,
-    JUPITER,
-    LUMI,
-    MARENOSTRUM5,
-    OLIVIA,
-    SAGA,
-    SITES,
-    DressedCluster,
-    Site,
-    limit,
-    union,
-)
+from slurm.testcluster.site_profiles import DENIED, JUPITER, LUMI, MARENOSTRUM5, OLIVIA, SAGA, SITES, Site
+from slurm.testcluster.sites import DressedCluster, limit, union
 from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
@@ -169,11 +159,11 @@ def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_fr
         denied.unlink()
     assert "not checked" in submitted.stderr
     first, second = lumi.runs(submitted.stdout)
-    wait_for(lambda: first.last_metrics().get("step", 0) >= 6)
+    wait_for(lambda: steps_done(first.path) >= 6)
     lumi.cluster.slurm("scontrol", "requeue", lumi.job(first))
     for run in (first, second):
         lumi.wait(run)
-        assert run.last_metrics()["step"] == 20
+        assert steps_done(run.path) == 20
     causes = [attempt.ending.cause for attempt in attempts.read(first.path) if attempt.ending]
     assert causes[0] in (EndingCause.INTERRUPTED, EndingCause.KILLED)
     assert causes[-1] == EndingCause.COMPLETED
@@ -226,7 +216,7 @@ def test_where_requeue_is_forbidden_a_run_that_is_interrupted_is_submitted_again
         settings = ["cluster=jupiter", "cluster.account=jureap123", python, "max_steps=60"]
         (run,) = login.runs(login.train(*settings).stdout)
         job = login.job(run)
-        wait_for(lambda: run.last_metrics().get("step", 0) >= 6)
+        wait_for(lambda: steps_done(run.path) >= 6)
         assert "disabled" in refusal(lambda: login.cluster.slurm("scontrol", "requeue", job))
         login.cluster.slurm("scancel", "--signal=USR2", job)
         wait_for(lambda: login.job(run) != job)
@@ -274,13 +264,13 @@ STAYS = (
 def test_a_run_comes_back(stay: Stay, event: str) -> None:
     with login_to(stay.site, stay.folder) as login:
         (run,) = login.runs(login.train(*stay.settings, "max_steps=60").stdout)
-        wait_for(lambda: run.last_metrics().get("step", 0) >= 6)
+        wait_for(lambda: steps_done(run.path) >= 6)
         if event == "power cut":
             login.cluster.cut_power(attempts.read(run.path)[-1].nodes[0])
         else:
             login.cluster.slurm("scontrol", "requeue", login.job(run))
         login.wait(run)
-        assert run.last_metrics()["step"] == 60
+        assert steps_done(run.path) == 60
         assert len(attempts.read(run.path)) == 2
 
 

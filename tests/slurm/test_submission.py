@@ -21,6 +21,7 @@ import finetune
 from finetune.config.train import conf_dir
 from finetune.launch.observe import observe
 from finetune.runs.folder import RunFolder
+from finetune.tracking.spool import steps_done
 from tests.slurm.conftest import Shell, losses, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -309,7 +310,7 @@ def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) ->
     attached = subprocess.Popen([*allocation, *command], cwd=shell.folder, env=shell.environment)
     wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))
     (run,) = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("now-")]
-    wait_for(lambda: run.last_metrics().get("step", 0) > 2)
+    wait_for(lambda: steps_done(run.path) > 2)
     assert len(run.processes()) > 2, "the ranks, and srun"
     shell.finetune("cancel", "--now", run.id)
     assert not run.processes()

@@ -11,6 +11,7 @@ import pytest
 
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
+from finetune.tracking.spool import steps_done
 from slurm.testcluster import chaos
 from slurm.testcluster.chaos import Outcome, Sandbox, wait_for
 from tests.slurm.conftest import Shell
@@ -75,7 +76,7 @@ def test_the_restart_limit_holds(box: Sandbox) -> None:
 def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, whole: RunFolder) -> None:
     run = box.submit("cluster.on_interrupt=resubmit", "cluster.nodes=1")
     first_job = box.job(run)
-    wait_for(lambda: run.last_metrics().get("step", 0) >= 3, 600, "step 3")
+    wait_for(lambda: steps_done(run.path) >= 3, 600, "step 3")
     box.ranks(run)[0].terminate()
     wait_for(lambda: box.job(run) != first_job, 600, "another job")
     box.wait_for_end(run)
@@ -110,7 +111,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back
 def test_a_cancelled_job_does_not_come_back(box: Sandbox) -> None:
     """Its rank hears the same signal as at a requeue, and saves; its batch script must not bring it back."""
     run = box.submit("cluster.nodes=1")
-    wait_for(lambda: run.last_metrics().get("step", 0) >= 2, 600, "step 2")
+    wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))
     box.wait_for_end(run)
     assert len(attempts.read(run.path)) == 1

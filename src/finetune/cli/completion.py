@@ -1,4 +1,4 @@
-"""Completion in the shell: verbs, options, groups of config files and their names, settings, corpora, runs.
+"""`finetune completion`, which a shell calls at each tab: verbs, options, config files, settings, corpora and runs.
 
 People wait for it: it lists folders and reads dataclasses, and imports neither Hydra nor torch. Paths are left to the shell.
 """
@@ -9,23 +9,22 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from finetune.cli.overrides import option_value
+from data_prep.user_error import UserError
+from finetune.cli import verbs
+from finetune.cli.overrides import Parser, option_value
+from finetune.cli.verbs import Completes, Verb
 from finetune.runs import layout
 
 if TYPE_CHECKING:
     from finetune.cli.config_files import ConfigFiles
 
-Verbs = Mapping[str, Callable[[list[str]], int]]
-SchemaOf = Callable[[str], type[Any]]  # of a verb: the dataclass behind its settings
-
-TAKES_RUN = ("resume", "evaluate")
-TAKES_RUNS = ("status", "logs", "cancel", "retry", "prune", "sync")  # and sweeps
-SETTINGS_VERBS = ("train", "prepare")
+SHELLS = ("bash", "zsh")
+EXAMPLE = 'eval "$(finetune completion bash)"'
 
 # bash parts words at = and :, and completes what stands behind the last of them. A reply that ends in = or . goes on.
 BASH = """\
@@ -49,23 +48,37 @@ compdef _finetune finetune
 """
 
 
+def completion(arguments: list[str]) -> int:
+    """Print a shell's script; or, as that script asks for it, how a line can go on."""
+    asked = arguments[:1]
+    if asked == ["words"]:  # zsh's script asks so, and bash's with a line
+        print("\n".join(complete(arguments[1:])))
+    elif asked == ["line"] and len(arguments) == 3:
+        print("\n".join(complete_line(arguments[1], arguments[2])))
+    else:
+        parser = Parser(prog="finetune completion", description="Print what makes the command line complete in the shell.")
+        parser.add_argument("shell", nargs="?", default="", metavar="bash|zsh", help=f"the shell: {EXAMPLE} in its startup file")
+        print(script(parser.parse_args(arguments).shell), end="")
+    return 0
+
+
 def script(shell: str) -> str:
     """Return what to put into ~/.bashrc or ~/.zshrc, as eval "$(finetune completion bash)".
 
     Raises:
-        ValueError: another shell.
+        UserError: another shell.
     """
-    if shell not in ("bash", "zsh"):
-        raise ValueError(f"completion: '{shell}' is not supported; choose bash or zsh: eval \"$(finetune completion bash)\"")
+    if shell not in SHELLS:
+        raise UserError(f"completion: '{shell}' is not supported; choose bash or zsh: {EXAMPLE}")
     return BASH if shell == "bash" else ZSH
 
 
-def complete_line(breaks: str, line: str, verbs: Verbs, schema_of: SchemaOf) -> list[str]:
+def complete_line(breaks: str, line: str) -> list[str]:
     """Return how a typed line of bash can go on: what replaces the text behind the last of its word breaks."""
     typed = _parse_line(line)[1:]
     last = typed[-1] if typed else ""
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
-    return [reply[begin:] for reply in complete(typed, verbs, schema_of)]
+    return [reply[begin:] for reply in complete(typed)]
 
 
 def _parse_line(line: str) -> list[str]:
@@ -77,34 +90,37 @@ def _parse_line(line: str) -> list[str]:
     return line.split(" ")
 
 
-def complete(typed: list[str], verbs: Verbs, schema_of: SchemaOf) -> list[str]:
+def complete(typed: list[str]) -> list[str]:
     """Return how the last of the typed words can go on."""
     *before, last = typed or [""]
     if not before:
-        return [verb for verb in verbs if verb.startswith(last)]
-    verb = before[0]
-    if verb not in verbs:
+        return [name for name in verbs.names() if name.startswith(last)]
+    verb = verbs.find(before[0])
+    if verb is None:
         return []
-    if verb == "completion":
-        replies = ["bash", "zsh"]
-    elif last.startswith("-"):
-        replies = _options(verbs[verb])
-    elif verb in SETTINGS_VERBS:
-        replies = list(_settings(verb, schema_of(verb), before[1:], last))
-    elif verb == "inspect" or before[-1] == "--corpus":
-        replies = _prepared(before)
-    elif verb in TAKES_RUN + TAKES_RUNS and not before[-1].startswith("--"):
-        replies = _ids(Path(option_value(before, "--runs-dir") or "runs"), sweeps=verb in TAKES_RUNS)
-    else:
-        replies = []
+    replies = _options(verb) if last.startswith("-") else _arguments(verb, before, last)
     return [reply for reply in replies if reply.startswith(last)]
 
 
-def _options(verb: Callable[[list[str]], int]) -> list[str]:
+def _arguments(verb: Verb, before: list[str], last: str) -> list[str]:
+    """Return what can stand as an argument of a verb, or as the value of the option before it."""
+    if verb.completes is Completes.SHELL:
+        return list(SHELLS)
+    if verb.completes is Completes.SETTINGS and verb.schema is not None:
+        return list(_settings(verb.name, verb.schema(), before[1:], last))
+    if verb.completes is Completes.CORPUS or before[-1] == "--corpus":
+        return _prepared(before)
+    if verb.completes in (Completes.RUN, Completes.RUN_OR_SWEEP) and not before[-1].startswith("--"):
+        runs_dir = Path(option_value(before, "--runs-dir") or "runs")
+        return _ids(runs_dir, sweeps=verb.completes is Completes.RUN_OR_SWEEP)
+    return []
+
+
+def _options(verb: Verb) -> list[str]:
     """Return the options that a verb's help names."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        verb(["--help"])
+        verb.run(["--help"])
     return sorted(set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue())) | {"--help"})
 
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli import report
+from data_prep.user_error import UserError
+from finetune.cli import result_tables
+from finetune.cli.run_arguments import make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model as base_models
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 BASE = "base"  # as --against: the model that the run started from
 GROUPS = ("by_language", "by_source")
+DESCRIPTION = (
+    "Held-out loss of a run's result, one of its checkpoints, or a model, on a corpus' validation split. "
+    "Several models are evaluated on the same rows and compared with the first, or with --against."
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,33 @@ class Subject:
     label: str
     model: Base
     run: RunFolder | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the losses of a model are than those of another."""
+
+    loss: float
+    by_language: dict[str, float]
+    by_source: dict[str, float]
+
+    @classmethod
+    def between(cls, result: HeldOut, first: HeldOut) -> Difference:
+        by_group = {}
+        for group in GROUPS:
+            losses = _by_group(result, group)
+            by_group[group] = {name: losses[name] - loss for name, loss in _by_group(first, group).items()}
+        return cls(result.loss - first.loss, **by_group)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Print the held-out losses of models; with --json, the same as JSON on stdout."""
+    parser = make_parser("evaluate", DESCRIPTION)
+    add_arguments(parser)
+    result = evaluate_models(parser.parse_intermixed_args(arguments))
+    if result is not None:
+        print(result)
+    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
-def evaluate(options: argparse.Namespace) -> str | None:
-    """Evaluate the models and print their losses; the same as JSON, if it is asked for.
+def evaluate_models(options: argparse.Namespace) -> str | None:
+    """Evaluate the models and print their losses; return the same as JSON, if it is asked for.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model or corpus, or they do not belong together.
+        NotFoundError, UserError: there is no such model or corpus, or they do not belong together.
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
@@ -73,16 +106,16 @@ def evaluate(options: argparse.Namespace) -> str | None:
     names = " and ".join(subject.label for subject in subjects)
     console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
     if len(subjects) == 1:
-        report.print_held_out(before=None, after=results[0])
+        result_tables.print_held_out(before=None, after=results[0])
     else:
         console().print(comparison_table(subjects, results))
     held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
-    report.print_losses({"validation": held_out_rows.token_use()})
+    result_tables.print_losses({"validation": held_out_rows.token_use()})
     if not options.json:
         return None
     if len(subjects) == 1:
         return json.dumps(asdict(results[0]), ensure_ascii=False)
-    return json.dumps(as_json(subjects, results, data), ensure_ascii=False)
+    return _as_json(subjects, results, data)
 
 
 def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
@@ -94,10 +127,10 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
         return [resolve(against, runs_dir), *named]
     run = named[0].run
     if run is None:
-        raise ValueError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
+        raise UserError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
     model = run.config().model
     if model.path is None:
-        raise ValueError(f"--against base: run {run.id} began from scratch and has no base; name a model")
+        raise UserError(f"--against base: run {run.id} began from scratch and has no base; name a model")
     return [Subject(f"base {_label(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
 
 
@@ -105,12 +138,12 @@ def resolve(name: str, runs_dir: str) -> Subject:
     """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder or a hub id.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is an adapter alone, or a run without a result.
+        NotFoundError: there is none.
+        UserError: it is an adapter alone, or a run without a result.
     """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+        raise UserError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_models.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
@@ -130,7 +163,7 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
     settings = DataConfig(corpus="") if run is None else run.config().data
     corpus = options.corpus or settings.corpus
     if not corpus:
-        raise ValueError("--corpus is missing: name the corpus to evaluate a model folder on")
+        raise UserError("--corpus is missing: name the corpus to evaluate a model folder on")
     return DataConfig(
         corpus=corpus,
         corpora_dir=options.corpora_dir,
@@ -141,14 +174,14 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise ValueError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
+    """Raise UserError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)
         except ValueError as fault:
             if len(subjects) == 1:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses a token of two tokenizers cannot be "
                 f"compared; compare models of one tokenizer"
             ) from fault
@@ -166,13 +199,18 @@ def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) ->
     for subject in subjects[1:]:
         headers += [escape(subject.label), "difference"]
     table = Table("  held-out loss (nats a token)", "tokens", *headers, box=None)
-    bodies = [asdict(result) for result in results]
-    table.add_row("  all", f"{results[0].tokens:,}", *_cells([body["loss"] for body in bodies]))
+    table.add_row("  all", f"{results[0].tokens:,}", *_cells([result.loss for result in results]))
     for group in GROUPS:
-        for name in bodies[0][group]:
-            tokens = bodies[0][f"tokens_{group}"][name]
-            table.add_row(Text(f"  {name}"), f"{tokens:,}", *_cells([body[group][name] for body in bodies]))
+        losses = [_by_group(result, group) for result in results]
+        tokens: dict[str, int] = getattr(results[0], f"tokens_{group}")
+        for name in losses[0]:
+            table.add_row(Text(f"  {name}"), f"{tokens[name]:,}", *_cells([by_name[name] for by_name in losses]))
     return table
+
+
+def _by_group(result: HeldOut, group: str) -> dict[str, float]:
+    losses: dict[str, float] = getattr(result, group)
+    return losses
 
 
 def _cells(losses: Sequence[float]) -> list[str]:
@@ -182,15 +220,14 @@ def _cells(losses: Sequence[float]) -> list[str]:
     return cells
 
 
-def as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> dict[str, Any]:
-    """Return all results, and the differences to the first model."""
-    bodies = [asdict(result) for result in results]
+def _as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> str:
+    """Return all results, and the differences to the first model, as JSON."""
     models = []
-    for subject, body in zip(subjects, bodies, strict=True):
-        difference = {"loss": body["loss"] - bodies[0]["loss"]}
-        by_group = {group: {name: body[group][name] - loss for name, loss in bodies[0][group].items()} for group in GROUPS}
-        models.append({"model": subject.label, **body, "difference": {**difference, **by_group}})
-    return {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
+    for subject, result in zip(subjects, results, strict=True):
+        difference = asdict(Difference.between(result, results[0]))
+        models.append({"model": subject.label, **asdict(result), "difference": difference})
+    body = {"corpus": str(data.corpus_folder), "sequence_length": data.sequence_length, "models": models}
+    return json.dumps(body, ensure_ascii=False)
 
 
 def _label(path: str) -> str:

@@ -1,84 +1,94 @@
-"""What `finetune inspect` prints of documents that were dropped, quarantined or searched for."""
+"""`finetune inspect`: what preparation did to a corpus and to single documents of it."""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
-from data_prep.inspection import QUARANTINED
-from finetune.cli.report import clipped
-from finetune.terminal import console
+from data_prep.user_error import UserError
+from finetune.cli.overrides import Parser
 
 if TYPE_CHECKING:
     from data_prep.inspection import Inspection
-    from data_prep.quarantine import Quarantined
-    from data_prep.text_search import Found, Hit
 
 
-def print_dropped(inspection: Inspection, reason: str | None, number: int, seed: int, characters: int) -> None:
-    """Print some of what was dropped, with the text as the stage got it, and of the records that could not be read.
-
-    Args:
-        reason: of a drop, or `quarantined`; None for all.
-    """
-    out = console(stderr=False)
-    counts = inspection.quarantine_counts() if reason in (None, QUARANTINED) else {}
-    dropped = [] if reason == QUARANTINED and counts else inspection.dropped(reason, number, seed)
-    for drop, stage, text in dropped:
-        detail = f" ({drop.detail})" if drop.detail else ""
-        out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
-        out.print(Text(clipped(text, characters) or "(no text)"), soft_wrap=True)
-        out.print()
-    if not counts:
-        return
-    for record in inspection.quarantined(number, seed):
-        _print_quarantined(out, record, characters)
-    listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
-    shown = min(number, sum(counts.values()))
-    out.print(Text(f"{sum(counts.values()):,} records are quarantined, {shown:,} shown (--sample N): {listed}"), soft_wrap=True)
+def inspect(arguments: list[str]) -> int:
+    """Print an overview of a corpus, or what the options ask for."""
+    _print(_parser().parse_args(arguments))
+    return 0
 
 
-def _print_quarantined(out: Console, quarantined: Quarantined, characters: int) -> None:
-    record = quarantined.record
-    place = ":".join(part for part in (record.file, record.member, record.at) if part)
-    out.print(Text(f"{record.source}: {place}: {QUARANTINED}: {record.error}", style="bold red"), soft_wrap=True)
-    out.print(Text(clipped(quarantined.raw, characters) or "(its raw text cannot be read)"), soft_wrap=True)
-    out.print()
+def _parser() -> Parser:
+    parser = Parser(
+        prog="finetune inspect",
+        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are "
+        "targets, how long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
+    )
+    parser.add_argument("corpus", help="a corpus' name or folder")
+    parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
+    parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
+    parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
+    parser.add_argument(
+        "--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason, as quarantined)"
+    )
+    parser.add_argument(
+        "--find", metavar="TEXT", help="documents that hold a text at any stage, whatever its case: where, and their fate"
+    )
+    parser.add_argument(
+        "--cut",
+        nargs="?",
+        const="",
+        metavar="WHERE",
+        help="lines cut from documents (of a stage, a source, a host): counts, examples",
+    )
+    parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
+    parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
+    parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
+    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    return parser
 
 
-def print_found(found: Found, text: str, characters: int) -> None:
-    """Print the documents that hold a text: where it is in them, and what became of them.
+def _print(options: argparse.Namespace) -> None:
+    """Print what the options ask for, or an overview."""
+    from data_prep.inspection import Inspection, bins
+    from finetune.cli import corpus_tables, document_tables
 
-    Raises:
-        ValueError: no document holds it.
-    """
-    if not found.documents and not found.quarantined:
-        raise ValueError(f"--find: no document holds '{text}', at any stage")
-    out = console(stderr=False)
-    for hit in found.hits:
-        out.print(Text(f"{hit.source}/{hit.id}: {_fate(hit)}", style="bold"), soft_wrap=True)
-        line = Text(f"  {hit.before}")
-        line.append(hit.match, style="green")
-        line.append(hit.after)
-        out.print(line, soft_wrap=True)
-    for record in found.quarantined[: max(5, len(found.hits))]:
-        _print_quarantined(out, record, characters)
-    noun = "record" if len(found.quarantined) == 1 else "records"
-    records = f", and {len(found.quarantined):,} quarantined {noun}" if found.quarantined else ""
-    shown = f", {len(found.hits):,} shown (--sample N)" if len(found.hits) < found.documents else ""
-    documents = "document holds" if found.documents == 1 else "documents hold"
-    out.print(Text(f"{found.documents:,} {documents} '{text}'{shown}{records}"), soft_wrap=True)
+    folder = Path(options.corpus)
+    inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
+    names = [name for wanted in options.documents for name in inspection.find(wanted)]
+    if options.dropped is None and options.cut is None and options.find is None:
+        names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
+    for name in names:
+        if options.tokens:
+            document_tables.print_tokens(inspection.tokens(*name), name, options.characters)
+        else:
+            document_tables.print_trace(inspection.trace(*name), name, options.characters)
+    if options.dropped is not None:
+        document_tables.print_dropped(inspection, options.dropped or None, options.sample or 5, options.seed, options.characters)
+    if options.find is not None:
+        document_tables.print_found(inspection.search(options.find, options.sample or 20), options.find, options.characters)
+    if options.cut is not None:
+        document_tables.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
+    if options.lengths:
+        corpus_tables.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
+    if options.picture:
+        print(_draw(inspection, options.picture))
+    listed = [options.dropped, options.cut, options.find]
+    asked = names or any(value is not None for value in listed) or options.lengths or options.picture
+    if not asked:
+        corpus_tables.print_corpus_overview(inspection.corpus)
 
 
-def _fate(hit: Hit) -> str:
-    """Return after which stages the text is there, and what ended that."""
-    first, last = hit.stages[0], hit.stages[-1]
-    stages = first if first == last else f"{first} to {last}"
-    if hit.drop is not None:
-        stage, drop = hit.drop
-        detail = f" ({drop.detail})" if drop.detail else ""
-        cut = f", cut by {hit.cut_by}" if hit.cut_by else ""
-        return f"{stages}{cut}, dropped by {stage}: {drop.reason}{detail}"
-    return f"{stages}, cut or changed by {hit.cut_by}" if hit.cut_by else f"{stages}, kept"
+def _draw(inspection: Inspection, path: Path) -> Path:
+    """Draw the lengths of a corpus' rows into a file, and return it."""
+    from data_prep.inspection import draw_lengths
+
+    lengths = inspection.lengths()
+    try:
+        return draw_lengths(lengths, path)
+    except UserError:
+        raise
+    except ValueError as fault:  # matplotlib draws no such files
+        raise UserError(f"--picture {path}: {fault}") from fault

@@ -11,6 +11,7 @@ from finetune.launch.observe import Observed
 from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import FailureKind, RunState
+from finetune.tracking.spool import steps_done
 
 # A key of CHANGEABLE in an error, perhaps with the value that the error recommends.
 _KEY = re.compile(rf"(?<![\w.])((?:{'|'.join(CHANGEABLE)})(?:\.\w+)*)(?:=(\w+))?")
@@ -29,14 +30,14 @@ def what_helps(one: Observed) -> str:
     if "memory ran out" in one.reason or "want of host memory" in one.reason:
         return _with_less_memory(run)
     place = _OF_THE_JOB.search(one.reason)
-    if place and not run.last_metrics():
+    if place and not steps_done(run.path):
         return f"go on with another {place[0]}: {run.command('resume')} {place[0]}=…"
     sweep = run.sweep()
     if sweep and one.state != RunState.STOPPED:
         return f"submit again what failed of its sweep: {run.command('retry', sweep)}"
     if run.has_checkpoint:
         return f"go on: {run.command('resume')}"
-    if one.state in (RunState.QUEUED, RunState.CANCELLED) and not run.last_metrics():
+    if one.state in (RunState.QUEUED, RunState.CANCELLED) and not steps_done(run.path):
         return f"it has not begun; submit it again: {run.command('retry')}"
     cause = "" if one.state == RunState.STOPPED else "once the cause is removed, "
     return f"it saved no checkpoint; {cause}start it again: {run.command('retry')}"

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_prep.user_error import UserError
 from finetune.config.suggestions import SYNONYMS, did_you_mean
 
 FLAGS = ("-m", "--multirun", "--resolve")
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ValueError with what is wrong and where help is."""
+        """Raise UserError with what is wrong and where help is."""
         if message.startswith("the following arguments are required"):
             # argparse also names those that may be left out
             needed = [action for action in self._actions if action.required and action.nargs != "*"]
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             message = f"unknown option {name}" if name.startswith("-") else f"unexpected argument '{name}'"
             message += did_you_mean(name.partition("=")[0], known if name.startswith("-") else ())
-        raise ValueError(f"{message}; `{self.prog} --help` lists what it takes")
+        raise UserError(f"{message}; `{self.prog} --help` lists what it takes")
 
 
 def _shown_name(action: argparse.Action) -> str:
@@ -63,7 +64,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     """Return the arguments as Hydra reads them: options first, then settings, quoted where its grammar fails.
 
     Raises:
-        ValueError: an unknown option, or a word that cannot be read as a setting.
+        UserError: an unknown option, or a word that cannot be read as a setting.
     """
     options, settings = split_options([_straighten_option(argument) for argument in arguments])
     _refuse_spaces(settings)
@@ -74,7 +75,7 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Part options, with their values, from settings: Hydra's parser reads options only if they stand together.
 
     Raises:
-        ValueError: an option that does not exist, or lacks its value.
+        UserError: an option that does not exist, or lacks its value.
     """
     options: list[str] = []
     settings: list[str] = []
@@ -84,11 +85,11 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not argument.startswith("-"):
             settings.append(argument)
         elif name not in FLAGS + WITH_VALUE:
-            raise ValueError(_describe_unknown_option(argument, next(rest, None)))
+            raise UserError(_describe_unknown_option(argument, next(rest, None)))
         elif name in WITH_VALUE and "=" not in argument:
             value = next(rest, None)
             if value is None:
-                raise ValueError(f"{name}: its value is missing")
+                raise UserError(f"{name}: its value is missing")
             options += [argument, value]
         else:
             options.append(argument)
@@ -112,24 +113,24 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
         before: settings to the left of it, of one of which it may be the rest.
 
     Raises:
-        ValueError: it is no key=value, or its key or value cannot be read in quotes either.
+        UserError: it is no key=value, or its key or value cannot be read in quotes either.
     """
     key, equals, value = setting.partition("=")
     if key and _reads(setting):
         return setting
     if not equals:
-        raise ValueError(_describe_no_setting(setting, before))
+        raise UserError(_describe_no_setting(setting, before))
     if not key or not _reads(f"{key}=1"):
-        raise ValueError(_describe_bad_key(key, value))
+        raise UserError(_describe_bad_key(key, value))
     if inner := _in_typographic_quotes(value):
         typed = shell_quote(f"{key}={inner}")
-        raise ValueError(f"{key}: {value} stands in typographic quotes, which are part of the value; write {typed}")
+        raise UserError(f"{key}: {value} stands in typographic quotes, which are part of the value; write {typed}")
     if value.startswith("~/"):
         value = str(Path(value).expanduser())
     quoted = key + equals + _quote_value(value)
     if not _reads(quoted):
         wanted = f"{key}={quote_text(value)}"
-        raise ValueError(f"{key}: its value cannot be read; write {shell_quote(wanted)} if it is one text")
+        raise UserError(f"{key}: its value cannot be read; write {shell_quote(wanted)} if it is one text")
     return quoted
 
 
@@ -137,14 +138,14 @@ def to_dotlist(settings: list[str]) -> list[str]:
     """Return settings of `resume` as OmegaConf reads them: the same grammar as for `train`, and values as JSON.
 
     Raises:
-        ValueError: a word that is no setting.
+        UserError: a word that is no setting.
     """
     _refuse_spaces(settings)
     read = []
     for index, setting in enumerate(settings):
         override = _parse(quote_setting(setting, settings[:index]))
         if override.is_delete() or override.is_add() or override.is_force_add():
-            raise ValueError(f"{setting}: a run goes on with its own settings; write key=value without + or ~")
+            raise UserError(f"{setting}: a run goes on with its own settings; write key=value without + or ~")
         key, _, value = setting.partition("=")
         if not override.is_sweep_override():
             value = override.value()
@@ -274,7 +275,7 @@ def _split_pair(text: str) -> tuple[str, str]:
     spaced = [index for index in colons if text[index + 1 : index + 2].isspace()]
     at = next(iter(spaced or colons), None)
     if at is None:
-        raise ValueError(f"{{{text}}}: a mapping has a value for each key; write {{key: value}}")
+        raise UserError(f"{{{text}}}: a mapping has a value for each key; write {{key: value}}")
     return text[:at], text[at + 1 :]
 
 
@@ -325,14 +326,14 @@ def _straighten_option(argument: str) -> str:
     if found is None or argument.startswith("-"):
         return argument
     option = "-" if len(found[2].partition("=")[0]) <= 2 else "--"
-    raise ValueError(f"{argument}: begins with a typographic dash; write {option}{found[2]}")
+    raise UserError(f"{argument}: begins with a typographic dash; write {option}{found[2]}")
 
 
 def _refuse_spaces(settings: list[str]) -> None:
     """Refuse a setting with spaces around its =, of which the shell makes several words.
 
     Raises:
-        ValueError: one was typed so.
+        UserError: one was typed so.
     """
     for index, word in enumerate(settings):
         before = settings[index - 1] if index else ""
@@ -342,10 +343,10 @@ def _refuse_spaces(settings: list[str]) -> None:
         elif re.fullmatch(r"[\w.+~]+=", word) and after and "=" not in after:
             key, value = word[:-1], after
         elif word == "=":
-            raise ValueError("'=' stands alone; write key=value without spaces around =")
+            raise UserError("'=' stands alone; write key=value without spaces around =")
         else:
             continue
-        raise ValueError(f"{key}: spaces stand around its =; write {shell_quote(f'{key}={value}')}")
+        raise UserError(f"{key}: spaces stand around its =; write {shell_quote(f'{key}={value}')}")
 
 
 def _describe_unknown_option(argument: str, following: str | None) -> str:

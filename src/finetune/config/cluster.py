@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, fields
 
 from data_prep.fields import at_least, one_of, section, setting
+from data_prep.user_error import UserError
 
 SCHEDULERS = ("local", "slurm")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer
@@ -156,7 +157,7 @@ class PrepareJobs:
         _gigabytes(self.memory, "cluster.prepare.memory")
         for option in self.sbatch:
             if owner := OWN_PREPARE_OPTIONS.get(option.replace("_", "-")):
-                raise ValueError(f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead")
+                raise UserError(f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead")
 
     def tasks_on_a_node(self, site: SiteConfig) -> int:
         """Return how many tasks a node of the training's partition holds, by its cores and its memory."""
@@ -237,9 +238,9 @@ class ClusterConfig:
         self.prepare.check()
         for option in self.sbatch:
             if owner := OWN_OPTIONS.get(option.replace("_", "-")):
-                raise ValueError(f"cluster.sbatch.{option}: that option is set from {owner}: use it instead")
+                raise UserError(f"cluster.sbatch.{option}: that option is set from {owner}: use it instead")
         if self.scheduler == "local" and self.nodes > 1:
-            raise ValueError(
+            raise UserError(
                 f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine alone: choose a Slurm profile"
             )
         if self.scheduler == "slurm":
@@ -259,21 +260,21 @@ class ClusterConfig:
         }
         for key, (limit, most, asked) in limits.items():
             if most is not None and asked > most:
-                raise ValueError(f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less")
+                raise UserError(f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less")
         if self.memory_per_node and site.memory_per_node_gb and _gigabytes(self.memory_per_node) > site.memory_per_node_gb:
-            raise ValueError(
+            raise UserError(
                 f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has cluster.site.memory_per_node_gb "
                 f"{site.memory_per_node_gb:g}: ask for less"
             )
         if self.signal_lead_s >= self.timeout_min * 60:
-            raise ValueError(
+            raise UserError(
                 f"cluster.signal_lead_s is {self.signal_lead_s}, all of a job of {self.timeout_min} minutes: lower it, "
                 f"or raise cluster.timeout_min"
             )
         if site.account_pattern and (self.account is None or not re.fullmatch(site.account_pattern, self.account)):
             hint = f" ({site.account_hint})" if site.account_hint else ""
             wanted = site.account_example or site.account_pattern
-            raise ValueError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
+            raise UserError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
 
     def queue_limits(self) -> QueueLimits:
         """Return the limits that hold for this partition and quality of service: each the most specific one that is known."""
@@ -357,11 +358,11 @@ class ClusterConfig:
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
-    """Raise ValueError if Slurm or submitit would read a part of a folder's path, where logs lie, as a pattern."""
+    """Raise UserError if Slurm or submitit would read a part of a folder's path, where logs lie, as a pattern."""
     pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
     found = re.search(pattern, folder)
     if found:
-        raise ValueError(
+        raise UserError(
             f"{name}: {folder} contains '{found[0]}', which has a meaning of its own in the paths of a job's logs; "
             f"choose another folder with {name}=…"
         )
@@ -371,8 +372,8 @@ def _gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
     """Of a size as Slurm takes it: megabytes, or with K, M, G or T behind it.
 
     Raises:
-        ValueError: it is none.
+        UserError: it is none.
     """
     if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text.upper())):
-        raise ValueError(f"{key} is {text}: give a number with K, M, G or T, as in 440G")
+        raise UserError(f"{key} is {text}: give a number with K, M, G or T, as in 440G")
     return int(found[1]) * {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1, "T": 1e3}[found[2]]

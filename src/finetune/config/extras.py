@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from data_prep.user_error import UserError
+
 TRAIN = ("torch", "deepspeed", "transformers", "accelerate", "peft", "safetensors")
 _EXTRA_OF = {**dict.fromkeys(TRAIN, "train"), "datasets": "train", "mlflow": "tracking"}
 
@@ -24,24 +26,24 @@ def check_can_train(is_job: bool) -> None:
         is_job: Slurm starts the run, so that it can be told to use another Python.
 
     Raises:
-        ValueError: this Python lacks packages of finetune[train].
+        UserError: this Python lacks packages of finetune[train].
     """
     if not (lacking := ", ".join(missing(TRAIN))):
         return
     if is_job:
-        raise ValueError(
+        raise UserError(
             f"cluster.python is missing: jobs would run with this Python, which lacks {lacking}; set the command of one that "
             f"has finetune[train], as of a container, or install it here: pip install 'finetune[train]'"
         )
-    raise ValueError(
+    raise UserError(
         f"cluster=local: this Python lacks {lacking}; pip install 'finetune[train]', or choose a Slurm profile and cluster.python"
     )
 
 
 def check(package: str, what: str) -> None:
-    """Raises ValueError if a package that `what` needs is not installed here."""
+    """Raises UserError if a package that `what` needs is not installed here."""
     if missing((package,)):
-        raise ValueError(_message(package, what))
+        raise UserError(_message(package, what))
 
 
 def explain(fault: ModuleNotFoundError) -> str | None:

@@ -187,38 +187,6 @@ ADAPTER_SYNONYMS = {
     "method": ("peft_type",),
     "type": ("peft_type",),
 }
-VERBS = {
-    "fit": "train",
-    "finetune": "train",
-    "sft": "train",
-    "run": "train",
-    "submit": "train",
-    "sweep": "train",
-    "continue": "resume",
-    "restart": "resume",
-    "eval": "evaluate",
-    "test": "evaluate",
-    "list": "status",
-    "ls": "status",
-    "ps": "status",
-    "queue": "status",
-    "show": "status",
-    "log": "logs",
-    "tail": "logs",
-    "kill": "cancel",
-    "stop": "cancel",
-    "scancel": "cancel",
-    "resubmit": "retry",
-    "rerun": "retry",
-    "rm": "prune",
-    "delete": "prune",
-    "clean": "prune",
-    "data": "prepare",
-    "preprocess": "prepare",
-    "tokenize": "prepare",
-    "mlflow": "ui",
-    "view": "inspect",
-}
 
 
 def closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:

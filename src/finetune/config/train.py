@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.fields import at_least, between, one_of, section, setting
+from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.config.suggestions import did_you_mean
 
@@ -52,11 +53,11 @@ class ModelConfig:
 
     def check(self) -> None:
         if (self.path is None) == (not self.from_scratch):
-            raise ValueError(
+            raise UserError(
                 "model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder"
             )
         if self.from_scratch and "model_type" not in self.from_scratch:
-            raise ValueError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
+            raise UserError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
         one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
         one_of("model.kernels", self.kernels, KERNELS)
         if self.quantization is not None:
@@ -159,9 +160,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self.model.check()
         if self.detach and (self.wait or self.debug):
-            raise ValueError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
+            raise UserError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
         if self.debug and self.cluster.world_size > 1:
-            raise ValueError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
+            raise UserError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
             at_least(name, getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
@@ -170,7 +171,7 @@ class TrainConfig:
         for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} is {value}: must be above 0 and finite")
+                raise UserError(f"{name} is {value}: must be above 0 and finite")
         for name in ("warmup_ratio", "decay_ratio", "min_lr_ratio"):
             between(name, getattr(self, name), 0, 1)
         for name in ("adam_beta1", "adam_beta2"):
@@ -180,35 +181,35 @@ class TrainConfig:
         one_of("result", self.result, RESULTS)
         one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
         if self.zero.get("stage") not in (0, 1, 2, 3):
-            raise ValueError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+            raise UserError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
         for key in ("offload_optimizer", "offload_param"):
             offload = self.zero.get(key) or {}
             if offload.get("device") == "nvme" and not offload.get("nvme_path"):
-                raise ValueError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
+                raise UserError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
         if self.zero["stage"] == 0 and self.precision == "bf16":
             # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
-            raise ValueError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
+            raise UserError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
         if self.adapter and "peft_type" not in self.adapter:
-            raise ValueError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
+            raise UserError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
         if self.adapter.get("peft_type") in PREPENDING:
-            raise ValueError(
+            raise UserError(
                 f"adapter.peft_type {self.adapter['peft_type']} puts virtual tokens before a row, which the documents packed in "
                 f"it cannot share: choose a method that changes layers, e.g. adapter=lora"
             )
         if self.model.quantization and (not self.adapter or self.zero["stage"] == 3):
-            raise ValueError(
+            raise UserError(
                 "model.quantization is for a frozen base that each rank holds whole: choose an adapter, and zero=stage0 to stage2"
             )
         if self.adapter and self.model.from_scratch:
-            raise ValueError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
+            raise UserError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
         if self.data.stage and not self.cluster.node_local:
-            raise ValueError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
+            raise UserError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
-            raise ValueError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
+            raise UserError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
         per_pass = self.micro_batch_size * self.cluster.world_size
         if self.global_batch_size % per_pass:
             fitting = max(1, self.global_batch_size // per_pass) * per_pass
-            raise ValueError(
+            raise UserError(
                 f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
                 f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {fitting}"
             )
@@ -252,7 +253,7 @@ def _refuse_extra(config: Any, prefix: str) -> None:
     known = {item.name for item in dataclasses.fields(config)}
     if extra := set(vars(config)) - known:
         name = min(extra)
-        raise ValueError(f"unknown setting '{prefix}{name}', so + cannot add it{did_you_mean(name, known)}")
+        raise UserError(f"unknown setting '{prefix}{name}', so + cannot add it{did_you_mean(name, known)}")
     for name in known:
         if dataclasses.is_dataclass(getattr(config, name)):
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
@@ -269,17 +270,17 @@ def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     """The config of a run that goes on with other settings, given as key=value.
 
     Raises:
-        ValueError: a key that is none, or that may not change within a run.
+        UserError: a key that is none, or that may not change within a run.
     """
     for override in overrides:
         key = override.partition("=")[0]
         if "=" not in override or key.split(".")[0] not in CHANGEABLE:
             close = did_you_mean(key, CHANGEABLE)
-            raise ValueError(
+            raise UserError(
                 f"{override}: a run can go on with another {', '.join(CHANGEABLE)}{close or '; for the rest start a new run'}"
             )
         if key == "cluster":
-            raise ValueError(f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2")
+            raise UserError(f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2")
     merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result
@@ -299,12 +300,12 @@ def load(path: Path) -> TrainConfig:
     """Read a resolved config that `save` wrote.
 
     Raises:
-        ValueError: the file was edited into something the schema refuses.
+        UserError: the file was edited into something the schema refuses.
     """
     try:
         config = from_omegaconf(OmegaConf.load(path))
     except OmegaConfBaseException as fault:
-        raise ValueError(f"{path}: {describe(fault)}") from None
+        raise UserError(f"{path}: {describe(fault)}") from None
     assert isinstance(config, TrainConfig)
     return config
 

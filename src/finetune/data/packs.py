@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.shards import Corpus
+from data_prep.user_error import UserError
 from finetune.data import packing
 from finetune.data.packing import Segments
 from finetune.data.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
@@ -104,7 +105,7 @@ class PackedData:
         account: the split's tokens, and those that are not used, by source, written standard and reason.
 
     Raises:
-        ValueError: nothing is left to train on.
+        UserError: nothing is left to train on.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class PackedData:
             self._log_counts()
         if not self.num_packs and split == "train":
             lost = {name: count for name, count in self.counts.items() if count and name.startswith("documents")}
-            raise ValueError(
+            raise UserError(
                 f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from"
                 + (f" ({_words(lost)}; sequence_length {sequence_length})" if lost else "")
             )
@@ -154,11 +155,11 @@ class PackedData:
         """Raise if the folder holds another plan of this split: an earlier version cut long rows in another way.
 
         Raises:
-            ValueError: a run that goes on would see some documents twice and others never.
+            UserError: a run that goes on would see some documents twice and others never.
         """
         for path in self._plan_folder.glob(layout.pack_plan(self.split, "*", 0)):
             if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
-                raise ValueError(
+                raise UserError(
                     f"{path} is the plan of an earlier version, which treated rows longer than a pack in another way: "
                     f"start a new run, or resume this one with the version that began it"
                 )

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.shards import Corpus
+from data_prep.user_error import UserError
 from finetune.config.train import DataConfig
 from finetune.runs.summary import LostTokens, TokenUse, UsedGroup
 
@@ -228,11 +229,11 @@ def check_losses(training: Account, data: DataConfig) -> None:
     """Refuse a run that leaves out more of its training tokens than `data.max_lost_share`.
 
     Raises:
-        ValueError: it does; the line names the reasons and the settings that change them.
+        UserError: it does; the line names the reasons and the settings that change them.
     """
     if training.lost_share <= data.max_lost_share:
         return
-    raise ValueError(
+    raise UserError(
         f"data.max_lost_share is {data.max_lost_share:g}, but {training.lost_share:.0%} of the {training.tokens:,} training "
         f"tokens of corpus {data.corpus} would be left out at data.sequence_length={data.sequence_length}: "
         f"{'; '.join(_by_reason(training))}; change that, or accept it with "

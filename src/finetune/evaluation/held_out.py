@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data_prep.shards import Corpus
+from data_prep.user_error import UserError
 from finetune.config.train import DataConfig
 from finetune.data.packs import PackedData
 from finetune.distributed import World
@@ -79,7 +80,7 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
         path: a model folder, a hub id, run:<run id>, or run:<run id>@<step>.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or corpus, they do not fit, or nothing is held out.
+        NotFoundError, UserError: no such model or corpus, they do not fit, or nothing is held out.
     """
     corpus = Corpus(config.corpus_folder)
     corpus.verify()
@@ -90,7 +91,7 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     """Return the held-out loss of a model on the validation rows of a corpus, which was verified before.
 
     Raises:
-        ValueError: their tokenizers differ, or nothing is held out.
+        UserError: their tokenizers differ, or nothing is held out.
     """
     run_inputs.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
@@ -105,7 +106,7 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
         )  # fmt: skip
         held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
     if held_out is None:
-        raise ValueError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
+        raise UserError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
     return held_out
 
 

@@ -38,11 +38,11 @@ from finetune.runs.records import (
     Failure,
     Outcome,
     Staged,
-    last_training_steps,
     move_submission,
     read_failures,
 )
 from finetune.runs.state import EndingCause, FailureKind, JobState
+from finetune.tracking.spool import training_steps
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -350,7 +350,7 @@ def _stated_cause(attempt: Attempt, cause: EndingCause, failures: list[Failure])
 
 def last_step(run: Path, attempt: Attempt) -> int:
     """Return the last step that an attempt wrote into the run's metrics; 0 if it did none."""
-    steps = last_training_steps(run)
+    steps = training_steps(run)
     return steps[-1].step if steps and steps[-1].time_ms >= attempt.time * 1000 else 0
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.runs import layout
 from finetune.runs.folder import RunFolder
@@ -97,7 +98,7 @@ def check_together(run: RunFolder, world: World) -> None:
 
     Raises:
         PreflightError: on all ranks, naming the nodes.
-        ValueError: sums are wrong on so many nodes that no node is to blame.
+        UserError: sums are wrong on so many nodes that no node is to blame.
     """
     began = time.monotonic()
     nodes: list[str] = world.all_gather_object(node_name())
@@ -141,7 +142,7 @@ def _check_sums(world: World, nodes: list[str]) -> None:
     if 2 * len(suspects) >= len(set(nodes)):
         suspects = suspected(world.all_gather_object(_wrong_broadcasts(world)), nodes)
     if not suspects:
-        raise ValueError(
+        raise UserError(
             f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers on a rank), and no "
             f"node alone is to blame: the network library corrupts data; set what your site documents for NCCL "
             f"(cluster.env_many_nodes), or NCCL_PROTO=^LL128"

@@ -19,6 +19,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.job import preflight
 from finetune.runs import inputs as run_inputs
@@ -170,7 +171,7 @@ def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnviron
     world = World()
     configure_logging(world)
     if 0 < torch.cuda.device_count() < config.cluster.ranks_per_node:  # NCCL refuses two ranks on one GPU
-        raise ValueError(
+        raise UserError(
             f"cluster.ranks_per_node is {config.cluster.ranks_per_node}, but {torch.cuda.device_count()} GPUs are visible: "
             f"choose {torch.cuda.device_count()}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
@@ -196,12 +197,12 @@ def _kind(error: BaseException) -> FailureKind:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Written for people. transformers refuses a config that makes no sense with an error of its own."""
-    return isinstance(error, ValueError | FileNotFoundError) or type(error).__name__.startswith("StrictDataclass")
+    """Return whether it comes again however often the job does: a file is gone, or transformers refuses the model's config."""
+    return isinstance(error, UserError | FileNotFoundError) or type(error).__name__.startswith("StrictDataclass")
 
 
 def _one_line(error: BaseException) -> str:
-    """A ValueError is written for people; anything else is a fault of ours and needs its type, and the log."""
+    """Return the message of a user's mistake; anything else is a fault of ours and needs its type, and the log."""
     text = " ".join(str(error).split())
     return (
         text

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.shards import Corpus
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.job.preflight import PreflightError, check_room, node_name
@@ -34,7 +35,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
 
     Raises:
         PreflightError: a node has no room, or the copy came out wrong; on all ranks, naming the nodes.
-        ValueError: the folder has a variable that the job lacks.
+        UserError: the folder has a variable that the job lacks.
     """
     if not config.data.stage:
         yield config
@@ -42,7 +43,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     assert config.cluster.node_local is not None  # config.py
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
-        raise ValueError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")
+        raise UserError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")
     all_nodes = parent / f"finetune-{run.id}"
     folder = all_nodes / node_name()  # what a site calls node-local may be one folder of all nodes of the job
     if world.is_main:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from data_prep.user_error import UserError
 from finetune.config.train import RUN_PREFIX, split_step
 from finetune.job import wave_files, waves
 from finetune.launch import slurm
@@ -30,12 +31,12 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
         each run, and what was done, in words.
 
     Raises:
-        ValueError: Slurm refuses; or a run is to be ended now that another machine has. None was ended then.
+        UserError: Slurm refuses; or a run is to be ended now that another machine has. None was ended then.
     """
     seen = observe(runs)
     for one in seen:
         if now and one.alive and (host := one.run.elsewhere()):
-            raise ValueError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
+            raise UserError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
     withdrawn = _withdraw(runs)
     if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
         seen = observe([run for run in runs if run.id not in withdrawn])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig
 from finetune.job.slurm_queue import TOO_MANY
 from finetune.launch import slurm
@@ -36,7 +37,7 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
         what could not be checked here and why, a line each.
 
     Raises:
-        ValueError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run there.
+        UserError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run there.
     """
     _check_architecture(cluster)
     not_checked = _check_torch(cluster)
@@ -54,7 +55,7 @@ def try_submission(script: str, *, is_sweep: bool = False) -> list[str]:
         is_sweep: its points may wait for places in the queue, so that a full queue is no reason to refuse.
 
     Raises:
-        ValueError: it would not.
+        UserError: it would not.
     """
     try:
         slurm.slurm_command("sbatch", "--test-only", stdin=script)
@@ -70,7 +71,7 @@ def _check_architecture(cluster: ClusterConfig) -> None:
     there = cluster.site.compute_architecture
     if there and there != platform.machine() and cluster.python is None:
         example = cluster.site.python_example or "apptainer exec --nv IMAGE python3"
-        raise ValueError(
+        raise UserError(
             f"cluster.python is missing: {cluster.name}'s compute nodes are {there}, this Python is for {platform.machine()}: "
             f"give the command of a Python there, as in cluster.python='{example}'"
         )
@@ -80,14 +81,14 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
     """Check that torch has code for the GPUs of the site, where the job's torch is the one that is installed here.
 
     Raises:
-        ValueError: it has none: the job would start, and fail at its first operation on the GPU.
+        UserError: it has none: the job would start, and fail at its first operation on the GPU.
     """
     gpu = cluster.gpu_architecture
     if not cluster.uses_gpus:
         return []
     build = installed_torch() if cluster.python is None else None
     if build is not None and build.cuda == (0, 0):
-        raise ValueError(
+        raise UserError(
             f"cluster.gpu_request: the job asks for GPUs, and torch {build.version} of this Python is a build for CPUs; "
             f"install one for GPUs, or name another Python (cluster.python)"
         )
@@ -95,7 +96,7 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
         return []
     missing = lacks(build, gpu) if build is not None else None
     if build is not None and missing:
-        raise ValueError(
+        raise UserError(
             f"cluster.site.gpu_architecture: the GPUs of {cluster.name} are {gpu}, and torch {build.version} of this Python "
             f"has no code for them; {OLDER_BUILD}"
         )
@@ -107,7 +108,7 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
     """Try, as the job will, the host's Python after the profile's module commands.
 
     Raises:
-        ValueError: it is missing or too old, and nothing but this setting decides which one it is.
+        UserError: it is missing or too old, and nothing but this setting decides which one it is.
     """
     if not uses_host_python(cluster):
         return []
@@ -121,7 +122,7 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
         return []
     if fault is None or cluster.setup:
         return [f"{name}: {'cluster.setup may change it' if cluster.setup else 'it does not start here'}"]
-    raise ValueError(
+    raise UserError(
         f"cluster.host_python: {cluster.host_python} {fault}, and what brings a run back needs 3.8 or newer on the nodes, "
         f"outside of the container; name a newer one (cluster.host_python=python3.11), or load one (cluster.modules)"
     )
@@ -131,7 +132,7 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
     """Try whether this Python, if it is the job's, starts without the modules that this shell has loaded.
 
     Raises:
-        ValueError: it does not, as a Python that came from a module which the job does not load.
+        UserError: it does not, as a Python that came from a module which the job does not load.
     """
     if cluster.python is not None or cluster.setup or not (cluster.clean_modules or cluster.modules):
         return []
@@ -142,7 +143,7 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
         return []
     loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
     first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
-    raise ValueError(
+    raise UserError(
         f"cluster.modules: this Python ({sys.executable}) does not start after {first}, as in a job; "
         f"name the modules that it needs, as in cluster.modules=['load Python/3.11'] (loaded in this shell: {loaded})"
     )
@@ -196,11 +197,11 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
     most = max(nodes for _, nodes in limits.values())
     partition = " and ".join(name.rstrip("*") for name in limits)
     if cluster.timeout_min > longest:
-        raise ValueError(
+        raise UserError(
             f"{key}.timeout_min is {cluster.timeout_min}: partition {partition} takes jobs of {longest:.0f} minutes at most"
         )
     if cluster.nodes > most:
-        raise ValueError(f"{key}.nodes is {cluster.nodes}: partition {partition} has {most}")
+        raise UserError(f"{key}.nodes is {cluster.nodes}: partition {partition} has {most}")
     return []
 
 

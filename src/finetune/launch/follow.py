@@ -20,7 +20,7 @@ from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.terminal import short_path
 from finetune.tracking import mlflow_sync as sender
-from finetune.tracking import names
+from finetune.tracking.spool import last_step
 
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 15.0
@@ -116,9 +116,9 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
             if controller.owns_ranks:  # srun ends a job that lost a rank by itself
                 watch.end_orphans()
             _show_warnings(run, console, shown)
-            if last := run.last_metrics():
-                status = f"loss {last['train/loss']:.3f}  {last['train/tokens_per_second']:,.0f} tok/s"
-                bar.update(task, description="training", completed=last["step"], total=int(last[names.NUM_STEPS]), status=status)
+            if last := last_step(run.path):
+                status = f"loss {last.loss:.3f}  {last.tokens_per_second:,.0f} tok/s"
+                bar.update(task, description="training", completed=last.step, total=last.num_steps, status=status)
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()

@@ -25,6 +25,7 @@ from typing import Any
 
 import data_prep
 import finetune
+from data_prep.user_error import UserError
 from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
 from finetune.config.points import Sweep
@@ -62,14 +63,14 @@ def pin(points: list[TrainConfig]) -> Pinned:
     """Read what the points are to be trained on. Nothing is written.
 
     Raises:
-        FileNotFoundError: a base cannot be read.
+        NotFoundError: a base cannot be read.
     """
     points = [base.pin_revision(point) for point in points]
     one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
     inputs = {}
     for key, one in one_of_each.items():
-        corpus = None if one.after else run_inputs.open_corpus(one)
-        inputs[key] = run_inputs.compute_digests(one, corpus)
+        corpus = None if one.after else run_inputs.open_corpus(one.data)
+        inputs[key] = run_inputs.compute_digests(base.of_run(one), corpus)
     return Pinned(points, [inputs[_key(point)] for point in points])
 
 
@@ -77,7 +78,7 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
     """A new run folder for each config (which means the same from everywhere: config.frozen); all of them, or none.
 
     Raises:
-        ValueError, FileNotFoundError: the folders cannot be written, or a base not be read.
+        UserError, NotFoundError: the folders cannot be written, or a base not be read.
     """
     pinned = pin(points)
     origin = provenance(sweep.id if sweep else None)
@@ -110,13 +111,13 @@ def discard(runs: list[RunFolder]) -> None:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
-def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> ValueError:
+def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
     """A full or closed file system, in words."""
-    return ValueError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
+    return UserError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
 
 
 def check_writable(folder: Path) -> None:
-    """Raise ValueError if nothing can be written into a folder, which need not be there yet."""
+    """Raise UserError if nothing can be written into a folder, which need not be there yet."""
     nearest = folder
     while not nearest.exists():
         nearest = nearest.parent
@@ -184,7 +185,7 @@ def snapshot_code(runs_dir: Path) -> Path:
     """Copy the packages as they are now, unless the same copy is there; the folder to put on PYTHONPATH.
 
     Raises:
-        ValueError: the code holds what looks like a token, or the folder cannot be written.
+        UserError: the code holds what looks like a token, or the folder cannot be written.
     """
     files = _read_code()
     digest = _digest(files)
@@ -211,7 +212,7 @@ def name_snapshot(runs_dir: Path) -> Path:
     """Return the folder that snapshot_code would give, and write nothing.
 
     Raises:
-        ValueError: the code holds what looks like a token.
+        UserError: the code holds what looks like a token.
     """
     return runs_dir / layout.CODE / _digest(_read_code())
 
@@ -220,7 +221,7 @@ def _read_code() -> dict[Path, bytes]:
     files = {path: content for root in _sources() for path, content in _files(root)}
     for path, content in files.items():
         if match := re.search(_TOKEN, content.decode(errors="replace")):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
             )
     return files
@@ -267,7 +268,7 @@ def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None
         key: of a config that is a part of one.
 
     Raises:
-        ValueError: it holds what looks like a secret, which is named by its key.
+        UserError: it holds what looks like a secret, which is named by its key.
     """
 
     def walk(key: str, value: Any) -> None:
@@ -280,7 +281,7 @@ def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None
         elif isinstance(value, str) and value:
             variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
             if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
-                raise ValueError(
+                raise UserError(
                     f"{key} holds what looks like a secret, and configs are written to disk: "
                     f"export it in your shell instead, which jobs inherit"
                 )

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
@@ -25,14 +26,14 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
     """Return the shell command of the Python that a job starts: what is set, or the Python that submits.
 
     Raises:
-        ValueError: nothing is set, and the Python that submits runs in a container where no wrapper of it is found.
+        UserError: nothing is set, and the Python that submits runs in a container where no wrapper of it is found.
     """
     if setting:
         return setting
     image = container()
     python = sys.executable if image is None else wrapper_of_this_python()
     if python is None:
-        raise ValueError(
+        raise UserError(
             f"{key} is missing: this command runs in container {image}, whose Python a job cannot see; "
             f"set the command that starts it, as in {key}='apptainer exec {image} python3'"
         )

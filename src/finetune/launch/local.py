@@ -17,6 +17,7 @@ import psutil
 from filelock import Timeout
 from submitit.core.utils import DelayedSubmission
 
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.job import rank as job
 from finetune.launch import ranks, slurm, sweep_files
@@ -36,7 +37,7 @@ def start_in_turn(runs: list[RunFolder]) -> None:
     shell was killed while it was at work is followed to its end.
 
     Raises:
-        ValueError: a run is in use, or the allocation is too small for it.
+        UserError: a run is in use, or the allocation is too small for it.
     """
     interrupts = Interrupts()
     neighbours: set[str] = set()
@@ -89,7 +90,7 @@ def _submission_lock(run: RunFolder) -> Iterator[None]:
     """Hold the lock that is for starting and cancelling a run.
 
     Raises:
-        ValueError: the run is in use.
+        UserError: the run is in use.
     """
     try:
         with run.submission_lock:
@@ -105,7 +106,7 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
         place: of the run among those that are started in turn.
 
     Raises:
-        ValueError: the run is in use, or the allocation is too small for it.
+        UserError: the run is in use, or the allocation is too small for it.
     """
     config = run.config()
     with _submission_lock(run):
@@ -175,10 +176,10 @@ def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
 
 
 def check_allocation(config: TrainConfig) -> None:
-    """Raises ValueError if the allocation that this shell has is too small for the run."""
+    """Raises UserError if the allocation that this shell has is too small for the run."""
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     if config.cluster.nodes > nodes:
-        raise ValueError(
+        raise UserError(
             f"cluster.nodes is {config.cluster.nodes}, but this allocation has {nodes}: lower it, or leave the allocation"
         )
 
@@ -240,9 +241,9 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _in_use(run: RunFolder) -> ValueError:
+def _in_use(run: RunFolder) -> UserError:
     pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
-    return ValueError(f"run {run.id} is in use: it is still running (processes: {pids})")
+    return UserError(f"run {run.id} is in use: it is still running (processes: {pids})")
 
 
 @contextmanager

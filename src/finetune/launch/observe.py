@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 from dataclasses import dataclass
 
+from data_prep.user_error import UserError
 from finetune.job import wave_files
 from finetune.job.slurm_command import Refused, run_command
 from finetune.runs.folder import RunFolder
@@ -101,11 +102,11 @@ def states(job_ids: list[str]) -> dict[str, str]:
     """Slurm's word for each job; of an array that of its last task to end. "" where it has forgotten.
 
     Raises:
-        ValueError: Slurm does not answer.
+        UserError: Slurm does not answer.
     """
     queue = _squeue()
     if queue is None:
-        raise ValueError("Slurm does not answer: try again later")
+        raise UserError("Slurm does not answer: try again later")
     known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
     found = {}
     for job_id in job_ids:

@@ -25,15 +25,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_prep.user_error import NotFoundError, UserError
 from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
+from finetune.launch.prepare_layout import Layout, Share, Steps, num_jobs
 from finetune.runs.layout import write_json
 from finetune.runs.state import JOB_AT_WORK, JOB_WAITS, JobState
 
-Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
 PYTHON_SETTING = "cluster.prepare.python"
 FILE = "prepare.json"
 MAX_RESTARTS = 3  # of a task: one that needs more memory than it has would be killed for ever
@@ -63,10 +64,10 @@ class PrepareRun:
 
     @classmethod
     def find(cls, run_id: str, corpora_dir: str | Path) -> PrepareRun:
-        """Raises FileNotFoundError if there is none of this id."""
+        """Raises NotFoundError if there is none of this id."""
         for path in Path(corpora_dir).glob(f".*.stages/slurm/{run_id}/{FILE}"):
             return cls(path.parent.absolute(), json.loads(path.read_text(encoding="utf-8")))
-        raise FileNotFoundError(f"no prepare run '{run_id}' in {corpora_dir}: `finetune prepare … cluster=…` prints its id")
+        raise NotFoundError(f"no prepare run '{run_id}' in {corpora_dir}: `finetune prepare … cluster=…` prints its id")
 
     def states(self) -> dict[str, str]:
         """Of each step, from Slurm: PENDING, RUNNING, COMPLETED, FAILED, …; "" where it has forgotten."""
@@ -100,51 +101,6 @@ class PrepareRun:
         if state or not manifest.is_file():
             return state == JobState.COMPLETED and manifest.is_file()
         return manifest.stat().st_mtime >= (self.folder / FILE).stat().st_mtime
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a preparation is cut into jobs: into how many tasks a step, and how many of them run side by side in a job."""
-
-    num_tasks: int
-    per_job: int
-    is_one_job: bool = False  # all steps in one job, one after the other
-
-    def num_jobs(self, steps: Steps) -> int:
-        """Return how many jobs Slurm counts: each task of an array is one."""
-        return sum(_num_jobs(group) for group in self.group(steps))
-
-    def group(self, steps: Steps) -> list[list[Share]]:
-        """Return the steps of each array, in order: steps of one task that follow each other share a job."""
-        groups: list[list[Share]] = []
-        for name, is_cut in steps:
-            share = Share(name, self.num_tasks, self.per_job) if is_cut else Share(name, 1, 1)
-            if groups and (self.is_one_job or share.num_tasks == groups[-1][-1].num_tasks == 1):
-                groups[-1].append(share)
-            else:
-                groups.append([share])
-        return groups
-
-    def describe(self, steps: Steps) -> str:
-        """Return the layout in words, for the person who submits."""
-        if len(self.group(steps)) == 1:
-            together = f", {self.per_job} tasks side by side" if self.per_job > 1 else ""
-            return f"{len(steps)} steps in one job, one after the other{together}"
-        together = f", {self.per_job} side by side in a job" if self.per_job > 1 else ""
-        return f"{len(steps)} steps, each after the one before, in arrays of {self.num_tasks} tasks{together}"
-
-
-@dataclass(frozen=True)
-class Share:
-    """A step in a job or an array: how many tasks it has, and how many of them run side by side in a job."""
-
-    step: str
-    num_tasks: int
-    per_job: int
-
-
-def _num_jobs(group: list[Share]) -> int:
-    return max(math.ceil(share.num_tasks / share.per_job) for share in group)
 
 
 def lay_out(num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None) -> Layout:
@@ -187,7 +143,7 @@ def _room(cluster: ClusterConfig) -> int | None:
     """Return how many jobs of this user the queue of preparations still takes; None where the profile does not know its limit.
 
     Raises:
-        ValueError: none.
+        UserError: none.
     """
     most = _as_jobs(cluster).queue_limits().max_submitted
     if most is None:
@@ -201,7 +157,7 @@ def _room(cluster: ClusterConfig) -> int | None:
         listed = ""
     present = len(listed.split())
     if present >= most:
-        raise ValueError(
+        raise UserError(
             f"cluster.prepare.partition: its queue takes {most} jobs of a user, and {present} of yours are there; wait, "
             f"or choose another cluster.prepare.partition or cluster.prepare.qos"
         )
@@ -222,7 +178,7 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
     """Ask Slurm whether it would take a job of so many tasks; return why that could not be found out, if so.
 
     Raises:
-        ValueError: it would not.
+        UserError: it would not.
     """
     nowhere = Path("/nowhere")
     return checks.try_submission(_script(nowhere, nowhere, [Share("step", per_job, per_job)], nowhere, cluster, []))
@@ -235,21 +191,21 @@ def check(cluster: ClusterConfig) -> list[str]:
         what could not be checked here and why, a line each.
 
     Raises:
-        ValueError: it would not, or they could not run there.
+        UserError: it would not, or they could not run there.
     """
     wanted, site = cluster.prepare, cluster.site
     there = _architecture(cluster)
     if there != platform.machine() and wanted.python is None:
-        raise ValueError(
+        raise UserError(
             f"{PYTHON_SETTING} is missing: nodes for preparations are {there}, this Python is for {platform.machine()}; "
             f"set the command of a Python there, as in {PYTHON_SETTING}='apptainer exec IMAGE python3'"
         )
     if wanted.account and site.account_pattern and not re.fullmatch(site.account_pattern, wanted.account):
         example = site.account_example or site.account_pattern
-        raise ValueError(f"cluster.prepare.account is {wanted.account}: {cluster.name} takes one like {example}; set that")
+        raise UserError(f"cluster.prepare.account is {wanted.account}: {cluster.name} takes one like {example}; set that")
     longest = _as_jobs(cluster).queue_limits().max_timeout_min
     if longest is not None and wanted.timeout_min > longest:
-        raise ValueError(
+        raise UserError(
             f"cluster.prepare.timeout_min is {wanted.timeout_min}: jobs there take {longest} minutes at most; lower it"
         )
     per_job = min(_tasks_per_job(cluster) or 1, wanted.tasks)
@@ -258,7 +214,7 @@ def check(cluster: ClusterConfig) -> list[str]:
     except ValueError as fault:
         if per_job == 1:
             raise
-        raise ValueError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
+        raise UserError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
     return [*not_checked, *checks.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
 
 
@@ -315,7 +271,7 @@ def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: Cluster
         num_tasks: of a step that can be, if the queue takes as many.
 
     Raises:
-        ValueError: Slurm refuses; nothing is queued then.
+        UserError: Slurm refuses; nothing is queued then.
     """
     layout = lay_out(num_tasks, steps, cluster)
     while True:
@@ -390,7 +346,7 @@ def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: l
     options = {
         "job-name": f"{folder.name}.{_name(group)}",
         "output": f"{folder}/{_name(group)}-jobs.log",
-        "array": f"0-{_num_jobs(group) - 1}",
+        "array": f"0-{num_jobs(group) - 1}",
         "nodes": "1",
         "ntasks": "1",
         "cpus-per-task": str(per_job),
@@ -449,18 +405,18 @@ def dependency(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | 
     """The job that a training on these corpus folders must wait for, or None if the corpus is there.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such prepare run, it makes another corpus, or it ended without one.
+        NotFoundError, UserError: there is no such prepare run, it makes another corpus, or it ended without one.
     """
     run = PrepareRun.find(run_id, corpora_dir)
     for folder in corpora:
         if folder.resolve() != run.corpus.resolve():
-            raise ValueError(
+            raise UserError(
                 f"prepare run {run_id} makes corpus {run.corpus}, not {folder}: choose its corpus, or leave --after out"
             )
     if run.is_alive():
         return run.last_job
     if not run.has_published():
-        raise ValueError(
+        raise UserError(
             f"prepare run {run_id} ended without a corpus: its logs are in {run.folder}; run `finetune prepare` again"
         )
     return None

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
+from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig
 from finetune.job import rank as job
 from finetune.job import slurm_queue, waves
@@ -56,7 +57,7 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
         the job id; the array's tasks have <job id>_<index>.
 
     Raises:
-        ValueError: Slurm refuses, or the folder cannot be written; nothing is queued then.
+        UserError: Slurm refuses, or the folder cannot be written; nothing is queued then.
     """
     return _submit({folder: runs}, name, code, after, len(runs), None)[0]
 
@@ -72,7 +73,7 @@ def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
         what a person should know of runs that wait; "" if none does.
 
     Raises:
-        ValueError: as submit_array.
+        UserError: as submit_array.
     """
     cluster = runs[0].config().cluster
     size, known = places.largest_array(cluster), places.submit_limits(cluster)
@@ -307,7 +308,7 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
-class SlurmError(ValueError):
+class SlurmError(UserError):
     """One of Slurm's commands is missing or failed; `reason` is its message."""
 
     def __init__(self, message: str, reason: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.user_error import UserError
 from finetune.config import extras
 from finetune.config import train as configuration
 from finetune.config.points import Sweep
@@ -40,11 +41,11 @@ from finetune.launch.freeze import (
     snapshot_code,
 )
 from finetune.models import tokenizer
-from finetune.runs import checkpoint_files, layout
+from finetune.runs import base_model, checkpoint_files, layout
 from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RETRIED_STATES, RunState
-from finetune.tracking import names
+from finetune.tracking.spool import last_step
 from finetune.training.schedule import Schedule, describe_leap
 
 
@@ -55,7 +56,7 @@ def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFol
         sweep: that the points belong to, where there is one.
 
     Raises:
-        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is left.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is left.
     """
     frozen = [point.frozen() for point in points]
     on_slurm, after = _check(frozen)
@@ -82,7 +83,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
         the batch script that would be submitted, or what would be run on this machine.
 
     Raises:
-        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses.
     """
     frozen = [dataclasses.replace(point.frozen(), dry_run=False) for point in points]
     on_slurm, _ = _check(frozen)
@@ -111,7 +112,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         whether the points go to Slurm's queue, and the job that makes their corpus, if it is still to be made.
 
     Raises:
-        ValueError, FileNotFoundError: a point is wrong, or Slurm refuses.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses.
     """
     _check_together(points)
     on_slurm = _goes_to_queue(points[0], len(points))
@@ -121,7 +122,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     for point in _one_of_each_input(points):
         run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
-            rows.check_losses(rows.training_account(run_inputs.open_corpus(point), point.data), point.data)
+            rows.check_losses(rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data)
     if after is None:
         _check_models(points)
     return on_slurm, after
@@ -145,20 +146,20 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
 
     Raises:
-        ValueError: the run is queued or running, or has ended well, or its checkpoints were removed; or a setting may not change.
+        UserError: the run is queued or running, or has ended well, or its checkpoints were removed; or a setting may not change.
     """
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
     if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         more = 2 * max(1, _steps_done(run))
-        raise ValueError(
+        raise UserError(
             f"run {run.id} is completed: give it more steps, as in max_steps={more}, "
             f"or start a new one from it with model=run:{run.id}"
         )
     if now.alive:
-        raise ValueError(f"run {run.id} is in use: it is {now.describe()}")
+        raise UserError(f"run {run.id} is in use: it is {now.describe()}")
     if run.summary() and not run.has_checkpoint:  # it would begin anew, over its result
-        raise ValueError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
+        raise UserError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
     _check_inputs(run, config)
     check_no_secrets(config)
     _goes_to_queue(config, 1, quiet=True)
@@ -176,10 +177,10 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
         return
-    step, last = layout.step_of(newest), run.last_metrics()
-    if run.summary() and step < last.get("step", 0):
-        yield f"run {run.id} goes on from step {step} of {last['step']}: its later checkpoints were pruned"
-    planned = state.get("seen", {}).get("num_steps") or int(last.get(names.NUM_STEPS, 0))
+    step, last = layout.step_of(newest), last_step(run.path)
+    if run.summary() and last and step < last.step:
+        yield f"run {run.id} goes on from step {step} of {last.step}: its later checkpoints were pruned"
+    planned = state.get("seen", {}).get("num_steps") or (last.num_steps if last else 0)
     plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
     if planned and plan is not None:
         num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
@@ -242,7 +243,7 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         quiet: leave out which checks could not be made, as they are reported later.
 
     Raises:
-        ValueError: where it goes it cannot run.
+        UserError: where it goes it cannot run.
     """
     if config.cluster.scheduler == "local" or config.cluster.python is None:
         extras.check_can_train(is_job=config.cluster.scheduler == "slurm")
@@ -252,7 +253,7 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         local.check_allocation(config)
         return False
     if config.debug:
-        raise ValueError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
+        raise UserError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
     for unchecked in checks.check(config.cluster, num_points):
         if not quiet:
             print(f"not checked: {unchecked}", file=sys.stderr)  # noqa: T201
@@ -263,13 +264,13 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
     """The job that makes the points' corpus, if it is still to be made.
 
     Raises:
-        ValueError: it failed, or makes another corpus; or the points are not for Slurm's queue.
+        UserError: it failed, or makes another corpus; or the points are not for Slurm's queue.
     """
     first = points[0]
     if first.after is None:
         return None
     if not on_slurm:
-        raise ValueError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
+        raise UserError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
     return chain.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
 
 
@@ -288,7 +289,7 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
     run_inputs.check_inputs(config)
-    run_inputs.note_inputs(run, run_inputs.compute_digests(config, run_inputs.open_corpus(config)))
+    run_inputs.note_inputs(run, run_inputs.compute_digests(base_model.of_run(config), run_inputs.open_corpus(config.data)))
 
 
 def _check_models(points: list[TrainConfig]) -> None:
@@ -345,17 +346,17 @@ def _check_together(points: list[TrainConfig]) -> None:
     """Points of one submission share its shape.
 
     Raises:
-        ValueError: they cannot be submitted together.
+        UserError: they cannot be submitted together.
     """
     first = points[0]
     if any((point.cluster, point.runs_dir, point.after) != (first.cluster, first.runs_dir, first.after) for point in points):
-        raise ValueError("a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after")
+        raise UserError("a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after")
     if len(points) == 1:
         return
     if first.debug:
-        raise ValueError("debug=true is for one run: leave -m out")
+        raise UserError("debug=true is for one run: leave -m out")
     if first.detach and first.cluster.scheduler == "local":
-        raise ValueError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
+        raise UserError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
 
 
 def _one_of_each_input(points: list[TrainConfig]) -> Iterable[TrainConfig]:

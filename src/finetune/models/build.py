@@ -16,6 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.shards import TokenizerInfo
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.models import tokenizer as tokenizers
@@ -43,7 +44,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
             adapter's config names one base on disk, and without them it would be put on other weights than it was trained on.
 
     Raises:
-        ValueError: the base or the adapter config is wrong; one line says what.
+        UserError: the base or the adapter config is wrong; one line says what.
     """
     _check_zero(config.zero)
     partitioner = _partitioner(config)
@@ -81,16 +82,16 @@ def check(config: TrainConfig) -> None:
     """What `build` would refuse of a run's base, adapter and corpus together, found out before its job starts, without weights.
 
     Raises:
-        ValueError: one line that says what is wrong.
+        UserError: one line that says what is wrong.
     """
     assert config.model.path is not None
     base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
-    vocab_size = run_inputs.open_corpus(config).manifest.tokenizer.vocab_size
+    vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
     added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
-        raise ValueError(f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}") from None
+        raise UserError(f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}") from None
     gets_rows = bool(added or base.adapters)  # then it gets those that it lacks
     _check_sizes(model, 0 if gets_rows else vocab_size, config.data.sequence_length)
     if not config.adapter:
@@ -119,14 +120,14 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
         from finetune.models import zero3
 
         if not zero3.has_async_io():
-            raise ValueError("zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload")
+            raise UserError("zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload")
     if torch.cuda.is_available():
         return
     for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
         if zero.get(key):
-            raise ValueError(f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false")
+            raise UserError(f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false")
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
-        raise ValueError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
+        raise UserError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
 
 
 def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
@@ -168,8 +169,11 @@ def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: to
             raise ValueError(f"{settings['model_type']} has no setting {', '.join(sorted(unknown))}")
         architecture = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
-        raise ValueError(f"model.from_scratch: {fault}") from None
-    model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        raise UserError(f"model.from_scratch: {fault}") from None
+    try:
+        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+    except ValueError as fault:  # sizes that do not fit together
+        raise UserError(f"model.from_scratch: {fault}") from fault
     model.train()
     return model  # type: ignore[no-any-return]
 
@@ -177,7 +181,7 @@ def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: to
 def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if vocab_size > rows:
-        raise ValueError(
+        raise UserError(
             f"the corpus' tokenizer has {vocab_size} tokens, the model embeds {rows}: it is not this model's tokenizer"
         )
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -185,7 +189,7 @@ def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
     if rope.get("rope_type") == "longrope":
         switch = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
         if switch and sequence_length > switch:
-            raise ValueError(
+            raise UserError(
                 f"data.sequence_length is {sequence_length}: a document of more than {switch} tokens gives all "
                 f"others in its row other positions (longrope), so that they do not stand alone: choose at most {switch}"
             )
@@ -193,7 +197,7 @@ def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
         logger.warning("the model's config asks for its routers' auxiliary loss (output_router_logits): it is not trained on")
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and sequence_length > limit:
-        raise ValueError(f"data.sequence_length is {sequence_length}, the model has {limit} positions: choose at most that")
+        raise UserError(f"data.sequence_length is {sequence_length}, the model has {limit} positions: choose at most that")
 
 
 def _with_adapter(model: Model, stated: Mapping[str, Any], partitioner: Partitioner | None = None, **settings: Any) -> Model:
@@ -207,7 +211,7 @@ def _with_adapter(model: Model, stated: Mapping[str, Any], partitioner: Partitio
                 raise ValueError("init_lora_weights=pissa_niter_… changes the base by chance, at each load anew: choose pissa")
             return get_peft_model(model, adapter, **settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
-        raise ValueError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
+        raise UserError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
 
 
 def _check_magnitudes(model: Model) -> None:
@@ -219,7 +223,7 @@ def _check_magnitudes(model: Model) -> None:
                 rows[name.removeprefix("base_model.model.")] = zeros
     if rows:
         first = next(iter(rows))
-        raise ValueError(
+        raise UserError(
             f"adapter: DoRA divides each weight row by its length, and {sum(rows.values())} rows in {len(rows)} modules of "
             f"this base are all zeros, e.g. {rows[first]} in {first}: choose adapter=lora, or leave these modules out of "
             f"adapter.target_modules"
@@ -238,7 +242,7 @@ def _check_added_tokens_are_trained(model: Model, added: int) -> None:
     names = ",".join(name.rpartition(".")[2] for name in places)
     remedy = "[embed_tokens] and +adapter.ensure_weight_tying=true" if tied else f"[{names}]"
     remedy = remedy.replace("embed_tokens", next(iter(places)).rpartition(".")[2])
-    raise ValueError(
+    raise UserError(
         f"the corpus' tokenizer adds {added} tokens to the base's, and the adapter neither trains nor saves their rows in "
         f"{', '.join(frozen)}: add +adapter.modules_to_save={remedy}"
     )

@@ -15,6 +15,7 @@ import torch.distributed
 from peft import PeftModel
 from safetensors import safe_open
 
+from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import attention
 from finetune.models.load import stand_in
@@ -27,7 +28,7 @@ Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 logger = logging.getLogger(__name__)
 
 
-class GuardError(ValueError):
+class GuardError(UserError):
     """Raised for a run that would look fine and is not."""
 
 

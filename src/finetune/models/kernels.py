@@ -17,6 +17,7 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from data_prep.user_error import UserError
 from finetune.models.cpu_matmul import by_onednn, linear, on_cpu
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
         partitioned: weights are partitioned (ZeRO-3): a kernel must leave submodules to gather their own.
 
     Raises:
-        ValueError: liger was asked for and cannot be used.
+        UserError: liger was asked for and cannot be used.
     """
     if choice == "none":
         return "none"
     fault = liger_fault(device)
     if choice == "liger" and fault:
-        raise ValueError(f"model.kernels=liger: {fault}, or choose model.kernels=auto")
+        raise UserError(f"model.kernels=liger: {fault}, or choose model.kernels=auto")
     names = []
     if choice in ("auto", "liger") and fault is None:
         names += _install_liger(model)

@@ -22,6 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
+from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import end_of_turn
 from finetune.models.safetensors_io import WeightFiles
@@ -53,10 +54,10 @@ def load(
         quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained or merged into.
 
     Raises:
-        ValueError: a weight is missing, has another shape or belongs to no part of the model, so that part would be random.
+        UserError: a weight is missing, has another shape or belongs to no part of the model, so that part would be random.
     """
     if quantization and base.adapters:
-        raise ValueError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
+        raise UserError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
     model = None
     if partitioner is not None and torch.distributed.is_initialized():
         model = _load_partitioned(base, dtype, partitioner)
@@ -86,10 +87,12 @@ def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, qu
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True}
         settings = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)}
         settings["device_map"] = {"": World().device}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=dtype, use_safetensors=True, **settings,
-        output_loading_info=True, ignore_mismatched_sizes=True,  # ours to judge: see the next lines
-    )  # fmt: skip
+    # weights of other sizes are ours to judge: see the next lines
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, **settings)
+    except ValueError as fault:
+        raise UserError(f"model {base.name}: transformers cannot load it: {str(fault).splitlines()[0]}") from fault
     misshapen = [key[0] for key in info["mismatched_keys"]]
     _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])
     return model  # type: ignore[no-any-return]
@@ -102,13 +105,13 @@ def _check_loaded(
     out with a warning if it is of a part that the model has none of (a vision tower), and refused if it is one more of a part
     that it has (layer 31 of 30, a bias): then config.json is of another model."""
     if wrong := sorted({*missing, *misshapen}):
-        raise ValueError(
+        raise UserError(
             f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {wrong[0]}: they would be random: get it whole"
         )
     parts = {_part(name) for name in own}
     strange = sorted(unexpected)
     if more := [name for name in strange if _part(name) in parts]:
-        raise ValueError(
+        raise UserError(
             f"{base.name} holds {len(more)} weights that its architecture has no place for, e.g. {more[0]}: "
             f"its config.json does not belong to its weights"
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from data_prep.user_error import UserError
+
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {
@@ -28,7 +30,7 @@ class WeightFiles:
         shapes: of every tensor, by name.
 
     Raises:
-        ValueError: the folder's weights are incomplete or damaged.
+        UserError: the folder's weights are incomplete or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +40,7 @@ class WeightFiles:
             for file in _listed(folder):
                 self._read_header(folder / file)
         except (OSError, ValueError, KeyError) as fault:
-            raise ValueError(f"the weights in {folder} cannot be read ({fault}): get the model again, whole") from None
+            raise UserError(f"the weights in {folder} cannot be read ({fault}): get the model again, whole") from None
 
     def _read_header(self, path: Path) -> None:
         """The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the header, the numbers."""

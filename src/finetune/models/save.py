@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import safetensors_io as weight_files
 from finetune.models.load import Model, aliases, tensors
@@ -44,7 +45,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
             try:
                 model.save_pretrained(str(folder), state_dict=everything, safe_serialization=True, save_embedding_layers=False)
             except (ValueError, KeyError) as fault:
-                raise ValueError(f"adapter: PEFT cannot save this one: {' '.join(str(fault).split())[:300]}") from None
+                raise UserError(f"adapter: PEFT cannot save this one: {' '.join(str(fault).split())[:300]}") from None
         elif is_main:
             model.save_pretrained(str(folder), state_dict=everything)  # type: ignore[operator]
         return

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.runs import base_model as base
 
@@ -34,7 +35,7 @@ def place(tokenizer: Path, folder: Path) -> None:
     Where the class that tokenizer_config.json names gives others, the copy names the generic one.
 
     Raises:
-        ValueError: transformers gives other ids whatever the file says.
+        UserError: transformers gives other ids whatever the file says.
     """
     for name in FILES:
         if (tokenizer / name).is_file():
@@ -45,7 +46,7 @@ def place(tokenizer: Path, folder: Path) -> None:
     generic = {**stated, "tokenizer_class": GENERIC}
     (folder / CONFIG).write_text(json.dumps(generic, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if difference := find_difference(folder):
-        raise ValueError(
+        raise UserError(
             f"the tokenizer saved with this model would not read back: {difference}; transformers takes this class for the "
             f"model's type: choose another model.from_scratch.model_type, or a corpus made with that model's own tokenizer "
             f"(corpus.tokenizer.path)"
@@ -60,7 +61,7 @@ def check(config: TrainConfig) -> None:
     """Refuse before a job starts what `place` would refuse when the result is saved.
 
     Raises:
-        ValueError: see place.
+        UserError: see place.
     """
     tokenizer = config.data.corpus_folder / "tokenizer"
     with tempfile.TemporaryDirectory() as name:

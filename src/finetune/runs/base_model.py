@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.user_error import NotFoundError, UserError
 from finetune.config import extras
 from finetune.config.suggestions import closest, did_you_mean
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
@@ -39,8 +40,8 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     run:<run id>@<step> is the checkpoint of that step instead.
 
     Raises:
-        FileNotFoundError: no such run or folder, or a hub id that is not in the cache.
-        ValueError: the run has no result yet, or the folder holds no model.
+        NotFoundError: no such run or folder, or a hub id that is not in the cache.
+        UserError: the run has no result yet, or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
         name, step = split_step(path.removeprefix(RUN_PREFIX))
@@ -48,19 +49,19 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
         if step is not None and not _is_result(run, step):
             return _trained(run, _exported(run, step))
         if run.state() != RunState.COMPLETED:
-            raise ValueError(
+            raise UserError(
                 f"run {run.id} is {run.state()} and has no result to start from: finish it with `{run.command('resume')}`"
             )
         return _trained(run, run.model if run.model.is_dir() else run.adapter)
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise FileNotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
+            raise NotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
         folder = _cached_snapshot(path, revision)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
+        raise UserError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
+        raise UserError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
     return Base(path, folder)
 
 
@@ -90,7 +91,7 @@ def _exported(run: RunFolder, step: int) -> Path:
     """Return a checkpoint's weights as a folder, written by export.py when they are first asked for.
 
     Raises:
-        ValueError: there is no checkpoint of this step, or it is damaged.
+        UserError: there is no checkpoint of this step, or it is damaged.
     """
     folder = run.export(step)
     with run.export_lock:
@@ -98,14 +99,14 @@ def _exported(run: RunFolder, step: int) -> Path:
             return folder
         if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
             kept = ", ".join(str(layout.step_of(path)) for path in reversed(layout.list_checkpoints(run.checkpoints)))
-            raise ValueError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
+            raise UserError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
         extras.check("torch", f"exporting run:{run.id}@{step}")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
         done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
-            raise ValueError(f"run {run.id}@{step}: {last}")
+            raise UserError(f"run {run.id}@{step}: {last}")
     return folder
 
 
@@ -119,7 +120,7 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
         close = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _cached_models())
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"model {hub_id} is no folder and not in the Hugging Face cache{f'{close} Jobs' if close else '; jobs'} have no "
             f"network: `hf download {wanted}` first"
         ) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
+from data_prep.user_error import NotFoundError
 from finetune.config import train as configuration
 from finetune.config.suggestions import did_you_mean
 from finetune.config.train import TrainConfig
@@ -28,7 +29,6 @@ from finetune.runs.records import (
     Submission,
     Turn,
     forget_submission,
-    last_training_steps,
     read_failures,
     read_submission,
 )
@@ -52,7 +52,7 @@ class RunFolder:
         """The run with this id (or its folder's path).
 
         Raises:
-            FileNotFoundError: there is none.
+            NotFoundError: there is none.
         """
         for path in (Path(runs_dir) / run_id, Path(run_id)):
             if (path / layout.CONFIG).is_file():
@@ -60,7 +60,7 @@ class RunFolder:
         known = [path.parent.name for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
         sweeps = [path.name for path in (Path(runs_dir) / layout.SWEEPS).glob("*") if path.is_dir()]
         close = did_you_mean(run_id, [*known, *sweeps])
-        raise FileNotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
+        raise NotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
@@ -360,22 +360,6 @@ class RunFolder:
         """The run's ranks on this machine, found by the folder in their command lines."""
         found = psutil.process_iter(["cmdline"])
         return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
-
-    def last_metrics(self) -> dict[str, float]:
-        """Return step and values of the newest training step; empty before the first.
-
-        "seconds_a_step" is over the last steps since the job began, where there are several.
-        """
-        steps = last_training_steps(self.path)
-        if not steps:
-            return {}
-        last = steps[-1]
-        since = 1000 * (self.started() or Started()).time
-        first = next((step for step in steps if step.time_ms >= since), last)
-        pace = {}
-        if last.step > first.step:
-            pace = {"seconds_a_step": (last.time_ms - first.time_ms) / 1000 / (last.step - first.step)}
-        return {"step": last.step, **pace, **last.values}
 
 
 def restart_count() -> int:

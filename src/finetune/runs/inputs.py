@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.shards import Corpus, tokenizer_digest
-from finetune.config.train import TrainConfig
+from data_prep.user_error import UserError
+from finetune.config.train import DataConfig, TrainConfig
 from finetune.runs import layout
 from finetune.runs.base_model import Base, resolve
 from finetune.runs.folder import RunFolder
@@ -21,11 +22,9 @@ from finetune.runs.folder import RunFolder
 WINDOW = 4096  # bytes of a tensor that its digest reads
 
 
-def compute_digests(config: TrainConfig, corpus: Corpus | None) -> dict[str, str | None]:
+def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
     """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from scratch)."""
-    path, model = config.model.path, config.model
-    base = None if path is None else digest(resolve(path, config.runs_dir, model.revision))
-    return {"corpus": corpus.manifest.digest if corpus else None, "base": base}
+    return {"corpus": corpus.manifest.digest if corpus else None, "base": digest(base) if base else None}
 
 
 def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
@@ -35,7 +34,7 @@ def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str
         the digests, which are noted now.
 
     Raises:
-        ValueError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
+        UserError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
     """
     noted = run.read_json(layout.INPUTS) or {}
     for name, digest in digests.items():
@@ -44,7 +43,7 @@ def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str
         config = run.config()
         if name == "base" and not config.adapter and run.has_checkpoint:
             continue
-        raise ValueError(
+        raise UserError(
             f"{name} {config.data.corpus if name == 'corpus' else config.model.path} is not what it was when run {run.id} was "
             f"submitted: its files have changed since; put the old ones back, or start a new run"
         )
@@ -61,7 +60,7 @@ def digest(base: Base) -> str:
     moves numbers all over a tensor. A few numbers edited by hand in a large tensor it can miss.
 
     Raises:
-        ValueError: a weight file is damaged.
+        UserError: a weight file is damaged.
     """
     hasher = hashlib.sha256()
     for folder in (base.folder, *base.adapters):
@@ -73,7 +72,7 @@ def digest(base: Base) -> str:
             try:
                 _sample(path, hasher.update)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-                raise ValueError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
+                raise UserError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
     return hasher.hexdigest()
 
 
@@ -99,17 +98,17 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
         corpus_is_there: no, if it is still to be made: then the job itself looks at it (job/rank.py).
 
     Raises:
-        FileNotFoundError, ValueError: one line that names the thing and the remedy.
+        NotFoundError, UserError: one line that names the thing and the remedy.
     """
     is_jobs_python = config.cluster.python is None or "RANK" in os.environ  # a rank's; else that of a login node
     if config.model.quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise UserError(
             f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
         )
     model = None if config.model.path is None else resolve(config.model.path, config.runs_dir, config.model.revision)
     if not corpus_is_there:
         return
-    corpus = open_corpus(config)
+    corpus = open_corpus(config.data)
     corpus.verify()
     if model is not None:
         check_tokenizer(model, corpus, may_extend=True)
@@ -122,13 +121,13 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
         may_extend: the corpus' tokenizer may have further tokens, for which training enlarges the model.
 
     Raises:
-        ValueError: they do not.
+        UserError: they do not.
     """
     if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer.sha256:
         return
     if may_extend and _extends(base.tokenizer_folder, corpus.folder / "tokenizer"):
         return
-    raise ValueError(
+    raise UserError(
         f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
         f"run `finetune prepare` with corpus.tokenizer.path={base.tokenizer_folder}"
     )
@@ -163,23 +162,22 @@ def num_added_tokens(base: Base, corpus_folder: Path) -> int:
     return max(0, tokenizer_size(both[1].parent) - tokenizer_size(both[0].parent))
 
 
-def open_corpus(config: TrainConfig) -> Corpus:
-    """The corpus of a run, opened (sizes checked, not every byte).
+def open_corpus(data: DataConfig) -> Corpus:
+    """Open the corpus of a run; sizes are checked, not every byte.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
+        NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
     """
-    corpus = Corpus(config.data.corpus_folder)
+    corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
-        if unknown := set(getattr(config.data, key)) - set(sources):
-            raise ValueError(
-                f"data.{key} names {', '.join(sorted(unknown))}: corpus {config.data.corpus} has {', '.join(sources)}"
-            )
-    if not training_sources(config, corpus):
-        raise ValueError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
+        if unknown := set(getattr(data, key)) - set(sources):
+            raise UserError(f"data.{key} names {', '.join(sorted(unknown))}: corpus {data.corpus} has {', '.join(sources)}")
+    if not training_sources(data, corpus):
+        raise UserError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
     return corpus
 
 
-def training_sources(config: TrainConfig, corpus: Corpus) -> list[str]:
-    return [source for source in corpus.manifest.sources if config.data.trains_on(source)]
+def training_sources(data: DataConfig, corpus: Corpus) -> list[str]:
+    """Return the sources of a corpus that a run is trained on."""
+    return [source for source in corpus.manifest.sources if data.trains_on(source)]

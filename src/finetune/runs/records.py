@@ -231,9 +231,3 @@ def read_failures(run: Path) -> list[Failure]:
     """Return what ranks wrote of their failures, in all starts of the job; broken files are left out."""
     found = (Failure.read_if_whole(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]
-
-
-def last_training_steps(run: Path) -> list[Metrics]:
-    """Return the newest training steps in the run's metrics, oldest first."""
-    lines = layout.read_json_lines(run / layout.METRICS, tail=layout.TAIL_BYTES)
-    return [Metrics.from_json(line) for line in lines if "train/loss" in line["values"]]

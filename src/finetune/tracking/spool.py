@@ -1,15 +1,20 @@
-"""The spool, metrics.jsonl: rank 0 appends one JSON line a step. Jobs do nothing else for tracking."""
+"""The spool, metrics.jsonl: rank 0 appends one JSON line a step, and any process reads how far a run is.
+
+Standard library only: the batch script's helper reads it outside of a container (job/batch_script.py).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from finetune.runs import layout
-from finetune.runs.records import Metrics
+from finetune.runs.records import Metrics, Started
+from finetune.tracking import names
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +50,51 @@ class Spool:
                 self._file.close()
             except OSError as fault:
                 logger.warning("the last metrics are lost: %s", fault)
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The newest training step of a run.
+
+    Attributes:
+        step: optimizer steps done.
+        seconds_per_step: over the last steps since the job began; None before the second of them.
+    """
+
+    step: int
+    loss: float
+    tokens_per_second: float
+    num_steps: int
+    seconds_per_step: float | None
+
+
+def training_steps(run: Path) -> list[Metrics]:
+    """Return the metrics of the newest training steps of the run in a folder, oldest first."""
+    lines = layout.read_json_lines(run / layout.METRICS, tail=layout.TAIL_BYTES)
+    return [Metrics.from_json(line) for line in lines if names.TRAIN_LOSS in line["values"]]
+
+
+def last_step(run: Path) -> LastStep | None:
+    """Return the newest training step of the run in a folder; None before the first."""
+    steps = training_steps(run)
+    if not steps:
+        return None
+    last = steps[-1]
+    since = 1000 * (Started.read(run / layout.STARTED) or Started()).time
+    first = next((step for step in steps if step.time_ms >= since), last)
+    seconds = None
+    if last.step > first.step:
+        seconds = (last.time_ms - first.time_ms) / 1000 / (last.step - first.step)
+    return LastStep(
+        step=last.step,
+        loss=last.values[names.TRAIN_LOSS],
+        tokens_per_second=last.values.get(names.TOKENS_PER_SECOND, 0.0),
+        num_steps=int(last.values.get(names.NUM_STEPS, 0)),
+        seconds_per_step=seconds,
+    )
+
+
+def steps_done(run: Path) -> int:
+    """Return the optimizer steps that the run in a folder has logged; 0 before the first."""
+    steps = training_steps(run)
+    return steps[-1].step if steps else 0

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from data_prep.shards import sha256_file
+from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.runs import checkpoint_files as files
 from finetune.runs import layout
@@ -137,7 +138,7 @@ class Checkpoints:
         """Restore the newest checkpoint that verifies; return its state, whose `step` is 0 without one. All ranks call it.
 
         Raises:
-            ValueError: the checkpoint is of another ZeRO stage, corpus or base.
+            UserError: the checkpoint is of another ZeRO stage, corpus or base.
         """
         if self.world.is_main:
             self._sweep()
@@ -196,7 +197,7 @@ class Checkpoints:
         state = CheckpointState.read(folder)
         for key, value in self.identity.items():
             if (saved := state.identity.get(key, value)) != value:  # older ones say nothing of their base
-                raise ValueError(
+                raise UserError(
                     f"checkpoint {folder.name} was made with {key}={saved}, this run has {value}: "
                     f"resume with the same, or start a new run with model=run:<run id>"
                 )
@@ -226,7 +227,7 @@ class Checkpoints:
         """The newest checkpoint that verifies; broken ones are named, set aside and passed over.
 
         Raises:
-            ValueError: there are checkpoints, and none of them verifies.
+            UserError: there are checkpoints, and none of them verifies.
         """
         broken: list[Path] = []
         for folder in layout.list_checkpoints(self.folder):
@@ -238,7 +239,7 @@ class Checkpoints:
             logger.warning("passing over checkpoint %s: %s", folder.name, fault)
             broken.append(folder)
         if broken:
-            raise ValueError(
+            raise UserError(
                 f"every checkpoint in {self.folder} is broken: start a new run, or delete them to train from the first step"
             )
         return None

@@ -18,6 +18,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from data_prep.shards import Manifest
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.models import checks, end_of_turn, save, tokenizer, zero3
 from finetune.models.load import DTYPES, Model, stand_in, tensors
@@ -31,22 +32,22 @@ def export(run: RunFolder, step: int) -> Path:
     """Write the weights of a checkpoint into the run's folder for exports, checked as a result is.
 
     Raises:
-        ValueError: the checkpoint is damaged, or was written by a version that did not describe its model.
+        UserError: the checkpoint is damaged, or was written by a version that did not describe its model.
     """
     config = run.config()
     checkpoint = checkpoint_files.folder_of(run.checkpoints, step)
     if fault := checkpoint_files.find_fault(checkpoint):  # before anything in it is unpickled
-        raise ValueError(f"checkpoint {checkpoint}: {fault}: choose another step")
+        raise UserError(f"checkpoint {checkpoint}: {fault}: choose another step")
     description = checkpoint / "engine" / save.DESCRIPTION
     if not description.is_dir():
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint} is of an earlier version, which did not describe its model: resume the run first"
         )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
     held = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
     wanted = {name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)}
     if missing := sorted(wanted.keys() - held.keys()):
-        raise ValueError(f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step")
+        raise UserError(f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step")
     state = {name: held[name].to(DTYPES[config.precision]) if held[name].is_floating_point() else held[name] for name in wanted}
     folder = run.export(step)
     temporary = layout.unfinished(folder)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.models import save
@@ -59,7 +60,7 @@ class Engine:
     """Forward, backward, step and state of one model over all ranks.
 
     Raises:
-        ValueError: DeepSpeed refuses the `zero` settings.
+        UserError: DeepSpeed refuses the `zero` settings.
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig, world: World) -> None:
@@ -84,7 +85,7 @@ class Engine:
                 dist_init_required=False,
             )
         except (ValueError, AssertionError) as fault:  # pydantic's errors are ValueErrors
-            raise ValueError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
+            raise UserError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
         self.packed = PackedModel(model, self._engine)
 
     def set_train_mode(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from data_prep.shards import Corpus
-from finetune.config.train import TrainConfig
+from finetune.config.train import DataConfig, TrainConfig
 from finetune.data.packs import PackedData
 from finetune.data.rows import check_losses
 from finetune.distributed import World
@@ -19,6 +19,7 @@ from finetune.models.packed import PackedModel
 from finetune.models.zero3 import gathered
 from finetune.runs import base_model
 from finetune.runs import inputs as run_inputs
+from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import StopReason
 from finetune.runs.stop import StopFlag, StopTraining
@@ -40,8 +41,11 @@ logger = logging.getLogger(__name__)
 def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: Watchdog, spool: Spool, stop: StopFlag) -> Run:
     """Make the parts of a run and check them: the corpus, its packs, the model on this device, and its losses."""
     stop_point = partial(stop_if_asked, watchdog, world, stop)
-    corpus, data, validation = _open_data(config, folder, world)
-    identity = _note_inputs(config, folder, world, corpus)
+    corpus, data, validation = _open_data(config.data, config.seed, folder, world)
+    base = base_model.of_run(config)
+    identity = _note_inputs(base, corpus, folder, world)
+    if not config.adapter:  # checkpoints hold all that was of the base
+        del identity["base"]
 
     stop_point()
     trained = build.build(config, corpus.manifest.tokenizer, folder.merged_base, world.is_main)
@@ -50,7 +54,6 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
     engine = Engine(trained, config, world)
     torch.manual_seed(config.seed + world.rank)  # dropout: until here all ranks drew alike
     engine.set_eval_mode()
-    base = base_model.of_run(config)
     if compared := load.files_to_compare(trained, base):
         checks.check_weights(*compared, gathered, world)
     stop_point()
@@ -69,7 +72,9 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
         validation=validation,
         corpus=corpus.manifest,
         at_start=engine.state_on_main() if save.is_adapter(trained) else None,
-        checkpoints=Checkpoints(folder.checkpoints, config.keep_checkpoints, identity, world),
+        checkpoints=Checkpoints(
+            folder.checkpoints, config.keep_checkpoints, {"zero_stage": config.zero["stage"], **identity}, world
+        ),
         spool=spool,
         stop=stop,
         stop_point=stop_point,
@@ -90,36 +95,33 @@ def stop_if_asked(watchdog: Watchdog, world: World, stop: StopFlag) -> None:
         raise StopTraining(reason)
 
 
-def _open_data(config: TrainConfig, folder: RunFolder, world: World) -> tuple[Corpus, PackedData, PackedData]:
-    """Open the corpus and plan its training and validation packs; check the plans of a run that goes on."""
-    corpus = run_inputs.open_corpus(config)
+def _open_data(settings: DataConfig, seed: int, folder: RunFolder, world: World) -> tuple[Corpus, PackedData, PackedData]:
+    """Open the corpus and plan its training and validation packs; check the plans of a run that is resumed."""
+    corpus = run_inputs.open_corpus(settings)
     pack = partial(
         PackedData,
         corpus,
-        sequence_length=config.data.sequence_length,
-        long_documents=config.data.long_documents,
-        long_conversations=config.data.long_conversations,
+        sequence_length=settings.sequence_length,
+        long_documents=settings.long_documents,
+        long_conversations=settings.long_conversations,
         plan_folder=folder.plan,
         world=world,
     )
-    data = pack("train", sources=run_inputs.training_sources(config, corpus), shuffle_seed=config.seed)
+    data = pack("train", sources=run_inputs.training_sources(settings, corpus), shuffle_seed=seed)
     validation = pack("validation", sources=list(corpus.manifest.sources), shuffle_seed=None)
     if folder.has_checkpoint:
         data.check_plan()
         validation.check_plan()
     else:
-        check_losses(data.account, config.data)
+        check_losses(data.account, settings)
     return corpus, data, validation
 
 
-def _note_inputs(config: TrainConfig, folder: RunFolder, world: World, corpus: Corpus) -> dict[str, str | int | None]:
-    """Compare what the run is trained on with what its submission noted; return what a checkpoint must share with the run."""
-    inputs = run_inputs.compute_digests(config, corpus)  # on every rank, so that all of them raise what is wrong with the files
-    noted = run_inputs.note_inputs(folder, inputs) if world.is_main else None
-    identity: dict[str, str | int | None] = {"zero_stage": config.zero["stage"], **world.broadcast_object(noted)}
-    if not config.adapter:  # checkpoints hold all that was of the base
-        del identity["base"]
-    return identity
+def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: World) -> dict[str, str | None]:
+    """Compare what the run is trained on with what its submission noted; return the digests."""
+    digests = run_inputs.compute_digests(base, corpus)  # on every rank, so that all of them raise what is wrong with the files
+    noted = run_inputs.note_inputs(folder, digests) if world.is_main else None
+    return dict(world.broadcast_object(noted))
 
 
 def _check_losses(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:

@@ -30,7 +30,7 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
         trained is in a checkpoint then.
 
     Raises:
-        ValueError: the user's mistake, or a guard's finding, in one line.
+        UserError: the user's mistake, or a guard's finding, in one line.
     """
     folder.jobs.mkdir(exist_ok=True)
 

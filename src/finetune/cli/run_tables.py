@@ -1,4 +1,4 @@
-"""The tables of `finetune status`: runs, and the points of a sweep with their swept values as columns, best first."""
+"""The tables of runs, and of the points of a sweep with their swept values as columns, best first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
-from finetune.runs.summary import Summary
 from finetune.terminal import console
-from finetune.tracking import names
+from finetune.tracking.spool import last_step
 
 OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
 MOST_POINTS = 50  # where a sweep has ended: all are in its file
@@ -189,12 +188,11 @@ def _choose(points: list[Point], most: int) -> list[Point]:
 def _run_table(seen: list[Observed], width: int) -> Table:
     """Return the runs that are no points of a sweep, in the order in which they were submitted."""
     rows = [_progress(one) for one in seen]
-    summaries = [one.run.summary() for one in seen]
     columns = [
         Column("run", [one.run.id for one in seen]),
         Column("state", [_state(one) for one in seen], narrow=[one.state for one in seen]),
         *_progress_columns(rows),
-        Column("held-out loss", [_before_after(summary) if summary else "" for summary in summaries]),
+        Column("held-out loss", [_before_after(one.run) for one in seen]),
     ]
     kept = [column for column in columns if not column.drop or any(column.cells)]
     return _render(_fit(kept, width), len(seen))
@@ -222,15 +220,20 @@ class Progress:
 
 
 def _progress(one: Observed) -> Progress:
-    last = one.run.last_metrics()
+    last = last_step(one.run.path)
     restarts = str(one.restarts or "")
-    if not last:
+    if last is None:
         return Progress(restarts=restarts)
     left = ""
-    if one.state == RunState.RUNNING and "seconds_a_step" in last:
-        left = duration((last[names.NUM_STEPS] - last["step"]) * last["seconds_a_step"])
-    step = f"{last['step']}/{int(last['train/num_steps'])}"
-    return Progress(step, f"{last['train/loss']:.3f}", f"{last['train/tokens_per_second']:,.0f}", left, restarts)
+    if one.state == RunState.RUNNING and last.seconds_per_step is not None:
+        left = duration((last.num_steps - last.step) * last.seconds_per_step)
+    return Progress(
+        step=f"{last.step}/{last.num_steps}",
+        loss=f"{last.loss:.3f}",
+        speed=f"{last.tokens_per_second:,.0f}",
+        left=left,
+        restarts=restarts,
+    )
 
 
 def _state(one: Observed) -> str:
@@ -258,6 +261,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
 
 
-def _before_after(summary: Summary) -> str:
-    before, after = summary.before, summary.after
-    return f"{before.loss:.3f} → {after.loss:.3f}" if before and after else ""
+def _before_after(run: RunFolder) -> str:
+    """Return the held-out losses of a run's start and end; nothing where it has no result, or was not evaluated."""
+    summary = run.summary()
+    if summary is None or summary.before is None or summary.after is None:
+        return ""
+    return f"{summary.before.loss:.3f} → {summary.after.loss:.3f}"

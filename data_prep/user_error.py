@@ -1,0 +1,15 @@
+"""What a user can mend, in both packages: raised with one line that names the setting or file, what is wrong, and what to do.
+
+The command line prints that line and a rank records it. Any other exception is a fault of ours and keeps its traceback.
+Standard library alone.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A wrong setting, file or call, or a machine that lacks something."""
+
+
+class NotFoundError(UserError, FileNotFoundError):
+    """A run, model, corpus or file that was named and is not there."""

@@ -1,0 +1,35 @@
+"""From the arguments of `train` and `prepare` to a composed config: what of Hydra the command line needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
+    """Return the config of conf/NAME.yaml with the settings in the arguments.
+
+    Returns:
+        None after -m, whose points the launcher has started, and after --cfg, which has printed the config.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and errors.py describes them
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from finetune.cli import overrides
+    from finetune.config.train import conf_dir, package_dir
+
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
+    overrides.register_json_resolver()
+    sys.argv = [f"finetune {name}", *overrides.hydra_arguments(arguments)]
+    composed: list[Any] = []
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(composed.append)()
+    return composed[0] if composed else None
+
+
+def wants_help(arguments: list[str]) -> bool:
+    """Return whether the help of a verb is asked for, which Hydra would answer with its own."""
+    return any(argument in ("-h", "--help") for argument in arguments)

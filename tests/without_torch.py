@@ -1,0 +1,81 @@
+"""Calls of the command line in a process where each import of torch, or of what imports it, fails and is noted.
+
+`call` starts the process, `main` runs in it. The modules have specs, so that those who ask take them for installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "mlflow")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call has ended.
+
+    Attributes:
+        imports: the heavy modules that it tried to import.
+    """
+
+    arguments: list[str]
+    code: int
+    output: str
+    imports: list[str]
+
+
+class Refusal(MetaPathFinder, Loader):
+    """Finds the heavy modules, notes who is imported, and fails."""
+
+    def __init__(self) -> None:
+        self.imports: list[str] = []
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return spec_from_loader(name, self) if name.partition(".")[0] in HEAVY else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.imports.append(module.__name__)
+        raise ModuleNotFoundError(f"No module named {module.__name__!r}", name=module.__name__)
+
+
+def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Ended]:
+    """Run calls in one process whose working directory is `folder`, where further modules are found too."""
+    root = Path(__file__).parents[1]
+    code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"
+    command = [sys.executable, "-c", code, json.dumps(calls), *modules]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return [Ended(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def main() -> None:
+    refusal = Refusal()
+    sys.meta_path.insert(0, refusal)
+    from finetune.cli import verbs
+    from finetune.cli.main import main as finetune
+
+    calls, *modules = sys.argv[1:]
+    verbs.VERBS += tuple(verbs.Verb(name, "", "planted", module=name) for name in modules)
+    for arguments in json.loads(calls):
+        output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+        code: object = None
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                finetune(arguments)
+            except SystemExit as end:
+                code = end.code
+        output.seek(0)
+        ended = Ended(arguments, int(str(code or 0)), output.read(), list(refusal.imports))
+        refusal.imports.clear()
+        print(json.dumps(asdict(ended)))  # noqa: T201
