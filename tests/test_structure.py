@@ -245,6 +245,12 @@ BOUNDS = {
     "upward": 0,
     "cycles of src/finetune": 0,
     "cycles of data_prep": 0,
+    "states": 0,
+    "metrics": 0,
+    "dicts of src": 10,
+    "dicts of data_prep": 5,
+    "longest function": 70,
+    "longest file": 450,
 }
 
 
