@@ -1,4 +1,4 @@
-"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs. For stage normalise."""
+"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs. Stage normalise leaves them alone."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from data_prep.config import CorpusConfig, SourceConfig
 from data_prep.shards import Corpus
 from data_prep.stage_settings import TokenizerConfig
 from data_prep.tokens.tokenizer_files import place_files
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model
 from finetune.runs import inputs as run_inputs
 from tests.corpora import write_corpus
 from tests.models import write_base
@@ -50,7 +50,7 @@ def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["vocabulary", "normalizer", "taken_id"])
 def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Path, change: str) -> None:
-    base = base_models.resolve(str(write_base(tmp_path / "base")), tmp_path)
+    base = base_model.resolve(str(write_base(tmp_path / "base")), tmp_path)
     corpus = Corpus(write_corpus(tmp_path / "corpus", 20, 40, seed=0, added_tokens=3))
     run_inputs.check_tokenizer(base, corpus, may_extend=True)
     assert run_inputs.num_added_tokens(base, corpus.folder) == 3

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
-from finetune.job import batch_script as requeue
-from finetune.job import scontrol, slurm_command, slurm_queue, wave_files, waves
+from finetune.job import batch_script, scontrol, slurm_command, slurm_queue, wave_files, waves
 from finetune.launch import freeze, slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
@@ -93,7 +92,7 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
 
 
 ON_THE_HOST = (
-    attempts, causes, layout, records, state, requeue, scontrol, slurm_command, slurm_queue, wave_files, waves,
+    attempts, causes, layout, records, state, batch_script, scontrol, slurm_command, slurm_queue, wave_files, waves,
 )  # fmt: skip
 
 
@@ -107,7 +106,7 @@ def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
 
 def test_what_runs_on_the_host_needs_no_package() -> None:
     """-S leaves out site-packages; the contract in pyproject.toml names what may be imported of ours."""
-    source = Path(str(requeue.__file__)).parents[2]
+    source = Path(str(batch_script.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run([sys.executable, "-S", "-c", "import finetune.job.batch_script"], env=environment, check=False)
     assert done.returncode == 0

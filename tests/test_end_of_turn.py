@@ -21,7 +21,7 @@ from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
 from finetune.models.save import save, weights
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model
 from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
 from tests.models import LLAMA, LORA
@@ -142,7 +142,7 @@ def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path:
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), str(adapter))
     assert generated(plain, AutoTokenizer.from_pretrained(adapter), "Hei", generation_config=beside)
 
-    merged = pretrained.load(base_models.Base("mine", folder / "base", (adapter,)), torch.float32)
+    merged = pretrained.load(base_model.Base("mine", folder / "base", (adapter,)), torch.float32)
     assert merged.generation_config.eos_token_id == merged.config.eos_token_id == [1, end]  # type: ignore[union-attr]
     save(merged, weights(merged), tmp_path / "merged")
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [1, end]

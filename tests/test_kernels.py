@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune.models import checks, kernels, loss
-from finetune.models import cpu_matmul as linear
+from finetune.models import checks, cpu_matmul, kernels, loss
 from finetune.models.attention import DOCUMENTS
 from finetune.models.packed import PackedModel
 from tests.corpora import VOCAB_SIZE
@@ -40,10 +39,10 @@ def assert_same_training(model: torch.nn.Module, changed: torch.nn.Module) -> No
 def test_kernels_change_no_loss_and_no_gradient(
     monkeypatch: pytest.MonkeyPatch, architecture: str, adapter: dict[str, object] | None, onednn: str
 ) -> None:
-    if onednn != "none" and not linear._HAS_ONEDNN:
+    if onednn != "none" and not cpu_matmul._HAS_ONEDNN:
         pytest.skip("no oneDNN here")
-    monkeypatch.setattr(linear, "_HAS_ONEDNN", onednn != "none")
-    monkeypatch.setattr(linear, "_FAST_ONEDNN", onednn == "all products")
+    monkeypatch.setattr(cpu_matmul, "_HAS_ONEDNN", onednn != "none")
+    monkeypatch.setattr(cpu_matmul, "_FAST_ONEDNN", onednn == "all products")
     model = causal_model(model_type=architecture)
     if adapter is not None:
         model = with_adapter(model, **adapter)

@@ -19,8 +19,7 @@ from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import ModelConfig
 from finetune.launch import cancel as end
-from finetune.launch import observe, slurm, submit
-from finetune.launch import prepare_jobs as chain
+from finetune.launch import observe, prepare_jobs, slurm, submit
 from finetune.runs import checkpoint_files, shared_bases
 from finetune.runs.folder import RunFolder
 
@@ -202,7 +201,7 @@ PREPARED = [
 def prepare_run(tmp_path: Path) -> Path:
     folder = tmp_path / "corpora" / ".mine.stages" / "slurm" / "prepare-1"
     folder.mkdir(parents=True)
-    (folder / chain.FILE).write_text('{"read": "8", "publish": "9"}')
+    (folder / prepare_jobs.FILE).write_text('{"read": "8", "publish": "9"}')
     return folder
 
 
@@ -215,22 +214,22 @@ def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
     if prepared.age is not None:
         corpus.mkdir()
         (corpus / "manifest.json").touch()
-        written = (prepare_run / chain.FILE).stat().st_mtime + prepared.age
+        written = (prepare_run / prepare_jobs.FILE).stat().st_mtime + prepared.age
         os.utime(corpus / "manifest.json", (written, written))
     reading = "COMPLETED" if prepared.state else ""
     monkeypatch.setattr(observe, "states", lambda ids: {"8": reading, "9": prepared.state})
     if not prepared.error:
-        assert chain.dependency("prepare-1", str(corpora), [corpus]) == prepared.waits_for
+        assert prepare_jobs.dependency("prepare-1", str(corpora), [corpus]) == prepared.waits_for
         return
     with pytest.raises(ValueError, match=prepared.error):
-        chain.dependency("prepare-1", str(corpora), [corpus])
+        prepare_jobs.dependency("prepare-1", str(corpora), [corpus])
 
 
 def test_a_training_does_not_wait_for_another_corpus(prepare_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
     corpora = prepare_run.parents[2]
     with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
-        chain.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
+        prepare_jobs.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
 
 
 COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}

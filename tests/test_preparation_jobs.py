@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.config.cluster import ClusterConfig, PrepareJobs
-from finetune.launch import freeze
-from finetune.launch import prepare_jobs as chain
+from finetune.launch import freeze, prepare_jobs
 from finetune.launch.environment import profiles
 from finetune.launch.prepare_layout import Layout, Share, Steps
 from finetune.launch.slurm import SlurmError
@@ -26,7 +25,7 @@ ALONE = Share("read", 1, 1)
 
 def render(cluster: ClusterConfig, share: Share = ALONE) -> str:
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
-    return chain._script(folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"])
+    return prepare_jobs._script(folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"])
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
@@ -43,7 +42,7 @@ def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: s
     assert "apptainer exec" not in script
     for module in cluster.modules:
         assert module not in script
-    for variable in cluster.env.keys() - set(chain._THREADS):
+    for variable in cluster.env.keys() - set(prepare_jobs._THREADS):
         assert f"export {variable}=" not in script
     if cluster.clean_modules:
         assert f"\nmodule {cluster.clean_modules} " in script
@@ -70,14 +69,14 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
 
 def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
     jupiter = profiles()["jupiter"]
-    assert chain.lay_out(32, STEPS, jupiter) == Layout(32, 32)
+    assert prepare_jobs.lay_out(32, STEPS, jupiter) == Layout(32, 32)
     script = render(jupiter, Share("read", 32, 32))
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
-    assert chain.lay_out(32, STEPS, elsewhere) == Layout(32, 1), "what is known of whole nodes is known of the training's"
+    assert prepare_jobs.lay_out(32, STEPS, elsewhere) == Layout(32, 1), "what is known of whole nodes is known of the training's"
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
-    assert chain.lay_out(32, STEPS, small) == Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
+    assert prepare_jobs.lay_out(32, STEPS, small) == Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: Layout, jo
 )
 def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(tmp_path: Path, ends: str, code: int) -> None:
     lines = [f"ends=({ends}); logs={tmp_path}; SLURM_ARRAY_TASK_ID=1", 'task() { echo "task $3"; return ${ends[$3 - 3]}; }']
-    script = "\n".join([*lines, *chain._RUN, "run read 3 9"])
+    script = "\n".join([*lines, *prepare_jobs._RUN, "run read 3 9"])
     assert subprocess.run(["bash", "-c", script], check=False).returncode == code
     logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
     assert logs == {f"read-{number}.log": f"task {number}\n" for number in (3, 4, 5)}
@@ -124,7 +123,7 @@ def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(se
     site = replace(olivia.site, login_architecture=platform.machine())
     jobs = replace(olivia.prepare, **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=re.escape(words)):
-        chain.check(replace(olivia, prepare=jobs, site=site))
+        prepare_jobs.check(replace(olivia, prepare=jobs, site=site))
 
 
 @pytest.mark.parametrize(
@@ -150,15 +149,15 @@ def test_a_secret_for_preparations_is_refused() -> None:
 def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def refuse(name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig) -> chain.PrepareRun:
+    def refuse(name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig) -> prepare_jobs.PrepareRun:
         tried.append(layout)
         if layout.num_jobs(steps) > 9:
             raise SlurmError("Slurm refuses (sbatch): AssocMaxSubmitJobLimit", "AssocMaxSubmitJobLimit")
-        return chain.PrepareRun(tmp_path, {}, layout)
+        return prepare_jobs.PrepareRun(tmp_path, {}, layout)
 
-    monkeypatch.setattr(chain, "_submit", refuse)
-    monkeypatch.setattr(chain, "_ask_slurm", lambda cluster, num_tasks: [])
-    run = chain.submit("l", tmp_path, STEPS, 32, profiles()["testcluster"])
+    monkeypatch.setattr(prepare_jobs, "_submit", refuse)
+    monkeypatch.setattr(prepare_jobs, "_ask_slurm", lambda cluster, num_tasks: [])
+    run = prepare_jobs.submit("l", tmp_path, STEPS, 32, profiles()["testcluster"])
     assert run.layout == Layout(32, 16), "as many tasks, more of them in a job"
     num_jobs = [layout.num_jobs(STEPS) for layout in tried]
     assert num_jobs[0] == 65

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from finetune.job import batch_script as requeue
-from finetune.job import scontrol
+from finetune.job import batch_script, scontrol
 from finetune.runs import attempts
 from finetune.runs.attempts import Ending, decide
 from finetune.runs.state import EndingCause
@@ -163,7 +162,7 @@ class Batch:
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
         for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # the test's own process must go on hearing
-            monkeypatch.setattr(requeue.signal, name, lambda *_: signal.SIGTERM)
+            monkeypatch.setattr(batch_script.signal, name, lambda *_: signal.SIGTERM)
         self.setenv = monkeypatch.setenv
         self.job = "7"
 
@@ -171,7 +170,7 @@ class Batch:
         self.setenv("SLURM_JOB_ID", self.job)
         self.setenv("SLURM_JOB_NODELIST", nodes)
         policy = ["--max-restarts", "3", "--on-interrupt", on_interrupt, "--world-size", "2"]
-        return requeue.main([when, str(self.run), *arguments, *policy])
+        return batch_script.main([when, str(self.run), *arguments, *policy])
 
     def begin(self, nodes: str = "n1+n2") -> int:
         return self.call("begin", nodes=nodes)
@@ -260,7 +259,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_from_then_on(batch: Batch) -
     batch.end(1)
     assert batch.told() == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
     # Slurm by itself could forget: the run then goes back rather than onto that node
-    assert batch.begin(nodes="n2+n3") == requeue.BACK_IN_QUEUE
+    assert batch.begin(nodes="n2+n3") == batch_script.BACK_IN_QUEUE
     assert batch.told()[2:] == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
     assert batch.begin(nodes="n1+n3") == 0
     batch.write("failure-rank-0.json", time=1.0, rank=0, error="RuntimeError: …", kind="crash", nodes=[])
@@ -369,7 +368,7 @@ def test_the_guard_ends_with_the_batch_script(batch: Batch) -> None:
     guard = subprocess.Popen([sys.executable, "-m", "finetune.job.batch_script", "guard", str(batch.run), *policy])
     try:
         with pytest.raises(subprocess.TimeoutExpired):
-            guard.wait(requeue.LOOK_SECONDS * 2)
+            guard.wait(batch_script.LOOK_SECONDS * 2)
         script.kill()
         script.wait()
         assert guard.wait(60) == 0
@@ -388,7 +387,7 @@ def test_an_attempt_that_is_closed_needs_no_guard(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("closed", [True, False])
-@pytest.mark.parametrize(("state", "code"), [("completed", requeue.DONE), ("stopped", requeue.FAILED)])
+@pytest.mark.parametrize(("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)])
 def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(batch: Batch, state: str, code: int, closed: bool) -> None:
     batch.begin()
     batch.say(job="COMPLETING", reason="TimeLimit")
@@ -399,7 +398,7 @@ def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(batch: Batch,
     assert batch.begin() == code
     assert batch.causes() == [state]
     batch.job = "8"
-    assert batch.begin() == requeue.GO, "a person submitted it again"
+    assert batch.begin() == batch_script.GO, "a person submitted it again"
 
 
 def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -> None:
@@ -414,11 +413,11 @@ def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -
     assert batch.told() == again
     assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
     batch.job = "8"
-    assert batch.begin() == requeue.GO
+    assert batch.begin() == batch_script.GO
     assert [attempt.job for attempt in attempts.of_submission(attempts.read(batch.run), "8")] == ["7", "8"]
 
 
-@pytest.mark.parametrize(("state", "code"), [("completed", requeue.DONE), ("stopped", requeue.FAILED)])
+@pytest.mark.parametrize(("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)])
 def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(batch: Batch, state: str, code: int) -> None:
     (batch.run / "jobs" / "7_submitted.pkl").write_text("")
     batch.begin()
@@ -431,7 +430,7 @@ def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(batch:
 
 
 def time_limit(batch: Batch) -> None:
-    """The run is at work, on a site that forbids requeue, and its time is over."""
+    """The run is at work, on a site that forbids batch_script, and its time is over."""
     (batch.run / "jobs" / "7_submitted.pkl").write_text("")
     batch.begin()
     batch.say(job="COMPLETING", reason="TimeLimit")
@@ -477,7 +476,7 @@ def test_a_controller_that_does_not_answer_ends_the_run_in_words(batch: Batch, m
     monkeypatch.setattr(scontrol, "SBATCH_SECONDS", 0.2)
     batch.log.with_name("log.slow").touch()
     batch.begin()
-    assert batch.end(143, on_interrupt="resubmit") == requeue.FAILED
+    assert batch.end(143, on_interrupt="resubmit") == batch_script.FAILED
     assert "it cannot come back: sbatch did not answer within" in (batch.run / "failure.json").read_text()
 
 

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.runs.folder import RunFolder
-from finetune.tracking import mlflow_sync as sender
+from finetune.tracking import mlflow_sync
 from finetune.tracking.spool import Spool, last_step, steps_done
 from tests.models import LLAMA
 
@@ -35,17 +35,17 @@ def say(run: RunFolder, *steps: int) -> None:
 
 
 def stored(run: RunFolder) -> tuple[Any, list[tuple[int, float]]]:
-    client = MlflowClient(sender.default_uri(run.path.parent))
+    client = MlflowClient(mlflow_sync.default_uri(run.path.parent))
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return found, [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")]
 
 
 def test_steps_arrive_once_though_a_resumed_run_repeats_them(run: RunFolder) -> None:
     say(run, 0, 1, 2, 3)
-    sender.sync(run)
+    mlflow_sync.sync(run)
     say(run, 2, 3, 4)  # resumed from the checkpoint after step 1
-    sender.sync(run)
-    sender.sync(run)
+    mlflow_sync.sync(run)
+    mlflow_sync.sync(run)
     found, history = stored(run)
     assert history == [(step, 10.0 - step) for step in range(5)]
     assert found.data.params["lr"] == "0.25"
@@ -54,7 +54,7 @@ def test_steps_arrive_once_though_a_resumed_run_repeats_them(run: RunFolder) -> 
 
 def test_a_point_of_a_sweep_is_called_by_its_values(run: RunFolder) -> None:
     run.write_json("provenance.json", {"point": {"lr": "2e-4", "adapter.r": "16"}})
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert stored(run)[0].info.run_name == "lr=2e-4 r=16"
 
 
@@ -65,16 +65,16 @@ def test_the_parents_of_a_sweep_over_experiments_all_end(run: RunFolder) -> None
     for point in (run, other):
         point.write_json("provenance.json", {"sweep": "grid-1"})
         point.write_json("outcome.json", {"state": "completed"})
-        sender.sync(point)
-    sender.finish_sweep([run, other])
-    client = MlflowClient(sender.default_uri(run.path.parent))
+        mlflow_sync.sync(point)
+    mlflow_sync.finish_sweep([run, other])
+    client = MlflowClient(mlflow_sync.default_uri(run.path.parent))
     told = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [one.info.status for one in told if one.info.run_name == "grid-1"] == ["FINISHED"] * 2
 
 
 def test_more_steps_than_a_batch_arrive(run: RunFolder) -> None:
     say(run, *range(1500))
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert [step for step, _ in stored(run)[1]] == list(range(1500))
 
 
@@ -82,35 +82,35 @@ def test_a_line_cut_short_by_a_kill_swallows_no_other(run: RunFolder) -> None:
     say(run, 1, 2)
     with run.metrics.open("a") as file:
         file.write('{"step": 3, "time_ms": 1, "val')
-    sender.sync(run)
+    mlflow_sync.sync(run)
     say(run, 3, 4)
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert [step for step, _ in stored(run)[1]] == [1, 2, 3, 4]
 
 
 def test_a_run_deleted_in_mlflow_is_sent_again_in_full(run: RunFolder) -> None:
     say(run, 1, 2, 3)
-    sender.sync(run)
-    client = MlflowClient(sender.default_uri(run.path.parent))
+    mlflow_sync.sync(run)
+    client = MlflowClient(mlflow_sync.default_uri(run.path.parent))
     client.delete_run(stored(run)[0].info.run_id)
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert [step for step, _ in stored(run)[1]] == [1, 2, 3]
 
 
 def test_a_database_deleted_is_filled_again(run: RunFolder) -> None:
     say(run, 1, 2, 3)
-    sender.sync(run)
+    mlflow_sync.sync(run)
     (run.path.parent / "mlflow.db").unlink()
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert [step for step, _ in stored(run)[1]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("state", "status"), [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
 def test_mlflow_shows_how_a_run_ended(run: RunFolder, state: str, status: str) -> None:
     say(run, 1)
-    sender.sync(run)
+    mlflow_sync.sync(run)
     run.write_json("outcome.json", {"state": state})
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert stored(run)[0].info.status == status
 
 
@@ -118,7 +118,7 @@ def test_values_that_are_no_numbers_do_not_stop_the_sender(run: RunFolder) -> No
     with Spool(run.metrics, enabled=True) as spool:
         spool.log(1, {"train/loss": float("nan")})
         spool.log(2, {"train/loss": 3.0})
-    sender.sync(run)
+    mlflow_sync.sync(run)
     assert [step for step, _ in stored(run)[1]] == [1, 2]
 
 

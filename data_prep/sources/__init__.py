@@ -1,4 +1,6 @@
-"""One file a format. A reader has
+"""Readers of raw files, one file a format: each lists a source's files and yields its documents.
+
+A reader has
 
     files(source)                        the raw files of a source, in a fixed order
     read(name, source, report, paths)    the documents of those of the files, in order; what is no document goes into the report

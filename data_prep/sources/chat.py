@@ -1,4 +1,6 @@
-"""Conversations and instructions, as JSON lines or a JSON array. A record is one of
+"""Reader of conversations and instructions, as JSON lines or a JSON array.
+
+A record is one of
 
     messages: [{role, content}, …]                          the model learns the assistant's turns
     conversations: [{from, value}, …]                       the same in ShareGPT's words (human, gpt, system)

@@ -1,5 +1,4 @@
-"""The search for near duplicates among all documents of a corpus, as stage deduplicate decides on them
-(deduplicate.py)."""
+"""A part of stage deduplicate (deduplicate.py): the search for near duplicates among all documents of a corpus."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Documents of running text that are no text: tables of numbers, menus, code, letters lost, the same over and
-over.
+"""Stage quality: drops running text by measures of one document alone (words, symbols, repetition), a rule each.
 
 Each rule measures one thing, and drops a document outside the limits of its setting (QualityConfig),
 by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on

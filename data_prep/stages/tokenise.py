@@ -1,5 +1,4 @@
-"""What the token shards of a corpus depend on. The work itself lies in data_prep/tokens: step.py says which
-process does it."""
+"""Stage tokenise, behind the text stages: its version and settings. Its work lies in data_prep/tokens (step.py)."""
 
 from __future__ import annotations
 

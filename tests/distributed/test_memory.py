@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
-from finetune.models import safetensors_io as weight_files
+from finetune.models import safetensors_io
 from tests.corpora import EOS, VOCAB_SIZE, write_corpus, write_tokenizer
 from tests.distributed import worker
 from tests.distributed.laws import losses, make_run, weights
@@ -47,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     tensors = (
         (n, torch.ones(s) if len(s) == 1 else noise[: math.prod(s)].roll(i).view(s)) for i, (n, s) in enumerate(shapes.items())
     )
-    weight_files.write(folder, tensors, shard_bytes=300_000_000)
+    safetensors_io.write(folder, tensors, shard_bytes=300_000_000)
     config.dtype = torch.float32
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.evaluation.held_out import evaluate_on_corpus
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
 from tests.distributed import worker
@@ -315,5 +315,5 @@ def test_new_rows_start_as_the_mean_and_are_learned(runs: dict[str, RunFolder]) 
 def load_file_of(run: RunFolder, name: str) -> torch.Tensor:
     path = run.config().model.path
     assert path is not None
-    folder = base_models.resolve(path, run.path.parent).folder
+    folder = base_model.resolve(path, run.path.parent).folder
     return {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}[name]

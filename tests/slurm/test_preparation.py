@@ -15,7 +15,7 @@ import pytest
 from data_prep import pipeline
 from data_prep.plan import Preparation
 from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
-from finetune.launch import prepare_jobs as chain
+from finetune.launch import prepare_jobs
 from finetune.launch.prepare_layout import Layout
 from tests.data_prep.sample import checksums, markers
 from tests.data_prep.sample import sharded_sample_config as config
@@ -78,7 +78,7 @@ def test_two_tasks_a_job_with_one_killed_midway_end_with_the_same_corpus(
     monkeypatch.setenv("FOLDER", str(tmp_path))
     corpora = tmp_path / "array"
     work, steps = corpora / ".sample.stages", pipeline.plan(config(corpora, shard_characters=4_000))
-    run = chain.submit("sample", work, [(step.name, step.cut) for step in steps], OF, CLUSTER)
+    run = prepare_jobs.submit("sample", work, [(step.name, step.cut) for step in steps], OF, CLUSTER)
     details = shell.cluster.slurm("scontrol", "show", "job", run.jobs[STEP])
     assert "ArrayTaskId=0-1" in details, "three tasks in two jobs"
     assert "NumCPUs=2" in details
@@ -103,17 +103,17 @@ def test_a_queue_that_takes_few_jobs_gets_few(shell: Shell, tmp_path: Path, monk
     jobs = replace(CLUSTER.prepare, tasks_per_job=None, partition="debug")
     with shell.closed():
         unknown = replace(CLUSTER, prepare=replace(jobs, qos="few"))
-        run = chain.submit("sample", tmp_path / ".sample.stages", steps, OF, unknown)
+        run = prepare_jobs.submit("sample", tmp_path / ".sample.stages", steps, OF, unknown)
         assert run.layout == Layout(OF, OF, is_one_job=True), "22 steps are too many jobs, says Slurm"
         assert list(shell.queue().values()) == ["PENDING"]
         script = (run.folder / "whole0-to-cut10.sh").read_text()
         assert [line.split()[1] for line in script.splitlines() if line.startswith("  run ")] == [name for name, _ in steps]
         known = replace(CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)}))
-        layout = chain.lay_out(32, steps, known)  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
+        layout = prepare_jobs.lay_out(32, steps, known)  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
         assert layout == Layout(8, 4), "two jobs an array, and four times 1G to a node of 8000M"
         assert layout.num_jobs(steps) == 33
         full = replace(known, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=1)}))
         with pytest.raises(ValueError, match="its queue takes 1 jobs of a user, and 1 of yours are there; wait"):
-            chain.lay_out(32, steps, full)
+            prepare_jobs.lay_out(32, steps, full)
         assert run.cancel().startswith("cancelled")
         assert not run.is_alive()

@@ -18,9 +18,8 @@ from finetune.cli import result_tables
 from finetune.cli.run_arguments import make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model, layout
 from finetune.runs import inputs as run_inputs
-from finetune.runs import layout
 from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
 from finetune.runs.summary import HeldOut
@@ -131,7 +130,7 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
     model = run.config().model
     if model.path is None:
         raise UserError(f"--against base: run {run.id} began from scratch and has no base; name a model")
-    return [Subject(f"base {_label(model.path)}", base_models.resolve(model.path, run.config().runs_dir, model.revision)), *named]
+    return [Subject(f"base {_label(model.path)}", base_model.resolve(model.path, run.config().runs_dir, model.revision)), *named]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
@@ -145,16 +144,16 @@ def resolve(name: str, runs_dir: str) -> Subject:
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
-        return Subject(_label(name), base_models.resolve(name, runs_dir))
+        return Subject(_label(name), base_model.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
     try:
         run = RunFolder.find(run_name, runs_dir)
     except FileNotFoundError:
         if name.startswith(RUN_PREFIX) or "/" not in name:
             raise
-        return Subject(name, base_models.resolve(name, runs_dir))
+        return Subject(name, base_model.resolve(name, runs_dir))
     suffix = "" if step is None else f"@{step}"
-    return Subject(f"{run.id}{suffix}", base_models.resolve(f"{RUN_PREFIX}{run.path}{suffix}", runs_dir), run)
+    return Subject(f"{run.id}{suffix}", base_model.resolve(f"{RUN_PREFIX}{run.path}{suffix}", runs_dir), run)
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:

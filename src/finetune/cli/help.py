@@ -1,4 +1,4 @@
-"""Help texts of `finetune train` and `finetune prepare`, generated from the declarations of their settings."""
+"""`--help` of a verb with settings (train, prepare), generated from the declarations of the settings."""
 
 from __future__ import annotations
 

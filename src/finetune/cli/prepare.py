@@ -46,12 +46,12 @@ def _prepare_here(config: Any) -> None:
 def _prepare_on_slurm(config: Any) -> None:
     from data_prep.pipeline import plan
     from data_prep.plan import Preparation, Step
-    from finetune.launch import prepare_jobs as chain
+    from finetune.launch import prepare_jobs
     from finetune.launch.freeze import check_no_secrets
 
     cluster = config.cluster
     check_no_secrets(cluster, "cluster")
-    for unchecked in chain.check(cluster):
+    for unchecked in prepare_jobs.check(cluster):
         print(f"not checked: {unchecked}", file=sys.stderr)
     folder = Path(config.corpora_dir) / config.corpus.name
     planned = plan(config)
@@ -63,7 +63,7 @@ def _prepare_on_slurm(config: Any) -> None:
     steps = [(step.name, step.cut) for step in planned]
     size = sum(Preparation.load(work).sizes(Step("read")))
     num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
-    run = chain.submit(config.corpus.name, work, steps, num_tasks, cluster)
+    run = prepare_jobs.submit(config.corpus.name, work, steps, num_tasks, cluster)
     assert run.layout is not None
     fewer = f" (there is work for {num_tasks}: the queue takes no more)" if run.layout.num_tasks < num_tasks else ""
     print(

@@ -1,4 +1,4 @@
-"""`finetune status`, `cancel`, `retry` and `prune`. Each reads disk and Slurm, from any shell."""
+"""`finetune status`, `cancel`, `retry` and `prune`: the verbs that take any number of existing runs, from any shell."""
 
 from __future__ import annotations
 

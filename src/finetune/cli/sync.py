@@ -19,7 +19,7 @@ def sync(arguments: list[str]) -> int:
 def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     from finetune.config import extras
     from finetune.launch.observe import observe
-    from finetune.tracking import mlflow_sync as sender
+    from finetune.tracking import mlflow_sync
 
     if quiet and extras.missing(("mlflow",)):  # a login node: `finetune sync` elsewhere sends the same
         return 0
@@ -28,7 +28,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     failed = 0
     for run in runs:
         try:
-            sender.sync(run)
+            mlflow_sync.sync(run)
         except Exception as fault:  # one run, or one server, must not keep the others from theirs
             failed += 1
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
@@ -58,8 +58,8 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 
 def finish_sweeps(runs: list[RunFolder]) -> None:
     """Bring MLflow's parent runs of these runs' sweeps up to date; a server that is away has been reported with each run."""
-    from finetune.tracking import mlflow_sync as sender
+    from finetune.tracking import mlflow_sync
 
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):
-            sender.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])
+            mlflow_sync.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])

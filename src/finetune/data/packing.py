@@ -1,4 +1,4 @@
-"""Packing: which piece of which document goes into which pack. Pure functions of lengths and seeds.
+"""Packing: which piece of which document goes into which pack. Pure functions of lengths and seeds; no torch in here.
 
 Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is kept), packed by best fit
 decreasing (the bin-packing heuristic of Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language

@@ -1,5 +1,5 @@
-"""From a corpus folder and a pack plan to the micro-batches of a step. The step is the position in the data: a resume needs
-nothing else."""
+"""From a corpus folder and a pack plan to the micro-batches of a step, filled up with padding. The step is the position in the
+data: a resume needs nothing else."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from finetune.distributed import World
 from finetune.models import checks
 from finetune.models.load import load_for_evaluation
 from finetune.models.packed import PackedModel
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model
 from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
 from finetune.runs.summary import HeldOut
@@ -84,7 +84,7 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
     """
     corpus = Corpus(config.corpus_folder)
     corpus.verify()
-    return evaluate_base(base_models.resolve(path, runs_dir), corpus, config)
+    return evaluate_base(base_model.resolve(path, runs_dir), corpus, config)
 
 
 def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:

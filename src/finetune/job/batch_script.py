@@ -1,4 +1,5 @@
-"""What the batch script of a Slurm job does around srun: it opens an attempt, and afterwards decides whether the run comes back.
+"""The batch script's helper, around srun: it opens an attempt, closes it, and carries out what runs/attempts.py decides after a
+time limit, a preemption or a death: requeue, resubmit, or end.
 
     trap : TERM                                          # a requeue from outside must leave time for the last lines
     python -m finetune.job.batch_script begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1: it must not run
@@ -6,7 +7,7 @@
     srun …
     python -m finetune.job.batch_script end RUN --code $?  # its exit code is the job's
 
-A job that has ended for good submits points of sweeps that wait for its place (waves.py).
+A job that has ended for good submits points of sweeps that wait for its place (job/waves.py).
 
 It runs on the batch host, outside of a container, where scontrol is: only the standard library and modules that need no more
 themselves (pyproject.toml lists them), from Python 3.8 on (cluster.host_python).

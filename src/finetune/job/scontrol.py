@@ -1,4 +1,4 @@
-"""Slurm's commands that the batch script's helper runs: to requeue, submit and release jobs, and to find dead nodes.
+"""Requests of the batch script's helper to Slurm about its own job: requeue, resubmit, release, dead nodes.
 
 On the batch host, outside of a container: the standard library alone, from Python 3.8 on.
 """

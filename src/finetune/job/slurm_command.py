@@ -1,4 +1,4 @@
-"""Slurm's commands: each gets a limited time, and fails with Slurm's own message.
+"""Run one of Slurm's programs: each gets a limited time, and fails with Slurm's own message.
 
 Only the standard library, from Python 3.8 on: the batch script runs this outside of a container (batch_script.py).
 """

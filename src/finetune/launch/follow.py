@@ -19,7 +19,7 @@ from finetune.config.points import describe
 from finetune.runs import rank_warnings
 from finetune.runs.folder import RunFolder
 from finetune.terminal import short_path
-from finetune.tracking import mlflow_sync as sender
+from finetune.tracking import mlflow_sync
 from finetune.tracking.spool import last_step
 
 POLL_SECONDS = 0.5
@@ -139,7 +139,7 @@ def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
 def _sync(run: RunFolder, console: Console) -> None:
     """Tracking never stops a run: what cannot be sent now is in the spool and can be sent later."""
     try:
-        sender.sync(run)
+        mlflow_sync.sync(run)
     except Exception as fault:
         reason = escape(" ".join(f"{type(fault).__name__}: {fault}".split())[:200])
         console.print(f"MLflow is behind ({reason}): `finetune sync` catches up", soft_wrap=True)

@@ -28,8 +28,7 @@ from finetune.config.train import TrainConfig
 from finetune.data import rows
 from finetune.job import wave_files
 from finetune.job.rank import lean_imports
-from finetune.launch import checks, local, observe, places, slurm, sweep_files
-from finetune.launch import prepare_jobs as chain
+from finetune.launch import checks, local, observe, places, prepare_jobs, slurm, sweep_files
 from finetune.launch.freeze import (
     check_no_secrets,
     check_writable,
@@ -271,7 +270,7 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
         return None
     if not on_slurm:
         raise UserError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
-    return chain.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
+    return prepare_jobs.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:

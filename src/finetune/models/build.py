@@ -22,9 +22,8 @@ from finetune.distributed import World
 from finetune.models import tokenizer as tokenizers
 from finetune.models.load import DTYPES, Model, enlarge, is_partitioned, load, stand_in
 from finetune.models.save import save, weights
-from finetune.runs import base_model as base_models
+from finetune.runs import base_model, layout, shared_bases
 from finetune.runs import inputs as run_inputs
-from finetune.runs import layout, shared_bases
 
 if TYPE_CHECKING:
     from finetune.models.zero3 import Partitioner
@@ -54,7 +53,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
     if config.model.path is None:
         model = _from_scratch(config.model.from_scratch, tokenizer, dtype)
     else:
-        base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
+        base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
         model = load(base, dtype, partitioner=partitioner, quantization=config.model.quantization)
         if base.adapters and config.adapter:
             _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
@@ -85,7 +84,7 @@ def check(config: TrainConfig) -> None:
         UserError: one line that says what is wrong.
     """
     assert config.model.path is not None
-    base = base_models.resolve(config.model.path, config.runs_dir, config.model.revision)
+    base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
     vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
     added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
     try:

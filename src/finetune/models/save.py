@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from data_prep.user_error import UserError
 from finetune.distributed import World
-from finetune.models import safetensors_io as weight_files
+from finetune.models import safetensors_io
 from finetune.models.load import Model, aliases, tensors
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
         for _ in saved:
             pass
         return
-    weight_files.write(folder, saved)
+    safetensors_io.write(folder, saved)
     model.config.dtype = next(model.parameters()).dtype
     model.config.architectures = [type(model).__name__]  # type: ignore[union-attr]
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]

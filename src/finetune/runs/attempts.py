@@ -1,4 +1,5 @@
-"""The attempts of a run: one a start of its job. What each came to, and whether the run comes back after it.
+"""The attempts of a run, one for each start of its job, and the rule (`decide`) whether it comes back after a time limit, a
+preemption, a death or a dead node.
 
 `attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its batch script, as a
 power cut does, has no `end`: the next one finds that out and writes it. A second `end` knows better: a node was found dead.

@@ -1,4 +1,4 @@
-"""A run on disk: where everything of it lies, and what state it is in. Read from files alone, by any process, at any time."""
+"""A run folder: its paths, records and state, read from files alone, by any process, at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The records in the JSON files of a run folder: its job, how it ended, why it failed, its metrics.
+"""The records in the JSON files of a run folder: its job, when it started, how it ended, why it failed.
 
 Every process reads or writes some of them, also the batch script's helper outside of a container: the standard
 library alone, from Python 3.8 on.

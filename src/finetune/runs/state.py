@@ -1,4 +1,5 @@
-"""The states of runs, the reasons to stop, how attempts end, kinds of failures, Slurm's job states, MLflow's statuses.
+"""The words for states of runs, reasons to stop, endings of attempts, kinds of failures, Slurm's job states and MLflow's
+statuses. Which of them holds is found by folder.py (from files) and launch/observe.py (with Slurm).
 
 The only module that spells them. Every process uses it, also the batch script's helper outside of a container: the
 standard library alone, from Python 3.8 on.

@@ -1,6 +1,7 @@
-"""Whether a rank is asked to stop training early. No torch in here: signals may come while it is being imported.
+"""Whether a rank is asked to stop training early: by a signal (time limit, preemption, requeue), a deadline or a stop file.
 
-The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see train.py.
+No torch in here: signals may come while it is being imported.
+The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see training/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is done between steps: metrics logged, the held-out loss measured, checkpoints saved."""
+"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured and a checkpoint saved."""
 
 from __future__ import annotations
 

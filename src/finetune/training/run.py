@@ -1,4 +1,5 @@
-"""What a run is made of in a rank, and how far it is. Every other module of training/ works on these two."""
+"""`Run` and `Progress`: what a run is made of in a rank, and how far it is; `StepResult`: one optimizer step over all ranks. The
+other modules of training/ work on them."""
 
 from __future__ import annotations
 
