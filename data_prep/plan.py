@@ -1,5 +1,5 @@
-"""The plan of a preparation: its steps, tasks and fingerprints, and what of them is done on disk; execute.py does the rest. Runs in
-every process of a preparation.
+"""The plan of a preparation: its steps, tasks and fingerprints, and what of them is done; execute.py does the rest. Runs in every
+process of a preparation.
 
 What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the
 fingerprint of the shard it is made of, back to the raw file; or of all shards, where a stage judges by the

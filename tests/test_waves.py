@@ -18,7 +18,7 @@ from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
 from finetune.job import slurm_queue, wave_files, waves
 from finetune.job.slurm_command import Refused
 from finetune.job.slurm_queue import QueuedJob
-from finetune.job.wave_files import Limit, Plan, Submission
+from finetune.job.wave_files import Limit, Plan, SweepSubmission
 from finetune.launch import places
 from finetune.runs import layout
 
@@ -103,7 +103,7 @@ class Sweep:
 
     def __init__(self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = "") -> None:
         self.runs_dir = runs_dir
-        self.submission = Submission(runs_dir / "sweeps" / "s" / "0")
+        self.submission = SweepSubmission(runs_dir / "sweeps" / "s" / "0")
         points = self.submission.folder / "points"
         points.mkdir(parents=True)
         (self.submission.folder / "submit.sh").touch()

@@ -104,7 +104,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Submission:
+class SweepSubmission:
     """One folder runs/sweeps/<id>/<n> of which points wait."""
 
     folder: Path
@@ -300,13 +300,13 @@ def _spans(indices: list[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def open_submissions(runs_dir: Path) -> list[Submission]:
+def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
     """Return this user's submissions of which points wait, oldest first."""
     found = []
     for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{layout.WAVES}"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # closed in this moment, or of another version
             if Plan.read(path).user == os.getuid():
-                found.append((path.stat().st_mtime, Submission(path.parent)))
+                found.append((path.stat().st_mtime, SweepSubmission(path.parent)))
     return [submission for _, submission in sorted(found, key=lambda pair: (pair[0], str(pair[1].folder)))]
 
 
@@ -318,7 +318,7 @@ class Point:
         task: that job's; "": none yet.
     """
 
-    submission: Submission
+    submission: SweepSubmission
     index: int
     task: str = NONE
 
@@ -328,7 +328,7 @@ def waiting_points(runs_dir: Path) -> dict[str, Point]:
     found = {}
     for name in (layout.WAVES, PAUSED):
         for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{name}"):
-            submission = Submission(path.parent)
+            submission = SweepSubmission(path.parent)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
             for task in list_files(submission.folder / CLAIMED):  # after those that wait, whose next state this is

@@ -13,7 +13,7 @@ from finetune.config.cluster import ClusterConfig
 from finetune.job import slurm_queue, waves
 from finetune.job.slurm_command import Refused
 from finetune.job.slurm_queue import QueuedJob
-from finetune.job.wave_files import Limit, Plan, Submission, open_submissions
+from finetune.job.wave_files import Limit, Plan, SweepSubmission, open_submissions
 from finetune.launch import observe
 from finetune.launch.observe import slurm_lines
 from finetune.runs.folder import RunFolder
@@ -126,7 +126,7 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
         )
 
 
-def _is_cancelled(submission: Submission, jobs: list[QueuedJob]) -> bool:
+def _is_cancelled(submission: SweepSubmission, jobs: list[QueuedJob]) -> bool:
     """Whether all jobs that a sweep had last were cancelled with Slurm's own command."""
     if any(job.name == submission.plan.name for job in jobs):
         return False

@@ -27,7 +27,7 @@ from finetune.config.cluster import ClusterConfig
 from finetune.job import rank as job
 from finetune.job import slurm_queue, waves
 from finetune.job.slurm_command import Refused, run_command
-from finetune.job.wave_files import Plan, Submission
+from finetune.job.wave_files import Plan, SweepSubmission
 from finetune.launch import places
 from finetune.launch.environment import environment_lines
 from finetune.launch.freeze import unwritable
@@ -117,7 +117,7 @@ def _submit(
             _write_waiting(blocks, job_id, count, plan)
         if job_id:
             slurm_command("scontrol", "release", job_id)
-        Submission(first).settle(job_id)
+        SweepSubmission(first).settle(job_id)
     except BaseException as fault:
         if job_id:
             with contextlib.suppress(ValueError):
@@ -158,7 +158,7 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
         first = count if number == 0 else 0
         for run in runs[first:]:
             DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.WAITING_PICKLE)
-        Submission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
+        SweepSubmission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
 
 
 def _queue() -> list[slurm_queue.QueuedJob]:

@@ -197,10 +197,14 @@ class Metrics(Record):
 def read_submission(run: Path) -> Submission | None:
     """Return the job that works on a run, also where an earlier version submitted it; None before its submission.
 
+    A job that was queued with the code of an earlier version writes the earlier name when it resubmits itself: the newer file
+    of the two holds.
+
     Raises:
         ValueError: the file is broken.
     """
-    return Submission.read(run / layout.SUBMISSION) or Submission.read(run / layout.EARLIER_SUBMISSION)
+    found = [path for name in (layout.SUBMISSION, layout.EARLIER_SUBMISSION) if (path := run / name).is_file()]
+    return Submission.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else None
 
 
 def move_submission(run: Path, job: str, host: str) -> None:

@@ -1,4 +1,5 @@
-"""DeepSpeed's engine behind one small class: backward, clipping, gradient norm, update. ZeRO 0 to 3 look the same from outside."""
+"""DeepSpeed's engine behind one small class: backward, clipping, gradient norm, update. ZeRO 0 to 3 look the same
+from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured and a checkpoint saved."""
+"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured and a
+checkpoint saved."""
 
 from __future__ import annotations
 
