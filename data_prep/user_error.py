@@ -6,6 +6,8 @@ Standard library alone.
 
 from __future__ import annotations
 
+import json
+
 
 class UserError(ValueError):
     """A wrong setting, file or call, or a machine that lacks something."""
@@ -13,3 +15,7 @@ class UserError(ValueError):
 
 class NotFoundError(UserError, FileNotFoundError):
     """A run, model, corpus or file that was named and is not there."""
+
+
+# errors of Python's own that a file which the user gave, or which was damaged, raises
+DAMAGED_FILE = (json.JSONDecodeError, UnicodeDecodeError)

@@ -36,8 +36,8 @@ def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
     return adapted  # type: ignore[no-any-return]
 
 
-def batch(num_packs: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids, positions, places of the targets and targets of packs of four documents."""
+def batch(num_packs: int = 2) -> PackInputs:
+    """Return the inputs of packs of four documents."""
     ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
     where = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *((41, 60, 79) if num_packs == 2 else ())])

@@ -251,9 +251,10 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     model = causal_model(tie_word_embeddings=tied).to(GPU)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
-    ids, positions, where, targets = (tensor.to(GPU) for tensor in batch())
-    logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[where], targets, reduction="none")
+    inputs = batch()
+    logits = plain(input_ids=inputs.input_ids.to(GPU), position_ids=inputs.position_ids.to(GPU), use_cache=False).logits
+    supervised = logits.flatten(0, 1)[inputs.target_positions.to(GPU)]
+    expected = torch.nn.functional.cross_entropy(supervised, inputs.targets.to(GPU), reduction="none")
     expected.sum().backward()
     assert torch.allclose(each, expected, atol=1e-4)
     for name, parameter in plain.named_parameters():

@@ -65,7 +65,7 @@ def planted(name: str, rank: int) -> Iterator[None]:
     """Corrupt what this rank receives from its peers, as a broken network would."""
     from finetune.distributed import World
 
-    honest_sum = World.sum
+    honest_sum = World.all_reduce_sum
     honest_broadcast = World.broadcast
 
     def wrong_sum(self: World, values: Any) -> Any:
@@ -81,7 +81,7 @@ def planted(name: str, rank: int) -> Iterator[None]:
 
     with ExitStack() as faults:
         if name in ("wrong_everywhere", "sends_wrong") or (name, rank) == ("receives_wrong_sums", 1):
-            faults.enter_context(mock.patch.object(World, "sum", wrong_sum))
+            faults.enter_context(mock.patch.object(World, "all_reduce_sum", wrong_sum))
         if name == "sends_wrong":
             faults.enter_context(mock.patch.object(World, "broadcast", wrong_broadcast))
         yield

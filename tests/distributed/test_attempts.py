@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from data_prep.shards import sha256_file
 from finetune.config.train import ClusterConfig, ModelConfig
 from finetune.runs.folder import RunFolder
+from tests.corpora import write_corpus
 from tests.distributed import worker
 from tests.distributed.faults import POISONED
 from tests.distributed.laws import assert_same, law_config, make_run, runs_by_name, steps
@@ -36,8 +37,10 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     adapted = {**settings, "adapter": LORA, "model": ModelConfig(path=str(folder / "base"))}
     moved = make_run(folder, "moved", law_config(law_corpus, **adapted))
     older = make_run(folder, "older", law_config(law_corpus, **settings))
+    corpus = shutil.copytree(law_corpus, folder / "corpus")
+    swapped = make_run(folder, "swapped", law_config(corpus, **settings))
     spiked = [replace(whole, fault="spike"), replace(stopping, fault="spike", refused=True)]
-    interrupted = [replace(case, fault="usr2_alone") for case in (cut, moved, older)]
+    interrupted = [replace(case, fault="usr2_alone") for case in (cut, moved, older, swapped)]
     worker.run(folder / "first", [*spiked, *interrupted], 1)
     for case in (cut, stopping, moved):
         case.run.write_json("first.json", case.run.read_json("outcome.json") or {})
@@ -45,7 +48,14 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     file = folder / "base" / "model.safetensors"
     save_file({name: 1.001 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     spiked = [replace(cut, fault="spike"), replace(stopping, fault="spike", refused=True)]
-    worker.run(folder / "second", [older, *spiked, replace(moved, refused=True)], 1)
+    corpus.rename(folder / "put aside")
+    write_corpus(corpus, num_documents=60, longest=100, seed=7)
+    refused = [replace(case, refused=True) for case in (moved, swapped)]
+    worker.run(folder / "second", [older, *spiked, *refused], 1)
+    swapped.run.write_json("second.json", swapped.run.read_json("outcome.json") or {})
+    shutil.rmtree(corpus)
+    (folder / "put aside").rename(corpus)
+    worker.run(folder / "third", [swapped], 1)
     return runs_by_name(folder)
 
 
@@ -95,3 +105,13 @@ def test_a_base_that_changed_between_attempts_is_refused(runs: dict[str, RunFold
     error = runs["moved"].read_json("outcome.json")["error"]  # type: ignore[index]
     assert error.startswith(f"base {runs['moved'].config().model.path} is not what it was when run moved was submitted")
     assert len(steps(runs["moved"])) == 17
+
+
+def test_a_corpus_that_changed_between_attempts_is_refused_and_resumes_once_it_is_put_back(runs: dict[str, RunFolder]) -> None:
+    """The refusal leaves nothing of the other corpus behind, such as its pack plan."""
+    run = runs["swapped"]
+    error = run.read_json("second.json")["error"]  # type: ignore[index]
+    assert error.startswith(f"corpus {run.config().data.corpus} is not what it was when run swapped was submitted")
+    assert run.read_json("outcome.json") == {"state": "completed"}
+    assert len(steps(run)) == 24
+    assert len(list(run.plan.glob("train-*-epoch-000.npy"))) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.faults import FAULTS, NORMALISED, TABLE, WATCHDOG_GRACE, Call, Fault
+from tests.distributed.faults import FAULTS, NORMALISE_LOSS, TABLE, WATCHDOG_GRACE, Call, Fault
 
 
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.name)
@@ -18,7 +18,7 @@ def test_a_planted_fault_replaces_its_target_and_is_undone(fault: Fault) -> None
     assert pkgutil.resolve_name(fault.target) is original
 
 
-@pytest.mark.parametrize("target", [NORMALISED, WATCHDOG_GRACE])
+@pytest.mark.parametrize("target", [NORMALISE_LOSS, WATCHDOG_GRACE])
 def test_what_faults_replace_for_one_call_exists(target: str) -> None:
     assert pkgutil.resolve_name(target) is not None
 

@@ -41,7 +41,7 @@ def test_the_node_to_blame_is_named_on_every_rank(results: dict[str, list[dict[s
         if case.passes:
             assert ended == {"passed": True}
         elif not case.blamed:
-            assert ended["kind"] == "ValueError"
+            assert ended["kind"] == "UserError"
             assert "no node alone is to blame" in ended["error"]
         else:
             assert ended["nodes"] == list(case.blamed)

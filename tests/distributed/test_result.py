@@ -15,7 +15,7 @@ from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainC
 from finetune.evaluation.held_out import evaluate_on_corpus
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model as base
-from finetune.runs import checkpoint_files
+from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.summary import StepLoss, Summary
 from tests.corpora import write_corpus
@@ -87,7 +87,7 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
     assert summary.last == StepLoss(step=STEPS, loss=measured[STEPS])
     assert summary.after.loss == pytest.approx(measured[best], abs=1e-5)
     assert loss_of(run, run.id) == pytest.approx(measured[best], abs=1e-4)
-    kept = [checkpoint_files.step_of(path) for path in checkpoint_files.published(run.checkpoints)]
+    kept = [layout.step_of(path) for path in layout.list_checkpoints(run.checkpoints)]
     assert kept == sorted({best, STEPS}, reverse=True)
 
 

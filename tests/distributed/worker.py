@@ -21,6 +21,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest import mock
 
+from data_prep.user_error import UserError
 from finetune.runs.folder import RunFolder
 from tests.distributed.faults import FAULTS
 
@@ -34,7 +35,7 @@ class Case:
     Args:
         path: the run's folder.
         fault: name in FAULTS of what is planted in every rank.
-        refused: training is to raise a ValueError, which becomes the outcome's `error`.
+        refused: training is to raise a UserError, which becomes the outcome's `error`.
         deadline: seconds since the epoch at which the job's time is up.
     """
 
@@ -133,7 +134,7 @@ def _train_cases(folder: Path) -> None:
         try:
             with FAULTS[case.fault].planted() if case.fault else nullcontext():
                 outcome["state"] = train(case.run.config(), case.run, world, stop)
-        except ValueError as error:
+        except UserError as error:
             if not case.refused:
                 raise
             outcome["error"] = str(error)

@@ -93,7 +93,7 @@ def _losses(run: RunFolder) -> list[float]:
 def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
     """Prepare the bundled corpora; return the SHA-256 of each of their files by name.
 
-    The manifest is hashed without the library that encoded running text: its version may differ, its tokens may not.
+    Manifest and card are hashed without the library that encoded running text: its version may differ, its tokens may not.
     """
     found = {}
     for name, arguments in CORPORA.items():
@@ -105,11 +105,16 @@ def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _digest(path: Path) -> str:
-    if path.name != "manifest.json":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["tokenizer"].pop("encoder", None)
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    content = path.read_bytes()
+    if path.name == "manifest.json":
+        manifest = json.loads(content)
+        del manifest["digest"]  # it covers the encoder
+        manifest["tokenizer"].pop("encoder", None)
+        content = json.dumps(manifest, sort_keys=True).encode()
+    if path.name == "README.md":
+        kept = [line for line in content.decode().splitlines() if not line.startswith(("Tokenizer: ", "Made by "))]
+        content = "\n".join(kept).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def main() -> None:

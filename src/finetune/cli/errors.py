@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from data_prep.user_error import UserError
+from data_prep.user_error import DAMAGED_FILE, UserError
 from finetune.cli.call import Call
 from finetune.cli.file_errors import describe_encoding, describe_yaml, one_line, shown_path
 from finetune.cli.group_errors import describe_composition, describe_missing_file
@@ -20,7 +19,7 @@ from finetune.cli.setting_errors import describe_setting
 from finetune.config.suggestions import did_you_mean
 
 # Mistakes that libraries find: in the composition of settings, in files, and what the file system refuses.
-FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError)
+FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, *DAMAGED_FILE, OSError)
 COMPOSERS = ("hydra", "omegaconf")  # packages that raise plain ValueErrors for a wrong file or setting, too
 
 

@@ -6,9 +6,10 @@ DeepSpeed is imported where a model turns out to be partitioned: its import take
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,17 @@ def load(
     return model
 
 
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Raise UserError where a library refuses a model's files: it would do so again however often a job is restarted."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as fault:
+        raise UserError(f"{what}: {(str(fault).splitlines() or [type(fault).__name__])[0]}") from fault
+
+
 def load_for_evaluation(base: Base) -> Model:
     """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at hand."""
     model = load(base, "auto", device_map="auto")
@@ -89,10 +101,8 @@ def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, qu
         settings["device_map"] = {"": World().device}
     # weights of other sizes are ours to judge: see the next lines
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
+    with _explained(f"model {base.name}: transformers cannot load it"):
         model, info = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, **settings)
-    except ValueError as fault:
-        raise UserError(f"model {base.name}: transformers cannot load it: {str(fault).splitlines()[0]}") from fault
     misshapen = [key[0] for key in info["mismatched_keys"]]
     _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])
     return model  # type: ignore[no-any-return]
@@ -170,9 +180,12 @@ def _skeleton(base: Base, dtype: torch.dtype | str) -> Model:
     """The model without memory for its parameters; its buffers are computed as always."""
     from accelerate import init_empty_weights
 
-    architecture = AutoConfig.from_pretrained(base.folder)
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+    with (
+        _explained(f"model {base.name}: transformers cannot load it"),
+        init_empty_weights(include_buffers=False),
+        _EmptyOnMeta(),
+    ):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder), dtype=dtype)
     model.tie_weights()  # moving parameters to no device took them apart
     if (base.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base.folder)
@@ -253,14 +266,15 @@ def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Mode
     if (adapter / "tokenizer.json").is_file():
         enlarge(model, run_inputs.tokenizer_size(adapter), partitioner)
     if not is_partitioned(model):
-        adapted = PeftModel.from_pretrained(model, str(adapter))
+        with _explained(f"adapter {adapter}: PEFT cannot load it"):
+            adapted = PeftModel.from_pretrained(model, str(adapter))
         _untie(adapted, partitioner)
         return adapted.merge_and_unload()  # type: ignore[no-any-return]
     from finetune.models import zero3
 
     assert partitioner is not None
     dtype = next(model.parameters()).dtype
-    with partitioner.visible_to_peft():
+    with partitioner.visible_to_peft(), _explained(f"adapter {adapter}: PEFT cannot load it"):
         adapted = PeftModel.from_pretrained(model, str(adapter))
     _untie(adapted, partitioner)
     zero3.move_unpartitioned_to_device(adapted, dtype, World().device)

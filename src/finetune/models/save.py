@@ -71,7 +71,8 @@ def _save_generation_config(model: Model, folder: Path) -> None:
 
 
 def describe(model: Model, folder: Path) -> None:
-    """Write the model's settings, and its adapter's, so that a checkpoint can be made a model without the run (export.py)."""
+    """Write the model's settings, and its adapter's, so that a checkpoint can be made a model without
+    the run (checkpoint_weights.py)."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     plain.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     _save_generation_config(plain, folder)

@@ -76,7 +76,7 @@ def _trained(run: RunFolder, folder: Path) -> Base:
     config = run.config()
     if not config.adapter:
         return resolve(str(folder), config.runs_dir)
-    assert config.model.path is not None  # config.py: an adapter never sits on a model from scratch
+    assert config.model.path is not None  # config/train.py: an adapter never sits on a model from scratch
     base = resolve(config.model.path, config.runs_dir, config.model.revision)
     return Base(base.name, base.folder, (*base.adapters, folder))
 
@@ -88,7 +88,7 @@ def _is_result(run: RunFolder, step: int) -> bool:
 
 
 def _exported(run: RunFolder, step: int) -> Path:
-    """Return a checkpoint's weights as a folder, written by export.py when they are first asked for.
+    """Return a checkpoint's weights as a folder, written by training/checkpoint_weights.py when they are first asked for.
 
     Raises:
         UserError: there is no checkpoint of this step, or it is damaged.

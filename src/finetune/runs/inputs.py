@@ -77,7 +77,7 @@ def digest(base: Base) -> str:
 
 
 def _sample(path: Path, see: Callable[[bytes], None]) -> None:
-    """Header and windows of a file (its format: weights.py)."""
+    """Header and windows of a file (its format: models/safetensors_io.py)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, path.stat().st_size))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _read(kind: type[T], body: Mapping[str, Any]) -> T:
+    """Make a dataclass of plain data; keys that it does not have are left out."""
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in body.items() if name in known})
 
 
 @dataclass(kw_only=True)
@@ -68,8 +76,8 @@ class TokenUse:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TokenUse:
-        groups = [UsedGroup(**group) for group in body["groups"]]
-        losses = [LostTokens(**loss) for loss in body["losses"]]
+        groups = [_read(UsedGroup, group) for group in body["groups"]]
+        losses = [_read(LostTokens, loss) for loss in body["losses"]]
         return cls(tokens=body["tokens"], used=body["used"], lost=body["lost"], groups=groups, losses=losses)
 
 
@@ -120,13 +128,12 @@ class Summary:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Summary:
         """Read what `to_json` gave; earlier versions wrote fewer keys, later ones may write more."""
-        known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in body.items() if name in known}
+        read = dict(body)
         for name, kind in (("before", HeldOut), ("after", HeldOut), ("best", StepLoss), ("last", StepLoss)):
-            if values.get(name):
-                values[name] = kind(**values[name])
-        values["token_use"] = {split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()}
-        return cls(**values)
+            if body.get(name):
+                read[name] = _read(kind, body[name])
+        read["token_use"] = {split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()}
+        return _read(cls, read)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain data."""

@@ -74,13 +74,11 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
         checksum += batch.checksum
     with clock.phase("optimizer"):
         update = run.engine.step()
-    stop = run.stop.reason()
-    data_seconds = clock.seconds["data"] - waited
     summed = {"loss_sum": float(loss_sum), "targets": targets, "tokens": tokens, "checksum": checksum}
     clock.read_events()
     maximised = {
-        "stop": stop,
-        "data_seconds": data_seconds,
+        "stop": run.stop.reason(),
+        "data_seconds": clock.seconds["data"] - waited,
         "seconds": clock.now() - began,
         "peak_memory": throughput.peak_memory(device),
     }

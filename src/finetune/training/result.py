@@ -45,7 +45,7 @@ def choose_result(run: Run, progress: Progress) -> Result:
     """Bring the weights that are to be saved into the engine: with result=best those with the best held-out loss.
 
     Raises:
-        guards.GuardError: a checkpoint does not restore the weights that were evaluated.
+        GuardError: a checkpoint does not restore the weights that were evaluated.
     """
     last = progress.held_out or log_held_out(run, progress.step)
     result = Result(progress.step, last, last)

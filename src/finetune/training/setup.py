@@ -41,11 +41,12 @@ logger = logging.getLogger(__name__)
 def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: Watchdog, spool: Spool, stop: StopFlag) -> Run:
     """Make the parts of a run and check them: the corpus, its packs, the model on this device, and its losses."""
     stop_point = partial(stop_if_asked, watchdog, world, stop)
-    corpus, data, validation = _open_data(config.data, config.seed, folder, world)
+    corpus = run_inputs.open_corpus(config.data)
     base = base_model.of_run(config)
-    identity = _note_inputs(base, corpus, folder, world)
+    identity = _note_inputs(base, corpus, folder, world)  # before packs are planned: of another corpus none may be left behind
     if not config.adapter:  # checkpoints hold all that was of the base
         del identity["base"]
+    data, validation = _plan_packs(corpus, config.data, config.seed, folder, world)
 
     stop_point()
     trained = build.build(config, corpus.manifest.tokenizer, folder.merged_base, world.is_main)
@@ -57,7 +58,7 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
     if compared := load.files_to_compare(trained, base):
         checks.check_weights(*compared, gathered, world)
     stop_point()
-    attention = _check_losses(engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world)
+    attention = _check_model(engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world)
     peak, flops_per_token = _speed_limit(trained, load.DTYPES[config.precision], world)
     logger.info(
         "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, kernels_in_use, peak.flops / 1e12, peak.origin
@@ -95,9 +96,10 @@ def stop_if_asked(watchdog: Watchdog, world: World, stop: StopFlag) -> None:
         raise StopTraining(reason)
 
 
-def _open_data(settings: DataConfig, seed: int, folder: RunFolder, world: World) -> tuple[Corpus, PackedData, PackedData]:
-    """Open the corpus and plan its training and validation packs; check the plans of a run that is resumed."""
-    corpus = run_inputs.open_corpus(settings)
+def _plan_packs(
+    corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
+) -> tuple[PackedData, PackedData]:
+    """Plan the training and validation packs; check the plans of a run that is resumed."""
     pack = partial(
         PackedData,
         corpus,
@@ -114,7 +116,7 @@ def _open_data(settings: DataConfig, seed: int, folder: RunFolder, world: World)
         validation.check_plan()
     else:
         check_losses(data.account, settings)
-    return corpus, data, validation
+    return data, validation
 
 
 def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: World) -> dict[str, str | None]:
@@ -124,7 +126,7 @@ def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: Wo
     return dict(world.broadcast_object(noted))
 
 
-def _check_losses(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
+def _check_model(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
     """Choose the attention that keeps packed documents apart and check the losses of the LM head; return the attention."""
     attention = checks.choose_attention(packed, requested, vocab_size, world.device)
     checks.check_target_losses(packed, vocab_size, world.device)
