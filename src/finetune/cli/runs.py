@@ -43,12 +43,12 @@ def cancel(arguments: list[str]) -> int:
     add_corpora_dir(options_of)
     options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
     options = options_of.parse_args(arguments)
-    from finetune.launch import cancel as end
     from finetune.launch import places
+    from finetune.launch.cancel import cancel as cancel_runs
 
     for preparation in take_preparations(options):
         print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
-    for run, words in end.cancel(select_runs(options), options.now) if options.runs else []:
+    for run, words in cancel_runs(select_runs(options), options.now) if options.runs else []:
         print(f"{run.id}: {words}", file=sys.stderr)
     places.move_sweeps_on(Path(options.runs_dir).resolve(), quiet=True)  # their places are free
     return 0
@@ -86,14 +86,14 @@ def prune(arguments: list[str]) -> int:
     )
     options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
     options = options_of.parse_args(arguments)
-    from finetune.launch import cancel as end
+    from finetune.launch.cancel import prunable, remove
 
     total = 0
-    for path, size in end.prunable(select_runs(options), Path(options.runs_dir), options.failed):
+    for path, size in prunable(select_runs(options), Path(options.runs_dir), options.failed):
         total += size
         print(f"{size / 2**20:10.1f} MiB  {path}", file=sys.stderr)
         if options.yes:
-            end.remove(path)
+            remove(path)
     done = (
         "freed"
         if options.yes

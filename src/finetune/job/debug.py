@@ -13,20 +13,20 @@ from pathlib import Path
 
 import submitit
 
-from finetune.job import rank as job
+from finetune.job import rank
 from finetune.runs.folder import RunFolder
 from finetune.runs.stop import StopFlag
 
 
 def main(path: str) -> None:
     run = RunFolder(Path(path))
-    os.environ.setdefault(job.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS))
+    os.environ.setdefault(rank.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS))
     os.environ["SUBMITIT_DEBUG_JOB_ID"] = f"debug-{os.getpid()}"  # how submitit's own debug executor tells a rank that it is one
     run.jobs.mkdir(exist_ok=True)
     with run.lock:
         run.record_start()
         try:
-            state = pdb.runcall(job.train_as_rank, run, submitit.JobEnvironment(), StopFlag(run.stop_file))
+            state = pdb.runcall(rank.train_as_rank, run, submitit.JobEnvironment(), StopFlag(run.stop_file))
             assert state is not None
             run.record_outcome(state)
         except Exception as fault:

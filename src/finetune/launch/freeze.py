@@ -30,9 +30,8 @@ from finetune.config import train as configuration
 from finetune.config.cluster import ClusterConfig
 from finetune.config.points import Sweep
 from finetune.config.train import TrainConfig
-from finetune.runs import base_model as base
+from finetune.runs import base_model, layout
 from finetune.runs import inputs as run_inputs
-from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Provenance
 from finetune.terminal import counted
@@ -65,12 +64,12 @@ def pin(points: list[TrainConfig]) -> Pinned:
     Raises:
         NotFoundError: a base cannot be read.
     """
-    points = [base.pin_revision(point) for point in points]
+    points = [base_model.pin_revision(point) for point in points]
     one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
     inputs = {}
     for key, one in one_of_each.items():
         corpus = None if one.after else run_inputs.open_corpus(one.data)
-        inputs[key] = run_inputs.compute_digests(base.of_run(one), corpus)
+        inputs[key] = run_inputs.compute_digests(base_model.of_run(one), corpus)
     return Pinned(points, [inputs[_key(point)] for point in points])
 
 

@@ -19,7 +19,7 @@ from submitit.core.utils import DelayedSubmission
 
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
-from finetune.job import rank as job
+from finetune.job import rank
 from finetune.launch import ranks, slurm, sweep_files
 from finetune.launch.environment import environment_lines
 from finetune.launch.follow import Controller, Interrupts, follow
@@ -152,7 +152,7 @@ def _folders_at_work() -> set[str]:
         if "submitit.core._submit" not in words or Path(words[-1]).name != layout.JOBS:
             continue
         with suppress(psutil.Error):
-            theirs = _gpus(process.environ().get(job.SHELL_GPUS))
+            theirs = _gpus(process.environ().get(rank.SHELL_GPUS))
             if mine and theirs and not mine & theirs:
                 continue
         found.add(str(Path(words[-1]).parent))
@@ -161,14 +161,14 @@ def _folders_at_work() -> set[str]:
 
 def _gpus(visible: str | None) -> set[str]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names; none if it does not choose."""
-    return set() if visible in (None, job.ALL_GPUS) else {name.strip() for name in str(visible).split(",") if name.strip()}
+    return set() if visible in (None, rank.ALL_GPUS) else {name.strip() for name in str(visible).split(",") if name.strip()}
 
 
 def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
     executor = ranks.Executor(folder=run.jobs)
     executor.update_parameters(tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min)
     with _ignore_terminal_signals(run):
-        submitted = executor.submit(job.run_job, str(run.path))
+        submitted = executor.submit(rank.run_job, str(run.path))
     return Controller(psutil.Process(int(submitted.job_id)), submitted.done)
 
 
@@ -188,7 +188,7 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     """The ranks as a step of this allocation; its end, and not the job's, is the end of the attempt."""
     run.jobs.mkdir(exist_ok=True)
     job_id = os.environ["SLURM_JOB_ID"]
-    DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(job_id))
+    DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(job_id))
     srun = _step(config, "--unbuffered", f"--output={run.jobs / layout.log_of('%j', '%t')}", "--kill-on-bad-exit=1", "--wait=60")
     ranks = [
         *srun,
@@ -242,7 +242,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _in_use(run: RunFolder) -> UserError:
-    pids = ", ".join(str(rank.pid) for rank in run.processes()) or "on another machine"
+    pids = ", ".join(str(process.pid) for process in run.processes()) or "on another machine"
     return UserError(f"run {run.id} is in use: it is still running (processes: {pids})")
 
 
@@ -255,7 +255,7 @@ def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that it was not told of; the job puts back what this shell sees
-    os.environ[job.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", job.ALL_GPUS)
+    os.environ[rank.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS)
     # a rank must not take another launcher's environment for its own
     inherited = {
         key: os.environ.pop(key)

@@ -24,8 +24,7 @@ from submitit.core.utils import DelayedSubmission
 
 from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig
-from finetune.job import rank as job
-from finetune.job import slurm_queue, waves
+from finetune.job import rank, slurm_queue, waves
 from finetune.job.slurm_command import Refused, run_command
 from finetune.job.wave_files import Plan, SweepSubmission
 from finetune.launch import places
@@ -111,7 +110,7 @@ def _submit(
             run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
         for index, run in enumerate(runs[:count]):
             task = f"{job_id}_{index}" if is_array else job_id
-            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(task))
+            DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(task))
             run.record_submission(task, scheduler="slurm", code=code.name)
         if plan is not None and count < sum(map(len, blocks.values())):
             _write_waiting(blocks, job_id, count, plan)
@@ -157,7 +156,7 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
     for number, (folder, runs) in enumerate(blocks.items()):
         first = count if number == 0 else 0
         for run in runs[first:]:
-            DelayedSubmission(job.run_job, str(run.path)).dump(run.jobs / layout.WAITING_PICKLE)
+            DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.WAITING_PICKLE)
         SweepSubmission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
 
 

@@ -321,11 +321,11 @@ def _check_each(points: list[TrainConfig]) -> None:
 def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
-            from finetune.models import build as model
+            from finetune.models import build
     except (ImportError, OSError):  # nor torch
         return
     for point in points:
-        model.check(point)
+        build.check(point)
 
 
 def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:

@@ -19,9 +19,9 @@ from data_prep.shards import TokenizerInfo
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.models import tokenizer as tokenizers
 from finetune.models.load import DTYPES, Model, enlarge, is_partitioned, load, stand_in
 from finetune.models.save import save, weights
+from finetune.models.tokenizer import FILES, place
 from finetune.runs import base_model, layout, shared_bases
 from finetune.runs import inputs as run_inputs
 
@@ -141,7 +141,7 @@ def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bo
                 shutil.rmtree(temporary, ignore_errors=True)
             save(model, weights(model), temporary, is_main)
             if is_main:
-                tokenizers.place(tokenizer_folder, temporary)
+                place(tokenizer_folder, temporary)
                 temporary.rename(folder)
                 shared_bases.publish(folder, digest)
     model.name_or_path = str(folder)  # type: ignore[assignment]
@@ -154,7 +154,7 @@ def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
         if is_main:
             hasher.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    for path in (tokenizer_folder / file for file in tokenizers.FILES):
+    for path in (tokenizer_folder / file for file in FILES):
         hasher.update(path.read_bytes() if path.is_file() else b"")
     return hasher.hexdigest()[:16]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
-from finetune.runs import base_model as base
+from finetune.runs import base_model
 
 GENERIC = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
 CONFIG = "tokenizer_config.json"
@@ -70,7 +70,7 @@ def check(config: TrainConfig) -> None:
             (folder / "config.json").write_text(json.dumps(config.model.from_scratch), encoding="utf-8")
         elif not config.adapter:
             assert config.model.path is not None
-            source = base.resolve(config.model.path, config.runs_dir, config.model.revision)
+            source = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
             shutil.copyfile(source.folder / "config.json", folder / "config.json")
         place(tokenizer, folder)
 

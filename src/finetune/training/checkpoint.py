@@ -29,8 +29,7 @@ import torch
 from data_prep.shards import sha256_file
 from data_prep.user_error import UserError
 from finetune.distributed import World
-from finetune.runs import checkpoint_files as files
-from finetune.runs import layout
+from finetune.runs import checkpoint_files, layout
 from finetune.runs.summary import StepLoss
 from finetune.training.engine import Engine
 
@@ -110,7 +109,7 @@ class Checkpoints:
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
-        temporary = layout.unfinished(files.folder_of(self.folder, step))
+        temporary = layout.unfinished(checkpoint_files.folder_of(self.folder, step))
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -127,7 +126,7 @@ class Checkpoints:
                 identity=self.identity,
             )
             state.write(temporary)
-            self.publish(temporary, files.folder_of(self.folder, step))
+            self.publish(temporary, checkpoint_files.folder_of(self.folder, step))
             for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
             self._sweep()
@@ -167,18 +166,17 @@ class Checkpoints:
 
     def is_best(self, loss: float) -> bool:
         """Whether a held-out loss is below those of all checkpoints; the same answer on all ranks."""
-        known = files.by_loss(self.folder) if self.world.is_main else []
+        known = checkpoint_files.by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not known or loss < known[0][0]))
 
     def loss_of(self, step: int) -> float:
-        """The held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
-        return float(
-            self.world.broadcast_object(files.held_out_loss(files.folder_of(self.folder, step)) if self.world.is_main else None)
-        )
+        """Return the held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
+        folder = checkpoint_files.folder_of(self.folder, step)
+        return float(self.world.broadcast_object(checkpoint_files.held_out_loss(folder) if self.world.is_main else None))
 
     def best_loss(self) -> StepLoss | None:
         """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
-        found = files.by_loss(self.folder)
+        found = checkpoint_files.by_loss(self.folder)
         if not found:
             return None
         loss, folder = found[0]
@@ -186,8 +184,8 @@ class Checkpoints:
 
     def _best_whole(self, current: int) -> Path | None:
         """The best checkpoint whose files verify; those of step `current` are in memory and need not be read."""
-        for _, folder in files.by_loss(self.folder):
-            fault = None if layout.step_of(folder) == current else files.find_fault(folder)
+        for _, folder in checkpoint_files.by_loss(self.folder):
+            fault = None if layout.step_of(folder) == current else checkpoint_files.find_fault(folder)
             if fault is None:
                 return folder
             logger.warning("the best checkpoint, %s, is passed over: %s", folder.name, fault)
@@ -211,17 +209,17 @@ class Checkpoints:
 
     def holds(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
-        return files.folder_of(self.folder, step).is_dir()
+        return checkpoint_files.folder_of(self.folder, step).is_dir()
 
     def evaluated(self, step: int) -> bool:
         """Whether the weights of this checkpoint were evaluated; the same answer on all ranks."""
-        known = self.world.is_main and files.held_out_loss(files.folder_of(self.folder, step)) is not None
+        known = self.world.is_main and checkpoint_files.held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
         return bool(self.world.broadcast_object(known))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
         """Add the loss of weights that were evaluated after their checkpoint was published."""
         if self.world.is_main:
-            files.note_held_out_loss(files.folder_of(self.folder, step), loss)
+            checkpoint_files.note_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are named, set aside and passed over.
@@ -231,7 +229,7 @@ class Checkpoints:
         """
         broken: list[Path] = []
         for folder in layout.list_checkpoints(self.folder):
-            fault = files.find_fault(folder)
+            fault = checkpoint_files.find_fault(folder)
             if fault is None:
                 for passed_over in broken:  # under its name it would count among those kept
                     passed_over.rename(passed_over.with_name(f"broken-{passed_over.name}-{time.time_ns()}"))
@@ -257,8 +255,8 @@ class Checkpoints:
     def _superfluous(self) -> list[Path]:
         """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
         published = layout.list_checkpoints(self.folder)
-        readable = [path for path in published if files.read_state(path)]
-        kept = (*readable[: self.keep], files.best(self.folder))
+        readable = [path for path in published if checkpoint_files.read_state(path)]
+        kept = (*readable[: self.keep], checkpoint_files.best(self.folder))
         return [path for path in published if path not in kept]
 
     def _sweep(self) -> None:
