@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from data_prep import quarantine
 from data_prep.document import Cut, Document, Drop
 from data_prep.quarantine import Quarantined
-from data_prep.shards import SPLITS, Corpus
+from data_prep.shards import SPLITS, Corpus, explain_damage
 from data_prep.stage_files import StageFolder, read_documents
 from data_prep.text_search import Found, search_stages, search_tokens
 from data_prep.user_error import UserError
@@ -295,14 +295,19 @@ def _all_text(document: Document) -> str:
 
 def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
     for shard in stage.shards():
-        yield from pq.read_table(stage.part(shard), columns=["source", "id"], filters=[("id", "==", document_id)]).to_pylist()
+        path = stage.part(shard)
+        with explain_damage(path):
+            rows = pq.read_table(path, columns=["source", "id"], filters=[("id", "==", document_id)]).to_pylist()
+        yield from rows
 
 
 def _document(stage: StageFolder, source: str, document_id: str) -> Document | None:
     """The document as the stage let it through; None if it did not."""
     for shard in stage.shards():
         path = stage.part(shard)
-        if pq.read_table(path, columns=["id"], filters=[("id", "==", document_id), ("source", "==", source)]).num_rows:
+        with explain_damage(path):
+            found = pq.read_table(path, columns=["id"], filters=[("id", "==", document_id), ("source", "==", source)])
+        if found.num_rows:
             return next(d for d in read_documents(path) if (d.source, d.id) == (source, document_id))
     return None
 

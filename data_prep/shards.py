@@ -22,6 +22,7 @@ to training: one corpus serves every length.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -389,8 +390,20 @@ class ShardWriter:
         return f"{self.split}/shard-{len(self.shards):05d}.arrow"
 
 
+@contextlib.contextmanager
+def explain_damage(path: Path) -> Iterator[None]:
+    """Raise UserError where Arrow cannot read a file that `prepare` wrote."""
+    try:
+        yield
+    except pa.ArrowInvalid as fault:
+        reason = (str(fault).splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"{path} is damaged ({reason}): put it back, or remove its folder and run `finetune prepare` again"
+        ) from fault
+
+
 def _mapped(path: Path) -> pa.Table:
-    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+    with explain_damage(path), pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
         return stream.read_all()
 
 

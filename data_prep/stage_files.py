@@ -48,7 +48,7 @@ from data_prep.document import (
     Shortened,
     Turn,
 )
-from data_prep.shards import Loss, sha256_file
+from data_prep.shards import Loss, explain_damage, sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
@@ -100,21 +100,28 @@ class StageFolder:
 
     def id_hashes(self, shard: str) -> NDArray[np.uint64]:
         """A hash of the id of each document of a shard."""
-        column = pq.ParquetFile(self.part(shard)).read(["id"], use_threads=False)["id"]
+        path = self.part(shard)
+        with explain_damage(path):
+            column = pq.ParquetFile(path).read(["id"], use_threads=False)["id"]
         hashes = (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest() for name in column.to_pylist())
         return np.frombuffer(b"".join(hashes), np.uint64)
 
     def drops(self) -> Iterator[Drop]:
         """What the stage refused, in order."""
         for shard in self.shards():
-            for row in pq.ParquetFile(self.path / f"drops-{shard}.parquet").read(use_threads=False).to_pylist():
+            path = self.path / f"drops-{shard}.parquet"
+            with explain_damage(path):
+                rows = pq.ParquetFile(path).read(use_threads=False).to_pylist()
+            for row in rows:
                 yield Drop(**row)
 
     def quarantined(self, shards: Iterable[str] | None = None) -> Iterator[Broken]:
         """The records that reading could not make a document of, in order; of all its shards, if none are named."""
         for shard in self.shards() if shards is None else shards:
             if (path := self.path / f"quarantine-{shard}.parquet").is_file():
-                for row in pq.read_table(path).to_pylist():
+                with explain_damage(path):
+                    rows = pq.read_table(path).to_pylist()
+                for row in rows:
                     yield Broken(**row)
 
     def cuts(self) -> list[Cut]:
@@ -122,7 +129,9 @@ class StageFolder:
         found: dict[tuple[str, str, str], Cut] = {}
         for shard in self.shards():
             path = self.path / f"cut-{shard}.parquet"
-            for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+            with explain_damage(path):
+                rows = pq.read_table(path).to_pylist() if path.is_file() else []
+            for row in rows:
                 cut = Cut(**row)
                 known = found.setdefault((cut.source, cut.reason, cut.text), cut)
                 if known is not cut:
@@ -248,10 +257,12 @@ def shard_file(path: Path) -> Iterator[ShardFile]:
 
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
     """A shard's documents, a row group at a time."""
-    file = pq.ParquetFile(path)
+    with explain_damage(path):
+        file = pq.ParquetFile(path)
     empty = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group, columns=columns, use_threads=False).to_pydict()
+        with explain_damage(path):
+            rows = file.read_row_group(group, columns=columns, use_threads=False).to_pydict()
         if "turns" in rows:
             rows["turns"] = [[Turn(**turn) for turn in turns] for turns in rows["turns"]]
         elif columns:

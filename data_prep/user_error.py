@@ -19,3 +19,8 @@ class NotFoundError(UserError, FileNotFoundError):
 
 # errors of Python's own that a file which the user gave, or which was damaged, raises
 DAMAGED_FILE = (json.JSONDecodeError, UnicodeDecodeError)
+
+
+def is_refused_config(fault: BaseException) -> bool:
+    """Return whether transformers refuses a model's config, which it does with an error class of its own."""
+    return type(fault).__name__.startswith("StrictDataclass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -133,6 +134,26 @@ def test_the_job_of_an_earlier_version_is_read_until_the_run_is_submitted_again(
     run.begin_attempt()
     assert run.submission() is None
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_job_that_the_code_of_an_earlier_version_resubmitted_is_the_runs(tmp_path: Path) -> None:
+    """Its batch script's helper is of the snapshot that it was queued with."""
+    Submission("7", "login1", "slurm", "ab").write(tmp_path / "submission.json")
+    (tmp_path / "attempt.json").write_text('{"job_id": "9"}')
+    os.utime(tmp_path / "attempt.json", (2e9, 2e9))
+    assert records.read_submission(tmp_path) == Submission("9", "login1", "slurm", "ab")
+    os.utime(tmp_path / "attempt.json", (1e9, 1e9))
+    assert records.read_submission(tmp_path) == Submission("7", "login1", "slurm", "ab")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"state"', '"stopped"'])
+def test_a_record_of_another_shape_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "outcome.json"
+    path.write_text(content)
+    assert Outcome.read_if_whole(path) is None
+    if content != "null":
+        with pytest.raises(ValueError):  # noqa: PT011
+            Outcome.read(path)
 
 
 def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:

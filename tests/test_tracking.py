@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from finetune.config import train as configuration
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
 from finetune.runs.folder import RunFolder
-from finetune.tracking import mlflow_sync
+from finetune.tracking import mlflow_sync, names
 from finetune.tracking.spool import Spool, last_step, steps_done
 from tests.models import LLAMA
 
@@ -138,3 +139,15 @@ def test_last_metrics_pass_over_an_unfinished_line(run: RunFolder) -> None:
         file.write('{"step": 3, "val')
     assert steps_done(run.path) == 2
     assert json.loads(run.metrics.read_text().splitlines()[0])["step"] == 1
+
+
+def test_a_metric_has_a_unit_and_a_meaning_and_survives_a_copy() -> None:
+    for metric in names.METRICS:
+        copied = pickle.loads(pickle.dumps(metric))
+        assert (copied, copied.unit, copied.meaning) == (metric, metric.unit, metric.meaning)
+        assert metric.unit
+        assert metric.meaning
+    described = names.describe(names.TIME.of("forward"))
+    assert described is not None
+    assert described.unit == "s"
+    assert names.describe("train/perplexity") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -15,9 +16,11 @@ from data_prep import pipeline
 from data_prep.card import CARD
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.inspection import Inspection, bins, draw_lengths
+from data_prep.stage_files import StageFolder
 from data_prep.stage_settings import DeduplicateConfig, QualityConfig, TokenizerConfig
 from data_prep.stages.deidentify import identity_number_kind
 from data_prep.text_search import pattern_of
+from data_prep.user_error import UserError
 from finetune.cli import main as cli
 from tests.data_prep.sample import sample_config
 
@@ -211,3 +214,12 @@ def test_find_reads_the_tokens_where_the_stages_are_gone(broken: Path, capsys: p
         assert "1 document holds" in shown
     finally:
         stages.with_name("elsewhere").rename(stages)
+
+
+def test_a_damaged_file_of_a_stage_is_one_line_that_names_it(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / folder.name)
+    shutil.copytree(folder.with_name(f".{folder.name}.stages"), tmp_path / f".{folder.name}.stages")
+    damaged = max((tmp_path / f".{folder.name}.stages").glob("*-quality/drops-*.parquet"))
+    damaged.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=rf"{damaged.name} is damaged .*: put it back, or remove its folder"):
+        list(StageFolder(damaged.parent).drops())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from data_prep.shards import sha256_file
 from finetune.config.train import ClusterConfig, ModelConfig
 from finetune.runs.folder import RunFolder
+from finetune.tracking import names
 from tests.corpora import write_corpus
 from tests.distributed import worker
 from tests.distributed.faults import POISONED
@@ -92,6 +93,14 @@ def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: s
     assert summary.supervised_tokens == sum(step["train/supervised_tokens"] for step in done)
     seconds = sum(step["train/tokens"] / step["train/tokens_per_second"] for step in done)
     assert summary.tokens / summary.tokens_per_second == pytest.approx(seconds)
+
+
+def test_every_metric_that_a_run_logs_is_described(runs: dict[str, RunFolder]) -> None:
+    logged = {
+        name for run in runs.values() for line in run.metrics.read_text().splitlines() for name in json.loads(line)["values"]
+    }
+    assert len(logged) > 20
+    assert [name for name in sorted(logged) if names.describe(name) is None] == []
 
 
 def test_a_checkpoint_of_before_totals_were_kept_resumes(runs: dict[str, RunFolder]) -> None:

@@ -10,7 +10,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from data_prep.user_error import DAMAGED_FILE, UserError
+from data_prep.user_error import DAMAGED_FILE, UserError, is_refused_config
 from finetune.cli.call import Call
 from finetune.cli.file_errors import describe_encoding, describe_yaml, one_line, shown_path
 from finetune.cli.group_errors import describe_composition, describe_missing_file
@@ -20,23 +20,25 @@ from finetune.config.suggestions import did_you_mean
 
 # Mistakes that libraries find: in the composition of settings, in files, and what the file system refuses.
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, *DAMAGED_FILE, OSError)
-COMPOSERS = ("hydra", "omegaconf")  # packages that raise plain ValueErrors for a wrong file or setting, too
+# packages that raise plain ValueErrors for a wrong file or setting, too
+COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper")
 
 
 def is_mistake(fault: BaseException) -> bool:
     """Return whether a fault stems from what the user gave or from the machine, so that its traceback would help nobody."""
     if isinstance(fault, (UserError, *FOREIGN)):
         return True
-    if type(fault).__name__.startswith("StrictDataclass"):  # transformers refuses a model's config
+    if is_refused_config(fault):
         return True
-    return isinstance(fault, ValueError) and _package_that_raised(fault) in COMPOSERS
+    return isinstance(fault, ValueError) and _module_that_raised(fault).startswith(tuple(f"{name}." for name in COMPOSERS))
 
 
-def _package_that_raised(fault: BaseException) -> str:
+def _module_that_raised(fault: BaseException) -> str:
+    """Return the module whose code raised, with a dot at its end."""
     name = ""
     for frame, _ in traceback.walk_tb(fault.__traceback__):
         name = str(frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0]
+    return f"{name}."
 
 
 def describe_fault(fault: BaseException, call: Call) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import submitit
 from filelock import Timeout
 
-from data_prep.user_error import DAMAGED_FILE, UserError
+from data_prep.user_error import DAMAGED_FILE, UserError, is_refused_config
 from finetune.config.train import TrainConfig
 from finetune.job import preflight
 from finetune.runs import inputs as run_inputs
@@ -198,7 +198,7 @@ def _kind(error: BaseException) -> FailureKind:
 
 def _is_mistake(error: BaseException) -> bool:
     """Return whether it comes again however often the job does: a file is gone or damaged, or transformers refuses a config."""
-    return isinstance(error, (UserError, FileNotFoundError, *DAMAGED_FILE)) or type(error).__name__.startswith("StrictDataclass")
+    return isinstance(error, (UserError, FileNotFoundError, *DAMAGED_FILE)) or is_refused_config(error)
 
 
 def _one_line(error: BaseException) -> str:

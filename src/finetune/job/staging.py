@@ -40,7 +40,7 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     if not config.data.stage:
         yield config
         return
-    assert config.cluster.node_local is not None  # config.py
+    assert config.cluster.node_local is not None  # config/train.py
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
         raise UserError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")

@@ -74,7 +74,7 @@ def pin(points: list[TrainConfig]) -> Pinned:
 
 
 def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
-    """A new run folder for each config (which means the same from everywhere: config.frozen); all of them, or none.
+    """A new run folder for each config (which means the same from everywhere: TrainConfig.frozen); all of them, or none.
 
     Raises:
         UserError, NotFoundError: the folders cannot be written, or a base not be read.

@@ -142,7 +142,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     completed.
 
     Args:
-        overrides: settings that change from now on, such as cluster.ranks_per_node=2: see config.CHANGEABLE.
+        overrides: settings that change from now on, such as cluster.ranks_per_node=2: see CHANGEABLE in config/train.py.
 
     Raises:
         UserError: the run is queued or running, or has ended well, or its checkpoints were removed; or a setting may not change.
@@ -181,10 +181,17 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
         yield f"run {run.id} goes on from step {step} of {last.step}: its later checkpoints were pruned"
     planned = state.get("seen", {}).get("num_steps") or (last.num_steps if last else 0)
     plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
-    if planned and plan is not None:
-        num_packs = int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
-        if message := describe_leap(step, planned, Schedule.of(config, num_packs)):
-            yield message
+    num_packs = _planned_packs(plan) if plan else 0
+    if planned and num_packs and (message := describe_leap(step, planned, Schedule.of(config, num_packs))):
+        yield message
+
+
+def _planned_packs(plan: Path) -> int:
+    """Return the packs of an epoch by its plan; 0 if the file is damaged, which the job itself finds out."""
+    try:
+        return int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
+    except (ValueError, OSError, EOFError, IndexError):
+        return 0
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:

@@ -123,7 +123,7 @@ class RunFolder:
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
-        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them (base.resolve)."""
+        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them (base_model.resolve)."""
         return self.exports / layout.checkpoint_name(step)
 
     @property

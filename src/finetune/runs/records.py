@@ -29,9 +29,18 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record of a JSON object; keys that another version wrote are dropped."""
+        """Return the record of a JSON object; keys that another version wrote are dropped.
+
+        Raises:
+            ValueError: it is no object, or lacks a key.
+        """
+        if not isinstance(body, dict):
+            raise ValueError(f"not a JSON object with the keys of {cls.__name__}")
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: value for key, value in body.items() if key in known})
+        try:
+            return cls(**{key: value for key, value in body.items() if key in known})
+        except TypeError as fault:
+            raise ValueError(f"a key of {cls.__name__} is missing: {fault}") from None
 
     @classmethod
     def read(cls: type[R], path: Path) -> R | None:
@@ -41,13 +50,20 @@ class Record:
             ValueError: the file is broken.
         """
         body = layout.read_json(path)
-        return None if body is None else cls.from_json(body)
+        if body is None:
+            return None
+        try:
+            return cls.from_json(body)
+        except ValueError as fault:
+            raise ValueError(f"{path}: {fault}") from None
 
     @classmethod
     def read_if_whole(cls: type[R], path: Path) -> R | None:
         """Return the record in a file; None if there is none, or it is broken."""
-        body = layout.read_json_if_whole(path)
-        return None if body is None else cls.from_json(body)
+        try:
+            return cls.read(path)
+        except ValueError:
+            return None
 
     def write(self, path: Path) -> None:
         layout.write_json(path, self.to_json())
@@ -203,8 +219,12 @@ def read_submission(run: Path) -> Submission | None:
     Raises:
         ValueError: the file is broken.
     """
-    found = [path for name in (layout.SUBMISSION, layout.EARLIER_SUBMISSION) if (path := run / name).is_file()]
-    return Submission.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else None
+    earlier = Submission.read(run / layout.EARLIER_SUBMISSION)
+    submission = Submission.read(run / layout.SUBMISSION)
+    if submission is None or earlier is None:
+        return submission or earlier
+    newer, older = ((run / name).stat().st_mtime_ns for name in (layout.EARLIER_SUBMISSION, layout.SUBMISSION))
+    return replace(submission, job_id=earlier.job_id) if newer > older else submission
 
 
 def move_submission(run: Path, job: str, host: str) -> None:

@@ -20,6 +20,9 @@ class Metric(str):
         metric.meaning = meaning
         return metric
 
+    def __reduce__(self) -> tuple[type[Metric], tuple[str, str, str]]:  # for copies, also in another process
+        return Metric, (str(self), self.unit, self.meaning)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -69,6 +72,7 @@ HELD_OUT_LOSS_BY_LANGUAGE = Family(
 DATA_COUNT = Family("data/", "documents", "documents of the pack plan, and those split, cut or left out")
 TIME = Family("time/", "s", "time of rank 0 in phase `name`, over all attempts of the run")
 
+# all of the above
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 FAMILIES = tuple(value for value in list(globals().values()) if isinstance(value, Family))
 
