@@ -51,7 +51,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldFolders:
     for path in [*folders.path.glob("runs/*/*.*"), folders.path / "corpora" / ".small.stages" / "plan.json"]:
         path.write_text(path.read_text().replace("/home/user", str(folders.path)))
     answers = {
-        "squeue": f"echo '4711|PENDING|Priority|N/A|0||{QUEUED}'",
+        "squeue": "echo '4711|PENDING|Priority|N/A|0||a job of another name'",  # so that its id alone leads to the run
         "sbatch": "echo 4712",
         "sinfo": "echo 'debug*|7-00:00:00|8'",
         "scancel": "",
