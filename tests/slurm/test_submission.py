@@ -88,7 +88,7 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
         assert not any("omegaconf" in name or "hydra" in name for name in names)
     (code,) = {run.code() for run in runs}
     assert code is not None
-    assert (shell.folder / "runs" / ".code" / code / "finetune" / "train.py").is_file()
+    assert (shell.folder / "runs" / ".code" / code / "finetune" / "training" / "train.py").is_file()
 
 
 def test_mlflow_has_a_parent_with_its_points(
@@ -135,7 +135,7 @@ def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell:
     with shell.closed():
         (run,) = shell.runs(shell.finetune("train", *training("recipe=edited"), PYTHONPATH=str(checkout)).stdout)
         (my / "edited.yaml").write_text("# @package _global_\nlr: 100.0\n")
-        (checkout / "finetune" / "train.py").write_text("raise RuntimeError('edited')\n")
+        (checkout / "finetune" / "training" / "train.py").write_text("raise RuntimeError('edited')\n")
     wait_for(lambda: not observe_in(shell, run).alive)
     assert run.state() == "completed", run.failure()
     assert run.config().lr == 0.003
