@@ -514,7 +514,7 @@ def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path
         prepare(tmp_path, strings, tokenizer=given)
     named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=given)
     assert named.manifest.mask_column == "completion_mask"
-    assert "end_of_turn" not in named.manifest.tokenizer
+    assert named.manifest.tokenizer.end_of_turn is None
     with pytest.raises(FileNotFoundError, match=r"corpus.chat.template /none.jinja does not exist"):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, chat=ChatConfig(template="/none.jinja"))
     with pytest.raises(ValueError, match="choose one of answers, everything"):
