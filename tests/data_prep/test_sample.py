@@ -18,7 +18,6 @@ from data_prep.stages.deidentify import identity_number_kind
 from tests.data_prep.sample import JSONL, SAMPLE, checksums, sample_config
 
 STAGES = [stage.name for stage in TEXT_STAGES]
-STAGES = [module.__name__.rpartition(".")[2] for module in TEXT_STAGES]
 
 
 @pytest.fixture(scope="module")
