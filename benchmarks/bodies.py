@@ -87,7 +87,9 @@ def _pieces(root: etree._Element) -> Iterator[Piece]:
 
 
 def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
-    root = etree.fromstring(path.read_bytes().lstrip(b"\xef\xbb\xbf"), etree.XMLParser(recover=True, remove_comments=True))
+    root = etree.fromstring(
+        path.read_bytes().lstrip(b"\xef\xbb\xbf"), etree.XMLParser(recover=True, remove_comments=True)
+    )
     for top in root.iter(inside) if inside else [root]:
         yield from _pieces(top)
 
@@ -95,7 +97,9 @@ def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
 def _html(path: Path) -> Iterator[Piece]:
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True)
     root = html.document_fromstring(path.read_bytes(), parser=parser)
-    tops = [*root.iter("main")] or [top for top in root.iter("article") if top.getparent() is not None] or [root]
+    tops = (
+        [*root.iter("main")] or [top for top in root.iter("article") if top.getparent() is not None] or [root]
+    )
     outermost = [top for top in tops if not any(above in tops for above in top.iterancestors())]
     for top in outermost:
         yield from _pieces(top)
@@ -185,7 +189,9 @@ def _pdf(path: Path) -> Iterator[Piece]:
 
 def _main_of(path: Path) -> Iterator[Piece]:
     """Lovdata's XML-flavoured HTML: its main element."""
-    root = html.document_fromstring(path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True))
+    root = html.document_fromstring(
+        path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True)
+    )
     for main in root.iter("main"):
         yield from _pieces(main)
 

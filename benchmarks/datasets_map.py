@@ -1,4 +1,5 @@
-"""Tokenises a folder of JSON lines with `datasets.map`, as training libraries do; prepare.py runs it. Prints seconds as JSON."""
+"""Tokenises a folder of JSON lines with `datasets.map`, as training libraries do; prepare.py runs it. Prints
+seconds as JSON."""
 
 import json
 import sys
@@ -21,8 +22,12 @@ def main() -> None:
     )
     single = time.perf_counter() - began
     began = time.perf_counter()
-    rows.map(lambda batch: {"input_ids": [[*ids, tok.eos_token_id] for ids in tok(batch["text"])["input_ids"]]}, batched=True,
-             num_proc=workers, remove_columns=rows.column_names)  # fmt: skip
+    rows.map(
+        lambda batch: {"input_ids": [[*ids, tok.eos_token_id] for ids in tok(batch["text"])["input_ids"]]},
+        batched=True,
+        num_proc=workers,
+        remove_columns=rows.column_names,
+    )
     print(json.dumps({"one at a time": single, "by batches": time.perf_counter() - began}))
 
 

@@ -1,9 +1,10 @@
-"""Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by step and by block,
-and what came out.
+"""Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by
+step and by block, and what came out.
 
-The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be downloaded), Gopher's
-rules, MinHash over 5-grams in as many bands, its masking of personal data, and tokens by the same tokenizer. It has no repeated
-boilerplate, no evaluation sets as sequences, no split by group, no checksums; its word splitting is spaCy's.
+The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be
+downloaded), Gopher's rules, MinHash over 5-grams in as many bands, its masking of personal data, and tokens
+by the same tokenizer. It has no repeated boilerplate, no evaluation sets as sequences, no split by group, no
+checksums; its word splitting is spaCy's.
 """
 
 import json
@@ -13,7 +14,12 @@ from pathlib import Path
 
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup import (
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
@@ -34,27 +40,50 @@ def is_norwegian(document: Document) -> bool:
 def main() -> None:
     raw, out, tokenizer, workers = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     tasks = len(list(Path(raw).glob("*.jsonl")))
-    minhash = MinhashConfig(hash_config=HashConfig(precision=64), num_buckets=21, hashes_per_bucket=6, n_grams=5)
+    minhash = MinhashConfig(
+        hash_config=HashConfig(precision=64), num_buckets=21, hashes_per_bucket=6, n_grams=5
+    )
     clean, hashes, final = str(out / "clean"), str(out / "minhash"), str(out / "final")
     steps = {
-        "read, ftfy, language, quality": (tasks, [
-            JsonlReader(raw), FTFYFormatter(), LambdaFilter(is_norwegian), GopherRepetitionFilter(language=LANGUAGE),
-            GopherQualityFilter(language=LANGUAGE, min_stop_words=0), JsonlWriter(clean, compression=None),
-        ]),
-        "signatures": (tasks, [JsonlReader(clean), MinhashDedupSignature(f"{hashes}/signatures", minhash, language=LANGUAGE)]),
+        "read, ftfy, language, quality": (
+            tasks,
+            [
+                JsonlReader(raw),
+                FTFYFormatter(),
+                LambdaFilter(is_norwegian),
+                GopherRepetitionFilter(language=LANGUAGE),
+                GopherQualityFilter(language=LANGUAGE, min_stop_words=0),
+                JsonlWriter(clean, compression=None),
+            ],
+        ),
+        "signatures": (
+            tasks,
+            [JsonlReader(clean), MinhashDedupSignature(f"{hashes}/signatures", minhash, language=LANGUAGE)],
+        ),
         "buckets": (21, [MinhashDedupBuckets(f"{hashes}/signatures", f"{hashes}/buckets", config=minhash)]),
         "cluster": (1, [MinhashDedupCluster(f"{hashes}/buckets", f"{hashes}/remove", config=minhash)]),
-        "filter, personal data": (tasks, [
-            JsonlReader(clean), MinhashDedupFilter(f"{hashes}/remove"), PIIFormatter(), JsonlWriter(final, compression=None),
-        ]),
-        "tokenise": (tasks, [JsonlReader(final), DocumentTokenizer(str(out / "tokens"), tokenizer_name_or_path=tokenizer)]),
-    }  # fmt: skip
+        "filter, personal data": (
+            tasks,
+            [
+                JsonlReader(clean),
+                MinhashDedupFilter(f"{hashes}/remove"),
+                PIIFormatter(),
+                JsonlWriter(final, compression=None),
+            ],
+        ),
+        "tokenise": (
+            tasks,
+            [JsonlReader(final), DocumentTokenizer(str(out / "tokens"), tokenizer_name_or_path=tokenizer)],
+        ),
+    }
     seconds: dict[str, float] = {}
     blocks: dict[str, float] = {}
     for name, (number, pipeline) in steps.items():
         began = time.perf_counter()
         folder = out / "logs" / name.split(",")[0]
-        LocalPipelineExecutor(pipeline, tasks=number, workers=workers, logging_dir=str(folder), start_method="fork").run()
+        LocalPipelineExecutor(
+            pipeline, tasks=number, workers=workers, logging_dir=str(folder), start_method="fork"
+        ).run()
         seconds[name] = time.perf_counter() - began
         last = json.loads((folder / "stats.json").read_text())
         for block in last:

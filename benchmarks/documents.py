@@ -1,4 +1,5 @@
-"""The documents of the CPU table: provisions of Norwegian acts and regulations, or the bundled sample cut up."""
+"""The documents of the CPU table: provisions of Norwegian acts and regulations, or the bundled sample cut
+up."""
 
 from __future__ import annotations
 
@@ -19,19 +20,25 @@ from data_prep.config import SourceConfig
 from data_prep.document import Report
 
 PROVISION = re.compile(r"\n\n(?=§)")
-SHORTEST, LONGEST = 300, 20_000  # characters of a provision; what is longer has an annex behind it, one of them a third of all
+SHORTEST, LONGEST = (
+    300,
+    20_000,
+)  # characters of a provision; what is longer has an annex behind it, one of them a third of all
 SAMPLE = Path(finetune.__file__).parents[2] / "data_prep" / "sample"
 
 
 def make(cache: Path, download: str | None, count: int) -> tuple[Path, Path, str]:
-    """The corpus folder that `finetune prepare` made, the same documents as {"text": …} lines for the peers, and what they are.
+    """The corpus folder that `finetune prepare` made, the same documents as {"text": …} lines for the peers,
+    and what they are.
 
     Args:
         download: a folder with Lovdata's archives or XML files; None takes the bundled sample.
     """
     pieces, what = (_provisions(download), _PROVISIONS) if download else (_sample(), _SAMPLE)
     shortest = SHORTEST if download else 40
-    distinct = list(dict.fromkeys(piece.strip() for piece in pieces if shortest <= len(piece.strip()) <= LONGEST))
+    distinct = list(
+        dict.fromkeys(piece.strip() for piece in pieces if shortest <= len(piece.strip()) <= LONGEST)
+    )
     random.Random(0).shuffle(distinct)
     distinct = distinct[:count]
     name = "bench-" + hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:8]
@@ -53,41 +60,67 @@ def _provisions(download: str) -> Iterator[str]:
 
 
 def _sample() -> Iterator[str]:
-    """163 documents are not 2,000: the sample's documents, then the same ones without their first paragraph, and so on."""
+    """163 documents are not 2,000: the sample's documents, then the same ones without their first paragraph,
+    and so on."""
     report, documents = Report(), []
-    for name, reader in (("letters.jsonl", "jsonl"), ("minutes.jsonl", "jsonl"), ("guidance.jsonl", "jsonl"), ("laws", "lovdata"),
-                         ("consultation_replies", "text")):  # fmt: skip
+    for name, reader in (
+        ("letters.jsonl", "jsonl"),
+        ("minutes.jsonl", "jsonl"),
+        ("guidance.jsonl", "jsonl"),
+        ("laws", "lovdata"),
+        ("consultation_replies", "text"),
+    ):
         config = SourceConfig(reader=reader, path=str(SAMPLE / name), license="CC0-1.0")
-        documents += [document.text.split("\n\n") for document in reading.read(name, config, report, reading.files(config))]
+        documents += [
+            document.text.split("\n\n")
+            for document in reading.read(name, config, report, reading.files(config))
+        ]
     for skipped in range(max(len(paragraphs) for paragraphs in documents)):
-        yield from ("\n\n".join(paragraphs[skipped:]) for paragraphs in documents if skipped < len(paragraphs))
+        yield from (
+            "\n\n".join(paragraphs[skipped:]) for paragraphs in documents if skipped < len(paragraphs)
+        )
 
 
 def _prepare(cache: Path, name: str, texts: list[str]) -> None:
     raw, conf = cache / "raw" / f"{name}.jsonl", cache / "conf"
     raw.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"id": str(i), "text": text, "language": "nob"}, ensure_ascii=False) for i, text in enumerate(texts)]
+    lines = [
+        json.dumps({"id": str(i), "text": text, "language": "nob"}, ensure_ascii=False)
+        for i, text in enumerate(texts)
+    ]
     raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
     corpus: dict[str, Any] = {
-        "name": name, "sources": {"bench": {"reader": "jsonl", "path": str(raw), "license": "NLOD-2.0"}},
+        "name": name,
+        "sources": {"bench": {"reader": "jsonl", "path": str(raw), "license": "NLOD-2.0"}},
         "language": {"keep": ["nob", "nno", "dan", "swe", "eng", "sme"]},
-        "split": {"validation_share": 0.0}, "tokenizer": {"vocab_size": 8000},
-    }  # fmt: skip
+        "split": {"validation_share": 0.0},
+        "tokenizer": {"vocab_size": 8000},
+    }
     (conf / "corpus").mkdir(parents=True, exist_ok=True)
     (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")  # JSON is YAML
-    command = [str(FINETUNE), "prepare", f"corpus={name}", "--config-dir", str(conf), f"corpora_dir={cache / 'corpora'}"]
+    command = [
+        str(FINETUNE),
+        "prepare",
+        f"corpus={name}",
+        "--config-dir",
+        str(conf),
+        f"corpora_dir={cache / 'corpora'}",
+    ]
     subprocess.run(command, check=True)
 
 
 def _write_documents(corpus: Path, path: Path) -> None:
-    """The training split back as text, so that every peer reads exactly what the shards hold, and tokenises it itself."""
+    """The training split back as text, so that every peer reads exactly what the shards hold, and tokenises
+    it itself."""
     from tokenizers import Tokenizer
 
     from data_prep.shards import Corpus
 
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    rows = [list(row)[:-1] for row in Corpus(corpus).split("train")["input_ids"]]  # without the end of sequence
+    rows = [
+        list(row)[:-1] for row in Corpus(corpus).split("train")["input_ids"]
+    ]  # without the end of sequence
     texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
     differing = sum(e.ids != ids for e, ids in zip(tokenizer.encode_batch_fast(texts), rows, strict=True))
     assert differing == 0, f"{differing} documents do not come back from their tokens"

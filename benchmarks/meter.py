@@ -1,6 +1,8 @@
-"""Runs one peer in the peer's own environment, and counts what goes into its model. `python meter.py settings.json`.
+"""Runs one peer in the peer's own environment, and counts what goes into its model. `python meter.py
+settings.json`.
 
-All of them train with a subclass of transformers' Trainer, so that one callback and one forward hook measure them all.
+All of them train with a subclass of transformers' Trainer, so that one callback and one forward hook measure
+them all.
 """
 
 from __future__ import annotations
@@ -66,17 +68,26 @@ class Meter(transformers.TrainerCallback):  # type: ignore[misc]  # transformers
 
     @torch.no_grad()
     def _isolated(self, model: Any) -> bool | None:
-        """Other tokens in a row's first document must not move the logits behind it. None: no row holds two documents."""
-        where = {key: value for key, value in self._batch.items() if key in PLACES}  # no labels: with them TRL gives no logits
+        """Other tokens in a row's first document must not move the logits behind it. None: no row holds two
+        documents."""
+        where = {
+            key: value for key, value in self._batch.items() if key in PLACES
+        }  # no labels: with them TRL gives no logits
         ids = self._batch["input_ids"].clone()
         for row in range(len(ids)):
             ends = (ids[row] == self._eos).nonzero().flatten().tolist()
             behind = [p for p in range(ends[0] + 1, ids.shape[1]) if ids[row, p] != self._pad] if ends else []
             if ends and ends[0] > 0 and behind:
                 before = model(**where).logits[row, behind]
-                ids[row, : ends[0]] = (ids[row, : ends[0]] + 7) % 200 + 10  # the first ids of the vocabulary are single bytes
+                ids[row, : ends[0]] = (
+                    ids[row, : ends[0]] + 7
+                ) % 200 + 10  # the first ids of the vocabulary are single bytes
                 after = model(**{**where, "input_ids": ids}).logits[row, behind]
-                return bool(torch.allclose(before.float(), after.float(), atol=1e-2 if before.dtype == torch.bfloat16 else 1e-4))
+                return bool(
+                    torch.allclose(
+                        before.float(), after.float(), atol=1e-2 if before.dtype == torch.bfloat16 else 1e-4
+                    )
+                )
         return None
 
 
@@ -94,12 +105,20 @@ def measure_every_trainer(settings: dict[str, Any]) -> None:
 def common(settings: dict[str, Any]) -> dict[str, Any]:
     """What all three call the same, as they hand it to transformers' TrainingArguments."""
     return {
-        "per_device_train_batch_size": settings["batch_size"], "gradient_accumulation_steps": 1,
-        "max_steps": settings["num_steps"], "learning_rate": settings["lr"], "lr_scheduler_type": "cosine",
-        "weight_decay": 0.01, "max_grad_norm": 1.0, "seed": settings["seed"], "bf16": settings["precision"] == "bf16",
-        "gradient_checkpointing": settings["gradient_checkpointing"], "save_strategy": "no", "report_to": "none",
+        "per_device_train_batch_size": settings["batch_size"],
+        "gradient_accumulation_steps": 1,
+        "max_steps": settings["num_steps"],
+        "learning_rate": settings["lr"],
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "seed": settings["seed"],
+        "bf16": settings["precision"] == "bf16",
+        "gradient_checkpointing": settings["gradient_checkpointing"],
+        "save_strategy": "no",
+        "report_to": "none",
         "output_dir": settings["output"],
-    }  # fmt: skip
+    }
 
 
 def trl(settings: dict[str, Any]) -> None:
@@ -120,7 +139,12 @@ def trl(settings: dict[str, Any]) -> None:
             "attn_implementation": settings.get("attention", "sdpa"),
         },
     )
-    lora = LoraConfig(r=settings["lora_r"], lora_alpha=2 * settings["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=settings["lora_r"],
+        lora_alpha=2 * settings["lora_r"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     trainer = SFTTrainer(
         model=settings["model"],
         args=arguments,
@@ -131,7 +155,8 @@ def trl(settings: dict[str, Any]) -> None:
 
 
 def llamafactory(settings: dict[str, Any]) -> None:
-    # Its data module imports torchaudio for speech; there is no speech here, and torchaudio has no build for every torch.
+    # Its data module imports torchaudio for speech; there is no speech here, and torchaudio has no build for
+    # every torch.
     speech = types.ModuleType("torchaudio")
     speech.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = speech
@@ -140,22 +165,44 @@ def llamafactory(settings: dict[str, Any]) -> None:
     folder = Path(settings["output"])
     folder.mkdir(parents=True, exist_ok=True)
     lines = Path(settings["documents"]).read_text(encoding="utf-8").splitlines()
-    ended = [json.loads(line)["text"] + settings["eos_token"] for line in lines]  # this template adds none by itself
+    ended = [
+        json.loads(line)["text"] + settings["eos_token"] for line in lines
+    ]  # this template adds none by itself
     texts = [json.dumps({"prompt": "", "text": text}, ensure_ascii=False) for text in ended]
     (folder / "documents.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    columns = {"prompt": "prompt", "response": "text"}  # packing without leaks exists for prompts and responses only
+    columns = {
+        "prompt": "prompt",
+        "response": "text",
+    }  # packing without leaks exists for prompts and responses only
     described = {"bench": {"file_name": "documents.jsonl", "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
     run_exp(
         {
-            **common(settings), "stage": "sft", "do_train": True, "model_name_or_path": settings["model"], "template": "empty",
-            "dataset": "bench", "dataset_dir": str(folder), "cutoff_len": settings["sequence_length"], "train_on_prompt": True,
-            "packing": True, "neat_packing": True, "finetuning_type": "lora", "lora_rank": settings["lora_r"],
-            "lora_alpha": 2 * settings["lora_r"], "lora_dropout": 0.0, "lora_target": "all", "overwrite_cache": True,
-            "flash_attn": "sdpa", "plot_loss": False, "overwrite_output_dir": True, "ddp_timeout": 180000000,
-            "disable_gradient_checkpointing": not settings["gradient_checkpointing"], "enable_thinking": None,
+            **common(settings),
+            "stage": "sft",
+            "do_train": True,
+            "model_name_or_path": settings["model"],
+            "template": "empty",
+            "dataset": "bench",
+            "dataset_dir": str(folder),
+            "cutoff_len": settings["sequence_length"],
+            "train_on_prompt": True,
+            "packing": True,
+            "neat_packing": True,
+            "finetuning_type": "lora",
+            "lora_rank": settings["lora_r"],
+            "lora_alpha": 2 * settings["lora_r"],
+            "lora_dropout": 0.0,
+            "lora_target": "all",
+            "overwrite_cache": True,
+            "flash_attn": "sdpa",
+            "plot_loss": False,
+            "overwrite_output_dir": True,
+            "ddp_timeout": 180000000,
+            "disable_gradient_checkpointing": not settings["gradient_checkpointing"],
+            "enable_thinking": None,
         }
-    )  # fmt: skip
+    )
 
 
 def axolotl(settings: dict[str, Any]) -> None:
@@ -164,17 +211,39 @@ def axolotl(settings: dict[str, Any]) -> None:
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
     config = {
-        "base_model": settings["model"], "datasets": [{"path": settings["documents"], "ds_type": "json", "type": "completion"}],
-        "dataset_prepared_path": str(output / "prepared"), "output_dir": str(output), "sequence_len": settings["sequence_length"],
-        "sample_packing": True, "pad_to_sequence_len": True, "val_set_size": 0, "adapter": "lora",
-        "lora_r": settings["lora_r"], "lora_alpha": 2 * settings["lora_r"], "lora_dropout": 0.0, "lora_target_linear": True,
-        "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,  # Triton kernels: GPU only
-        "micro_batch_size": settings["batch_size"], "gradient_accumulation_steps": 1, "max_steps": settings["num_steps"],
-        "optimizer": "adamw_torch", "lr_scheduler": "cosine", "learning_rate": settings["lr"], "weight_decay": 0.01,
-        "max_grad_norm": 1.0, "bf16": settings["precision"] == "bf16", "fp16": False, "tf32": False, "seed": settings["seed"],
-        "gradient_checkpointing": settings["gradient_checkpointing"], "attn_implementation": "sdpa", "save_strategy": "no",
+        "base_model": settings["model"],
+        "datasets": [{"path": settings["documents"], "ds_type": "json", "type": "completion"}],
+        "dataset_prepared_path": str(output / "prepared"),
+        "output_dir": str(output),
+        "sequence_len": settings["sequence_length"],
+        "sample_packing": True,
+        "pad_to_sequence_len": True,
+        "val_set_size": 0,
+        "adapter": "lora",
+        "lora_r": settings["lora_r"],
+        "lora_alpha": 2 * settings["lora_r"],
+        "lora_dropout": 0.0,
+        "lora_target_linear": True,
+        "lora_mlp_kernel": False,
+        "lora_qkv_kernel": False,
+        "lora_o_kernel": False,  # Triton kernels: GPU only
+        "micro_batch_size": settings["batch_size"],
+        "gradient_accumulation_steps": 1,
+        "max_steps": settings["num_steps"],
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "cosine",
+        "learning_rate": settings["lr"],
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "bf16": settings["precision"] == "bf16",
+        "fp16": False,
+        "tf32": False,
+        "seed": settings["seed"],
+        "gradient_checkpointing": settings["gradient_checkpointing"],
+        "attn_implementation": "sdpa",
+        "save_strategy": "no",
         "special_tokens": {"pad_token": "<pad>"},
-    }  # fmt: skip
+    }
     path = output / "axolotl.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     sys.argv = [sys.argv[0]]

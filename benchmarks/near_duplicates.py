@@ -44,7 +44,10 @@ def plant(originals: list[Document], copies: int, any_word: bool = False, seed: 
     words = {word for document in originals for word in document.text.split()}
     vocabulary = sorted(words if any_word else filter(PLAIN_WORD.fullmatch, words))
     chosen = rng.sample(originals, copies)
-    planted = [replace(d, id=f"copy-{d.id}", text=_edited(d.text, vocabulary, any_word, rng), date="") for d in chosen]
+    planted = [
+        replace(d, id=f"copy-{d.id}", text=_edited(d.text, vocabulary, any_word, rng), date="")
+        for d in chosen
+    ]
     everything = originals + planted
     rng.shuffle(everything)
     return everything
@@ -59,7 +62,9 @@ def _edited(text: str, vocabulary: list[str], any_word: bool, rng: random.Random
         words = re.split(r"(\s+)", text)
         number = len(text.split())
         first_line = next((place for place, word in enumerate(words) if "\n" in word), -1)
-        places = [place for place, word in enumerate(words) if place > first_line and PLAIN_WORD.fullmatch(word)]
+        places = [
+            place for place, word in enumerate(words) if place > first_line and PLAIN_WORD.fullmatch(word)
+        ]
     for place in sorted(rng.sample(places, min(max(1, round(EDITED * number)), len(places))), reverse=True):
         doubled = [words[place], words[place]] if any_word else [words[place] + " " + words[place]]
         words[place : place + 1] = rng.choice(([rng.choice(vocabulary)], [], doubled))
@@ -67,7 +72,8 @@ def _edited(text: str, vocabulary: list[str], any_word: bool, rng: random.Random
 
 
 def find(everything: list[Document], bands: int) -> tuple[dict[int, int], list[int], float]:
-    """For each dropped document, by place, the one it lost to; which of them are near duplicates; and the seconds it took."""
+    """For each dropped document, by place, the one it lost to; which of them are near duplicates; and the
+    seconds it took."""
     source = SourceConfig(reader="jsonl", path="-", license="-")
     config = CorpusConfig(name="bench", sources={"s": source}, deduplicate=DeduplicateConfig(bands=bands))
     stage = deduplicate.Deduplicate()
@@ -107,21 +113,28 @@ def measure(everything: list[Document], bands: int) -> dict[str, float]:
     lost, near, seconds = find(everything, bands)
     place_of = {(document.source, document.id): place for place, document in enumerate(everything)}
     pairs = {
-        place: place_of[d.source, d.id.removeprefix("copy-")] for place, d in enumerate(everything) if d.id.startswith("copy-")
+        place: place_of[d.source, d.id.removeprefix("copy-")]
+        for place, d in enumerate(everything)
+        if d.id.startswith("copy-")
     }
     found = sum(last(lost, copy) == last(lost, original) for copy, original in pairs.items())
     planted = {*pairs.items(), *((original, copy) for copy, original in pairs.items())}
     others = [(place, lost[place]) for place in near if (place, lost[place]) not in planted]
     right = sum(say_the_same(everything[one], everything[other]) for one, other in others)
     return {
-        "recall": found / len(pairs), "precision": (len(near) - len(others) + right) / len(near), "dropped": len(near),
-        "real": right, "speed": len(everything) / seconds,
+        "recall": found / len(pairs),
+        "precision": (len(near) - len(others) + right) / len(near),
+        "dropped": len(near),
+        "real": right,
+        "speed": len(everything) / seconds,
         "other_title": sum(other_title(everything[one], everything[lost[one]]) for one in near),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Recall and precision of near-duplicate search on planted copies.")
+    parser = argparse.ArgumentParser(
+        description="Recall and precision of near-duplicate search on planted copies."
+    )
     parser.add_argument("--corpora", type=Path, required=True, help="a folder like ../shared/corpora")
     parser.add_argument("--copies", type=int, default=2500)
     parser.add_argument(

@@ -1,4 +1,5 @@
-"""Real Norwegian text for the tables of data preparation: what the readers make of ../shared/corpora, or of a folder like it."""
+"""Real Norwegian text for the tables of data preparation: what the readers make of ../shared/corpora, or of a
+folder like it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SOURCES = {
     "einnsyn": ("einnsyn", "einnsyn-eksempler", {}),
     "treebanks": ("conllu", "ud", {}),
 }
-WORDS_KEPT = 6  # of seven; with every seventh word changed, two versions share a sixth of their 5-grams: no near duplicates
+# of seven; with every seventh word changed, two versions share a sixth of their 5-grams: no near duplicates
+WORDS_KEPT = 6
 
 
 def documents(corpora: Path) -> Iterator[Document]:
@@ -34,7 +36,8 @@ def documents(corpora: Path) -> Iterator[Document]:
 
 
 def write_text(folder: Path, texts: list[str], megabytes: int, files: int) -> None:
-    """JSON lines of `megabytes` of text in `files` files: the texts over and over, every seventh word another each time."""
+    """JSON lines of `megabytes` of text in `files` files: the texts over and over, every seventh word another
+    each time."""
     vocabulary = sorted({word for text in texts for word in text.split()})
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -43,7 +46,11 @@ def write_text(folder: Path, texts: list[str], megabytes: int, files: int) -> No
         written = 0
         with (folder / f"part-{file:03d}.jsonl").open("w", encoding="utf-8") as out:
             while written < megabytes * 1_000_000 / files:
-                text = _edited(texts[number % len(texts)], vocabulary, rng) if number >= len(texts) else texts[number]
+                text = (
+                    _edited(texts[number % len(texts)], vocabulary, rng)
+                    if number >= len(texts)
+                    else texts[number]
+                )
                 out.write(json.dumps({"id": str(number), "text": text}, ensure_ascii=False) + "\n")
                 written += len(text.encode())
                 number += 1

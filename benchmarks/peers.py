@@ -1,8 +1,10 @@
-"""Training speed on a CPU, ours beside its peers: `make bench-peers`, or `python -m benchmarks.peers --text FOLDER`.
+"""Training speed on a CPU, ours beside its peers: `make bench-peers`, or `python -m benchmarks.peers --text
+FOLDER`.
 
-The task: LoRA r=8 on every linear layer of a 34M-parameter Llama with random weights, 512 tokens a row, 4 rows a step, fp32,
-one process of two threads, 2,000 documents. Every system trains on the same documents, from the same model folder, the same
-number of steps, in turns, and is measured by rules.py. Nothing else should run meanwhile.
+The task: LoRA r=8 on every linear layer of a 34M-parameter Llama with random weights, 512 tokens a row, 4
+rows a step, fp32, one process of two threads, 2,000 documents. Every system trains on the same documents,
+from the same model folder, the same number of steps, in turns, and is measured by rules.py. Nothing else
+should run meanwhile.
 """
 
 from __future__ import annotations
@@ -21,9 +23,14 @@ from benchmarks import documents, harness, rules
 from benchmarks.harness import Bench, Measurement
 
 SHAPE = rules.Shape(
-    hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1920, vocab_size=8000,
+    hidden_size=512,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    intermediate_size=1920,
+    vocab_size=8000,
     tie_word_embeddings=True,
-)  # fmt: skip
+)
 LORA_R = 8
 NAMES = {
     "finetune": "**finetune** (ZeRO 1, packed, best fit)",
@@ -39,14 +46,23 @@ def main() -> None:
     options = _options()
     cache = harness.cache_folder()
     busy_at_start, load_at_start = harness.check_quiet(options.busy), os.getloadavg()
-    print(f"load averages {load_at_start}, {busy_at_start:.0%} of the CPU in use; working in {cache}", flush=True)
+    print(
+        f"load averages {load_at_start}, {busy_at_start:.0%} of the CPU in use; working in {cache}",
+        flush=True,
+    )
     corpus, texts, what = documents.make(cache, options.text, options.documents)
     model = cache / "models" / f"llama-34m-{corpus.name}"
     harness.write_model(model, SHAPE, corpus / "tokenizer")
     bench = Bench(
-        cache=cache, corpus=corpus, documents=texts, model=model, warmup=options.warmup, steps=options.steps,
-        settings=_settings(model), allocator=options.allocator,
-    )  # fmt: skip
+        cache=cache,
+        corpus=corpus,
+        documents=texts,
+        model=model,
+        warmup=options.warmup,
+        steps=options.steps,
+        settings=_settings(model),
+        allocator=options.allocator,
+    )
     runs = _runs(bench, options.systems)
     limits: dict[str, list[float]] = {product: [] for product in _products()}
     measurements = []
@@ -63,11 +79,17 @@ def main() -> None:
                 flush=True,
             )
     facts = {
-        "date": time.strftime("%Y-%m-%d %H:%M"), "machine": harness.machine(), "command": harness.command("benchmarks.peers"),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": harness.machine(),
+        "command": harness.command("benchmarks.peers"),
         "revision": harness.revision(),
-        "options": vars(options) | {"text": bool(options.text)}, "documents": _describe(corpus, what),
-        "load_at_start": load_at_start, "busy_at_start": busy_at_start, "matmul_limits": limits, "shape": asdict(SHAPE),
-    }  # fmt: skip
+        "options": vars(options) | {"text": bool(options.text)},
+        "documents": _describe(corpus, what),
+        "load_at_start": load_at_start,
+        "busy_at_start": busy_at_start,
+        "matmul_limits": limits,
+        "shape": asdict(SHAPE),
+    }
     report = markdown(facts, harness.summary(measurements), harness.raw_file("peers").name)
     print(report)
     if not options.trial:
@@ -88,12 +110,16 @@ def markdown(facts: dict[str, Any], rows: dict[str, dict[str, Any]], raw: str) -
     for system, row in rows.items():
         isolated = {True: "yes", False: "**no**", None: "one a row"}[row["isolated"]]
         memory = f"{row['peak_memory'] / 2**30:.2f} GiB ({row['largest_process'] / 2**30:.2f})"
-        shares = " | ".join(f"{rules.share_of_limit(row['median'], flop, limit):.0%}" for limit in limits.values())
+        shares = " | ".join(
+            f"{rules.share_of_limit(row['median'], flop, limit):.0%}" for limit in limits.values()
+        )
         table.append(
             f"| {NAMES[system]} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) "
             f"| {shares} | {row['fill']:,.0f} | {memory} | {isolated} | {row['others_cpu']:.0%} |"
         )
-    versions = "\n".join(f"- {s}: {', '.join(f'{n} {v}' for n, v in row['versions'].items())}" for s, row in rows.items())
+    versions = "\n".join(
+        f"- {s}: {', '.join(f'{n} {v}' for n, v in row['versions'].items())}" for s, row in rows.items()
+    )
     body = f"""## Training on a CPU, beside peers
 
 LoRA r={LORA_R} on all linear layers of a {SHAPE.parameters / 1e6:.1f}M-parameter Llama
@@ -126,7 +152,8 @@ def _runs(bench: Bench, systems: list[str]) -> dict[str, Callable[[int], Measure
     alpha = 2 * LORA_R
     ours = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={alpha}", "zero=stage1", "name=bench"]
     pythons = {
-        peer: harness.environment_of(peer, bench.cache) for peer in sorted({s.split("-")[0] for s in systems} - {"finetune"})
+        peer: harness.environment_of(peer, bench.cache)
+        for peer in sorted({s.split("-")[0] for s in systems} - {"finetune"})
     }
 
     def peer(system: str, name: str, **special: Any) -> Callable[[int], Measurement]:
@@ -147,10 +174,17 @@ def _settings(model: Path) -> dict[str, Any]:
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return {
-        "sequence_length": 512, "batch_size": 4, "lr": 1e-4, "lora_r": LORA_R, "precision": "fp32", "seed": 0,
-        "gradient_checkpointing": False, "eos_token": "</s>",
-        "pad_token_id": config["pad_token_id"], "eos_token_id": config["eos_token_id"],
-    }  # fmt: skip
+        "sequence_length": 512,
+        "batch_size": 4,
+        "lr": 1e-4,
+        "lora_r": LORA_R,
+        "precision": "fp32",
+        "seed": 0,
+        "gradient_checkpointing": False,
+        "eos_token": "</s>",
+        "pad_token_id": config["pad_token_id"],
+        "eos_token_id": config["eos_token_id"],
+    }
 
 
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
@@ -169,7 +203,8 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
 
 
 def _products() -> list[str]:
-    """The ways to multiply whose limits matter here: torch's linear layer runs torch.mm, and ours oneDNN where that is faster."""
+    """The ways to multiply whose limits matter here: torch's linear layer runs torch.mm, and ours oneDNN
+    where that is faster."""
     import torch
 
     from finetune.models.cpu_matmul import by_onednn
@@ -198,18 +233,28 @@ def _describe(corpus: Path, what: str) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--text", metavar="FOLDER", help="downloads of Lovdata's public API (default: the bundled sample, cut up)"
+        "--text",
+        metavar="FOLDER",
+        help="downloads of Lovdata's public API (default: the bundled sample, cut up)",
     )
     parser.add_argument("--documents", type=int, default=2000, help="documents taken of it (2000)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps measured (20)")
     parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before them (2)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every system is run (3)")
-    parser.add_argument("--systems", type=lambda given: given.split(","), default=list(NAMES), help=",".join(NAMES))
-    parser.add_argument("--allocator", choices=["glibc", "jemalloc"], default="glibc", help="of every system (glibc)")
     parser.add_argument(
-        "--busy", action="store_true", help="measure although other processes use the CPU; the table says how much"
+        "--systems", type=lambda given: given.split(","), default=list(NAMES), help=",".join(NAMES)
     )
-    parser.add_argument("--trial", action="store_true", help="print the table, leave RESULTS.md and results/ as they are")
+    parser.add_argument(
+        "--allocator", choices=["glibc", "jemalloc"], default="glibc", help="of every system (glibc)"
+    )
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="measure although other processes use the CPU; the table says how much",
+    )
+    parser.add_argument(
+        "--trial", action="store_true", help="print the table, leave RESULTS.md and results/ as they are"
+    )
     options = parser.parse_args()
     if unknown := set(options.systems) - set(NAMES):
         parser.error(f"--systems: unknown {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")

@@ -1,15 +1,17 @@
 """Data preparation in MB/s, stage by stage, beside datatrove and `datasets.map`, and how it grows.
 
-    python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]         # the whole pipeline, and tokenising
-    python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
+    python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]         # the whole pipeline, and
+    tokenising python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
     … --record puts the table into RESULTS.md, --workers 2 is how many processes each system gets
 
-The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON lines from disk
-and write tokens of the same tokenizer, trained before the clock starts. Wall time is what counts on a quiet machine; CPU time, of
-all processes together, says more where others use the machine too. Memory is that of all processes together, sampled.
+The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON
+lines from disk and write tokens of the same tokenizer, trained before the clock starts. Wall time is what
+counts on a quiet machine; CPU time, of all processes together, says more where others use the machine too.
+Memory is that of all processes together, sampled.
 
-Tokenising alone: `datasets.map` is given the very documents that our own step is given. datatrove's filters let others through,
-so its rate is of what it has left. Our step leaves tokens in the stages' folder; `publish` makes the corpus folder of them.
+Tokenising alone: `datasets.map` is given the very documents that our own step is given. datatrove's filters
+let others through, so its rate is of what it has left. Our step leaves tokens in the stages' folder;
+`publish` makes the corpus folder of them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ VOCABULARY = 16_000
 
 @dataclass
 class Timed:
-    """What a command took: seconds on the wall, CPU seconds of all its processes, their memory at most, and what it printed."""
+    """What a command took: seconds on the wall, CPU seconds of all its processes, their memory at most, and
+    what it printed."""
 
     wall: float
     cpu: float
@@ -58,9 +61,12 @@ def timed(command: list[str | Path], **environment: str) -> Timed:
     sampler.start()
     began = time.perf_counter()
     done = subprocess.run(
-        list(map(str, command)), env={**os.environ, harness.MARK: mark, "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        list(map(str, command)),
+        env={**os.environ, harness.MARK: mark, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     wall = time.perf_counter() - began
     _reap()
     sampler.stop()
@@ -73,7 +79,8 @@ def timed(command: list[str | Path], **environment: str) -> Timed:
 
 
 def _reap() -> None:
-    """Wait for what processes left behind (a server that others were forked from), so that their CPU time is counted too."""
+    """Wait for what processes left behind (a server that others were forked from), so that their CPU time is
+    counted too."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()
@@ -103,7 +110,9 @@ class Bench:
         from data_prep.tokens.tokenizer_files import place_files
 
         source = SourceConfig(reader="text", path="-", license="-")
-        config = CorpusConfig(name="bench", sources={"s": source}, tokenizer=TokenizerConfig(vocab_size=VOCABULARY))
+        config = CorpusConfig(
+            name="bench", sources={"s": source}, tokenizer=TokenizerConfig(vocab_size=VOCABULARY)
+        )
         place_files(config, self.texts, self.tokenizer)
 
     def ours(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
@@ -114,9 +123,18 @@ class Bench:
         sources = {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}}
         body = {"name": name, "sources": sources, "tokenizer": {"path": str(self.tokenizer)}}
         (conf / "corpus" / "bench.yaml").write_text(json.dumps(body))
-        arguments: list[str | Path] = ["corpus=bench", "--config-dir", conf, f"corpora_dir={out}", f"workers={self.workers}"]
+        arguments: list[str | Path] = [
+            "corpus=bench",
+            "--config-dir",
+            conf,
+            f"corpora_dir={out}",
+            f"workers={self.workers}",
+        ]
         done = timed([harness.FINETUNE, "prepare", *arguments])
-        steps = {step: float(seconds) for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)}
+        steps = {
+            step: float(seconds)
+            for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)
+        }
         manifest = json.loads((out / name / "manifest.json").read_text())
         shards = [shard for split in manifest["splits"].values() for shard in split]
         found = {
@@ -144,12 +162,23 @@ def peers(bench: Bench, megabytes: int) -> Iterator[str]:
     datatrove = harness.environment_of("datatrove", harness.cache_folder())
     folder = harness.fresh(bench.cache / "datatrove")
     tokenizer = str(bench.tokenizer / "tokenizer.json")
-    theirs = timed([datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, str(bench.workers)])
+    theirs = timed(
+        [datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, str(bench.workers)]
+    )
     said = json.loads(theirs.out.splitlines()[-1])
     their_steps = said["seconds"]
     documents, characters = bench.tokenised()
     folder = harness.fresh(bench.cache / "datasets")
-    mapped = timed([sys.executable, harness.HERE / "datasets_map.py", documents, folder, bench.tokenizer, str(bench.workers)])
+    mapped = timed(
+        [
+            sys.executable,
+            harness.HERE / "datasets_map.py",
+            documents,
+            folder,
+            bench.tokenizer,
+            str(bench.workers),
+        ]
+    )
     map_steps = json.loads(mapped.out.splitlines()[-1])
     yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each."
     yield f"{found['documents']:,} documents and {found['tokens']:,} tokens come out of ours; out of datatrove, whose rules are"
@@ -158,8 +187,10 @@ def peers(bench: Bench, megabytes: int) -> Iterator[str]:
     yield "| whole pipeline | seconds | MB/s | documents/s | CPU seconds | MB a CPU second | memory |"
     yield "|---|---|---|---|---|---|---|"
     for name, run in (("finetune prepare", done), ("datatrove", theirs)):
-        yield (f"| {name} | {run.wall:.1f} | {size / run.wall:.2f} | {found['read'] / run.wall:,.0f} | {run.cpu:.1f} | "
-               f"{size / run.cpu:.2f} | {run.memory / 2**20:,.0f} MiB |")  # fmt: skip
+        yield (
+            f"| {name} | {run.wall:.1f} | {size / run.wall:.2f} | {found['read'] / run.wall:,.0f} | {run.cpu:.1f} | "
+            f"{size / run.cpu:.2f} | {run.memory / 2**20:,.0f} MiB |"
+        )
     yield f"\nOurs is {theirs.wall / done.wall:.1f} times as fast on the wall, {theirs.cpu / done.cpu:.1f} times by CPU time.\n"
     blocks = ", ".join(f"{name} {seconds:.0f}" for name, seconds in said["blocks"].items() if seconds >= 1)
     yield f"Seconds of datatrove's processes together, by block: {blocks}."
@@ -170,7 +201,9 @@ def peers(bench: Bench, megabytes: int) -> Iterator[str]:
     left, right = list(steps.items()), list(their_steps.items())
     for row in range(max(len(left), len(right))):
         cells = [
-            f"{side[row][0]} | {side[row][1]:.1f} | {size / max(side[row][1], 0.05):.1f}" if row < len(side) else " | | "
+            f"{side[row][0]} | {side[row][1]:.1f} | {size / max(side[row][1], 0.05):.1f}"
+            if row < len(side)
+            else " | | "
             for side in (left, right)
         ]
         yield f"| {cells[0]} | | {cells[1]} |"
@@ -193,8 +226,10 @@ def growth(bench: Bench, sizes: list[int]) -> Iterator[str]:
         raw = bench.raw(megabytes)
         size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
         done, _, found = bench.ours(raw)
-        line = (f"| {size:,.0f} | {found['read']:,} | {done.wall:,.0f} | {size / done.wall:.2f} | {done.cpu / size:.2f} | "
-                f"{done.memory / 2**20:,.0f} MiB | {done.largest / 2**20:,.0f} MiB |")  # fmt: skip
+        line = (
+            f"| {size:,.0f} | {found['read']:,} | {done.wall:,.0f} | {size / done.wall:.2f} | {done.cpu / size:.2f} | "
+            f"{done.memory / 2**20:,.0f} MiB | {done.largest / 2**20:,.0f} MiB |"
+        )
         print(line, file=sys.stderr, flush=True)
         yield line
 
@@ -203,7 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Data preparation in MB/s, beside peers, and how it grows.")
     parser.add_argument("table", choices=["peers", "growth"])
     parser.add_argument("--corpora", type=Path, required=True, help="a folder like ../shared/corpora")
-    parser.add_argument("--megabytes", type=lambda text: [int(part) for part in text.split(",")], help="of raw text")
+    parser.add_argument(
+        "--megabytes", type=lambda text: [int(part) for part in text.split(",")], help="of raw text"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--note", default="", help="a line for the table, on what else the machine did")
     parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
@@ -215,7 +252,14 @@ def main() -> None:
     else:
         title, lines = "Preparation: growth", list(growth(bench, options.megabytes or [10, 100, 2000]))
     body = "\n".join(
-        [f"## {title}", "", harness.origin("benchmarks.prepare"), *([options.note] if options.note else []), "", *lines]
+        [
+            f"## {title}",
+            "",
+            harness.origin("benchmarks.prepare"),
+            *([options.note] if options.note else []),
+            "",
+            *lines,
+        ]
     )
     print(body)
     if options.record:

@@ -32,7 +32,7 @@ from benchmarks.source_tree import FUNCTIONS, Function, Module, read_modules
 STATES = ("queued", "running", "completed", "failed", "cancelled", "stopped", "interrupted", "dead")
 METRIC = re.compile("(train|validation|data|guard|checkpoint|result|time)/")
 STATES_OWNER, METRICS_OWNER = "finetune.runs.state", "finetune.tracking.names"
-MAX_COLUMNS, MAX_FUNCTION, MAX_FILE = 110, 70, 450
+MAX_COLUMNS, MAX_FUNCTION, MAX_FILE = 110, 80, 500
 
 ROOT = Path(__file__).parents[1]
 

@@ -53,14 +53,28 @@ def write_card(folder: Path, manifest: Manifest, years: Years) -> None:
 
 def card(manifest: Manifest, years: Years) -> str:
     """The card's Markdown."""
-    sections = [_head(manifest), _warnings(manifest), _sources(manifest), _standards(manifest), _licences(manifest),
-                _years(years), _stages(manifest), _drops(manifest), _losses(manifest), _personal_data(manifest)]  # fmt: skip
+    sections = [
+        _head(manifest),
+        _warnings(manifest),
+        _sources(manifest),
+        _standards(manifest),
+        _licences(manifest),
+        _years(years),
+        _stages(manifest),
+        _drops(manifest),
+        _losses(manifest),
+        _personal_data(manifest),
+    ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _head(manifest: Manifest) -> str:
-    languages = sorted({key.partition("/")[2] for source in manifest.sources.values() for key in source.documents})
-    splits = ", ".join(f"{s} {manifest.documents(s):,} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
+    languages = sorted(
+        {key.partition("/")[2] for source in manifest.sources.values() for key in source.documents}
+    )
+    splits = ", ".join(
+        f"{s} {manifest.documents(s):,} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits
+    )
     encoder = manifest.tokenizer.encoder
     encoded = f", encoded by {encoder.library} {encoder.version} ({encoder.reason})" if encoder else ""
     return "\n".join(
@@ -89,7 +103,9 @@ def _sources(manifest: Manifest) -> str:
         documents, tokens, targets = (
             sum(counts.values()) for counts in (source.documents, source.tokens, source.supervised_tokens)
         )
-        rows.append((name, source.license, f"{documents:,}", f"{tokens:,}", f"{targets:,}", source.attribution or "–"))
+        rows.append(
+            (name, source.license, f"{documents:,}", f"{tokens:,}", f"{targets:,}", source.attribution or "–")
+        )
     return _section("Sources", ("source", "licence", "documents", "tokens", "targets", "named as"), rows)
 
 
@@ -100,7 +116,12 @@ def _standards(manifest: Manifest) -> str:
             documents[name, key.partition("/")[2]] += count
             tokens[name, key.partition("/")[2]] += source.tokens[key]
     rows = [
-        (name, _STANDARDS.get(code) or language_name(code), f"{documents[name, code]:,}", f"{tokens[name, code]:,}")
+        (
+            name,
+            _STANDARDS.get(code) or language_name(code),
+            f"{documents[name, code]:,}",
+            f"{tokens[name, code]:,}",
+        )
         for name, code in sorted(documents)
     ]
     return _section("Written standards", ("source", "written standard", "documents", "tokens"), rows)
@@ -112,7 +133,9 @@ def _licences(manifest: Manifest) -> str:
         documents[source.license] += sum(source.documents.values())
         tokens[source.license] += sum(source.tokens.values())
         names[source.license] += 1
-    rows = [(name, str(names[name]), f"{documents[name]:,}", f"{tokens[name]:,}") for name in sorted(documents)]
+    rows = [
+        (name, str(names[name]), f"{documents[name]:,}", f"{tokens[name]:,}") for name in sorted(documents)
+    ]
     return _section("Licences", ("licence", "sources", "documents", "tokens"), rows)
 
 
@@ -129,7 +152,8 @@ _CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # of stages that cut text from do
 
 def _stages(manifest: Manifest) -> str:
     rows = [
-        (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts)) for stage in manifest.stages
+        (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts))
+        for stage in manifest.stages
     ]
     has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
     note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie."
@@ -170,14 +194,26 @@ def _losses(manifest: Manifest) -> str:
                     f"{loss.characters / max(source.characters_read, 1):.2%}",
                 )
             )
-    columns = ("stage", "reason", "source", "dropped", "share of documents", "cut", "characters", "share of text")
+    columns = (
+        "stage",
+        "reason",
+        "source",
+        "dropped",
+        "share of documents",
+        "cut",
+        "characters",
+        "share of text",
+    )
     note = "Shares are of what was read of the source. Cut are documents that went on without a part of their text."
     return _section("Text taken, by source", columns, rows, note) if rows else ""
 
 
 def _languages(reasons: Iterable[str]) -> str:
     """Name the languages that documents were dropped for, whose reasons hold their codes alone."""
-    codes = sorted({reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")} & set(NAMES))
+    codes = sorted(
+        {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
+        & set(NAMES)
+    )
     return f" Languages: {', '.join(f'{code} {language_name(code)}' for code in codes)}." if codes else ""
 
 

@@ -1,4 +1,5 @@
-"""What a corpus is made of: the schema behind conf/corpus/*.yaml. The stages' part is in stage_settings.py."""
+"""What a corpus is made of: the schema behind conf/corpus/*.yaml. The stages' part is in
+stage_settings.py."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class LimitsConfig:
         64 * 2**20,
         "bytes of one record, at most: a line, an element of an array, a document that must be read whole",
     )
-    max_unpacked_bytes: int = setting(2**40, "bytes that one file unpacks to, all its members together, at most")
+    max_unpacked_bytes: int = setting(
+        2**40, "bytes that one file unpacks to, all its members together, at most"
+    )
     max_ratio: float = setting(
         200.0,
         "ratio of unpacked to packed bytes, at most, once 16 MiB are unpacked; text has 3 to 30, a bomb 1,000",
@@ -74,7 +77,9 @@ class MixtureRule:
     def __post_init__(self) -> None:
         all_among("mixture.languages", self.languages, (*LANGUAGES, "nor"))
         if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
-            raise UserError(f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]")
+            raise UserError(
+                f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]"
+            )
         between("mixture.weight", self.weight, 0, 100)
         at_least("mixture.max_tokens", self.max_tokens, 1)
 
@@ -89,9 +94,13 @@ class SourceConfig:
         "a file, a folder or an archive, as that reader takes it; files may be packed by gzip, zstd, bzip2 "
         "or xz, and lie in tar or zip archives",
     )
-    license: str = setting(REQUIRED, "SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card")
+    license: str = setting(
+        REQUIRED, "SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card"
+    )
     attribution: str = setting("", "the words a licence asks for, if it asks for any")
-    language: str = setting("", "ISO 639-3 code that the source claims for documents that claim none themselves")
+    language: str = setting(
+        "", "ISO 639-3 code that the source claims for documents that claim none themselves"
+    )
     fields: dict[str, str] = setting(
         {},
         "for records (jsonl, chat, table …), as our name: the key or column in the record, where they differ; our names "
@@ -111,10 +120,14 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.license.strip():
-            raise UserError("license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere")
+            raise UserError(
+                "license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere"
+            )
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
-            raise UserError(f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out")
+            raise UserError(
+                f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out"
+            )
 
 
 @dataclass(kw_only=True)
@@ -122,7 +135,9 @@ class CorpusConfig:
     """One corpus, which `finetune prepare corpus=NAME` turns into the folder corpora_dir/NAME."""
 
     name: str = setting(REQUIRED, "name of the corpus and of its folder")
-    sources: dict[str, SourceConfig] = setting(REQUIRED, "bodies of text by names of your choice, which name metrics and files")
+    sources: dict[str, SourceConfig] = setting(
+        REQUIRED, "bodies of text by names of your choice, which name metrics and files"
+    )
     boilerplate: BoilerplateConfig = section(BoilerplateConfig)
     language: LanguageConfig = section(LanguageConfig)
     quality: QualityConfig = section(QualityConfig)
@@ -152,7 +167,9 @@ class CorpusConfig:
     def _check_source(self, name: str, source: SourceConfig) -> None:
         """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
-            raise UserError(f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files")
+            raise UserError(
+                f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files"
+            )
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
             raise UserError(

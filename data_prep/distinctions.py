@@ -15,7 +15,9 @@ from functools import cached_property
 TITLE_WORDS = 20  # of a first line; a longer one is a paragraph
 HEAD = 900  # characters in which a title may stand below a banner
 SHORT_LINE = 80  # characters of a line that is a heading, or part of an address
-WORDS_A_MARK = 200  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
+WORDS_A_MARK = (
+    200  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
+)
 MARKS_SHARE = 0.2  # but no more than this share of all, or one
 FEWEST_WORDS = 30  # from which on words may be replaced at all …
 # … up to this share of the different words, which grows with the text up to LONG words
@@ -28,14 +30,31 @@ _BEFORE_NAME = frozenset(",:(«/&-")
 _MONTHS = {
     name: number
     for number, names in enumerate(
-        ("jan januar january", "feb februar february", "mar mars march", "apr april", "mai may", "jun juni june", "jul juli july",
-         "aug august", "sep sept september", "okt oktober oct october", "nov november", "des desember dec december"), start=1
+        (
+            "jan januar january",
+            "feb februar february",
+            "mar mars march",
+            "apr april",
+            "mai may",
+            "jun juni june",
+            "jul juli july",
+            "aug august",
+            "sep sept september",
+            "okt oktober oct october",
+            "nov november",
+            "des desember dec december",
+        ),
+        start=1,
     )
     for name in names.split()
-}  # fmt: skip
+}
 _NUMBER = re.compile(
     r"(?P<d>\d{1,2})\.?[ ]?(?P<m>"
-    + "|".join(written for name in sorted(_MONTHS, key=len, reverse=True) for written in (name, name.title(), name.upper()))
+    + "|".join(
+        written
+        for name in sorted(_MONTHS, key=len, reverse=True)
+        for written in (name, name.title(), name.upper())
+    )
     + r")\b\.?,?[ ](?P<y>\d{4})\b"
     r"|(?P<d2>\d{1,2})[./-][ ]?(?P<m2>\d{1,2})[./-][ ]?(?P<y2>\d{4})\b|(?P<y3>\d{4})-(?P<m3>\d{2})-(?P<d3>\d{2})\b"
     r"|\d+(?:[ ]\d{3}(?!\d))*(?:[.,:/–-]?\w+)*"
@@ -53,12 +72,32 @@ _FURNITURE_BEGINS = (
     "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published", "retrieved",
 )  # fmt: skip
 LONGEST_FURNITURE = 150  # characters of such a line
-_PAGE_NUMBER = re.compile(r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE)
+_PAGE_NUMBER = re.compile(
+    r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE
+)
 _SUFFIX = re.compile(r"(?:[ ]+[|–—•:-][ ][^|–—•]*|[ ]*[(\[][^()\[\]]*[)\]])$")
 _STOP_WORDS = "og i på av er det som for til med en et ei ein eit den de at om fra frå ved eller mv m the of and in to a an on"
 _STOP = frozenset(_STOP_WORDS.split())
-_LOOKS = str.maketrans({"0": "o", "1": "l", "i": "l", "í": "l", "5": "s", "8": "b", "ø": "o", "ö": "o", "ó": "o", "å": "a",
-                        "ä": "a", "á": "a", "é": "e", "è": "e", "ü": "u", "ß": "b"})  # fmt: skip
+_LOOKS = str.maketrans(
+    {
+        "0": "o",
+        "1": "l",
+        "i": "l",
+        "í": "l",
+        "5": "s",
+        "8": "b",
+        "ø": "o",
+        "ö": "o",
+        "ó": "o",
+        "å": "a",
+        "ä": "a",
+        "á": "a",
+        "é": "e",
+        "è": "e",
+        "ü": "u",
+        "ß": "b",
+    }
+)
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
 # Beginnings of words that decide a case, in both standards
 _OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
@@ -150,14 +189,18 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
     if a.has_title and b.has_title:
         if a.core < b.core or b.core < a.core:
             return True  # an act on amendments, or on a part of what the other is on
-    elif 2 * len(a.title & b.title) < max(len(a.title), len(b.title)):  # else each line stands in the other's place
+    elif 2 * len(a.title & b.title) < max(
+        len(a.title), len(b.title)
+    ):  # else each line stands in the other's place
         ours, theirs = ours - b.head, theirs - a.head
     return bool(ours and theirs) and _fewest_against(ours, theirs) > 0
 
 
 def _outcomes_differ(a: Profile, b: Profile) -> bool:
     """Whether two decisions end in other ways: one word decides, however long the text is."""
-    ours, theirs = ({found[1] for word in words if (found := _OUTCOME.match(word))} for words in (a.words, b.words))
+    ours, theirs = (
+        {found[1] for word in words if (found := _OUTCOME.match(word))} for words in (a.words, b.words)
+    )
     return bool(ours - theirs and theirs - ours)
 
 
@@ -235,7 +278,9 @@ def _is_slip(a: str, b: str) -> bool:
     is."""
     if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a.isalpha() and b.isalpha()):
         return False
-    start = next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = next(
+        (place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
     x, y = a[start:], b[start:]
     return x[1:] == y[1:] or x[1:] == y or x == y[1:] or (x[:2] == y[1::-1] and x[2:] == y[2:])
 

@@ -20,7 +20,8 @@ class Turn:
     """One turn of a conversation, or one side of a prompt and its completion.
 
     Attributes:
-        role: as chat templates know it (system, user, assistant, tool); "" in a prompt and a completion of plain text.
+        role: as chat templates know it (system, user, assistant, tool); "" in a prompt and a completion of
+            plain text.
         content: what is said.
         target: whether the model is to learn to say it.
     """
@@ -43,7 +44,8 @@ class Document:
         language: ISO 639-3 code; until the language stage, what the source claims, or "".
         title, date, url: as the source gives them, or "". A date begins with its year.
         split: "train" or "validation" once the split stage has run, else "".
-        turns: of a conversation, or a prompt and its completion; every stage that reads or changes text treats each of them.
+        turns: of a conversation, or a prompt and its completion; every stage that reads or changes text
+            treats each of them.
         mask: of a document with turns, TRL's name for the column that says which of its tokens are targets.
     """
 
@@ -71,7 +73,9 @@ class Document:
 
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("target", pa.bool_())]))
-DOCUMENT_SCHEMA = pa.schema([(name, _TURNS if name == "turns" else pa.string()) for name in Document.__dataclass_fields__])
+DOCUMENT_SCHEMA = pa.schema(
+    [(name, _TURNS if name == "turns" else pa.string()) for name in Document.__dataclass_fields__]
+)
 
 
 @dataclass(slots=True)
@@ -169,7 +173,9 @@ class Report:
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
         self.drops.append(Drop(document.id, document.source, reason, detail, document.characters))
 
-    def cut(self, document: Document, reason: str, texts: Iterable[str], characters: int, where: str = "") -> None:
+    def cut(
+        self, document: Document, reason: str, texts: Iterable[str], characters: int, where: str = ""
+    ) -> None:
         """Note what is cut from a document that goes on without it.
 
         Args:
@@ -193,7 +199,9 @@ class Report:
             UserError: they are so many that they would fill the memory.
         """
         if len(self.broken) >= MAX_BROKEN:
-            raise UserError(f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}")
+            raise UserError(
+                f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}"
+            )
         line = " ".join(str(error).split())[:500]
         self.broken.append(Broken(place.source, place.file, place.member, place.at, line))
 
@@ -210,4 +218,6 @@ class Report:
 
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in Broken.__dataclass_fields__])
-CUT_SCHEMA = pa.schema([(name, pa.int64() if name == "documents" else pa.string()) for name in Cut.__dataclass_fields__])
+CUT_SCHEMA = pa.schema(
+    [(name, pa.int64() if name == "documents" else pa.string()) for name in Cut.__dataclass_fields__]
+)

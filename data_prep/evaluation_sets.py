@@ -33,16 +33,22 @@ def files(path: str) -> list[Path]:
     """
     root = Path(path)
     candidates = [root] if root.is_file() else sorted(root.rglob("*"))
-    found = [file for file in candidates if file.is_file() and (_wanted(file.name) or sniff.is_archive_name(file.name))]
+    found = [
+        file
+        for file in candidates
+        if file.is_file() and (_wanted(file.name) or sniff.is_archive_name(file.name))
+    ]
     if not found:
         what = "holds no file that can be read" if root.exists() else "does not exist"
-        raise NotFoundError(f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not")
+        raise NotFoundError(
+            f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not"
+        )
     return found
 
 
 def texts(path: str) -> Iterator[str]:
-    """Every text of a set: strings of JSON records however deep (SQuAD's contexts, questions and answers, choices), cells of
-    tables, text files whole.
+    """Every text of a set: strings of JSON records however deep (SQuAD's contexts, questions and answers,
+    choices), cells of tables, text files whole.
 
     Raises:
         UserError: a file is not what its name says.
@@ -55,7 +61,9 @@ def texts(path: str) -> Iterator[str]:
             if report.broken:
                 raise ValueError(report.broken[0].error)
         except (ValueError, OSError, EOFError, csv.Error, RecursionError) as fault:
-            raise UserError(f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out") from None
+            raise UserError(
+                f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out"
+            ) from None
 
 
 def _wanted(name: str) -> bool:
@@ -66,7 +74,11 @@ def _texts(member: Member) -> Iterator[str]:
     name = member.name.lower()
     if name.endswith((".parquet", ".arrow")):
         with member.seekable() as file:
-            for batch in pq.ParquetFile(file).iter_batches(256) if name.endswith(".parquet") else pa.ipc.open_stream(file):
+            for batch in (
+                pq.ParquetFile(file).iter_batches(256)
+                if name.endswith(".parquet")
+                else pa.ipc.open_stream(file)
+            ):
                 yield from _strings(batch.to_pylist())
         return
     head = member.stream.peek(HEAD)[:HEAD]

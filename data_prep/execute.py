@@ -82,7 +82,9 @@ def _read(preparation: Preparation, number: int) -> bool:
     return True
 
 
-def _write_read(preparation: Preparation, number: int, documents: Iterator[Document], report: Report, names: list[str]) -> None:
+def _write_read(
+    preparation: Preparation, number: int, documents: Iterator[Document], report: Report, names: list[str]
+) -> None:
     """Write the documents of a task in shards, whose names are added to `names`."""
     folder, fingerprint = preparation.stage_folder(READ), preparation.task_fingerprint(number)
     document = next(documents, None)
@@ -92,7 +94,9 @@ def _write_read(preparation: Preparation, number: int, documents: Iterator[Docum
             while document is not None and file.characters < preparation.shard_characters:
                 file.add(document)
                 document = next(documents, None)
-        said = Report() if document is not None else report  # what a task has to report goes with its last shard
+        said = (
+            Report() if document is not None else report
+        )  # what a task has to report goes with its last shard
         names.append(name)
         folder.close(name, digest(fingerprint, name), file, said)
 

@@ -1,4 +1,5 @@
-"""Declare settings and check their values, the same way in both packages. Needs the standard library alone."""
+"""Declare settings and check their values, the same way in both packages. Needs the standard library
+alone."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def at_least(name: str, value: float | None, minimum: float) -> None:
         raise UserError(f"{name} is {value}: must be at least {minimum}")
 
 
-def between(name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False) -> None:
+def between(
+    name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False
+) -> None:
     """Raise UserError if a setting's value is outside of a range, or is not a number.
 
     Args:
@@ -52,7 +55,9 @@ def between(name: str, value: float, low: float, high: float, *, above_low: bool
     if is_inside and not (above_low and value == low) and not (below_high and value == high):
         return
     if above_low or below_high:
-        wanted = f"{'above' if above_low else 'at least'} {low} and {'below' if below_high else 'at most'} {high}"
+        wanted = (
+            f"{'above' if above_low else 'at least'} {low} and {'below' if below_high else 'at most'} {high}"
+        )
     else:
         wanted = f"between {low} and {high}"
     raise UserError(f"{name} is {value}: must be {wanted}")

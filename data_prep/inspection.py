@@ -42,7 +42,8 @@ class View:
     """What one stage did to a document.
 
     Attributes:
-        outcome: `read`, `unchanged`, `changed`, `dropped` or `gone` (its id is not there any more, nor among what was dropped).
+        outcome: `read`, `unchanged`, `changed`, `dropped` or `gone` (its id is not there any more, nor among
+            what was dropped).
         text: at `read`, all of it.
         diff: lines of the text's unified difference to the stage before.
         fields: name -> (before, after), of what changed beside the text.
@@ -87,7 +88,9 @@ class Inspection:
         self.corpus = Corpus(folder)
         work = folder.with_name(f".{folder.name}.stages")
         folders = (path for path in work.glob("[0-9]*-*") if not path.name.endswith("-tokenise"))
-        self.stages = [StageFolder(path) for path in sorted(folders, key=lambda path: int(path.name.partition("-")[0]))]
+        self.stages = [
+            StageFolder(path) for path in sorted(folders, key=lambda path: int(path.name.partition("-")[0]))
+        ]
         self.work = work
 
     # --- documents ------------------------------------------------------------------------------------------
@@ -95,7 +98,9 @@ class Inspection:
     def sample(self, number: int, seed: int = 0) -> list[tuple[str, str]]:
         """(source, id) of some documents of the corpus: those whose hashes with the seed are lowest."""
         rows = (
-            (row["source"], row["id"]) for split in SPLITS for row in self.corpus.split(split).select_columns(["source", "id"])
+            (row["source"], row["id"])
+            for split in SPLITS
+            for row in self.corpus.split(split).select_columns(["source", "id"])
         )
         return heapq.nsmallest(number, set(rows), key=lambda name: _hash(seed, *name))
 
@@ -109,7 +114,9 @@ class Inspection:
         if not found and (own := _ADDED.sub("", wanted)) != wanted:
             return self.find(own)
         if not found:
-            raise UserError(f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources")
+            raise UserError(
+                f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources"
+            )
         return sorted(found)
 
     def trace(self, source: str, document_id: str) -> list[View]:
@@ -121,7 +128,9 @@ class Inspection:
         for stage in self._needed():
             now = _document(stage, source, document_id)
             if now is None:
-                drop = next((drop for drop in stage.drops() if (drop.source, drop.id) == (source, document_id)), None)
+                drop = next(
+                    (drop for drop in stage.drops() if (drop.source, drop.id) == (source, document_id)), None
+                )
                 views.append(View(stage.name, "dropped" if drop else "gone", drop=drop))
                 break
             views.append(_compare(stage.name, before, now))
@@ -137,7 +146,9 @@ class Inspection:
         """
         found = [(drop, stage) for stage in self._needed() for drop in stage.drops()]
         if reason is not None and reason not in {drop.reason for drop, _ in found}:
-            reasons = {drop.reason for drop, _ in found} | ({QUARANTINED} if self.quarantine_counts() else set())
+            reasons = {drop.reason for drop, _ in found} | (
+                {QUARANTINED} if self.quarantine_counts() else set()
+            )
             known = ", ".join(sorted(reasons)) or "nothing was dropped"
             raise UserError(f"nothing was dropped for '{reason}': the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
@@ -151,7 +162,9 @@ class Inspection:
     def quarantined(self, number: int, seed: int = 0) -> list[Quarantined]:
         """Return some of the records that no document could be made of, with their raw text."""
         records = self._read_stage().quarantined()
-        some = heapq.nsmallest(number, records, key=lambda record: _hash(seed, record.file, record.member, record.at))
+        some = heapq.nsmallest(
+            number, records, key=lambda record: _hash(seed, record.file, record.member, record.at)
+        )
         return list(quarantine.with_excerpts(self.work, some))
 
     def search(self, text: str, number: int) -> Found:
@@ -207,7 +220,9 @@ class Inspection:
         views = []
         for split in SPLITS:
             rows = self.corpus.split(split)
-            names = zip(rows.data.column("source").to_pylist(), rows.data.column("id").to_pylist(), strict=True)
+            names = zip(
+                rows.data.column("source").to_pylist(), rows.data.column("id").to_pylist(), strict=True
+            )
             for number, (of, name) in enumerate(names):
                 if of == source and document_id in (name, name.rpartition("#")[0]):
                     row = rows[number]
@@ -260,7 +275,9 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("pictures need matplotlib: pip install matplotlib; --lengths shows them in the terminal") from None
+        raise UserError(
+            "pictures need matplotlib: pip install matplotlib; --lengths shows them in the terminal"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
@@ -271,7 +288,10 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
     for (name, values), (axis,) in zip(lengths.items(), axes, strict=True):
         axis.hist(values, bins=edges, color="#3b6ea5")
         axis.set_xscale("log", base=2)
-        axis.set_title(f"{name}: {len(values):,} rows, {int(values.sum()):,} tokens, median {np.median(values):,.0f}", fontsize=9)
+        axis.set_title(
+            f"{name}: {len(values):,} rows, {int(values.sum()):,} tokens, median {np.median(values):,.0f}",
+            fontsize=9,
+        )
         axis.set_ylabel("rows", fontsize=8)
     axes[-1][0].set_xlabel("tokens a row")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -282,22 +302,41 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
 def _compare(stage: str, before: Document | None, now: Document) -> View:
     text = _all_text(now)
     if before is None:
-        return View(stage, "read", text=text, fields={name: ("", value) for name in FIELDS if (value := getattr(now, name))})
+        return View(
+            stage,
+            "read",
+            text=text,
+            fields={name: ("", value) for name in FIELDS if (value := getattr(now, name))},
+        )
     old = _all_text(before)
-    fields = {name: (was, value) for name in FIELDS if (was := getattr(before, name)) != (value := getattr(now, name))}
-    diff = [] if text == old else list(difflib.unified_diff(old.split("\n"), text.split("\n"), lineterm="", n=0))[2:]
+    fields = {
+        name: (was, value)
+        for name in FIELDS
+        if (was := getattr(before, name)) != (value := getattr(now, name))
+    }
+    diff = (
+        []
+        if text == old
+        else list(difflib.unified_diff(old.split("\n"), text.split("\n"), lineterm="", n=0))[2:]
+    )
     return View(stage, "changed" if diff or fields else "unchanged", diff=diff, fields=fields)
 
 
 def _all_text(document: Document) -> str:
-    return "\n\n".join(f"[{turn.role or 'text'}] {turn.content}" for turn in document.turns) if document.turns else document.text
+    return (
+        "\n\n".join(f"[{turn.role or 'text'}] {turn.content}" for turn in document.turns)
+        if document.turns
+        else document.text
+    )
 
 
 def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
     for shard in stage.shards():
         path = stage.part(shard)
         with explain_damage(path):
-            rows = pq.read_table(path, columns=["source", "id"], filters=[("id", "==", document_id)]).to_pylist()
+            rows = pq.read_table(
+                path, columns=["source", "id"], filters=[("id", "==", document_id)]
+            ).to_pylist()
         yield from rows
 
 
@@ -306,7 +345,9 @@ def _document(stage: StageFolder, source: str, document_id: str) -> Document | N
     for shard in stage.shards():
         path = stage.part(shard)
         with explain_damage(path):
-            found = pq.read_table(path, columns=["id"], filters=[("id", "==", document_id), ("source", "==", source)])
+            found = pq.read_table(
+                path, columns=["id"], filters=[("id", "==", document_id), ("source", "==", source)]
+            )
         if found.num_rows:
             return next(d for d in read_documents(path) if (d.source, d.id) == (source, document_id))
     return None

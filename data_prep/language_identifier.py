@@ -1,7 +1,8 @@
 """py3langid's scores of many texts at once. For stage language.
 
-py3langid walks through a text byte by byte in Python. Here its automaton takes a step in all texts at once, in numpy: some ten
-times as fast, by the same model, and the same scores but for their last digits (py3langid adds up in single precision).
+py3langid walks through a text byte by byte in Python. Here its automaton takes a step in all texts at once,
+in numpy: some ten times as fast, by the same model, and the same scores but for their last digits (py3langid
+adds up in single precision).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 AT_ONCE = 2048  # texts that are walked through together: more gains nothing, and takes memory
-FEW_LANGUAGES = 8  # up to which so many are; with more languages there are fewer, for the memory that their scores take
+FEW_LANGUAGES = (
+    8  # up to which so many are; with more languages there are fewer, for the memory that their scores take
+)
 FEW = 16  # texts up to which it takes less time to walk through one after the other
 _FEATURE_BITS = 17  # a feature's number and its text's are one number of 32 bits
 
@@ -47,7 +50,8 @@ class LanguageIdentifier:
         assert len(self._likelihood) <= 2**_FEATURE_BITS
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Log-posterior up to a constant, of shape (texts, codes). A text's score does not depend on the others'."""
+        """Log-posterior up to a constant, of shape (texts, codes). A text's score does not depend on the
+        others'."""
         at_once = max(1, AT_ONCE * FEW_LANGUAGES // max(FEW_LANGUAGES, len(self.codes)))
         found = [self._scores(texts[begin : begin + at_once]) for begin in range(0, len(texts), at_once)]
         return np.concatenate(found) if found else np.zeros((0, len(self.codes)))
@@ -79,7 +83,9 @@ class LanguageIdentifier:
     def _visits(self, texts: list[bytes]) -> NDArray[np.uint32]:
         """A number for each time that a feature is met: the text's, and behind it the feature's."""
         lengths = np.array([len(text) for text in texts])
-        order = np.argsort(-lengths, kind="stable")  # long ones first: those that are left at a step are the first ones
+        order = np.argsort(
+            -lengths, kind="stable"
+        )  # long ones first: those that are left at a step are the first ones
         letters = np.zeros((lengths.max(), len(texts)), np.uint8)
         for column, text in enumerate(order.tolist()):
             letters[: lengths[text], column] = np.frombuffer(texts[text], np.uint8)

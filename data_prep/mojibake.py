@@ -19,7 +19,9 @@ _BYTE_OF = {chr(code): code for code in range(0x80, 0x100)}
 _BYTE_OF |= {_HIGH[i : i + 1].decode("cp1252", "ignore"): 0x80 + i for i in range(0x20)}
 _BYTE_OF.pop("")
 _CONTINUATION = "[" + "".join(re.escape(sign) for sign, code in _BYTE_OF.items() if code < 0xC0) + "]"
-PAIR = re.compile(f"[\u00c2-\u00df]{_CONTINUATION}|[\u00e2\u00ef]{_CONTINUATION}{{2}}|\u00f0{_CONTINUATION}{{3}}")
+PAIR = re.compile(
+    f"[\u00c2-\u00df]{_CONTINUATION}|[\u00e2\u00ef]{_CONTINUATION}{{2}}|\u00f0{_CONTINUATION}{{3}}"
+)
 # Signs that often stand behind a letter in right text, and those of them that do so between letters.
 _COMMON = frozenset("«»“”‘’–—…•‹›™°·§©®²³¹±½¼¾€´×\u00a0\u00ad")
 _BETWEEN_LETTERS = frozenset("’‘´·\u00a0\u00ad")
@@ -106,7 +108,11 @@ def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
         sure = Judgement.SURELY if second == "€" or second not in _COMMON else Judgement.PERHAPS
         return sure if is_symbol else Judgement.RIGHT
     if lead == "ï":
-        known = pair.meant in "\ufeff\ufffd" or "\ufb00" <= pair.meant <= "\ufb06" or "\uf000" <= pair.meant <= "\uf0ff"
+        known = (
+            pair.meant in "\ufeff\ufffd"
+            or "\ufb00" <= pair.meant <= "\ufb06"
+            or "\uf000" <= pair.meant <= "\uf0ff"
+        )
         return Judgement.SURELY if known else Judgement.RIGHT
     if lead == "ð":
         return Judgement.SURELY if pair.meant >= "\U0001f000" else Judgement.RIGHT

@@ -18,7 +18,9 @@ class _Numbers(dict[str, int]):
     """A number of 64 bits for each word, made when it is first asked for."""
 
     def __missing__(self, word: str) -> int:
-        number = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+        number = int.from_bytes(
+            hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little"
+        )
         self[word] = number
         return number
 
@@ -34,7 +36,8 @@ def word_numbers(words: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def ngram_hashes(numbers: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """The hash of each sequence of `n` of the numbers, by its first place: a polynomial modulo 2^64, which knows their order."""
+    """The hash of each sequence of `n` of the numbers, by its first place: a polynomial modulo 2^64, which
+    knows their order."""
     places = len(numbers) - n + 1
     if places < 1:
         return np.zeros(0, np.uint64)

@@ -70,7 +70,9 @@ _SIX = _NORWEGIAN.union(_OTHER_WORDS.split())
 # Small words of one of these languages alone, of which py3langid knows North Sámi and Finnish only:
 # 15 to 25% of running text
 _MARKS = {
-    "sme": ("leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean oažžut dušše maŋŋel"),
+    "sme": (
+        "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean oažžut dušše maŋŋel"
+    ),
     "smj": (
         "le sáme gå li aj la jali galggá valla gånnå sån ietjá baktu majt vaj milta ájnas biejve gåktu "
         "ådå galggi mij gájkka åvdås"
@@ -94,7 +96,11 @@ _SPELLINGS = {
     "fkv": re.compile("[kpt]h[aeiouyäö]|đ"),
 }
 _SPELT_SHARE = 0.08
-_NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}  # what py3langid takes for one of these
+_NEAR = {
+    "sme": ("sms", "smn", "sma", "smj"),
+    "est": ("sms",),
+    "fin": ("fkv",),
+}  # what py3langid takes for one of these
 # In nats a byte by which North Sámi leads all other languages: 99% of UD's sentences have more, 70% of Lule
 # and all of Inari less
 _SURELY_NORTH_SAMI = -1.15
@@ -102,9 +108,9 @@ _SURELY_NORTH_SAMI = -1.15
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-FOREIGN_LETTERS = (
-    3  # that Norwegian does not have, from which on the text may be in another language: Faroese has small words of it
-)
+# that Norwegian does not have, from which on the text may be in another language: Faroese has small words of
+# it
+FOREIGN_LETTERS = 3
 _SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
     "Greek": r"\u0370-\u03ff\u1f00-\u1fff",
@@ -173,7 +179,10 @@ _LETTERS_OF = (
     ("Arabic", re.compile("[ێۆڕڵ]"), "ckb"),
     ("Hebrew", re.compile("[װױײ]|אַ|אָ"), "yid"),
 )
-_AS_ONE = {"hbs": {"bos", "hrv", "srp"}, "msa": {"ind", "msa"}}  # that no program tells apart well, and ISO 639-3's code for all
+_AS_ONE = {
+    "hbs": {"bos", "hrv", "srp"},
+    "msa": {"ind", "msa"},
+}  # that no program tells apart well, and ISO 639-3's code for all
 _MARKS_A_LANGUAGE = 0.02  # share of the script's letters that these are
 
 
@@ -193,7 +202,8 @@ class Finding:
 
 
 def is_surely_scandinavian(text: str) -> bool:
-    """Return whether so many of a text's words are Norwegian that no language far from it need be considered."""
+    """Return whether so many of a text's words are Norwegian that no language far from it need be
+    considered."""
     head = text[: LOOK // 2]
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False
@@ -213,9 +223,12 @@ def looks_norwegian(text: str) -> bool:
 
 
 def find(texts: Sequence[str]) -> list[Finding | None]:
-    """Return the language of each text that is not Scandinavian; None where it is, or is too short or no running text."""
+    """Return the language of each text that is not Scandinavian; None where it is, or is too short or no
+    running text."""
     findings: list[Finding | None] = [find_by_script(text) for text in texts]
-    running = [_running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)]
+    running = [
+        _running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)
+    ]
     doubtful = [number for number, text in enumerate(running) if text]
     for number, ranking in zip(doubtful, _rankings([running[number] for number in doubtful]), strict=True):
         findings[number] = _by_ranking(running[number], ranking)
@@ -226,11 +239,14 @@ def find(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def _of_capitals(texts: Sequence[str]) -> list[Finding | None]:
-    """The languages of sentences that are mostly capitalised words, as in German: the few others must be of the same."""
+    """The languages of sentences that are mostly capitalised words, as in German: the few others must be of
+    the same."""
     findings: list[Finding | None] = [None] * len(texts)
     whole = [" ".join(without_codes(text[: 2 * LOOK]).split())[:LOOK] for text in texts]
     few = [" ".join(word for word in text.split() if word[0].islower()) for text in whole]
-    able = [n for n, text in enumerate(few) if len(set(text.split())) >= FEW_WORDS and _SENTENCE.search(whole[n])]
+    able = [
+        n for n, text in enumerate(few) if len(set(text.split())) >= FEW_WORDS and _SENTENCE.search(whole[n])
+    ]
     rankings = zip(_rankings([whole[n] for n in able]), _rankings([few[n] for n in able]), strict=True)
     for number, (of_whole, of_few) in zip(able, rankings, strict=True):
         size = len(whole[number].encode())
@@ -240,7 +256,8 @@ def _of_capitals(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def find_by_script(text: str) -> Finding | None:
-    """Return the language of a text of which most letters are of another script than Latin, however short it is."""
+    """Return the language of a text of which most letters are of another script than Latin, however short it
+    is."""
     if text.isascii():
         return None
     others = _OTHER_SCRIPT.findall(text)
@@ -303,7 +320,9 @@ def _rankings(texts: Sequence[str]) -> list[_Ranking]:
         highest = max(of_six.values())
         is_language = row[codes.index("")] <= max(highest, row[first])
         lead, lead_of_second = float(row[first]) - highest, float(row[first] - row[second])
-        rankings.append(_Ranking(codes[first], codes[second], lead, lead_of_second, of_six, bool(is_language)))
+        rankings.append(
+            _Ranking(codes[first], codes[second], lead, lead_of_second, of_six, bool(is_language))
+        )
     return rankings
 
 
@@ -329,7 +348,10 @@ def _by_ranking(text: str, ranking: _Ranking) -> Finding | None:
         unknown = rate > UNSURE and _knows_hardly_any(found)
     if unknown and len(set(found)) >= WORDS_UNKNOWN:
         return Finding(UNDETERMINED, "words that no table knows", is_certain=False)
-    if first_of_six in _FAR and of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN) >= RATE * size:
+    if (
+        first_of_six in _FAR
+        and of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN) >= RATE * size
+    ):
         return Finding(first_of_six)
     return None
 
@@ -390,12 +412,15 @@ def _by_language(texts: Sequence[str]) -> NDArray[np.float64]:
     """The best score of each language, of shape (texts, languages), in the order of `_columns`."""
     scores = _whole_set().scores(texts)
     codes = [ISO_639_3.get(code, "") for code in _whole_set().codes]
-    return np.stack([scores[:, [n for n, of in enumerate(codes) if of == code]].max(1) for code in _columns()[2]], axis=1)
+    return np.stack(
+        [scores[:, [n for n, of in enumerate(codes) if of == code]].max(1) for code in _columns()[2]], axis=1
+    )
 
 
 @cache
 def _columns() -> tuple[list[int], list[int], list[str]]:
-    """Where `_by_language` has the six and the others, and the languages of all its columns; "" is no language."""
+    """Where `_by_language` has the six and the others, and the languages of all its columns; "" is no
+    language."""
     codes = sorted({ISO_639_3.get(code, "") for code in _whole_set().codes})
     six = [codes.index(code) for code in (*_SCANDINAVIAN, *_FAR)]
     return six, [n for n, code in enumerate(codes) if code and n not in six], codes
@@ -409,5 +434,8 @@ def _whole_set() -> LanguageIdentifier:
 
 @cache
 def _known() -> frozenset[str]:
-    """The words of the table of Bokmål and Nynorsk that are long enough to be no other language's by chance."""
-    return frozenset(word for word in shipped_table().weights if len(word) > 3 and "-" not in word) | _NORWEGIAN
+    """The words of the table of Bokmål and Nynorsk that are long enough to be no other language's by
+    chance."""
+    return (
+        frozenset(word for word in shipped_table().weights if len(word) > 3 and "-" not in word) | _NORWEGIAN
+    )

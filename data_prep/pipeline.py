@@ -114,9 +114,13 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
         chosen = next((known for known in preparation.steps() if known.name == step), None)
         if chosen is None or not 0 <= task < of:
             names = ", ".join(known.name for known in preparation.steps())
-            raise UserError(f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}")
+            raise UserError(
+                f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}"
+            )
         os.chdir(preparation.cwd)  # paths of a config are relative to where it was given
-        return sum(run_step(str(work), step, number) for number in range(task, len(preparation.sizes(chosen)), of))
+        return sum(
+            run_step(str(work), step, number) for number in range(task, len(preparation.sizes(chosen)), of)
+        )
 
 
 def run_step(work: str, step: str, number: int) -> bool:
@@ -162,7 +166,9 @@ def _alone(work: Path) -> Iterator[None]:
             yield
     except Timeout:
         folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
-        raise UserError(f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir") from None
+        raise UserError(
+            f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir"
+        ) from None
 
 
 @contextmanager
@@ -184,9 +190,13 @@ def _beside_others(work: Path) -> Iterator[None]:
 _FULL = "free some space and run it again: it goes on where it stopped"
 _CLOSED = "choose a corpora_dir that can be written to"
 _REMEDIES = {
-    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
-    errno.EROFS: _CLOSED, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
-}  # fmt: skip
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+}
 
 
 @contextmanager
@@ -196,15 +206,21 @@ def _explained(work: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        code = next((code for code in _REMEDIES if fault.errno == code or os.strerror(code) in str(fault)), None)
-        if code is None or (fault.filename and work.parent.absolute() not in Path(fault.filename).absolute().parents):
+        code = next(
+            (code for code in _REMEDIES if fault.errno == code or os.strerror(code) in str(fault)), None
+        )
+        if code is None or (
+            fault.filename and work.parent.absolute() not in Path(fault.filename).absolute().parents
+        ):
             raise
         raise OSError(f"{work.parent}: {os.strerror(code)}: {_REMEDIES[code]}") from fault
 
 
 def main() -> None:
     """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, list the steps."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation."
+    )
     parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
     parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")
     parser.add_argument("--task", type=int, default=0, help="which share of the step, from 0 (0)")

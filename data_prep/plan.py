@@ -1,5 +1,5 @@
-"""The plan of a preparation: its steps, tasks and fingerprints, and what of them is done; execute.py does the rest. Runs in every
-process of a preparation.
+"""The plan of a preparation: its steps, tasks and fingerprints, and what of them is done; execute.py does the
+rest. Runs in every process of a preparation.
 
 What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the
 fingerprint of the shard it is made of, back to the raw file; or of all shards, where a stage judges by the
@@ -33,9 +33,18 @@ from data_prep.user_error import UserError
 READ = "read"  # the stage before all others, which makes documents of the raw files
 STAGES = (READ, *(stage.name for stage in TEXT_STAGES), Tokenise.name)
 LAST_TEXT_STAGE = TEXT_STAGES[-1].name
-LAST_STEPS = ("tokenizer", "tokenise", "publish")  # which make the corpus folder of the last text stage's documents
+LAST_STEPS = (
+    "tokenizer",
+    "tokenise",
+    "publish",
+)  # which make the corpus folder of the last text stage's documents
 READ_VERSION = 6
-_NOT_READ = ("sha256", "mixture", "max_broken", "max_broken_share")  # settings of a source that reading does not depend on
+_NOT_READ = (
+    "sha256",
+    "mixture",
+    "max_broken",
+    "max_broken_share",
+)  # settings of a source that reading does not depend on
 TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
 SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
 
@@ -157,7 +166,9 @@ class Preparation:
         """Return the fingerprint of every raw file and setting, and so of the corpus that comes out."""
         stages = [(stage.name, stage.version, self.settings(stage)) for stage in TEXT_STAGES]
         tokens = Tokenise()
-        return digest("corpus", READ_VERSION, stages, tokens.version, self.settings(tokens), self.source_settings)
+        return digest(
+            "corpus", READ_VERSION, stages, tokens.version, self.settings(tokens), self.source_settings
+        )
 
     def settings(self, stage: Stage) -> dict[str, object]:
         """Return what a stage depends on as plain data."""
@@ -239,7 +250,9 @@ class Preparation:
 
     def collected(self, stage: str, shard: Shard) -> Shard:
         """Return what a stage must know of a shard before it."""
-        return Shard(f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint))
+        return Shard(
+            f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint)
+        )
 
     # --- what is on disk ------------------------------------------------------------------------------------
 
@@ -294,8 +307,12 @@ class Preparation:
     def task_fingerprint(self, number: int) -> str:
         """Return the fingerprint of all that a task of reading depends on."""
         task = self.tasks[number]
-        settings = {key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ}
-        return digest(READ, READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256)
+        settings = {
+            key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ
+        }
+        return digest(
+            READ, READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256
+        )
 
     def parts_of_task(self, number: int) -> list[str] | None:
         """Return the shards that a task of reading gave; None before it is done."""
@@ -335,10 +352,15 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
             loss.cut += part.cut
             loss.characters += part.characters
     return StageInfo(
-        name=name, version=version, settings=dict(settings), documents_in=sum(shard.documents_in for shard in shards),
-        documents_out=sum(shard.documents_out for shard in shards), dropped=dict(sorted(dropped.items())),
-        counts=dict(sorted(counts.items())), losses=[losses[key] for key in sorted(losses)],
-    )  # fmt: skip
+        name=name,
+        version=version,
+        settings=dict(settings),
+        documents_in=sum(shard.documents_in for shard in shards),
+        documents_out=sum(shard.documents_out for shard in shards),
+        dropped=dict(sorted(dropped.items())),
+        counts=dict(sorted(counts.items())),
+        losses=[losses[key] for key in sorted(losses)],
+    )
 
 
 def require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
@@ -353,11 +375,15 @@ def require_documents(name: str, stages: list[StageInfo], first: Drop | None = N
         why = f"; the first, {first.id}: {first.detail or first.reason}" if first else ""
         remedy = f"check corpus.chat.template{why}"
     elif split.documents_out:
-        remedy = "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
+        remedy = (
+            "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
+        )
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out
-    raise UserError(f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}")
+    raise UserError(
+        f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}"
+    )
 
 
 def digest(*parts: object) -> str:

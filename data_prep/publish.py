@@ -73,7 +73,11 @@ def publish(preparation: Preparation) -> bool:
 
 
 def _assemble(preparation: Preparation, folder: Path) -> None:
-    corpus, stage, shards = preparation.corpus, preparation.stage_folder(TOKENISE.name), token_shards(preparation)
+    corpus, stage, shards = (
+        preparation.corpus,
+        preparation.stage_folder(TOKENISE.name),
+        token_shards(preparation),
+    )
     markers = [preparation.marker(TOKENISE.name, shard) for shard in shards]
     infos = preparation.infos()
     infos.append(stage_info(TOKENISE.name, TOKENISE.version, preparation.settings(TOKENISE), markers))
@@ -110,7 +114,9 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
     write_card(folder, manifest, years)
 
 
-def _token_batches(preparation: Preparation, shard: Shard, marker: Done, split: str) -> Iterator[pa.RecordBatch]:
+def _token_batches(
+    preparation: Preparation, shard: Shard, marker: Done, split: str
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a shard in one split.
 
     Raises:
@@ -130,7 +136,8 @@ def _add_years(years: Years, batch: pa.RecordBatch, dates: _Dates) -> None:
 
 
 def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -> TokenizerInfo:
-    """Return what the manifest holds of the tokenizer; with conversations, the token that a model must stop at too."""
+    """Return what the manifest holds of the tokenizer; with conversations, the token that a model must stop
+    at too."""
     info = TokenizerInfo(
         sha256=tokenizer_digest(tokeniser.folder),
         vocab_size=tokeniser.vocab_size,
@@ -189,7 +196,9 @@ class _Counter:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
         self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
-            name: SourceInfo(license=source.license, attribution=source.attribution, sha256=preparation.source_sha256(name))
+            name: SourceInfo(
+                license=source.license, attribution=source.attribution, sha256=preparation.source_sha256(name)
+            )
             for name, source in preparation.corpus.sources.items()
         }
 
@@ -203,10 +212,18 @@ class _Counter:
         sums = np.concatenate([[0], np.cumsum(target)])
         supervised = sums[ends] - sums[starts]
         for source, language, tokens, targets in zip(
-            batch["source"].to_pylist(), batch["language"].to_pylist(), lengths.tolist(), supervised.tolist(), strict=True
+            batch["source"].to_pylist(),
+            batch["language"].to_pylist(),
+            lengths.tolist(),
+            supervised.tolist(),
+            strict=True,
         ):
             info, key = self.sources[source], f"{split}/{language}"
-            for counts, number in ((info.documents, 1), (info.tokens, tokens), (info.supervised_tokens, targets)):
+            for counts, number in (
+                (info.documents, 1),
+                (info.tokens, tokens),
+                (info.supervised_tokens, targets),
+            ):
                 counts[key] = counts.get(key, 0) + number
         for source, group in zip(batch["source"].to_pylist(), batch["group"].to_pylist(), strict=True):
             if len(self._groups[source]) < 2:

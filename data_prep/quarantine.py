@@ -1,4 +1,5 @@
-"""Records that no document could be made of, with what their files hold at that place. For `finetune inspect`."""
+"""Records that no document could be made of, with what their files hold at that place. For `finetune
+inspect`."""
 
 from __future__ import annotations
 

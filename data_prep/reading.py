@@ -1,6 +1,7 @@
 """The read step's door to data_prep.sources: which files a source has, and the documents in some of them.
 
-The files of a source may be read by different processes, in any order and grouping: a document depends on its own file alone.
+The files of a source may be read by different processes, in any order and grouping: a document depends on its
+own file alone.
 """
 
 from __future__ import annotations
@@ -48,9 +49,15 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def check_yield(
-    name: str, source: SourceConfig, num_read: int, num_broken: int, first: Broken | None, dropped: Drop | None = None
+    name: str,
+    source: SourceConfig,
+    num_read: int,
+    num_broken: int,
+    first: Broken | None,
+    dropped: Drop | None = None,
 ) -> None:
-    """To be asked once all files of a source are read, with the sums of their counts and the first broken record.
+    """To be asked once all files of a source are read, with the sums of their counts and the first broken
+    record.
 
     Args:
         dropped: the first record that was dropped while it was read, if nothing else came of the source.
@@ -62,7 +69,9 @@ def check_yield(
     if not num_read:
         why = [f"{place}: {first.error}"] if first else []
         why += [f"{dropped.id}: {dropped.reason}: {dropped.detail}"] if dropped else []
-        reasons = "; " + "; ".join(why) if why else ": its files hold no document for this reader and its options"
+        reasons = (
+            "; " + "; ".join(why) if why else ": its files hold no document for this reader and its options"
+        )
         raise UserError(f"source {name}: nothing of it can be read{reasons}")
     if first and num_broken > max(source.max_broken, source.max_broken_share * (num_read + num_broken)):
         raise UserError(
@@ -94,5 +103,7 @@ def _reader(source: SourceConfig) -> ModuleType:
         claims.options(source, options)
     known = fields_of(source.reader)
     if unknown := next((field for field in source.fields if field not in known), None):
-        raise UserError(f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}")
+        raise UserError(
+            f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}"
+        )
     return module

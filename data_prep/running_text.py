@@ -43,8 +43,17 @@ _IS_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def without_blanks(text: str, field: str = "felt") -> str:
-    """Return a text without lines to write on, and with `field` for each merge field and reference in brackets."""
-    if ".." in text or "…" in text or "__" in text or ". ." in text or "--" in text or "··" in text or "_ _" in text:
+    """Return a text without lines to write on, and with `field` for each merge field and reference in
+    brackets."""
+    if (
+        ".." in text
+        or "…" in text
+        or "__" in text
+        or ". ." in text
+        or "--" in text
+        or "··" in text
+        or "_ _" in text
+    ):
         text = _LEADER.sub(" ", text)
     if any(sign in text for sign in "{[<%"):
         text = _LINK.sub(r"\1", text)
@@ -58,7 +67,8 @@ def without_examples(text: str) -> str:
 
 
 def sentences(text: str, function_words: frozenset[str]) -> str:
-    """Return the running text of a text without blanks, or all of it where that is too little to be judged by."""
+    """Return the running text of a text without blanks, or all of it where that is too little to be judged
+    by."""
     kept, code_words = [], 0
     for line in without_examples(text).split("\n"):
         if _is_row(line):
@@ -72,7 +82,10 @@ def sentences(text: str, function_words: frozenset[str]) -> str:
         running = _ADDRESS.sub(" ", running)
     words = [word.strip(".,;:!?()").lower() for word in running.split()]
     full = [word for word in words if _IS_WORD.fullmatch(word)]
-    enough = len(full) >= max(FEWEST_WORDS, code_words) and len(function_words.intersection(words)) >= FEWEST_FUNCTION_WORDS
+    enough = (
+        len(full) >= max(FEWEST_WORDS, code_words)
+        and len(function_words.intersection(words)) >= FEWEST_FUNCTION_WORDS
+    )
     return running if enough else text
 
 

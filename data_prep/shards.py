@@ -1,23 +1,27 @@
 """The corpus folder: what preparation writes and training reads. This file is the contract between the two.
 
     <corpus>/
-      manifest.json                   what is here, with checksums, licences, counts and the tokenizer's digest
-      README.md                       the corpus card: the manifest's counts for people, and years
+      manifest.json                   what is here, with checksums, licences, counts and the tokenizer's
+      digest README.md                       the corpus card: the manifest's counts for people, and years
       tokenizer/                      tokenizer.json and tokenizer_config.json, as transformers loads them
       train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
       validation/shard-00000.arrow …
 
-A row is one document; of a conversation whose template rewrites earlier turns, one row a turn. Sequence length and packing belong
-to training: one corpus serves every length.
+A row is one document; of a conversation whose template rewrites earlier turns, one row a turn. Sequence
+length and packing belong to training: one corpus serves every length.
 
     id, source, license, language, group   string
-    input_ids                              list<int32>; a text or a plain completion ends with the tokenizer's end-of-sequence
-                                           token, a conversation with the token with which its chat template ends a turn
-    completion_mask | assistant_masks      list<int8>, as long as input_ids, 1 where a token is a target. Only in corpora that
+    input_ids                              list<int32>; a text or a plain completion ends with the tokenizer's
+    end-of-sequence
+                                           token, a conversation with the token with which its chat template
+                                           ends a turn
+    completion_mask | assistant_masks      list<int8>, as long as input_ids, 1 where a token is a target. Only
+    in corpora that
                                            supervise a part of some documents; one of the two, in TRL's names:
-                                           assistant_masks if any source holds conversations (`messages`), completion_mask if
-                                           there are only prompts with completions, or instructions. Every row of such a corpus
-                                           has at least one target; rows of running text are all targets.
+                                           assistant_masks if any source holds conversations (`messages`),
+                                           completion_mask if there are only prompts with completions, or
+                                           instructions. Every row of such a corpus has at least one target;
+                                           rows of running text are all targets.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ class NoCorpusError(NotFoundError):
     """A folder that was named as a corpus holds none."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first")
+        super().__init__(
+            f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first"
+        )
         self.folder = folder
 
 
@@ -74,7 +80,8 @@ class SourceInfo:
 
     Attributes:
         sha256: the digest of its raw files.
-        documents, tokens, supervised_tokens: by split and language; supervised tokens are those that are targets.
+        documents, tokens, supervised_tokens: by split and language; supervised tokens are those that are
+            targets.
         documents_read, characters_read: all that reading found in it, what it refused included.
         repeated_ids: documents with an id that an earlier document of the source has.
         single_group: all its documents are one group, which no split can divide.
@@ -116,7 +123,8 @@ class StageInfo:
     Attributes:
         dropped: reason -> documents.
         counts: whatever else the stage counts.
-        losses: text that was dropped or cut, by source and reason. Empty in corpora that were made before it was counted.
+        losses: text that was dropped or cut, by source and reason. Empty in corpora that were made before it
+            was counted.
     """
 
     name: str
@@ -144,7 +152,8 @@ class TokenizerInfo:
 
     Attributes:
         sha256: see `tokenizer_digest`.
-        end_of_turn, end_of_turn_id: where a chat template rendered conversations, the token that ends their answers.
+        end_of_turn, end_of_turn_id: where a chat template rendered conversations, the token that ends their
+            answers.
         encoder: None in corpora that were made before it was noted.
     """
 
@@ -168,8 +177,9 @@ class Manifest:
     Attributes:
         fingerprint: of every input and setting; `finetune prepare` does nothing while it stays the same.
         mask_column: the column that marks targets, or None when every token is one.
-        unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets, add-one smoothed:
-            what a model that knows nothing but frequencies would score. None without validation documents.
+        unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets,
+            add-one smoothed: what a model that knows nothing but frequencies would score. None without
+                validation documents.
     """
 
     name: str
@@ -195,13 +205,17 @@ class Manifest:
         return sum(shard.tokens for shard in self.splits[split])
 
     def warnings(self) -> list[str]:
-        """Return what somebody who trains should know of the sources, each with the setting that changes it."""
+        """Return what somebody who trains should know of the sources, each with the setting that changes
+        it."""
         split = next((stage for stage in self.stages if stage.name == "split"), None)
         share = split.settings.get("validation_share") if split else None
-        return [line for name, source in self.sources.items() for line in _source_warnings(name, source, share)]
+        return [
+            line for name, source in self.sources.items() for line in _source_warnings(name, source, share)
+        ]
 
     def _body(self) -> dict[str, Any]:
-        """Return the manifest as plain data, without later fields that are empty: old corpora keep their digests."""
+        """Return the manifest as plain data, without later fields that are empty: old corpora keep their
+        digests."""
         body = asdict(self)
         body["tokenizer"] = {name: value for name, value in body["tokenizer"].items() if value is not None}
         for source in body["sources"].values():
@@ -238,14 +252,18 @@ class Manifest:
             if stated != _digest(body):
                 raise ValueError("it was edited after `prepare` wrote it")
             body["tokenizer"] = TokenizerInfo.from_json(body["tokenizer"])
-            body["splits"] = {split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()}
+            body["splits"] = {
+                split: [ShardInfo(**shard) for shard in shards] for split, shards in body["splits"].items()
+            }
             body["sources"] = {name: SourceInfo(**source) for name, source in body["sources"].items()}
             for stage in body["stages"]:
                 stage["losses"] = [Loss(**loss) for loss in stage.get("losses", [])]
             body["stages"] = [StageInfo(**stage) for stage in body["stages"]]
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise UserError(f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again") from None
+            raise UserError(
+                f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again"
+            ) from None
 
 
 def _drop_empty(body: dict[str, object], *names: str) -> None:
@@ -305,9 +323,13 @@ class Corpus:
         """
         for shard in self._shards():
             if sha256_file(self.folder / shard.file) != shard.sha256:
-                raise UserError(f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again")
+                raise UserError(
+                    f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again"
+                )
         if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
-            raise UserError(f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again")
+            raise UserError(
+                f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again"
+            )
 
     def split(self, name: str) -> Dataset:
         """The documents of a split, memory-mapped, in shard order."""
@@ -329,7 +351,8 @@ class Corpus:
 
 
 class ShardWriter:
-    """Writes one split of a corpus folder as numbered shards, each closed at the row that brings it to `shard_tokens`."""
+    """Writes one split of a corpus folder as numbered shards, each closed at the row that brings it to
+    `shard_tokens`."""
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
@@ -425,11 +448,21 @@ def tokenizer_digest(folder: Path) -> str:
     path = folder / "tokenizer.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        return _digest({key: value for key, value in body.items() if key not in {"padding", "truncation", "version", "decoder"}})
+        return _digest(
+            {
+                key: value
+                for key, value in body.items()
+                if key not in {"padding", "truncation", "version", "decoder"}
+            }
+        )
     except FileNotFoundError:
-        raise UserError(f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained") from None
+        raise UserError(
+            f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained"
+        ) from None
     except (ValueError, AttributeError) as fault:
-        raise UserError(f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained") from None
+        raise UserError(
+            f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained"
+        ) from None
 
 
 def sha256_file(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Sets of word n-grams as numbers, many documents at once, by which stage deduplicate compares documents.
 
-A word is a run of letters and digits, whatever its case; all else only parts words. An n-gram is 32 bits of a hash of the hashes
-of its words, so two sets of a thousand share an n-gram by chance once in four thousand times.
+A word is a run of letters and digits, whatever its case; all else only parts words. An n-gram is 32 bits of a
+hash of the hashes of its words, so two sets of a thousand share an n-gram by chance once in four thousand
+times.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 2**20  # bytes hashed at a time
-_PARTING = "«»„“”‘’‹›–—−…·•§\u00a0\u202f\u2009\u2028\u2029"  # of what is not ASCII, the usual that are no letters
+_PARTING = (
+    "«»„“”‘’‹›–—−…·•§\u00a0\u202f\u2009\u2028\u2029"  # of what is not ASCII, the usual that are no letters
+)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: Knuth's multiplicative hashing
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _IS_WORD = np.zeros(256, np.bool_)
@@ -22,10 +25,12 @@ Numbers = NDArray[np.uint32]
 
 
 def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
-    """The n-grams of each text, sorted and each once; a text of fewer words is one n-gram, one without words has none.
+    """The n-grams of each text, sorted and each once; a text of fewer words is one n-gram, one without words
+    has none.
 
     Returns:
-        All n-grams, where those of each text begin in them (one more than texts), and the number of words of each text.
+        All n-grams, where those of each text begin in them (one more than texts), and the number of words of
+        each text.
     """
     raw = [_plain(text).encode() for text in texts]
     starts, hashes = _words(b"\n".join(raw))
@@ -71,7 +76,8 @@ def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @np.errstate(over="ignore")
 def _words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Where the words begin, and their hashes: the polynomial of their bytes, as a difference of the sums up to both ends."""
+    """Where the words begin, and their hashes: the polynomial of their bytes, as a difference of the sums up
+    to both ends."""
     content = np.frombuffer(data, np.uint8)
     edges = np.flatnonzero(np.diff(_IS_WORD[content].view(np.int8), prepend=0, append=0))
     starts, ends = edges[::2], edges[1::2]
@@ -79,10 +85,14 @@ def _words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     first = 0
     while first < len(starts):
         base = starts[first]
-        last = max(int(np.searchsorted(ends, base + CHUNK, "right")), first + 1)  # a longer word is a chunk of its own
+        last = max(
+            int(np.searchsorted(ends, base + CHUNK, "right")), first + 1
+        )  # a longer word is a chunk of its own
         powers, inverses = _powers(1 << int(ends[last - 1] - base).bit_length())
         piece = content[base : ends[last - 1]]
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((piece + np.uint64(1)) * powers[: len(piece)])])
+        sums = np.concatenate(
+            [np.zeros(1, np.uint64), np.cumsum((piece + np.uint64(1)) * powers[: len(piece)])]
+        )
         begin = starts[first:last] - base
         hashes[first:last] = (sums[ends[first:last] - base] - sums[begin]) * inverses[begin]
         first = last

@@ -1,20 +1,25 @@
-"""What the stages leave on disk, shard by shard: the documents that went on, those that did not, and a marker that says so.
+"""What the stages leave on disk, shard by shard: the documents that went on, those that did not, and a marker
+that says so.
 
     .<corpus>.stages/
-      plan.json                         the settings, the raw files and their checksums: all that a task must be told
+      plan.json                         the settings, the raw files and their checksums: all that a task must
+          be told
       0-read/task-00003.json            which shards the fourth task of reading gave
       1-normalise/
-        part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number there
-        drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail, characters
+        part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number
+        there drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail,
+            characters
         cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; if any
-        quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if there are any
-        done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is written last
+        quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if
+            there are any
+        done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is
+            written last
       3-deduplicate/
-        collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard; deleted once decided
-        decided.parquet                 what it decided
+        collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard;
+        deleted once decided decided.parquet                 what it decided
 
-A file is written beside and renamed, so it is whole or not there, and a shard counts as done when its marker has the fingerprint
-of its input and settings, and its files the checksums of the marker.
+A file is written beside and renamed, so it is whole or not there, and a shard counts as done when its marker
+has the fingerprint of its input and settings, and its files the checksums of the marker.
 """
 
 from __future__ import annotations
@@ -52,7 +57,9 @@ from data_prep.shards import Loss, explain_damage, sha256_file
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
-DROP_SCHEMA = pa.schema([(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)])
+DROP_SCHEMA = pa.schema(
+    [(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)]
+)
 
 
 @dataclass(kw_only=True)
@@ -89,7 +96,9 @@ class StageFolder:
         self.path = path
         self.name = path.name.partition("-")[2]
 
-    def documents(self, shards: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[Document]:
+    def documents(
+        self, shards: Iterable[str] | None = None, columns: list[str] | None = None
+    ) -> Iterator[Document]:
         """The documents that the stage let through, in order; of all its shards, if none are named.
 
         Args:
@@ -103,7 +112,10 @@ class StageFolder:
         path = self.part(shard)
         with explain_damage(path):
             column = pq.ParquetFile(path).read(["id"], use_threads=False)["id"]
-        hashes = (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest() for name in column.to_pylist())
+        hashes = (
+            hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest()
+            for name in column.to_pylist()
+        )
         return np.frombuffer(b"".join(hashes), np.uint64)
 
     def drops(self) -> Iterator[Drop]:
@@ -116,7 +128,8 @@ class StageFolder:
                 yield Drop(**row)
 
     def quarantined(self, shards: Iterable[str] | None = None) -> Iterator[Broken]:
-        """The records that reading could not make a document of, in order; of all its shards, if none are named."""
+        """The records that reading could not make a document of, in order; of all its shards, if none are
+        named."""
         for shard in self.shards() if shards is None else shards:
             if (path := self.path / f"quarantine-{shard}.parquet").is_file():
                 with explain_damage(path):
@@ -157,13 +170,16 @@ class StageFolder:
         return self.path / f"part-{shard}.parquet"
 
     def done(self, name: str, fingerprint: str, verify: bool = True) -> Done | None:
-        """The marker done-`name`.json, if it has this fingerprint and its files are still what was written."""
+        """The marker done-`name`.json, if it has this fingerprint and its files are still what was
+        written."""
         try:
             body = json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8"))
             marker = Done(**{**body, "losses": [Loss(**loss) for loss in body.get("losses", [])]})
             if marker.fingerprint != fingerprint:
                 return None
-            if verify and any(sha256_file(self.path / file) != sha256 for file, sha256 in marker.files.items()):
+            if verify and any(
+                sha256_file(self.path / file) != sha256 for file, sha256 in marker.files.items()
+            ):
                 return None
             return marker
         except (OSError, ValueError, TypeError, AttributeError):
@@ -171,12 +187,17 @@ class StageFolder:
 
     def finish(self, name: str, fingerprint: str, files: list[str], **what: Any) -> Done:
         """Write the marker of files that are in place."""
-        marker = Done(fingerprint=fingerprint, files={file: sha256_file(self.path / file) for file in files}, **what)
+        marker = Done(
+            fingerprint=fingerprint, files={file: sha256_file(self.path / file) for file in files}, **what
+        )
         write_json(self.path / f"done-{name}.json", asdict(marker))
         return marker
 
-    def write(self, shard: str, fingerprint: str, documents: Iterable[Document], report: Report, before: Done) -> Done:
-        """Write a shard: its documents, and then, as the report is full, its drops and its marker. `before` is its input's."""
+    def write(
+        self, shard: str, fingerprint: str, documents: Iterable[Document], report: Report, before: Done
+    ) -> Done:
+        """Write a shard: its documents, and then, as the report is full, its drops and its marker. `before`
+        is its input's."""
         began = time.perf_counter()
         self.path.mkdir(parents=True, exist_ok=True)
         with shard_file(self.part(shard)) as file:
@@ -185,18 +206,34 @@ class StageFolder:
         return self.close(shard, fingerprint, file, report, before.documents_out, time.perf_counter() - began)
 
     def close(
-        self, shard: str, fingerprint: str, file: ShardFile, report: Report, documents_in: int | None = None, seconds: float = 0.0
+        self,
+        shard: str,
+        fingerprint: str,
+        file: ShardFile,
+        report: Report,
+        documents_in: int | None = None,
+        seconds: float = 0.0,
     ) -> Done:
-        """Write drops and marker of a shard whose part is in place. Into reading came what came out or was refused."""
+        """Write drops and marker of a shard whose part is in place. Into reading came what came out or was
+        refused."""
         return self.report(
-            shard, fingerprint, report, [self.part(shard).name], seconds=round(seconds, 3),
+            shard,
+            fingerprint,
+            report,
+            [self.part(shard).name],
+            seconds=round(seconds, 3),
             documents_in=file.written + len(report.drops) if documents_in is None else documents_in,
-            documents_out=file.written, characters_out=file.characters,
-        )  # fmt: skip
+            documents_out=file.written,
+            characters_out=file.characters,
+        )
 
     def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
         """Write drops, what was cut and quarantined, and marker of a shard whose files are in place."""
-        beside = {f"drops-{shard}.parquet": pa.Table.from_pylist([asdict(drop) for drop in report.drops], DROP_SCHEMA)}
+        beside = {
+            f"drops-{shard}.parquet": pa.Table.from_pylist(
+                [asdict(drop) for drop in report.drops], DROP_SCHEMA
+            )
+        }
         broken = [asdict(record) for record in report.broken]
         cuts = [asdict(cut) for cut in report.cuts.values()]
         for kind, rows, schema in (("quarantine", broken, QUARANTINE_SCHEMA), ("cut", cuts, CUT_SCHEMA)):
@@ -249,7 +286,10 @@ class ShardFile:
 @contextmanager
 def shard_file(path: Path) -> Iterator[ShardFile]:
     """A file for documents, which is there, whole, once the block ends well."""
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer:
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer,
+    ):
         file = ShardFile(writer)
         yield file
         file.flush()
@@ -273,15 +313,20 @@ def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Doc
 
 
 def _to_table(documents: list[Document]) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [getattr(d, name) for d in documents] for name in DOCUMENT_SCHEMA.names}
-    columns["turns"] = [[{"role": t.role, "content": t.content, "target": t.target} for t in turns] for turns in columns["turns"]]
+    columns: dict[str, list[Any]] = {
+        name: [getattr(d, name) for d in documents] for name in DOCUMENT_SCHEMA.names
+    }
+    columns["turns"] = [
+        [{"role": t.role, "content": t.content, "target": t.target} for t in turns]
+        for turns in columns["turns"]
+    ]
     return pa.Table.from_pydict(columns, DOCUMENT_SCHEMA)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` if the block ends well and is deleted if not. Two processes may race: each
-    has a name of its own, and both write the same."""
+    """A name to write under, which becomes `path` if the block ends well and is deleted if not. Two processes
+    may race: each has a name of its own, and both write the same."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield temporary

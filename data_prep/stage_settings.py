@@ -114,7 +114,9 @@ class QualityConfig:
     max_code_share: float | None = setting(
         0.1, "share of the characters that are braces, angle brackets, semicolons and the like, at most"
     )
-    max_lorem_ipsum: float | None = setting(0.5, "share of the words that are a printer's dummy text, at most")
+    max_lorem_ipsum: float | None = setting(
+        0.5, "share of the words that are a printer's dummy text, at most"
+    )
     max_broken_share: float | None = setting(
         0.001, "share of the characters that are U+FFFD or for private use (letters that were lost), at most"
     )
@@ -141,7 +143,9 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
-            raise UserError(f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words")
+            raise UserError(
+                f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words"
+            )
 
 
 @dataclass(kw_only=True)
@@ -212,7 +216,9 @@ class DeidentifyConfig:
 class SplitConfig:
     """Which groups of documents are held out."""
 
-    validation_share: float = setting(0.1, "expected share of groups in the validation split, from 0 up to, not including, 1")
+    validation_share: float = setting(
+        0.1, "expected share of groups in the validation split, from 0 up to, not including, 1"
+    )
     seed: int = setting(
         0,
         "a group's side is a function of seed and group alone: it does not change when the corpus grows",
@@ -226,8 +232,12 @@ class SplitConfig:
 class TokenizerConfig:
     """The tokenizer, that of an existing model folder or one trained on the corpus."""
 
-    path: str | None = setting(None, "a folder with tokenizer.json (a model folder on disk); unset: train one")
-    vocab_size: int = setting(8000, "size of a trained byte-level BPE vocabulary, special tokens included; 300 or more")
+    path: str | None = setting(
+        None, "a folder with tokenizer.json (a model folder on disk); unset: train one"
+    )
+    vocab_size: int = setting(
+        8000, "size of a trained byte-level BPE vocabulary, special tokens included; 300 or more"
+    )
     add_tokens: list[str] = setting(
         [],
         "words or pieces to add to the tokenizer at path, one token each; training enlarges the model",
@@ -242,13 +252,17 @@ class TokenizerConfig:
         one_of("tokenizer.library", self.library, ENCODERS)
         at_least("tokenizer.vocab_size", self.vocab_size, 300)
         if self.add_tokens and self.path is None:
-            raise UserError("tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path")
+            raise UserError(
+                "tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path"
+            )
         bad = next(
             (token for token in self.add_tokens if not token.strip() or self.add_tokens.count(token) > 1),
             None,
         )
         if bad is not None:
-            raise UserError(f"tokenizer.add_tokens names {bad!r} twice or is empty there: give each token once")
+            raise UserError(
+                f"tokenizer.add_tokens names {bad!r} twice or is empty there: give each token once"
+            )
 
 
 @dataclass(kw_only=True)

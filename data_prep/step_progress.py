@@ -1,4 +1,5 @@
-"""Progress of a preparation: one live line on a terminal, a plain line now and then without one. Shown by workers.py."""
+"""Progress of a preparation: one live line on a terminal, a plain line now and then without one. Shown by
+workers.py."""
 
 from __future__ import annotations
 
@@ -46,7 +47,11 @@ class StepProgress:
         before = sys.stderr
         self._live.start()
         for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is before and sys.stderr is not before:
+            if (
+                isinstance(handler, logging.StreamHandler)
+                and handler.stream is before
+                and sys.stderr is not before
+            ):
                 handler.setStream(sys.stderr)
                 self._handlers.append(handler)
 
@@ -59,7 +64,9 @@ class StepProgress:
             slowest = sorted(self._seconds, key=lambda step: -self._seconds[step])[:SLOWEST]
             named = ", ".join(f"{step} {self._seconds[step]:.1f} s" for step in slowest)
             total = time.perf_counter() - self._began
-            logger.info("%d of %d steps done in %.1f s: %s", len(self._seconds), len(self._steps), total, named)
+            logger.info(
+                "%d of %d steps done in %.1f s: %s", len(self._seconds), len(self._steps), total, named
+            )
 
     def start_step(self, step: str, sizes: list[int]) -> None:
         """Begin a step with tasks of these sizes."""

@@ -1,5 +1,5 @@
-"""Characters of Microsoft's Symbol and Wingdings fonts, which Word files and PDFs hold as private use, U+F020 to U+F0FF.
-For stage normalise.
+"""Characters of Microsoft's Symbol and Wingdings fonts, which Word files and PDFs hold as private use, U+F020
+to U+F0FF. For stage normalise.
 
 The two fonts use the same code points, and plain text does not name the font. So the place decides: at the
 start of a line such a character is a bullet, else it is read as Symbol's, or as the one of Wingdings that
@@ -27,7 +27,8 @@ _SYMBOL = (
     "◊〈®©™∑          〉∫              "
 )
 SYMBOL = {chr(0xF020 + place): sign for place, sign in enumerate(_SYMBOL) if sign != " "}
-# of Wingdings, what stands in text: Word turns --> and :) into these; the others are check marks and boxes of forms
+# of Wingdings, what stands in text: Word turns --> and :) into these; the others are check marks and boxes of
+# forms
 WINGDINGS = {
     "\uf04a": "☺", "\uf04b": "😐", "\uf04c": "☹", "\uf0a7": "▪", "\uf0a8": "☐", "\uf0d8": "➢",
     "\uf0df": "←", "\uf0e0": "→", "\uf0e1": "↑", "\uf0e2": "↓", "\uf0e7": "⬅", "\uf0e8": "➔",
@@ -42,11 +43,13 @@ MARKS = {
 BULLET = "•"
 
 _SIGN = re.compile("[\uf020-\uf0ff]")
-# Wingdings' and Symbol's bullets, arrowheads, stars, flowers, hands and pens; not the letters and digits of Symbol's text
+# Wingdings' and Symbol's bullets, arrowheads, stars, flowers, hands and pens; not the letters and digits of
+# Symbol's text
 _BULLETS = "\uf02d\uf0b7\uf09e\uf09f\uf06c-\uf078\uf0a0-\uf0a2\uf0a4-\uf0a8\uf0aa-\uf0af\uf0b2\uf0b5\uf0b6"
 _ARROWS_AND_MARKS = "\uf0d5-\uf0f3\uf0fb-\uf0fe"
 _HANDS = "\uf021\uf03f\uf043-\uf049\uf07b\uf07c\uf0c4"
-# A bullet that stands on a line of its own, as in the text of a PDF, belongs to the line below; a letter of a formula is none.
+# A bullet that stands on a line of its own, as in the text of a PDF, belongs to the line below; a letter of a
+# formula is none.
 _AT_START = re.compile(
     f"^([ \t]*)([{_BULLETS}{_ARROWS_AND_MARKS}{_HANDS}])"
     "(?=\\s|$|[^\\W_])(?![ \t]*[=<>≤≥+*/)])(?:[ \t]*\n(?=[ \t]*[^\\W_])|[ \t]*)",
@@ -68,7 +71,11 @@ def mend(text: str) -> str:
     if not _SIGN.search(text):
         return text
     text = _AT_START.sub(lambda found: f"{found[1]}{MARKS.get(found[2], BULLET)} ", text)
-    icons = {found.start() for found in _ICON.finditer(text) if found[0] not in WINGDINGS and _LETTER.match(found[0])}
+    icons = {
+        found.start()
+        for found in _ICON.finditer(text)
+        if found[0] not in WINGDINGS and _LETTER.match(found[0])
+    }
     return _SIGN.sub(lambda found: found[0] if found.start() in icons else _in_text(found[0]), text)
 
 
@@ -79,7 +86,11 @@ def count(text: str) -> int:
 
 def _mend_bullets_of_other_fonts(text: str) -> str:
     signs = _bullets_of_other_fonts(text)
-    return _OTHER_BULLET.sub(lambda found: f"{found[1]}{BULLET} " if found[2] in signs else found[0], text) if signs else text
+    return (
+        _OTHER_BULLET.sub(lambda found: f"{found[1]}{BULLET} " if found[2] in signs else found[0], text)
+        if signs
+        else text
+    )
 
 
 def _bullets_of_other_fonts(text: str) -> Counter[str]:

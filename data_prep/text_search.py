@@ -1,6 +1,8 @@
-"""Search for a text in the documents of a corpus, at every stage of their preparation. For `finetune inspect --find`.
+"""Search for a text in the documents of a corpus, at every stage of their preparation. For `finetune inspect
+--find`.
 
-Stages are read a batch of documents at a time; kept are the first hits, and a hash of each further document that has one.
+Stages are read a batch of documents at a time; kept are the first hits, and a hash of each further document
+that has one.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Hit:
 
 @dataclass
 class Found:
-    """The result of a search: the first hits, and how many documents and quarantined records hold the text in all."""
+    """The result of a search: the first hits, and how many documents and quarantined records hold the text in
+    all."""
 
     hits: list[Hit] = field(default_factory=list)
     documents: int = 0
@@ -56,7 +59,8 @@ class Found:
 
 
 def pattern_of(text: str) -> re.Pattern[str]:
-    """Return what finds a text whatever its case, its white space and the way in which its letters are composed.
+    """Return what finds a text whatever its case, its white space and the way in which its letters are
+    composed.
 
     Raises:
         UserError: the text is empty.
@@ -104,13 +108,17 @@ def search_tokens(corpus: Corpus, text: str, most: int) -> Found:
     for split in SPLITS:
         for batch in corpus.table(split).select(["source", "id", "input_ids"]).to_batches(max_chunksize=100):
             for row in batch.to_pylist():
-                decoded = unicodedata.normalize("NFC", tokenizer.decode(row["input_ids"], skip_special_tokens=False))
+                decoded = unicodedata.normalize(
+                    "NFC", tokenizer.decode(row["input_ids"], skip_special_tokens=False)
+                )
                 match = pattern.search(decoded)
                 if match is None:
                     continue
                 found.documents += 1
                 if len(found.hits) < most:
-                    found.hits.append(Hit(row["source"], row["id"], [f"tokenise ({split})"], *_excerpt(decoded, match)))
+                    found.hits.append(
+                        Hit(row["source"], row["id"], [f"tokenise ({split})"], *_excerpt(decoded, match))
+                    )
     return found
 
 

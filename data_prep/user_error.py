@@ -1,7 +1,8 @@
-"""What a user can mend, in both packages: raised with one line that names the setting or file, what is wrong, and what to do.
+"""What a user can mend, in both packages: raised with one line that names the setting or file, what is wrong,
+and what to do.
 
-The command line prints that line and a rank records it. Any other exception is a fault of ours and keeps its traceback.
-Standard library alone.
+The command line prints that line and a rank records it. Any other exception is a fault of ours and keeps its
+traceback. Standard library alone.
 """
 
 from __future__ import annotations

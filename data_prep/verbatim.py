@@ -1,4 +1,5 @@
-"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs. Stage normalise leaves them alone."""
+"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs. Stage normalise
+leaves them alone."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def _url(opening: re.Match[str], end: int) -> Span | None:
         scheme = _SCHEME.search(text[max(0, start - 21) : start])
         start -= len(scheme[0]) if scheme else 0
     body = _URL.match(text, opening.end(), end)
-    if body is None or (start == opening.start() and (opening[0] == "://" or text[start - 1 : start].isalnum())):
+    if body is None or (
+        start == opening.start() and (opening[0] == "://" or text[start - 1 : start].isalnum())
+    ):
         return None
     return start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))
 
@@ -95,7 +98,8 @@ def _blocks(text: str) -> Iterator[Span]:
 
 
 def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
-    """Return the number of the line behind a fence; if it never closes, the end for backticks, else `first`."""
+    """Return the number of the line behind a fence; if it never closes, the end for backticks, else
+    `first`."""
     for number in range(first + 1, len(lines)):
         line = lines[number].strip()
         if line.startswith(mark) and not line.strip(mark[0]):

@@ -1,4 +1,5 @@
-"""Processes of this machine that do the tasks of a step. Started by `finetune prepare` where no scheduler does the work."""
+"""Processes of this machine that do the tasks of a step. Started by `finetune prepare` where no scheduler
+does the work."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ JOIN_SECONDS = 5.0  # for processes that are being ended
 
 
 class Workers:
-    """`number` processes, started when the first step needs more than one; with one, the work is done in this process.
+    """`number` processes, started when the first step needs more than one; with one, the work is done in this
+    process.
 
     Args:
         steps: names of all steps that will be run, for the progress line.
@@ -40,9 +42,13 @@ class Workers:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool is not None:
-            if fault is not None:  # what the others are at is done again another time; half a file is never there
+            if (
+                fault is not None
+            ):  # what the others are at is done again another time; half a file is never there
                 for process in list(self._pool._processes.values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -80,30 +86,41 @@ class Workers:
         return worked
 
     def _how_it_ended(self) -> str:
-        """Return the exit status of the process that broke the pool; the others are ended by SIGTERM after it."""
+        """Return the exit status of the process that broke the pool; the others are ended by SIGTERM after
+        it."""
         assert self._pool is not None
         processes = list((self._pool._processes or {}).values())
         for process in processes:
             process.join(timeout=JOIN_SECONDS)
-        codes = [process.exitcode for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)]
+        codes = [
+            process.exitcode for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)
+        ]
         if not codes or codes[0] is None:
             return "ended by itself"
-        return f"was ended by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else f"ended with exit code {codes[0]}"
+        return (
+            f"was ended by {signal.Signals(-codes[0]).name}"
+            if codes[0] < 0
+            else f"ended with exit code {codes[0]}"
+        )
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
-            # not by a fork of this process: it would copy threads of Arrow and the tokenizers in whatever state they are
+            # not by a fork of this process: it would copy threads of Arrow and the tokenizers in whatever
+            # state they are
             context = multiprocessing.get_context("forkserver" if _has_server() else "spawn")
             records: multiprocessing.Queue[logging.LogRecord] = context.Queue()
             self._listener = QueueListener(records, _ToOurLoggers())
             self._listener.start()
             arguments_of_process = (dict(os.environ), records)
-            self._pool = ProcessPoolExecutor(self.number, context, initializer=_begin, initargs=arguments_of_process)
+            self._pool = ProcessPoolExecutor(
+                self.number, context, initializer=_begin, initargs=arguments_of_process
+            )
         return self._pool.submit(work, *arguments)
 
 
 def _has_server() -> bool:
-    """Whether processes can be forked from a server that holds all they need: its socket's path may have 107 bytes."""
+    """Whether processes can be forked from a server that holds all they need: its socket's path may have 107
+    bytes."""
     return len(os.fsencode(tempfile.gettempdir())) < 70
 
 
@@ -115,17 +132,22 @@ def _start_server() -> None:
 
 
 class _ToOurLoggers(logging.Handler):
-    """Passes on what a process has logged, so that it is printed above the progress line and not across it."""
+    """Passes on what a process has logged, so that it is printed above the progress line and not across
+    it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logging.getLogger(record.name).handle(record)
 
 
 def _begin(environment: dict[str, str], records: multiprocessing.Queue[logging.LogRecord]) -> None:
-    """The processes share the cores among them: libraries in them need no threads of their own. If the one that started them is
-    killed, so are they: nobody would tell them what to do."""
+    """The processes share the cores among them: libraries in them need no threads of their own. If the one
+    that started them is killed, so are they: nobody would tell them what to do."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= environment | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ |= environment | {
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
     logging.getLogger().addHandler(QueueHandler(records))
     import pyarrow as pa
 

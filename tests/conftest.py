@@ -11,18 +11,25 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and the cores are shared with other tests and ranks
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tensors are tiny, and the cores are shared with other tests and ranks
 
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import write_base
 from tests.run_folders import make_run_folder
 
-APART = ["slurm", "distributed", "end_to_end"]  # folders whose tests share what is dear to set up; they take longest
+APART = [
+    "slurm",
+    "distributed",
+    "end_to_end",
+]  # folders whose tests share what is dear to set up; they take longest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """On a machine with GPUs, all tests but those for them run as they do without: ranks on CPUs, as many as they like."""
+    """On a machine with GPUs, all tests but those for them run as they do without: ranks on CPUs, as many as
+    they like."""
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -52,10 +59,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def law_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards; a base beside it."""
+    """A corpus for the laws: lengths 3-512 and longer than the pack, two sources, two written standards; a
+    base beside it."""
     folder = tmp_path_factory.mktemp("corpora")
     write_base(folder / "base")
-    write_base(folder / "wide", hidden_size=64, intermediate_size=128)  # bitsandbytes' 4-bit blocks hold 64 numbers of a row
+    write_base(
+        folder / "wide", hidden_size=64, intermediate_size=128
+    )  # bitsandbytes' 4-bit blocks hold 64 numbers of a row
     return write_corpus(folder / "laws", num_documents=120, longest=512, seed=1)
 
 

@@ -29,9 +29,15 @@ def write_tokenizer(folder: Path, words: int = VOCAB_SIZE - 4) -> None:
 
 
 def write_corpus(
-    folder: Path, num_documents: int, longest: int, seed: int, mask_column: str | None = None, added_tokens: int = 0
+    folder: Path,
+    num_documents: int,
+    longest: int,
+    seed: int,
+    mask_column: str | None = None,
+    added_tokens: int = 0,
 ) -> Path:
-    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be learned.
+    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be
+    learned.
 
     Args:
         added_tokens: tokens beyond those of `write_tokenizer`, which occur in the documents as the others do.
@@ -70,9 +76,14 @@ def write_corpus(
         fingerprint="by hand",
         mask_column=mask_column,
         unigram_loss=float(np.log(vocab_size)),
-        tokenizer=TokenizerInfo(sha256=tokenizer_digest(folder / "tokenizer"), vocab_size=vocab_size, eos_token_id=EOS),
+        tokenizer=TokenizerInfo(
+            sha256=tokenizer_digest(folder / "tokenizer"), vocab_size=vocab_size, eos_token_id=EOS
+        ),
         splits=shards,
-        sources={name: SourceInfo(license="CC0-1.0", attribution="", sha256="by hand") for name in ("letters", "laws")},
+        sources={
+            name: SourceInfo(license="CC0-1.0", attribution="", sha256="by hand")
+            for name in ("letters", "laws")
+        },
         stages=[],
     ).write(folder)
     return folder

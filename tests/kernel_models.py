@@ -1,4 +1,5 @@
-"""Tiny models whose every weight shows in the loss, and a batch, to compare a kernel with what it replaces."""
+"""Tiny models whose every weight shows in the loss, and a batch, to compare a kernel with what it
+replaces."""
 
 from __future__ import annotations
 
@@ -20,9 +21,13 @@ ATTENTION = {
 def causal_model(**changes: object) -> torch.nn.Module:
     """Return a random model; `changes` are to LLAMA."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None)
+    config = AutoConfig.for_model(
+        **{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None
+    )
     model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # norms start as ones and biases as zeros: nothing would be seen of them
+    for (
+        parameter
+    ) in model.parameters():  # norms start as ones and biases as zeros: nothing would be seen of them
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return model  # type: ignore[no-any-return]
 

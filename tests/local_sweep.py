@@ -1,7 +1,8 @@
-"""Local sweeps whose ranks are small stand-ins: the command, its signals and its files are real, and nothing is trained.
+"""Local sweeps whose ranks are small stand-ins: the command, its signals and its files are real, and nothing
+is trained.
 
-`python -m tests.local_sweep ARGUMENTS` is `finetune ARGUMENTS`. A stand-in waits for the file `finish` in the working directory,
-and completes; or for its run's stop file, and stops.
+`python -m tests.local_sweep ARGUMENTS` is `finetune ARGUMENTS`. A stand-in waits for the file `finish` in the
+working directory, and completes; or for its run's stop file, and stops.
 """
 
 from __future__ import annotations

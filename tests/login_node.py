@@ -25,8 +25,11 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line one after the other in a Python without torch; return the lines of both streams."""
+    """Run calls of the command line one after the other in a Python without torch; return the lines of both
+    streams."""
     command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout.splitlines()

@@ -17,7 +17,9 @@ LLAMA = {
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
 
-def write_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB", **changes: Any) -> Path:
+def write_base(
+    folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB", **changes: Any
+) -> Path:
     """A random model as transformers writes it; `changes` to LLAMA."""
     write_tokenizer(folder)
     torch.manual_seed(seed)

@@ -37,7 +37,9 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
     published = AutoTokenizer.from_pretrained(tmp_path / "extended")
     assert published("Vi har en skolegård og máhttu.").input_ids == encoded.ids
     assert published.decode(encoded.ids) == "Vi har en skolegård og máhttu."
-    assert [tokenizer.token_to_id(word) for word in WORDS] == [run_inputs.tokenizer_size(tmp_path / "base") + i for i in (0, 1)]
+    assert [tokenizer.token_to_id(word) for word in WORDS] == [
+        run_inputs.tokenizer_size(tmp_path / "base") + i for i in (0, 1)
+    ]
 
 
 def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:

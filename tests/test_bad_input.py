@@ -27,8 +27,11 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused; its one line. No run folder may be left, and no corpus half made."""
+def refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a command that must be refused; its one line. No run folder may be left, and no corpus half
+    made."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
@@ -64,23 +67,49 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
         ([MODEL, FULL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0, stage1, stage2"]),
         ([MODEL, FULL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
-        ([MODEL, FULL, "corpus=mine", "zero=stage3_nvme"], ["say where with zero.offload_optimizer.nvme_path="]),
+        (
+            [MODEL, FULL, "corpus=mine", "zero=stage3_nvme"],
+            ["say where with zero.offload_optimizer.nvme_path="],
+        ),
         ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
         ([MODEL, FULL, "corpus=mine", "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
         ([MODEL, FULL, "corpus=mine", "model.attention=flash"], ["model.attention is 'flash'", "documents"]),
         ([MODEL, FULL, "corpus=mine", "on_bad_step=ignore"], ["on_bad_step is 'ignore'", "rewind"]),
         ([MODEL, FULL, "corpus=mine", "model.quantization=nf4"], ["model.quantization is for a frozen base"]),
-        ([MODEL, "adapter=qlora", "zero=stage3", "corpus=mine"], ["model.quantization is for a frozen base", "stage2"]),
-        ([MODEL, "corpus=mine", "adapter.peft_type=PREFIX_TUNING"], ["PREFIX_TUNING puts virtual tokens before a row"]),
+        (
+            [MODEL, "adapter=qlora", "zero=stage3", "corpus=mine"],
+            ["model.quantization is for a frozen base", "stage2"],
+        ),
+        (
+            [MODEL, "corpus=mine", "adapter.peft_type=PREFIX_TUNING"],
+            ["PREFIX_TUNING puts virtual tokens before a row"],
+        ),
         ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
-        ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"], ["lettters", "letters, laws"]),
-        ([MODEL, FULL, "corpus=mine", "data.long_documents=cut"], ["data.long_documents is 'cut'", "truncate, drop"]),
-        ([MODEL, FULL, "corpus=mine", "data.long_conversations=split"], ["data.long_conversations is 'split'", "cut, drop"]),
+        (
+            [MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"],
+            ["lettters", "letters, laws"],
+        ),
+        (
+            [MODEL, FULL, "corpus=mine", "data.long_documents=cut"],
+            ["data.long_documents is 'cut'", "truncate, drop"],
+        ),
+        (
+            [MODEL, FULL, "corpus=mine", "data.long_conversations=split"],
+            ["data.long_conversations is 'split'", "cut, drop"],
+        ),
         (
             [MODEL, FULL, "corpus=mine", "data.sequence_length=4", "data.long_documents=drop"],
-            ["data.max_lost_share is 0.1", "training tokens", "data.long_documents=split", "data.sequence_length=4"],
+            [
+                "data.max_lost_share is 0.1",
+                "training tokens",
+                "data.long_documents=split",
+                "data.sequence_length=4",
+            ],
         ),
-        ([MODEL, FULL, "corpus=mine", "data.max_lost_share=2"], ["data.max_lost_share is 2", "between 0 and 1"]),
+        (
+            [MODEL, FULL, "corpus=mine", "data.max_lost_share=2"],
+            ["data.max_lost_share is 2", "between 0 and 1"],
+        ),
         ([MODEL, FULL, "corpus=mine", "result=first"], ["result is 'first'", "best, last"]),
         ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
         ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
@@ -124,7 +153,9 @@ def test_an_edited_manifest_is_refused(refuse: Callable[..., str], corpus: Path)
     assert "edited after `prepare` wrote it" in refuse("train", MODEL, FULL, "corpus=mine")
 
 
-def test_a_base_with_another_tokenizer_is_refused(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+def test_a_base_with_another_tokenizer_is_refused(
+    refuse: Callable[..., str], corpus: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     write_tokenizer(folder, words=77)
     (folder / "config.json").write_text("{}")
@@ -134,7 +165,9 @@ def test_a_base_with_another_tokenizer_is_refused(refuse: Callable[..., str], co
     assert f"corpus.tokenizer.path={folder}" in line
 
 
-def test_a_model_folder_without_config_or_weights_is_refused(refuse: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+def test_a_model_folder_without_config_or_weights_is_refused(
+    refuse: Callable[..., str], corpus: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(corpus / "tokenizer", folder)
     assert "has no config.json" in refuse("train", "corpus=mine", f"model={folder}")
@@ -153,16 +186,25 @@ def test_a_model_folder_without_config_or_weights_is_refused(refuse: Callable[..
     ],
 )
 def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
-    refuse: Callable[..., str], corpus: Path, tmp_path: Path, changes: dict[str, int], arguments: list[str], words: list[str]
+    refuse: Callable[..., str],
+    corpus: Path,
+    tmp_path: Path,
+    changes: dict[str, int],
+    arguments: list[str],
+    words: list[str],
 ) -> None:
     base = write_base(tmp_path / "base", **changes)
     line = refuse("train", "corpus=mine", f"model={base}", "data.sequence_length=128", *arguments)
     assert all(word in line for word in words), line
 
 
-def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(refuse: Callable[..., str], corpus: Path) -> None:
+def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(
+    refuse: Callable[..., str], corpus: Path
+) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
-    assert all(words in line for words in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")), line
+    assert all(
+        words in line for words in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
+    ), line
 
 
 def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +224,9 @@ def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, t
 def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     folder = tmp_path / "my" / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mine.yaml").write_text(json.dumps({"name": "mine", "sources": sources, "tokenizer": {"vocab_size": 400}}))
+    (folder / "mine.yaml").write_text(
+        json.dumps({"name": "mine", "sources": sources, "tokenizer": {"vocab_size": 400}})
+    )
     return ["prepare", "corpus=mine", "--config-dir", str(tmp_path / "my")]
 
 
@@ -190,7 +234,11 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
     (tmp_path / "a.jsonl").write_text(
         '{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n'
     )
-    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+    line = refuse(
+        *corpus_yaml(
+            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
+        )
+    )
     assert "is empty: of 1 documents read none is left" in line
     assert "language_eng 1" in line
     assert not (tmp_path / "corpora" / "mine").exists()
@@ -200,7 +248,10 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
     ("source", "words"),
     [
         ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
-        ({"reader": "docx", "path": "/none", "license": "CC0-1.0"}, ["sources.letters.reader is 'docx'", "lovdata"]),
+        (
+            {"reader": "docx", "path": "/none", "license": "CC0-1.0"},
+            ["sources.letters.reader is 'docx'", "lovdata"],
+        ),
         ({"reader": "jsonl", "path": "/none"}, ["corpus.sources.letters.license is missing"]),
         ({"reader": "jsonl", "path": "/none", "license": " "}, ["license is empty", "SPDX"]),
     ],
@@ -216,8 +267,14 @@ def test_wrong_sources_are_one_line_that_names_them(
     ("arguments", "words"),
     [
         ([], ["corpus.tokenizer.path corpora/sample/tokenizer does not exist"]),
-        (["corpus.tokenizer.path=null", "corpus.chat.template=mine.jinja"], ["corpus.chat.template mine.jinja does not exist"]),
-        (["corpus.tokenizer.path=null", "corpus.chat.targets=all"], ["chat.targets is 'all'", "answers, everything"]),
+        (
+            ["corpus.tokenizer.path=null", "corpus.chat.template=mine.jinja"],
+            ["corpus.chat.template mine.jinja does not exist"],
+        ),
+        (
+            ["corpus.tokenizer.path=null", "corpus.chat.targets=all"],
+            ["chat.targets is 'all'", "answers, everything"],
+        ),
     ],
 )
 def test_wrong_chat_settings_are_refused_before_anything_is_written(
@@ -233,13 +290,20 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     good = [
-        {"id": str(i), "text": f"Kommunen har behandlet søknad nummer {i} og gir tillatelse til tiltaket etter loven."}
+        {
+            "id": str(i),
+            "text": f"Kommunen har behandlet søknad nummer {i} og gir tillatelse til tiltaket etter loven.",
+        }
         for i in range(20)
     ]
     lines = ["not json", "[1, 2]", '{"id": "x"}', '{"text": 5}', *map(json.dumps, good)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as ended:
-        cli.main(corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}))
+        cli.main(
+            corpus_yaml(
+                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
+            )
+        )
     assert ended.value.code == 0
     manifest = json.loads((tmp_path / "corpora" / "mine" / "manifest.json").read_text())
     assert manifest["stages"][0]["counts"]["quarantined_letters"] == 4
@@ -249,7 +313,10 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
 def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "laws.tar.bz2").write_bytes(b"BZh91AY&SY" + b"\0" * 50)
     line = refuse(
-        *corpus_yaml(tmp_path, laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"})
+        *corpus_yaml(
+            tmp_path,
+            laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"},
+        )
     )
     assert "source laws: nothing of it can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
 
@@ -268,8 +335,14 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
     import gzip
 
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:14])
-    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl.gz"), "license": "CC0-1.0"}))
-    assert "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+    line = refuse(
+        *corpus_yaml(
+            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl.gz"), "license": "CC0-1.0"}
+        )
+    )
+    assert (
+        "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+    )
 
 
 def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -279,7 +352,9 @@ def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_
     (tmp_path / "corpora" / ".mine.stages").mkdir(parents=True)
     with FileLock(tmp_path / "corpora" / ".mine.stages" / "lock"):
         line = refuse(
-            *corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"})
+            *corpus_yaml(
+                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
+            )
         )
     assert "another `finetune prepare` is writing" in line
 
@@ -294,7 +369,10 @@ def test_a_run_folder_in_use_is_refused(
     run = RunFolder(tmp_path / "runs" / "mine")
     run.path.mkdir(parents=True)
     configuration.save(
-        TrainConfig(data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})), run.config_file
+        TrainConfig(
+            data=DataConfig(corpus=str(corpus)), model=ModelConfig(from_scratch={"model_type": "llama"})
+        ),
+        run.config_file,
     )
     with run.lock, pytest.raises(SystemExit) as ended:
         cli.main(["resume", "mine"])

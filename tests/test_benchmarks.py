@@ -16,7 +16,8 @@ from tests.models import LLAMA
 
 
 def test_padding_is_not_counted_whatever_the_mask() -> None:
-    """One unpacked batch padded on the right, and one packed row without a mask: only the padding token decides."""
+    """One unpacked batch padded on the right, and one packed row without a mask: only the padding token
+    decides."""
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 7, 3], [5, 3, 3, 3]]), 3)) == 4
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 1, 8, 9, 1]]), 3)) == 6
 
@@ -33,7 +34,9 @@ def test_warmup_counts_neither_as_tokens_nor_as_time() -> None:
     assert rules.tokens_per_second([1000, 10, 20], [50.0, 51.0, 53.0], warmup=1) == 10.0
 
 
-@pytest.mark.parametrize(("tokens", "ends", "warmup"), [([1, 2], [1.0], 1), ([1, 2], [1.0, 2.0], 2), ([1, 2], [1.0, 2.0], 0)])
+@pytest.mark.parametrize(
+    ("tokens", "ends", "warmup"), [([1, 2], [1.0], 1), ([1, 2], [1.0, 2.0], 2), ([1, 2], [1.0, 2.0], 0)]
+)
 def test_nothing_to_measure_is_an_error(tokens: list[int], ends: list[float], warmup: int) -> None:
     with pytest.raises(ValueError, match="nothing to measure"):
         rules.tokens_per_second(tokens, ends, warmup)
@@ -50,7 +53,9 @@ def test_a_resumed_spool_is_refused() -> None:
 
 
 def test_the_shape_counts_what_transformers_builds() -> None:
-    shape = rules.Shape(**{key: LLAMA[key] for key in rules.Shape.__dataclass_fields__ if key in LLAMA}, vocab_size=300)  # type: ignore[arg-type]
+    shape = rules.Shape(
+        **{key: LLAMA[key] for key in rules.Shape.__dataclass_fields__ if key in LLAMA}, vocab_size=300
+    )  # type: ignore[arg-type]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=300))
     embeddings = 2 * 300 * shape.hidden_size
     assert shape.parameters == sum(p.numel() for p in model.parameters())
@@ -58,10 +63,17 @@ def test_the_shape_counts_what_transformers_builds() -> None:
 
 
 def test_flop_per_token_is_what_the_linear_layers_do() -> None:
-    """torch's own counter over one forward and backward pass agrees, but for what the rule leaves out by name."""
+    """torch's own counter over one forward and backward pass agrees, but for what the rule leaves out by
+    name."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    settings = {**LLAMA, "num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
+    settings = {
+        **LLAMA,
+        "num_hidden_layers": 6,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "vocab_size": 300,
+    }
     shape = rules.Shape(**{key: settings[key] for key in rules.Shape.__dataclass_fields__})  # type: ignore[arg-type]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), attn_implementation="eager")
     ids = torch.randint(0, 300, (2, 16))
@@ -69,7 +81,9 @@ def test_flop_per_token_is_what_the_linear_layers_do() -> None:
         model.requires_grad_(not frozen)
         with FlopCounterMode(display=False) as counter:
             # what LoRA needs: the gradient of every layer's input, of no layer's weight
-            hidden = model.model(inputs_embeds=torch.randn(2, 16, 64, requires_grad=True), use_cache=False).last_hidden_state
+            hidden = model.model(
+                inputs_embeds=torch.randn(2, 16, 64, requires_grad=True), use_cache=False
+            ).last_hidden_state
             hidden.sum().backward()
         counted = counter.get_flop_counts()["Global"]
         linear = counted[torch.ops.aten.mm]
@@ -80,7 +94,9 @@ def test_flop_per_token_is_what_the_linear_layers_do() -> None:
 def test_the_task_is_the_one_described() -> None:
     assert round(peers.SHAPE.parameters / 1e6) == 34
     assert round(peers.SHAPE.non_embedding_parameters / 1e6, 1) == 29.9
-    assert rules.share_of_limit(912, rules.flop_per_token(29_900_000, lora=True), 281e9) == pytest.approx(0.39, abs=0.005)
+    assert rules.share_of_limit(912, rules.flop_per_token(29_900_000, lora=True), 281e9) == pytest.approx(
+        0.39, abs=0.005
+    )
 
 
 def test_others_cpu_is_what_the_run_did_not_use() -> None:
@@ -111,7 +127,9 @@ def test_a_run_that_failed_is_a_line_of_its_own_in_the_gpu_table() -> None:
     assert "| trl ended with exit code 1 |" in failed
 
 
-def test_a_section_is_replaced_and_its_neighbours_stay(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_is_replaced_and_its_neighbours_stay(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(harness, "HERE", tmp_path)
     for body in ("first", "second"):
         harness.write_section("peers", body)

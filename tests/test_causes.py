@@ -1,4 +1,5 @@
-"""A death is explained from what it left: each kind of message, exit status and Slurm state; what is unknown is not guessed."""
+"""A death is explained from what it left: each kind of message, exit status and Slurm state; what is unknown
+is not guessed."""
 
 from __future__ import annotations
 
@@ -54,81 +55,234 @@ def exit_of(code: str) -> str:
 
 
 CASES = [
-    Case("a step of Slurm that ran out of memory", ["rank 1 on node2: killed for want of host memory (1 oom_kill event)",
-         "cluster.memory_per_node"], {0: START + "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step "
-         "tasks have been OOM Killed.\nsrun: error: node2: task 1: Out Of Memory\n"}, code=137),
-    Case("a newer Slurm's words for it", ["killed for want of host memory (1 oom-kill event)"],
-         {0: START + "slurmstepd: error: Detected 1 oom-kill event(s) in step 7.0 cgroup.\nsrun: error: n: task 1: Killed\n"}),
-    Case("Slurm's state", ["killed for want of host memory (Slurm: OUT_OF_MEMORY)"], own("step"), state="OUT_OF_MEMORY"),
-    Case("the kernel's count on this machine", ["rank 1: killed for want of host memory", "1 oom_kill", "close other programs"],
-         own("step"), exits={1: -9, 0: 1}, where=LOCAL, oom_kills=1),
-    Case("SIGKILL of unknown origin", ["rank 1 on node2: killed by SIGKILL, and no log says by whom", "MaxRSS",
-         "its last line: the 7th step"], {0: START + "srun: error: node2: task 1: Killed\n", 1: START + "the 7th step\n"}),
-    Case("SIGKILL on this machine", ["rank 1: killed by SIGKILL", "journalctl -k", "its last line: it has none"],
-         {0: START, 1: ""}, exits={1: -9}, where=LOCAL),
-    Case("a crash in native code", ["rank 1: crashed in native code (SIGSEGV", "in attend of /opt/lib/flash.py"],
-         own(FAULT_HANDLER), exits={1: -11, 0: -9}),
-    Case("srun's word for it, before the kills that follow", ["rank 3 on node4: crashed in native code (SIGSEGV"],
-         {0: START + "srun: error: node1: task 0: Killed\nsrun: error: node4: task 3: Segmentation fault (core dumped)\n"},
-         failures=()),
-    Case("a bus error of shared memory", ["/dev/shm is full"],
-         own("ERROR: Unexpected bus error encountered in worker. Bus error. insufficient shared memory (shm)"), exits={1: -7}),
+    Case(
+        "a step of Slurm that ran out of memory",
+        ["rank 1 on node2: killed for want of host memory (1 oom_kill event)", "cluster.memory_per_node"],
+        {
+            0: START + "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step "
+            "tasks have been OOM Killed.\nsrun: error: node2: task 1: Out Of Memory\n"
+        },
+        code=137,
+    ),
+    Case(
+        "a newer Slurm's words for it",
+        ["killed for want of host memory (1 oom-kill event)"],
+        {
+            0: START
+            + "slurmstepd: error: Detected 1 oom-kill event(s) in step 7.0 cgroup.\nsrun: error: n: task 1: Killed\n"
+        },
+    ),
+    Case(
+        "Slurm's state",
+        ["killed for want of host memory (Slurm: OUT_OF_MEMORY)"],
+        own("step"),
+        state="OUT_OF_MEMORY",
+    ),
+    Case(
+        "the kernel's count on this machine",
+        ["rank 1: killed for want of host memory", "1 oom_kill", "close other programs"],
+        own("step"),
+        exits={1: -9, 0: 1},
+        where=LOCAL,
+        oom_kills=1,
+    ),
+    Case(
+        "SIGKILL of unknown origin",
+        [
+            "rank 1 on node2: killed by SIGKILL, and no log says by whom",
+            "MaxRSS",
+            "its last line: the 7th step",
+        ],
+        {0: START + "srun: error: node2: task 1: Killed\n", 1: START + "the 7th step\n"},
+    ),
+    Case(
+        "SIGKILL on this machine",
+        ["rank 1: killed by SIGKILL", "journalctl -k", "its last line: it has none"],
+        {0: START, 1: ""},
+        exits={1: -9},
+        where=LOCAL,
+    ),
+    Case(
+        "a crash in native code",
+        ["rank 1: crashed in native code (SIGSEGV", "in attend of /opt/lib/flash.py"],
+        own(FAULT_HANDLER),
+        exits={1: -11, 0: -9},
+    ),
+    Case(
+        "srun's word for it, before the kills that follow",
+        ["rank 3 on node4: crashed in native code (SIGSEGV"],
+        {
+            0: START
+            + "srun: error: node1: task 0: Killed\nsrun: error: node4: task 3: Segmentation fault (core dumped)\n"
+        },
+        failures=(),
+    ),
+    Case(
+        "a bus error of shared memory",
+        ["/dev/shm is full"],
+        own("ERROR: Unexpected bus error encountered in worker. Bus error. insufficient shared memory (shm)"),
+        exits={1: -7},
+    ),
     Case("another bus error", ["SIGBUS", "cut off"], own("Fatal Python error: Bus error"), exits={1: -7}),
-    Case("an instruction that the CPU lacks", ["SIGILL", "built for the node's CPU"], own("x"), exits={1: -4}),
+    Case(
+        "an instruction that the CPU lacks", ["SIGILL", "built for the node's CPU"], own("x"), exits={1: -4}
+    ),
     Case("an abort", ["SIGABRT"], own("free(): invalid pointer"), exits={1: -6}),
-    Case("an exit code of 128 + 6", ["SIGABRT"], {0: START + "srun: error: n2: task 1: Exited with exit code 134\n"}),
-    Case("GPU memory", ["rank 1: GPU memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB", "lower micro_batch_size"],
-         failures=crash("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has … (traceback in jobs/)")),
-    Case("a full disk", ["rank 1: the disk is full at /runs/x", "free space"],
-         failures=crash("OSError: [Errno 28] No space left on device: '/runs/x' (traceback in jobs/)")),
-    Case("a full disk on which no failure could be noted", ["a file could not be written whole", "full disk"],
-         own("OSError: 175 requested and 97 written")),
-    Case("a quota", ["the disk quota is used up"], failures=crash("OSError: [Errno 122] Disk quota exceeded")),
-    Case("an older C library", ["lacks GLIBC_2.34 for /opt/a.so", "cluster.python"],
-         own("ImportError: /lib64/libc.so.6: version `GLIBC_2.34' not found (required by /opt/a.so)")),
-    Case("a missing shared library", ["libcudart.so.12 is not found", "cluster.modules"],
-         own("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory")),
-    Case("an image that is not there", ["the container did not start (could not open image /x.sif", "binds"],
-         {0: "FATAL:   could not open image /x.sif: no such file or directory\n" + exit_of("255")}, failures=(), code=255),
-    Case("a Python that is not there", ["the node has no command /opt/python3.12", "cluster.python"],
-         {0: "/spool/slurm_script: line 30: /opt/python3.12: No such file or directory\n"}, failures=(), state="FAILED"),
-    Case("srun's word for it", ["the node has no command python9"],
-         {0: "slurmstepd: error: execve(): python9: No such file or directory\n" + exit_of("2")}, failures=(), code=2),
-    Case("no module command", ["no module command (module: command not found)", "cluster.modules"],
-         {0: "/spool/job: line 20: module: command not found\n"}, failures=(), state="FAILED"),
-    Case("what follows from a module that is missing", ["a module cannot be loaded (no Python)", "after that, the node has no "
-         "command python3"], {0: "Lmod has detected the following error: no Python\nx: line 3: python3: command not found\n"},
-         failures=(), state="FAILED"),
-    Case("Lmod", ["a module cannot be loaded (The following module(s) are unknown: \"CUDA/99\")", "module spider"],
-         {0: 'Lmod has detected the following error:  The following module(s) are unknown: "CUDA/99"\n'},
-         failures=(), state="FAILED"),
-    Case("an error of the batch script itself", ["cluster.modules: 'module load a' failed on n1; choose modules that n1 has"],
-         {0: "error: cluster.modules: 'module load a' failed on n1; choose modules that n1 has\n"}, failures=(), state="FAILED"),
-    Case("an old Python of the helper", ["older than 3.8", "cluster.host_python"],
-         {0: "  File x.py, line 3\nSyntaxError: future feature annotations is not defined\n"}, failures=(), state="FAILED"),
-    Case("a time limit", ["the time limit ended it", "signal_lead_s"],
-         {0: START + "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-28T08:00:00 DUE TO TIME LIMIT ***\n"},
-         failures=(), code=143),
-    Case("a preemption", ["higher priority"],
-         {0: START + "slurmstepd: error: *** STEP 7.0 ON n CANCELLED AT 2026-11-28T08:00:00 DUE TO PREEMPTION ***\n"},
-         failures=(), code=143),
+    Case(
+        "an exit code of 128 + 6",
+        ["SIGABRT"],
+        {0: START + "srun: error: n2: task 1: Exited with exit code 134\n"},
+    ),
+    Case(
+        "GPU memory",
+        [
+            "rank 1: GPU memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB",
+            "lower micro_batch_size",
+        ],
+        failures=crash(
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has … (traceback in jobs/)"
+        ),
+    ),
+    Case(
+        "a full disk",
+        ["rank 1: the disk is full at /runs/x", "free space"],
+        failures=crash("OSError: [Errno 28] No space left on device: '/runs/x' (traceback in jobs/)"),
+    ),
+    Case(
+        "a full disk on which no failure could be noted",
+        ["a file could not be written whole", "full disk"],
+        own("OSError: 175 requested and 97 written"),
+    ),
+    Case(
+        "a quota", ["the disk quota is used up"], failures=crash("OSError: [Errno 122] Disk quota exceeded")
+    ),
+    Case(
+        "an older C library",
+        ["lacks GLIBC_2.34 for /opt/a.so", "cluster.python"],
+        own("ImportError: /lib64/libc.so.6: version `GLIBC_2.34' not found (required by /opt/a.so)"),
+    ),
+    Case(
+        "a missing shared library",
+        ["libcudart.so.12 is not found", "cluster.modules"],
+        own("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory"),
+    ),
+    Case(
+        "an image that is not there",
+        ["the container did not start (could not open image /x.sif", "binds"],
+        {0: "FATAL:   could not open image /x.sif: no such file or directory\n" + exit_of("255")},
+        failures=(),
+        code=255,
+    ),
+    Case(
+        "a Python that is not there",
+        ["the node has no command /opt/python3.12", "cluster.python"],
+        {0: "/spool/slurm_script: line 30: /opt/python3.12: No such file or directory\n"},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "srun's word for it",
+        ["the node has no command python9"],
+        {0: "slurmstepd: error: execve(): python9: No such file or directory\n" + exit_of("2")},
+        failures=(),
+        code=2,
+    ),
+    Case(
+        "no module command",
+        ["no module command (module: command not found)", "cluster.modules"],
+        {0: "/spool/job: line 20: module: command not found\n"},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "what follows from a module that is missing",
+        ["a module cannot be loaded (no Python)", "after that, the node has no command python3"],
+        {0: "Lmod has detected the following error: no Python\nx: line 3: python3: command not found\n"},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "Lmod",
+        ['a module cannot be loaded (The following module(s) are unknown: "CUDA/99")', "module spider"],
+        {0: 'Lmod has detected the following error:  The following module(s) are unknown: "CUDA/99"\n'},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "an error of the batch script itself",
+        ["cluster.modules: 'module load a' failed on n1; choose modules that n1 has"],
+        {0: "error: cluster.modules: 'module load a' failed on n1; choose modules that n1 has\n"},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "an old Python of the helper",
+        ["older than 3.8", "cluster.host_python"],
+        {0: "  File x.py, line 3\nSyntaxError: future feature annotations is not defined\n"},
+        failures=(),
+        state="FAILED",
+    ),
+    Case(
+        "a time limit",
+        ["the time limit ended it", "signal_lead_s"],
+        {
+            0: START
+            + "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-28T08:00:00 DUE TO TIME LIMIT ***\n"
+        },
+        failures=(),
+        code=143,
+    ),
+    Case(
+        "a preemption",
+        ["higher priority"],
+        {
+            0: START
+            + "slurmstepd: error: *** STEP 7.0 ON n CANCELLED AT 2026-11-28T08:00:00 DUE TO PREEMPTION ***\n"
+        },
+        failures=(),
+        code=143,
+    ),
     Case("a node", ["a node failed"], {0: START}, failures=(), state="NODE_FAIL"),
-    Case("a timeout of NCCL", ["a collective timed out", "logs of all ranks"],
-         own("[rank1]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"), exits={1: -6}),
-    Case("a GPU of another architecture", ["the installed torch cannot run on this GPU"],
-         failures=crash("RuntimeError: CUDA error: no kernel image is available for execution on the device")),
-    Case("an error for people, as it is", ["cluster.ranks_per_node is 4, but 2 GPUs are visible"],
-         failures=(Failure(1.0, 0, "cluster.ranks_per_node is 4, but 2 GPUs are visible", kind=FailureKind.MISTAKE),)),
-    Case("nothing", ["rank 1: no cause is in the log (exit code 3); its last line: epoch 3"], own("epoch 3"), exits={1: 3}),
+    Case(
+        "a timeout of NCCL",
+        ["a collective timed out", "logs of all ranks"],
+        own("[rank1]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"),
+        exits={1: -6},
+    ),
+    Case(
+        "a GPU of another architecture",
+        ["the installed torch cannot run on this GPU"],
+        failures=crash("RuntimeError: CUDA error: no kernel image is available for execution on the device"),
+    ),
+    Case(
+        "an error for people, as it is",
+        ["cluster.ranks_per_node is 4, but 2 GPUs are visible"],
+        failures=(
+            Failure(1.0, 0, "cluster.ranks_per_node is 4, but 2 GPUs are visible", kind=FailureKind.MISTAKE),
+        ),
+    ),
+    Case(
+        "nothing",
+        ["rank 1: no cause is in the log (exit code 3); its last line: epoch 3"],
+        own("epoch 3"),
+        exits={1: 3},
+    ),
     Case("nothing but lost peers", ["Connection closed by peer"], failures=(LOST, replace(LOST, rank=1))),
-    Case("a job without ranks", ["no cause is in the log (exit code 9); its last line: setting up"],
-         {0: "setting up\n"}, failures=(), code=9),
-]  # fmt: skip
+    Case(
+        "a job without ranks",
+        ["no cause is in the log (exit code 9); its last line: setting up"],
+        {0: "setting up\n"},
+        failures=(),
+        code=9,
+    ),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_cause_is_named_with_a_remedy(case: Case) -> None:
-    evidence = Evidence(2, case.where, case.logs, case.failures, case.exits, case.code, case.state, case.oom_kills)
+    evidence = Evidence(
+        2, case.where, case.logs, case.failures, case.exits, case.code, case.state, case.oom_kills
+    )
     sentence = causes.explain(evidence)
     assert sentence is not None
     for words in case.expected:
@@ -144,7 +298,10 @@ def test_nothing_is_said_of_what_left_nothing() -> None:
 def test_a_log_is_read_from_the_newest_attempt_on(tmp_path: Path) -> None:
     """One job's log holds all its attempts: what an earlier one died of is no cause of this death."""
     (tmp_path / "jobs").mkdir()
-    before = START + "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n2026-11-28 08:00:00 finetune: died: requeue\n"
+    before = (
+        START
+        + "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n2026-11-28 08:00:00 finetune: died: requeue\n"
+    )
     first = before + START + "srun: error: node2: task 1: Killed\n"
     (tmp_path / "jobs" / "7_0_log.out").write_text(first)
     (tmp_path / "jobs" / "7_1_log.out").write_text(f"{START}MemoryError\n{START}the second start\n")
@@ -174,10 +331,13 @@ def test_the_controller_records_how_ranks_ended(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(0.5); sys.exit(3)"
     )
     environment = {
-        "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_COMMAND": shlex.join([sys.executable, "-c", program]),
-        "SUBMITIT_LOCAL_TIMEOUT_S": "60", "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30", "SUBMITIT_STDERR_TO_STDOUT": "1",
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_COMMAND": shlex.join([sys.executable, "-c", program]),
+        "SUBMITIT_LOCAL_TIMEOUT_S": "60",
+        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+        "SUBMITIT_STDERR_TO_STDOUT": "1",
         "SUBMITIT_LOCAL_WITH_SHELL": "",
-    }  # fmt: skip
+    }
     command = [sys.executable, "-m", "finetune.launch.ranks", str(tmp_path / "jobs")]
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=60)
     body = json.loads((tmp_path / "jobs" / layout.EXITS).read_text())

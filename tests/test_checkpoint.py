@@ -1,4 +1,5 @@
-"""Checkpoints on disk: published whole or not at all, and never trusted unseen. (Resuming runs: distributed/test_laws.py.)"""
+"""Checkpoints on disk: published whole or not at all, and never trusted unseen. (Resuming runs:
+distributed/test_laws.py.)"""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-def test_a_damaged_newest_falls_back(tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_falls_back(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     saved(tmp_path, 10, 20)
     damage(tmp_path / "step-00000020" / "engine" / "state.pt")
     assert load(tmp_path) == (10, b"step 10" * 50)
@@ -106,7 +109,9 @@ def test_an_unfinished_write_is_invisible_and_swept_away(tmp_path: Path) -> None
     assert load(tmp_path) == (20, b"step 20" * 50)
 
 
-def test_a_kill_while_an_old_one_is_removed_costs_that_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_an_old_one_is_removed_costs_that_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved(tmp_path, 10, 20)
 
     def killed(folder: Path, **_: object) -> None:
@@ -114,10 +119,15 @@ def test_a_kill_while_an_old_one_is_removed_costs_that_one_alone(tmp_path: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.training.checkpoint.shutil.rmtree", lambda path, **_: killed(path) if path.exists() else None)
+        patched.setattr(
+            "finetune.training.checkpoint.shutil.rmtree",
+            lambda path, **_: killed(path) if path.exists() else None,
+        )
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, 30)
-    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000030"], "half of one has its name"
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000030"], (
+        "half of one has its name"
+    )
     assert load(tmp_path)[0] == 30
     assert not list(tmp_path.glob(".old-*")), "not swept at the start"
     saved(tmp_path, 40)

@@ -32,7 +32,14 @@ def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path
     write_corpus(tmp_path / "corpora" / "c", num_documents=8, longest=64, seed=1)
     train = ["train", "model=llama_tiny", "adapter=none", "corpus=c"]
     (tmp_path / "runs").mkdir()
-    calls = [*train, "cluster=testcluster"], train, ["evaluate", "corpora", "--corpus", "c"], ["sync"], ["ui"], ["status"]
+    calls = (
+        [*train, "cluster=testcluster"],
+        train,
+        ["evaluate", "corpora", "--corpus", "c"],
+        ["sync"],
+        ["ui"],
+        ["status"],
+    )
     lines = run_on_login_node(*calls, cwd=tmp_path)
     assert [line for line in lines if line.startswith("exit")] == ["exit 2"] * 5 + ["exit 0"]
     expected = [
@@ -99,9 +106,17 @@ def test_a_sweep_stands_for_its_points(tmp_path: Path) -> None:
         (folder / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}}\n")
         (folder / "provenance.json").write_text('{"sweep": "grid"}')
         (folder / "jobs" / "7_0_log.out").write_text(f"rank 0 of {name}\n")
-    assert run("logs", "grid", cwd=tmp_path).stdout.splitlines() == ["==> a <==", "rank 0 of a", "==> b <==", "rank 0 of b"]
+    assert run("logs", "grid", cwd=tmp_path).stdout.splitlines() == [
+        "==> a <==",
+        "rank 0 of a",
+        "==> b <==",
+        "rank 0 of b",
+    ]
     assert run("logs", "b", cwd=tmp_path).stdout == "rank 0 of b\n"
-    for arguments, words in ((["logs", "-f", "grid"], "follows one run"), (["resume", "grid"], "is a sweep of 2 runs")):
+    for arguments, words in (
+        (["logs", "-f", "grid"], "follows one run"),
+        (["resume", "grid"], "is a sweep of 2 runs"),
+    ):
         refused = run(*arguments, cwd=tmp_path)
         assert refused.returncode == 2
         assert words in refused.stderr

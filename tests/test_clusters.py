@@ -26,7 +26,14 @@ from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
 SCRIPTS = Path(__file__).parent / "sbatch"
-CHOICES = {"name", "scheduler", "nodes", "ranks_per_node", "timeout_min", "signal_lead_s"}  # ours, not facts about a site
+CHOICES = {
+    "name",
+    "scheduler",
+    "nodes",
+    "ranks_per_node",
+    "timeout_min",
+    "signal_lead_s",
+}  # ours, not facts about a site
 ABOUT_FACTS = {"site.confidence", "site.verified", "site.sources"}
 
 
@@ -35,8 +42,19 @@ def test_each_profile_has_its_environment_and_batch_scripts_rendered_and_no_othe
     scripts = {file: text for cluster in profiles().values() for file, text in batch_scripts(cluster).items()}
     on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
     assert on_disk == rendered, "run `make cluster-env`"
-    assert {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()} == scripts, "run `make cluster-env`"
-    assert {"olivia", "lumi", "lumi_small", "saga", "betzy", "idun", "arrhenius", "testcluster"} <= rendered.keys()
+    assert {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()} == scripts, (
+        "run `make cluster-env`"
+    )
+    assert {
+        "olivia",
+        "lumi",
+        "lumi_small",
+        "saga",
+        "betzy",
+        "idun",
+        "arrhenius",
+        "testcluster",
+    } <= rendered.keys()
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
@@ -47,7 +65,9 @@ def test_each_fact_of_a_profile_has_a_source(name: str) -> None:
     for source in profiles()[name].site.sources:
         assert source.source, source
         assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.date)
-    assert all(OmegaConf.select(node, fact) is not None for fact in sourced), "a source names a fact that is not there"
+    assert all(OmegaConf.select(node, fact) is not None for fact in sourced), (
+        "a source names a fact that is not there"
+    )
     without = {fact for fact in facts - CHOICES - ABOUT_FACTS if not {fact, fact.partition(".")[0]} & sourced}
     assert without == set()
 
@@ -58,7 +78,11 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
     assert cluster.name == name
     for nodes, points in ((1, None), (2, 3)):
         script = slurm.render_script(
-            replace(cluster, nodes=nodes), "sweep", Path("/runs/s w/points/%a"), Path("/runs/.code/ab"), points
+            replace(cluster, nodes=nodes),
+            "sweep",
+            Path("/runs/s w/points/%a"),
+            Path("/runs/.code/ab"),
+            points,
         )
         checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
@@ -66,11 +90,15 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
         assert f"#SBATCH --ntasks-per-node={cluster.ranks_per_node}\n" in script
         assert "--kill-on-bad-exit=1" in script
         assert ("NCCL_NET='AWS Libfabric'" in script) == (name == "olivia" and nodes == 2)
-    checked = subprocess.run(["bash", "-n", str(ENVIRONMENTS / f"{name}.sh")], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["bash", "-n", str(ENVIRONMENTS / f"{name}.sh")], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize(("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "no-requeue"), ("stop", "no-requeue")])
+@pytest.mark.parametrize(
+    ("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "no-requeue"), ("stop", "no-requeue")]
+)
 def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
     cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
     script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
@@ -82,18 +110,32 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
     (tmp_path / "python3").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     for host_python, code in (("python3", 1), (sys.executable, 0)):
-        cluster = replace(profiles()["testcluster"], python="apptainer exec my.sif python3", host_python=host_python)
+        cluster = replace(
+            profiles()["testcluster"], python="apptainer exec my.sif python3", host_python=host_python
+        )
         script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
         (line,) = [line for line in script.splitlines() if "sys.version_info" in line]
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, env=environment, check=False
+        )
         assert done.returncode == code
         assert ("error: cluster.host_python: python3 is missing" in done.stderr) == (code == 1)
         assert f"    {host_python} -m finetune.job.batch_script" in script
 
 
 ON_THE_HOST = (
-    attempts, causes, layout, records, state, batch_script, scontrol, slurm_command, slurm_queue, wave_files, waves,
-)  # fmt: skip
+    attempts,
+    causes,
+    layout,
+    records,
+    state,
+    batch_script,
+    scontrol,
+    slurm_command,
+    slurm_queue,
+    wave_files,
+    waves,
+)
 
 
 @pytest.mark.parametrize("module", ON_THE_HOST)
@@ -108,7 +150,9 @@ def test_what_runs_on_the_host_needs_no_package() -> None:
     """-S leaves out site-packages; the contract in pyproject.toml names what may be imported of ours."""
     source = Path(str(batch_script.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
-    done = subprocess.run([sys.executable, "-S", "-c", "import finetune.job.batch_script"], env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import finetune.job.batch_script"], env=environment, check=False
+    )
     assert done.returncode == 0
 
 
@@ -134,24 +178,39 @@ JOBS_ENDS = [
 
 @pytest.mark.parametrize("end", JOBS_ENDS, ids=lambda end: end.id)
 def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, end: JobsEnd) -> None:
-    script = slurm.render_script(profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
+    script = slurm.render_script(
+        profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None
+    )
     lines = script[script.index("job=${") : script.index("requeue begin")].splitlines()
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{end.squeue}\n")
     (tmp_path / "squeue").chmod(0o755)
     shown = subprocess.run(
-        ["bash", "-c", "\n".join(["set -e", *lines, 'echo "$SLURM_JOB_END_TIME"'])], capture_output=True, text=True, check=True,
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": end.given, "TZ": "UTC"},
-    ).stdout.strip()  # fmt: skip
+        ["bash", "-c", "\n".join(["set -e", *lines, 'echo "$SLURM_JOB_END_TIME"'])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_END_TIME": end.given,
+            "TZ": "UTC",
+        },
+    ).stdout.strip()
     assert shown == end.deadline
 
 
 def test_variables_of_the_job_are_left_to_the_job() -> None:
-    cluster = ClusterConfig(env={"A": "/tmp/$SLURM_JOB_ID/x", "B": 'say "no" `now`', "C": 'it\'s $HOME "x" `y`'})
+    cluster = ClusterConfig(
+        env={"A": "/tmp/$SLURM_JOB_ID/x", "B": 'say "no" `now`', "C": 'it\'s $HOME "x" `y`'}
+    )
     lines = "\n".join(line for line in environment_file(cluster).splitlines() if line.startswith("export"))
     shown = subprocess.run(
-        ["bash", "-c", f'{lines}\nprintf "%s\\n" "$A" "$B" "$C"'], capture_output=True, text=True, check=True,
+        ["bash", "-c", f'{lines}\nprintf "%s\\n" "$A" "$B" "$C"'],
+        capture_output=True,
+        text=True,
+        check=True,
         env={"SLURM_JOB_ID": "7", "HOME": "/h"},
-    ).stdout.splitlines()  # fmt: skip
+    ).stdout.splitlines()
     assert shown == ["/tmp/7/x", 'say "no" `now`', 'it\'s /h "x" `y`']
 
 
@@ -165,7 +224,10 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
         ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
         ({"sbatch": {"array": "0-3"}}, "cluster.sbatch.array: that option is set from a sweep (-m)"),
-        ({"sbatch": {"ntasks_per_node": "4"}}, "cluster.sbatch.ntasks_per_node: that option is set from cluster.ranks_per_node"),
+        (
+            {"sbatch": {"ntasks_per_node": "4"}},
+            "cluster.sbatch.ntasks_per_node: that option is set from cluster.ranks_per_node",
+        ),
     ],
 )
 def test_settings_of_a_cluster_that_make_no_sense(settings: dict[str, object], words: str) -> None:
@@ -233,10 +295,18 @@ class Request:
 
 
 REQUESTS = [
-    Request("lumi: too long", {"timeout_min": 4320}, "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880"),
+    Request(
+        "lumi: too long",
+        {"timeout_min": 4320},
+        "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880",
+    ),
     Request("lumi: long in a partition for it", {"partition": "small-g", "timeout_min": 4320}),
-    Request("lumi_small: too many nodes", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"),
-    Request("lumi_small: too long for dev-g", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"),
+    Request(
+        "lumi_small: too many nodes", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"
+    ),
+    Request(
+        "lumi_small: too long for dev-g", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"
+    ),
     Request("olivia: all nodes", {"nodes": 8}),
     Request("olivia: one more", {"nodes": 9}, "max_nodes 8"),
     Request(
@@ -248,7 +318,11 @@ REQUESTS = [
     Request("betzy: too long for devel", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
     Request("leonardo: too long", {"timeout_min": 1500}, "max_timeout_min 1440"),
     Request("leonardo: long in a QOS for it", {"timeout_min": 5000, "qos": "boost_qos_lprod"}),
-    Request("leonardo: too many nodes for debug", {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"}, "max_nodes 2"),
+    Request(
+        "leonardo: too many nodes for debug",
+        {"nodes": 3, "timeout_min": 30, "qos": "boost_qos_dbg"},
+        "max_nodes 2",
+    ),
     Request("leonardo: too much memory", {"memory_per_node": "512G"}, "memory_per_node_gb 494"),
     Request("marenostrum5: too many nodes", {"nodes": 101}, "max_nodes 100"),
     Request("marenostrum5: too long for debug", {"qos": "acc_debug"}, "max_timeout_min 120"),
@@ -285,7 +359,9 @@ def test_what_a_submission_prints_has_no_holes(name: str) -> None:
 def test_jobs_begin_from_the_sites_clean_modules_whatever_a_user_loads() -> None:
     for name, clean in (("olivia", "reset"), ("saga", "reset"), ("lumi", "purge"), ("marenostrum5", "purge")):
         cluster = replace(profiles()[name], modules=["load mine/1"])
-        lines = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None).splitlines()
+        lines = slurm.render_script(
+            cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None
+        ).splitlines()
         (first, second) = (i for i, line in enumerate(lines) if line.startswith(("module ", "run_module ")))
         assert lines[first].startswith(f"module {clean} > /dev/null")
         assert lines[second] == "run_module load mine/1"
@@ -300,12 +376,22 @@ def test_a_mask_of_cores_and_their_number_do_not_go_together() -> None:
 
 def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library() -> None:
     lines = environment_lines(replace(profiles()["olivia"], nodes=2))
-    lines = [line for line in lines if line.startswith("export") and ("APPTAINER_BIND=" in line or "APPTAINERENV" in line)]
+    lines = [
+        line
+        for line in lines
+        if line.startswith("export") and ("APPTAINER_BIND=" in line or "APPTAINERENV" in line)
+    ]
     shown = subprocess.run(
-        ["bash", "-c", "\n".join([*lines, 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"'])],
-        capture_output=True, text=True, check=True,
+        [
+            "bash",
+            "-c",
+            "\n".join([*lines, 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"']),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
         env={"EBROOTLIBFABRIC": "/e/fabric", "EBROOTNCCL": "/e/nccl", "EBROOTAWSMINOFIMINNCCL": "/e/ofi"},
-    ).stdout.splitlines()  # fmt: skip
+    ).stdout.splitlines()
     assert shown[0].split(",") == [
         "/e/fabric/lib:/opt/libfabric/lib",
         "/e/nccl:/opt/nccl",
@@ -343,14 +429,19 @@ def test_no_secret_is_written_down() -> None:
     ("settings", "key"),
     [
         ({"tracking_uri": "https://me:secret@mlflow.example.no"}, "tracking_uri"),
-        ({"cluster": ClusterConfig(env={"MLFLOW_TRACKING_PASSWORD": "x"})}, "cluster.env.MLFLOW_TRACKING_PASSWORD"),
+        (
+            {"cluster": ClusterConfig(env={"MLFLOW_TRACKING_PASSWORD": "x"})},
+            "cluster.env.MLFLOW_TRACKING_PASSWORD",
+        ),
         ({"experiment": "ghp_" + "a1B2" * 8}, "experiment"),
     ],
 )
 def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(key)} holds what looks like a secret"):
         freeze.check_no_secrets(config(**settings))
-    freeze.check_no_secrets(config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"})))
+    freeze.check_no_secrets(
+        config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"}))
+    )
 
 
 def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Path) -> None:
@@ -387,7 +478,11 @@ COSTS = [
         "may use 36 GPU-hours of project_465000000",
     ),
     Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "may use 2 GPU-hours"),
-    Cost("lumi_small: 8 cores count as a GPU", {"timeout_min": 120, "cpus_per_rank": 32}, "may use 12 GPU-hours"),
+    Cost(
+        "lumi_small: 8 cores count as a GPU",
+        {"timeout_min": 120, "cpus_per_rank": 32},
+        "may use 12 GPU-hours",
+    ),
     Cost("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
     Cost("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
     Cost("saga: a quarter of the memory", NINETY_GB, "may use 18 billing hours"),
@@ -413,15 +508,30 @@ def test_a_sweep_that_is_larger_than_what_runs_at_once_is_reported() -> None:
 
 
 def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
-    for name, days in (("saga", 21), ("betzy", 21), ("olivia", 21), ("lumi", None)):  # LUMI does not enforce its rule
+    for name, days in (
+        ("saga", 21),
+        ("betzy", 21),
+        ("olivia", 21),
+        ("lumi", None),
+    ):  # LUMI does not enforce its rule
         said = [line for line in profiles()[name].what_to_know(1) if "deletes files in its work area" in line]
-        assert said == ([f"{name} deletes files in its work area after {days} days: keep results elsewhere"] if days else [])
+        assert said == (
+            [f"{name} deletes files in its work area after {days} days: keep results elsewhere"]
+            if days
+            else []
+        )
     assert any("under /e" in line for line in profiles()["jupiter"].what_to_know(1))
-    assert any("not tried there yet (documented 2026-05" in line for line in profiles()["olivia"].what_to_know(1))
-    assert profiles()["testcluster"].what_to_know(1) == ["may use 1 GPU-hours of nn9999k, if all of its time is needed"]
+    assert any(
+        "not tried there yet (documented 2026-05" in line for line in profiles()["olivia"].what_to_know(1)
+    )
+    assert profiles()["testcluster"].what_to_know(1) == [
+        "may use 1 GPU-hours of nn9999k, if all of its time is needed"
+    ]
 
 
-@pytest.mark.parametrize(("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")])
+@pytest.mark.parametrize(
+    ("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")]
+)
 def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(profiles()["olivia"], account="nn1234k", memory_per_node=memory)

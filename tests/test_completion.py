@@ -1,4 +1,5 @@
-"""Completion as bash and zsh do it: keys typed into an interactive shell, and what then stands on its line."""
+"""Completion as bash and zsh do it: keys typed into an interactive shell, and what then stands on its
+line."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "line", ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "]
+    "line",
+    ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "],
 )
 def test_what_is_not_known_is_left_to_the_shell(folder: Path, line: str) -> None:
     assert complete_line("=:", line) == []
@@ -145,7 +147,11 @@ def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str,
         pytest.skip(f"{shell[0]} is not installed")
     process, descriptor = pty.fork()
     if process == 0:
-        os.execve(program, shell, {**os.environ, "TERM": "dumb", "PS1": "$ ", "HOME": str(folder), "INPUTRC": "/dev/null"})
+        os.execve(
+            program,
+            shell,
+            {**os.environ, "TERM": "dumb", "PS1": "$ ", "HOME": str(folder), "INPUTRC": "/dev/null"},
+        )
     terminal = Terminal(descriptor)
     try:
         terminal.type(f'finetune() {{ {shlex.quote(sys.executable)} -m finetune.cli.main "$@"; }}\n', r"\$ ")

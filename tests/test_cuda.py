@@ -1,4 +1,5 @@
-"""What only a GPU can show, on one of them: `make cuda`. Training there is training on a CPU, at every ZeRO stage.
+"""What only a GPU can show, on one of them: `make cuda`. Training there is training on a CPU, at every ZeRO
+stage.
 
 Two ranks cannot share a GPU (NCCL refuses): what several ranks do is tested on CPUs, in tests/distributed.
 """
@@ -46,7 +47,9 @@ from tests.kernel_models import ATTENTION, batch, causal_model, with_adapter
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: run `make cuda` on a machine that has one"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no GPU: run `make cuda` on a machine that has one"
+    ),
 ]
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +123,9 @@ def start(folder: Path, cases: list[Case], gpu: bool = True) -> subprocess.Popen
 
 def join(process: subprocess.Popen[bytes], folder: Path, expected: int = 0) -> None:
     code = process.wait()
-    assert code == expected, f"{folder.name} ended with {code}\n{(folder / 'rank-0.log').read_text(errors='replace')[-3000:]}"
+    assert code == expected, (
+        f"{folder.name} ended with {code}\n{(folder / 'rank-0.log').read_text(errors='replace')[-3000:]}"
+    )
 
 
 @pytest.mark.parametrize("training", MATRIX, ids=case_id)
@@ -153,7 +158,9 @@ def test_killed_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], nam
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora"])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_saved_model_evaluates_as_its_run_logged(runs: dict[str, RunFolder], method: str, stage: int) -> None:
+def test_a_saved_model_evaluates_as_its_run_logged(
+    runs: dict[str, RunFolder], method: str, stage: int
+) -> None:
     run = runs[f"{method}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
@@ -192,14 +199,18 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
     inputs = PackInputs(**{name: tensor.to(GPU) for name, tensor in vars(batch()).items()})
     losses = packed.losses(inputs)
     losses.total.backward()
-    return losses.each, {name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None}
+    return losses.each, {
+        name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None
+    }
 
 
 def apart(packed: PackedModel, exact: PackedModel) -> float:
     """The largest distance of a loss, or of a gradient as a share of its size."""
     (each, grads), (each2, grads2) = gradients(packed), gradients(exact)
     assert grads.keys() == grads2.keys()
-    shares = [float((grads[name] - grads2[name]).norm() / grads2[name].norm().clamp(min=1e-4)) for name in grads]
+    shares = [
+        float((grads[name] - grads2[name]).norm() / grads2[name].norm().clamp(min=1e-4)) for name in grads
+    ]
     return max(float((each - each2).abs().max()), *shares)
 
 
@@ -233,14 +244,18 @@ def test_masked_attention_is_exact_attention(implementation: str) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "mistral"])
 @pytest.mark.parametrize("adapter", [None, {}, {"use_dora": True}])
 @pytest.mark.parametrize("choice", ["torch", "liger"])
-def test_kernels_change_no_loss_and_no_gradient(choice: str, architecture: str, adapter: dict[str, object] | None) -> None:
+def test_kernels_change_no_loss_and_no_gradient(
+    choice: str, architecture: str, adapter: dict[str, object] | None
+) -> None:
     if choice == "liger" and importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("liger-kernel is not installed: pip install 'finetune[liger]'")
     model = causal_model(model_type=architecture, hidden_size=64, intermediate_size=128)
     if adapter is not None:
         model = with_adapter(model, **adapter)
     changed = copy.deepcopy(model)
-    assert (choice if choice == "liger" else "SwiGLU") in kernels.install(changed, choice, GPU, partitioned=False)
+    assert (choice if choice == "liger" else "SwiGLU") in kernels.install(
+        changed, choice, GPU, partitioned=False
+    )
     assert apart(on_gpu(changed), on_gpu(model)) < 2e-3
 
 
@@ -252,21 +267,32 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
     inputs = batch()
-    logits = plain(input_ids=inputs.input_ids.to(GPU), position_ids=inputs.position_ids.to(GPU), use_cache=False).logits
+    logits = plain(
+        input_ids=inputs.input_ids.to(GPU), position_ids=inputs.position_ids.to(GPU), use_cache=False
+    ).logits
     supervised = logits.flatten(0, 1)[inputs.target_positions.to(GPU)]
     expected = torch.nn.functional.cross_entropy(supervised, inputs.targets.to(GPU), reduction="none")
     expected.sum().backward()
     assert torch.allclose(each, expected, atol=1e-4)
     for name, parameter in plain.named_parameters():
-        assert torch.allclose(grads[name], parameter.grad, atol=1e-4 + 1e-3 * float(parameter.grad.abs().max())), name
+        assert torch.allclose(
+            grads[name], parameter.grad, atol=1e-4 + 1e-3 * float(parameter.grad.abs().max())
+        ), name
 
 
 def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) -> None:
     """With its preflight, tracking and all."""
     settings = [
-        f"data.corpus={law_corpus}", f"model={law_corpus.parent / 'base'}", f"runs_dir={tmp_path / 'runs'}", "adapter=lora",
-        "zero=stage1", "precision=bf16", "data.sequence_length=128", "max_steps=4", "check_first_loss=false",
-    ]  # fmt: skip
+        f"data.corpus={law_corpus}",
+        f"model={law_corpus.parent / 'base'}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "adapter=lora",
+        "zero=stage1",
+        "precision=bf16",
+        "data.sequence_length=128",
+        "max_steps=4",
+        "check_first_loss=false",
+    ]
     command = [sys.executable, "-m", "finetune.cli.main", "train", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

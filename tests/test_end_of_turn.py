@@ -39,7 +39,8 @@ ANSWERS = {
 
 
 def write_base(folder: Path) -> Path:
-    """A random model with ChatML's tokens in its vocabulary, but without a chat template; it ends sequences with </s>."""
+    """A random model with ChatML's tokens in its vocabulary, but without a chat template; it ends sequences
+    with </s>."""
     source = SourceConfig(reader="text", path="none", license="CC0-1.0")
     config = CorpusConfig(name="none", sources={"none": source}, tokenizer=TokenizerConfig(vocab_size=400))
     place_files(config, [*ANSWERS, *ANSWERS.values()], folder)
@@ -74,7 +75,9 @@ def write(folder: Path, question: str, **options: object) -> str:
 
 def generated(model: object, tokenizer: object, question: str, **options: object) -> str:
     chat = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)  # type: ignore[attr-defined]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )  # type: ignore[attr-defined]
     written = model.generate(**prompt, max_new_tokens=60, do_sample=False, **options)  # type: ignore[attr-defined]
     return str(tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=False))  # type: ignore[attr-defined]
 
@@ -112,7 +115,9 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
     shutil.copytree(corpus.folder / "tokenizer", saved, dirs_exist_ok=True)
     question, answer = next(iter(ANSWERS.items()))
     assert write(saved, question).startswith(f"{answer}<|im_end|>")
-    assert len(write(saved, question)) > len(f"{answer}<|im_end|>"), "it goes on as long as nobody says where to stop"
+    assert len(write(saved, question)) > len(f"{answer}<|im_end|>"), (
+        "it goes on as long as nobody says where to stop"
+    )
 
     with caplog.at_level(logging.INFO):
         end_of_turn.declare(saved, corpus.manifest.tokenizer, learned)
@@ -152,18 +157,29 @@ def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path:
     ("template", "eos", "expected"),
     [
         ("{{ messages[0].content }}<|im_end|>", "</s>", "<|im_end|>"),
-        ("{{ bos_token }}{{ messages[0].content + eos_token }}<|im_end|>", "</s>", "</s>"),  # it would render otherwise
+        (
+            "{{ bos_token }}{{ messages[0].content + eos_token }}<|im_end|>",
+            "</s>",
+            "</s>",
+        ),  # it would render otherwise
         ("", {"content": "</s>", "special": True}, "<|im_end|>"),
     ],
 )
-def test_the_tokenizer_follows_where_its_template_allows(tmp_path: Path, template: str, eos: object, expected: str) -> None:
+def test_the_tokenizer_follows_where_its_template_allows(
+    tmp_path: Path, template: str, eos: object, expected: str
+) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=8, eos_token_id=1))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "chat_template": template}))
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 1}}))
-    taught = TokenizerInfo(sha256="", vocab_size=8, eos_token_id=1, end_of_turn="<|im_end|>", end_of_turn_id=7)
+    taught = TokenizerInfo(
+        sha256="", vocab_size=8, eos_token_id=1, end_of_turn="<|im_end|>", end_of_turn_id=7
+    )
     end_of_turn.declare(tmp_path, taught, model)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == expected
-    assert json.loads((tmp_path / "config.json").read_text()) == {"text_config": {"eos_token_id": [1, 7]}, "eos_token_id": [1, 7]}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "text_config": {"eos_token_id": [1, 7]},
+        "eos_token_id": [1, 7],
+    }
 
 
 def test_without_conversations_nothing_is_declared(tmp_path: Path) -> None:
@@ -175,10 +191,19 @@ def test_without_conversations_nothing_is_declared(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.end_to_end
 def test_a_run_saves_what_stops_and_says_so(folder: Path) -> None:
-    settings = ["data.corpus=chats", "model=base", "data.sequence_length=128", "cluster.ranks_per_node=1", "zero=stage0"]
+    settings = [
+        "data.corpus=chats",
+        "model=base",
+        "data.sequence_length=128",
+        "cluster.ranks_per_node=1",
+        "zero=stage0",
+    ]
     settings += ["adapter=none", "max_steps=100", "lr=1e-2", "global_batch_size=1", "micro_batch_size=1"]
     done = command(folder, "train", *settings, "check_first_loss=false")
-    assert "<|im_end|> ends a turn, and is an end of sequence now in generation_config.json and config.json" in done.stderr
+    assert (
+        "<|im_end|> ends a turn, and is an end of sequence now in generation_config.json and config.json"
+        in done.stderr
+    )
     run: RunFolder = run_of(folder, done.stdout)
     for question, answer in list(ANSWERS.items())[:4]:
         assert write(run.model, question) == f"{answer}<|im_end|>"

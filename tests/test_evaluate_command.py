@@ -1,4 +1,5 @@
-"""`finetune evaluate` of several models: the same rows, differences to the first, and one line where they cannot be compared."""
+"""`finetune evaluate` of several models: the same rows, differences to the first, and one line where they
+cannot be compared."""
 
 from __future__ import annotations
 
@@ -45,11 +46,18 @@ def options(folder: Path, *models: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(found), "runs_dir": str(folder / "runs"), **changes})
 
 
-def test_a_run_is_compared_with_its_base_on_the_same_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_compared_with_its_base_on_the_same_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = json.loads(evaluate_command.evaluate_models(options(folder, "run:mine-1", against="base")) or "")
     base, mine = body["models"]
     assert (base["model"], mine["model"], body["sequence_length"]) == ("base small", "mine-1", 64)
-    assert base["tokens"] == mine["tokens"] == sum(mine["tokens_by_source"].values()) == sum(mine["tokens_by_language"].values())
+    assert (
+        base["tokens"]
+        == mine["tokens"]
+        == sum(mine["tokens_by_source"].values())
+        == sum(mine["tokens_by_language"].values())
+    )
     assert mine["difference"]["loss"] == mine["loss"] - base["loss"] != 0
     assert mine["difference"]["by_source"]["laws"] == mine["by_source"]["laws"] - base["by_source"]["laws"]
     printed = capsys.readouterr().err
@@ -82,8 +90,14 @@ def test_models_of_another_tokenizer_are_refused_in_one_line(folder: Path) -> No
 MISTAKES = {
     "nobody": (["nobody"], "no run 'nobody' in"),
     "a checkpoint that is not kept": (["mine-1@2"], "run mine-1 has no checkpoint of step 2"),
-    "a hub id that is not in the cache": (["norallm/none-such"], "model norallm/none-such is no folder and not in the"),
-    "the base of a folder": (["{folder}/small", "--against", "base", "--corpus", "laws"], "small is not a run"),
+    "a hub id that is not in the cache": (
+        ["norallm/none-such"],
+        "model norallm/none-such is no folder and not in the",
+    ),
+    "the base of a folder": (
+        ["{folder}/small", "--against", "base", "--corpus", "laws"],
+        "small is not a run",
+    ),
     "a folder without a corpus": (["{folder}/small"], "--corpus is missing"),
     "an adapter": (["{folder}/adapter"], "is an adapter, which needs its base"),
 }

@@ -33,13 +33,17 @@ ARCHITECTURES = {
 
 def tiny(architecture: str = "llama", **changes: object) -> torch.nn.Module:
     data = DataConfig(corpus="none", sequence_length=64)
-    config = TrainConfig(data=data, zero={"stage": 1}, model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes)  # type: ignore[arg-type]
+    config = TrainConfig(
+        data=data, zero={"stage": 1}, model=ModelConfig(from_scratch=ARCHITECTURES[architecture]), **changes
+    )  # type: ignore[arg-type]
     return model.build(config, TOKENIZER, Path("none"), is_main=False)
 
 
 def adapted(folder: Path, adapter: dict[str, object] = LORA) -> torch.nn.Module:
     config = TrainConfig(
-        data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(path=str(write_base(folder))), adapter=dict(adapter)
+        data=DataConfig(corpus="none", sequence_length=64),
+        model=ModelConfig(path=str(write_base(folder))),
+        adapter=dict(adapter),
     )
     return model.build(config, TOKENIZER, Path("none"), is_main=False)
 
@@ -81,7 +85,9 @@ def test_isolation_catches_an_attention_mask_of_ones() -> None:
     with pytest.raises(checks.GuardError, match="see each other"):
         checks.check_isolation(
             lambda ids, positions: (
-                leaky(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False).logits
+                leaky(
+                    ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False
+                ).logits
             ),
             VOCAB_SIZE,
         )
@@ -90,7 +96,9 @@ def test_isolation_catches_an_attention_mask_of_ones() -> None:
 def test_isolation_catches_a_cache() -> None:
     leaky = tiny()
     with pytest.raises(checks.GuardError, match="see each other"):
-        checks.check_isolation(lambda ids, positions: leaky(ids, position_ids=positions, use_cache=True).logits, VOCAB_SIZE)
+        checks.check_isolation(
+            lambda ids, positions: leaky(ids, position_ids=positions, use_cache=True).logits, VOCAB_SIZE
+        )
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
@@ -101,7 +109,8 @@ def test_a_step_that_is_no_number_is_bad(loss: float, norm: float) -> None:
 
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
-    """Its optimizers leave the weights alone where gradients are not finite, and keep the norm of the step before."""
+    """Its optimizers leave the weights alone where gradients are not finite, and keep the norm of the step
+    before."""
     from finetune.training.engine import Engine
 
     class Skipping:
@@ -123,7 +132,9 @@ def test_a_step_that_deepspeed_skipped_is_bad() -> None:
 
 def test_a_checkpoint_that_gives_back_other_weights_is_caught() -> None:
     guards.check_restored(75, 4.6201, 4.62)
-    with pytest.raises(checks.GuardError, match=r"step 75 was saved with a held-out loss of 4\.6200 and has 6\.0300"):
+    with pytest.raises(
+        checks.GuardError, match=r"step 75 was saved with a held-out loss of 4\.6200 and has 6\.0300"
+    ):
         guards.check_restored(75, 6.03, 4.62)
 
 
@@ -167,7 +178,8 @@ def test_dora_on_a_weight_with_rows_of_zeros_is_refused_by_name(tmp_path: Path) 
     data, base_model = DataConfig(corpus="none", sequence_length=64), ModelConfig(path=str(tmp_path / "base"))
     config = TrainConfig(data=data, model=base_model, adapter={**LORA, "use_dora": True})
     with pytest.raises(
-        ValueError, match=f"2 rows in 1 modules of this base are all zeros, e.g. 2 in {name}: choose adapter=lora"
+        ValueError,
+        match=f"2 rows in 1 modules of this base are all zeros, e.g. 2 in {name}: choose adapter=lora",
     ):
         model.build(config, TOKENIZER, tmp_path / "merged", is_main=True)
     model.build(dataclasses.replace(config, adapter=dict(LORA)), TOKENIZER, tmp_path / "merged", is_main=True)
@@ -175,14 +187,26 @@ def test_dora_on_a_weight_with_rows_of_zeros_is_refused_by_name(tmp_path: Path) 
 
 def test_positions_that_change_with_a_rows_longest_document_are_refused() -> None:
     """LongRoPE (Phi-3, Phi-4-mini): all positions of a call follow the largest."""
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0, "factor": 4.0}
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+    }
     settings = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "original_max_position_embeddings": 32}
     settings["rope_parameters"] = {**rope, "original_max_position_embeddings": 32}
     for length in (32, 64):
         config = TrainConfig(
-            data=DataConfig(corpus="none", sequence_length=length), model=ModelConfig(from_scratch=settings), zero={"stage": 1}
+            data=DataConfig(corpus="none", sequence_length=length),
+            model=ModelConfig(from_scratch=settings),
+            zero={"stage": 1},
         )
-        refused = pytest.raises(ValueError, match=r"longrope.*choose at most 32") if length == 64 else contextlib.nullcontext()
+        refused = (
+            pytest.raises(ValueError, match=r"longrope.*choose at most 32")
+            if length == 64
+            else contextlib.nullcontext()
+        )
         with refused:
             model.build(config, TOKENIZER, Path("none"), is_main=False)
 
@@ -218,7 +242,11 @@ def test_targets_must_be_there_and_be_those_of_the_plan() -> None:
 
 def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
     """What ZeRO-3 leaves when parameters are not gathered: files with tensors of no elements."""
-    state = {name: p.detach().clone() for name, p in adapted(tmp_path / "base").named_parameters() if p.requires_grad}
+    state = {
+        name: p.detach().clone()
+        for name, p in adapted(tmp_path / "base").named_parameters()
+        if p.requires_grad
+    }
     save_file({name: torch.zeros(0) for name in state}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(checks.GuardError, match=f"holds 0 of {sum(t.numel() for t in state.values())}"):
         checks.check_saved(tmp_path, state, None)
@@ -255,7 +283,8 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
 
 
 def test_an_adapter_that_peft_cannot_save_is_one_line(tmp_path: Path) -> None:
-    """VeRA shares projections between layers under a name that is lost. A run tries it before its first step."""
+    """VeRA shares projections between layers under a name that is lost. A run tries it before its first
+    step."""
     trained = adapted(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"cannot save this one: .*save_projection` to `False`"):
         save.save(trained, save.weights(trained, trainable_only=True), tmp_path / "adapter")
@@ -266,21 +295,29 @@ def test_an_adapter_that_reloads_to_another_is_caught(tmp_path: Path, fault: str
     trained = adapted(tmp_path / "base")
     state = moved(trained)
     save.save(trained, state.items(), tmp_path / "adapter")
-    file, settings = tmp_path / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_config.json"
+    file, settings = (
+        tmp_path / "adapter" / "adapter_model.safetensors",
+        tmp_path / "adapter" / "adapter_config.json",
+    )
     tensors = load_file(file)
     name = next(iter(tensors))
     if fault == "renamed":  # PEFT only warns of a key that it does not find
-        save_file({(f"module.{key}" if key == name else key): tensor for key, tensor in tensors.items()}, file)
+        save_file(
+            {(f"module.{key}" if key == name else key): tensor for key, tensor in tensors.items()}, file
+        )
     elif fault == "altered":
         save_file({**tensors, name: tensors[name] * 1.01}, file)
     else:
         settings.write_text(settings.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
-    with pytest.raises(checks.GuardError, match="lora_alpha" if fault == "other scaling" else "does not restore"):
+    with pytest.raises(
+        checks.GuardError, match="lora_alpha" if fault == "other scaling" else "does not restore"
+    ):
         checks.check_reloads(tmp_path / "adapter", trained, state)
 
 
 def test_a_rank_that_hangs_leaves_its_stack_and_ends(tmp_path: Path) -> None:
-    """In a process of its own: a thread holds the main thread up while it trains, as a lost collective would."""
+    """In a process of its own: a thread holds the main thread up while it trains, as a lost collective
+    would."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
@@ -295,7 +332,9 @@ with Watchdog(folder / "healthy.txt", 2.0, print) as watchdog:
 with Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_text(fault)) as watchdog:
     lost_collective()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "lost_collective" in (tmp_path / "stack.txt").read_text()
     assert "no progress for 1 s" in (tmp_path / "fault").read_text()
@@ -316,7 +355,9 @@ def fails(fault):
 with Watchdog(pathlib.Path({str(tmp_path)!r}) / "stack.txt", 1.0, fails):
     time.sleep(60)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "no progress for 1 s" in done.stdout
 
@@ -336,7 +377,9 @@ job.train_as_rank = fails
 os.environ["SUBMITIT_DEBUG_JOB_ID"] = "debug"
 job.run_job({str(tmp_path)!r})
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "what went wrong" in done.stderr
 
@@ -347,11 +390,18 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
     weights = load_file(tmp_path / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
-    for broken in ({k: v for k, v in weights.items() if k != lost}, {**weights, lost: weights[lost][:-1].clone()}):
+    for broken in (
+        {k: v for k, v in weights.items() if k != lost},
+        {**weights, lost: weights[lost][:-1].clone()},
+    ):
         save_file(broken, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match="up_proj"):
             model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
-    save_file({**weights, "vision_tower.weight": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, "vision_tower.weight": torch.ones(2)},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
 
 
@@ -363,8 +413,12 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
         ({"from_scratch": {**LLAMA, "vocab_size": 100}}, "has 300 tokens, the model embeds 100"),
     ],
 )
-def test_models_that_would_be_silently_other_than_meant_are_refused(changes: dict[str, object], words: str) -> None:
-    config = TrainConfig(data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(**changes), zero={"stage": 1})  # type: ignore[arg-type]
+def test_models_that_would_be_silently_other_than_meant_are_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    config = TrainConfig(
+        data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(**changes), zero={"stage": 1}
+    )  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=words):
         model.build(config, TOKENIZER, Path("none"), is_main=False)
 
@@ -380,9 +434,11 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
     first = RunFolder(tmp_path / "runs" / "first")
     first.path.mkdir(parents=True)
     config = TrainConfig(
-        data=DataConfig(corpus="none", sequence_length=64), model=ModelConfig(path=str(write_base(tmp_path / "base"))),
-        adapter=dict(LORA), runs_dir=str(tmp_path / "runs"),
-    )  # fmt: skip
+        data=DataConfig(corpus="none", sequence_length=64),
+        model=ModelConfig(path=str(write_base(tmp_path / "base"))),
+        adapter=dict(LORA),
+        runs_dir=str(tmp_path / "runs"),
+    )
     configuration.save(config, first.config_file)
     first.write_json("outcome.json", {"state": "completed"})
 
@@ -399,7 +455,9 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
     second_config = dataclasses.replace(config, model=ModelConfig(path="run:first"))
     merged = tmp_path / "runs" / "second" / "merged_base"
     second = trained(second_config, tmp_path / "second", merged)
-    from_disk = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged), tmp_path / "second").eval()
+    from_disk = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(merged), tmp_path / "second"
+    ).eval()
     assert from_disk.peft_config["default"].base_model_name_or_path == str(merged)
     assert (merged / "tokenizer.json").read_bytes() == (tmp_path / "base" / "tokenizer.json").read_bytes()
     again = tmp_path / "runs" / "third" / "merged_base"

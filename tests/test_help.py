@@ -19,7 +19,8 @@ from finetune.config.train import TrainConfig
 
 
 def all_fields(schema: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yield all fields below a dataclass, with their owners' names; also those of entries of lists and mappings."""
+    """Yield all fields below a dataclass, with their owners' names; also those of entries of lists and
+    mappings."""
     for item in dataclasses.fields(schema):
         yield f"{schema.__name__}.{item.name}", item
         kind = get_type_hints(schema)[item.name]
@@ -43,7 +44,11 @@ def first_words(text: str) -> set[str]:
 
 
 def test_every_setting_has_a_help_text() -> None:
-    fields = [found for schema in (TrainConfig, PrepareConfig, *schemas_of_readers()) for found in all_fields(schema)]
+    fields = [
+        found
+        for schema in (TrainConfig, PrepareConfig, *schemas_of_readers())
+        for found in all_fields(schema)
+    ]
     assert len(fields) > 200
     assert [name for name, item in fields if not item.metadata.get("help", "").strip()] == []
 
@@ -92,7 +97,9 @@ def options_in_help() -> dict[str, set[str]]:
 def test_help_lists_for_each_reader_the_options_that_it_accepts() -> None:
     listed = options_in_help()
     assert set(listed) == set(READERS)
-    defaults = {name: value for schema in schemas_of_readers() for name, value in dataclasses.asdict(schema()).items()}
+    defaults = {
+        name: value for schema in schemas_of_readers() for name, value in dataclasses.asdict(schema()).items()
+    }
     for reader in READERS:
         schema = reading.options_of(reader)
         for name in sorted(defaults):

@@ -1,4 +1,5 @@
-"""The order of the house: test modules are not imported, and README.md beside this file says what is proved where."""
+"""The order of the house: test modules are not imported, and README.md beside this file says what is proved
+where."""
 
 from __future__ import annotations
 
@@ -39,7 +40,12 @@ def test_no_module_imports_a_test_module() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["from tests.test_a import b", "import tests.x.test_a", "from tests import test_a", "run('-m', 'tests.x.test_a')"],
+    [
+        "from tests.test_a import b",
+        "import tests.x.test_a",
+        "from tests import test_a",
+        "run('-m', 'tests.x.test_a')",
+    ],
 )
 def test_an_import_of_a_test_module_is_found(source: str) -> None:
     assert len(uses_of_test_modules(source)) == 1

@@ -45,7 +45,9 @@ def folder(tmp_path: Path) -> Path:
 def retrain(folder: Path) -> None:
     file = next(folder.glob("*.safetensors"))
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: t + 1e-4 * torch.randn(t.shape, generator=generator) for name, t in load_file(file).items()}
+    tensors = {
+        name: t + 1e-4 * torch.randn(t.shape, generator=generator) for name, t in load_file(file).items()
+    }
     save_file(tensors, file, metadata={"format": "pt"})
 
 
@@ -68,7 +70,9 @@ def other_setting(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, other_setting])
-def test_a_digest_changes_with_what_it_covers_and_not_with_its_place(folder: Path, change: Callable[[Path], None]) -> None:
+def test_a_digest_changes_with_what_it_covers_and_not_with_its_place(
+    folder: Path, change: Callable[[Path], None]
+) -> None:
     before = run_inputs.digest(Base("base", folder / "base"))
     shutil.copytree(folder / "base", folder / "copy")
     assert run_inputs.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"
@@ -78,7 +82,9 @@ def test_a_digest_changes_with_what_it_covers_and_not_with_its_place(folder: Pat
 
 def test_a_digest_notices_an_adapter_that_is_merged(folder: Path) -> None:
     write_base(folder / "adapter", seed=1)
-    digests = {run_inputs.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))}
+    digests = {
+        run_inputs.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))
+    }
     retrain(folder / "adapter")
     assert len({*digests, run_inputs.digest(Base("base", folder / "base", (folder / "adapter",)))}) == 3
 
@@ -96,7 +102,9 @@ def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
     assert run_inputs.digest(Base("large", tmp_path)) != before
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}']
+)
 def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*: get the model again, whole"):
@@ -109,11 +117,15 @@ def test_a_queued_run_refuses_a_corpus_made_anew_and_a_base_trained_further(fold
     run_inputs.note_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
-    with pytest.raises(ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"):
+    with pytest.raises(
+        ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"
+    ):
         run_inputs.note_inputs(run, digests_of(config))
     (run,) = freeze([config], None)
     retrain(folder / "base")
-    with pytest.raises(ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"):
+    with pytest.raises(
+        ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"
+    ):
         submit.resume(run, [])
 
 

@@ -1,4 +1,5 @@
-"""Each kernel against what it replaces: values and gradients. The attention and the loss that the model is called with, too."""
+"""Each kernel against what it replaces: values and gradients. The attention and the loss that the model is
+called with, too."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
     losses = packed.losses(batch())
     losses.total.backward()
     assert float(losses.total) == pytest.approx(float(losses.each.sum()), rel=1e-6)
-    return losses.each, {name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None}
+    return losses.each, {
+        name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None
+    }
 
 
 def assert_same_training(model: torch.nn.Module, changed: torch.nn.Module) -> None:
@@ -65,7 +68,9 @@ def test_biases_that_an_adapter_trains_get_their_gradient() -> None:
 
 
 def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
-    of_gemma = kernels.install(causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False)
+    of_gemma = kernels.install(
+        causal_model(model_type="gemma3_text", head_dim=8), "torch", CPU, partitioned=False
+    )
     assert "RMSNorm" not in of_gemma
     assert "SwiGLU" not in of_gemma
     partitioned = kernels.install(with_adapter(causal_model()), "torch", CPU, partitioned=True)
@@ -78,7 +83,9 @@ def test_a_kernel_is_not_put_where_it_would_be_wrong() -> None:
 
 @pytest.mark.parametrize("chunk", [VOCAB_SIZE, 4 * VOCAB_SIZE, 2**20])
 @pytest.mark.parametrize("tied", [False, True])
-def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool) -> None:
+def test_losses_by_chunks_are_those_of_the_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool
+) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": chunk})
     monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied)
@@ -91,7 +98,9 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     expected.sum().backward()
     assert torch.allclose(each, expected, atol=1e-5)
     for name, parameter in plain.named_parameters():
-        assert torch.allclose(grads[name], parameter.grad, atol=1e-5 + 1e-4 * float(parameter.grad.abs().max())), name
+        assert torch.allclose(
+            grads[name], parameter.grad, atol=1e-5 + 1e-4 * float(parameter.grad.abs().max())
+        ), name
 
 
 def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +133,13 @@ def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
 
 @pytest.mark.parametrize("cap", [0.5, 30.0])
 def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
-    """A cap far above the logits leaves them as they are; the sum of many losses in their place would have no gradient."""
-    packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, final_logit_softcapping=cap, attn_logit_softcapping=None))
+    """A cap far above the logits leaves them as they are; the sum of many losses in their place would have no
+    gradient."""
+    packed = PackedModel(
+        causal_model(
+            model_type="gemma2", head_dim=8, final_logit_softcapping=cap, attn_logit_softcapping=None
+        )
+    )
     assert packed.head.chunked
     checks.check_target_losses(packed, VOCAB_SIZE)
     assert not packed.head.chunked

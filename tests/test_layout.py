@@ -1,4 +1,5 @@
-"""A run folder's file names, and the words for states, have one owner each; and what an earlier version wrote is still read."""
+"""A run folder's file names, and the words for states, have one owner each; and what an earlier version wrote
+is still read."""
 
 from __future__ import annotations
 
@@ -25,9 +26,15 @@ SOURCE = Path(str(finetune.__file__)).parent
 PATTERNS = [
     getattr(layout, name)(*["*"] * count)
     for name, count in {
-        "failure_of": 1, "warnings_of": 1, "stacks_of": 1, "rendezvous_of": 2, "next_of": 1, "pickle_of": 1, "log_of": 2,
+        "failure_of": 1,
+        "warnings_of": 1,
+        "stacks_of": 1,
+        "rendezvous_of": 2,
+        "next_of": 1,
+        "pickle_of": 1,
+        "log_of": 2,
     }.items()
-]  # fmt: skip
+]
 NAMES = [value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)]
 # words of every day, which are a file's name only where a path is made of them
 PLAIN_WORDS = [name for name in NAMES if name.isidentifier()]
@@ -86,7 +93,11 @@ def names_a_run_file(literal: Literal) -> bool:
     if literal.in_path and set(parts) & set(PLAIN_WORDS):
         return True
     known = [*(name for name in NAMES if name not in PLAIN_WORDS), *PATTERNS, "step-*"]
-    return any(part == name or (set(part) != {"*"} and fnmatch.fnmatch(part, name)) for part in parts for name in known)
+    return any(
+        part == name or (set(part) != {"*"} and fnmatch.fnmatch(part, name))
+        for part in parts
+        for name in known
+    )
 
 
 def all_literals(but: str) -> Iterator[Literal]:
@@ -111,15 +122,23 @@ def test_only_the_states_module_spells_states() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        'run.read_json("outcome.json")', 'run / "jobs" / name', 'folder.glob("step-*")', 'f"failure-rank-{rank}.json"',
-        'path / f"step-{step:08d}"', 'runs.glob("*/config.yaml")', 'jobs / f"{job}_submitted.pkl"', 'run.path / ".lock"',
+        'run.read_json("outcome.json")',
+        'run / "jobs" / name',
+        'folder.glob("step-*")',
+        'f"failure-rank-{rank}.json"',
+        'path / f"step-{step:08d}"',
+        'runs.glob("*/config.yaml")',
+        'jobs / f"{job}_submitted.pkl"',
+        'run.path / ".lock"',
     ],
-)  # fmt: skip
+)
 def test_a_name_of_a_run_file_is_found(line: str) -> None:
     assert any(map(names_a_run_file, literals(line, "x.py")))
 
 
-@pytest.mark.parametrize("line", ['"the run has no outcome.json yet"', '{"model": 1}', 'mode = "stop"', 'f"{a}_{b}"'])
+@pytest.mark.parametrize(
+    "line", ['"the run has no outcome.json yet"', '{"model": 1}', 'mode = "stop"', 'f"{a}_{b}"']
+)
 def test_other_strings_are_not_taken_for_one(line: str) -> None:
     assert not any(map(names_a_run_file, literals(line, "x.py")))
 
@@ -127,7 +146,9 @@ def test_other_strings_are_not_taken_for_one(line: str) -> None:
 def test_the_job_of_an_earlier_version_is_read_until_the_run_is_submitted_again(tmp_path: Path) -> None:
     """It was called attempt.json until November 2026."""
     run = RunFolder(tmp_path)
-    (tmp_path / "attempt.json").write_text('{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}')
+    (tmp_path / "attempt.json").write_text(
+        '{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}'
+    )
     assert run.submission() == Submission("7", "login1", "slurm", "ab")
     records.move_submission(tmp_path, "8", "node1")
     assert run.submission() == Submission("8", "login1", "slurm", "ab")
@@ -159,7 +180,10 @@ def test_a_record_of_another_shape_is_an_error_that_names_the_file(tmp_path: Pat
 def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
     outcome = Outcome(RunState.STOPPED, asked_by="a stop file")
     outcome.write(tmp_path / "outcome.json")
-    assert json.loads((tmp_path / "outcome.json").read_text()) == {"state": "stopped", "asked_by": "a stop file"}
+    assert json.loads((tmp_path / "outcome.json").read_text()) == {
+        "state": "stopped",
+        "asked_by": "a stop file",
+    }
     assert Outcome.read(tmp_path / "outcome.json") == outcome
     metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # the names of metrics are a kind of str
     assert json.dumps(metrics.to_json()) == '{"step": 1, "time_ms": 2, "values": {"train/loss": 0.5}}'
@@ -220,7 +244,11 @@ def test_each_state_has_a_status_in_mlflow_and_is_alive_or_ended() -> None:
 
 def test_the_weightier_reason_to_stop_holds() -> None:
     assert max(StopReason) is StopReason.STOPPED
-    assert [reason.state for reason in StopReason] == [RunState.COMPLETED, RunState.INTERRUPTED, RunState.STOPPED]
+    assert [reason.state for reason in StopReason] == [
+        RunState.COMPLETED,
+        RunState.INTERRUPTED,
+        RunState.STOPPED,
+    ]
 
 
 def test_an_ending_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -23,14 +23,18 @@ BODY = [Piece("p", "Kommunen gir løyve."), Piece("note", "Se § 4 i lova."), Pi
         ("", {"p": 32, "note": 7}),
     ],
 )
-def test_letters_that_are_not_in_the_text_are_named_by_where_they_stood(text: str, missing: dict[str, int]) -> None:
+def test_letters_that_are_not_in_the_text_are_named_by_where_they_stood(
+    text: str, missing: dict[str, int]
+) -> None:
     assert letters.missing_letters(BODY, text) == missing
 
 
 def test_a_reader_is_measured_against_the_file_and_its_losses_by_stage(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
-    same = "Kommunen har behandla søknaden og gir løyve etter plan- og bygningslova til det som det er søkt om."
+    same = (
+        "Kommunen har behandla søknaden og gir løyve etter plan- og bygningslova til det som det er søkt om."
+    )
     for name, text in {"a": same, "b": same, "c": "Ja."}.items():
         (folder / f"{name}.txt").write_text(text)
     found = letters.measure(letters.Source("text", "raw"), folder, tmp_path / "work")
@@ -45,8 +49,14 @@ def test_a_reader_is_measured_against_the_file_and_its_losses_by_stage(tmp_path:
 
 
 def test_markdown_and_html_name_what_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("---\ntitle: Tittel\n---\nLes [meir](http://a.no/b) <b>no</b>. {% include x %}\n")
-    names = {piece.name for piece in bodies.of_file("markdown", tmp_path / "a.md") if letters.letters(piece.text)}
+    (tmp_path / "a.md").write_text(
+        "---\ntitle: Tittel\n---\nLes [meir](http://a.no/b) <b>no</b>. {% include x %}\n"
+    )
+    names = {
+        piece.name for piece in bodies.of_file("markdown", tmp_path / "a.md") if letters.letters(piece.text)
+    }
     assert names == {"front matter", "text", "address", "tag", "template"}
-    (tmp_path / "a.html").write_text("<body><nav>Meny</nav><main><p>Tekst<script>x()</script></p></main></body>")
+    (tmp_path / "a.html").write_text(
+        "<body><nav>Meny</nav><main><p>Tekst<script>x()</script></p></main></body>"
+    )
     assert [p.text for p in bodies.of_file("webpage", tmp_path / "a.html") if p.text.strip()] == ["Tekst"]

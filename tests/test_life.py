@@ -27,7 +27,14 @@ SLURM = ClusterConfig(name="there", scheduler="slurm")
 
 
 def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
-    return {"submission": {"job_id": str(job_id), "host": host or socket.gethostname(), "scheduler": "local", "code": None}}
+    return {
+        "submission": {
+            "job_id": str(job_id),
+            "host": host or socket.gethostname(),
+            "scheduler": "local",
+            "code": None,
+        }
+    }
 
 
 def sleeper(*words: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
@@ -44,7 +51,9 @@ def test_what_another_machine_runs_is_ended_there_only(make: Callable[..., RunFo
     innocent = sleeper()
     run = make(files=started(innocent.pid, "elsewhere"))
     run.metrics.touch()
-    with pytest.raises(ValueError, match="run mine is at work on elsewhere: run `finetune cancel --now mine` there"):
+    with pytest.raises(
+        ValueError, match="run mine is at work on elsewhere: run `finetune cancel --now mine` there"
+    ):
         list(end.cancel([run], now=True))
     assert innocent.poll() is None
     ((_, words),) = end.cancel([run], now=False)
@@ -71,7 +80,11 @@ def test_a_process_that_got_the_runs_number_is_left_alone(make: Callable[..., Ru
     [(ClusterConfig(), "sys.exit()", ""), (SLURM, "sys.exit()", "asked\n"), (SLURM, "None", "asked\n")],
 )
 def test_srun_is_asked_first(
-    make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, cluster: ClusterConfig, when_asked: str, heard: str
+    make: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: ClusterConfig,
+    when_asked: str,
+    heard: str,
 ) -> None:
     """Killed, it would leave its ranks alone."""
     monkeypatch.setattr(end, "GRACE_SECONDS", 1.0)
@@ -125,7 +138,9 @@ def test_prune_leaves_the_best_checkpoint(make: Callable[..., RunFolder]) -> Non
     assert pruned(run) == []
 
 
-def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(make: Callable[..., RunFolder]) -> None:
+def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(
+    make: Callable[..., RunFolder],
+) -> None:
     run = make(files={"outcome": {"state": "completed"}})
     for step in (10, 20):
         run.export(step).mkdir(parents=True)
@@ -133,7 +148,9 @@ def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(make: 
     other.path.mkdir()
     other.write_json("provenance.json", {})
     model = ModelConfig(path="run:mine@20")
-    configuration.save(dataclasses.replace(run.config(), model=model, runs_dir=str(run.path.parent)), other.config_file)
+    configuration.save(
+        dataclasses.replace(run.config(), model=model, runs_dir=str(run.path.parent)), other.config_file
+    )
     assert pruned(run) == ["mine/exports/step-00000010"]
 
 
@@ -146,7 +163,9 @@ def test_prune_removes_a_shared_base_with_the_last_run_that_has_it(make: Callabl
     again = run.path.with_name("again")
     again.mkdir()
     assert shared_bases.link(again / "merged_base", "digest")
-    assert (again / "merged_base" / "model.safetensors").samefile(run.path / "merged_base" / "model.safetensors")
+    assert (again / "merged_base" / "model.safetensors").samefile(
+        run.path / "merged_base" / "model.safetensors"
+    )
     assert not shared_bases.link(again / "other", "another digest")
     end.remove(run.path / "merged_base")
     assert pruned(run) == []
@@ -157,7 +176,9 @@ def test_prune_removes_a_shared_base_with_the_last_run_that_has_it(make: Callabl
 def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
     make: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make(cluster=SLURM, files={"attempt": {"job_id": "7", "host": "login", "scheduler": "slurm", "code": "ab"}})
+    run = make(
+        cluster=SLURM, files={"attempt": {"job_id": "7", "host": "login", "scheduler": "slurm", "code": "ab"}}
+    )
     run.write_json("failure.json", {"time": 1.0, "error": "a rank died"})
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho busy >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
@@ -225,7 +246,9 @@ def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
         prepare_jobs.dependency("prepare-1", str(corpora), [corpus])
 
 
-def test_a_training_does_not_wait_for_another_corpus(prepare_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_does_not_wait_for_another_corpus(
+    prepare_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
     corpora = prepare_run.parents[2]
     with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
@@ -245,7 +268,9 @@ def test_epochs_are_no_more_steps_where_steps_are_counted(make: Callable[..., Ru
 
 def test_a_completed_run_without_checkpoints_does_not_begin_anew(make: Callable[..., RunFolder]) -> None:
     run = make(files=COMPLETED, max_steps=6)
-    with pytest.raises(ValueError, match="run mine has no checkpoint left to go on from: start a new run from it"):
+    with pytest.raises(
+        ValueError, match="run mine has no checkpoint left to go on from: start a new run from it"
+    ):
         submit.resume(run, ["max_steps=12"])
     assert run.config().max_steps == 6
 
@@ -266,6 +291,8 @@ def test_retry_leaves_a_point_to_the_shell_that_is_to_start_it_as_long_as_there_
     at_work.kill()
     at_work.wait()
     second.write_json("outcome.json", {"state": "cancelled"})
-    third.write_json("turn.json", {**(third.read_json("turn.json") or {}), "started": 0.0})  # another process has its number
+    third.write_json(
+        "turn.json", {**(third.read_json("turn.json") or {}), "started": 0.0}
+    )  # another process has its number
     assert submit.retry([second, third]) == [second, third]
     assert started_again == [first, second, third]

@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 
 
 def causal_model(**changes: object) -> torch.nn.Module:
-    config = AutoConfig.for_model(**{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None)
+    config = AutoConfig.for_model(
+        **{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None
+    )
     return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
 
 
@@ -29,7 +31,9 @@ def products(model: torch.nn.Module) -> int:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     counts = counter.get_flop_counts()["Global"]
-    return sum(count for operator, count in counts.items() if "mm" in str(operator) and "bmm" not in str(operator))
+    return sum(
+        count for operator, count in counts.items() if "mm" in str(operator) and "bmm" not in str(operator)
+    )
 
 
 def test_flops_of_full_training_are_those_of_its_matrix_products() -> None:
@@ -61,7 +65,8 @@ def test_a_cpus_peak_is_measured_and_is_one() -> None:
 def test_a_cpus_peak_is_that_of_the_products_that_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own would be less than half of it on some CPUs, and the utilisation above 100%."""
     monkeypatch.setattr(
-        "finetune.training.throughput.linear", lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight)
+        "finetune.training.throughput.linear",
+        lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight),
     )
     assert metrics.peak_of.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
 

@@ -1,4 +1,5 @@
-"""A user's mistake is one line: the setting or the file with line and column, what is wrong, and what was meant."""
+"""A user's mistake is one line: the setting or the file with line and column, what is wrong, and what was
+meant."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
 
 
 @pytest.fixture
-def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Run a wrong call; return its one line, without `error: `."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -69,7 +72,9 @@ def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("nothing_like_it=1", "`finetune train --help` lists all settings"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(typed: str, meant: str) -> None:
+def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(
+    typed: str, meant: str
+) -> None:
     assert meant in describe_unknown_key(typed.partition("=")[0], Call("train", [typed], TrainConfig))
 
 
@@ -91,7 +96,9 @@ def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(t
         (["model=gpt2"], "model=pretrained model.path=gpt2"),
     ],
 )
-def test_the_command_line_gives_that_answer(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+def test_the_command_line_gives_that_answer(
+    mistake: Callable[..., str], typed: list[str], meant: str
+) -> None:
     base = ["model=llama_tiny"] if not typed[0].startswith("model=") else []
     assert meant in mistake("train", *base, *typed)
 
@@ -103,7 +110,10 @@ def test_the_command_line_gives_that_answer(mistake: Callable[..., str], typed: 
         (["corpus=sample", "vocab_size=3"], "'corpus.tokenizer.vocab_size'"),
         (["corpus=sample", "corpus.sources.laws.pth=x"], "'corpus.sources.laws.path'"),
         (["corpus=sample", "corpus.sources.laws.limits.depth=x"], "'corpus.sources.laws.limits.max_depth'"),
-        (["corpus=sample", "corpus.sources.laws.fields.text=y"], "write +corpus.sources.laws.fields.text=y to add it"),
+        (
+            ["corpus=sample", "corpus.sources.laws.fields.text=y"],
+            "write +corpus.sources.laws.fields.text=y to add it",
+        ),
         (["corpus=sample", "model=x"], "`finetune prepare` chooses files of cluster, corpus"),
         ([], "write corpus=NAME, one of chat, documentation"),
     ],
@@ -144,13 +154,21 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
         (["lr", "=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
         (["lr=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
         (["seed", "=3"], "seed: spaces stand around its =; write seed=3"),
-        (["--dry-run", "fast"], "'fast' has no value: settings are written key=value without spaces, as in lr=1e-4"),
+        (
+            ["--dry-run", "fast"],
+            "'fast' has no value: settings are written key=value without spaces, as in lr=1e-4",
+        ),
         (["adapter=null"], "null chooses no file; a group takes the name of one, as in adapter=none"),
-        (["-m", "--cfg", "job"], "-m and --cfg exclude each other; leave -m out to print one composed config"),
+        (
+            ["-m", "--cfg", "job"],
+            "-m and --cfg exclude each other; leave -m out to print one composed config",
+        ),
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_one_line(mistake: Callable[..., str], typed: list[str], line: str) -> None:
+def test_a_value_of_the_wrong_kind_is_one_line(
+    mistake: Callable[..., str], typed: list[str], line: str
+) -> None:
     assert mistake("train", "model=llama_tiny", *typed) == line
 
 
@@ -165,9 +183,13 @@ class BadRecipe:
 
 BAD_RECIPES = [
     BadRecipe("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: a tab; indent with spaces"),
-    BadRecipe("indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"),
+    BadRecipe(
+        "indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"
+    ),
     BadRecipe("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' stands twice"),
-    BadRecipe("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"),
+    BadRecipe(
+        "quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"
+    ),
     BadRecipe(
         "bracket",
         "data:\n  include_sources: [a, b\nlr: 1\n",
@@ -183,7 +205,9 @@ BAD_RECIPES = [
         "data:\n  seq_len: 1\n",
         ", line 3, column 3: unknown setting 'data.seq_len'; did you mean 'data.sequence_length'?",
     ),
-    BadRecipe("default", "defaults:\n  - override /model: llama_tny\n", ", line 3: there is no model/llama_tny.yaml"),
+    BadRecipe(
+        "default", "defaults:\n  - override /model: llama_tny\n", ", line 3: there is no model/llama_tny.yaml"
+    ),
     BadRecipe(
         "group",
         "defaults:\n  - override /modell: llama_tiny\n",
@@ -201,7 +225,9 @@ BAD_RECIPES = [
 
 
 @pytest.mark.parametrize("recipe", BAD_RECIPES, ids=lambda recipe: recipe.id)
-def test_a_mistake_in_a_recipe_is_named_with_its_line(mistake: Callable[..., str], tmp_path: Path, recipe: BadRecipe) -> None:
+def test_a_mistake_in_a_recipe_is_named_with_its_line(
+    mistake: Callable[..., str], tmp_path: Path, recipe: BadRecipe
+) -> None:
     file = tmp_path / "my" / "recipe" / f"{recipe.id}.yaml"
     file.parent.mkdir(parents=True)
     content = recipe.content if isinstance(recipe.content, bytes) else recipe.content.encode()
@@ -223,11 +249,15 @@ def test_a_recipe_without_its_package_line_is_refused_with_that_line(
     assert "'# @package _global_'" in said
 
 
-def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(
+    mistake: Callable[..., str], tmp_path: Path
+) -> None:
     for name, content in {
-        "cluster/nested": "cluster:\n  nodes: 2\n", "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
-        "corpus/key": CORPUS.replace("path", "pth"), "corpus/list": "name: x\nsources: [a]\n",
-    }.items():  # fmt: skip
+        "cluster/nested": "cluster:\n  nodes: 2\n",
+        "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
+        "corpus/key": CORPUS.replace("path", "pth"),
+        "corpus/list": "name: x\nsources: [a]\n",
+    }.items():
         file = tmp_path / "my" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
@@ -248,7 +278,9 @@ def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(mis
     assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: a bracket")
 
 
-def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(
+    mistake: Callable[..., str], tmp_path: Path
+) -> None:
     write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
     own = tmp_path / "my" / "corpus" / "mine.yaml"
     own.parent.mkdir(parents=True)
@@ -265,7 +297,9 @@ def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(mistake:
         "train", f"model={tmp_path}/models/norks-7b", "corpus=letters"
     )
     assert "did you mean 'models/norsk-7b'?" in mistake("train", "model=models/norsk7b", "corpus=letters")
-    assert f"{tmp_path} has no folder 'modles'" in mistake("train", f"model={tmp_path}/modles/a/b", "corpus=letters")
+    assert f"{tmp_path} has no folder 'modles'" in mistake(
+        "train", f"model={tmp_path}/modles/a/b", "corpus=letters"
+    )
     (tmp_path / "runs" / "lr-sweep-1").mkdir(parents=True)
     for name in ("config.yaml", "provenance.json"):
         (tmp_path / "runs" / "lr-sweep-1" / name).write_text("{}")
@@ -275,13 +309,20 @@ def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(mistake:
         ["train", "model=run:lr-swep-1", "corpus=letters"],
     ):
         assert "did you mean 'lr-sweep-1'?" in mistake(*arguments)
-    for typed, meant in {"trian": "train", "finetune": "train", "ls": "status", "Evaluate": "evaluate"}.items():
+    for typed, meant in {
+        "trian": "train",
+        "finetune": "train",
+        "ls": "status",
+        "Evaluate": "evaluate",
+    }.items():
         assert f"unknown verb '{typed}'; did you mean '{meant}'?" in mistake(typed)
     assert "a verb comes first" in mistake("lr=1")
 
 
 @pytest.mark.parametrize("folder", ["p%aq", "50%jobs", "%A", "%t"])
-def test_a_runs_dir_whose_name_submitit_would_change_is_refused(mistake: Callable[..., str], folder: str) -> None:
+def test_a_runs_dir_whose_name_submitit_would_change_is_refused(
+    mistake: Callable[..., str], folder: str
+) -> None:
     assert mistake("train", *TINY, "corpus=x", f"runs_dir={folder}").startswith("runs_dir: ")
 
 
@@ -291,7 +332,9 @@ def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) ->
         check_log_folder("corpora_dir", folder, "slurm")
 
 
-@pytest.mark.parametrize("folder", ["/a b/100%", "/it's/R&D #1", "/c$HOME/[x]/(1)", '/æøå/q"q/semi;x', "/50% done"])
+@pytest.mark.parametrize(
+    "folder", ["/a b/100%", "/it's/R&D #1", "/c$HOME/[x]/(1)", '/æøå/q"q/semi;x', "/50% done"]
+)
 def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
     for scheduler in ("local", "slurm"):
         check_log_folder("runs_dir", folder, scheduler)
@@ -300,20 +343,44 @@ def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["resume"], ["resume", "--foo"], ["resume", "x", "max_steps"], ["status", "x", "--runs-dir"], ["logs"],
-        ["logs", "x", "--rank", "a"], ["logs", "--rnk", "2", "x"], ["cancel"], ["cancel", "x", "--nwo"], ["retry"],
-        ["retry", "x", "--all"], ["prune", "x", "--yess"], ["sync", "x", "--quiet"], ["ui", "--port", "x"], ["ui", "x"],
-        ["completion", "fish"], ["completion"], ["inspect"], ["inspect", "x", "--sample", "a"], ["inspect", "x", "--colour"],
-        ["evaluate"], ["evaluate", "x", "--corpus"], ["evaluate", "x", "y"], ["train", "--after"], ["train", "x=1", "--help-me"],
+        ["resume"],
+        ["resume", "--foo"],
+        ["resume", "x", "max_steps"],
+        ["status", "x", "--runs-dir"],
+        ["logs"],
+        ["logs", "x", "--rank", "a"],
+        ["logs", "--rnk", "2", "x"],
+        ["cancel"],
+        ["cancel", "x", "--nwo"],
+        ["retry"],
+        ["retry", "x", "--all"],
+        ["prune", "x", "--yess"],
+        ["sync", "x", "--quiet"],
+        ["ui", "--port", "x"],
+        ["ui", "x"],
+        ["completion", "fish"],
+        ["completion"],
+        ["inspect"],
+        ["inspect", "x", "--sample", "a"],
+        ["inspect", "x", "--colour"],
+        ["evaluate"],
+        ["evaluate", "x", "--corpus"],
+        ["evaluate", "x", "y"],
+        ["train", "--after"],
+        ["train", "x=1", "--help-me"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], arguments: list[str]) -> None:
     assert mistake(*arguments)
 
 
 def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
-    known = {key for key, _ in iter_keys(TrainConfig)} | {"adapter.r", "adapter.lora_alpha", "adapter.lora_dropout"}
+    known = {key for key, _ in iter_keys(TrainConfig)} | {
+        "adapter.r",
+        "adapter.lora_alpha",
+        "adapter.lora_dropout",
+    }
     known |= {"adapter.target_modules", "adapter.modules_to_save", "adapter.peft_type"}
     assert set(suggestions.SYNONYMS.values()) <= known
     assert set(suggestions.INSTEAD) <= set(suggestions.SYNONYMS)
@@ -329,9 +396,12 @@ def test_names_of_libraries_are_read_without_importing_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("zero=3", "did you mean 'stage3'?"), ("zero=12", "there is no zero/12.yaml; choose one of")]
+    ("typed", "meant"),
+    [("zero=3", "did you mean 'stage3'?"), ("zero=12", "there is no zero/12.yaml; choose one of")],
 )
-def test_a_group_chosen_by_a_number_is_answered_with_the_files(mistake: Callable[..., str], typed: str, meant: str) -> None:
+def test_a_group_chosen_by_a_number_is_answered_with_the_files(
+    mistake: Callable[..., str], typed: str, meant: str
+) -> None:
     line = mistake("train", "model=llama_tiny", "corpus=sample", typed)
     assert line.startswith(f"{typed}: there is no zero/")
     assert meant in line
@@ -347,12 +417,16 @@ def test_a_group_chosen_by_a_number_is_answered_with_the_files(mistake: Callable
         (["inspect"], "CORPUS"),
     ],
 )
-def test_what_a_call_lacks_is_named_and_nothing_else(mistake: Callable[..., str], typed: list[str], missing: str) -> None:
+def test_what_a_call_lacks_is_named_and_nothing_else(
+    mistake: Callable[..., str], typed: list[str], missing: str
+) -> None:
     assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists what it takes"
 
 
 @pytest.mark.parametrize(
-    "fault", [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")], ids=lambda fault: type(fault).__name__
+    "fault",
+    [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")],
+    ids=lambda fault: type(fault).__name__,
 )
 def test_what_no_user_can_mend_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(fault))

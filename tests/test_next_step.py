@@ -33,26 +33,76 @@ class Case:
 CASES = [
     Case("stopped", "stopped", "go on: finetune resume mine", saved=True),
     Case("dead with a checkpoint", "dead", "go on: finetune resume mine", saved=True),
-    Case("dead before its first checkpoint", "dead", "it saved no checkpoint; once the cause is removed, start it again: "
-         "finetune retry mine"),
-    Case("stopped before its first checkpoint", "stopped", "it saved no checkpoint; start it again: finetune retry mine"),
+    Case(
+        "dead before its first checkpoint",
+        "dead",
+        "it saved no checkpoint; once the cause is removed, start it again: finetune retry mine",
+    ),
+    Case(
+        "stopped before its first checkpoint",
+        "stopped",
+        "it saved no checkpoint; start it again: finetune retry mine",
+    ),
     Case("cancelled in the queue", "cancelled", "it has not begun; submit it again: finetune retry mine"),
-    Case("a point of a sweep", "failed", "submit again what failed of its sweep: finetune retry sweep-1", saved=True,
-         files={"provenance": {"sweep": "sweep-1"}}),
-    Case("a mistake", "failed", "start a new run with that changed: finetune train recipe=mine 'name=a b'",
-         "model.attention=flash_attention_2: not on a CPU", {**MISTAKE, **TYPED}, saved=True),
-    Case("a mistake that a run may correct", "failed", "go on with another cluster.ranks_per_node: finetune resume mine "
-         "cluster.ranks_per_node=…", "cluster.ranks_per_node is 4, but 2 GPUs are visible", MISTAKE),
-    Case("a mistake whose error names the value", "failed", "finetune resume mine on_bad_step=rewind",
-         "step 3: lower lr, or set on_bad_step=rewind", MISTAKE, saved=True),
-    Case("a job that had no Python", "failed", "finetune resume mine cluster.host_python=…",
-         "Slurm ended the job: FAILED: the host's Python is older than 3.8; name a newer one in cluster.host_python"),
-    Case("a corpus that is missing", "failed", "once that is put right: finetune retry mine", "corpus x does not exist", MISTAKE),
-    Case("out of memory", "failed", "go on with less memory: finetune resume mine micro_batch_size=2",
-         "rank 0: GPU memory ran out (CUDA out of memory)", settings={"micro_batch_size": 4, "global_batch_size": 8}),
-    Case("out of memory with one row at a time", "failed", "start a new run that needs less memory, as with zero=stage3",
-         "rank 0: killed for want of host memory", TYPED, settings={"micro_batch_size": 1, "global_batch_size": 8}),
-]  # fmt: skip
+    Case(
+        "a point of a sweep",
+        "failed",
+        "submit again what failed of its sweep: finetune retry sweep-1",
+        saved=True,
+        files={"provenance": {"sweep": "sweep-1"}},
+    ),
+    Case(
+        "a mistake",
+        "failed",
+        "start a new run with that changed: finetune train recipe=mine 'name=a b'",
+        "model.attention=flash_attention_2: not on a CPU",
+        {**MISTAKE, **TYPED},
+        saved=True,
+    ),
+    Case(
+        "a mistake that a run may correct",
+        "failed",
+        "go on with another cluster.ranks_per_node: finetune resume mine cluster.ranks_per_node=…",
+        "cluster.ranks_per_node is 4, but 2 GPUs are visible",
+        MISTAKE,
+    ),
+    Case(
+        "a mistake whose error names the value",
+        "failed",
+        "finetune resume mine on_bad_step=rewind",
+        "step 3: lower lr, or set on_bad_step=rewind",
+        MISTAKE,
+        saved=True,
+    ),
+    Case(
+        "a job that had no Python",
+        "failed",
+        "finetune resume mine cluster.host_python=…",
+        "Slurm ended the job: FAILED: the host's Python is older than 3.8; name a newer one in cluster.host_python",
+    ),
+    Case(
+        "a corpus that is missing",
+        "failed",
+        "once that is put right: finetune retry mine",
+        "corpus x does not exist",
+        MISTAKE,
+    ),
+    Case(
+        "out of memory",
+        "failed",
+        "go on with less memory: finetune resume mine micro_batch_size=2",
+        "rank 0: GPU memory ran out (CUDA out of memory)",
+        settings={"micro_batch_size": 4, "global_batch_size": 8},
+    ),
+    Case(
+        "out of memory with one row at a time",
+        "failed",
+        "start a new run that needs less memory, as with zero=stage3",
+        "rank 0: killed for want of host memory",
+        TYPED,
+        settings={"micro_batch_size": 1, "global_batch_size": 8},
+    ),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -66,12 +116,16 @@ def test_the_advice_is_a_command_that_can_help(
     assert case.expected in what_helps(Observed(run, case.state, alive=False, reason=case.reason))
 
 
-def test_a_corpus_that_was_prepared_anew_is_the_reason_given(make: Callable[..., RunFolder], tmp_path: Path) -> None:
+def test_a_corpus_that_was_prepared_anew_is_the_reason_given(
+    make: Callable[..., RunFolder], tmp_path: Path
+) -> None:
     from finetune.config.train import DataConfig, load, save
 
     run = make(files={"inputs": {"corpus": "another digest", "base": None}, **TYPED})
     config = load(run.config_file)
-    config.data = DataConfig(corpus=str(write_corpus(tmp_path / "corpus", num_documents=4, longest=8, seed=0)))
+    config.data = DataConfig(
+        corpus=str(write_corpus(tmp_path / "corpus", num_documents=4, longest=8, seed=0))
+    )
     save(config, run.config_file)
     (run.checkpoints / "step-00000003").mkdir(parents=True)
     assert what_helps(Observed(run, "dead", alive=False)).startswith("its corpus was prepared anew since")

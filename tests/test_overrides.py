@@ -30,19 +30,43 @@ def points(setting: str) -> list[str]:
     """Return the values of a sweep, each as it is without its quotes."""
     override = OverridesParser.create().parse_override(quote_setting(setting))
     assert override.is_sweep_override()
-    found = [OverridesParser.create().parse_override(f"x={text}").value() for text in override.sweep_string_iterator()]
+    found = [
+        OverridesParser.create().parse_override(f"x={text}").value()
+        for text in override.sweep_string_iterator()
+    ]
     return [value.text if isinstance(value, QuotedString) else value for value in found]
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "/path/to/Språk modell", "/a/b (1)/c", "R&D #1", "Ola's", "a=b=c", "[a b", "a]", "(1", "/x/{y", "🚀", ".*\\.(q|k)_proj$",
-        "^model\\.layers\\.[0-9]+$", "http://user@host:80/p?q=1&r=2#top",
-        "C:\\Users\\Ola (x)\\", '5" disk', "it's 5\"", "<b>!;^`",
-        "a–b", "50% (%j)", "$HOME/é", "x~y", "first\nsecond&", "export X=\"a b\"; echo $X", "'a'b'", "d'Été",
+        "/path/to/Språk modell",
+        "/a/b (1)/c",
+        "R&D #1",
+        "Ola's",
+        "a=b=c",
+        "[a b",
+        "a]",
+        "(1",
+        "/x/{y",
+        "🚀",
+        ".*\\.(q|k)_proj$",
+        "^model\\.layers\\.[0-9]+$",
+        "http://user@host:80/p?q=1&r=2#top",
+        "C:\\Users\\Ola (x)\\",
+        '5" disk',
+        "it's 5\"",
+        "<b>!;^`",
+        "a–b",
+        "50% (%j)",
+        "$HOME/é",
+        "x~y",
+        "first\nsecond&",
+        'export X="a b"; echo $X',
+        "'a'b'",
+        "d'Été",
     ],
-)  # fmt: skip
+)
 def test_a_text_that_hydra_does_not_read_is_taken_as_it_stands(text: str) -> None:
     assert read(f"key={text}") == text
 
@@ -87,9 +111,27 @@ def test_each_point_of_a_sweep_is_quoted(setting: str, values: list[Any]) -> Non
 
 @pytest.mark.parametrize(
     "setting",
-    ["lr=1e-4", "x=a,b", "x=[a,b]", "x=my corpus", "x='a b'", "x=range(1,10)", "~x", "+x=1", "x=", "x=a: b", "x=${oc.env:USER}",
-     "x=-1",     "recipe@y=a", "x={a: 1}", "x=a\\=b", "x=$HOME", "x=%j", "x=?"],
-)  # fmt: skip
+    [
+        "lr=1e-4",
+        "x=a,b",
+        "x=[a,b]",
+        "x=my corpus",
+        "x='a b'",
+        "x=range(1,10)",
+        "~x",
+        "+x=1",
+        "x=",
+        "x=a: b",
+        "x=${oc.env:USER}",
+        "x=-1",
+        "recipe@y=a",
+        "x={a: 1}",
+        "x=a\\=b",
+        "x=$HOME",
+        "x=%j",
+        "x=?",
+    ],
+)
 def test_what_hydra_reads_is_left_as_it_is(setting: str) -> None:
     assert quote_setting(setting) == setting
 
@@ -149,7 +191,9 @@ def test_options_stand_anywhere() -> None:
 )
 def test_resume_reads_settings_as_train_does(setting: str, value: Any) -> None:
     read = OmegaConf.from_dotlist(to_dotlist([setting]))
-    assert OmegaConf.to_object(OmegaConf.create({"x": OmegaConf.select(read, setting.partition("=")[0])})) == {"x": value}
+    assert OmegaConf.to_object(
+        OmegaConf.create({"x": OmegaConf.select(read, setting.partition("=")[0])})
+    ) == {"x": value}
 
 
 def test_options_and_settings_of_a_verb_stand_in_any_order() -> None:
@@ -195,7 +239,9 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
 def test_values_reach_the_config_of_a_run(composed: Callable[..., list[TrainConfig]]) -> None:
     pattern = '+adapter.rank_pattern={"^model.layers.0.(q|k)_proj": 2}'
     setup = 'cluster.setup=[export X="a b"; echo $X, umask 007 # group]'
-    (config,) = composed("model=/data/Språk (7B) & modell", "corpus=mitt korpus #1", pattern, setup, "runs_dir=R&D/kjøringer")
+    (config,) = composed(
+        "model=/data/Språk (7B) & modell", "corpus=mitt korpus #1", pattern, setup, "runs_dir=R&D/kjøringer"
+    )
     assert config.model.path == "/data/Språk (7B) & modell"
     assert config.data.corpus == "mitt korpus #1"
     assert config.adapter["rank_pattern"] == {"^model.layers.0.(q|k)_proj": 2}
@@ -204,8 +250,14 @@ def test_values_reach_the_config_of_a_run(composed: Callable[..., list[TrainConf
 
 
 def test_values_reach_each_point_of_a_sweep(composed: Callable[..., list[TrainConfig]]) -> None:
-    sweep = ["model=/data/Språk modell,/data/b=c", "corpus=choice(høringer,sak#1)", 'cluster.srun=[--export=ALL],["a b"]']
+    sweep = [
+        "model=/data/Språk modell,/data/b=c",
+        "corpus=choice(høringer,sak#1)",
+        'cluster.srun=[--export=ALL],["a b"]',
+    ]
     points = composed("-m", *sweep, '+adapter.alpha_pattern={"^q": 1}')
-    expected = itertools.product(["/data/Språk modell", "/data/b=c"], ["høringer", "sak#1"], [["--export=ALL"], ["a b"]])
+    expected = itertools.product(
+        ["/data/Språk modell", "/data/b=c"], ["høringer", "sak#1"], [["--export=ALL"], ["a b"]]
+    )
     assert [(p.model.path, p.data.corpus, p.cluster.srun) for p in points] == list(expected)
     assert all(p.adapter["alpha_pattern"] == {"^q": 1} for p in points)

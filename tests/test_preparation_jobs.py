@@ -1,4 +1,5 @@
-"""Jobs of a preparation: which settings of a profile hold for them, and how tasks are laid into jobs. Slurm has no part in it."""
+"""Jobs of a preparation: which settings of a profile hold for them, and how tasks are laid into jobs. Slurm
+has no part in it."""
 
 from __future__ import annotations
 
@@ -25,13 +26,17 @@ ALONE = Share("read", 1, 1)
 
 def render(cluster: ClusterConfig, share: Share = ALONE) -> str:
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
-    return prepare_jobs._script(folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"])
+    return prepare_jobs._script(
+        folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
 def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: str) -> None:
     cluster = profiles()[name]
-    script = render(replace(cluster, python="apptainer exec --nv my.sif python3", qos=cluster.qos or "gpu_qos"))
+    script = render(
+        replace(cluster, python="apptainer exec --nv my.sif python3", qos=cluster.qos or "gpu_qos")
+    )
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
@@ -52,15 +57,31 @@ def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: s
 
 def test_what_is_set_for_preparations_is_in_their_script() -> None:
     jobs = PrepareJobs(
-        partition="small", qos="devel", account="nn2k", constraint="amd", memory="3G", timeout_min=30,
-        python="singularity exec cpu.sif python3", modules=["load NRIS/CPU"], setup=["ulimit -n 4096"], env={"A": "1"},
+        partition="small",
+        qos="devel",
+        account="nn2k",
+        constraint="amd",
+        memory="3G",
+        timeout_min=30,
+        python="singularity exec cpu.sif python3",
+        modules=["load NRIS/CPU"],
+        setup=["ulimit -n 4096"],
+        env={"A": "1"},
         sbatch={"reservation": "course"},
-    )  # fmt: skip
+    )
     script = render(replace(profiles()["testcluster"], prepare=jobs), Share("read", 8, 4))
     for line in (
-        "--partition=small", "--qos=devel", "--account=nn2k", "--constraint=amd", "--mem=12G", "--time=30", "--array=0-1",
-        "--cpus-per-task=4", "--reservation=course", "--dependency=afterok:7",
-    ):  # fmt: skip
+        "--partition=small",
+        "--qos=devel",
+        "--account=nn2k",
+        "--constraint=amd",
+        "--mem=12G",
+        "--time=30",
+        "--array=0-1",
+        "--cpus-per-task=4",
+        "--reservation=course",
+        "--dependency=afterok:7",
+    ):
         assert f"#SBATCH {line}\n" in script
     assert "task() { singularity exec cpu.sif python3 -m data_prep.pipeline" in script
     lines = script.splitlines()
@@ -74,9 +95,13 @@ def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
-    assert prepare_jobs.lay_out(32, STEPS, elsewhere) == Layout(32, 1), "what is known of whole nodes is known of the training's"
+    assert prepare_jobs.lay_out(32, STEPS, elsewhere) == Layout(32, 1), (
+        "what is known of whole nodes is known of the training's"
+    )
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
-    assert prepare_jobs.lay_out(32, STEPS, small) == Layout(32, 11), "12 tasks of 8G fit a node: three nodes, evenly"
+    assert prepare_jobs.lay_out(32, STEPS, small) == Layout(32, 11), (
+        "12 tasks of 8G fit a node: three nodes, evenly"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +116,9 @@ def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
         (Layout(8, 4, is_one_job=True), ["read,sift,decide,tokenise,publish"], "other, 4 tasks side by side"),
     ],
 )
-def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: Layout, jobs: list[str], words: str) -> None:
+def test_steps_of_one_task_that_follow_each_other_share_a_job(
+    layout: Layout, jobs: list[str], words: str
+) -> None:
     steps = [("read", True), ("sift", True), ("decide", False), ("tokenise", True), ("publish", False)]
     assert [",".join(share.step for share in group) for group in layout.group(steps)] == jobs
     assert words in layout.describe(steps)
@@ -102,8 +129,13 @@ def test_steps_of_one_task_that_follow_each_other_share_a_job(layout: Layout, jo
     ("ends", "code"),
     [("0 0 0", 0), ("0 137 0", 137), ("137 2 137", 2), ("1 137 137", 1), ("137 137 139", 139)],
 )
-def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(tmp_path: Path, ends: str, code: int) -> None:
-    lines = [f"ends=({ends}); logs={tmp_path}; SLURM_ARRAY_TASK_ID=1", 'task() { echo "task $3"; return ${ends[$3 - 3]}; }']
+def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(
+    tmp_path: Path, ends: str, code: int
+) -> None:
+    lines = [
+        f"ends=({ends}); logs={tmp_path}; SLURM_ARRAY_TASK_ID=1",
+        'task() { echo "task $3"; return ${ends[$3 - 3]}; }',
+    ]
     script = "\n".join([*lines, *prepare_jobs._RUN, "run read 3 9"])
     assert subprocess.run(["bash", "-c", script], check=False).returncode == code
     logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
@@ -115,10 +147,15 @@ def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(tm
     [
         ({"architecture": OTHER}, "cluster.prepare.python is missing: nodes for preparations are "),
         ({"account": "me"}, "cluster.prepare.account is me: olivia takes one like nn9999k"),
-        ({"timeout_min": 20_000}, "cluster.prepare.timeout_min is 20000: jobs there take 10080 minutes at most"),
+        (
+            {"timeout_min": 20_000},
+            "cluster.prepare.timeout_min is 20000: jobs there take 10080 minutes at most",
+        ),
     ],
 )
-def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(settings: dict[str, object], words: str) -> None:
+def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(
+    settings: dict[str, object], words: str
+) -> None:
     olivia = profiles()["olivia"]
     site = replace(olivia.site, login_architecture=platform.machine())
     jobs = replace(olivia.prepare, **settings)  # type: ignore[arg-type]
@@ -146,10 +183,14 @@ def test_a_secret_for_preparations_is_refused() -> None:
         freeze.check_no_secrets(cluster, "cluster")
 
 
-def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = []
 
-    def refuse(name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig) -> prepare_jobs.PrepareRun:
+    def refuse(
+        name: str, work: Path, steps: Steps, layout: Layout, cluster: ClusterConfig
+    ) -> prepare_jobs.PrepareRun:
         tried.append(layout)
         if layout.num_jobs(steps) > 9:
             raise SlurmError("Slurm refuses (sbatch): AssocMaxSubmitJobLimit", "AssocMaxSubmitJobLimit")

@@ -25,7 +25,9 @@ def collected(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected: None, tmp_path: Path) -> None:
+def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(
+    collected: None, tmp_path: Path
+) -> None:
     library = logging.getLogger("transformers.modeling_utils")
     logging.getLogger("transformers").propagate = False  # as it sets it itself
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
@@ -40,7 +42,9 @@ def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(collected:
     ]
 
 
-def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(collected: None, tmp_path: Path) -> None:
+def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(
+    collected: None, tmp_path: Path
+) -> None:
     place = "/venv/lib/python3.11/site-packages/peft/tuners/lora.py"
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -98,8 +102,10 @@ def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(
     print_warnings(out, run, most=2)
     print_warnings(out, run, most=0)
     assert out.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
-        "mine: warning: warning number 0", "mine: warning: warning number 1", "mine: 28 more warnings: finetune logs mine",
+        "mine: warning: warning number 0",
+        "mine: warning: warning number 1",
+        "mine: 28 more warnings: finetune logs mine",
         "mine: 30 warnings: finetune status mine",
-    ]  # fmt: skip
+    ]
     run.begin_attempt()
     assert run.warnings() == [], "a person started it again"

@@ -1,5 +1,5 @@
-"""What becomes of a run after its ranks have ended: the decision as a table, and what the batch script's two calls do to the run
-folder. Slurm itself is a program on PATH here; the real one is in tests/slurm."""
+"""What becomes of a run after its ranks have ended: the decision as a table, and what the batch script's two
+calls do to the run folder. Slurm itself is a program on PATH here; the real one is in tests/slurm."""
 
 from __future__ import annotations
 
@@ -77,7 +77,12 @@ CASES = [
     Case("one step further", ending(DIED, 18, 10, 10), True, "died after step 18", (CRASH,)),
     Case("a dead node at the step of a crash", ending(DEAD_NODE, 17, 10, 10), True, earlier=(CRASH,)),
     Case("three preflights", ending(PREFLIGHT), False, "3 preflights in a row", (ending(PREFLIGHT),) * 2),
-    Case("three preflights, not in a row", ending(PREFLIGHT), True, earlier=(*PREFLIGHTS_APART, ending(PREFLIGHT))),
+    Case(
+        "three preflights, not in a row",
+        ending(PREFLIGHT),
+        True,
+        earlier=(*PREFLIGHTS_APART, ending(PREFLIGHT)),
+    ),
     Case("as many restarts as allowed", ending(DIED, 23, 20, 10), True, earlier=TWO_RESTARTS),
     Case(
         "one more",
@@ -86,7 +91,9 @@ CASES = [
         "gave up after 3 restarts (cluster.max_restarts); the last attempt: died, why",
         THREE_RESTARTS,
     ),
-    Case("time limits that brought it further are free", ending(INTERRUPTED, 90, 90, 80), True, earlier=PASSING),
+    Case(
+        "time limits that brought it further are free", ending(INTERRUPTED, 90, 90, 80), True, earlier=PASSING
+    ),
     Case(
         "those that did not are not",
         ending(INTERRUPTED, 9, 9, 9),
@@ -113,7 +120,8 @@ def test_a_run_restarts_or_ends_as_its_endings_say(case: Case) -> None:
     assert decision.failed == (not case.restarts and case.how.cause not in (COMPLETED, STOPPED))
 
 
-# --- the batch script's calls ------------------------------------------------------------------------------------------
+# --- the batch script's calls
+# ------------------------------------------------------------------------------------------
 
 SBATCH = """\
 #!/bin/sh
@@ -161,7 +169,11 @@ class Batch:
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
-        for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # the test's own process must go on hearing
+        for name in (
+            "signal",
+            "pthread_sigmask",
+            "sigtimedwait",
+        ):  # the test's own process must go on hearing
             monkeypatch.setattr(batch_script.signal, name, lambda *_: signal.SIGTERM)
         self.setenv = monkeypatch.setenv
         self.job = "7"
@@ -192,7 +204,12 @@ class Batch:
     def train(self, *steps: int, saved: int | None = None) -> None:
         with (self.run / "metrics.jsonl").open("a") as file:
             for step in steps:
-                file.write(json.dumps({"step": step, "time_ms": time.time() * 1000 + 1, "values": {"train/loss": 1.0}}) + "\n")
+                file.write(
+                    json.dumps(
+                        {"step": step, "time_ms": time.time() * 1000 + 1, "values": {"train/loss": 1.0}}
+                    )
+                    + "\n"
+                )
         if saved is not None:
             (self.run / "checkpoints" / f"step-{saved:08d}").mkdir(parents=True)
 
@@ -235,7 +252,9 @@ def test_a_killed_rank_brings_the_run_back_and_is_named(batch: Batch) -> None:
     (batch.run / "jobs" / "present").mkdir()
     for node in ("n1", "n2"):
         (batch.run / "jobs" / "present" / node).touch()
-    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    batch.write(
+        "failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[]
+    )
     batch.end(137)
     (attempt,) = attempts.read(batch.run)
     assert attempt.ending is not None
@@ -247,7 +266,9 @@ def test_a_killed_rank_brings_the_run_back_and_is_named(batch: Batch) -> None:
 
 def test_a_mistake_is_not_repeated(batch: Batch) -> None:
     batch.begin()
-    batch.write("failure-rank-1.json", time=1.0, rank=1, error="lr is too high: lower it", kind="mistake", nodes=[])
+    batch.write(
+        "failure-rank-1.json", time=1.0, rank=1, error="lr is too high: lower it", kind="mistake", nodes=[]
+    )
     assert batch.end(1) == 1
     assert batch.told() == []
     assert json.loads((batch.run / "failure.json").read_text())["error"] == "lr is too high: lower it"
@@ -255,7 +276,9 @@ def test_a_mistake_is_not_repeated(batch: Batch) -> None:
 
 def test_a_node_that_fails_its_preflight_is_avoided_from_then_on(batch: Batch) -> None:
     batch.begin()
-    batch.write("failure-rank-1.json", time=1.0, rank=1, error="preflight: n2 …", kind="preflight", nodes=["n2"])
+    batch.write(
+        "failure-rank-1.json", time=1.0, rank=1, error="preflight: n2 …", kind="preflight", nodes=["n2"]
+    )
     batch.end(1)
     assert batch.told() == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
     # Slurm by itself could forget: the run then goes back rather than onto that node
@@ -270,7 +293,14 @@ def test_a_node_that_fails_its_preflight_is_avoided_from_then_on(batch: Batch) -
 def test_what_fails_on_every_node_is_no_nodes_fault(batch: Batch) -> None:
     batch.begin()
     for rank, node in enumerate(("n1", "n2")):
-        batch.write(f"failure-rank-{rank}.json", time=1.0, rank=rank, error="preflight: no GPU", kind="preflight", nodes=[node])
+        batch.write(
+            f"failure-rank-{rank}.json",
+            time=1.0,
+            rank=rank,
+            error="preflight: no GPU",
+            kind="preflight",
+            nodes=[node],
+        )
     assert batch.end(1) == 1
     assert batch.told() == []
 
@@ -306,7 +336,9 @@ def test_a_power_cut_is_found_out_by_the_next_attempt(batch: Batch, how: str) ->
 
 def test_a_node_found_dead_afterwards_explains_a_dead_rank(batch: Batch) -> None:
     batch.begin()
-    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    batch.write(
+        "failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[]
+    )
     batch.end(1)
     batch.say(n2=DOWN["down"])
     assert batch.begin(nodes="n1+n3") == 0
@@ -316,7 +348,9 @@ def test_a_node_found_dead_afterwards_explains_a_dead_rank(batch: Batch) -> None
 def test_a_requeue_from_outside_is_told_from_a_crash(batch: Batch) -> None:
     batch.begin()
     batch.train(1, 2)
-    batch.write("failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[])
+    batch.write(
+        "failure-rank-0.json", time=1.0, rank=0, error="Connection closed by peer", kind="crash", nodes=[]
+    )
     assert batch.begin() == 0
     assert batch.causes() == [KILLED, None]
     # this time the ranks had time to save, the batch script not
@@ -327,7 +361,8 @@ def test_a_requeue_from_outside_is_told_from_a_crash(batch: Batch) -> None:
 
 @pytest.mark.parametrize("left", ["interrupted", None])
 def test_a_job_that_slurm_ends_is_left_to_it(batch: Batch, left: str | None) -> None:
-    """It shows a requeue from outside and a cancellation alike: one needs no help, the other must stay cancelled."""
+    """It shows a requeue from outside and a cancellation alike: one needs no help, the other must stay
+    cancelled."""
     batch.begin()
     if left:
         batch.write("outcome.json", state=left)
@@ -364,8 +399,19 @@ def test_any_other_end_is_none_of_the_guards_business(batch: Batch, reason: str)
 def test_the_guard_ends_with_the_batch_script(batch: Batch) -> None:
     batch.begin()
     script = subprocess.Popen(["sleep", "60"])
-    policy = ["--max-restarts", "3", "--on-interrupt", "requeue", "--world-size", "2", "--script", str(script.pid)]
-    guard = subprocess.Popen([sys.executable, "-m", "finetune.job.batch_script", "guard", str(batch.run), *policy])
+    policy = [
+        "--max-restarts",
+        "3",
+        "--on-interrupt",
+        "requeue",
+        "--world-size",
+        "2",
+        "--script",
+        str(script.pid),
+    ]
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "finetune.job.batch_script", "guard", str(batch.run), *policy]
+    )
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             guard.wait(batch_script.LOOK_SECONDS * 2)
@@ -387,8 +433,12 @@ def test_an_attempt_that_is_closed_needs_no_guard(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("closed", [True, False])
-@pytest.mark.parametrize(("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)])
-def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(batch: Batch, state: str, code: int, closed: bool) -> None:
+@pytest.mark.parametrize(
+    ("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)]
+)
+def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(
+    batch: Batch, state: str, code: int, closed: bool
+) -> None:
     batch.begin()
     batch.say(job="COMPLETING", reason="TimeLimit")
     batch.call("guard")
@@ -417,8 +467,12 @@ def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -
     assert [attempt.job for attempt in attempts.of_submission(attempts.read(batch.run), "8")] == ["7", "8"]
 
 
-@pytest.mark.parametrize(("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)])
-def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(batch: Batch, state: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("state", "code"), [("completed", batch_script.DONE), ("stopped", batch_script.FAILED)]
+)
+def test_a_run_that_ended_while_it_was_submitted_again_does_not_run_again(
+    batch: Batch, state: str, code: int
+) -> None:
     (batch.run / "jobs" / "7_submitted.pkl").write_text("")
     batch.begin()
     batch.say(job="COMPLETING", reason="TimeLimit")
@@ -462,8 +516,11 @@ def test_what_the_guard_could_not_submit_is_submitted_at_the_end(batch: Batch) -
     assert attempts.read(batch.run)[-1].next_job == "8"
 
 
-def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points of a sweep come to their time limit together, and each counts while it submits the job that goes on."""
+def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points of a sweep come to their time limit together, and each counts while it submits the job that goes
+    on."""
     monkeypatch.setattr(scontrol, "PAUSE", 0.1)
     time_limit(batch)
     batch.log.with_name("log.full").touch()
@@ -472,7 +529,9 @@ def test_where_slurm_takes_no_more_jobs_it_waits_for_a_place(batch: Batch, monke
     assert attempts.read(batch.run)[-1].next_job == "8"
 
 
-def test_a_controller_that_does_not_answer_ends_the_run_in_words(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_does_not_answer_ends_the_run_in_words(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scontrol, "SBATCH_SECONDS", 0.2)
     batch.log.with_name("log.slow").touch()
     batch.begin()

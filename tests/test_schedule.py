@@ -13,9 +13,11 @@ from finetune.training.schedule import Schedule, describe_leap
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
     config = TrainConfig(
-        data=DataConfig(corpus="none"), model=ModelConfig(path="none"), schedule=schedule,
+        data=DataConfig(corpus="none"),
+        model=ModelConfig(path="none"),
+        schedule=schedule,
         **{"lr": 2.0, "warmup_ratio": 0.1, "min_lr_ratio": 0.05, **changes},
-    )  # fmt: skip
+    )
     schedule_of_run = Schedule.of(replace(config, max_steps=num_steps), num_packs=1)
     return [schedule_of_run.learning_rate(step) for step in range(num_steps)]
 
@@ -53,13 +55,17 @@ def test_very_short_runs_have_a_rate(schedule: str, num_steps: int) -> None:
 
 
 def described(schedule: str, step: int, old: int, new: int) -> str:
-    config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0)
+    config = TrainConfig(
+        data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0
+    )
     return describe_leap(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_a_resume_with_more_steps_that_raises_the_learning_rate_is_described_with_both(schedule: str) -> None:
-    assert described(schedule, 100, 100, 400).startswith("the learning rate leaps from 0.1 at step 100 of 100 to ")
+    assert described(schedule, 100, 100, 400).startswith(
+        "the learning rate leaps from 0.1 at step 100 of 100 to "
+    )
     assert described(schedule, 100, 100, 100) == described(schedule, 0, 100, 400) == ""
 
 

@@ -51,7 +51,8 @@ def test_training_reads_the_copy_which_is_gone_afterwards(
 def test_two_nodes_that_share_the_folder_do_not_share_a_copy(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a site calls node-local may be one folder of all nodes of a job, and they do not end at the same moment."""
+    """What a site calls node-local may be one folder of all nodes of a job, and they do not end at the same
+    moment."""
     config = config_of(law_corpus, str(tmp_path / "scratch"))
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")
     with staged(config, run, ALONE) as slower:
@@ -103,7 +104,10 @@ def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
 
 
 def test_a_variable_that_the_job_lacks_is_named(law_corpus: Path, run: RunFolder) -> None:
-    with pytest.raises(ValueError, match="NO_SUCH_DISK"), staged(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE):
+    with (
+        pytest.raises(ValueError, match="NO_SUCH_DISK"),
+        staged(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE),
+    ):
         pass
 
 

@@ -18,7 +18,9 @@ from finetune.launch.torch_build import TorchBuild, installed_torch, lacks
 
 Stub = Callable[[str, str], None]
 CONTAINER = "apptainer exec --nv finetune.sif python3"
-NOT_TRIED = "the nodes' Python (python3), which brings a run back: the profile's module commands do not work here"
+NOT_TRIED = (
+    "the nodes' Python (python3), which brings a run back: the profile's module commands do not work here"
+)
 
 
 @pytest.fixture
@@ -43,7 +45,9 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 def saga() -> ClusterConfig:
     """Saga's A100 nodes, for a job in a container, whose torch is not looked at."""
-    return replace(profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None)
+    return replace(
+        profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,9 @@ def saga() -> ClusterConfig:
         (None, "sinfo is not on PATH"),
     ],
 )
-def test_partition_limits_that_cannot_be_read_are_not_checked(stub: Stub, tmp_path: Path, sinfo: str | None, reason: str) -> None:
+def test_partition_limits_that_cannot_be_read_are_not_checked(
+    stub: Stub, tmp_path: Path, sinfo: str | None, reason: str
+) -> None:
     if sinfo is None:
         (tmp_path / "bin" / "sinfo").unlink()
     else:
@@ -118,7 +124,8 @@ def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
     assert (tmp_path / "seen").read_text() == "unset unset\n"
 
 
-# --- the host's Python -------------------------------------------------------------------------------------------------
+# --- the host's Python
+# -------------------------------------------------------------------------------------------------
 
 OLD = 'case "$2" in *print*) echo 3.6.15;; *) exit 1;; esac'
 NEW = 'case "$2" in *print*) echo 3.11.7;; esac'
@@ -126,16 +133,23 @@ MODULES = 'module() { case "$*" in *none*) return 1;; *cray-python) PATH=$NEWER:
 
 
 @pytest.mark.parametrize("profile", ["lumi", "olivia", "arrhenius"])
-def test_an_old_python_on_the_host_is_refused_with_the_remedy(stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str) -> None:
+def test_an_old_python_on_the_host_is_refused_with_the_remedy(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
     monkeypatch.setenv("BASH_FUNC_module%%", "() { :; }")
     stub("sites-python3", OLD)
     cluster = replace(profiles()[profile], host_python="sites-python3")
-    with pytest.raises(ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"):
+    with pytest.raises(
+        ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"
+    ):
         checks.check(cluster, 1)
 
 
-def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(stub: Stub, tmp_path: Path) -> None:
-    """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm job."""
+def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(
+    stub: Stub, tmp_path: Path
+) -> None:
+    """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm
+    job."""
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
     checks.check(cluster, 1)
@@ -144,7 +158,8 @@ def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(stu
 
 def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
     with pytest.raises(
-        ValueError, match=r"^cluster\.host_python: python3 is not on this host, .* \(cluster\.host_python=python3\.11\)"
+        ValueError,
+        match=r"^cluster\.host_python: python3 is not on this host, .* \(cluster\.host_python=python3\.11\)",
     ):
         checks.check(replace(saga(), host_python="python3"), 1)
 
@@ -162,7 +177,10 @@ def test_the_hosts_python_is_tried_behind_the_module_commands(
     stub("python3", OLD)
     monkeypatch.setenv("NEWER", str(newer))
     monkeypatch.setenv("BASH_FUNC_module%%", MODULES.removeprefix("module"))
-    assert checks.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1) == unchecked
+    assert (
+        checks.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1)
+        == unchecked
+    )
 
 
 def test_where_there_are_no_modules_the_hosts_python_is_not_checked(stub: Stub) -> None:
@@ -176,7 +194,9 @@ def test_lines_of_the_user_may_change_the_hosts_python(stub: Stub) -> None:
     assert unchecked.endswith("cluster.setup may change it")
 
 
-NEEDS_A_MODULE = '[ -n "$TOOLS" ] || { echo "error while loading shared libraries: libpython3.11.so" >&2; exit 127; }'
+NEEDS_A_MODULE = (
+    '[ -n "$TOOLS" ] || { echo "error while loading shared libraries: libpython3.11.so" >&2; exit 127; }'
+)
 TOOLS = '() { case "$*" in purge) unset TOOLS;; "load Python/3.11") export TOOLS=1;; esac; }'
 
 
@@ -192,13 +212,15 @@ def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_rem
     cluster = replace(profiles()["leonardo"], account="iscra")
     stub("sinfo", "exit 0")
     with pytest.raises(
-        ValueError, match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$"
+        ValueError,
+        match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$",
     ):
         checks.check(cluster, 1)
     assert checks.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
 
 
-# --- GPUs that torch has code for --------------------------------------------------------------------------------------
+# --- GPUs that torch has code for
+# --------------------------------------------------------------------------------------
 
 BUILDS = [
     # release, toolkit, and the architectures that it lacks of Pascal (P100), Volta (V100) and Ampere (A100)
@@ -221,7 +243,9 @@ def test_which_architectures_a_build_of_torch_lacks(version: str, lacking: str) 
     assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks(build, gpu)] == lacking.split()
 
 
-@pytest.mark.parametrize("version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"])
+@pytest.mark.parametrize(
+    "version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"]
+)
 def test_a_build_of_somebody_else_is_not_judged(version: str) -> None:
     assert lacks(TorchBuild.of(version), "sm_60") is None
 
@@ -263,21 +287,27 @@ FIT = [
     Build("an older toolkit", "saga", "2.13.0+cu126"),
     Build("any GPU type", "idun", "2.13.0+cu130"),
     Build("pretended GPUs", "testcluster", "2.13.0+cpu"),
-    Build("not known", "saga", "2.7.1", unchecked=("whether torch 2.7.1 has code for sm_60, the GPUs of saga",)),
+    Build(
+        "not known", "saga", "2.7.1", unchecked=("whether torch 2.7.1 has code for sm_60, the GPUs of saga",)
+    ),
     Build("a container", "saga", "2.13.0+cu130", unchecked=(OF_THE_JOB,), settings={"python": CONTAINER}),
     Build("a container for newer GPUs", "saga_a100", "2.13.0+cpu", settings={"python": CONTAINER}),
 ]
 
 
 @pytest.mark.parametrize("build", UNFIT, ids=lambda build: build.id)
-def test_gpus_that_torch_cannot_run_on_are_refused(stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
+def test_gpus_that_torch_cannot_run_on_are_refused(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build
+) -> None:
     monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
     with pytest.raises(ValueError, match=re.escape(build.error)):
         checks.check(replace(profiles()[build.profile], **build.settings), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("build", FIT, ids=lambda build: build.id)
-def test_gpus_that_torch_may_run_on_are_not_refused(stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
+def test_gpus_that_torch_may_run_on_are_not_refused(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build
+) -> None:
     monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
     stub("sinfo", "exit 0")
     plain = replace(profiles()[build.profile], host_python="true", modules=[], clean_modules=None)

@@ -50,9 +50,13 @@ class Shell:
         command = [sys.executable, "-m", "tests.local_sweep", *arguments]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(
-            command, cwd=self.folder, env={**os.environ, "PYTHONPATH": path}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         process = self.start(*arguments)
@@ -63,7 +67,9 @@ class Shell:
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
         """Start a sweep; its first point is at work."""
         process = self.start("train", "-m", *self.arguments, *settings)
-        wait_for(lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None)
+        wait_for(
+            lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None
+        )
         return process
 
     def runs(self) -> list[RunFolder]:
@@ -91,7 +97,9 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     (tmp_path / "finish").touch()  # stand-ins that a failed test left
 
 
-def test_cancel_takes_points_out_and_ctrl_c_ends_the_sweep_and_retry_takes_all_that_is_left(shell: Shell) -> None:
+def test_cancel_takes_points_out_and_ctrl_c_ends_the_sweep_and_retry_takes_all_that_is_left(
+    shell: Shell,
+) -> None:
     process = shell.sweep(RATES.replace("lr=", "lr=5e-5,"))
     runs = shell.runs()
     sweep = str(runs[0].sweep())
@@ -149,10 +157,14 @@ def test_cancel_of_a_sweep_ends_all_of_it(shell: Shell) -> None:
     assert shell.states()[:4] == ["stopped", "cancelled", "cancelled", "cancelled"]
     shell.finish()
     _, err = other.communicate(timeout=60)
-    assert f"this machine is shared: another run is at work here, and each will be slower: {shell.runs()[0].path}" in err
+    assert (
+        f"this machine is shared: another run is at work here, and each will be slower: {shell.runs()[0].path}"
+        in err
+    )
 
 
-# --- ids ----------------------------------------------------------------------------------------------------------------
+# --- ids
+# ----------------------------------------------------------------------------------------------------------------
 
 CLAIM = """
 import sys
@@ -164,7 +176,10 @@ for _ in range(5000):
 
 
 def test_ten_thousand_ids_of_two_shells_differ(tmp_path: Path) -> None:
-    shells = [subprocess.Popen([sys.executable, "-c", CLAIM, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    shells = [
+        subprocess.Popen([sys.executable, "-c", CLAIM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in "ab"
+    ]
     ids = [name for shell in shells for name in shell.communicate(timeout=120)[0].split()]
     assert len(ids) == len(set(ids)) == 10_000
     assert {path.name for path in tmp_path.iterdir()} == set(ids)
@@ -175,19 +190,24 @@ def test_a_submission_whose_id_is_taken_gets_another_and_leaves_the_first_alone(
 ) -> None:
     monkeypatch.setattr(freeze, "new_id", lambda name: f"{name}-20261128-120000-abcd")
     data = DataConfig(corpus=str(shell.folder / "corpora" / "laws"))
-    config = TrainConfig(data=data, model=ModelConfig(from_scratch=dict(LLAMA)), runs_dir=str(shell.folder / "runs"))
+    config = TrainConfig(
+        data=data, model=ModelConfig(from_scratch=dict(LLAMA)), runs_dir=str(shell.folder / "runs")
+    )
     (first,) = freeze.freeze([config], None)
     (second,) = freeze.freeze([config], None)
     assert first.id == "run-20261128-120000-abcd"
     assert second.id.startswith("run-20261128-120000-abcd-")
-    monkeypatch.setattr(configuration, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        configuration, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(ValueError, match="cannot be written"):
         freeze.freeze([config], None)
     assert shell.runs() == [first, second]
     assert sorted(path.name for path in (shell.folder / "runs").iterdir()) == [first.id, second.id]
 
 
-# --- the values of a point ----------------------------------------------------------------------------------------------
+# --- the values of a point
+# ----------------------------------------------------------------------------------------------
 
 VALUES = [
     (["lr=1e-4,2e-4"], [{"lr": "1e-4"}, {"lr": "2e-4"}]),
@@ -196,19 +216,25 @@ VALUES = [
     (["zero=glob('stage[01]')"], [{"zero": "stage0"}, {"zero": "stage1"}]),
     (["model=tiny,other"], [{"model": "tiny"}, {"model": "other"}]),
     (["experiment='en, to','tre'"], [{"experiment": "en, to"}, {"experiment": "tre"}]),
-    (["data.include_sources=[laws],[laws,letters]"],
-     [{"data.include_sources": "[laws]"}, {"data.include_sources": "[laws,letters]"}]),
-    (["+cluster.env.A=b,c", "lr=choice(1e-3,1e-2)"],
-     [{"cluster.env.A": a, "lr": lr} for a in "bc" for lr in ("1e-3", "1e-2")]),
+    (
+        ["data.include_sources=[laws],[laws,letters]"],
+        [{"data.include_sources": "[laws]"}, {"data.include_sources": "[laws,letters]"}],
+    ),
+    (
+        ["+cluster.env.A=b,c", "lr=choice(1e-3,1e-2)"],
+        [{"cluster.env.A": a, "lr": lr} for a in "bc" for lr in ("1e-3", "1e-2")],
+    ),
     (["recipe=params"], [{"seed": "1"}, {"seed": "2"}]),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
 def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[TrainConfig], Sweep]]:
     """What a sweep hands to `submit`."""
     monkeypatch.chdir(shell.folder)
-    (shell.folder / "my" / "model" / "other.yaml").write_text(json.dumps({"from_scratch": {**LLAMA, "hidden_size": 64}}))
+    (shell.folder / "my" / "model" / "other.yaml").write_text(
+        json.dumps({"from_scratch": {**LLAMA, "hidden_size": 64}})
+    )
 
     (shell.folder / "my" / "recipe").mkdir()
     recipe = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2', max_steps: 9}}}\n"
@@ -242,9 +268,14 @@ def test_points_are_composed_as_hydra_composes_them(
     from hydra_plugins.finetune_launcher import Composer
 
     settings = (
-        "model=tiny,other", "zero=stage1,stage2", "lr=3e-3", "data.include_sources=[laws],[]", "max_steps=null,5",
-        "+cluster.env.A=b", "model.from_scratch={num_hidden_layers: 1},{num_attention_heads: 2}",
-    )  # fmt: skip
+        "model=tiny,other",
+        "zero=stage1,stage2",
+        "lr=3e-3",
+        "data.include_sources=[laws],[]",
+        "max_steps=null,5",
+        "+cluster.env.A=b",
+        "model.from_scratch={num_hidden_layers: 1},{num_attention_heads: 2}",
+    )
     ours, _ = swept(*settings)
     assert len({repr(point) for point in ours}) == 32
     monkeypatch.setattr(Composer, "compose", Composer._load)
@@ -253,22 +284,32 @@ def test_points_are_composed_as_hydra_composes_them(
 
 def test_a_label_holds_short_names_and_short_values() -> None:
     assert describe({"lr": "2e-4", "adapter.r": "16"}) == "lr=2e-4 r=16"
-    assert describe({"model.path": "/models/normistral-7b", "lr": "0.0003478123"}) == "model=normistral-7b lr=0.000348"
+    assert (
+        describe({"model.path": "/models/normistral-7b", "lr": "0.0003478123"})
+        == "model=normistral-7b lr=0.000348"
+    )
     assert short_names(["adapter.r", "other.r", "data.corpus"]) == {
-        "adapter.r": "adapter.r", "other.r": "other.r", "data.corpus": "corpus"
-    }  # fmt: skip
+        "adapter.r": "adapter.r",
+        "other.r": "other.r",
+        "data.corpus": "corpus",
+    }
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------
+# --- tables
+# -------------------------------------------------------------------------------------------------------------
 
 SWEEP = "normistral-20261128-080430-9c26"
 
 
-def written(folder: Path, index: int, state: str, point: dict[str, str], loss: float | None = None) -> RunFolder:
+def written(
+    folder: Path, index: int, state: str, point: dict[str, str], loss: float | None = None
+) -> RunFolder:
     """A point of SWEEP on disk."""
     run = RunFolder(folder / "runs" / f"{SWEEP}-{index:03d}")
     run.jobs.mkdir(parents=True)
-    configuration.save(TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA))), run.config_file)
+    configuration.save(
+        TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA))), run.config_file
+    )
     run.write_json("provenance.json", {"sweep": SWEEP, "point": point, "scheduler": "local"})
     if state != "queued":
         run.write_json("outcome.json", {"state": state})
@@ -281,7 +322,11 @@ def written(folder: Path, index: int, state: str, point: dict[str, str], loss: f
 
 @pytest.fixture
 def points(tmp_path: Path) -> list[RunFolder]:
-    values = [{"lr": lr, "adapter.r": r, "model.path": "/models/normistral-7b-warm"} for lr in ("1e-4", "2e-4") for r in "48"]
+    values = [
+        {"lr": lr, "adapter.r": r, "model.path": "/models/normistral-7b-warm"}
+        for lr in ("1e-4", "2e-4")
+        for r in "48"
+    ]
     states = ["completed", "completed", "cancelled", "queued"]
     losses = [3.0, 2.5, None, None]
     return [written(tmp_path, i, *point) for i, point in enumerate(zip(states, values, losses, strict=True))]
@@ -303,7 +348,17 @@ def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
 def test_swept_values_are_columns_and_the_best_is_first_and_marked(points: list[RunFolder]) -> None:
     head, *table = rows(points, 160)
     assert head == ["run", "lr", "r", "state", "step", "loss", "tok/s", "held-out", "loss"]
-    assert table[0] == [points[1].id, "1e-4", "8", "completed", "2000/2000", "2.500", "123,456", "2.500", "best"]
+    assert table[0] == [
+        points[1].id,
+        "1e-4",
+        "8",
+        "completed",
+        "2000/2000",
+        "2.500",
+        "123,456",
+        "2.500",
+        "best",
+    ]
     assert [row[0] for row in table] == [points[index].id for index in (1, 0, 2, 3)]
 
 
@@ -314,17 +369,24 @@ def test_a_narrow_terminal_keeps_the_swept_values(points: list[RunFolder]) -> No
 
 
 def test_losses_of_different_corpora_have_no_best(tmp_path: Path) -> None:
-    runs = [written(tmp_path, i, "completed", {"data.corpus": corpus}, 2.0 + i) for i, corpus in enumerate("ab")]
+    runs = [
+        written(tmp_path, i, "completed", {"data.corpus": corpus}, 2.0 + i) for i, corpus in enumerate("ab")
+    ]
     assert not any("best" in row for row in rows(runs, 80))
 
 
-# --- dry run ------------------------------------------------------------------------------------------------------------
+# --- dry run
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cluster", ["local", "testcluster"])
 @pytest.mark.parametrize("sweep", [[], ["-m", "lr=1e-4,2e-4"]])
 def test_a_dry_run_checks_and_shows_and_writes_nothing(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cluster: str, sweep: list[str]
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cluster: str,
+    sweep: list[str],
 ) -> None:
     monkeypatch.chdir(shell.folder)
     for name in ("sbatch", "srun", "scontrol", "sinfo"):

@@ -1,4 +1,5 @@
-"""Laws of the tokenizer in a saved folder: AutoTokenizer gives the ids that training used, or the folder is refused."""
+"""Laws of the tokenizer in a saved folder: AutoTokenizer gives the ids that training used, or the folder is
+refused."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ def saved(folder: Path, model_type: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma", "gemma2", "phi", "phi3", "qwen3", "gpt2", "olmo2", "bloom"])
-def test_a_trained_tokenizer_reads_back_in_models_of_most_types(trained: Path, tmp_path: Path, model_type: str) -> None:
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mistral", "gemma", "gemma2", "phi", "phi3", "qwen3", "gpt2", "olmo2", "bloom"]
+)
+def test_a_trained_tokenizer_reads_back_in_models_of_most_types(
+    trained: Path, tmp_path: Path, model_type: str
+) -> None:
     folder = saved(tmp_path / "model", model_type)
     tokenizer.place(trained, folder)
     text = "Ein ny setning om 1 250 000 kr:\n\n\tdet er ikkje så lett!</s>"
@@ -39,8 +44,12 @@ def test_a_trained_tokenizer_reads_back_in_models_of_most_types(trained: Path, t
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3_5"])
-def test_a_type_that_is_read_by_a_class_of_its_own_is_refused(trained: Path, tmp_path: Path, model_type: str) -> None:
-    with pytest.raises(ValueError, match=r"would not read back: Qwen.*Tokenizer gives .* where the corpus has .*model_type"):
+def test_a_type_that_is_read_by_a_class_of_its_own_is_refused(
+    trained: Path, tmp_path: Path, model_type: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"would not read back: Qwen.*Tokenizer gives .* where the corpus has .*model_type"
+    ):
         tokenizer.place(trained, saved(tmp_path / "model", model_type))
 
 

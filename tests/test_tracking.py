@@ -24,7 +24,8 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "mine")
     folder.path.mkdir(parents=True)
     configuration.save(
-        TrainConfig(data=DataConfig(corpus="none"), model=ModelConfig(from_scratch=LLAMA), lr=0.25), folder.config_file
+        TrainConfig(data=DataConfig(corpus="none"), model=ModelConfig(from_scratch=LLAMA), lr=0.25),
+        folder.config_file,
     )
     return folder
 
@@ -106,7 +107,9 @@ def test_a_database_deleted_is_filled_again(run: RunFolder) -> None:
     assert [step for step, _ in stored(run)[1]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("state", "status"), [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
+@pytest.mark.parametrize(
+    ("state", "status"), [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
+)
 def test_mlflow_shows_how_a_run_ended(run: RunFolder, state: str, status: str) -> None:
     say(run, 1)
     mlflow_sync.sync(run)

@@ -1,4 +1,5 @@
-"""The table of verbs: a row and a module are all that a verb takes, and none that needs no torch imports it."""
+"""The table of verbs: a row and a module are all that a verb takes, and none that needs no torch imports
+it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,14 @@ def greet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verb:
     """A verb that is added as any other: a module, and a row of the table."""
     (tmp_path / "greeting.py").write_text(GREETING)
     monkeypatch.syspath_prepend(str(tmp_path))
-    row = Verb("greet", "NAME [--loud]", "say hello", module="greeting", completes=Completes.CORPUS, synonyms=("hail",))
+    row = Verb(
+        "greet",
+        "NAME [--loud]",
+        "say hello",
+        module="greeting",
+        completes=Completes.CORPUS,
+        synonyms=("hail",),
+    )
     monkeypatch.setattr(verbs, "VERBS", (*VERBS, row))
     (tmp_path / "corpora" / "laws").mkdir(parents=True)
     (tmp_path / "corpora" / "laws" / "manifest.json").touch()
@@ -85,7 +93,13 @@ def test_no_light_verb_imports_torch(tmp_path: Path) -> None:
         ["train", "recipe=sample_lora", "--cfg", "job"],
         ["prepare", "corpus=sample", "--cfg", "job"],
     ]
-    mistakes = [["inspect", "nothing"], ["retry", "nobody"], ["resume", "nobody"], ["train", "corpus=x", "lr_=1"], ["trian"]]
+    mistakes = [
+        ["inspect", "nothing"],
+        ["retry", "nobody"],
+        ["resume", "nobody"],
+        ["train", "corpus=x", "lr_=1"],
+        ["trian"],
+    ]
     ended = call(*helps, *light, *mistakes, folder=tmp_path)
     assert {" ".join(one.arguments): one.imports for one in ended if one.imports} == {}
     assert [one for one in ended[: len(helps + light)] if one.code != 0] == []

@@ -1,5 +1,6 @@
-"""Points of a sweep that wait for a place in Slurm's queue: how many are submitted, and that each is submitted exactly once,
-whatever process is killed at whatever moment. Slurm is an object in memory here; the real one is in tests/slurm/test_waves.py."""
+"""Points of a sweep that wait for a place in Slurm's queue: how many are submitted, and that each is
+submitted exactly once, whatever process is killed at whatever moment. Slurm is an object in memory here; the
+real one is in tests/slurm/test_waves.py."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start every released job of the sweep that waits; return the ids of all that run. They stay in the queue."""
+        """Start every released job of the sweep that waits; return the ids of all that run. They stay in the
+        queue."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -101,7 +103,9 @@ class Slurm:
 class Sweep:
     """A runs folder with one submission, all of whose points wait."""
 
-    def __init__(self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = "") -> None:
+    def __init__(
+        self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
+    ) -> None:
         self.runs_dir = runs_dir
         self.submission = SweepSubmission(runs_dir / "sweeps" / "s" / "0")
         points = self.submission.folder / "points"
@@ -188,11 +192,15 @@ def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
     assert not slurm.jobs
 
 
-def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_made(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_made(
+    slurm: Slurm, tmp_path: Path
+) -> None:
     sweep = Sweep(tmp_path, num_points=4, limit=3, after="77")
     waves.submit_waiting(tmp_path)
     assert slurm.dependencies == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
-    waves.submit_waiting(tmp_path, ending="7")  # a job of another run of the folder, which did not wait for the corpus
+    waves.submit_waiting(
+        tmp_path, ending="7"
+    )  # a job of another run of the folder, which did not wait for the corpus
     assert slurm.dependencies == ["--dependency=afterany:7,afterok:77", "--kill-on-invalid-dep=yes"]
     slurm.states["77"] = "COMPLETED"
     left, ending, _ = slurm.run_released(sweep)
@@ -201,7 +209,9 @@ def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_
     assert slurm.dependencies == [f"--dependency=afterany:{ending}"]
 
 
-def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(slurm: Slurm, tmp_path: Path) -> None:
+def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(
+    slurm: Slurm, tmp_path: Path
+) -> None:
     sweep = Sweep(tmp_path, num_points=2, limit=9, after="77")
     slurm.states["77"] = "FAILED"
     assert waves.submit_waiting(tmp_path, ending="7") == 0
@@ -214,8 +224,11 @@ def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(slurm
     assert slurm.dependencies == []
 
 
-def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(slurm: Slurm, tmp_path: Path) -> None:
-    """Another job of the user keeps the free place, so that of jobs that end together none finds one until another has left."""
+def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    """Another job of the user keeps the free place, so that of jobs that end together none finds one until
+    another has left."""
     sweep = Sweep(tmp_path, num_points=12, limit=4)
     other = QueuedJob("7", "N/A", "RUNNING", "1", "debug", "few", "nn1k", "other", "/home/me/job.sh")
     slurm.jobs["7"] = other
@@ -271,7 +284,9 @@ def test_a_point_whose_folder_was_removed_is_passed_over(slurm: Slurm, tmp_path:
     assert sweep.submission.waiting() == []
 
 
-def test_another_users_sweep_is_left_alone(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_sweep_is_left_alone(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Sweep(tmp_path, num_points=3, limit=9)
     monkeypatch.setattr(waves.os, "getuid", lambda: 4711)
     assert waves.submit_waiting(tmp_path) == 0
@@ -299,11 +314,24 @@ def test_a_lock_of_a_killed_process_is_taken_over_and_that_of_another_is_not(
 
 
 def job(number: int, **changes: str) -> QueuedJob:
-    values = {"state": "RUNNING", "priority": "1", "partition": "gpu", "qos": "few", "account": "a", "name": "sweep"}
+    values = {
+        "state": "RUNNING",
+        "priority": "1",
+        "partition": "gpu",
+        "qos": "few",
+        "account": "a",
+        "name": "sweep",
+    }
     return QueuedJob(array=str(number), index="0", command="/runs/x", **{**values, **changes})
 
 
-QUEUE = [job(1), job(2), job(3, name="other"), job(4, qos="many", name="other"), job(5, partition="cpu", name="other")]
+QUEUE = [
+    job(1),
+    job(2),
+    job(3, name="other"),
+    job(4, qos="many", name="other"),
+    job(5, partition="cpu", name="other"),
+]
 
 
 @dataclass(frozen=True)
@@ -354,14 +382,24 @@ def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
     monkeypatch: pytest.MonkeyPatch, denied: bool
 ) -> None:
     def answer(*command: str) -> list[str] | None:
-        return None if denied else next((lines for key, lines in ANSWERS.items() if key in " ".join(command)), None)
+        return (
+            None
+            if denied
+            else next((lines for key, lines in ANSWERS.items() if key in " ".join(command)), None)
+        )
 
     monkeypatch.setattr(places, "slurm_lines", answer)
     site = SiteConfig(queues={"gpu": QueueLimits(max_submitted=210)}, max_array_size=500)
-    cluster = ClusterConfig(name="site", scheduler="slurm", account="nn1k", partition="gpu", site=site, timeout_min=60)
-    found = {(limit.most, limit.partition, limit.qos, limit.account) for limit in places.submit_limits(cluster)}
+    cluster = ClusterConfig(
+        name="site", scheduler="slurm", account="nn1k", partition="gpu", site=site, timeout_min=60
+    )
+    found = {
+        (limit.most, limit.partition, limit.qos, limit.account) for limit in places.submit_limits(cluster)
+    }
     documented = {(210, "gpu", "", "")}
-    assert found == documented | (set() if denied else {(30, "", "", "nn1k"), (20, "", "few", ""), (10, "gpu", "", "")})
+    assert found == documented | (
+        set() if denied else {(30, "", "", "nn1k"), (20, "", "few", ""), (10, "gpu", "", "")}
+    )
     assert places.largest_array(cluster) == 500
     site.max_array_size = None
     assert places.largest_array(cluster) == (1000 if denied else 1001)
@@ -369,11 +407,15 @@ def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
 
 def test_a_job_hands_on_the_environment_in_which_it_was_started() -> None:
     """What the batch script adds to PYTHONPATH would be added again with each wave."""
-    program = (
-        "from finetune.job.slurm_queue import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
-    )
+    program = "from finetune.job.slurm_queue import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
     script = f"export ADDED=again:$ADDED; {sys.executable} -c {shlex.quote(program)}; true"
     source = str(Path(waves.__file__).parents[2])
-    environment = {"ADDED": "once", "SLURM_JOB_ID": "7", "SLURM_CONF": "/x", "PYTHONPATH": source, "PATH": os.environ["PATH"]}
+    environment = {
+        "ADDED": "once",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CONF": "/x",
+        "PYTHONPATH": source,
+        "PATH": os.environ["PATH"],
+    }
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "once ['SLURM_CONF']"

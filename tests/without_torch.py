@@ -1,6 +1,8 @@
-"""Calls of the command line in a process where each import of torch, or of what imports it, fails and is noted.
+"""Calls of the command line in a process where each import of torch, or of what imports it, fails and is
+noted.
 
-`call` starts the process, `main` runs in it. The modules have specs, so that those who ask take them for installed.
+`call` starts the process, `main` runs in it. The modules have specs, so that those who ask take them for
+installed.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Refusal(MetaPathFinder, Loader):
     def __init__(self) -> None:
         self.imports: list[str] = []
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         return spec_from_loader(name, self) if name.partition(".")[0] in HEAVY else None
 
     def exec_module(self, module: ModuleType) -> None:

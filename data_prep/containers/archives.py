@@ -48,7 +48,9 @@ MAX_NAME_BYTES = 2**20  # of a tar header that extends a name; tarfile would rea
 Wanted = Callable[[str], bool]
 
 
-def members(path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report) -> Iterator[Member]:
+def members(
+    path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report
+) -> Iterator[Member]:
     """Yield what `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left
     out and counted.
 
@@ -63,7 +65,9 @@ def members(path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, repor
         except Unreadable as fault:
             break_off(report, file, fault)
             return
-    if not found and not any(broken.file == file.file and broken.source == file.source for broken in report.broken[-1000:]):
+    if not found and not any(
+        broken.file == file.file and broken.source == file.source for broken in report.broken[-1000:]
+    ):
         report.quarantine(file, "an archive without any file of the kind that this reader reads")
 
 
@@ -78,11 +82,15 @@ class _Container:
         Raises:
             Unreadable: it breaks off.
         """
-        stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, raw), CHUNK)
+        stream = (
+            raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, raw), CHUNK)
+        )
         head = stream.peek(512)[:512]
         packed, is_zip, is_tar = sniff.packed_by(head), sniff.is_zip(head), sniff.is_tar(head)
         if (packed or is_zip or is_tar) and depth >= self.limits.max_depth:
-            raise Unreadable(f"more than limits.max_depth={self.limits.max_depth} archives or compressed files in each other")
+            raise Unreadable(
+                f"more than limits.max_depth={self.limits.max_depth} archives or compressed files in each other"
+            )
         if packed:
             yield from self.open(self._unpacked(stream, packed), place, depth + 1)
         elif is_tar:
@@ -105,7 +113,9 @@ class _Container:
         place = replace(outer, member=f"{outer.member}!{name}" if outer.member else name)
         if sniff.is_unsafe(name):
             self.report.quarantine(place, "its name leaves the archive")
-        elif sniff.is_litter(name) or not (self.wanted(sniff.unpacked_name(name)) or sniff.is_archive_name(name)):
+        elif sniff.is_litter(name) or not (
+            self.wanted(sniff.unpacked_name(name)) or sniff.is_archive_name(name)
+        ):
             self.report.counts["members_of_other_kinds"] += 1
         else:
             try:
@@ -118,7 +128,9 @@ class _Container:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_TarInfo) as archive:
                 for info in archive:
                     info.name = sniff.as_text(info.name)
-                    outer = replace(place, member=f"{place.member}!{info.name}" if place.member else info.name)
+                    outer = replace(
+                        place, member=f"{place.member}!{info.name}" if place.member else info.name
+                    )
                     if info.isdir():
                         continue
                     if not info.isreg() or info.issparse():
@@ -132,19 +144,30 @@ class _Container:
                         return  # the stream under it is at its end, and the member's place has been noted
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise_of_machine(error)
-            raise error if isinstance(error, Unreadable) else Unreadable(f"not a whole tar archive: {error}") from None
+            raise (
+                error if isinstance(error, Unreadable) else Unreadable(f"not a whole tar archive: {error}")
+            ) from None
 
     def _zip(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
         with raw:
             try:
                 archive = zipfile.ZipFile(raw)
-            except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, UnicodeError) as error:
+            except (
+                zipfile.BadZipFile,
+                struct.error,
+                ValueError,
+                OSError,
+                NotImplementedError,
+                UnicodeError,
+            ) as error:
                 raise_of_machine(error)
                 yield from self._zip_without_directory(raw, place, depth)
                 raise Unreadable(f"the zip archive's directory cannot be read: {error}") from None
             with archive:
                 for info in archive.infolist():
-                    where = replace(place, member=f"{place.member}!{info.filename}" if place.member else info.filename)
+                    where = replace(
+                        place, member=f"{place.member}!{info.filename}" if place.member else info.filename
+                    )
                     if info.is_dir():
                         continue
                     if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
@@ -152,7 +175,14 @@ class _Container:
                         continue
                     try:
                         data = archive.open(info)
-                    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+                    except (
+                        zipfile.BadZipFile,
+                        RuntimeError,
+                        NotImplementedError,
+                        OSError,
+                        EOFError,
+                        ValueError,
+                    ) as error:
                         raise_of_machine(error)
                         self.report.quarantine(where, f"cannot be unpacked: {error}")
                         continue
@@ -173,7 +203,10 @@ class _Container:
             size, _, name_length, extra_length = struct.unpack("<IIHH", header[18:30])
             name = raw.read(name_length).decode("utf-8" if flags & 0x800 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
-            if flags & 0x9 or method not in (0, 8):  # encrypted, or the size stands behind the data, where nothing leads to it
+            if flags & 0x9 or method not in (
+                0,
+                8,
+            ):  # encrypted, or the size stands behind the data, where nothing leads to it
                 return
             raw.seek(offset - size)
             if len(raw.read(1)) < min(size, 1) or raw.seek(0, io.SEEK_END) < offset:

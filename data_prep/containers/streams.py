@@ -43,7 +43,9 @@ class Member:
     """A file that is packed in nothing any more: `stream` reads its bytes, and raises Unreadable where it
     breaks off."""
 
-    def __init__(self, place: Place, stream: io.BufferedReader, report: Report, limits: LimitsConfig, path: Path | None) -> None:
+    def __init__(
+        self, place: Place, stream: io.BufferedReader, report: Report, limits: LimitsConfig, path: Path | None
+    ) -> None:
         self.place, self.stream = place, stream
         self._report, self._limits, self._path = report, limits, path
 
@@ -60,7 +62,9 @@ class Member:
         """
         data = self.stream.read(self._limits.max_record_bytes + 1)
         if len(data) > self._limits.max_record_bytes:
-            raise Unreadable(f"over {size_of(self._limits.max_record_bytes)}: raise limits.max_record_bytes if this is no fault")
+            raise Unreadable(
+                f"over {size_of(self._limits.max_record_bytes)}: raise limits.max_record_bytes if this is no fault"
+            )
         return data
 
     def lines(self) -> Iterator[tuple[Place, bytes]]:
@@ -154,7 +158,15 @@ class Guarded(io.RawIOBase):
                 self._check(len(piece))
             except Unreadable as fault:
                 self.fault = fault
-            except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile, tarfile.TarError) as error:
+            except (
+                EOFError,
+                OSError,
+                zlib.error,
+                lzma.LZMAError,
+                zstd.ZstdError,
+                zipfile.BadZipFile,
+                tarfile.TarError,
+            ) as error:
                 raise_of_machine(error)
                 self.fault = Unreadable(f"{self._kind} breaks off or is broken: {error}")
         if not filled and self.fault is not None:
@@ -166,10 +178,18 @@ class Guarded(io.RawIOBase):
         self._count += new
         self._budget.unpacked += new
         if self._budget.unpacked > limits.max_unpacked_bytes:
-            raise Unreadable(f"unpacks to more than limits.max_unpacked_bytes={size_of(limits.max_unpacked_bytes)}")
+            raise Unreadable(
+                f"unpacks to more than limits.max_unpacked_bytes={size_of(limits.max_unpacked_bytes)}"
+            )
         packed = self._packed.count if isinstance(self._packed, Tally) else self._packed
-        if packed is not None and self._count > RATIO_FROM and self._count > limits.max_ratio * max(packed, 1):
-            raise Unreadable(f"unpacks to over limits.max_ratio={limits.max_ratio:g} times its size, like a decompression bomb")
+        if (
+            packed is not None
+            and self._count > RATIO_FROM
+            and self._count > limits.max_ratio * max(packed, 1)
+        ):
+            raise Unreadable(
+                f"unpacks to over limits.max_ratio={limits.max_ratio:g} times its size, like a decompression bomb"
+            )
 
 
 class Window:

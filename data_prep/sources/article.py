@@ -18,11 +18,50 @@ from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
 _BLOCKS = HEADINGS | {
-    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody", "thead", "tfoot", "tr", "td",
+    "html",
+    "body",
+    "main",
+    "section",
+    "article",
+    "div",
+    "p",
+    "ul",
+    "ol",
+    "li",
+    "table",
+    "tbody",
+    "thead",
+    "tfoot",
+    "tr",
+    "td",
     "th",
-    "caption", "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre", "address", "details",
-    "summary", "fieldset", "legend", "form", "hr", "center", "hgroup", "menu", "dir", "nav", "search", "dialog", "button",
-}  # fmt: skip
+    "caption",
+    "blockquote",
+    "dl",
+    "dt",
+    "dd",
+    "figure",
+    "figcaption",
+    "header",
+    "footer",
+    "aside",
+    "pre",
+    "address",
+    "details",
+    "summary",
+    "fieldset",
+    "legend",
+    "form",
+    "hr",
+    "center",
+    "hgroup",
+    "menu",
+    "dir",
+    "nav",
+    "search",
+    "dialog",
+    "button",
+}
 _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
@@ -129,9 +168,17 @@ class _Writer:
     def _write_inline(self, element: html.HtmlElement, block: html.HtmlElement, name: str) -> None:
         if name == "br":
             self._inline.append("\n")
-        elif name == "a" and "".join(element.itertext()).strip() in _PERMALINKS and (element.get("href") or "").startswith("#"):
+        elif (
+            name == "a"
+            and "".join(element.itertext()).strip() in _PERMALINKS
+            and (element.get("href") or "").startswith("#")
+        ):
             return
-        elif name in ("code", "kbd", "samp") and (code := " ".join("".join(element.itertext()).split())) and "`" not in code:
+        elif (
+            name in ("code", "kbd", "samp")
+            and (code := " ".join("".join(element.itertext()).split()))
+            and "`" not in code
+        ):
             self._inline.append(f"`{code}`" if name == "code" else code)
         else:
             self._children(element, block)
@@ -194,7 +241,11 @@ class _Writer:
         for caption in table.iterchildren("caption"):
             if not self._skips(caption):
                 self.walk(caption, table)
-        rows = [row for row in table.iter("tr") if next(row.iterancestors("table"), None) is table and not self._skips(row)]
+        rows = [
+            row
+            for row in table.iter("tr")
+            if next(row.iterancestors("table"), None) is table and not self._skips(row)
+        ]
         cells = [[self._cell(cell) for cell in row.iterchildren("td", "th")] for row in rows]
         written = [(row, texts) for row, texts in zip(rows, cells, strict=True) if any(texts)]
         self._opens = True
@@ -216,7 +267,9 @@ class _Writer:
 
 def _is_layout(table: html.HtmlElement) -> bool:
     """Return whether a table only places what stands in it: nested tables, headings, or one cell a row."""
-    if (table.get("role") or "").lower() in ("presentation", "none") or next(table.iterdescendants("table"), None) is not None:
+    if (table.get("role") or "").lower() in ("presentation", "none") or next(
+        table.iterdescendants("table"), None
+    ) is not None:
         return True
     if any(True for cell in table.iter("td") for _ in cell.iter(*HEADINGS)):
         return True

@@ -56,9 +56,11 @@ REFUSED_IN_TURNS = (
     "train_detail", "training_detail", "masked", "ignore", "ignore_loss",
 )  # fmt: skip
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")  # 0 may mean either
-# … and of a whole record, unless they are true or 1. KTO's `label` and `kto_tag`: false is an answer to avoid.
+# … and of a whole record, unless they are true or 1. KTO's `label` and `kto_tag`: false is an answer to
+# avoid.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Other spellings of such flags, as compute_loss, isTrainable and no_loss. They may mean either, so none is followed.
+# Other spellings of such flags, as compute_loss, isTrainable and no_loss. They may mean either, so none is
+# followed.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 MAX_NAMES = 20  # of unknown keys that are counted by name in one file
@@ -71,7 +73,9 @@ _TAGS = (
     r"|s|samp|section|select|small|source|span|strike|strong|sub|summary|sup|svg|table|tbody|td|textarea"
     r"|tfoot|th|thead|time|title|tr|tt|u|ul|var|video|wbr"
 )
-_PARAGRAPH = re.compile(r"<\s*/?\s*(?:p|h[1-6]|table|blockquote|pre|section|article)\b[^<>]*>|<\s*/\s*[uo]l\s*>", re.I)
+_PARAGRAPH = re.compile(
+    r"<\s*/?\s*(?:p|h[1-6]|table|blockquote|pre|section|article)\b[^<>]*>|<\s*/\s*[uo]l\s*>", re.I
+)
 _LINE = re.compile(r"<\s*/?\s*(?:br|hr|div|tr|ul|ol|dl|dd|dt)\b[^<>]*>", re.I)
 _ITEM = re.compile(r"\s*<\s*li\b[^<>]*>", re.I)
 _CELL = re.compile(r"<\s*/t[dh]\b[^<>]*>", re.I)
@@ -164,7 +168,9 @@ class ConversationReader:
             self._report.drops.append(Drop(str(where), where.source, fault.reason, str(fault)))
             return None
         if not any(turn.target for turn in turns):
-            self._report.drops.append(Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn"))
+            self._report.drops.append(
+                Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn")
+            )
             return None
         return jsonl.described(record, where, self._source).document(turns=turns, mask=mask)
 
@@ -198,7 +204,8 @@ class ConversationReader:
         return _with_system(turns, system), mask
 
     def _form(self, record: dict[str, object]) -> tuple[str, list[str]]:
-        """Return the form of a record by its first field, and its keys in the record. An answer may be null."""
+        """Return the form of a record by its first field, and its keys in the record. An answer may be
+        null."""
         forms = [[self._keys[name] for name in form] for form in FORMS]
         if self._keys["messages"] == "messages":
             forms[1:1] = [[name] for name in SHAREGPT_LISTS]
@@ -218,7 +225,9 @@ class ConversationReader:
         extra = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
         extra += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
         followed = {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS}
-        extra += [name for name, value in message.items() if name not in followed and _is_other_flag(name, value)]
+        extra += [
+            name for name, value in message.items() if name not in followed and _is_other_flag(name, value)
+        ]
         if extra:
             raise Malformed("unsupported_record", f"a message with {', '.join(extra)}")
         role_key, content_key = self._turn_keys(message)
@@ -233,12 +242,16 @@ class ConversationReader:
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
                 raise Malformed("unsupported_record", f"a content of the {role} that is not all text")
             content = "".join(_string(part.get("text"), "text") for part in content)
-        self._count_unknown(message, {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}, "unknown_key_of_a_turn_")
+        self._count_unknown(
+            message, {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}, "unknown_key_of_a_turn_"
+        )
         if role != "assistant":
             if wanted:
                 raise Malformed("unsupported_record", f"a turn of the {role} that is to be learned")
             return Turn(role=role, content=_string(content, content_key), target=False)
-        return Turn(role=role, content=self._answer(content, content_key), target=learn and wanted is not False)
+        return Turn(
+            role=role, content=self._answer(content, content_key), target=learn and wanted is not False
+        )
 
     def _turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
         sharegpt = "from" in message and "role" not in message
@@ -248,7 +261,9 @@ class ConversationReader:
     def _role(self, message: dict[str, object], key: str) -> str:
         if key not in message:
             names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
-            raise Malformed("unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})")
+            raise Malformed(
+                "unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})"
+            )
         said = message[key]
         if isinstance(said, str):
             role = self._options.roles.get(said, SHAREGPT_ROLES.get(said, said) if key == "from" else said)
@@ -257,23 +272,31 @@ class ConversationReader:
         if said == "function_call":
             raise Malformed("unsupported_record", "a message with function_call")
         known = ", ".join([*self._options.roles, *ROLES])
-        raise Malformed("unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more")
+        raise Malformed(
+            "unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more"
+        )
 
     def _history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        if not isinstance(pairs, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in pairs
+        ):
             raise Malformed("unreadable_record", f"'{key}' is not a list of questions with answers")
         turns = []
         for question, answer in pairs:
             turns.append(Turn(role="user", content=_string(question, key), target=False))
-            turns.append(Turn(role="assistant", content=self._answer(answer, key), target=self._options.learn_history))
+            turns.append(
+                Turn(role="assistant", content=self._answer(answer, key), target=self._options.learn_history)
+            )
         return turns
 
     def _plain(self, turns: list[Turn], system: str) -> list[Turn]:
         """Return a question and its answer as plain text in the form that the options name."""
         if len(turns) != 2 or system:
-            raise Malformed("unsupported_record", "has a system or history, for which prompt_template has no place")
+            raise Malformed(
+                "unsupported_record", "has a system or history, for which prompt_template has no place"
+            )
         # A command line passes the two characters of an escaped line break on.
         form = self._options.prompt_template.replace("\\n", "\n")
         prompt = form.replace("{prompt}", turns[0].content)
@@ -339,7 +362,9 @@ def _flag(message: dict[str, object]) -> bool | None:
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
     odd = [name for name, value in flags.items() if not isinstance(value, int | float) or value not in (0, 1)]
     if odd:
-        raise Malformed("unsupported_record", f"a message with {odd[0]} {flags[odd[0]]!r}, neither true nor false")
+        raise Malformed(
+            "unsupported_record", f"a message with {odd[0]} {flags[odd[0]]!r}, neither true nor false"
+        )
     if len({bool(value) for value in flags.values()}) > 1:
         raise Malformed("unsupported_record", f"a message whose {' and '.join(flags)} disagree")
     return bool(next(iter(flags.values()))) if flags else None

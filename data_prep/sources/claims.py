@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
-_NAMES = {"bokmål": "nob", "nor": "nob", "nynorsk": "nno"}  # what sources write beside codes; "nor" says no more than Norwegian
+_NAMES = {
+    "bokmål": "nob",
+    "nor": "nob",
+    "nynorsk": "nno",
+}  # what sources write beside codes; "nor" says no more than Norwegian
 _MONTHS = (
     "januar", "februar", "mars", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "desember",
 )  # fmt: skip
@@ -26,7 +30,8 @@ _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
 def language(claim: object) -> str:
-    """Return the ISO 639-3 code of what a source calls a language, or "" if it is not known: nb, NN, no, en-GB, pl, ukr …"""
+    """Return the ISO 639-3 code of what a source calls a language, or "" if it is not known: nb, NN, no,
+    en-GB, pl, ukr …"""
     name = str(claim or "").strip().lower().replace("_", "-")
     if name in ("no-nn", "nor-nn", "nor-nno", "no-nno"):
         return "nno"
@@ -38,7 +43,8 @@ def _code(name: str) -> str:
 
 
 def date(claim: object) -> str:
-    """The first date in a text as 2014-02-13, or its year, or "": 2014-02-13T10:00, 13. februar 2014, 13.2.2014, 2014."""
+    """The first date in a text as 2014-02-13, or its year, or "": 2014-02-13T10:00, 13. februar 2014,
+    13.2.2014, 2014."""
     text = str(claim or "")
     if match := _ISO.search(text):
         return match[0]
@@ -57,9 +63,13 @@ def options(source: SourceConfig, kind: type[Options]) -> Options:
     """
     known = {field.name: field for field in fields(kind)}
     if unknown := sorted(set(source.options) - set(known)):
-        raise UserError(f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}")
+        raise UserError(
+            f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}"
+        )
     for name, value in source.options.items():
         default = getattr(kind(), name)
         if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
-            raise UserError(f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there")
+            raise UserError(
+                f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there"
+            )
     return kind(**source.options)

@@ -1,7 +1,8 @@
-"""Universal Dependencies (CoNLL-U): for evaluation, as treebanks are small. One document a sentence, or what `# newdoc` begins.
+"""Universal Dependencies (CoNLL-U): for evaluation, as treebanks are small. One document a sentence, or what
+`# newdoc` begins.
 
-The text is the treebank's own (`# text = `), not its words put together. The language is that of the file's name
-(no_bokmaal-ud-dev.conllu) unless the corpus file says another.
+The text is the treebank's own (`# text = `), not its words put together. The language is that of the file's
+name (no_bokmaal-ud-dev.conllu) unless the corpus file says another.
 """
 
 from __future__ import annotations
@@ -36,19 +37,30 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             if document:
                 texts.append(text)
             else:
-                yield _document(f"{base}:{sent_id or place.at.rpartition(' ')[2]}", [text], language, source, name)
+                yield _document(
+                    f"{base}:{sent_id or place.at.rpartition(' ')[2]}", [text], language, source, name
+                )
         if texts:
             yield _document(f"{base}:{document}", texts, language, source, name)
 
 
 def _document(identity: str, texts: list[str], language: str, source: SourceConfig, name: str) -> Document:
-    return Document(id=identity, text=" ".join(texts), source=name, license=source.license, group=identity, language=language)
+    return Document(
+        id=identity,
+        text=" ".join(texts),
+        source=name,
+        license=source.license,
+        group=identity,
+        language=language,
+    )
 
 
 def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str, str]]:
-    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are quarantined.
+    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are
+    quarantined.
 
-    A document that is given no id is called by its line; one whose first sentence has no text begins with the next.
+    A document that is given no id is called by its line; one whose first sentence has no text begins with the
+    next.
     """
     comments: dict[str, str] = {}
     start, newdoc, has_words = member.place, "", False

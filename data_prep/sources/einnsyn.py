@@ -90,20 +90,38 @@ def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Re
         else:
             text = "\n\n".join(line for line in lines if line)
             yield Document(
-                id=f"{stem(where)}:{head.id}", text=text, source=where.source, license=source.license,
-                group=head.parent if head.kind in ENTRIES and head.parent else head.id, title=head.terms.get("title", ""),
-                date=next((d for d in (claims.date(head.terms.get(key)) for key in ("date", "journaldato", "saksaar")) if d), ""),
-            )  # fmt: skip
+                id=f"{stem(where)}:{head.id}",
+                text=text,
+                source=where.source,
+                license=source.license,
+                group=head.parent if head.kind in ENTRIES and head.parent else head.id,
+                title=head.terms.get("title", ""),
+                date=next(
+                    (
+                        d
+                        for d in (
+                            claims.date(head.terms.get(key)) for key in ("date", "journaldato", "saksaar")
+                        )
+                        if d
+                    ),
+                    "",
+                ),
+            )
 
 
 def _folder_line(node: Node) -> str:
     terms = node.terms
-    number = "/".join(terms[key] for key in ("saksaar", "sakssekvensnummer") if terms.get(key)) or terms.get("moetenummer", "")
+    number = "/".join(terms[key] for key in ("saksaar", "sakssekvensnummer") if terms.get(key)) or terms.get(
+        "moetenummer", ""
+    )
     number = number if any(map(str.isdigit, number)) else ""
     name = f"{FOLDERS[node.kind]} {number}".strip()
     where = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
     when = claims.date(terms.get("date"))
-    lines = [f"{name}: {terms['title']}" if terms.get("title") else name, ", ".join([*where, *([when] if when else [])])]
+    lines = [
+        f"{name}: {terms['title']}" if terms.get("title") else name,
+        ", ".join([*where, *([when] if when else [])]),
+    ]
     return "\n".join(line for line in lines if line)
 
 
@@ -135,14 +153,17 @@ _WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "g
 
 
 def _of_journal(root: etree._Element) -> Iterator[Node]:
-    """Yield the entries of a journal, and its cases. A case stands in every row of its entries: what is said first
-    of it holds."""
+    """Yield the entries of a journal, and its cases. A case stands in every row of its entries: what is said
+    first of it holds."""
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
     for number, row in enumerate(root.iter("{*}journalregistrering"), start=1):
         folder, entry = (_leaves(row.find(f"{{*}}{name}")) for name in ("saksmappe", "journalpost"))
         numbers = "/".join(folder[key] for key in ("saksaar", "sakssekvensnummer") if folder.get(key))
-        case = ":".join(part for part in (creator, numbers or folder.get("mappeID", "")) if part) or f"_:{number}"
+        case = (
+            ":".join(part for part in (creator, numbers or folder.get("mappeID", "")) if part)
+            or f"_:{number}"
+        )
         terms = _public_terms(folder)
         known = cases.setdefault(case, Node(case, "saksmappe"))
         known.terms = terms | {key: value for key, value in known.terms.items() if value}
@@ -166,14 +187,21 @@ def _of_noark(root: etree._Element) -> Iterator[Node]:
     if local_name(root) in JOURNALS:
         yield from _of_journal(root)
         return
-    if local_name(root) != "arkiv" and not any(local_name(e) in ("mappe", "registrering") for e in root.iter()):
-        raise Unreadable(f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it")
+    if local_name(root) != "arkiv" and not any(
+        local_name(e) in ("mappe", "registrering") for e in root.iter()
+    ):
+        raise Unreadable(
+            f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it"
+        )
     shielded = {shield.getparent() for shield in root.iter("{*}skjerming")}
     ids: dict[etree._Element, str] = {}
     for element in root.iter("{*}mappe", "{*}registrering"):
         children = {local_name(child): squeeze(child.itertext()) for child in element if len(child) == 0}
         ids[element] = children.get("systemID") or children.get("registreringsID") or f"_:{len(ids)}"
-        xsi = next((value for key, value in element.attrib.items() if str(key).endswith("}type")), local_name(element))
+        xsi = next(
+            (value for key, value in element.attrib.items() if str(key).endswith("}type")),
+            local_name(element),
+        )
         kind = str(xsi).rpartition(":")[2].lower()
         if kind not in FOLDERS and kind not in ENTRIES:
             continue

@@ -1,4 +1,5 @@
-"""What every reader shares: finding files in a fixed order, and their members, lines and text without losing a document."""
+"""What every reader shares: finding files in a fixed order, and their members, lines and text without losing
+a document."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ NUL_SHARE = 0.001
 
 
 def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or not, and archives.
+    """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or
+    not, and archives.
 
     Raises:
         NotFoundError: the path does not exist, or holds no such file.
@@ -28,22 +30,35 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
         raise NotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
     wanted = _wanted(suffixes)
     files = sorted(
-        p for p in root.rglob("*") if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
+        p
+        for p in root.rglob("*")
+        if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
     )
     if strange := next((path for path in files if sniff.as_text(str(path)) != str(path)), None):
-        raise UserError(f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it")
+        raise UserError(
+            f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it"
+        )
     if not files:
-        raise NotFoundError(f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive")
+        raise NotFoundError(
+            f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive"
+        )
     return files
 
 
 def members(
-    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    name: str,
+    source: SourceConfig,
+    report: Report,
+    paths: Sequence[Path],
+    suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
-) -> Iterator[Member]:  # fmt: skip
-    """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is quarantined."""
+) -> Iterator[Member]:
+    """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is
+    quarantined."""
     for path in paths:
-        for member in archives.members(path, place(name, source, path), _wanted(suffixes), source.limits, report):
+        for member in archives.members(
+            path, place(name, source, path), _wanted(suffixes), source.limits, report
+        ):
             try:
                 found = sniff.kind_of(member.stream.peek(16)[:16])
             except Unreadable as fault:
@@ -57,9 +72,13 @@ def members(
 
 
 def contents(
-    name: str, source: SourceConfig, report: Report, paths: Sequence[Path], suffixes: tuple[str, ...],
+    name: str,
+    source: SourceConfig,
+    report: Report,
+    paths: Sequence[Path],
+    suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
-) -> Iterator[tuple[Place, bytes]]:  # fmt: skip
+) -> Iterator[tuple[Place, bytes]]:
     """The members that can be read whole, with their places."""
     for member in members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
@@ -67,9 +86,12 @@ def contents(
 
 
 def place(name: str, source: SourceConfig, path: Path) -> Place:
-    """The place of a file, called by its path under the source's, so that it does not depend on where the source lies."""
+    """The place of a file, called by its path under the source's, so that it does not depend on where the
+    source lies."""
     root, path = Path(source.path).absolute(), path.absolute()
-    return Place(name, path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name)
+    return Place(
+        name, path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name
+    )
 
 
 def stem(where: Place) -> str:
@@ -79,8 +101,8 @@ def stem(where: Place) -> str:
 
 
 def decode(raw: bytes, report: Report, declared: str = "") -> str:
-    """UTF-8 where it is UTF-8; else what the document declares; else byte by byte what is no UTF-8 is taken for Windows-1252,
-    the usual stray in Norwegian archives. Strays are counted.
+    """UTF-8 where it is UTF-8; else what the document declares; else byte by byte what is no UTF-8 is taken
+    for Windows-1252, the usual stray in Norwegian archives. Strays are counted.
 
     Raises:
         Unreadable: it is no text at all.

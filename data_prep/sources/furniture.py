@@ -34,7 +34,17 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_ROLES = {"navigation", "banner", "contentinfo", "search", "menu", "menubar", "toolbar", "dialog", "alertdialog"}
+_ROLES = {
+    "navigation",
+    "banner",
+    "contentinfo",
+    "search",
+    "menu",
+    "menubar",
+    "toolbar",
+    "dialog",
+    "alertdialog",
+}
 _CLASSES = _words(
     """
     share sharing shares sharebar sharebuttons shareicons sharelinks social socials socialmedia socialshare socialsharing
@@ -85,7 +95,8 @@ _SHARE_ADDRESS = _one_of(
     r"javascript:.*\b(?:print\b|share)",
 )
 _SOCIAL_ADDRESS = re.compile(
-    _SITE + r"(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)\.\w+(?:/|$)",
+    _SITE
+    + r"(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)\.\w+(?:/|$)",
     re.IGNORECASE,
 )
 _RELATED = _one_of(
@@ -101,7 +112,11 @@ _RELATED = _one_of(
     r"tema|emneord|stikkord|tagg?er|tags",
 )
 _CONTENTS = _one_of(
-    r"innhold(?:sfortegnelse)?", r"innhald(?:sliste)?", r"(?:på|i) denne (?:siden|sida|artikkelen)", r"on this page", r"contents"
+    r"innhold(?:sfortegnelse)?",
+    r"innhald(?:sliste)?",
+    r"(?:på|i) denne (?:siden|sida|artikkelen)",
+    r"on this page",
+    r"contents",
 )
 _TOGGLE = re.compile(
     r"(?:vis|skjul|les|se|sjå|åpne|opne|lukk|lat att|show|hide|read|open|close)\b"
@@ -163,7 +178,9 @@ def without_labels(lines: list[str]) -> list[int]:
     for number, line in enumerate(lines):
         at_edge = not first < number < last
         labels = at_edge and is_label(line)
-        if labels or (at_edge and names_follow and count_letters(line) <= AROUND_LINKS and not is_running(line)):
+        if labels or (
+            at_edge and names_follow and count_letters(line) <= AROUND_LINKS and not is_running(line)
+        ):
             names_follow = labels and _EDITOR.fullmatch(line.lstrip("#-*•– ").rstrip(": ")) is not None
         else:
             kept.append(number)
@@ -174,7 +191,9 @@ def without_labels(lines: list[str]) -> list[int]:
 def main_element(body: html.HtmlElement) -> html.HtmlElement | None:
     """Return the element that a page names as its main one, unless hardly anything stands in it."""
     letters = Furniture(body, by_class=False).letters
-    named = [e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"]
+    named = [
+        e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
+    ]
     main = max(named, key=letters, default=None)
     return main if main is not None and letters(main) > NAMED * letters(body) else None
 
@@ -235,9 +254,14 @@ class Furniture:
         if name in ("form", "dialog"):
             return self._is_small(element)
         if name == "footer":
-            return not self._has_running_text(element) or not _inside(element, ("main", "article", "blockquote", "figure"))
+            return not self._has_running_text(element) or not _inside(
+                element, ("main", "article", "blockquote", "figure")
+            )
         if name == "header":
-            return not (_inside(element, ("main", "article", "section", "figure", "li")) or self._has_the_only_title(element))
+            return not (
+                _inside(element, ("main", "article", "section", "figure", "li"))
+                or self._has_the_only_title(element)
+            )
         if not _SURE_CLASSES.isdisjoint(_words_of(element)) and self._share(element) < NEARLY_ALL:
             return True
         return self.by_class and self._is_furniture_by_class(element, name)
@@ -280,14 +304,20 @@ class Furniture:
         if not self.is_link_list(element):
             headed = next((e for e in element.iter(*HEADINGS)), None) if name in ("div", "section") else None
             links = self._sizes[element].link_share
-            return headed is not None and links > MOSTLY_LINKS and _RELATED.fullmatch(_line(headed)) is not None
+            return (
+                headed is not None and links > MOSTLY_LINKS and _RELATED.fullmatch(_line(headed)) is not None
+            )
         before = element.getprevious()
         return before is not None and _RELATED.fullmatch(_line(before)) is not None
 
     def _heads_what_is_skipped(self, heading: html.HtmlElement) -> bool:
         line = _line(heading)
         after = heading.getnext()
-        if after is None or local_name(after).lower() in HEADINGS or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line)):
+        if (
+            after is None
+            or local_name(after).lower() in HEADINGS
+            or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line))
+        ):
             return False
         return self.is_link_list(after) or self.skips(after)
 
@@ -305,10 +335,16 @@ class Furniture:
     def _is_hidden(self, element: html.HtmlElement) -> bool:
         """Hidden elements are read where a reader can open them, as the panels of an accordion."""
         style = (element.get("style") or "").replace(" ", "").lower()
-        hidden = element.get("hidden") is not None or element.get("aria-hidden") == "true" or "display:none" in style
+        hidden = (
+            element.get("hidden") is not None
+            or element.get("aria-hidden") == "true"
+            or "display:none" in style
+        )
         if not hidden:
             return False
-        is_panel = (element.get("role") or "").lower() in ("region", "tabpanel") or not _PANEL.isdisjoint(_words_of(element))
+        is_panel = (element.get("role") or "").lower() in ("region", "tabpanel") or not _PANEL.isdisjoint(
+            _words_of(element)
+        )
         return not (is_panel or element.get("id") in self._controlled or _inside(element, ("details",)))
 
     def _opens_text(self, button: html.HtmlElement) -> bool:
@@ -316,10 +352,14 @@ class Furniture:
         line = _line(button)
         if not line or _TOGGLE.fullmatch(line):
             return False
-        return _inside(button, (*HEADINGS, "summary", "dt")) or button.get("aria-controls") in self._controlled
+        return (
+            _inside(button, (*HEADINGS, "summary", "dt")) or button.get("aria-controls") in self._controlled
+        )
 
     def _has_running_text(self, element: html.HtmlElement) -> bool:
-        blocks = (e for e in element.iter("p", "li", "dd", "cite") if self._sizes[e].link_share < MOSTLY_LINKS)
+        blocks = (
+            e for e in element.iter("p", "li", "dd", "cite") if self._sizes[e].link_share < MOSTLY_LINKS
+        )
         quoted = _inside(element, ("blockquote", "figure"))
         return quoted or any(is_running(line) and not is_label(line) for line in map(_line, blocks))
 
@@ -354,7 +394,10 @@ def _measure_link(link: html.HtmlElement, size: _Size) -> None:
 def _controlled(root: html.HtmlElement) -> Iterator[str]:
     """Yield the ids of what a button or a tab opens."""
     for element in root.iter(etree.Element):
-        if local_name(element).lower() in ("button", "a", "summary", "div", "h2", "h3", "h4") or element.get("role") == "tab":
+        if (
+            local_name(element).lower() in ("button", "a", "summary", "div", "h2", "h3", "h4")
+            or element.get("role") == "tab"
+        ):
             for attribute in ("aria-controls", "data-target", "data-bs-target"):
                 if value := element.get(attribute):
                     yield value.lstrip("#")

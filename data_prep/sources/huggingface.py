@@ -1,7 +1,8 @@
-"""A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or can be downloaded.
+"""A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or
+can be downloaded.
 
-Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction and output are read
-as `chat` reads them, with its options but `records`, which is for JSON files.
+Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction
+and output are read as `chat` reads them, with its options but `records`, which is for JSON files.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ class Options(chat.ConversationOptions):
     """Options of Hugging Face data sets."""
 
     split: str = setting("train", "name of the split, whole; mixture.weight takes a part of it")
-    subset: str = setting("", "subset of a data set on the Hub, which calls it configuration; empty: the default one")
+    subset: str = setting(
+        "", "subset of a data set on the Hub, which calls it configuration; empty: the default one"
+    )
     revision: str = setting("", "revision of a data set on the Hub; empty: the newest in the cache")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "[" in self.split:
-            raise UserError(f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it")
+            raise UserError(
+                f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it"
+            )
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -57,7 +62,9 @@ def _saved(folder: Path, split: str) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
-            raise UserError(f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}")
+            raise UserError(
+                f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}"
+            )
         folder = folder / split
     state = folder / "state.json"
     if not state.is_file():
@@ -76,7 +83,9 @@ def _of_hub(name: str, options: Options) -> list[Path]:
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name, options.subset or None, split=options.split, revision=options.revision or None)
+        found = datasets.load_dataset(
+            name, options.subset or None, split=options.split, revision=options.revision or None
+        )
     except Exception as fault:  # offline it raises one of many
         line = " ".join(str(fault).split())[:200]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""

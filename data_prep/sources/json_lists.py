@@ -79,7 +79,9 @@ class ListFinder:
         if self.is_record(value) or self.has_records or (path and (is_element or self.form.is_record(value))):
             return None
         if path:
-            raise Unreadable(f"no list under '{'.'.join(path)}', which options.records names, but {_names(list(value))}")
+            raise Unreadable(
+                f"no list under '{'.'.join(path)}', which options.records names, but {_names(list(value))}"
+            )
         lists = dict(_lists(value, ()))
         holding = [path for path, elements in lists.items() if any(map(self.form.is_record, elements))]
         if holding:

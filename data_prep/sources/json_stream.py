@@ -89,7 +89,9 @@ def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
     return True
 
 
-def _values_of_line(text: str, where: Place, finder: ListFinder, report: Report) -> Iterator[tuple[Place, Any]]:
+def _values_of_line(
+    text: str, where: Place, finder: ListFinder, report: Report
+) -> Iterator[tuple[Place, Any]]:
     """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole
     list."""
     if text.rstrip().endswith(","):  # lines cut out of an array
@@ -264,7 +266,9 @@ class _Sequence:
         if self._form.path and not is_there and before == (self._number, len(self._report.broken)):
             raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
 
-    def _of_object(self, wanted: tuple[str, ...], path: tuple[str, ...]) -> Generator[tuple[Place, Any], None, bool]:
+    def _of_object(
+        self, wanted: tuple[str, ...], path: tuple[str, ...]
+    ) -> Generator[tuple[Place, Any], None, bool]:
         """Yield the elements of the wanted list of the object that begins here; return False if the text
         ended in the list.
 
@@ -296,7 +300,9 @@ class _Sequence:
         self._number = number
         if held and not self._form.path:
             name = ".".join(path)
-            self._report.quarantine(where, f"a second list of {held} records, '{name}': name the one to read by options.records")
+            self._report.quarantine(
+                where, f"a second list of {held} records, '{name}': name the one to read by options.records"
+            )
             self._number += 1
 
 

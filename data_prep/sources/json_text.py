@@ -166,7 +166,9 @@ class JsonText:
             try:
                 value, end = DECODER.raw_decode(self._text, self.at)
             except json.JSONDecodeError as fault:
-                is_cut = fault.pos >= len(self._text) - 16 or fault.msg.startswith(("Unterminated string", "Invalid \\"))
+                is_cut = fault.pos >= len(self._text) - 16 or fault.msg.startswith(
+                    ("Unterminated string", "Invalid \\")
+                )
                 if self._ended or not is_cut:
                     raise NotJson(f"not JSON: {fault.msg}") from None
                 if len(self._text) - self.at > limit or self.is_full():

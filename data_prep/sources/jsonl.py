@@ -20,7 +20,9 @@ from data_prep.user_error import UserError
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
 # An object with one of these is a record of a reader; of all others, one with `text`.
-RECORD_KEYS = {"chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")}
+RECORD_KEYS = {
+    "chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")
+}
 FIELDS = (
     "text",
     *OPTIONAL,
@@ -38,7 +40,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.records and not all(self.records.split(".")):
-            raise UserError(f"options.records is '{self.records}': give keys joined by dots, as in response.docs")
+            raise UserError(
+                f"options.records is '{self.records}': give keys joined by dots, as in response.docs"
+            )
 
 
 @dataclass(kw_only=True)
@@ -77,7 +81,8 @@ def records(
     """Yield every record of the files, with its place; what is no JSON object is quarantined.
 
     Args:
-        keys: an object with one of these is a record, another may hold the list of them. Default: those of RECORD_KEYS.
+        keys: an object with one of these is a record, another may hold the list of them. Default: those of
+            RECORD_KEYS.
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])

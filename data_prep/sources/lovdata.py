@@ -30,7 +30,11 @@ from data_prep.sources.markup import parse_html
 SUFFIXES = (".xml", ".html")
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
-HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  # spans, that stand where headings do
+HEADING_CLASSES = {
+    "futureLegalArticleHeader",
+    "futuretitle",
+    "miscHeadline",
+}  # spans, that stand where headings do
 MARK_CLASS = "data-marginOriginalId"  # the number of a point
 PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
@@ -104,7 +108,9 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
 def _outermost(body: html.HtmlElement, classes: set[str]) -> Iterator[html.HtmlElement]:
     """Yield the elements of some classes that stand in no other of them."""
     for element in body.iter(etree.Element):
-        if _classes(element) & classes and not any(_classes(above) & classes for above in element.iterancestors()):
+        if _classes(element) & classes and not any(
+            _classes(above) & classes for above in element.iterancestors()
+        ):
             yield element
 
 
@@ -169,7 +175,8 @@ class _LeadIns:
         return True
 
     def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
-        """Return the innermost block that an element ends with: of a list, the last paragraph of its last item."""
+        """Return the innermost block that an element ends with: of a list, the last paragraph of its last
+        item."""
         while True:
             kept = [child for child in element if self._has_text(child) or (child.tail or "").strip()]
             if not kept or (kept[-1].tail or "").strip() or kept[-1].tag not in BLOCK_TAGS:
@@ -202,7 +209,9 @@ def _text(body: html.HtmlElement, skipped: set[str]) -> str:
     lines: list[str] = []
     _walk(body, skipped, lines, [])
     paragraphs = [" ".join(line.split()) if line else "" for line in lines]
-    return "\n".join(line for line, before in zip(paragraphs, ["", *paragraphs], strict=False) if line or before).strip()
+    return "\n".join(
+        line for line, before in zip(paragraphs, ["", *paragraphs], strict=False) if line or before
+    ).strip()
 
 
 def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline: list[str]) -> None:
@@ -251,4 +260,10 @@ def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
     parent = element.getparent()
     while parent is not None and parent.tag == "article" and parent.text is None and parent[0] is element:
         element, parent = parent, parent.getparent()
-    return parent is not None and parent.tag == "li" and parent[0] is element and not (parent.text or "").strip() and bool(inline)
+    return (
+        parent is not None
+        and parent.tag == "li"
+        and parent[0] is element
+        and not (parent.text or "").strip()
+        and bool(inline)
+    )

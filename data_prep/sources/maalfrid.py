@@ -1,7 +1,8 @@
-"""Målfrid (Språkbanken): web pages and files of state institutions, one JSON line each, with `lang`, `url` and the full text.
+"""Målfrid (Språkbanken): web pages and files of state institutions, one JSON line each, with `lang`, `url`
+and the full text.
 
-The text stands under `fulltext`, `text` or `content`, depending on the year; `fields: {text: …}` names another key. Pages below
-one folder of one site are a group, as they repeat each other.
+The text stands under `fulltext`, `text` or `content`, depending on the year; `fields: {text: …}` names
+another key. Pages below one folder of one site are a group, as they repeat each other.
 """
 
 from __future__ import annotations

@@ -26,13 +26,17 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)\r?\n\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _TOML_KEY = re.compile(r"^(\w+)[ \t]*=[ \t]*([^ \t\n].*)$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+)[ \t]*:[ \t]*([^ \t\n].*)$", re.MULTILINE)
-# What may run on and on ends at its own next opening, or is bounded: a page of nothing but openings must not take hours.
+# What may run on and on ends at its own next opening, or is bounded: a page of nothing but openings must not
+# take hours.
 _HIGHLIGHT = re.compile(
     r"\{%-?\s{0,20}highlight\s{0,20}(\w*+)[^%]{0,200}%\}((?:(?!\{%-?\s{0,20}(?:end)?highlight).){0,50000}+)"
-    r"\{%-?\s{0,20}endhighlight\s{0,20}-?%\}", re.DOTALL,
-)  # fmt: skip
+    r"\{%-?\s{0,20}endhighlight\s{0,20}-?%\}",
+    re.DOTALL,
+)
 # A fence closes with at least as many marks as it opened with; one that never closes runs to the end.
-_FENCE = re.compile(r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _INLINE_CODE = re.compile(r"(?<!`)(`{1,20}+)(?!`).{1,2000}?(?<!`)\1(?!`)")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)])[ \t]")
 _ALONE = re.compile(
@@ -41,7 +45,8 @@ _ALONE = re.compile(
 _TABLE_RULE = re.compile(r"^(?=.*\|)[ \t|:-]+$", re.MULTILINE)
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _RAW = re.compile(
-    r"\{%-?\s{0,20}raw\s{0,20}-?%\}((?:(?!\{%-?\s{0,20}(?:end)?raw\b).){0,50000}+)\{%-?\s{0,20}endraw\s{0,20}-?%\}", re.DOTALL
+    r"\{%-?\s{0,20}raw\s{0,20}-?%\}((?:(?!\{%-?\s{0,20}(?:end)?raw\b).){0,50000}+)\{%-?\s{0,20}endraw\s{0,20}-?%\}",
+    re.DOTALL,
 )
 _VALUE = re.compile(r"\{\{-?\s{0,20}([\w.-]{1,100})(?:\s{0,20}\|[^{}]{0,200})?\s{0,20}-?\}\}")
 # Template tags of Jekyll ({% … %}, {{ … }}) and of Hugo ({{< … >}}, {{% … %}}).
@@ -49,24 +54,53 @@ _SHORTCODE = re.compile(r"\{\{[<%](?:(?!\{\{[<%]).){0,2000}?[>%]\}\}", re.DOTALL
 _TEMPLATE = re.compile(r"\{[%{](?:(?!\{[%{]).){0,4000}?[%}]\}", re.DOTALL)
 # What such a tag shows of itself.
 _SHOWN = re.compile(
-    r"\b(?:content|text|title|caption|message|summary)\s{0,20}=\s{0,20}(?:\"([^\"]{1,4000})\"|'([^']{1,4000})')", re.IGNORECASE
+    r"\b(?:content|text|title|caption|message|summary)\s{0,20}=\s{0,20}(?:\"([^\"]{1,4000})\"|'([^']{1,4000})')",
+    re.IGNORECASE,
 )
 _REDUCTIONS = (
-    (re.compile(r"^[ \t]*(?:[-*+]|\d+\.)[^\n]*\n[ \t]*\{:[ \t]*toc[^}\n]*\}[ \t]*$", re.MULTILINE), ""),  # kramdown's contents
-    (re.compile(r"^[ \t]*\[(?!\^)[^\]\n]+\]:[ \t]+\S+(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*$", re.MULTILINE),
-     ""),  # what [text][name] refers to
-    (re.compile(r"!\[((?:(?!!\[)[^\]]){0,1000})\]\((?:[^()]|\([^()]{0,500}\)){0,2000}\)(?:\{[^{}\n]*\})?"), r"\1"),
-    (re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){1,1000})\]"
-                r"\((?:[^()\n]|\([^()\n]{0,500}\)){0,2000}\)(?:\{[^{}\n]*\})?"), r"\1"),
+    (
+        re.compile(r"^[ \t]*(?:[-*+]|\d+\.)[^\n]*\n[ \t]*\{:[ \t]*toc[^}\n]*\}[ \t]*$", re.MULTILINE),
+        "",
+    ),  # kramdown's contents
+    (
+        re.compile(
+            r"^[ \t]*\[(?!\^)[^\]\n]+\]:[ \t]+\S+(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*$",
+            re.MULTILINE,
+        ),
+        "",
+    ),  # what [text][name] refers to
+    (
+        re.compile(r"!\[((?:(?!!\[)[^\]]){0,1000})\]\((?:[^()]|\([^()]{0,500}\)){0,2000}\)(?:\{[^{}\n]*\})?"),
+        r"\1",
+    ),
+    (
+        re.compile(
+            r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){1,1000})\]"
+            r"\((?:[^()\n]|\([^()\n]{0,500}\)){0,2000}\)(?:\{[^{}\n]*\})?"
+        ),
+        r"\1",
+    ),
     (re.compile(r"\[([^\[\]\n]+)\]\[[^\[\]\n]*\]"), r"\1"),
     (re.compile(r"<(https?://[^<>\s]+|[\w.+-]+@[\w.-]+)>"), r"\1"),
     (re.compile(r"(?<![ \t])[ \t]*+\{[:#][^{}\n]*\}[ \t]*$", re.MULTILINE), ""),  # kramdown's attributes
     (re.compile(r"<code>((?:(?!<code>).){0,20000}?)</code>", re.DOTALL | re.IGNORECASE), r"`\1`"),
     (re.compile(r"<(script|style)\b(?:(?!<\1\b).){0,20000}?</\1>", re.DOTALL | re.IGNORECASE), ""),
-    (re.compile(r"<img\b[^<>]{0,2000}?\balt\s*=\s*(?:\"([^\"<>]{0,1000})\"|'([^'<>]{0,1000})')[^<>]*>", re.IGNORECASE), r"\1\2"),
-    (re.compile(r"</?(?:a|abbr|b|cite|col|dfn|em|font|i|iframe|img|kbd|mark|nobr|notextt?ile|picture|q|s|samp|small|source|span|strong|sub|"
-                r"sup|time|u|var|video)(?=[\s/>])[^<>]*>", re.IGNORECASE), ""),
-)  # fmt: skip
+    (
+        re.compile(
+            r"<img\b[^<>]{0,2000}?\balt\s*=\s*(?:\"([^\"<>]{0,1000})\"|'([^'<>]{0,1000})')[^<>]*>",
+            re.IGNORECASE,
+        ),
+        r"\1\2",
+    ),
+    (
+        re.compile(
+            r"</?(?:a|abbr|b|cite|col|dfn|em|font|i|iframe|img|kbd|mark|nobr|notextt?ile|picture|q|s|samp|small|source|span|strong|sub|"
+            r"sup|time|u|var|video)(?=[\s/>])[^<>]*>",
+            re.IGNORECASE,
+        ),
+        "",
+    ),
+)
 _TAG_OF_ITEM = re.compile(r"<li(?=[\s/>])[^<>]*>\s*$")
 _TAG_OF_CELL = re.compile(r"<t[dh](?=[\s/>])")
 # Tags of blocks, one or several on end: what stands before them and after them are two blocks.
@@ -92,9 +126,15 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
                 text = f"# {title}\n\n{text}"
             place = stem(where)
             yield Document(
-                id=place, text=text, title=title, source=name, license=source.license, date=claims.date(front.get("date")),
-                language=claims.language(front.get("lang") or front.get("language")), group=place.rpartition("/")[0] or place,
-            )  # fmt: skip
+                id=place,
+                text=text,
+                title=title,
+                source=name,
+                license=source.license,
+                date=claims.date(front.get("date")),
+                language=claims.language(front.get("lang") or front.get("language")),
+                group=place.rpartition("/")[0] or place,
+            )
 
 
 def reduce(text: str, report: Report) -> tuple[str, dict[str, str]]:
@@ -127,7 +167,9 @@ def _prose(text: str, front: dict[str, str], report: Report) -> str:
     text = _RAW.sub(lambda match: keep(match[1]), text.replace("\0", ""))
     text = _INLINE_CODE.sub(lambda match: keep(match[0]), _unwrapped(text))
     # In a table row a line break would end the row.
-    text = "\n".join(_LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line) for line in text.split("\n"))
+    text = "\n".join(
+        _LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line) for line in text.split("\n")
+    )
     text = _without_template_tags(_without_comments(text), front, report)
     for pattern, replacement in _REDUCTIONS:
         text = pattern.sub(replacement, text)
@@ -148,7 +190,12 @@ def _without_template_tags(text: str, front: dict[str, str], report: Report) -> 
         name = match[1].removeprefix("page.").lower()
         if match[1].startswith("page.") and name in front:
             return front[name]
-        if match.string[match.start() - 1 : match.start()] not in ("(", '"', "'", "/"):  # of an address, which no reader sees
+        if match.string[match.start() - 1 : match.start()] not in (
+            "(",
+            '"',
+            "'",
+            "/",
+        ):  # of an address, which no reader sees
             report.counts["template_values_left_out"] += 1
         return ""
 

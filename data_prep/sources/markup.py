@@ -1,4 +1,5 @@
-"""Markup from outside: parsed without network, entities or depth without end, and running text out of what is kept of it."""
+"""Markup from outside: parsed without network, entities or depth without end, and running text out of what is
+kept of it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _XML_ENTITIES = ("amp;", "lt;", "gt;", "quot;", "apos;")
 
 
 def parse_xml(raw: bytes, report: Report) -> etree._Element:
-    """The root of an XML document. HTML's names of characters (&nbsp;) are understood; entities of its own are not expanded.
+    """The root of an XML document. HTML's names of characters (&nbsp;) are understood; entities of its own
+    are not expanded.
 
     Raises:
         Unreadable: it is not well formed, is nested deeper than 256 elements, or uses entities of its own.
@@ -26,11 +28,18 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
     declared = _DECLARATION.match(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
     text = re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL)
-    text = _ENTITY.sub(lambda match: match[0] if match[1] in _XML_ENTITIES else html5.get(match[1], match[0]), text)
+    text = _ENTITY.sub(
+        lambda match: match[0] if match[1] in _XML_ENTITIES else html5.get(match[1], match[0]), text
+    )
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False, remove_comments=True, remove_pis=True,
+        resolve_entities=False,
+        no_network=True,
+        huge_tree=False,
+        load_dtd=False,
+        remove_comments=True,
+        remove_pis=True,
         encoding="utf-8",
-    )  # fmt: skip
+    )
     try:
         root = etree.fromstring(text.encode(), parser)
     except etree.XMLSyntaxError as error:
@@ -44,11 +53,14 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
     """The root of an HTML page, however broken.
 
     Raises:
-        Unreadable: there is no markup in it, or it is nested deeper than 256 elements: what is deeper would be lost.
+        Unreadable: there is no markup in it, or it is nested deeper than 256 elements: what is deeper would
+            be lost.
     """
     declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
-    parser = html.HTMLParser(huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8")
+    parser = html.HTMLParser(
+        huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8"
+    )
     try:
         root = html.document_fromstring(text.encode(), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as error:
@@ -72,7 +84,8 @@ def squeeze(parts: Iterable[str | bytes]) -> str:
 def blocks(
     root: etree._Element, is_block: Callable[[etree._Element], bool], skips: Callable[[etree._Element], bool]
 ) -> Iterator[tuple[etree._Element, str]]:
-    """Running text in document order, cut at the borders of blocks: each piece with the innermost block that it stands in.
+    """Running text in document order, cut at the borders of blocks: each piece with the innermost block that
+    it stands in.
 
     Line breaks become spaces, and table cells are parted by " | ".
     """

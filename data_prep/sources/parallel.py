@@ -2,8 +2,8 @@
 
 All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
 
-Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields ({felt}) differ in
-number: a model would learn to lose them.
+Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields
+({felt}) differ in number: a model would learn to lose them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
 FIELDS = (*LANGUAGES, *jsonl.OPTIONAL)
 _FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
-# What is asked for stands in the language that is wanted; Norwegian of one's own written standard is rewritten, not translated.
+# What is asked for stands in the language that is wanted; Norwegian of one's own written standard is
+# rewritten, not translated.
 REWRITE = {"nno": "Skriv om teksten til nynorsk:", "nob": "Skriv om teksten til bokmål:"}
 TRANSLATE = {
     "nno": "Omset teksten til nynorsk:", "nob": "Oversett teksten til bokmål:", "eng": "Translate the text into English:",
@@ -54,7 +55,9 @@ class Options(jsonl.Options):
         for pair in self.pairs:
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
-                raise UserError(f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno")
+                raise UserError(
+                    f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno"
+                )
 
 
 def files(source: SourceConfig) -> list[Path]:
@@ -91,12 +94,22 @@ class Piece:
     texts: dict[str, str]
 
 
-def _texts(records: Iterator[tuple[Place, dict[str, object]]], source: SourceConfig, report: Report) -> Iterator[Piece]:
+def _texts(
+    records: Iterator[tuple[Place, dict[str, object]]], source: SourceConfig, report: Report
+) -> Iterator[Piece]:
     for where, record in records:
         values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
-        texts = {language: jsonl.clean(value).strip() for language, value in values.items() if isinstance(value, str)}
+        texts = {
+            language: jsonl.clean(value).strip()
+            for language, value in values.items()
+            if isinstance(value, str)
+        }
         with report.quarantining(where):
-            if wrong := [language for language, value in values.items() if value is not None and not isinstance(value, str)]:
+            if wrong := [
+                language
+                for language, value in values.items()
+                if value is not None and not isinstance(value, str)
+            ]:
                 raise Unreadable(f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
             if not any(texts.values()):
                 raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")

@@ -1,8 +1,9 @@
 """ParlaMint (TEI), made for ParlaMint-NO: one file a day of sitting, plain or annotated (.ana).
 
-One document is one debate section, or one speech (`unit: speech`); a day is one group. Kept: headings, the speaker as the note
-before a speech names him, what each says, paragraph by paragraph, and comments of the minutes. Left out: what the corpus says of
-itself (gaps, descriptions of noise). Corpus roots and lists of persons, which hold no debates, are counted and passed over.
+One document is one debate section, or one speech (`unit: speech`); a day is one group. Kept: headings, the
+speaker as the note before a speech names him, what each says, paragraph by paragraph, and comments of the
+minutes. Left out: what the corpus says of itself (gaps, descriptions of noise). Corpus roots and lists of
+persons, which hold no debates, are counted and passed over.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
     own = claims.language(root.get(f"{XML}lang"))
     bibl = next((e for e in root.iter("{*}bibl")), root)
     url = next((squeeze(e.itertext()) for e in bibl.iter("{*}idno") if e.get("type") == "URI"), "")
-    date = next((claims.date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), "") or claims.date(day)
+    date = next(
+        (claims.date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), ""
+    ) or claims.date(day)
     document = partial(Document, source=where.source, license=source.license, group=day, date=date, url=url)
     for number, section in enumerate(root.findall(".//{*}body/{*}div"), start=1):
         parts = list(_parts(section))
@@ -80,7 +83,9 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
         if unit == "speech":
             for part in (part for part in parts if part.language or part.id):
                 language = part.language or own
-                yield document(id=part.id or f"{day}.{number}", text=part.text, title=title, language=language)
+                yield document(
+                    id=part.id or f"{day}.{number}", text=part.text, title=title, language=language
+                )
         elif parts:
             said = Counter[str]()
             for part in parts:
@@ -104,14 +109,20 @@ def _parts(section: etree._Element) -> Iterator[Part]:
             said = "\n\n".join(text for text in map(_paragraph, element) if text)
             speaker = ""
             if said:
-                yield Part(element.get(f"{XML}id", ""), f"{who} {said}".strip(), claims.language(element.get(f"{XML}lang")))
+                yield Part(
+                    element.get(f"{XML}id", ""),
+                    f"{who} {said}".strip(),
+                    claims.language(element.get(f"{XML}lang")),
+                )
 
 
 def _paragraph(element: etree._Element) -> str:
     """A <seg> of running text, or of sentences cut into words; a note within a speech."""
     if local_name(element) in SKIPPED_IN_SPEECH:
         return ""
-    words = [e for e in element.iter("{*}w", "{*}pc") if not any(local_name(a) == "w" for a in e.iterancestors())]
+    words = [
+        e for e in element.iter("{*}w", "{*}pc") if not any(local_name(a) == "w" for a in e.iterancestors())
+    ]
     if words:
         return squeeze((w.text or "") + ("" if w.get("join") in ("right", "both") else " ") for w in words)
     pieces = blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)

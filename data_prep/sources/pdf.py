@@ -30,7 +30,9 @@ UNMAPPED_SHARE = 0.1  # of a page's characters, from which on it counts as one w
 FAR = 1.5  # times the usual distance of lines: a new paragraph
 _HYPHEN = re.compile("((?<!\\w)\\w++|)[\ufffe\u00ad]\\s*(\\w*)")
 _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
-_CONTENTS = re.compile(r"(?:innhold|innhald)(?:sfortegnelse|sliste|sfortegning)?|contents|table of contents", re.IGNORECASE)
+_CONTENTS = re.compile(
+    r"(?:innhold|innhald)(?:sfortegnelse|sliste|sfortegning)?|contents|table of contents", re.IGNORECASE
+)
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
 _SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins another heading
@@ -63,12 +65,19 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             pages, about = read_pages(raw)
             place = stem(where)
             if not any(page.lines for page in pages):
-                report.drops.append(Drop(place, name, "no_text_layer", f"{len(pages)} pages without text: a scan?"))
+                report.drops.append(
+                    Drop(place, name, "no_text_layer", f"{len(pages)} pages without text: a scan?")
+                )
                 continue
             yield Document(
-                id=place, text=_measured_text(pages, min_kept, report), title=about.get("Title", ""), source=name,
-                license=source.license, group=place, date=claims.date(_pdf_date(about.get("CreationDate", ""))),
-            )  # fmt: skip
+                id=place,
+                text=_measured_text(pages, min_kept, report),
+                title=about.get("Title", ""),
+                source=name,
+                license=source.license,
+                group=place,
+                date=claims.date(_pdf_date(about.get("CreationDate", ""))),
+            )
 
 
 def _measured_text(pages: list[Page], min_kept: float, report: Report) -> str:
@@ -113,7 +122,9 @@ def _running_text(pages: list[Page]) -> tuple[str, _LeftOut]:
     number = 0
     for page in pages:
         first, number = number, number + len(page.lines)
-        page.lines = [line for n, line in enumerate(page.lines, start=first) if not listed[n] and not headed[n]]
+        page.lines = [
+            line for n, line in enumerate(page.lines, start=first) if not listed[n] and not headed[n]
+        ]
     contents_lines = len(lines) - sum(len(page.lines) for page in pages)
     return _paragraphs(pages), _LeftOut(titles, contents_lines)
 
@@ -165,13 +176,25 @@ class _Shape:
             return False
         heads, is_heading = self.is_heading(above), self.is_heading(line)
         if heads != is_heading or (heads and abs(above.size - line.size) > 0.05 * line.size):
-            return not line.text[:1].islower() or line.size > LARGER * self.size or above.size > LARGER * self.size
-        return _is_below(above, line) and bool(self.pitch) and above.y - line.y > FAR * max(self.pitch, line.size)
+            return (
+                not line.text[:1].islower()
+                or line.size > LARGER * self.size
+                or above.size > LARGER * self.size
+            )
+        return (
+            _is_below(above, line)
+            and bool(self.pitch)
+            and above.y - line.y > FAR * max(self.pitch, line.size)
+        )
 
     def goes_on(self, above: Line, line: Line) -> bool:
         """Return whether a heading goes on in the next line: its size shows it, or its line has no room for
         the next word."""
-        if not (self.is_heading(above) and self.is_heading(line)) or _SECTION.match(line.text) or self.parts(above, line):
+        if (
+            not (self.is_heading(above) and self.is_heading(line))
+            or _SECTION.match(line.text)
+            or self.parts(above, line)
+        ):
             return False
         if min(above.size, line.size) > 1.15 * self.size and _is_below(above, line):
             return True
@@ -211,7 +234,9 @@ def _joined_paragraphs(paragraphs: list[list[str]]) -> str:
     was_item = False
     for paragraph in map("".join, paragraphs):
         is_item = bool(_BULLET.match(paragraph))
-        text += ("" if not text else "\n" if is_item and was_item else "\n\n") + _HYPHEN.sub(_joined, paragraph)
+        text += ("" if not text else "\n" if is_item and was_item else "\n\n") + _HYPHEN.sub(
+            _joined, paragraph
+        )
         was_item = is_item
     return text
 
@@ -221,7 +246,9 @@ def _joined(match: re.Match[str]) -> str:
     before, after = match[1], match[2]
     if after in _COORDINATIONS:
         return f"{before}- {after}"
-    keeps = not before or before[-1].isdigit() or before.isupper() or after[:1].isupper() or after[:1].isdigit()
+    keeps = (
+        not before or before[-1].isdigit() or before.isupper() or after[:1].isupper() or after[:1].isdigit()
+    )
     return f"{before}-{after}" if keeps else before + after
 
 

@@ -69,7 +69,9 @@ def read_pages(raw: bytes) -> tuple[list[Page], dict[str, str]]:
     try:
         document = pdfium.PdfDocument(raw)
         try:
-            return [_read_page(pdfium, document[number]) for number in range(len(document))], document.get_metadata_dict()
+            return [
+                _read_page(pdfium, document[number]) for number in range(len(document))
+            ], document.get_metadata_dict()
         finally:
             document.close()
     except pdfium.PdfiumError as fault:
@@ -123,7 +125,10 @@ def _font_name(raw: Any, page: Any, index: int) -> str:
 
 def _read_line(match: re.Match[str], text: str, letters: _Letters) -> Line:
     line = Line(match[0].strip())
-    start, end = match.start() + len(match[0]) - len(match[0].lstrip()), match.start() + len(match[0].rstrip()) - 1
+    start, end = (
+        match.start() + len(match[0]) - len(match[0].lstrip()),
+        match.start() + len(match[0].rstrip()) - 1,
+    )
     while start < end and text[end] in "\ufffe\u00ad":
         end -= 1
     middle = next((n for n in range((start + end) // 2, end) if not text[n].isspace()), end)
@@ -141,7 +146,10 @@ def _read_line(match: re.Match[str], text: str, letters: _Letters) -> Line:
 def _place_words(line: Line, text: str, start: int, letters: _Letters) -> None:
     """Note where a number at the line's beginning or end stands, and the text beside it."""
     if found := FIRST_NUMBER.match(text):
-        end, after = letters.box(start + found.end(1) - 1), letters.box(start + found.end()) if found.end() < len(text) else None
+        end, after = (
+            letters.box(start + found.end(1) - 1),
+            letters.box(start + found.end()) if found.end() < len(text) else None,
+        )
         line.first_right = end[2] if end else line.left
         line.after_first = after[0] if after else line.right
     if found := LAST_NUMBER.search(text):

@@ -23,8 +23,9 @@ _BARE_NUMBER = re.compile(r"(\d{1,4}|[ivxlc]{1,8})", re.IGNORECASE)
 _N = r"(?:\d{1,4}|[ivxlc]{1,8})"
 _LABELLED_NUMBER = re.compile(
     rf"(?:side|page|s\.|p\.)\s*{_N}(?:\s*(?:av|of|/)\s*{_N})?|[-–—|•·\[(]\s*{_N}\s*[-–—|•·\])]|{_N}\s*(?:av|of|/)\s*{_N}|"
-    rf"[-–—|]\s*(?:side|page)?\s*{_N}\s*[-–—|]|{_N}\s*\|\s*(?:side|page)|(?:side|page)\s*\|\s*{_N}", re.IGNORECASE,
-)  # fmt: skip
+    rf"[-–—|]\s*(?:side|page)?\s*{_N}\s*[-–—|]|{_N}\s*\|\s*(?:side|page)|(?:side|page)\s*\|\s*{_N}",
+    re.IGNORECASE,
+)
 
 
 # --- line numbers -------------------------------------------------------------------------------------------
@@ -118,8 +119,12 @@ def _counts_lines(pages: list[Page], columns: list[list[_Number]], at_end: bool,
     total = sum(map(len, columns))
     if step < 1 or total * step < MIN_NUMBERED or count < 0.9 * steps.total():
         return False
-    num_lines = sum(_num_text_lines(page, numbers) for page, numbers in zip(pages, columns, strict=True) if numbers)
-    if not 0.6 * num_lines <= total * step + (step - 1) * sum(map(bool, columns)) or total * step > 3 * max(1, num_lines):
+    num_lines = sum(
+        _num_text_lines(page, numbers) for page, numbers in zip(pages, columns, strict=True) if numbers
+    )
+    if not 0.6 * num_lines <= total * step + (step - 1) * sum(map(bool, columns)) or total * step > 3 * max(
+        1, num_lines
+    ):
         return False
     return _stands_outside(pages, columns, at_end, titles)
 
@@ -176,9 +181,15 @@ def _take_out(page: Page, numbers: list[_Number]) -> int:
 
 def _titles(pages: list[Page]) -> set[int]:
     """The lines at the top and foot of pages that come again on others, numbers aside."""
-    edges = [line for page in pages for line in _edge_lines([line for line in page.lines if not line.text.isdecimal()])]
+    edges = [
+        line
+        for page in pages
+        for line in _edge_lines([line for line in page.lines if not line.text.isdecimal()])
+    ]
     counts = Counter(_masked(line.text) for line in edges)
-    return {id(line) for line in edges if counts[_masked(line.text)] >= 3 or _BARE_NUMBER.fullmatch(line.text)}
+    return {
+        id(line) for line in edges if counts[_masked(line.text)] >= 3 or _BARE_NUMBER.fullmatch(line.text)
+    }
 
 
 @dataclass(slots=True)
@@ -263,17 +274,26 @@ def _is_large(group: list[_Edge], body: float) -> bool:
 def _page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield lines that hold a page number alone: one that says so, or is of a row that goes up with the
     pages."""
-    bare = [edge for group in edges.values() for edge in group if edge.numbers and _BARE_NUMBER.fullmatch(edge.line.text)]
+    bare = [
+        edge
+        for group in edges.values()
+        for edge in group
+        if edge.numbers and _BARE_NUMBER.fullmatch(edge.line.text)
+    ]
     offsets = Counter(edge.numbers[0] - edge.page for edge in bare)
     for edge in bare:
         count = offsets[edge.numbers[0] - edge.page]
         in_row = count >= 3 or (count == 2 and count >= 0.4 * len(bare))
         if _is_large([edge], body):
             continue
-        if in_row or (len(pages) < 3 and edge.line.text.isdecimal() and _stands_alone(edge.line, pages[edge.page].lines)):
+        if in_row or (
+            len(pages) < 3 and edge.line.text.isdecimal() and _stands_alone(edge.line, pages[edge.page].lines)
+        ):
             yield id(edge.line)
     for group in edges.values():
-        yield from (id(edge.line) for edge in group if edge.numbers and _LABELLED_NUMBER.fullmatch(edge.line.text))
+        yield from (
+            id(edge.line) for edge in group if edge.numbers and _LABELLED_NUMBER.fullmatch(edge.line.text)
+        )
 
 
 def _stands_alone(line: Line, lines: list[Line]) -> bool:
@@ -305,4 +325,7 @@ def _value(token: str) -> int | None:
     if not _ROMAN.fullmatch(token) or not (token.islower() or token.isupper()):
         return None
     digits = [_ROMAN_DIGITS[letter] for letter in token.lower()]
-    return sum(-digit if any(digit < other for other in digits[n + 1 : n + 2]) else digit for n, digit in enumerate(digits))
+    return sum(
+        -digit if any(digit < other for other in digits[n + 1 : n + 2]) else digit
+        for n, digit in enumerate(digits)
+    )

@@ -29,16 +29,42 @@ from data_prep.sources.markup import blocks, local_name, parse_html, squeeze
 SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
 SKIPPED_CLASSES = {"K-REFLISTE", "TOP", "K-NOTE-TBLNOTER", "K-NOTETEXT"}
 BLOCKS = HEADINGS | {
-    "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption", "blockquote", "dl", "dt", "dd",
-    "figure", "figcaption", "header", "footer", "aside", "pre", "details", "summary", "address", "button",
-}  # fmt: skip
+    "body",
+    "main",
+    "section",
+    "article",
+    "div",
+    "p",
+    "ul",
+    "ol",
+    "li",
+    "table",
+    "tr",
+    "caption",
+    "blockquote",
+    "dl",
+    "dt",
+    "dd",
+    "figure",
+    "figcaption",
+    "header",
+    "footer",
+    "aside",
+    "pre",
+    "details",
+    "summary",
+    "address",
+    "button",
+}
 
 
 @dataclass
 class Options:
     """Options of publications and pages of regjeringen.no."""
 
-    group_by: str = setting("file", "unit of a group: file, or folder where a publication is a folder of files")
+    group_by: str = setting(
+        "file", "unit of a group: file, or folder where a publication is a folder of files"
+    )
     min_kept: float = setting(
         0.6,
         "share of a page's own letters that must arrive; else the page is read by its tags alone, and counted",
@@ -67,7 +93,9 @@ def parse(raw: bytes, where: Place, license: str, options: Options, report: Repo
     if not text:
         raise Unreadable("no text outside of what is left out")
     title = next((squeeze(e.itertext()) for tag in ("h1", "title") for e in root.iter(tag)), "")
-    meta = {(e.get("name") or e.get("property") or "").lower(): e.get("content") or "" for e in root.iter("meta")}
+    meta = {
+        (e.get("name") or e.get("property") or "").lower(): e.get("content") or "" for e in root.iter("meta")
+    }
     date = next(
         (meta[key] for key in ("dc.date", "dcterms.date", "date", "article:published_time") if meta.get(key)),
         "",
@@ -79,10 +107,16 @@ def parse(raw: bytes, where: Place, license: str, options: Options, report: Repo
     place = stem(where)
     folder = place.rpartition("/")[0]
     return Document(
-        id=place, text=text, title=title, source=where.source, license=license, url=url,
-        date=claims.date(date) or claims.date(title), group=folder or place if options.group_by == "folder" else place,
+        id=place,
+        text=text,
+        title=title,
+        source=where.source,
+        license=license,
+        url=url,
+        date=claims.date(date) or claims.date(title),
+        group=folder or place if options.group_by == "folder" else place,
         language=claims.language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
-    )  # fmt: skip
+    )
 
 
 def _measured_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:

@@ -1,5 +1,6 @@
-"""Questions on texts in SQuAD's form: {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]} in a
-JSON file, or one question a line, {"context", "question", "answers": {"text": […]}}, as the Hub has it. Made for NorQuAD.
+"""Questions on texts in SQuAD's form: {"data": [{"title", "paragraphs": [{"context", "qas": [{"question",
+"answers"}]}]}]} in a JSON file, or one question a line, {"context", "question", "answers": {"text": […]}}, as
+the Hub has it. Made for NorQuAD.
 
 All questions to one text are a group.
 """
@@ -28,7 +29,9 @@ class Options(jsonl.Options):
     """Options of questions on texts."""
 
     form: str = setting("messages", f"form of a document: {', '.join(FORMS)}")
-    unanswerable: str = setting("", "answer where the text has none (is_impossible); empty: such questions are left out")
+    unanswerable: str = setting(
+        "", "answer where the text has none (is_impossible); empty: such questions are left out"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,18 +117,26 @@ def _of_entry(entry: Any, where: Place, report: Report) -> Iterator[Question]:
             with report.quarantining(where):
                 if not isinstance(question, dict):
                     raise Unreadable("a question that is no object")
-                yield _flat({"title": entry.get("title"), **question, "context": paragraph.get("context")}, where)
+                yield _flat(
+                    {"title": entry.get("title"), **question, "context": paragraph.get("context")}, where
+                )
 
 
 def _flat(record: Any, where: Place) -> Question:
     if not isinstance(record, dict):
         raise Unreadable(f"a JSON {type(record).__name__}, not an object")
-    if missing := [key for key in ("context", "question") if not isinstance(record.get(key), str) or not record[key].strip()]:
+    if missing := [
+        key
+        for key in ("context", "question")
+        if not isinstance(record.get(key), str) or not record[key].strip()
+    ]:
         raise Unreadable(f"no text under '{missing[0]}'")
     answers = [] if record.get("answers") is None else record["answers"]
     if isinstance(answers, dict):
         answers = answers.get("text", [])
-    found = [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
+    found = (
+        [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
+    )
     if found is None or not all(isinstance(answer, str) for answer in found):
         raise Unreadable("answers that are no list of texts")
     identity = record.get("id", where.at.rpartition(" ")[2])

@@ -1,11 +1,12 @@
 """Minutes of Stortinget from data.stortinget.no (/eksport/publikasjon), in both generations of their XML.
 
-Until 2015-16: <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>. Since:
-<Forhandlinger> <Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>. One document is one item of
-the agenda, or one speech (`unit: speech`); what stands outside items is one document a meeting. All of a file is one group.
+Until 2015-16: <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>.
+Since: <Forhandlinger> <Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>.
+One document is one item of the agenda, or one speech (`unit: speech`); what stands outside items is one
+document a meeting. All of a file is one group.
 
-Kept: the item's number and title; before each speech who speaks, party and time as the minutes have them, and whether it is a
-main speech (hovedinnlegg) or a reply (replikk); remarks and votes, in order.
+Kept: the item's number and title; before each speech who speaks, party and time as the minutes have them, and
+whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes, in order.
 """
 
 from __future__ import annotations
@@ -27,9 +28,28 @@ from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml",)
 SPEECHES = {"innlegg", "presinnl", "hovedinnlegg", "replikk", "presinnlegg"}
-INLINE = {"uth", "i", "b", "u", "em", "sup", "sub", "hoy", "lav", "kursiv", "halvfet", "sperret", "entry", "td", "th", "a_ref"}
+INLINE = {
+    "uth",
+    "i",
+    "b",
+    "u",
+    "em",
+    "sup",
+    "sub",
+    "hoy",
+    "lav",
+    "kursiv",
+    "halvfet",
+    "sperret",
+    "entry",
+    "td",
+    "th",
+    "a_ref",
+}
 PUBLICATION = "https://data.stortinget.no/eksport/publikasjon?publikasjonid="
-_PUBLICATION_ID = re.compile(r"[a-z]+-?\d{6}")  # refs-202021-11-17, s140213; what has another name is not to be found there
+_PUBLICATION_ID = re.compile(
+    r"[a-z]+-?\d{6}"
+)  # refs-202021-11-17, s140213; what has another name is not to be found there
 SKIPPED = {"sidetall", "side", "bilde"}
 
 
@@ -45,7 +65,8 @@ class Options:
 
 @dataclass
 class Piece:
-    """A paragraph and where it belongs: `speech` is the element of the speech it is part of, None outside of speeches."""
+    """A paragraph and where it belongs: `speech` is the element of the speech it is part of, None outside of
+    speeches."""
 
     speech: etree._Element | None
     text: str
@@ -66,7 +87,9 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root).lower() not in ("forhandling", "forhandlinger"):
         raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>")
-    publication = re.sub(r"-\d+$", "", root.get("Id", "")) if root.get("Id", "").count("-") > 3 else root.get("Id", "")
+    publication = (
+        re.sub(r"-\d+$", "", root.get("Id", "")) if root.get("Id", "").count("-") > 3 else root.get("Id", "")
+    )
     publication = publication or Path(stem(where)).name
     meetings = [child for child in root if local_name(child).lower() == "mote"] or [root]
     for number, meeting in enumerate(meetings, start=1):
@@ -80,9 +103,13 @@ def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: s
             url=f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
         )
         found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
-        items = [item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())]
+        items = [
+            item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())
+        ]
         around = _pieces(meeting, leave_out=items)
-        for index, (element, pieces) in enumerate([(meeting, around), *((item, _pieces(item)) for item in items)]):
+        for index, (element, pieces) in enumerate(
+            [(meeting, around), *((item, _pieces(item)) for item in items)]
+        ):
             base = f"{publication}:{number}.{index}"
             title = _title(element) if index else heading
             for suffix, text in _texts(pieces, unit):
@@ -106,11 +133,14 @@ def _texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -> list[Piece]:
-    """Paragraphs in order. A speaker's name opens the paragraph it stands before, with the kind of the speech behind it."""
+    """Paragraphs in order. A speaker's name opens the paragraph it stands before, with the kind of the speech
+    behind it."""
     pieces: list[Piece] = []
     name = ""
     left_out = set(leave_out)
-    found = blocks(element, _is_block, lambda child: child in left_out or local_name(child).lower() in SKIPPED)
+    found = blocks(
+        element, _is_block, lambda child: child in left_out or local_name(child).lower() in SKIPPED
+    )
     for block, text in found:
         speech = next((a for a in (block, *block.iterancestors()) if local_name(a).lower() in SPEECHES), None)
         if local_name(block).lower() == "navn":

@@ -30,7 +30,9 @@ PARQUET = "a Parquet file"
 ROWS = 256
 FIELDS = ("text", *OPTIONAL)
 LINE_BYTES = 200  # that a line takes in memory besides its text
-PATIENCE = 8  # how much more may be gone back over than is read; then every row is a line, or stray quotes alone would take hours
+# how much more may be gone back over than is read; then every row is a line, or stray quotes alone would take
+# hours
+PATIENCE = 8
 
 
 @dataclass
@@ -159,7 +161,9 @@ def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
                 yield (replace(where, at=f"line {number}") if number else where), part
 
 
-def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
+def _parquet_rows(
+    member: Member, key: str, source: SourceConfig, report: Report
+) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     try:
         with member.seekable() as file:
@@ -167,7 +171,9 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
             names = table.schema_arrow.names
             _require((key,), names, member.place, source.reader)
             wanted = [key, *(source.fields.get(ours, ours) for ours in OPTIONAL)]
-            for batch in table.iter_batches(batch_size=ROWS, columns=[name for name in names if name in wanted]):
+            for batch in table.iter_batches(
+                batch_size=ROWS, columns=[name for name in names if name in wanted]
+            ):
                 yield from batch_rows(batch, member.place, number, report)
                 number += len(batch)
     except (pa.ArrowException, OSError, Unreadable) as fault:
@@ -175,7 +181,9 @@ def _parquet_rows(member: Member, key: str, source: SourceConfig, report: Report
         break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
 
 
-def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
+def batch_rows(
+    batch: pa.RecordBatch, place: Place, number: int, report: Report
+) -> Iterator[tuple[Place, dict[str, object]]]:
     """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is
     quarantined."""
     for at in range(len(batch)):
@@ -183,16 +191,24 @@ def batch_rows(batch: pa.RecordBatch, place: Place, number: int, report: Report)
         with report.quarantining(where):
             try:
                 (row,) = batch.slice(at, 1).to_pylist()
-            except (ValueError, OverflowError, KeyError) as fault:  # no UTF-8, a day of no calendar, a time zone of no map
+            except (
+                ValueError,
+                OverflowError,
+                KeyError,
+            ) as fault:  # no UTF-8, a day of no calendar, a time zone of no map
                 raise Unreadable(f"a value that cannot be read: {fault}") from None
             yield where, row
 
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:
     if twice := [name for name in needed if Counter(names)[name] > 1]:
-        raise UserError(f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant")
+        raise UserError(
+            f"source {place.source}: {place} has two columns '{twice[0]}': rename the one that is not meant"
+        )
     if missing := [name for name in needed if name not in names]:
         hint = f"name the one that you mean in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
         if reader != "table":
             hint = f"reader {reader} knows no other name; reader table has `fields` for that"
-        raise UserError(f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: {hint}")
+        raise UserError(
+            f"source {place.source}: {place} has no column '{missing[0]}' but {', '.join(names)}: {hint}"
+        )

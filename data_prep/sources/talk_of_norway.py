@@ -1,7 +1,9 @@
-"""Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences, as CSV or one a line.
+"""Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences, as CSV or
+one a line.
 
-Of a row with a speaker, name and party stand before what is said. All speeches of a transcript, else of a day, are a group.
-Files of lines (.txt) are sentences out of context; their name ends in their written standard, as in …_nob.txt.
+Of a row with a speaker, name and party stand before what is said. All speeches of a transcript, else of a
+day, are a group. Files of lines (.txt) are sentences out of context; their name ends in their written
+standard, as in …_nob.txt.
 """
 
 from __future__ import annotations
@@ -32,16 +34,23 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _speech(row: dict[str, str], where: Place, source: SourceConfig) -> Document:
-    speaker = row.get("rep_name") or " ".join(row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key))
+    speaker = row.get("rep_name") or " ".join(
+        row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key)
+    )
     speaker = speaker or ("Presidenten" if row.get("speaker_role", "").lower() == "president" else "")
     party = row.get("party_id") or row.get("party_name") or ""
     who = f"{speaker} ({party}): " if speaker and party else f"{speaker}: " if speaker else ""
     day = claims.date(row.get("date"))
     return Document(
-        id=row.get("id") or str(where), text=who + row["text"], source=where.source, license=source.license, date=day,
+        id=row.get("id") or str(where),
+        text=who + row["text"],
+        source=where.source,
+        license=source.license,
+        date=day,
         group=row.get("transcript") or row.get("debate_reference") or day or str(where),
-        language=claims.language(row.get("language")), title=row.get("debate_title") or row.get("title") or "",
-    )  # fmt: skip
+        language=claims.language(row.get("language")),
+        title=row.get("debate_title") or row.get("title") or "",
+    )
 
 
 def _sentences(member: streams.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
@@ -50,5 +59,10 @@ def _sentences(member: streams.Member, source: SourceConfig, report: Report) -> 
         with report.quarantining(where):
             if text := decode(line, report).strip():
                 yield Document(
-                    id=str(where), text=text, source=where.source, license=source.license, group=str(where), language=language
+                    id=str(where),
+                    text=text,
+                    source=where.source,
+                    license=source.license,
+                    group=str(where),
+                    language=language,
                 )

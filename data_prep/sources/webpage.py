@@ -77,7 +77,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             about = trafilatura.extract_metadata(root)
             reading = read_page(root, parse_html(raw, Report()), min_kept)
             if not reading.text:
-                report.drops.append(Drop(str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"))
+                report.drops.append(
+                    Drop(
+                        str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"
+                    )
+                )
                 continue
             report.counts[f"pages_read_by_{reading.way}"] += 1
             report.counts["page_letters"] += reading.own
@@ -146,7 +150,11 @@ def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | 
     blocks = read_blocks(body, Furniture(body, by_class=False).skips)
     taken = [block for block, is_taken in zip(blocks, _taken(blocks, extracted), strict=True) if is_taken]
     inside = sum(count_letters(block.text) for block in taken if _stands_in(block, article))
-    return article if inside >= 0.5 * sum(count_letters(block.text) for block in taken) and letters(article) else None
+    return (
+        article
+        if inside >= 0.5 * sum(count_letters(block.text) for block in taken) and letters(article)
+        else None
+    )
 
 
 def _own_letters(root: html.HtmlElement) -> int:

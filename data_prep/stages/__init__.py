@@ -1,4 +1,5 @@
-"""The stages between reading and tokenising, one file each; `TEXT_STAGES` here is their order, and nothing else names them.
+"""The stages between reading and tokenising, one file each; `TEXT_STAGES` here is their order, and nothing
+else names them.
 
 A new stage is a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a file of its own, its place in
 TEXT_STAGES, and its settings in data_prep/stage_settings.py. near_duplicates.py is a part of deduplicate;

@@ -43,7 +43,9 @@ _VERB = re.compile(
     r"|ikke|ikkje|medhold|medhald|(?:stadfest|opphev|avvis|forkast|innvilg|avslå|omgjor|omgjer)\w*"
     r"|[^\W\d_]{3,}(?:es|ast))\b"
 )
-_VERDICT = re.compile(r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:")
+_VERDICT = re.compile(
+    r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:"
+)
 # What decides a case without a verb. Not what menus name too: "Innsyn", "Vedtak", "Søknader".
 _DECIDES = re.compile(
     r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort|brudd|brot|diskriminering"
@@ -52,8 +54,11 @@ _DECIDES = re.compile(
     r"|enstemmig|samrøystes|ikraft\w*|iverksett\w*)\b"
 )
 _HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\.\d+)*[.)]?\s+\S")
-_CLOSE = re.compile(r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b")
-# A row of links or buttons, a copyright notice; what headings and sentences of a frame are about; a ruled line.
+_CLOSE = re.compile(
+    r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b"
+)
+# A row of links or buttons, a copyright notice; what headings and sentences of a frame are about; a ruled
+# line.
 _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
 _ABOUT_FRAME = re.compile(
     r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring|javascript|nettleser"
@@ -119,14 +124,18 @@ class Boilerplate(CorpusStage):
             site = site_of(document, config)
             if site is None:
                 continue
-            lines = {_hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))}
+            lines = {
+                _hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))
+            }
             if (whole := _hash(f"{site}\n{document.text}")) not in seen:
                 seen.add(whole)
                 counts[site].update(lines)
                 counts[site][WHOLE_SITE] += 1
         tables = [COUNTS.empty_table()]
         for site, lines_of_site in sorted(counts.items()):
-            line, number = (np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values()))
+            line, number = (
+                np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values())
+            )
             tables.append(pa.table([pa.repeat(site, len(line)), line, number], schema=COUNTS))
         return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
 
@@ -134,23 +143,34 @@ class Boilerplate(CorpusStage):
         """The repeated lines of each site, and in how many documents each stands."""
         rules = config.boilerplate
         sites = _added_up([_between(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
-        needed = {row["site"]: max(rules.min_documents, rules.min_share * row["documents"]) for row in sites.to_pylist()}
+        needed = {
+            row["site"]: max(rules.min_documents, rules.min_share * row["documents"])
+            for row in sites.to_pylist()
+        }
         kept = [COUNTS.empty_table()]
         parts = sum(pq.read_metadata(path).num_rows for path in collected) // LINES_AT_ONCE + 1
         bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
         for first, end in pairwise(bounds):  # or all lines of the corpus would have to be in memory
             total = _added_up([_between(path, first, end - 1) for path in collected])
             frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
-            repeated = [row for row in frequent if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]]
+            repeated = [
+                row
+                for row in frequent
+                if row["line"] != WHOLE_SITE and row["documents"] >= needed[row["site"]]
+            ]
             kept.append(pa.Table.from_pylist(repeated, schema=COUNTS))
         return pa.concat_tables(kept).sort_by([("site", "ascending"), ("line", "ascending")])
 
-    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    def run(
+        self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
+    ) -> Iterator[Document]:
         repeated = _by_site(decided)
         for document in documents:
             site = site_of(document, config)
             frame = find_frame(document.text, repeated(site) if site else set())
-            if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(document.text):
+            if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(
+                document.text
+            ):
                 report.counts["left_mostly_repeated"] += 1
             elif frame.lines:
                 report.counts["documents_cut"] += 1
@@ -169,7 +189,11 @@ def _between(path: Path, first: int, last: int) -> pa.Table:
     place, groups = COUNTS.get_field_index("line"), []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if group.num_rows and group.column(place).statistics.min <= last and first <= group.column(place).statistics.max:
+        if (
+            group.num_rows
+            and group.column(place).statistics.min <= last
+            and first <= group.column(place).statistics.max
+        ):
             groups.append(number)
     table = file.read_row_groups(groups, COUNTS.names, use_threads=False)
     return table.filter((pc.field("line") >= first) & (pc.field("line") <= last))
@@ -185,7 +209,9 @@ def _by_site(decided: pa.Table) -> Callable[[str], set[int]]:
     """The repeated lines of a site; of the sites of a shard alone they become Python's numbers."""
     sites = decided.group_by("site", use_threads=False).aggregate([([], "count_all")])
     names, counts = sites["site"].to_pylist(), sites["count_all"].to_pylist()
-    spans = {name: (end - count, count) for name, count, end in zip(names, counts, accumulate(counts), strict=True)}
+    spans = {
+        name: (end - count, count) for name, count, end in zip(names, counts, accumulate(counts), strict=True)
+    }
 
     @cache
     def lines(site: str) -> set[int]:
@@ -214,7 +240,9 @@ def find_frame(text: str, repeated: set[int]) -> Frame:
     cut = lines[:head] + lines[len(lines) - foot :]
     if not cut:
         return Frame(text)
-    return Frame("\n".join(lines[head : len(lines) - foot]).strip("\n"), [line for line in cut if line.strip()])
+    return Frame(
+        "\n".join(lines[head : len(lines) - foot]).strip("\n"), [line for line in cut if line.strip()]
+    )
 
 
 def site_of(document: Document, config: CorpusConfig) -> str | None:
@@ -259,7 +287,9 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
         elif kind is Kind.SENTENCE:
             reached_sentence = True
             continue
-        is_beside_sure = is_ruled_off or kind is Kind.LINKS or (is_beside_sure and _BODY.fullmatch(key) is not None)
+        is_beside_sure = (
+            is_ruled_off or kind is Kind.LINKS or (is_beside_sure and _BODY.fullmatch(key) is not None)
+        )
         if is_beside_sure:
             sure = number
             beside.clear()
@@ -305,4 +335,9 @@ def _key(line: str) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big", signed=True) or 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big", signed=True
+        )
+        or 1
+    )

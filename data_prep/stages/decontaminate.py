@@ -51,8 +51,12 @@ class Decontaminate(ShardStage):
             NotFoundError: an evaluation set does not exist, or holds no file that can be read.
         """
         rules = config.decontaminate
-        sets = {name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())}
-        return DecontaminateSettings(sets=sets, words=rules.words, min_words=rules.min_words, action=rules.action)
+        sets = {
+            name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())
+        }
+        return DecontaminateSettings(
+            sets=sets, words=rules.words, min_words=rules.min_words, action=rules.action
+        )
 
     def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
         rules = config.decontaminate
@@ -72,7 +76,11 @@ class Decontaminate(ShardStage):
                 document.text = kept
                 yield document
             else:
-                report.drop(document, f"in_{name}", f"{len(found[name])} sequences of up to {rules.words} words are in {name}")
+                report.drop(
+                    document,
+                    f"in_{name}",
+                    f"{len(found[name])} sequences of up to {rules.words} words are in {name}",
+                )
 
 
 @dataclass
@@ -110,10 +118,14 @@ class Index:
 @lru_cache(maxsize=1)
 def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Index:
     """Read once in a process."""
-    index = build_index({name: texts(path) for name, path in sets}, DecontaminateConfig(words=words, min_words=min_words))
+    index = build_index(
+        {name: texts(path) for name, path in sets}, DecontaminateConfig(words=words, min_words=min_words)
+    )
     for name, count in index.too_short.items():
         if count:
-            logger.info("%s: %d of its texts have less than %d words and are not looked for", name, count, min_words)
+            logger.info(
+                "%s: %d of its texts have less than %d words and are not looked for", name, count, min_words
+            )
     return index
 
 
@@ -133,7 +145,9 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
     for length, pieces in sorted(parts.items()):
         every = np.concatenate([piece for piece, _ in pieces])
         owner_of = np.concatenate([np.full(len(piece), owner) for piece, owner in pieces])
-        hashes[length], first = np.unique(every, return_index=True)  # of two sets with the same words, the first is named
+        hashes[length], first = np.unique(
+            every, return_index=True
+        )  # of two sets with the same words, the first is named
         owners[length] = owner_of[first]
     return Index(names, hashes, owners, too_short)
 

@@ -97,16 +97,23 @@ class Deduplicate(CorpusStage):
                 "paragraphs": pa.array(paragraphs, pa.list_(pa.uint64())),
             }
             if config.deduplicate.near:
-                columns["ngrams"] = pa.ListArray.from_arrays(pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32()))
+                columns["ngrams"] = pa.ListArray.from_arrays(
+                    pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32())
+                )
                 profiles = [
-                    profile(document.title, "\n".join(asked)) for document, asked in zip(batch, _asked(batch), strict=True)
+                    profile(document.title, "\n".join(asked))
+                    for document, asked in zip(batch, _asked(batch), strict=True)
                 ]
                 columns["profile"] = pa.array(profiles, pa.large_binary())
                 columns["marks"] = pa.array([_hash(Profile(lines).key) for lines in profiles], pa.uint64())
                 for number, band in enumerate(_bands(values, begins, config.deduplicate.bands).T):
                     columns[f"band_{number}"] = pa.array(band, pa.uint64())
             tables.append(pa.table(columns))
-        return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
+        return (
+            pa.concat_tables(tables)
+            if tables
+            else pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
+        )
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
         """Which rows of which shards go, and why."""
@@ -117,7 +124,9 @@ class Deduplicate(CorpusStage):
         _exact(found, order, kept_by)
         counts = Counter[str]()
         if config.deduplicate.near and found.number:
-            for worse, (better, similarity) in find_near(found, order, kept_by < 0, config.deduplicate, counts).items():
+            for worse, (better, similarity) in find_near(
+                found, order, kept_by < 0, config.deduplicate, counts
+            ).items():
                 kept_by[worse], similar[worse] = better, similarity
         counts.update(_shared_paragraphs(found, kept_by < 0))
         lost = np.flatnonzero(kept_by >= 0)
@@ -126,13 +135,20 @@ class Deduplicate(CorpusStage):
             {
                 "shard": pa.array(found.shard_of(lost), pa.int64()),
                 "row": pa.array(lost - found.begins[found.shard_of(lost)], pa.int64()),
-                "reason": pa.array(["near_duplicate" if i in similar else "exact_duplicate" for i in lost.tolist()], pa.string()),
-                "detail": pa.array([_detail(names[kept_by[i]], similar.get(i)) for i in lost.tolist()], pa.string()),
+                "reason": pa.array(
+                    ["near_duplicate" if i in similar else "exact_duplicate" for i in lost.tolist()],
+                    pa.string(),
+                ),
+                "detail": pa.array(
+                    [_detail(names[kept_by[i]], similar.get(i)) for i in lost.tolist()], pa.string()
+                ),
             }
         )
         return table.replace_schema_metadata({"counts": json.dumps(counts)})
 
-    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    def run(
+        self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
+    ) -> Iterator[Document]:
         dropped = {row["row"]: (row["reason"], row["detail"]) for row in decided.to_pylist()}
         for row, document in enumerate(documents):
             if row in dropped:
@@ -168,9 +184,13 @@ def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Intege
     for place, document in enumerate(batch):
         if document.turns:
             own = slice(begins[place], begins[place + 1])
-            answer = _WORD.findall(" ".join(turn.content for turn in document.turns if turn.target).casefold())
+            answer = _WORD.findall(
+                " ".join(turn.content for turn in document.turns if turn.target).casefold()
+            )
             lines = reversed(asked[place].splitlines())
-            question = _WORD.findall(next((line for line in lines if line.rstrip().endswith("?")), "").casefold())
+            question = _WORD.findall(
+                next((line for line in lines if line.rstrip().endswith("?")), "").casefold()
+            )
             lesson = " ".join([*question, "?", *answer]).encode()
             salt = np.uint32(int.from_bytes(hashlib.blake2b(lesson, digest_size=4).digest(), "big"))
             values[own] = np.sort(values[own] ^ salt)
@@ -206,7 +226,9 @@ def _paragraphs(folded: str) -> list[int]:
 
 def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[np.uint64]:
     """A number for each band of each document, of shape (documents, bands)."""
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(values.astype(np.uint64), begins.astype(np.uint64), PERMUTATIONS, SEED)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        values.astype(np.uint64), begins.astype(np.uint64), PERMUTATIONS, SEED
+    )
     rows = PERMUTATIONS // bands
     minima = np.array(matrix.to_rows(), np.uint64)[:, : bands * rows].reshape(len(begins) - 1, bands, rows)
     folded = np.zeros(minima.shape[:2], np.uint64)

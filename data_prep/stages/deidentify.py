@@ -17,9 +17,12 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-# Six digits and five, written together or parted by one space, no-break space or hyphen; not inside a longer number.
+# Six digits and five, written together or parted by one space, no-break space or hyphen; not inside a longer
+# number.
 _CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
-_SIGN = re.compile(r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d")  # a text without has none, and this takes a quarter of the time
+_SIGN = re.compile(
+    r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d"
+)  # a text without has none, and this takes a quarter of the time
 
 _WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
 _WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
@@ -57,7 +60,9 @@ class Deidentify(CorpusStage):
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
         """Ids and groups that hold such numbers."""
         names = (name for document in documents for name in (document.id, document.group))
-        return pa.table({"name": pa.array(dict.fromkeys(name for name in names if mask(name, "")[1]), pa.string())})
+        return pa.table(
+            {"name": pa.array(dict.fromkeys(name for name in names if mask(name, "")[1]), pa.string())}
+        )
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
         """What they are called instead. Two groups must stay two, and a hash of eleven digits can be undone:
@@ -67,7 +72,9 @@ class Deidentify(CorpusStage):
         aliases = [mask(name, f"{replacement}{number}")[0] for number, name in enumerate(names, start=1)]
         return pa.table({"name": pa.array(names, pa.string()), "alias": pa.array(aliases, pa.string())})
 
-    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    def run(
+        self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
+    ) -> Iterator[Document]:
         replacement = config.deidentify.national_identity_number
         aliases = dict(zip(decided["name"].to_pylist(), decided["alias"].to_pylist(), strict=True))
 
@@ -118,7 +125,8 @@ def identity_number_kind(digits: str) -> str | None:
         return None
     day, month, year = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
     for day_offset, month_offset, kind in _KINDS:
-        # From 2032 the individual number no longer tells the century: a date that exists in either century will do.
+        # From 2032 the individual number no longer tells the century: a date that exists in either century
+        # will do.
         if (first == 0 or kind in _RULE_OF_2032) and any(
             _is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)
         ):

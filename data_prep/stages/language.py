@@ -27,7 +27,14 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
-from data_prep.other_languages import WORDS, Finding, find, find_by_script, is_surely_scandinavian, looks_norwegian
+from data_prep.other_languages import (
+    WORDS,
+    Finding,
+    find,
+    find_by_script,
+    is_surely_scandinavian,
+    looks_norwegian,
+)
 from data_prep.stage_settings import LANGUAGES, LanguageConfig
 from data_prep.stages.protocol import ShardStage
 from data_prep.written_standard.danish import is_danish_alone
@@ -57,8 +64,8 @@ DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
 SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
 # Letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
 SHORT = 150
-# Bytes of passages in a row from which on another language is cut: less is a few words, as in a title; where it
-# begins with a quotation mark, more. Bytes, as a Chinese letter says more than a Latin one.
+# Bytes of passages in a row from which on another language is cut: less is a few words, as in a title; where
+# it begins with a quotation mark, more. Bytes, as a Chinese letter says more than a Latin one.
 CUT = 60
 CUT_QUOTED = 200
 # Letters of clear text that make the Norwegian parts of a document in another language worth keeping
@@ -89,7 +96,12 @@ class Passage:
     def is_certain(self) -> bool:
         """Return whether it is running text that is surely in another language: no table, no names of species
         in Latin."""
-        return self.finding is not None and self.finding.is_certain and " | " not in self.text and self.code != "lat"
+        return (
+            self.finding is not None
+            and self.finding.is_certain
+            and " | " not in self.text
+            and self.code != "lat"
+        )
 
 
 @dataclass
@@ -128,7 +140,9 @@ class Verdict:
         """What a drop in this language says beside its code."""
         if code != UNDETERMINED:
             return name(code)
-        found = Counter(passage.finding.detail for passage in self.passages if passage.finding and passage.code == code)
+        found = Counter(
+            passage.finding.detail for passage in self.passages if passage.finding and passage.code == code
+        )
         return found.most_common(1)[0][0] if found else ""
 
 
@@ -173,7 +187,11 @@ class Language(ShardStage):
                     _keep_parts(document, verdict, keep, report)
                 report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
             if not document.language:
-                report.drop(document, "language_undecided", f"{len(text)} characters, and the source claims no language")
+                report.drop(
+                    document,
+                    "language_undecided",
+                    f"{len(text)} characters, and the source claims no language",
+                )
                 continue
             if document.language not in keep:
                 detail = verdict.detail(document.language) if verdict else name(document.language)
@@ -243,7 +261,9 @@ def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
     """
     rest: list[Passage] = []
     left_in = keep.union(LANGUAGES)
-    for is_other, group in groupby(passages, key=lambda passage: passage.is_certain() and passage.code not in left_in):
+    for is_other, group in groupby(
+        passages, key=lambda passage: passage.is_certain() and passage.code not in left_in
+    ):
         run = list(group)
         text = "".join(passage.text for passage in run).strip()
         least = CUT_QUOTED if text.startswith(_QUOTES) else CUT
@@ -252,7 +272,9 @@ def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
     return rest
 
 
-def _judgements(documents: Iterator[Document], min_characters: int) -> Iterator[tuple[Document, str, Verdict | None]]:
+def _judgements(
+    documents: Iterator[Document], min_characters: int
+) -> Iterator[tuple[Document, str, Verdict | None]]:
     """Each document, the text that decides on its language, and what that says if it is long enough."""
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
         texts = [_judged(document) for document in batch]
@@ -295,7 +317,11 @@ def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
 
 def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
     """What each piece is; None of those that are Scandinavian, or say nothing."""
-    doubtful = [n for n, piece in enumerate(pieces) if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)]
+    doubtful = [
+        n
+        for n, piece in enumerate(pieces)
+        if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)
+    ]
     findings: list[Finding | None] = [None] * len(pieces)
     for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
         findings[number] = finding
@@ -305,7 +331,12 @@ def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
 def _give_headings_to_paragraphs(found: list[Passage]) -> None:
     """Give short passages that do not look Norwegian the language of the passage below them."""
     for below, heading in pairwise(reversed(found)):
-        if below.finding and not heading.finding and len(heading.text) < PASSAGE and not looks_norwegian(heading.text):
+        if (
+            below.finding
+            and not heading.finding
+            and len(heading.text) < PASSAGE
+            and not looks_norwegian(heading.text)
+        ):
             heading.finding = below.finding
 
 
@@ -326,12 +357,19 @@ def _count_near(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> 
             continue
         telling = words(without_names(stretch))
         code, lead = _detect(telling or found, next(scores))
-        if code not in SCANDINAVIAN and len(telling) >= WORDS:  # Sámi or English names in a Norwegian sentence
+        if (
+            code not in SCANDINAVIAN and len(telling) >= WORDS
+        ):  # Sámi or English names in a Norwegian sentence
             without = _detect(telling, next(_scores([without_names(stretch)])))
             if without[0] in NORWEGIAN:
                 code, lead = without
         verdict.letters[code] += letters
-        if code in SCANDINAVIAN and telling and lead >= CLEAR * len(telling) and _is_prose(stretch, found, letters):
+        if (
+            code in SCANDINAVIAN
+            and telling
+            and lead >= CLEAR * len(telling)
+            and _is_prose(stretch, found, letters)
+        ):
             verdict.clear[code] += letters
             if lead >= SURE:
                 verdict.sure[code] += letters
@@ -412,11 +450,15 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
     """
     standard = max(NORWEGIAN, key=lambda code: scores[code])
     # Norwegian first: where nothing tells, as in a word that py3langid does not know, max takes the first.
-    ranked = {standard: scores[standard] + PRIOR} | {code: score for code, score in scores.items() if code not in NORWEGIAN}
+    ranked = {standard: scores[standard] + PRIOR} | {
+        code: score for code, score in scores.items() if code not in NORWEGIAN
+    }
     code = max(ranked, key=lambda code: ranked[code])
     if code != standard and code not in NEIGHBOURS:
         return code, math.inf
-    near = {standard: ranked[standard]} | {c: ranked[c] + shipped_table(t).score(found) for c, t in NEIGHBOURS.items()}
+    near = {standard: ranked[standard]} | {
+        c: ranked[c] + shipped_table(t).score(found) for c, t in NEIGHBOURS.items()
+    }
     if near["dan"] + DANISH_ALONE > near[standard]:
         near["dan"] += _danish_evidence(found)
     code = max(near, key=lambda code: near[code])

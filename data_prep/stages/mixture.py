@@ -82,7 +82,9 @@ class Mixture(CorpusStage):
                         rule, key = _rule(document, config)
                         assert rule is not None
                         order = _order(document, config.split.seed)
-                        tokens[key, int(order * BINS)] += _copies(document, rule, order) * sum(len(row.input_ids) for row in rows)
+                        tokens[key, int(order * BINS)] += _copies(document, rule, order) * sum(
+                            len(row.input_ids) for row in rows
+                        )
         found = sorted((key, place, number) for (key, place), number in tokens.items())
         return pa.table(
             {
@@ -106,16 +108,22 @@ class Mixture(CorpusStage):
             taken[key] += number
             if taken[key] > target:
                 ends.setdefault(key, place)
-        return pa.table({"rule": pa.array(list(ends), pa.string()), "end": pa.array(list(ends.values()), pa.int32())})
+        return pa.table(
+            {"rule": pa.array(list(ends), pa.string()), "end": pa.array(list(ends.values()), pa.int32())}
+        )
 
-    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    def run(
+        self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
+    ) -> Iterator[Document]:
         """The documents of the mixture; those that are repeated with "@2", "@3" … behind their id."""
         ends = dict(zip(decided["rule"].to_pylist(), decided["end"].to_pylist(), strict=True))
         for document in documents:
             rule, key = _rule(document, config)
             if rule is None:
                 if config.sources[document.source].mixture:
-                    report.drop(document, "mixture_no_rule", f"{document.language}, {document.date[:4] or 'no date'}")
+                    report.drop(
+                        document, "mixture_no_rule", f"{document.language}, {document.date[:4] or 'no date'}"
+                    )
                 else:
                     report.counts[document.split] += 1
                     yield document

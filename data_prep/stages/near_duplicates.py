@@ -1,4 +1,5 @@
-"""A part of stage deduplicate (deduplicate.py): the search for near duplicates among all documents of a corpus."""
+"""A part of stage deduplicate (deduplicate.py): the search for near duplicates among all documents of a
+corpus."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from data_prep.distinctions import Profile, tell_apart
 from data_prep.shingles import jaccard
 from data_prep.stage_settings import DeduplicateConfig
 
-# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and names:
-# beyond, the bucket is a form.
+# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and
+# names: beyond, the bucket is a form.
 MAX_COMPARED = 64
 MAX_TOLD_APART = 16  # documents that one is told apart from, before it counts as one of a form
 REMEMBERED = 500_000  # pairs that do not say the same, so that they are not compared again in the next band
@@ -57,7 +58,10 @@ class Collected:
     def keys(self) -> NDArray[np.uint64]:
         """The hashes of the texts, as pairs of numbers."""
         parts = [_column(path, "key").combine_chunks() for path in self._filled]
-        whole = b"".join(part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes() for part in parts)
+        whole = b"".join(
+            part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes()
+            for part in parts
+        )
         return np.frombuffer(whole, np.uint64).reshape(-1, 2)
 
     def best_first(self) -> Integers:
@@ -91,7 +95,11 @@ def runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def find_near(
-    found: Collected, order: Integers, alive: NDArray[np.bool_], rules: DeduplicateConfig, counts: Counter[str]
+    found: Collected,
+    order: Integers,
+    alive: NDArray[np.bool_],
+    rules: DeduplicateConfig,
+    counts: Counter[str],
 ) -> dict[int, tuple[int, float]]:
     """Of every document that is lost, the one it is lost to, and how similar they are."""
     rank = np.empty(found.number, np.int64)
@@ -99,7 +107,10 @@ def find_near(
     buckets = [bucket for band in found.bands() for bucket in _buckets(found.column(band), alive, rank)]
     if not buckets:
         return {}
-    with tempfile.TemporaryFile(dir=found.paths[0].parent) as sets, tempfile.TemporaryFile(dir=found.paths[0].parent) as lines:
+    with (
+        tempfile.TemporaryFile(dir=found.paths[0].parent) as sets,
+        tempfile.TemporaryFile(dir=found.paths[0].parent) as lines,
+    ):
         pairs = _Pairs(found, np.unique(np.concatenate(buckets)), rules, sets, lines)
         clusters = _Clusters()
         marks = found.column("marks")
@@ -156,7 +167,9 @@ class _Pairs:
     """The documents that are compared: their 5-grams, titles, names and words, in files that are mapped into
     memory."""
 
-    def __init__(self, found: Collected, documents: Integers, rules: DeduplicateConfig, sets: Any, lines: Any) -> None:
+    def __init__(
+        self, found: Collected, documents: Integers, rules: DeduplicateConfig, sets: Any, lines: Any
+    ) -> None:
         self._documents, self._rules, self._number = documents, rules, found.number
         self._sets, self._set_begins = _mapped(found, documents, "ngrams", np.uint32, sets)
         self._lines, self._line_begins = _mapped(found, documents, "profile", np.uint8, lines)
@@ -185,10 +198,14 @@ class _Pairs:
 
     def _read_profile(self, document: int) -> Profile:
         place = int(np.searchsorted(self._documents, document))
-        return Profile(self._lines[self._line_begins[place] : self._line_begins[place + 1]].tobytes().decode())
+        return Profile(
+            self._lines[self._line_begins[place] : self._line_begins[place + 1]].tobytes().decode()
+        )
 
 
-def _mapped(found: Collected, documents: Integers, name: str, kind: type[np.generic], file: Any) -> tuple[NDArray[Any], Integers]:
+def _mapped(
+    found: Collected, documents: Integers, name: str, kind: type[np.generic], file: Any
+) -> tuple[NDArray[Any], Integers]:
     """A column of lists or bytes of some documents, strung together in a file, and where those of each
     begin."""
     lengths = []
@@ -196,7 +213,9 @@ def _mapped(found: Collected, documents: Integers, name: str, kind: type[np.gene
         own = documents[(documents >= begin) & (documents < begin + len(column))] - begin
         chosen = column.take(pa.array(own))
         is_list = isinstance(chosen, pa.ListArray)
-        lengths.append(np.asarray(pc.list_value_length(chosen) if is_list else pc.binary_length(chosen), np.int64))
+        lengths.append(
+            np.asarray(pc.list_value_length(chosen) if is_list else pc.binary_length(chosen), np.int64)
+        )
         for part in [chosen.flatten().to_numpy().tobytes()] if is_list else chosen.to_pylist():
             file.write(part)
     file.flush()

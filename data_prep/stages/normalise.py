@@ -25,13 +25,15 @@ from data_prep.stages.protocol import ShardStage
 
 # Readers that decode the entities of their markup: one that is left is what the page shows.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
-# Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to put them in order.
+# Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to
+# put them in order.
 _MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
 _MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _CONTROLS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]|[\x00-\x08\x0e-\x1f\x7f\u206a-\u206f\ufff9-\ufffc\ufeff]")
 _C1 = re.compile("[\x80-\x84\x86-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\f\x85\u2028\u2029]")
-# Joiners mean something between emoji and in scripts that join letters, zero-width spaces in those without spaces.
+# Joiners mean something between emoji and in scripts that join letters, zero-width spaces in those without
+# spaces.
 _PICTURE = "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f"
 _JOINING = "\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -45,13 +47,17 @@ _ASSIGNS = re.compile(r"\w+=")  # as in a query
 _MARKUP = re.compile(r"<|&lt;/?[A-Za-z!][^&<>\n]{0,300}(?:&(?!gt;)[^&<>\n]{0,300}){0,20}&gt;")
 _EAST_ASIAN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _FORMS = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")  # ligatures, and letters as wide as East Asian ones
-# The word before a hyphen at a line end is looked for from there, backwards: looked for first, it would take quadratic time.
+# The word before a hyphen at a line end is looked for from there, backwards: looked for first, it would take
+# quadratic time.
 _PARTED = re.compile(r"-[ \t]*\n[ \t]*([^\W_]\w*)")
 _HALF_BACKWARDS = re.compile(r"[\w-]*")
 _HALF_BEGINS = re.compile(r"\b[^\W_]")
-_CONJUNCTIONS = frozenset(["og", "eller", "til", "samt", "men", "enn"])  # after a hyphen that stands for a word's second half
+_CONJUNCTIONS = frozenset(
+    ["og", "eller", "til", "samt", "men", "enn"]
+)  # after a hyphen that stands for a word's second half
 _PASSES = 5  # of all our rules, until nothing changes; two do for all but text made to be nasty
-# Letters and signs of good Norwegian text, in composed form. Two beyond ASCII side by side may be bytes of another encoding.
+# Letters and signs of good Norwegian text, in composed form. Two beyond ASCII side by side may be bytes of
+# another encoding.
 _PLAIN = re.compile("[\t\n -%'-~æøåÆØÅéèêëóòôöäüÉÄÖÜ\u00a0§«»–—‘’“”„•…°½©®²³µ·×€]*")
 _MAY_BE_BYTES = re.compile(r"[^\x00-\x7f][^\x00-\x7f]")
 # What ftfy may put for signs of yet other encodings (Mac Roman, code page 437 …) for it to be believed.
@@ -59,13 +65,18 @@ _EXPECTED = frozenset("æøåÆØÅéèêëóòôöäüÉÈÊÓÒÔÖÄÜáàâ�
 _BESIDE_LETTERS = re.compile(r"[a-zæøå][æøåéèêóòôöäü]|[æøåéèêóòôöäüÆØÅ][a-zæøå]")
 _WORDS = re.compile(r"[^\W_][\w-]*")
 _NORDIC = frozenset("æøåÆØÅ")
-_OTHER_ENCODING_SIGN = re.compile("[√├Ă]")  # what UTF-8's first byte of ø and å is in Mac Roman, code page 437, Windows-1250
+_OTHER_ENCODING_SIGN = re.compile(
+    "[√├Ă]"
+)  # what UTF-8's first byte of ø and å is in Mac Roman, code page 437, Windows-1250
 _SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all but the single space, which stays what it is
 _BLANK_LINES = re.compile(r"\n{3,}")
-# Texts without a match of these have none of those above either, and looking for these takes a tenth of the time.
+# Texts without a match of these have none of those above either, and looking for these takes a tenth of the
+# time.
 _INVISIBLE_SIGN = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe]")
 _LINE_BREAK_SIGN = re.compile("[\r\x0b\f\x85\u2028\u2029]")
-_ODD_SPACES_SIGN = re.compile("[{}]".format("".join(c for c in map(chr, range(2**16)) if c.isspace() and c not in "\n ")))
+_ODD_SPACES_SIGN = re.compile(
+    "[{}]".format("".join(c for c in map(chr, range(2**16)) if c.isspace() and c not in "\n "))
+)
 _PARTED_SIGN = re.compile(r"-[ \t]*\n[ \t]*[^\W_]")
 
 
@@ -125,12 +136,18 @@ class Normalise(ShardStage):
             rules = Rules(decode_entities=config.sources[document.source].reader not in DECODING_READERS)
             document.text = normalise(document.text, rules)
             for turn in document.turns:
-                # Plain prompts and completions meet without anything between them: the white space there is theirs.
+                # Plain prompts and completions meet without anything between them: the white space there is
+                # theirs.
                 repaired = repair(turn.content, rules)
-                turn.content = rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
+                turn.content = (
+                    rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
+                )
             empty_answers = [turn for turn in document.turns if turn.target and _shows_nothing(turn.content)]
             for turn in empty_answers:
-                turn.target, turn.content = False, ""  # an empty answer costs its turn, which stays as context
+                turn.target, turn.content = (
+                    False,
+                    "",
+                )  # an empty answer costs its turn, which stays as context
             if not document.whole_text.strip():
                 report.drop(document, "empty")
             elif empty_answers and not any(turn.target for turn in document.turns):
@@ -272,13 +289,21 @@ def _decode_entities(line: str, everywhere: bool) -> str:
     def decode(match: re.Match[str]) -> str:
         entity = f"&{match[1]}"
         sign: str = fixes.unescape_html(entity)
-        if sign == entity and match[0] != entity:  # no name of a sign: the `&amp;` before it stands for itself
-            return f"&{match[1]}" if everywhere or line[match.start() - 1 : match.start()].isalpha() else match[0]
+        if (
+            sign == entity and match[0] != entity
+        ):  # no name of a sign: the `&amp;` before it stands for itself
+            return (
+                f"&{match[1]}"
+                if everywhere or line[match.start() - 1 : match.start()].isalpha()
+                else match[0]
+            )
         before, after = line[match.start() - 1 : match.start()], line[match.end() : match.end() + 1]
         if sign.isalpha():
             is_broken = before.isalpha() or after.isalpha()
         else:
-            is_broken = sign == "&" and before.isalpha() and after.isalpha() and not _ASSIGNS.match(line, match.end())
+            is_broken = (
+                sign == "&" and before.isalpha() and after.isalpha() and not _ASSIGNS.match(line, match.end())
+            )
         is_escaped_twice = match[0] != entity
         return sign if is_broken or (everywhere and not is_escaped_twice) else match[0]
 
@@ -302,7 +327,11 @@ def _joined_words(texts: list[str]) -> list[str]:
     word before a capital or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post),
     and stands for what is left out before `og` and its kin (barne-/og ungdomsarbeid).
     """
-    elsewhere = {word for text in texts for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())}
+    elsewhere = {
+        word
+        for text in texts
+        for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())
+    }
 
     def whole(first: str, second: str) -> str:
         joined, hyphenated = first + second, f"{first}-{second}"

@@ -64,14 +64,17 @@ class CorpusStage(Stage):
         JSON in the schema's metadata under `counts` is added to the counts of the stage.
 
         Args:
-            collected: the shards' Parquet files, in shard order. Read only the columns needed, file by file: here alone
-                all of a corpus is seen at once.
+            collected: the shards' Parquet files, in shard order. Read only the columns needed, file by file:
+                here alone all of a corpus is seen at once.
         """
 
     @abstractmethod
-    def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table) -> Iterator[Document]:
+    def run(
+        self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
+    ) -> Iterator[Document]:
         """Yield what goes on of the documents of one shard, as in `ShardStage.run`.
 
         Args:
-            decided: the decision; of one with a column `shard` (a shard's place in `collected`), this shard's rows only.
+            decided: the decision; of one with a column `shard` (a shard's place in `collected`), this shard's
+                rows only.
         """

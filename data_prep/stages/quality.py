@@ -1,4 +1,5 @@
-"""Stage quality: drops running text by measures of one document alone (words, symbols, repetition), a rule each.
+"""Stage quality: drops running text by measures of one document alone (words, symbols, repetition), a rule
+each.
 
 Each rule measures one thing, and drops a document outside the limits of its setting (QualityConfig),
 by its name. What is to be filled in (dot leaders, merge fields) is no part of the measured text, and rules on
@@ -10,22 +11,26 @@ repeats itself in earnest. Left out for that reason: Gopher's 50 words at the le
 FineWeb's shares of lines that are short, or end without a stop.
 
     too_short, too_long           words                                                       Gopher
-    short_words, long_words       mean length of words                                        Gopher; 10 there, for English
-    few_letters                   words with a letter in them                                 Gopher; 80% there, tariffs have 45%
-    few_function_words            different small words, of texts of 50 words and more        Gopher; a journal entry has none
-    symbols                       `#tag` and `…` to words, of 50 words and more               Gopher; speech has some
-    bullets, ellipses             lines that begin with a bullet, that end in an ellipsis,    Gopher
+    short_words, long_words       mean length of words                                        Gopher; 10
+    there, for English few_letters                   words with a letter in them
+    Gopher; 80% there, tariffs have 45% few_function_words            different small words, of texts of 50
+    words and more        Gopher; a journal entry has none symbols                       `#tag` and `…` to
+    words, of 50 words and more               Gopher; speech has some bullets, ellipses             lines that
+    begin with a bullet, that end in an ellipsis,    Gopher
                                   of five lines and more: a line of dialogue begins so too;
                                   lists of sentences pass
-    code                          characters of programs and markup                           C4, which drops any `{`
-    lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4, which drops any
-    lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost;   ours
+    code                          characters of programs and markup                           C4, which drops
+    any `{` lorem_ipsum                   words of it, at 50 to each "lorem ipsum"                    C4,
+    which drops any lost_letters                  U+FFFD, private use: what decoding or a PDF's fonts lost;
+    ours
                                   not a sign that stands alone, which is an icon or a bullet
     spaced_letters                words of one letter, but å and i: s p a c e d               ours
-    repeated_lines, _paragraphs   characters in lines that stood before, after the same line  Gopher; FineWeb has 0.1 for lines
-    repeated_words                characters in the commonest 2, 3 and 4 words; not those     Gopher; 0.2, 0.18, 0.16 there
+    repeated_lines, _paragraphs   characters in lines that stood before, after the same line  Gopher; FineWeb
+    has 0.1 for lines repeated_words                characters in the commonest 2, 3 and 4 words; not those
+    Gopher; 0.2, 0.18, 0.16 there
                                   with a number of their own, as in a list of references
-    repeated_passages             characters in sequences of 30 words that stood before, or,  Gopher; 0.15 there, for 5 words
+    repeated_passages             characters in sequences of 30 words that stood before, or,  Gopher; 0.15
+    there, for 5 words
                                   at half the distance from the limit to all, of 5 words
 """
 
@@ -108,7 +113,9 @@ class Quality(ShardStage):
 
 def _not_judged(config: CorpusConfig) -> set[str]:
     """Sources that are left out by name, or by their reader."""
-    by_reader = {name for name, source in config.sources.items() if source.reader in config.quality.skip_readers}
+    by_reader = {
+        name for name, source in config.sources.items() if source.reader in config.quality.skip_readers
+    }
     return by_reader | set(config.quality.skip_sources)
 
 
@@ -146,7 +153,11 @@ def _broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
     lines = [line for line in text.split("\n") if line]
     if len(lines) >= LINES_FROM:
         yield from _of_bullets(lines, limits)
-        if outside(share := sum(line.endswith(("…", "...")) for line in lines) / len(lines), None, limits.max_ellipsis_lines):
+        if outside(
+            share := sum(line.endswith(("…", "...")) for line in lines) / len(lines),
+            None,
+            limits.max_ellipsis_lines,
+        ):
             yield "ellipses", share
     if len(words) >= limits.repetition_from:
         yield from _of_repetition(text, lower.split(), lengths, lines, limits)
@@ -164,7 +175,8 @@ def _of_words(words: list[str], lengths: list[int], limits: QualityConfig) -> It
         mean = sum(_counted_length(word, limits.max_word_length) for word in words) / len(words)
         if mean > limits.max_word_length:
             yield "long_words", mean
-    # Words of letters alone are some of those with letters, and letters some of the words of one sign: mostly that is enough.
+    # Words of letters alone are some of those with letters, and letters some of the words of one sign: mostly
+    # that is enough.
     if outside(sum(map(str.isalpha, words)) / len(words), limits.min_letter_words, None):
         with_letters = sum(LETTER.search(word) is not None for word in words)
         if outside(share := with_letters / len(words), limits.min_letter_words, None):
@@ -214,7 +226,9 @@ def _of_characters(text: str, lower: str, words: int, limits: QualityConfig) -> 
         yield "lorem_ipsum", share
 
 
-def _of_repetition(text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
+def _of_repetition(
+    text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig
+) -> Iterator[Finding]:
     """`words` in lower case, in which they may have other lengths."""
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
     for name, pieces, limit in (
@@ -265,7 +279,9 @@ def _numbered(words: list[str], numbers: NDArray[np.uint64], n: int) -> NDArray[
     return numbered
 
 
-def _top_share(numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None) -> float:
+def _top_share(
+    numbers: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None
+) -> float:
     """Share of the words' characters in the commonest sequence of n words, counted as often as it stands
     there."""
     hashes = ngram_hashes(numbers, n)

@@ -1,4 +1,5 @@
-"""Stage tokenise, behind the text stages: its version and settings. Its work lies in data_prep/tokens (step.py)."""
+"""Stage tokenise, behind the text stages: its version and settings. Its work lies in data_prep/tokens
+(step.py)."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ class Tokenise(Stage):
         files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
         sha256, added = tokenizer_digest(folder), config.tokenizer.add_tokens
         if not added:
-            return GivenSettings(tokenizer_sha256=sha256, files=files, shard_tokens=shard_tokens, chat=chat, library=library)
+            return GivenSettings(
+                tokenizer_sha256=sha256, files=files, shard_tokens=shard_tokens, chat=chat, library=library
+            )
         return ExtendedSettings(
             tokenizer_sha256=sha256,
             files=files,
@@ -100,5 +103,7 @@ def _template_setting(chat: ChatConfig) -> str | None:
     if chat.template in (None, "default"):
         return chat.template
     if not Path(chat.template).is_file():
-        raise NotFoundError(f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`")
+        raise NotFoundError(
+            f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`"
+        )
     return sha256_file(Path(chat.template))

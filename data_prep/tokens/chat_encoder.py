@@ -41,11 +41,15 @@ class ChatEncoder:
         for tokenizer in (self._with_control, self._as_text):
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            tokenizer.post_processor = processors.Sequence([])  # the usual one takes spaces out of the offsets
+            tokenizer.post_processor = processors.Sequence(
+                []
+            )  # the usual one takes spaces out of the offsets
         added = self._with_control.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
         self.added = {token.content for token in added.values() if token.content.strip()}
-        self._added_ids = np.asarray([number for number, token in added.items() if token.content in self.added], np.int64)
+        self._added_ids = np.asarray(
+            [number for number, token in added.items() if token.content in self.added], np.int64
+        )
 
     def first(self, text: str) -> list[int]:
         """Encode plain text at the beginning of a sequence: control tokens in it are text."""
@@ -83,7 +87,11 @@ class ChatEncoder:
     def _spelled(self, token: str) -> list[int]:
         """Encode a control token's characters as text. The library lets only special ones be text; the others
         are broken up."""
-        return self.following(token) if token in self.special else self.following(token[0]) + self.following(token[1:])
+        return (
+            self.following(token)
+            if token in self.special
+            else self.following(token[0]) + self.following(token[1:])
+        )
 
 
 def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
@@ -91,7 +99,11 @@ def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Spa
     given: here it comes before a line break, which is taken off again."""
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
     encoding = tokenizer.encode("\n" + text, add_special_tokens=False)
-    if newline and encoding.ids[: len(newline)] == newline and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)]):
+    if (
+        newline
+        and encoding.ids[: len(newline)] == newline
+        and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)])
+    ):
         rest = slice(len(newline), None)
         return list(encoding.ids[rest]), [(start - 1, stop - 1) for start, stop in encoding.offsets[rest]]
     encoding = tokenizer.encode(text, add_special_tokens=False)

@@ -39,8 +39,9 @@ from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, P
 from data_prep.tokens.row import Row
 from data_prep.user_error import UserError
 
-# For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence around each turn, so
-# that it needs no token that a plain tokenizer lacks, and every program that stops at the end of a sequence stops.
+# For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence
+# around each turn, so that it needs no token that a plain tokenizer lacks, and every program that stops at
+# the end of a sequence stops.
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
 {{ bos_token + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}
@@ -155,7 +156,9 @@ class ChatTemplate:
         except Refused as fault:
             raise UserError(f"chat template of {name} fails on a question and its answer: {fault}") from None
         if not shows_answers:
-            raise UserError(f"chat template of {name} does not show an answer that is a string: it is for contents in parts")
+            raise UserError(
+                f"chat template of {name} does not show an answer that is a string: it is for contents in parts"
+            )
         # Tokens that are not called special, but frame turns all the same, are control tokens too.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
@@ -163,7 +166,9 @@ class ChatTemplate:
         self._ending = self._find_ending([question])
         self.end_of_turn = self._ending.token
 
-    def rows(self, turns: list[Turn], eos_token_id: int, everything: bool, counts: Counter[str] | None = None) -> list[Row]:
+    def rows(
+        self, turns: list[Turn], eos_token_id: int, everything: bool, counts: Counter[str] | None = None
+    ) -> list[Row]:
         """Return a conversation as rows: one, or more where the template rewrites what was said.
 
         Args:
@@ -185,7 +190,9 @@ class ChatTemplate:
         rows = []
         while wanted:  # from the last turn backwards: a row holds all turns left that stand in it as written
             last = wanted[-1]
-            inside = [turn for turn in wanted if turn is last or (turn.ended and last.text.startswith(turn.text))]
+            inside = [
+                turn for turn in wanted if turn is last or (turn.ended and last.text.startswith(turn.text))
+            ]
             rows.append(self._row(last.text, [turn.span for turn in inside], literal, eos_token_id))
             wanted = [turn for turn in wanted if turn not in inside]
         return rows[::-1]
@@ -202,7 +209,9 @@ class ChatTemplate:
         answer = content.answer.strip()
         if not answered.endswith(ending.tail) or not shown.rstrip().endswith(answer):
             beginning = PLACEHOLDERS.sub("…", answer[:40])
-            raise Refused("template_changes_answer", f"the template does not show the answer '{beginning}' as it is")
+            raise Refused(
+                "template_changes_answer", f"the template does not show the answer '{beginning}' as it is"
+            )
         if shown.startswith(prompt):
             written: str | None = shown[len(prompt) :]
         else:
@@ -276,7 +285,9 @@ class ChatTemplate:
             if match[0] not in literal:
                 literal.append(match[0])
             if len(literal) > NUM_PLACEHOLDERS:
-                raise Refused("control_tokens_in_content", f"it spells more than {NUM_PLACEHOLDERS} control tokens")
+                raise Refused(
+                    "control_tokens_in_content", f"it spells more than {NUM_PLACEHOLDERS} control tokens"
+                )
             return chr(FIRST_PLACEHOLDER + literal.index(match[0]))
 
         text = PLACEHOLDERS.sub("", turn.content)
@@ -288,7 +299,10 @@ class ChatTemplate:
         return f"{opening if content.opens else ''}{thought}{closing}{answer}"
 
     def _render(
-        self, messages: list[dict[str, str]], add_generation_prompt: bool = False, spans_into: list[Span] | None = None
+        self,
+        messages: list[dict[str, str]],
+        add_generation_prompt: bool = False,
+        spans_into: list[Span] | None = None,
     ) -> str:
         try:  # a second to import, and only chats need it
             from transformers.utils.chat_template_utils import render_jinja_template
@@ -296,10 +310,21 @@ class ChatTemplate:
             raise UserError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
         try:
             (text,), spans = render_jinja_template(
-                [messages], chat_template=self._source, add_generation_prompt=add_generation_prompt,
-                return_assistant_tokens_mask=spans_into is not None, **self._variables,
-            )  # fmt: skip
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
+                [messages],
+                chat_template=self._source,
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=spans_into is not None,
+                **self._variables,
+            )
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+        ) as fault:
             raise Refused("template_refuses", " ".join(str(fault).split()) or type(fault).__name__) from None
         if spans_into is not None:
             spans_into += [(start, stop) for start, stop in spans[0]]
@@ -370,7 +395,9 @@ def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
     lead = _lead(written, content)
     closed = any(closing in lead or prompt.rstrip().endswith(closing) for _, closing in _THOUGHT_MARKS)
     if closed or not content.opens:
-        raise Refused("thoughts_do_not_fit", f"turn {i + 1} has thoughts, for which the template leaves no place")
+        raise Refused(
+            "thoughts_do_not_fit", f"turn {i + 1} has thoughts, for which the template leaves no place"
+        )
     return lead + content.whole.strip()
 
 

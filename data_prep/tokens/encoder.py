@@ -28,8 +28,11 @@ GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 COMPARED_CHARACTERS = 20_000  # of a text that is compared; longer ones would take tokenizers too long
 COMPARED_AT_ONCE = 100  # texts, by as many threads as there are cores
 RENEWED_AFTER = 100_000_000  # characters: gigatoken remembers each word it has seen, without bounds
-# All but Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and geometric signs: Unicode has long left them.
-_UNSETTLED = re.compile("[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]")
+# All but Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and geometric signs: Unicode
+# has long left them.
+_UNSETTLED = re.compile(
+    "[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]"
+)
 
 Ids = NDArray[np.int32]
 
@@ -51,7 +54,10 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
     except (ImportError, PackageNotFoundError):
         return {**by_tokenizers, "reason": "gigatoken is not installed (pip install 'finetune[fast]')"}
     except Exception as fault:  # whatever a young library raises at a tokenizer it does not know
-        return {**by_tokenizers, "reason": f"gigatoken cannot read this tokenizer: {' '.join(str(fault).split())[:200]}"}
+        return {
+            **by_tokenizers,
+            "reason": f"gigatoken cannot read this tokenizer: {' '.join(str(fault).split())[:200]}",
+        }
     compared = False
     settled = (text for text in sample if encoder.is_settled(text))
     while texts := list(islice(settled, COMPARED_AT_ONCE)):
@@ -100,13 +106,17 @@ class TextEncoder:
         if not settled:
             return self.slow(texts)
         fast = self.fast(settled)
-        compared = next((place for place, text in enumerate(settled) if len(text) <= COMPARED_CHARACTERS), None)
+        compared = next(
+            (place for place, text in enumerate(settled) if len(text) <= COMPARED_CHARACTERS), None
+        )
         if compared is not None and not np.array_equal(fast[compared], self.slow([settled[compared]])[0]):
             raise UserError(
                 "gigatoken gave other tokens than tokenizers for a text, though not for those of the first comparison: set "
                 "corpus.tokenizer.library=tokenizers"
             )
-        other = iter(self.slow([text for text, settled in zip(texts, is_settled, strict=True) if not settled]))
+        other = iter(
+            self.slow([text for text, settled in zip(texts, is_settled, strict=True) if not settled])
+        )
         quick = iter(fast)
         return [next(quick if settled else other) for settled in is_settled]
 
@@ -116,13 +126,18 @@ class TextEncoder:
         return not _UNSETTLED.search(text) and not self._special.search(text)
 
     def slow(self, texts: list[str]) -> list[Ids]:
-        return [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)] if texts else []
+        return (
+            [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)]
+            if texts
+            else []
+        )
 
     def fast(self, texts: list[str]) -> list[Ids]:
         self._seen += sum(map(len, texts))
         if self._seen > RENEWED_AFTER:
             self._load()
-        # In this thread: there is a process for each core already. An awkward array: all ids, and where each text's begin.
+        # In this thread: there is a process for each core already. An awkward array: all ids, and where each
+        # text's begin.
         found = self._gigatoken.encode_batch(texts, parallel=False).layout
         ids, begins = found.content.data.astype(np.int32), found.offsets.data.tolist()
         rows = [ids[begin:end] for begin, end in pairwise(begins)]
@@ -139,7 +154,9 @@ class TextEncoder:
     def _frame(self) -> tuple[list[int], list[int]]:
         """Return what the tokenizer's post-processor puts before and after a text; gigatoken leaves it
         out."""
-        with_frame, bare = (self.tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+        with_frame, bare = (
+            self.tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False)
+        )
         for start in range(len(with_frame) - len(bare) + 1):
             if with_frame[start : start + len(bare)] == bare:
                 return with_frame[:start], with_frame[start + len(bare) :]

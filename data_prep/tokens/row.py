@@ -23,7 +23,11 @@ from data_prep.shards import TEXT_COLUMNS
 from data_prep.stage_files import replacing
 
 TOKEN_SCHEMA = pa.schema(
-    [*((name, pa.string()) for name in TEXT_COLUMNS), ("input_ids", pa.list_(pa.int32())), ("mask", pa.list_(pa.int8()))]
+    [
+        *((name, pa.string()) for name in TEXT_COLUMNS),
+        ("input_ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.int8())),
+    ]
 )
 
 
@@ -48,19 +52,27 @@ class TokenFile:
 
     def add(self, document: Document, rows: list[Row]) -> None:
         for number, row in enumerate(rows, start=1):
-            self._rows.append((document, document.id if number == len(rows) else f"{document.id}#{number}", row))
+            self._rows.append(
+                (document, document.id if number == len(rows) else f"{document.id}#{number}", row)
+            )
 
     def flush(self) -> None:
         if self._rows:
-            columns = [[name if column == "id" else getattr(document, column) for document, name, _ in self._rows]
-                       for column in TEXT_COLUMNS]  # fmt: skip
+            columns = [
+                [name if column == "id" else getattr(document, column) for document, name, _ in self._rows]
+                for column in TEXT_COLUMNS
+            ]
             ids = [np.asarray(row.input_ids, np.int32) for _, _, row in self._rows]
-            masks = [np.asarray(row.mask, np.int8) if document.turns else None for document, _, row in self._rows]
+            masks = [
+                np.asarray(row.mask, np.int8) if document.turns else None for document, _, row in self._rows
+            ]
             batch = [*map(pa.array, columns), _lists(ids, pa.int32()), _lists(masks, pa.int8())]
             self._stream.write_batch(pa.RecordBatch.from_arrays(batch, schema=TOKEN_SCHEMA))
             self._rows = []
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
         self._replaced.__exit__(kind, fault, trace)
 

@@ -54,11 +54,17 @@ def place_tokenizer(preparation: Preparation) -> bool:
     tokeniser = Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
     if tokeniser.overrides:
         chat, path = preparation.corpus.chat, preparation.corpus.tokenizer.path
-        logger.warning("corpus.chat.template=%s takes the place of the chat template of %s", chat.template, path)
-    chosen = encoder.choose(folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library)
+        logger.warning(
+            "corpus.chat.template=%s takes the place of the chat template of %s", chat.template, path
+        )
+    chosen = encoder.choose(
+        folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library
+    )
     logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
     write_json(stage.path / ENCODER, chosen)
-    stage.finish("tokenizer", fingerprint, [*(f"tokenizer/{path.name}" for path in sorted(folder.iterdir())), ENCODER])
+    stage.finish(
+        "tokenizer", fingerprint, [*(f"tokenizer/{path.name}" for path in sorted(folder.iterdir())), ENCODER]
+    )
     return True
 
 
@@ -87,13 +93,17 @@ def _compared(preparation: Preparation) -> Iterator[str]:
     places = (
         (_place(document), shard.name, row)
         for shard in preparation.shards(LAST_TEXT_STAGE)
-        for row, document in enumerate(preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name], ["id", "source"]))
+        for row, document in enumerate(
+            preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name], ["id", "source"])
+        )
     )
     chosen: dict[str, set[int]] = {}
     for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, places):
         chosen.setdefault(shard_name, set()).add(row)
     for shard_name, rows in sorted(chosen.items()):
-        for row, document in enumerate(preparation.stage_folder(LAST_TEXT_STAGE).documents([shard_name], ["text"])):
+        for row, document in enumerate(
+            preparation.stage_folder(LAST_TEXT_STAGE).documents([shard_name], ["text"])
+        ):
             if row in rows and document.text:
                 yield document.text[:COMPARED_CHARACTERS]
 
@@ -120,7 +130,10 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
     tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)
     documents = preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name])
     with ExitStack() as stack:
-        files = {split: stack.enter_context(TokenFile(stage.path / f"{split}-{shard.name}.arrow")) for split in SPLITS}
+        files = {
+            split: stack.enter_context(TokenFile(stage.path / f"{split}-{shard.name}.arrow"))
+            for split in SPLITS
+        }
         while batch := list(islice(documents, BATCH)):
             masks.update(document.mask for document in batch if document.mask)
             for document, rows in tokeniser.rows(batch, report):
@@ -130,10 +143,16 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
             for file in files.values():
                 file.flush()
     stage.report(
-        shard.name, shard.fingerprint, report, [f"{split}-{shard.name}.arrow" for split in SPLITS],
-        documents_in=before.documents_out, documents_out=before.documents_out - len(report.drops), masks=sorted(masks),
-        has_chats=has_chats, seconds=round(time.perf_counter() - began, 3),
-    )  # fmt: skip
+        shard.name,
+        shard.fingerprint,
+        report,
+        [f"{split}-{shard.name}.arrow" for split in SPLITS],
+        documents_in=before.documents_out,
+        documents_out=before.documents_out - len(report.drops),
+        masks=sorted(masks),
+        has_chats=has_chats,
+        seconds=round(time.perf_counter() - began, 3),
+    )
     return True
 
 
@@ -142,7 +161,9 @@ def token_shards(preparation: Preparation) -> list[Shard]:
     """Return the shards of the tokenise stage, which depend on the tokenizer too."""
     setting = preparation.settings(TOKENISE)
     key = digest(TOKENISE.name, TOKENISE.version, setting, _tokenizer_fingerprint(preparation))
-    return [Shard(shard.name, digest(key, shard.fingerprint)) for shard in preparation.shards(LAST_TEXT_STAGE)]
+    return [
+        Shard(shard.name, digest(key, shard.fingerprint)) for shard in preparation.shards(LAST_TEXT_STAGE)
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -42,7 +42,9 @@ class Tokeniser:
         self.special_tokens = read_special_tokens(folder)
         self.eos_token_id = find_eos_token_id(self._encode.tokenizer, self.special_tokens)
         start = self._encode.tokenizer.encode("").ids
-        self._start = start[:-1] if start[-1:] == [self.eos_token_id] else start  # of a sequence: [bos], or nothing
+        self._start = (
+            start[:-1] if start[-1:] == [self.eos_token_id] else start
+        )  # of a sequence: [bos], or nothing
         own = template_of(Path(config.tokenizer.path)) if config.tokenizer.path else None
         self.overrides = own is not None and own != template_of(folder)
 
@@ -87,10 +89,13 @@ class Tokeniser:
             report.counts["by_another_template_than_the_tokenizers_own"] += self.overrides
             return rows
         report.counts["by_prompt_template"] += 1
-        # Plain prompt and completion are tokenised apart, as at inference the prompt is all there is: no token spans the two.
+        # Plain prompt and completion are tokenised apart, as at inference the prompt is all there is: no
+        # token spans the two.
         prompt, completion = document.turns
         asked = [*self._start, *self._encoder.first(prompt.content)]
-        answer = self._encoder.following(completion.content) if asked else self._encoder.first(completion.content)
+        answer = (
+            self._encoder.following(completion.content) if asked else self._encoder.first(completion.content)
+        )
         answered = [*answer, self.eos_token_id]
         return [Row(asked + answered, [int(everything)] * len(asked) + [1] * len(answered))]
 
@@ -122,4 +127,6 @@ class Tokeniser:
                 f"corpus.chat.template to a Jinja file, or to `default`; or, for prompts and instructions as plain text, name "
                 f'their form as corpus.sources.NAME.options.prompt_template, e.g. "{{prompt}}\\n\\n"'
             )
-        return ChatTemplate(source, self.special_tokens | chat.template_arguments, self._encoder, chat.template or name)
+        return ChatTemplate(
+            source, self.special_tokens | chat.template_arguments, self._encoder, chat.template or name
+        )

@@ -55,7 +55,9 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
         return
     vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     if known := [token for token in tokens if token in vocabulary]:
-        raise UserError(f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out")
+        raise UserError(
+            f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out"
+        )
     body = json.loads(file.read_text(encoding="utf-8"))
     first = max(vocabulary.values()) + 1
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
@@ -76,7 +78,9 @@ def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> d
     spelt = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
     if not spelt or not any(step["type"] == "ByteLevel" for step in steps):
         return decoder
-    replacements = [{"type": "Replace", "pattern": {"String": token}, "content": new} for token, new in spelt.items()]
+    replacements = [
+        {"type": "Replace", "pattern": {"String": token}, "content": new} for token, new in spelt.items()
+    ]
     return {"type": "Sequence", "decoders": [*replacements, *steps]}
 
 
@@ -93,7 +97,11 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     # The generic class: it reads tokenizer.json as it is, and guesses nothing.
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **SPECIAL_TOKENS}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **SPECIAL_TOKENS,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -112,8 +120,12 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     """Return the tokenizer's special tokens by name (bos_token, eos_token …), as chat templates call them
     too."""
     declared = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()}
-    return {name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)}
+    tokens = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()
+    }
+    return {
+        name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)
+    }
 
 
 def _json(path: Path) -> dict[str, object]:
@@ -123,5 +135,7 @@ def _json(path: Path) -> dict[str, object]:
 def find_eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> int:
     token_id = tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
     if token_id is None:
-        raise UserError("the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack")
+        raise UserError(
+            "the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack"
+        )
     return int(token_id)

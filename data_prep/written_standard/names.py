@@ -19,7 +19,9 @@ _BODY = (
     r"vidaregåande|videregående|skole|skule|gielda|suohkan|tjïelte|kommuvdna|gemeinde|county|municipality|university)"
 )
 _CODE = re.compile(r"[\d_/\\=<>{}|@]|\w\.\w")
-_NAMES = re.compile(rf"{_NAME}(?:(?P<more>(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*|[ /]{_BODY}\b)|)")
+_NAMES = re.compile(
+    rf"{_NAME}(?:(?P<more>(?:[ ,/–-]+(?:{_LINK} ){{0,2}}{_NAME})+(?:[ /]{_BODY}\b)*|[ /]{_BODY}\b)|)"
+)
 
 
 def without_names(text: str) -> str:
@@ -28,9 +30,11 @@ def without_names(text: str) -> str:
 
 
 def without_codes(text: str) -> str:
-    """Return the text's words without addresses and what holds digits or signs of code, lines as they were."""
+    """Return the text's words without addresses and what holds digits or signs of code, lines as they
+    were."""
     return "\n".join(
-        " ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token)) for line in text.split("\n")
+        " ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token))
+        for line in text.split("\n")
     )
 
 

@@ -1,8 +1,10 @@
-"""Bokmål or Nynorsk, and Norwegian or a neighbour, by tables of log-odds: of words, their endings and their beginnings.
+"""Bokmål or Nynorsk, and Norwegian or a neighbour, by tables of log-odds: of words, their endings and their
+beginnings.
 
-The two standards share most of their words' stems, and with Danish too; what tells them apart is small words (ikke, ikkje; av,
-af), endings of three and four letters (-ene, -ane; -jon, -hed) and beginnings of four (hvor-, kvar-). A table is naive Bayes over
-these, in the manner of Cavnar and Trenkle's n-grams (1994), made by train.py from the texts that README.md names.
+The two standards share most of their words' stems, and with Danish too; what tells them apart is small words
+(ikke, ikkje; av, af), endings of three and four letters (-ene, -ane; -jon, -hed) and beginnings of four
+(hvor-, kvar-). A table is naive Bayes over these, in the manner of Cavnar and Trenkle's n-grams (1994), made
+by train.py from the texts that README.md names.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _REMEMBERED = 100_000  # words; a corpus uses few words often
 
 
 def features(word: str) -> Iterator[str]:
-    """What of a word in lower case the table may know: the word, -ing and -ning as endings, begi- as a beginning."""
+    """What of a word in lower case the table may know: the word, -ing and -ning as endings, begi- as a
+    beginning."""
     yield word
     if len(word) > 3:
         yield f"-{word[-3:]}"
@@ -43,7 +46,8 @@ class Table:
         self._scores = _Scores(weights)
 
     def score(self, words: Iterable[str]) -> float:
-        """Log-odds (nats) that a text of these words is in the first language: below zero it is the other, near 0 nothing tells.
+        """Log-odds (nats) that a text of these words is in the first language: below zero it is the other,
+        near 0 nothing tells.
 
         They are those of words that know nothing of each other, so far too sure of long texts.
         """

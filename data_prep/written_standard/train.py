@@ -1,10 +1,12 @@
-"""Makes the tables: python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--messages FOLDER] [--out FOLDER]
+"""Makes the tables: python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--messages FOLDER]
+[--out FOLDER]
 
---ton holds sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a line), --nav is NAV's letters in
-parallel (JSON lines with `path`, `nob`, `nno`). Three in ten of NAV's files are kept out of the training, and tested on:
-`python -m benchmarks.language` prints the figures. --messages holds LibreOffice's translated messages, as Debian's packages
-libreoffice-l10n-da, -nb, -nn and -sv unpack; without it the tables of Danish and Swedish are left as they are. The result is
-weights, no text, and the same bytes for the same input.
+--ton holds sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a line), --nav is
+NAV's letters in parallel (JSON lines with `path`, `nob`, `nno`). Three in ten of NAV's files are kept out of
+the training, and tested on: `python -m benchmarks.language` prints the figures. --messages holds
+LibreOffice's translated messages, as Debian's packages libreoffice-l10n-da, -nb, -nn and -sv unpack; without
+it the tables of Danish and Swedish are left as they are. The result is weights, no text, and the same bytes
+for the same input.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ LOCALES = {"nob": "nb", "nno": "nn", "dan": "da", "swe": "sv"}
 _MARKUP = re.compile(r"<[^>]*>|%\w+%?|\$\(?\w+\)?|\\n")
 _MNEMONIC = re.compile(r"[~_&](?=\w)")
 # Chosen by cross-validation over NAV's training files; figures in README.md.
-NAV_COUNTS = 2  # people wrote NAV's letters in either standard; parliament's sentences were told apart by a program
+NAV_COUNTS = (
+    2  # people wrote NAV's letters in either standard; parliament's sentences were told apart by a program
+)
 MIN_COUNT = 3  # a feature seen less often says nothing, and may be a name
 SMOOTHING = 0.2  # added to each count, so that a feature of one language alone gets no infinite weight
 MIN_WEIGHT = 0.1  # nats; less is noise
@@ -53,25 +57,33 @@ def count(texts: Iterable[str], times: int = 1) -> Counter[str]:
 
 
 def log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, float]:
-    """Log-odds of each feature: of its frequency in `of` against its mean frequency in `against`, to hundredths, by name.
+    """Log-odds of each feature: of its frequency in `of` against its mean frequency in `against`, to
+    hundredths, by name.
 
     The mean is over corpora, however large each is: what one of them talks about weighs no more than that.
     """
     corpora = (of, *against)
-    known = {feature for corpus in corpora for feature in corpus if sum(c[feature] for c in corpora) >= MIN_COUNT}
+    known = {
+        feature for corpus in corpora for feature in corpus if sum(c[feature] for c in corpora) >= MIN_COUNT
+    }
     totals = [corpus.total() + SMOOTHING * len(known) for corpus in corpora]
     weights = {}
     for feature in sorted(known):
-        here, *there = ((corpus[feature] + SMOOTHING) / total for corpus, total in zip(corpora, totals, strict=True))
+        here, *there = (
+            (corpus[feature] + SMOOTHING) / total for corpus, total in zip(corpora, totals, strict=True)
+        )
         weights[feature] = round(math.log(here) - math.log(sum(there) / len(there)), 2)
     return {feature: weight for feature, weight in weights.items() if abs(weight) >= MIN_WEIGHT}
 
 
-def neighbour_log_odds(of: Counter[str], parallel: Sequence[Counter[str]], running: Sequence[Counter[str]]) -> dict[str, float]:
-    """Log-odds of a neighbour of Norwegian, from texts that say the same in both (`parallel`) and Norwegian alone (`running`).
+def neighbour_log_odds(
+    of: Counter[str], parallel: Sequence[Counter[str]], running: Sequence[Counter[str]]
+) -> dict[str, float]:
+    """Log-odds of a neighbour of Norwegian, from texts that say the same in both (`parallel`) and Norwegian
+    alone (`running`).
 
-    What leans to the neighbour is held against all Norwegian; what leans to Norwegian counts by the parallel texts alone, for
-    what parliament and NAV talk about is no sign of Norwegian.
+    What leans to the neighbour is held against all Norwegian; what leans to Norwegian counts by the parallel
+    texts alone, for what parliament and NAV talk about is no sign of Norwegian.
     """
     everywhere = log_odds(of, [*parallel, *running])
     weights = {f: w if w < 0 else max(0.0, everywhere.get(f, 0.0)) for f, w in log_odds(of, parallel).items()}
@@ -79,8 +91,11 @@ def neighbour_log_odds(of: Counter[str], parallel: Sequence[Counter[str]], runni
 
 
 def messages(folder: Path) -> dict[str, list[str]]:
-    """Messages that all four languages translate, by language: the same is said in each, so that the subject tells nothing."""
-    catalogues = {language: _catalogue(folder / MESSAGES.format(locale)) for language, locale in LOCALES.items()}
+    """Messages that all four languages translate, by language: the same is said in each, so that the subject
+    tells nothing."""
+    catalogues = {
+        language: _catalogue(folder / MESSAGES.format(locale)) for language, locale in LOCALES.items()
+    }
     shared = sorted(set.intersection(*(set(catalogue) for catalogue in catalogues.values())))
     return {language: [catalogue[key] for key in shared] for language, catalogue in catalogues.items()}
 
@@ -95,7 +110,9 @@ def _catalogue(folder: Path) -> dict[tuple[str, str], str]:
             if isinstance(key, str) and key and text != key.rpartition("\x04")[2]:
                 found[file.name, key] = _MNEMONIC.sub("", _MARKUP.sub(" ", text))
     if not found:
-        raise UserError(f"{folder} holds no messages: unpack Debian's libreoffice-l10n packages there (dpkg -x)")
+        raise UserError(
+            f"{folder} holds no messages: unpack Debian's libreoffice-l10n packages there (dpkg -x)"
+        )
     return found
 
 
@@ -103,7 +120,9 @@ def _digest(source: Path) -> str:
     """SHA-256 of a file, or over those of a folder's message files in the order of their names."""
     if source.is_file():
         return sha256_file(source)
-    return hashlib.sha256("".join(sha256_file(file) for file in sorted(source.glob("*.mo"))).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(sha256_file(file) for file in sorted(source.glob("*.mo"))).encode()
+    ).hexdigest()
 
 
 def _write(file: Path, what: str, sources: Iterable[Path], weights: dict[str, float]) -> None:
@@ -114,10 +133,14 @@ def _write(file: Path, what: str, sources: Iterable[Path], weights: dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ton", type=Path, required=True, help="folder with Talk of Norway's sentences")
     parser.add_argument("--nav", type=Path, required=True, help="NAV's letters in parallel, JSON lines")
-    parser.add_argument("--messages", type=Path, help="folder that Debian's libreoffice-l10n packages were unpacked into")
+    parser.add_argument(
+        "--messages", type=Path, help="folder that Debian's libreoffice-l10n packages were unpacked into"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     letters = [record for record in nav_records(options.nav) if not is_test(record["path"])]

@@ -1,10 +1,12 @@
-"""Does a run outlive what befalls it? Events on the real test cluster, at random moments, each against an undisturbed run.
+"""Does a run outlive what befalls it? Events on the real test cluster, at random moments, each against an
+undisturbed run.
 
-    make chaos                                            every event three times, 12 to 30 minutes on two idle cores
-    python -m slurm.testcluster.chaos --times 1 --only "kill -9 of a rank"
+    make chaos                                            every event three times, 12 to 30 minutes on two
+    idle cores python -m slurm.testcluster.chaos --times 1 --only "kill -9 of a rank"
 
-A disturbed run must end by itself with the same documents in every step and the same losses as the undisturbed one. Printed
-are the steps that were done twice, the seconds in which no step was done, and how often the job went back into the queue.
+A disturbed run must end by itself with the same documents in every step and the same losses as the
+undisturbed one. Printed are the steps that were done twice, the seconds in which no step was done, and how
+often the job went back into the queue.
 """
 
 from __future__ import annotations
@@ -41,11 +43,23 @@ MODEL = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
 }  # fmt: skip
 SETTINGS = [
-    "--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "cluster.nodes=2",
-    "data.sequence_length=256", "global_batch_size=8", "micro_batch_size=4", f"max_steps={STEPS}", "lr=1e-3",
-    "checkpoint_every=6", f"evaluate_every={EVALUATE_EVERY}", f"cluster.timeout_min={TIMEOUT_MIN}",
+    "--config-dir",
+    "my",
+    "model=tiny",
+    "adapter=none",
+    "corpus=sample",
+    "cluster=testcluster",
+    "cluster.nodes=2",
+    "data.sequence_length=256",
+    "global_batch_size=8",
+    "micro_batch_size=4",
+    f"max_steps={STEPS}",
+    "lr=1e-3",
+    "checkpoint_every=6",
+    f"evaluate_every={EVALUATE_EVERY}",
+    f"cluster.timeout_min={TIMEOUT_MIN}",
     f"cluster.signal_lead_s={LEAD_SECONDS}",
-]  # fmt: skip
+]
 # what befalls rank 1 when it comes to a step; put on the ranks' PYTHONPATH
 FAULT = """\
 import os, sys, threading, time
@@ -65,7 +79,8 @@ if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join
     threading.Thread(target=plant, daemon=True).start()
 """
 CRASH = 'raise RuntimeError("planted: a batch that no GPU can hold")'  # whatever the attempt
-HANG = 'os.path.exists(__file__ + ".hung") or (open(__file__ + ".hung", "w"), time.sleep(3600))'  # the first one only
+# the first one only
+HANG = 'os.path.exists(__file__ + ".hung") or (open(__file__ + ".hung", "w"), time.sleep(3600))'
 
 
 @dataclass
@@ -85,7 +100,15 @@ class Sandbox:
         """Run the command line; what it printed on stdout."""
         command = [sys.executable, "-m", "finetune.cli.main", *arguments]
         environment = {**os.environ, **self.cluster.environment}
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         if done.returncode:
             raise RuntimeError(f"finetune {' '.join(arguments)}: {done.stderr[-2000:]}")
         return done.stdout.strip()
@@ -93,10 +116,17 @@ class Sandbox:
     def prepare(self) -> None:
         (self.folder / "my" / "model").mkdir(parents=True)
         (self.folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": MODEL}))
-        self.finetune("prepare", "corpus=sample", "corpus.split.validation_share=0.3", "corpus.tokenizer.vocab_size=2000")
+        self.finetune(
+            "prepare",
+            "corpus=sample",
+            "corpus.split.validation_share=0.3",
+            "corpus.tokenizer.vocab_size=2000",
+        )
 
     def submit(self, *settings: str) -> RunFolder:
-        return RunFolder.find(self.finetune("train", *SETTINGS, *settings).splitlines()[-1], self.folder / "runs")
+        return RunFolder.find(
+            self.finetune("train", *SETTINGS, *settings).splitlines()[-1], self.folder / "runs"
+        )
 
     def job(self, run: RunFolder) -> str:
         submitted = run.read_json("submission.json")
@@ -135,7 +165,9 @@ class Sandbox:
     def on_node(self, node: str, *command: str) -> str:
         """Run a command where a node's own disk is; what it printed."""
         pid = (self.cluster.base / "run" / f"{node}.pid").read_text()
-        return subprocess.run(["nsenter", "-t", pid, "-m", *command], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["nsenter", "-t", pid, "-m", *command], capture_output=True, text=True, check=True
+        ).stdout
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: float = 0.1) -> None:
@@ -156,8 +188,9 @@ def at_step(run: RunFolder, step: int, chance: random.Random) -> None:
 
 
 def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
-    """The job's end is moved to soon after a random moment, as Slurm gives limits in whole minutes. It looks at them every half
-    minute; the ranks, who would be done by then, stand still until its signal wakes them."""
+    """The job's end is moved to soon after a random moment, as Slurm gives limits in whole minutes. It looks
+    at them every half minute; the ranks, who would be done by then, stand still until its signal wakes
+    them."""
     at_step(run, step, chance)
     for rank in box.ranks(run).values():
         rank.suspend()
@@ -166,8 +199,8 @@ def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -
 
 
 def unannounced_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
-    """A rank hangs in the step after that one, so that none can save or leave, and the limit strikes: Slurm kills them, and the
-    batch script with them."""
+    """A rank hangs in the step after that one, so that none can save or leave, and the limit strikes: Slurm
+    kills them, and the batch script with them."""
     at_step(run, step, chance)
     box.end_in(run, 1)
     if run.config().cluster.on_interrupt == "requeue":  # another job has its own
@@ -176,7 +209,19 @@ def unannounced_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Ra
 
 def preemption(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
     at_step(run, step, chance)
-    box.cluster.slurm("sbatch", "-p", "urgent", "-A", "nn9999k", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    box.cluster.slurm(
+        "sbatch",
+        "-p",
+        "urgent",
+        "-A",
+        "nn9999k",
+        "-N3",
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 3",
+    )
 
 
 def kill_rank(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
@@ -188,7 +233,11 @@ def power_cut(box: Sandbox, run: RunFolder, step: int, chance: random.Random) ->
     at_step(run, step, chance)
     node = chance.choice(attempts.read(run.path)[-1].nodes)
     box.cluster.cut_power(node)
-    wait_for(lambda: box.queue_state(run) not in ("RUNNING", "COMPLETING", "unknown"), PATIENCE, f"Slurm to miss {node}")
+    wait_for(
+        lambda: box.queue_state(run) not in ("RUNNING", "COMPLETING", "unknown"),
+        PATIENCE,
+        f"Slurm to miss {node}",
+    )
     box.cluster.boot(node)  # at once, so that it could be given to the run again
 
 
@@ -206,7 +255,9 @@ def outside_requeue(box: Sandbox, run: RunFolder, step: int, chance: random.Rand
 
 def term_in_evaluation(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
     evaluated = -(-step // EVALUATE_EVERY) * EVALUATE_EVERY
-    wait_for(lambda: by_step_since(run) >= evaluated, PATIENCE, f"step {evaluated} of {run.path}", pause=0.002)
+    wait_for(
+        lambda: by_step_since(run) >= evaluated, PATIENCE, f"step {evaluated} of {run.path}", pause=0.002
+    )
     box.ranks(run)[chance.randint(0, 1)].terminate()
 
 
@@ -221,7 +272,9 @@ class Event:
 EVENTS = {
     "time limit": Event(time_limit),
     "time limit while a rank hangs": Event(unannounced_limit, fault=HANG),
-    "time limit in a hang, requeue forbidden": Event(unannounced_limit, fault=HANG, settings=("cluster.on_interrupt=resubmit",)),
+    "time limit in a hang, requeue forbidden": Event(
+        unannounced_limit, fault=HANG, settings=("cluster.on_interrupt=resubmit",)
+    ),
     "preemption by the urgent partition": Event(preemption),
     "kill -9 of a rank": Event(kill_rank),
     "power cut of a node": Event(power_cut),
@@ -231,7 +284,8 @@ EVENTS = {
 }
 
 
-# --- what came of it ---------------------------------------------------------------------------------------------------
+# --- what came of it
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -282,8 +336,13 @@ def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) ->
     box.wait_for_end(run)
     compare(run, whole, outcome)
     history = attempts.read(run.path)
-    outcome.requeues, outcome.causes = len(history) - 1, [a.ending.cause if a.ending else "?" for a in history]
-    outcome.steps_lost = sum(max(0, a.ending.last_step - b.from_step) for a, b in pairwise(history) if a.ending)
+    outcome.requeues, outcome.causes = (
+        len(history) - 1,
+        [a.ending.cause if a.ending else "?" for a in history],
+    )
+    outcome.steps_lost = sum(
+        max(0, a.ending.last_step - b.from_step) for a, b in pairwise(history) if a.ending
+    )
     if event.restarts != (outcome.requeues > 0):
         outcome.faults.append("it was not interrupted" if event.restarts else "it was interrupted")
     if event.restarts and len(history) > 1:
@@ -296,7 +355,11 @@ def disturb(box: Sandbox, name: str, whole: RunFolder, chance: random.Random) ->
 
 def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
     """From the last step before the first interruption to the next step that was new."""
-    times = [(record["step"], record["time_ms"] / 1000) for record in spool(run) if "train/loss" in record["values"]]  # type: ignore
+    times = [
+        (record["step"], record["time_ms"] / 1000)
+        for record in spool(run)
+        if "train/loss" in record["values"]
+    ]  # type: ignore
     before = max((when for _, when in times if when < history[1].time), default=history[0].time)
     return min(when for _, when in times if when > history[1].time) - before
 
@@ -308,9 +371,13 @@ def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2, no
     for number in range(1, max_restarts + 2):
         wait_for(lambda n=number: len(attempts.read(run.path)) == n, PATIENCE, f"attempt {number}")  # type: ignore
         step = attempts.read(run.path)[-1].from_step + 1 + number  # another one each time: not the same crash
-        wait_for(lambda s=step: by_step_since(run) >= s, PATIENCE, f"step {step} of attempt {number}", pause=0.02)  # type: ignore
+        wait_for(
+            lambda s=step: by_step_since(run) >= s, PATIENCE, f"step {step} of attempt {number}", pause=0.02
+        )  # type: ignore
         chance.choice(list(box.ranks(run).values())).kill()
-        wait_for(lambda n=number: attempts.read(run.path)[n - 1].ending, PATIENCE, f"the end of attempt {number}")  # type: ignore
+        wait_for(
+            lambda n=number: attempts.read(run.path)[n - 1].ending, PATIENCE, f"the end of attempt {number}"
+        )  # type: ignore
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
     if outcome.requeues != max_restarts or f"gave up after {max_restarts} restarts" not in str(run.failure()):
@@ -323,7 +390,10 @@ def by_step_since(run: RunFolder) -> int:
     """The newest step of the attempt that runs; 0 before its first."""
     history = attempts.read(run.path)
     began = history[-1].time * 1000 if history else 0.0
-    return max((int(r["step"]) for r in spool(run) if r["time_ms"] > began and "train/loss" in r["values"]), default=0)  # type: ignore
+    return max(
+        (int(r["step"]) for r in spool(run) if r["time_ms"] > began and "train/loss" in r["values"]),
+        default=0,
+    )  # type: ignore
 
 
 def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
@@ -333,7 +403,9 @@ def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
     box.wait_for_end(run)
     outcome.requeues = len(attempts.read(run.path)) - 1
     outcome.causes = [str(run.failure())]
-    if outcome.requeues != 1 or f"died 2 times at step {FAULT_STEP}: RuntimeError: planted" not in str(run.failure()):
+    if outcome.requeues != 1 or f"died 2 times at step {FAULT_STEP}: RuntimeError: planted" not in str(
+        run.failure()
+    ):
         outcome.faults.append(f"{outcome.requeues} restarts, {run.failure()}")
     return outcome
 
@@ -345,19 +417,33 @@ LIMITS: dict[str, Callable[[Sandbox, random.Random], Outcome]] = {
 
 
 def table(outcomes: list[Outcome]) -> str:
-    columns = ("event", "steps lost", "seconds until running again", "requeues", "largest loss difference", "result")
+    columns = (
+        "event",
+        "steps lost",
+        "seconds until running again",
+        "requeues",
+        "largest loss difference",
+        "result",
+    )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in dict.fromkeys(o.event for o in outcomes):
         group = [o for o in outcomes if o.event == name]
         seconds = ", ".join("-" if o.seconds is None else f"{o.seconds:.0f}" for o in group)
-        verdict = "; ".join(fault for o in group for fault in o.faults) or ("same" if name in EVENTS else group[0].causes[0])
-        lost, requeues = (", ".join(str(getattr(o, key)) for o in group) for key in ("steps_lost", "requeues"))
-        lines.append(f"| {name} | {lost} | {seconds} | {requeues} | {max(o.difference for o in group):.0e} | {verdict} |")
+        verdict = "; ".join(fault for o in group for fault in o.faults) or (
+            "same" if name in EVENTS else group[0].causes[0]
+        )
+        lost, requeues = (
+            ", ".join(str(getattr(o, key)) for o in group) for key in ("steps_lost", "requeues")
+        )
+        lines.append(
+            f"| {name} | {lost} | {seconds} | {requeues} | {max(o.difference for o in group):.0e} | {verdict} |"
+        )
     return "\n".join(lines)
 
 
 def survey(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> list[Outcome]:
-    """All runs, as many at a time as there are clusters: what befalls a run must not befall its neighbours."""
+    """All runs, as many at a time as there are clusters: what befalls a run must not befall its
+    neighbours."""
     free: SimpleQueue[Sandbox] = SimpleQueue()
     for box in boxes:
         free.put(box)
@@ -372,10 +458,18 @@ def survey(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> li
         except Exception as fault:
             outcome = Outcome(name, faults=[f"{type(fault).__name__}: {fault}"])
         free.put(box)
-        print(f"{table([outcome]).splitlines()[-1]} {', '.join(outcome.causes)}, {time.time() - began:.0f} s", flush=True)
+        print(
+            f"{table([outcome]).splitlines()[-1]} {', '.join(outcome.causes)}, {time.time() - began:.0f} s",
+            flush=True,
+        )
         return outcome
 
-    names = [name for number in range(times) for name in (*EVENTS, *(LIMITS if number == 0 else ())) if name in chosen]
+    names = [
+        name
+        for number in range(times)
+        for name in (*EVENTS, *(LIMITS if number == 0 else ()))
+        if name in chosen
+    ]
     with ThreadPoolExecutor(len(boxes)) as pool:
         return list(pool.map(one, names, [random.Random(f"{seed}/{index}") for index in range(len(names))]))
 
@@ -384,19 +478,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--times", type=int, default=3, help="runs of each event (3)")
     parser.add_argument("--only", nargs="*", choices=[*EVENTS, *LIMITS], help="these events")
-    parser.add_argument("--clusters", type=int, default=2, help="test clusters, each with one run at a time (2)")
+    parser.add_argument(
+        "--clusters", type=int, default=2, help="test clusters, each with one run at a time (2)"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments")
     options = parser.parse_args()
     began = time.time()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, ExitStack() as stack:
-        boxes = [Sandbox(Path(folder), Cluster(f"chaos-{os.getpid()}-{number}")) for number in range(options.clusters)]
+        boxes = [
+            Sandbox(Path(folder), Cluster(f"chaos-{os.getpid()}-{number}"))
+            for number in range(options.clusters)
+        ]
         boxes[0].prepare()
         for box in boxes:
             box.cluster.up(owner=os.getpid())
             stack.callback(box.cluster.down)
         outcomes = survey(boxes, options.only or [*EVENTS, *LIMITS], options.times, options.seed)
-    print(f"\n{table(outcomes)}\n\n{time.time() - began:.0f} s, seed {options.seed}, {options.clusters} clusters at once")
+    print(
+        f"\n{table(outcomes)}\n\n{time.time() - began:.0f} s, seed {options.seed}, {options.clusters} clusters at once"
+    )
     sys.exit(1 if any(outcome.faults for outcome in outcomes) else 0)
 
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""A real Slurm cluster on one Linux machine: three nodes as separate hosts, accounting, pretended GPUs, preemption.
+"""A real Slurm cluster on one Linux machine: three nodes as separate hosts, accounting, pretended GPUs,
+preemption.
 
-    python slurm/testcluster/cluster.py up       installs what is missing (Debian, Ubuntu), starts it, prints what to export
-    python slurm/testcluster/cluster.py down     takes it down and leaves nothing behind
+    python slurm/testcluster/cluster.py up       installs what is missing (Debian, Ubuntu), starts it, prints
+    what to export python slurm/testcluster/cluster.py down     takes it down and leaves nothing behind
 
-Each node is a network, PID, mount and host-name namespace of its own with its own slurmd; slurmctld, slurmdbd, MariaDB and
-munge run beside them from private folders, so that /etc/slurm and a Slurm that the machine may have are left alone. The
-partition `urgent` preempts jobs of `debug`. It needs root. Several clusters can be up at once (`--name`). What a crash leaves
-behind, the next `up` or `down` of that name removes; with `--owner PID` the cluster goes down by itself when that process ends.
+Each node is a network, PID, mount and host-name namespace of its own with its own slurmd; slurmctld,
+slurmdbd, MariaDB and munge run beside them from private folders, so that /etc/slurm and a Slurm that the
+machine may have are left alone. The partition `urgent` preempts jobs of `debug`. It needs root. Several
+clusters can be up at once (`--name`). What a crash leaves behind, the next `up` or `down` of that name
+removes; with `--owner PID` the cluster goes down by itself when that process ends.
 """
 
 from __future__ import annotations
@@ -56,7 +58,11 @@ SLURMDBD_CONF = Path(__file__).with_name("slurmdbd.conf.in").read_text(encoding=
 
 def missing_programs() -> list[str]:
     """Programs of the cluster that this machine lacks."""
-    return [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None]
+    return [
+        name
+        for name in PROGRAMS
+        if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
 
 
 def why_not() -> str | None:
@@ -66,8 +72,12 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "the test cluster needs root (namespaces, a bridge)"
     if missing_programs() and shutil.which("apt-get") is None:
-        return f"the test cluster needs {', '.join(missing_programs())}, and there is no apt-get to install them"
-    probe = subprocess.run(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
+        return (
+            f"the test cluster needs {', '.join(missing_programs())}, and there is no apt-get to install them"
+        )
+    probe = subprocess.run(
+        ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False
+    )
     if probe.returncode:
         return "the test cluster needs namespaces, which this machine (a container without privileges?) does not allow"
     return None
@@ -85,14 +95,17 @@ def install() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster on this machine; all it owns is under `base`, and its processes name `base` in their command lines."""
+    """One cluster on this machine; all it owns is under `base`, and its processes name `base` in their
+    command lines."""
 
     name: str = "default"
     layout: Layout = Layout()
 
     @property
     def base(self) -> Path:
-        return Path("/var/tmp/finetune-testcluster") / self.name  # not in /tmp, which some systems clean while it runs
+        return (
+            Path("/var/tmp/finetune-testcluster") / self.name
+        )  # not in /tmp, which some systems clean while it runs
 
     @property
     def conf(self) -> Path:
@@ -109,10 +122,12 @@ class Cluster:
 
     @property
     def node_local(self) -> Path:
-        """A folder that each node has for itself; every other folder of the machine is shared by the nodes."""
+        """A folder that each node has for itself; every other folder of the machine is shared by the
+        nodes."""
         return self.base / "node-local"
 
-    # --- up and down ---------------------------------------------------------------------------------------------------
+    # --- up and down
+    # ---------------------------------------------------------------------------------------------------
 
     def up(self, owner: int | None = None, timeout: float = 60) -> None:
         """Start everything and wait until all nodes are idle.
@@ -130,7 +145,10 @@ class Cluster:
         try:
             self._configure()
             if owner is not None:
-                _detached([sys.executable, __file__, "--name", self.name, "watch", str(owner)], self.base / "log" / "watch.log")
+                _detached(
+                    [sys.executable, __file__, "--name", self.name, "watch", str(owner)],
+                    self.base / "log" / "watch.log",
+                )
             self._start_network()
             self._start_munge()
             self.start_accounting()
@@ -145,7 +163,8 @@ class Cluster:
             raise
 
     def down(self) -> None:
-        """End every process of the cluster and remove its network and folder. Safe to repeat, and after a crash."""
+        """End every process of the cluster and remove its network and folder. Safe to repeat, and after a
+        crash."""
         for _ in range(50):
             pids = self._processes()
             if not pids:
@@ -157,7 +176,8 @@ class Cluster:
             self._remove_network()
         shutil.rmtree(self.base, ignore_errors=True)
 
-    # --- what can befall it ----------------------------------------------------------------------------------------------
+    # --- what can befall it
+    # ----------------------------------------------------------------------------------------------
 
     def cut_power(self, node: str) -> None:
         """The node's processes end at once, without a word to anybody."""
@@ -172,7 +192,14 @@ class Cluster:
             f"exec {daemon}"
         )
         namespaces = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        command = ["nsenter", f"--net=/var/run/netns/{self._net_name(node)}", *namespaces, "bash", "-c", inner]
+        command = [
+            "nsenter",
+            f"--net=/var/run/netns/{self._net_name(node)}",
+            *namespaces,
+            "bash",
+            "-c",
+            inner,
+        ]
         started = _detached(command, self.base / "log" / f"{node}.log")
         (self.base / "run" / f"{node}.pid").write_text(str(started))
 
@@ -200,31 +227,58 @@ class Cluster:
     def slurm(self, *command: str, timeout: float = 20) -> str:
         """Run one of Slurm's commands; what it printed."""
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    # --- parts -----------------------------------------------------------------------------------------------------------
+    # --- parts
+    # -----------------------------------------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        for folder in ("run", "log", "state", "spool", "gpus", "database", "node-local", *(f"spool/{node}" for node in NODES)):
+        for folder in (
+            "run",
+            "log",
+            "state",
+            "spool",
+            "gpus",
+            "database",
+            "node-local",
+            *(f"spool/{node}" for node in NODES),
+        ):
             (self.base / folder).mkdir(parents=True)
         taken = {bridge.name for bridge in Path("/sys/class/net").glob("ftc*")}
         slot = next(number for number in SLOTS if f"ftc{number}" not in taken)
-        _run(["ip", "link", "add", f"ftc{slot}", "type", "bridge"])  # fails where another cluster just took it
+        _run(
+            ["ip", "link", "add", f"ftc{slot}", "type", "bridge"]
+        )  # fails where another cluster just took it
         (self.base / "slot").write_text(str(slot))
         net = f"10.77.{slot}"
         values = {
-            "base": self.base, "net": net, "head": socket.gethostname().partition(".")[0], "cpus": self.layout.cpus,
-            "gres": ",".join(f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus),
-            "memory": self.layout.memory_mb, "features": self.layout.features, "requeue": int(self.layout.requeue),
+            "base": self.base,
+            "net": net,
+            "head": socket.gethostname().partition(".")[0],
+            "cpus": self.layout.cpus,
+            "gres": ",".join(
+                f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus
+            ),
+            "memory": self.layout.memory_mb,
+            "features": self.layout.features,
+            "requeue": int(self.layout.requeue),
             "enforce_limits": self.layout.enforce_limits,
-            "ctld_port": 21000 + slot, "dbd_port": 20000 + slot, "db_port": 22000 + slot,
-            # ids are new at each start: one that came again would meet the files of an earlier job in the same folder
+            "ctld_port": 21000 + slot,
+            "dbd_port": 20000 + slot,
+            "db_port": 22000 + slot,
+            # ids are new at each start: one that came again would meet the files of an earlier job in the
+            # same folder
             "first_job_id": 1000 + int(time.time()) % 50_000_000,
-        }  # fmt: skip
+        }
         partitions = "\n".join(partition.line() for partition in self.layout.partitions)
         self.conf.write_text(f"{SLURM_CONF.format(**values)}{partitions}\n")
         dbd = self.base / "slurmdbd.conf"
@@ -233,10 +287,13 @@ class Cluster:
         self._make_gpus()
         hosts = [f"{net}.{number} {node}" for number, node in enumerate(NODES, start=1)]
         head = " ".join([str(values["head"]), *self.layout.login_hosts])
-        (self.base / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{net}.254 {head}", *hosts]) + "\n")
+        (self.base / "hosts").write_text(
+            "\n".join(["127.0.0.1 localhost", f"{net}.254 {head}", *hosts]) + "\n"
+        )
 
     def _make_gpus(self) -> None:
-        """Write gres.conf, and make the device files that it names: without one Slurm sets no CUDA_VISIBLE_DEVICES."""
+        """Write gres.conf, and make the device files that it names: without one Slurm sets no
+        CUDA_VISIBLE_DEVICES."""
         lines = []
         first = 0
         for kind, count in self.layout.gpus:
@@ -276,9 +333,16 @@ class Cluster:
         key = self.base / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        files = {"key-file": key, "socket": self.base / "munge.sock", "pid-file": self.base / "run" / "munged.pid"}
+        files = {
+            "key-file": key,
+            "socket": self.base / "munge.sock",
+            "pid-file": self.base / "run" / "munged.pid",
+        }
         files |= {"log-file": self.base / "log" / "munged.log", "seed-file": self.base / "munge.seed"}
-        _detached(["munged", "-F", *(f"--{name}={path}" for name, path in files.items())], self.base / "log" / "munged.out")
+        _detached(
+            ["munged", "-F", *(f"--{name}={path}" for name, path in files.items())],
+            self.base / "log" / "munged.out",
+        )
         self._wait_for((self.base / "munge.sock").exists, "munged", 10)
 
     def _start_database(self) -> None:
@@ -287,23 +351,45 @@ class Cluster:
             return
         if not (data / "mysql").is_dir():
             options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-            _run(["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", *options], timeout=60)
+            _run(
+                ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", *options],
+                timeout=60,
+            )
         _detached(
             [
-                "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={sock}", "--bind-address=127.0.0.1",
-                f"--port={22000 + self.slot}", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M",
-                "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
+                "mariadbd",
+                "--no-defaults",
+                "--user=root",
+                f"--datadir={data}",
+                f"--socket={sock}",
+                "--bind-address=127.0.0.1",
+                f"--port={22000 + self.slot}",
+                "--innodb-buffer-pool-size=64M",
+                "--innodb-log-file-size=32M",
+                "--innodb-flush-log-at-trx-commit=0",
+                "--innodb-lock-wait-timeout=900",
             ],
             self.base / "log" / "mariadb.out",
-        )  # fmt: skip
-        create = ["mariadb", "--no-defaults", "-uroot", f"--socket={sock}", "-e", "create database if not exists slurm_acct"]
-        self._wait_for(lambda: subprocess.run(create, capture_output=True, check=False).returncode == 0, "MariaDB", 30)
+        )
+        create = [
+            "mariadb",
+            "--no-defaults",
+            "-uroot",
+            f"--socket={sock}",
+            "-e",
+            "create database if not exists slurm_acct",
+        ]
+        self._wait_for(
+            lambda: subprocess.run(create, capture_output=True, check=False).returncode == 0, "MariaDB", 30
+        )
 
     def _wait_until_idle(self, timeout: float) -> None:
         def idle() -> bool:
             try:
                 partition = self.layout.partitions[0].name
-                return self.slurm("sinfo", "-h", "-N", "-p", partition, "-o", "%t").split() == ["idle"] * len(NODES)
+                return self.slurm("sinfo", "-h", "-N", "-p", partition, "-o", "%t").split() == ["idle"] * len(
+                    NODES
+                )
             except (RuntimeError, subprocess.TimeoutExpired):
                 return False
 
@@ -325,7 +411,9 @@ class Cluster:
     def _end(self, program: str) -> None:
         """Ask a daemon to end, and wait until it has."""
         for attempt in range(100):
-            pids = [pid for pid, line in self._command_lines().items() if Path(line.split()[0]).name == program]
+            pids = [
+                pid for pid, line in self._command_lines().items() if Path(line.split()[0]).name == program
+            ]
             if not pids:
                 return
             for pid in pids:
@@ -333,12 +421,14 @@ class Cluster:
             time.sleep(0.1)
 
     def _processes(self) -> list[int]:
-        """Of the cluster, ourselves and our parents left out. Daemons name the folder in their command line or environment."""
+        """Of the cluster, ourselves and our parents left out. Daemons name the folder in their command line
+        or environment."""
         ours = {os.getpid(), os.getppid()}
         return [pid for pid in self._command_lines() if pid not in ours]
 
     def _command_lines(self) -> dict[int, str]:
-        """Daemons of this cluster: those that have its folder in their arguments, or are slurmdbd with our SLURM_CONF."""
+        """Daemons of this cluster: those that have its folder in their arguments, or are slurmdbd with our
+        SLURM_CONF."""
         found, mark = {}, f"{self.base}/"
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -346,30 +436,54 @@ class Cluster:
                 program = Path(words[0].split(":")[0]).name
                 ours = mark in " ".join(words)
                 if program == "slurmdbd":
-                    ours = f"SLURM_CONF={self.conf}" in (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-                watch = words[1:] and Path(words[1]).name == Path(__file__).name and "watch" in words and self.name in words
-                daemons = ("slurmctld", "slurmdbd", "slurmd", "mariadbd", "munged", "unshare", "nsenter", "bash", "slurmstepd")
+                    ours = f"SLURM_CONF={self.conf}" in (folder / "environ").read_bytes().decode(
+                        errors="replace"
+                    ).split("\0")
+                watch = (
+                    words[1:]
+                    and Path(words[1]).name == Path(__file__).name
+                    and "watch" in words
+                    and self.name in words
+                )
+                daemons = (
+                    "slurmctld",
+                    "slurmdbd",
+                    "slurmd",
+                    "mariadbd",
+                    "munged",
+                    "unshare",
+                    "nsenter",
+                    "bash",
+                    "slurmstepd",
+                )
                 if (ours and program in daemons) or watch:
                     found[int(folder.name)] = " ".join(words)
         return found
 
 
-def _run(command: list[str], *, check: bool = True, env: Mapping[str, str] | None = None, timeout: float = 30) -> None:
+def _run(
+    command: list[str], *, check: bool = True, env: Mapping[str, str] | None = None, timeout: float = 30
+) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
 def _detached(command: list[str], log: Path, **environment: str) -> int:
-    """Start a daemon in a session of its own, so that a signal to our terminal or test does not reach it; its process id."""
+    """Start a daemon in a session of its own, so that a signal to our terminal or test does not reach it; its
+    process id."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     # what a test or a job has set is nothing for daemons, which hand their environment on to jobs
     inherited = {key: os.environ[key] for key in ("HOME", "LANG", "TZ") if key in os.environ}
     with log.open("ab") as output:
         started = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
             env={**inherited, "PATH": path, **environment},
-        )  # fmt: skip
+        )
     return started.pid
 
 
@@ -392,8 +506,12 @@ def _watch(cluster: Cluster, owner: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="It needs root, on Linux.")
-    parser.add_argument("--name", default="default", help="several clusters can be up at once, each by its name")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
+    )
+    parser.add_argument(
+        "--name", default="default", help="several clusters can be up at once, each by its name"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="install what is missing and start it")
     up.add_argument("--owner", type=int, metavar="PID", help="take it down when this process ends")

@@ -9,7 +9,8 @@ ACCOUNT = "nn9999k"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a quality of service. A partition that counts a user's jobs has one of its own, as sites do it."""
+    """Limits of a quality of service. A partition that counts a user's jobs has one of its own, as sites do
+    it."""
 
     max_time: str | None = None
     max_gpus: int | None = None
@@ -71,7 +72,9 @@ class Layout:
     """
 
     partitions: tuple[Partition, ...] = (
-        Partition("debug", "1-00:00:00", is_default=True, options="PriorityTier=1 PreemptMode=REQUEUE GraceTime=15"),
+        Partition(
+            "debug", "1-00:00:00", is_default=True, options="PriorityTier=1 PreemptMode=REQUEUE GraceTime=15"
+        ),
         Partition("urgent", "1-00:00:00", options="PriorityTier=10 PreemptMode=OFF"),
     )
     qualities: tuple[tuple[str, Limits], ...] = ()
@@ -87,11 +90,14 @@ class Layout:
 
     def all_qualities(self) -> dict[str, Limits]:
         """Return the qualities of service by name, those of partitions too."""
-        of_partitions = {partition.quality: partition.limits for partition in self.partitions if partition.limits}
+        of_partitions = {
+            partition.quality: partition.limits for partition in self.partitions if partition.limits
+        }
         return {**of_partitions, **dict(self.qualities)}
 
     def gpu_limit_commands(self) -> list[list[str]]:
-        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has registered."""
+        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has
+        registered."""
         return [
             ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
             for name, limits in self.all_qualities().items()
@@ -101,7 +107,9 @@ class Layout:
     def accounting_commands(self) -> list[list[str]]:
         """Return the commands of sacctmgr that set up accounts and limits."""
         commands = [["add", "cluster", "testcluster"]]
-        alike: dict[tuple[str, ...], list[str]] = {}  # one command for those of the same limits: each takes a third of a second
+        alike: dict[
+            tuple[str, ...], list[str]
+        ] = {}  # one command for those of the same limits: each takes a third of a second
         for name, limits in self.all_qualities().items():
             alike.setdefault(tuple(limits.options()), []).append(name)
         commands += [["add", "qos", ",".join(names), *options] for options, names in alike.items()]

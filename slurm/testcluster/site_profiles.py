@@ -1,4 +1,5 @@
-"""The sites that the test cluster can be dressed as: partitions, limits, accounts, modules, Python and container program."""
+"""The sites that the test cluster can be dressed as: partitions, limits, accounts, modules, Python and
+container program."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Site:
         folders: its shared file systems, at the root of login node and nodes.
         home: of the user, in one of them; the walk begins there.
         image: of a container, which the Python of trainings comes from.
-        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from; unset: from
-            a virtual environment.
+        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from;
+            unset: from a virtual environment.
         shares_python: whether the nodes see that virtual environment.
         python: version that `python3` answers with.
         modules: files of shell lines, by path; a folder of them is a path for `module use`.
@@ -61,7 +62,9 @@ LUMI = Site(
                 whole_nodes=True,
                 limits=Limits(max_submitted=210, max_running=200),
             ),
-            Partition("small-g", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=210, max_running=200)),
+            Partition(
+                "small-g", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=210, max_running=200)
+            ),
             Partition("dev-g", "03:00:00", max_nodes=32, limits=Limits(max_submitted=2, max_running=1)),
             Partition("small", "3-00:00:00", max_nodes=4, limits=Limits(max_submitted=220, max_running=200)),
         ),
@@ -278,6 +281,17 @@ ARRHENIUS = Site(
 SITES = {
     site.name: site
     for site in (
-        LUMI, OLIVIA, SAGA, BETZY, MARENOSTRUM5, JUPITER, LEONARDO, JUWELS_BOOSTER, FOX, IDUN, EX3, ARRHENIUS,
+        LUMI,
+        OLIVIA,
+        SAGA,
+        BETZY,
+        MARENOSTRUM5,
+        JUPITER,
+        LEONARDO,
+        JUWELS_BOOSTER,
+        FOX,
+        IDUN,
+        EX3,
+        ARRHENIUS,
     )
-}  # fmt: skip
+}

@@ -1,15 +1,18 @@
-"""The test cluster dressed as a site: partitions, limits, accounts, folders, modules, Python and container program.
+"""The test cluster dressed as a site: partitions, limits, accounts, folders, modules, Python and container
+program.
 
     python -m slurm.testcluster.sites up lumi               starts the test cluster as LUMI
     python -m slurm.testcluster.sites login lumi [COMMAND]  a shell, or a command, on its login node
     python -m slurm.testcluster.sites down lumi
 
-The login node and the nodes see a root of their own: this machine's folders, the site's file systems (/scratch,
-/cluster, …) and /site, which holds the stand-ins for the site's own programs and comes first on PATH:
+The login node and the nodes see a root of their own: this machine's folders, the site's file systems
+(/scratch, /cluster, …) and /site, which holds the stand-ins for the site's own programs and comes first on
+PATH:
 
     python3       answers, and refuses newer syntax, as the site's old Python does
     module        finds a module only after what must come first, and logs each call in /site/modules.log
-    apptainer     runs a command in another root: Python in /opt/env, no Slurm commands, only folders that are bound
+    apptainer     runs a command in another root: Python in /opt/env, no Slurm commands, only folders that are
+        bound
     finetune      an environment without torch, as a login node has it
     sinfo         refuses where the site denies it
 
@@ -40,11 +43,15 @@ NOT_ON_LOGIN = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bit
 def union(sites: list[Site]) -> Layout:
     """Return a layout on which the jobs of all these sites can be submitted.
 
-    It has every partition, quality of service, account, type of GPU and feature, on nodes as large as the largest.
-    Limits are left out, as sites give one name different ones: `limit` sets those of one site.
+    It has every partition, quality of service, account, type of GPU and feature, on nodes as large as the
+    largest. Limits are left out, as sites give one name different ones: `limit` sets those of one site.
     """
     layouts = [site.layout for site in sites]
-    partitions = {partition.name: Partition(partition.name, "30-00:00:00") for each in layouts for partition in each.partitions}
+    partitions = {
+        partition.name: Partition(partition.name, "30-00:00:00")
+        for each in layouts
+        for partition in each.partitions
+    }
     qualities = {name: Limits() for each in layouts for name, _ in each.qualities}
     types = {kind: count for each in layouts for kind, count in each.gpus if kind}
     first, *others = partitions.values()
@@ -157,7 +164,8 @@ def _write_disk(cluster: DressedCluster) -> None:
 
 
 def _write_image(image: Path) -> None:
-    """Write the part of a container's root that differs from this machine's: this Python's environment in /opt/env."""
+    """Write the part of a container's root that differs from this machine's: this Python's environment in
+    /opt/env."""
     version = f"python3.{sys.version_info.minor}"
     base = Path("/usr") if sys.base_prefix == "/usr" else Path("/opt/python")
     for folder in ("bin", "lib", "include"):
@@ -169,7 +177,8 @@ def _write_image(image: Path) -> None:
 
 
 def _write_login_environment(cluster: DressedCluster) -> None:
-    """Write `finetune` as a login node has it: without torch and what needs it, where jobs have a Python of their own.
+    """Write `finetune` as a login node has it: without torch and what needs it, where jobs have a Python of
+    their own.
 
     It is this Python with those packages hidden; what a login node must install is another test's concern."""
     site, folder = cluster.site, cluster.path("/site")
@@ -206,9 +215,11 @@ def _write_login_environment(cluster: DressedCluster) -> None:
 
 
 def _write_root_script(cluster: DressedCluster) -> None:
-    """Write the script that gives a process the site's root: this machine's folders, and the site's among them.
+    """Write the script that gives a process the site's root: this machine's folders, and the site's among
+    them.
 
-    On nodes this Python's environment is in containers only: its own folder, which the login node has, is empty.
+    On nodes this Python's environment is in containers only: its own folder, which the login node has, is
+    empty.
     """
     is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})
@@ -245,7 +256,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="It needs root, on Linux.")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
+    )
     parser.add_argument("--name", help="of the cluster; unset: the site's")
     parser.add_argument("verb", choices=("up", "down", "login"))
     parser.add_argument("site", choices=sorted(SITES))

@@ -1,13 +1,14 @@
-"""Run the commands of a page of docs/sites on the test cluster dressed as that site, and compare what they print.
+"""Run the commands of a page of docs/sites on the test cluster dressed as that site, and compare what they
+print.
 
     python -m slurm.testcluster.walk lumi             exit code 1 if a command fails or prints something else
     python -m slurm.testcluster.walk lumi --write     puts what they print now into the page
 
 A page is read from top to bottom. Its commands are in blocks of `console`: a line that begins with `$ ` is a
-command, one with `> ` continues it, the others are expected output. They share one shell on the login node. A block
-of another kind whose first line is a comment with a path, as `# my/cluster/mine.yaml`, is a file that the user
-writes. In expected output, a number, a time or an id stands for any, and … for anything; a line of … alone, for any
-number of lines.
+command, one with `> ` continues it, the others are expected output. They share one shell on the login node. A
+block of another kind whose first line is a comment with a path, as `# my/cluster/mine.yaml`, is a file that
+the user writes. In expected output, a number, a time or an id stands for any, and … for anything; a line of …
+alone, for any number of lines.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Shell:
 
     def __init__(self, cluster: DressedCluster, **variables: str) -> None:
         command = cluster.login("bash", "--noprofile", "--norc")
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for name, value in variables.items():
             self.run(f"export {name}={shlex.quote(value)}")
 
@@ -78,7 +81,9 @@ class Shell:
         end = time.monotonic() + seconds
         while not (found := re.search(rf"{END}(\d+){END}$".encode(), printed)):
             if time.monotonic() > end:
-                raise TimeoutError(f"{command}: no end within {seconds:.0f} s; it printed {printed.decode()[-1000:]}")
+                raise TimeoutError(
+                    f"{command}: no end within {seconds:.0f} s; it printed {printed.decode()[-1000:]}"
+                )
             if not select.select([self._process.stdout], [], [], 1)[0]:
                 continue
             part = os.read(self._process.stdout.fileno(), 65536)
@@ -159,7 +164,9 @@ def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[li
         moved = 0
         for step in read_page(text):
             if isinstance(step, File):
-                shell.run(f"mkdir -p {Path(step.path).parent} && printf %s {shlex.quote(step.text)} >{step.path}")
+                shell.run(
+                    f"mkdir -p {Path(step.path).parent} && printf %s {shlex.quote(step.text)} >{step.path}"
+                )
                 continue
             began = time.monotonic()
             code, printed = shell.run(step.text)
@@ -186,8 +193,12 @@ def _shortened(printed: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="It needs root, on Linux.")
-    parser.add_argument("site", choices=sorted(path.stem for path in PAGES.glob("*.md") if path.stem in SITES))
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
+    )
+    parser.add_argument(
+        "site", choices=sorted(path.stem for path in PAGES.glob("*.md") if path.stem in SITES)
+    )
     parser.add_argument("--write", action="store_true", help="put what they print into the page")
     options = parser.parse_args()
     page = PAGES / f"{options.site}.md"

@@ -1,10 +1,13 @@
-"""Does a sweep that is larger than Slurm's submit limit finish by itself? On the real test cluster, with the shell killed.
+"""Does a sweep that is larger than Slurm's submit limit finish by itself? On the real test cluster, with the
+shell killed.
 
     python -m slurm.testcluster.waves                          300 points against a limit of 20
-    python -m slurm.testcluster.waves --points 12 --limit 1    what a limit of one leaves for `finetune status` to do
+    python -m slurm.testcluster.waves --points 12 --limit 1    what a limit of one leaves for `finetune
+    status` to do
 
-Submission, queue and batch scripts are real; in place of a rank each job starts a program that notes its start and ends well at
-once, as 300 trainings would take hours here. Every point must have been started exactly once.
+Submission, queue and batch scripts are real; in place of a rank each job starts a program that notes its
+start and ends well at once, as 300 trainings would take hours here. Every point must have been started
+exactly once.
 """
 
 from __future__ import annotations
@@ -80,9 +83,12 @@ def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str
     with log.open("w") as output:
         shell = subprocess.Popen(
             ["bash", "-c", '"$@"; echo done; sleep 3600', "bash", *command],
-            cwd=box.folder, env={**os.environ, **box.cluster.environment}, stdout=output, stderr=output,
+            cwd=box.folder,
+            env={**os.environ, **box.cluster.environment},
+            stdout=output,
+            stderr=output,
             start_new_session=True,
-        )  # fmt: skip
+        )
     while not log.read_text().endswith("done\n"):
         time.sleep(0.2)
     os.killpg(shell.pid, signal.SIGKILL)
@@ -134,7 +140,15 @@ def main() -> None:
         box.cluster.up(owner=os.getpid())
         try:
             limit_submissions(box.cluster, options.limit)
-            base = ["--config-dir", "my", "model=tiny", "adapter=none", "corpus=sample", "cluster=testcluster", "max_steps=5"]
+            base = [
+                "--config-dir",
+                "my",
+                "model=tiny",
+                "adapter=none",
+                "corpus=sample",
+                "cluster=testcluster",
+                "max_steps=5",
+            ]
             base += ["data.sequence_length=256", f"cluster.qos={QOS}", f"seed=range(0,{options.points})"]
             printed = submit_from_a_shell_that_is_killed(box, [*base, *stand_in(box.folder, options.seconds)])
             print("\n".join(line for line in printed.splitlines() if line.startswith("sweep ")), flush=True)
@@ -149,7 +163,9 @@ def main() -> None:
         f"{sum(number == 1 for number in times.values())}, more often: {sum(number > 1 for number in times.values())}; "
         f"{len(seen.sizes)} submissions, at most {seen.most} jobs in the queue, {seen.stalls} stalls, {seen.seconds:.0f} s"
     )
-    is_right = completed == len(runs) == options.points == len(times) == times.total() and seen.most <= options.limit
+    is_right = (
+        completed == len(runs) == options.points == len(times) == times.total() and seen.most <= options.limit
+    )
     sys.exit(0 if is_right else 1)
 
 

@@ -3,10 +3,11 @@
 
     python slurm/testcluster/wrapped.py FOLDER [--python PYTHON]
 
-makes FOLDER/bin/{python,python3,finetune}: commands that run the environment of PYTHON at /STAND_IN_TYKKY, in a mount namespace
-of their own. Outside that path does not exist, and `sys.executable` is a path there. Files, variables and bind mounts are named
-and arranged as hpc-container-wrapper does it: FOLDER/bin holds shell scripts; inside, FOLDER/_bin with links into the
-environment lies over it. FOLDER/singularity stands for the container runtime. It needs root.
+makes FOLDER/bin/{python,python3,finetune}: commands that run the environment of PYTHON at /STAND_IN_TYKKY, in
+a mount namespace of their own. Outside that path does not exist, and `sys.executable` is a path there. Files,
+variables and bind mounts are named and arranged as hpc-container-wrapper does it: FOLDER/bin holds shell
+scripts; inside, FOLDER/_bin with links into the environment lies over it. FOLDER/singularity stands for the
+container runtime. It needs root.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 
 INNER = Path("/STAND_IN_TYKKY")
 
-# The parts of `singularity --silent exec IMAGE COMMAND …` that the wrappers use: a new root with SINGULARITY_BIND in it.
+# The parts of `singularity --silent exec IMAGE COMMAND …` that the wrappers use: a new root with
+# SINGULARITY_BIND in it.
 RUNTIME = """\
 #!/bin/bash
 [ "$1 $2" = "--silent exec" ] || { echo "stand-in singularity: only '--silent exec IMAGE COMMAND …'" >&2; exit 255; }
@@ -122,8 +124,12 @@ def wrap(folder: Path, python: str = sys.executable) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="It needs root, on Linux.")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
+    )
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--python", default=sys.executable, help="a virtual environment's Python with finetune in it")
+    parser.add_argument(
+        "--python", default=sys.executable, help="a virtual environment's Python with finetune in it"
+    )
     options = parser.parse_args()
     print(f'export PATH="{wrap(options.folder.absolute(), options.python)}:$PATH"')

@@ -87,4 +87,6 @@ def configure_logging(world: World) -> None:
     )
     for chatty in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of each kind of device that is not here
+    logging.getLogger("liger_kernel").setLevel(
+        logging.ERROR
+    )  # it warns of each kind of device that is not here

@@ -18,7 +18,8 @@ Item = TypeVar("Item")
 
 
 def console(stderr: bool = True) -> Console:
-    """Return a console as wide as the terminal; a pipe has no width of its own, and 80 columns would cut run ids."""
+    """Return a console as wide as the terminal; a pipe has no width of its own, and 80 columns would cut run
+    ids."""
     is_terminal = sys.stdout.isatty() or sys.stderr.isatty()
     return Console(stderr=stderr, highlight=False, width=None if is_terminal else 160)
 
@@ -30,7 +31,8 @@ def short_path(path: os.PathLike[str]) -> str:
 
 
 def counted(items: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
-    """Yield the items and show how many of `total` points are done: a live line on a terminal, else a line now and then."""
+    """Yield the items and show how many of `total` points are done: a live line on a terminal, else a line
+    now and then."""
     started = time.monotonic()
     live: Progress | None = None
     shown = started
@@ -50,7 +52,13 @@ def counted(items: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
 
 
 def _begin(total: int, verb: str) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("points"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("points"),
+        TimeElapsedColumn(),
+    )
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     progress.add_task(verb, total=total)
     progress.start()

@@ -1,7 +1,8 @@
-"""Hands the points of a Hydra sweep to finetune.launch.submit. Hydra finds plugins in this namespace package only.
+"""Hands the points of a Hydra sweep to finetune.launch.submit. Hydra finds plugins in this namespace package
+only.
 
-No `from __future__ import annotations` here: Hydra executes this file without entering it into sys.modules, where a dataclass
-would look up its annotations.
+No `from __future__ import annotations` here: Hydra executes this file without entering it into sys.modules,
+where a dataclass would look up its annotations.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ class GridSweeperConf:
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, which composes no point itself: the launcher composes all of them before any is started."""
+    """Hydra's own sweeper, which composes no point itself: the launcher composes all of them before any is
+    started."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         pass
@@ -56,7 +58,8 @@ class GridSweeper(BasicSweeper):
 class Composer:
     """Composes the config of each point of a sweep.
 
-    Hydra composes one from all its files in 0.1 s. Points that choose the same files differ in values alone: their files are
+    Hydra composes one from all its files in 0.1 s. Points that choose the same files differ in values alone:
+        their files are
     composed once, and the values set in copies, as Hydra itself does it last of all.
     """
 
@@ -100,7 +103,12 @@ class Composer:
     def _sets_value(self, override: Override) -> bool:
         """Whether it sets a value that is there already, and chooses no file of a group."""
         key = override.key_or_group
-        if override.type != OverrideType.CHANGE or override.package is not None or "/" in key or override.is_hydra_override():
+        if (
+            override.type != OverrideType.CHANGE
+            or override.package is not None
+            or "/" in key
+            or override.is_hydra_override()
+        ):
             return False
         if key not in self._groups:
             self._groups[key] = bool(self._loader.get_group_options(key))
@@ -108,20 +116,24 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """All points of a batch are checked before any of them is started. On Slurm a batch is one array; a sweeper that learns from
-    its results, such as Optuna's, gets them when its batch has ended."""
+    """All points of a batch are checked before any of them is started. On Slurm a batch is one array; a
+    sweeper that learns from its results, such as Optuna's, gets them when its batch has ended."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from finetune.launch.freeze import claim_folder, new_id, unwritable
 
         self.composer = Composer(hydra_context, config)
         self.typed = {}
-        for text in OmegaConf.to_container(config.hydra.overrides.task, resolve=False):  # a value may hold an interpolation
+        for text in OmegaConf.to_container(
+            config.hydra.overrides.task, resolve=False
+        ):  # a value may hold an interpolation
             override = self.composer.parse(text)
             self.typed[override.get_key_element()] = override
         self.learns = not str(config.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
         sweeps = Path(config.runs_dir) / SWEEPS
-        self.name = re.sub(r"[^\w.-]", "-", str(config.name))  # whether it is a good name is checked with each point
+        self.name = re.sub(
+            r"[^\w.-]", "-", str(config.name)
+        )  # whether it is a good name is checked with each point
         try:
             if config.dry_run:
                 self.folder = Path(tempfile.mkdtemp()) / new_id(self.name)
@@ -167,7 +179,9 @@ class FinetuneLauncher(Launcher):
                 continue
             value = override.value()
             shown = str(value) if isinstance(value, str) else override.get_value_element_as_str()
-            point[override.get_key_element().lstrip("+~")] = as_typed(shown, typed.input_line) if typed else shown
+            point[override.get_key_element().lstrip("+~")] = (
+                as_typed(shown, typed.input_line) if typed else shown
+            )
         return point
 
     def remove_if_unused(self) -> None:

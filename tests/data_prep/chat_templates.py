@@ -28,7 +28,9 @@ CHATML_MARKED_LONG = CHATML_MARKED.replace(
     "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
 )
 
-CHATML_WITHOUT_PROMPT = CHATML.replace("{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}", "")
+CHATML_WITHOUT_PROMPT = CHATML.replace(
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}", ""
+)
 
 LLAMA3 = """\
 {{- bos_token }}
@@ -65,7 +67,8 @@ GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
 
-# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has none
+# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has
+# none
 QWEN3 = """\
 {%- set ns = namespace(last=0) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}

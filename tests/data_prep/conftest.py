@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-TEXTS = ["Når må jeg senest søke om barnehageplass?", "Fristen er 1. mars.", "Nei, du må søke på nytt hvert år."]
+TEXTS = [
+    "Når må jeg senest søke om barnehageplass?",
+    "Fristen er 1. mars.",
+    "Nei, du må søke på nytt hvert år.",
+]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE with the control tokens of all families; it puts <s> first, and takes spaces out of its offsets."""
+    """A byte-level BPE with the control tokens of all families; it puts <s> first, and takes spaces out of
+    its offsets."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,18 +34,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[/INST]",
     ]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=700,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([f"{text}\n\n\n\nassistant\nuser\n" for text in TEXTS] * 5, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")])
-    tokenizer.add_tokens(["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"])  # Gemma's are special; these are not
+    tokenizer.add_special_tokens(
+        [AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")]
+    )
+    tokenizer.add_tokens(
+        ["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"]
+    )  # Gemma's are special; these are not
     tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])]
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+        ]
     )
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "clean_up_tokenization_spaces": False}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "clean_up_tokenization_spaces": False})
+    )
     return folder
 
 
@@ -50,8 +67,12 @@ def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "[INST]", "[/INST]"], show_progress=False)
-    tokenizer.train_from_iterator([f"{text}\nassistant user </s>[INST] [/INST]|<>" for text in TEXTS] * 3, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>", "[INST]", "[/INST]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [f"{text}\nassistant user </s>[INST] [/INST]|<>" for text in TEXTS] * 3, trainer
+    )
     folder = tmp_path_factory.mktemp("spaced")
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))

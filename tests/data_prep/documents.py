@@ -15,10 +15,14 @@ def document(text: str, id: str = "a", source: str = "letters", **fields: Any) -
 
 
 def config(reader: str = "jsonl", **settings: Any) -> CorpusConfig:
-    return CorpusConfig(name="mine", sources={"letters": SourceConfig(reader=reader, path="x", license="CC0-1.0")}, **settings)
+    return CorpusConfig(
+        name="mine", sources={"letters": SourceConfig(reader=reader, path="x", license="CC0-1.0")}, **settings
+    )
 
 
-def through(stage: ShardStage, documents: Iterable[Document], settings: CorpusConfig) -> tuple[list[Document], Report]:
+def through(
+    stage: ShardStage, documents: Iterable[Document], settings: CorpusConfig
+) -> tuple[list[Document], Report]:
     """What a stage lets through of one shard, and what it says."""
     report = Report()
     return list(stage.run(iter(documents), settings, report)), report

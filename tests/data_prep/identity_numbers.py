@@ -18,7 +18,8 @@ def with_check_digits(nine: str) -> str | None:
 
 
 def numbers(day: int, month: int, count: int = 200) -> list[str]:
-    """Return numbers that are valid under the old rule, of people born 1950-1999: individual numbers 000-499."""
+    """Return numbers that are valid under the old rule, of people born 1950-1999: individual numbers
+    000-499."""
     rng = random.Random(7)
     made = (
         with_check_digits(

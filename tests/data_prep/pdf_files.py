@@ -48,7 +48,13 @@ def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
 
 def _show(piece: Piece) -> bytes:
     text = piece.text.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)").encode("cp1252")
-    return b"BT /F%d %g Tf %g %g Td (%s) Tj ET\n" % (2 if piece.bold else 1, piece.size, piece.x, piece.y, text)
+    return b"BT /F%d %g Tf %g %g Td (%s) Tj ET\n" % (
+        2 if piece.bold else 1,
+        piece.size,
+        piece.x,
+        piece.y,
+        text,
+    )
 
 
 def _write(objects: list[bytes]) -> bytes:
@@ -58,4 +64,8 @@ def _write(objects: list[bytes]) -> bytes:
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
     table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
     table += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + table + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, len(out))
+    return (
+        out
+        + table
+        + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, len(out))
+    )

@@ -21,7 +21,9 @@ def read(reader: str, path: Path, **settings: Any) -> tuple[list[Document], Repo
     assert report.counts["read_s"] == len(documents)
     assert report.counts["quarantined_s"] == len(report.broken)
     assert len({document.id for document in documents}) == len(documents)
-    assert all(document.source == "s" and document.license == "CC0-1.0" and document.group for document in documents)
+    assert all(
+        document.source == "s" and document.license == "CC0-1.0" and document.group for document in documents
+    )
     return documents, report
 
 
@@ -45,7 +47,9 @@ STRANGE = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 10**4
 def strange(value: Any) -> Iterator[Any]:
     """A record with each of its values, however deep, replaced in turn."""
     yield from STRANGE
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, part in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         for other in strange(part):
             changed = value.copy()
             changed[key] = other

@@ -16,9 +16,14 @@ SHARD = 8_000  # characters: the sample becomes thirty shards
 
 def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
     """Return the settings of conf/corpus/sample.yaml, with changes to those of the corpus."""
-    sources = {name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0") for name in JSONL}
+    sources = {
+        name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0")
+        for name in JSONL
+    }
     sources["laws"] = SourceConfig(reader="lovdata", path=str(SAMPLE / "laws"), license="NLOD-2.0")
-    sources["consultation_replies"] = SourceConfig(reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0")
+    sources["consultation_replies"] = SourceConfig(
+        reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0"
+    )
     chosen = {"boilerplate": BoilerplateConfig(min_documents=3)}
     settings = {
         **chosen,
@@ -26,7 +31,9 @@ def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
         "tokenizer": TokenizerConfig(vocab_size=2000),
         **changes,
     }
-    return PrepareConfig(corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings))  # type: ignore[arg-type]
+    return PrepareConfig(
+        corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings)
+    )  # type: ignore[arg-type]
 
 
 def sharded_sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:

@@ -15,7 +15,9 @@ from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
 
-def run_stage(stage: CorpusStage, shards: list[list[Document]], config: CorpusConfig) -> tuple[list[Document], Report]:
+def run_stage(
+    stage: CorpusStage, shards: list[list[Document]], config: CorpusConfig
+) -> tuple[list[Document], Report]:
     """What comes out of all shards, and the report of them together."""
     report, out = Report(), list[Document]()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""What frames nearly all pages of a host is cut at their ends; outcomes, closes of letters, laws and copies are left."""
+"""What frames nearly all pages of a host is cut at their ends; outcomes, closes of letters, laws and copies
+are left."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[l
         paths.append(tmp_path / f"collected-{number}.parquet")
         pq.write_table(boilerplate.Boilerplate().collect(iter(shard), chosen), paths[-1], row_group_size=4)  # type: ignore[arg-type]
     decided = boilerplate.Boilerplate().decide(paths, chosen)  # type: ignore[arg-type]
-    return [d.text for shard in shards for d in boilerplate.Boilerplate().run(iter(shard), chosen, report, decided)], report  # type: ignore[arg-type]
+    return [
+        d.text
+        for shard in shards
+        for d in boilerplate.Boilerplate().run(iter(shard), chosen, report, decided)
+    ], report  # type: ignore[arg-type]
 
 
 def pages(number: int) -> Iterator[Document]:
@@ -80,7 +85,9 @@ def test_sites_are_told_apart_by_host(tmp_path: Path) -> None:
     texts = [d.text for d in pages(8)]
     apart = of_host(texts[:4], "a.example") + of_host(texts[4:], "b.example")
     assert cleaned([apart], tmp_path)[0] == texts, "four pages of each are too few"
-    assert cleaned([of_host(texts[:4], "a.example") + of_host(texts[4:], "www.a.example")], tmp_path)[0] != texts
+    assert (
+        cleaned([of_host(texts[:4], "a.example") + of_host(texts[4:], "www.a.example")], tmp_path)[0] != texts
+    )
 
 
 def test_documents_without_a_host_are_a_site_only_if_asked_for(tmp_path: Path) -> None:
@@ -94,7 +101,8 @@ def test_documents_without_a_host_are_a_site_only_if_asked_for(tmp_path: Path) -
 
 def test_a_line_of_a_part_of_the_pages_is_no_frame(tmp_path: Path) -> None:
     texts = [
-        f"Veileder {i} om noe eget.\n\n{'Del på e-post | Skriv ut | Til toppen' if i % 4 else f'Ende {i}'}" for i in range(40)
+        f"Veileder {i} om noe eget.\n\n{'Del på e-post | Skriv ut | Til toppen' if i % 4 else f'Ende {i}'}"
+        for i in range(40)
     ]
     assert cleaned([of_host(texts)], tmp_path)[0] == texts
     assert cleaned([of_host(texts)], tmp_path, min_share=0.5)[0] != texts
@@ -136,8 +144,12 @@ OUTCOMES = [
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("frame", ["", "Del på e-post | Skriv ut | Til toppen\n© Storvika kommune"])
-def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(outcome: str, frame: str, tmp_path: Path) -> None:
-    texts = [f"{MENU}\n\nSaken gjelder støy fra skytefelt {i}.\n\n{outcome}\n\n{frame}".strip() for i in range(12)]
+def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(
+    outcome: str, frame: str, tmp_path: Path
+) -> None:
+    texts = [
+        f"{MENU}\n\nSaken gjelder støy fra skytefelt {i}.\n\n{outcome}\n\n{frame}".strip() for i in range(12)
+    ]
     after, _ = cleaned([of_host(texts)], tmp_path)
     for i, text in enumerate(after):
         assert text.startswith(f"Saken gjelder støy fra skytefelt {i}."), "the menu goes"
@@ -146,7 +158,13 @@ def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(outcome
 
 def test_how_a_document_begins_is_kept(tmp_path: Path) -> None:
     ingress = "Med hjemmel i lov om havner har Storvika kommune fastsatt følgende forskrift."
-    for begin in (ingress, "## Introduksjon", "§ 1. Virkeområde og formål", "Kapittel 1 Innledning", "1.2 Om denne veilederen"):
+    for begin in (
+        ingress,
+        "## Introduksjon",
+        "§ 1. Virkeområde og formål",
+        "Kapittel 1 Innledning",
+        "1.2 Om denne veilederen",
+    ):
         texts = [f"{MENU}\n\n{begin}\n\nDette handler om kai {i}." for i in range(6)]
         assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(MENU).strip() for text in texts]
 
@@ -158,7 +176,9 @@ def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Pat
     for foot in (ruled, links):
         for end in ("Vedtaket stadfestes.", "Klagefrist {}"):
             texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{end.format(i)}\n\n{foot}" for i in range(6)]
-            assert cleaned([of_host(texts)], tmp_path)[0] == [text.removesuffix(foot).strip() for text in texts]
+            assert cleaned([of_host(texts)], tmp_path)[0] == [
+                text.removesuffix(foot).strip() for text in texts
+            ]
     texts = [f"Om noe eget, {i}.\n\nVedtaket stadfestes.\n\n{notice}" for i in range(6)]
     assert cleaned([of_host(texts)], tmp_path)[0] == texts, "nothing parts the notice from the body"
 
@@ -174,7 +194,9 @@ def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Pat
 )
 def test_feet_of_common_pages_go(frame: str, tmp_path: Path) -> None:
     texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{frame}" for i in range(6)]
-    assert cleaned([of_host(texts)], tmp_path)[0] == [f"Saken gjelder støy fra skytefelt {i}." for i in range(6)]
+    assert cleaned([of_host(texts)], tmp_path)[0] == [
+        f"Saken gjelder støy fra skytefelt {i}." for i in range(6)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +240,10 @@ def test_real_forms_are_kept_whole(name: str, url: str, tmp_path: Path) -> None:
 
 
 def test_laws_are_left_alone(tmp_path: Path) -> None:
-    laws = [document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example") for i in range(9)]
+    laws = [
+        document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example")
+        for i in range(9)
+    ]
     texts = [d.text for d in laws]
     assert run([laws], tmp_path, config(reader="lovdata"))[0] == texts
 
@@ -226,14 +251,21 @@ def test_laws_are_left_alone(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_of_no_site() -> None:
     for url in ("http://[foo]/x", "storvika.example/side", "file:///a/b", ""):
         assert boilerplate.site_of(document("Tekst.", "a", url=url), config()) is None
-    assert boilerplate.site_of(document("Tekst.", "a", url="https://www.B.example:80/x"), config()) == "letters b.example"
+    assert (
+        boilerplate.site_of(document("Tekst.", "a", url="https://www.B.example:80/x"), config())
+        == "letters b.example"
+    )
 
 
 @pytest.mark.parametrize(
     ("source", "reader", "fault"),
     [
         ("brev", "jsonl", "boilerplate.sites names 'brev': choose among letters"),
-        ("letters", "lovdata", "boilerplate.sites names 'letters', whose reader lovdata is not in boilerplate.readers"),
+        (
+            "letters",
+            "lovdata",
+            "boilerplate.sites names 'letters', whose reader lovdata is not in boilerplate.readers",
+        ),
     ],
 )
 def test_a_site_that_would_be_ignored_is_refused(source: str, reader: str, fault: str) -> None:

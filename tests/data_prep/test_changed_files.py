@@ -35,7 +35,9 @@ def corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
     (folder / "a.jsonl").write_text(json.dumps({"text": f"{TEXT} Ein annan."}))
     source = SourceConfig(reader="jsonl", path=str(folder), license="CC0-1.0")
     made = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
-    return PrepareConfig(corpus=made, corpora_dir=str(tmp_path / "corpora"), workers=1, shard_characters=5_000), file
+    return PrepareConfig(
+        corpus=made, corpora_dir=str(tmp_path / "corpora"), workers=1, shard_characters=5_000
+    ), file
 
 
 def replace(file: Path) -> None:
@@ -96,7 +98,12 @@ def test_a_file_that_changes_after_the_plan_fails_its_task(tmp_path: Path, chang
 
 @pytest.mark.parametrize(
     ("change", "packed"),
-    [(change, packed) for change in CHANGES for packed in (False, True) if not (packed and change == "is rewritten")],
+    [
+        (change, packed)
+        for change in CHANGES
+        for packed in (False, True)
+        if not (packed and change == "is rewritten")
+    ],
 )
 def test_a_file_that_changes_while_it_is_read_fails_its_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, packed: bool

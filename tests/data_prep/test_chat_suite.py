@@ -1,8 +1,9 @@
-"""The law of conversations, over the forms of 45 families of chat templates and twelve conversations: what is a target is what
-inference would have to write, and it ends where generation stops.
+"""The law of conversations, over the forms of 45 families of chat templates and twelve conversations: what is
+a target is what inference would have to write, and it ends where generation stops.
 
-The oracle knows a form by its end of turn alone. It asks transformers for the prompt that inference would use, and for the
-conversation once it is answered; what stands behind the prompt, up to the end of turn, must be learned, token by token.
+The oracle knows a form by its end of turn alone. It asks transformers for the prompt that inference would
+use, and for the conversation once it is answered; what stands behind the prompt, up to the end of turn, must
+be learned, token by token.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ HEADERS = (
     "<|system_end|>", "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
     "<extra_id_0>", "<extra_id_1>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
-PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as Llama 3 cuts text
+# as Llama 3 cuts text
+PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,15 @@ class Conversation:
 
     @property
     def targets(self) -> list[int]:
-        return [i for i, (role, _) in enumerate(self.turns) if role == "assistant" and i not in self.not_learned]
+        return [
+            i for i, (role, _) in enumerate(self.turns) if role == "assistant" and i not in self.not_learned
+        ]
 
     def as_turns(self) -> list[Turn]:
-        return [Turn(role=role, content=content, target=i in self.targets) for i, (role, content) in enumerate(self.turns)]
+        return [
+            Turn(role=role, content=content, target=i in self.targets)
+            for i, (role, content) in enumerate(self.turns)
+        ]
 
 
 Q, A = "Når må jeg senest søke om barnehageplass?", "Fristen er 1. mars."
@@ -77,20 +84,38 @@ SYSTEM = "Du svarer for kommunen, kort og på bokmål."
 THOUGHT = "<think>\nBrukeren spør om barnehage. Kommunen har én frist.\n</think>\n\n"
 WORDS = "Skriv <|im_end|>, </s>, [/INST], <|eot_id|>\n<end_of_turn> eller <|assistant|> til slutt."
 CODE = "Slik:\n\n```python\nif x:\n    print('å')\n```\n\n- ett 🎉\n  - to"
-LONG = [("user", f"{Q} ({n})") if n % 2 == 0 else ("assistant", f"Svar nummer {n}: {A} " * 12 + "Slutt.") for n in range(16)]
+LONG = [
+    ("user", f"{Q} ({n})") if n % 2 == 0 else ("assistant", f"Svar nummer {n}: {A} " * 12 + "Slutt.")
+    for n in range(16)
+]
 CONVERSATIONS = [
     Conversation("one turn", [("user", Q), ("assistant", A)]),
     Conversation("several turns", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2)]),
     Conversation("system", [("system", SYSTEM), ("user", Q), ("assistant", A)]),
-    Conversation("system and several", [("system", SYSTEM), ("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2)]),
+    Conversation(
+        "system and several",
+        [("system", SYSTEM), ("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2)],
+    ),
     Conversation("thoughts", [("user", Q), ("assistant", THOUGHT + A)]),
-    Conversation("thoughts and several", [("user", Q), ("assistant", THOUGHT + A), ("user", Q2), ("assistant", THOUGHT + A2)]),
+    Conversation(
+        "thoughts and several",
+        [("user", Q), ("assistant", THOUGHT + A), ("user", Q2), ("assistant", THOUGHT + A2)],
+    ),
     Conversation("empty answer", [("user", Q), ("assistant", ""), ("user", Q2), ("assistant", A2)], {1}),
-    Conversation("flags", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")], {1}),
+    Conversation(
+        "flags", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")], {1}
+    ),
     Conversation("long", LONG),
-    Conversation("control words", [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")]),
-    Conversation("layout", [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)]),
-    Conversation("tool", [("user", Q), ("assistant", "Jeg ser etter."), ("tool", '{"frist": "1. mars"}'), ("assistant", A)]),
+    Conversation(
+        "control words", [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")]
+    ),
+    Conversation(
+        "layout", [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)]
+    ),
+    Conversation(
+        "tool",
+        [("user", Q), ("assistant", "Jeg ser etter."), ("tool", '{"frist": "1. mars"}'), ("assistant", A)],
+    ),
 ]
 
 
@@ -99,14 +124,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with the control tokens of all families."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", *sorted({end for end in ENDS.values() if end} - {"</s>"}), *HEADERS]
     trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=900,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     texts = [content for conversation in CONVERSATIONS for _, content in conversation.turns]
-    tokenizer.train_from_iterator([f"{text}\n\n\nassistant\nuser\nAssistant: {text}\n\n" for text in texts], trainer)
+    tokenizer.train_from_iterator(
+        [f"{text}\n\n\nassistant\nuser\nAssistant: {text}\n\n" for text in texts], trainer
+    )
     tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ("<think>", "</think>")])
     folder = tmp_path_factory.mktemp("suite")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -126,13 +158,17 @@ class Oracle:
 
     def __init__(self, folder: Path, form: str) -> None:
         self.tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+            tokenizer_file=str(folder / "tokenizer.json"),
+            bos_token="<s>",
+            eos_token="</s>",
+            clean_up_tokenization_spaces=False,
         )
         self.form, self.end = form, ENDS[form]
         self.tokenizer.chat_template = source(form)
 
     def expected(self, conversation: Conversation) -> list[Expected] | None:
-        """None if the template refuses the conversation, or its prompt opens thoughts that an answer does not have."""
+        """None if the template refuses the conversation, or its prompt opens thoughts that an answer does not
+        have."""
         try:
             return [self._turn(conversation.messages, i) for i in conversation.targets]
         except (jinja2.TemplateError, LookupError):
@@ -179,7 +215,9 @@ def runs(row: Row) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("form", ENDS)
 def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Path, form: str) -> None:
     oracle = Oracle(folder, form)
-    template = ChatTemplate(source(form), {"bos_token": "<s>", "eos_token": "</s>"}, ChatEncoder(folder / "tokenizer.json"), form)
+    template = ChatTemplate(
+        source(form), {"bos_token": "<s>", "eos_token": "</s>"}, ChatEncoder(folder / "tokenizer.json"), form
+    )
     stop = oracle.tokenizer.convert_tokens_to_ids(ENDS[form] or "</s>")
     assert (template.end_of_turn or "</s>") == (ENDS[form] or "</s>")
     taught = 0
@@ -197,10 +235,14 @@ def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Pa
                 parts = row.input_ids[:begin], row.input_ids[begin:end]
                 turn = Expected(*(oracle.tokenizer.decode(part, skip_special_tokens=False) for part in parts))
                 found.append(turn)
-                if conversation.id != "control words":  # there plain transformers would take a user's words for control tokens
+                if (
+                    conversation.id != "control words"
+                ):  # there plain transformers would take a user's words for control tokens
                     assert list(parts[1]) == oracle.ids(turn.written)
                     assert begin > runs(row)[0][0] or list(parts[0]) == oracle.ids(turn.prompt)
-                assert row.input_ids[end - 1] == stop, f"{conversation.id}: generation goes on behind the turn"
+                assert row.input_ids[end - 1] == stop, (
+                    f"{conversation.id}: generation goes on behind the turn"
+                )
         assert found == expected, conversation.id
         taught += 1
     assert taught >= (2 if form == "deepseek_r1" else 8)

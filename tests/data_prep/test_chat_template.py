@@ -1,4 +1,5 @@
-"""The law of chat templates: the tokens marked as targets, decoded, are the assistant's contents and the end of each turn.
+"""The law of chat templates: the tokens marked as targets, decoded, are the assistant's contents and the end
+of each turn.
 
 The templates are invented, in the style of families that people fine-tune.
 """
@@ -34,7 +35,12 @@ from tests.data_prep.chat_templates import (
 
 QUESTION = "Når må jeg senest søke om barnehageplass?"
 ANSWERS = ["Fristen er 1. mars.", "Nei, du må søke på nytt hvert år."]
-CHAT = [("user", QUESTION), ("assistant", ANSWERS[0]), ("user", "Gjelder søknaden neste år også?"), ("assistant", ANSWERS[1])]
+CHAT = [
+    ("user", QUESTION),
+    ("assistant", ANSWERS[0]),
+    ("user", "Gjelder søknaden neste år også?"),
+    ("assistant", ANSWERS[1]),
+]
 
 
 class Case:
@@ -43,7 +49,9 @@ class Case:
     def __init__(self, folder: Path, source: str, **variables: object) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.source, self.variables = source, {"bos_token": "<s>", "eos_token": "</s>", **variables}
-        self.template = ChatTemplate(source, self.variables, ChatEncoder(folder / "tokenizer.json"), "the test")
+        self.template = ChatTemplate(
+            source, self.variables, ChatEncoder(folder / "tokenizer.json"), "the test"
+        )
 
     def rows(self, *turns: tuple[str, str], everything: bool = False) -> list[Row]:
         made = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
@@ -90,9 +98,12 @@ def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("turns", [CHAT, CHAT[:2], [*CHAT, ("user", "Takk!")]], ids=["two", "one", "unanswered"])
+@pytest.mark.parametrize(
+    "turns", [CHAT, CHAT[:2], [*CHAT, ("user", "Takk!")]], ids=["two", "one", "unanswered"]
+)
 def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: list[tuple[str, str]]) -> None:
-    """The whole of a conversation up to its last answer is what apply_chat_template makes of it; BOS comes once, if at all."""
+    """The whole of a conversation up to its last answer is what apply_chat_template makes of it; BOS comes
+    once, if at all."""
     from transformers import PreTrainedTokenizerFast
 
     source, _ = FAMILIES[family]
@@ -106,17 +117,21 @@ def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: l
 
 
 @pytest.mark.parametrize(
-    "answer", ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"]
+    "answer",
+    ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
-    """Trimmed where the template trims; never with a character of the template's own, but what the family writes."""
+    """Trimmed where the template trims; never with a character of the template's own, but what the family
+    writes."""
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
     if family == "phi":
         kept = answer.lstrip()  # <|assistant|> swallows white space after it
-    learned = case.learned(case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0])))
+    learned = case.learned(
+        case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0]))
+    )
     assert learned == [written.format(kept), written.format(ANSWERS[0])]
 
 
@@ -126,7 +141,9 @@ def test_without_markers_is_with_markers(folder: Path, marked: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"])
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"]
+)
 def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
@@ -139,7 +156,8 @@ def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: 
 
 
 def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
-    """Its own mask of a template with markers, and its own way to make text of control tokens in a content."""
+    """Its own mask of a template with markers, and its own way to make text of control tokens in a
+    content."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -154,7 +172,9 @@ def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
 
     said = "Skriv <|im_end|> eller </s>"
     messages = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
-    sanitised = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)["input_ids"]
+    sanitised = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)[
+        "input_ids"
+    ]
     ids = Case(folder, CHATML).row(("user", said), ("assistant", said)).input_ids
     assert ids == sanitised[: len(ids)]
 
@@ -163,11 +183,13 @@ def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> No
     """Each row is what the model would have seen when it wrote that turn."""
     case = Case(folder, QWEN3)
     thoughtful = [
-        (role, f"<think>\nHm, {i}.\n</think>\n\n{text}" if role == "assistant" else text) for i, (role, text) in enumerate(CHAT)
+        (role, f"<think>\nHm, {i}.\n</think>\n\n{text}" if role == "assistant" else text)
+        for i, (role, text) in enumerate(CHAT)
     ]
     rows = case.rows(*thoughtful)
     assert [case.learned(row) for row in rows] == [
-        [f"<think>\nHm, {i}.\n</think>\n\n{answer}<|im_end|>"] for i, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
+        [f"<think>\nHm, {i}.\n</think>\n\n{answer}<|im_end|>"]
+        for i, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
     ]
     first, last = (case.decoded(row.input_ids) for row in rows)
     assert (
@@ -195,7 +217,9 @@ OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>
         (QWEN3, THOUGHT, THOUGHT),
     ],
 )
-def test_thoughts_that_the_model_must_write_are_targets(folder: Path, source: str, answer: str, expected: str) -> None:
+def test_thoughts_that_the_model_must_write_are_targets(
+    folder: Path, source: str, answer: str, expected: str
+) -> None:
     case = Case(folder, source)
     assert case.learned(case.row(CHAT[0], ("assistant", answer))) == [f"{expected}<|im_end|>"]
 
@@ -218,23 +242,33 @@ def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp
     [
         (CHATML_MARKED, ANSWERS[0], {}),
         (CHATML_MARKED_SHORT, ANSWERS[0], {}),
-        (CHATML_MARKED.replace("{% generation %}{{ m", "{{ m.content[:3] }}{% generation %}{{ m").replace("t + '", "t[3:] + '"),
-         ANSWERS[0], {"answers_that_the_template_marks_otherwise": 1}),
+        (
+            CHATML_MARKED.replace("{% generation %}{{ m", "{{ m.content[:3] }}{% generation %}{{ m").replace(
+                "t + '", "t[3:] + '"
+            ),
+            ANSWERS[0],
+            {"answers_that_the_template_marks_otherwise": 1},
+        ),
         (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], {"thoughts_that_the_template_leaves_out": 1}),
         (CHATML.replace("<|im_end|>", "<|slutt|>"), ANSWERS[0], {"answers_whose_end_is_no_token": 1}),
     ],
-)  # fmt: skip
+)
 def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_counted(
     folder: Path, source: str, answer: str, counted: dict[str, int]
 ) -> None:
     counts = Counter[str]()
-    turns = [Turn(role="user", content=QUESTION, target=False), Turn(role="assistant", content=answer, target=True)]
+    turns = [
+        Turn(role="user", content=QUESTION, target=False),
+        Turn(role="assistant", content=answer, target=True),
+    ]
     Case(folder, source).template.rows(turns, 1, False, counts)
     assert +counts == counted
 
 
 @pytest.mark.parametrize("turns", [CHAT, [("system", "Svar kort."), *CHAT]], ids=["plain", "system"])
-def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(folder: Path, turns: list[tuple[str, str]]) -> None:
+def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(
+    folder: Path, turns: list[tuple[str, str]]
+) -> None:
     case = Case(folder, SYSTEM_IN_LAST_TURN)
     rows = case.rows(*turns)
     learned = [text for row in rows for text in case.learned(row)]
@@ -244,7 +278,10 @@ def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(folder: Path, 
         return
     first, second = (case.decoded(row.input_ids) for row in rows)
     assert first == f"<s>[INST]Svar kort.\n\n{QUESTION}[/INST]{ANSWERS[0]}</s>"
-    assert second == f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
+    assert (
+        second
+        == f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
+    )
 
 
 def test_arguments_reach_the_template(folder: Path) -> None:
@@ -275,9 +312,19 @@ UPPER_MARKED = CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '
 OPENS_THOUGHT = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
 WITHOUT_FIRST = LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}")
 UNCLEAR = [
-    Unclear("no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"),
-    Unclear("answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"),
-    Unclear("upper", CHATML.replace("m.content +", "m.content | upper +"), CHAT, "template_changes_answer", "Fristen"),
+    Unclear(
+        "no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"
+    ),
+    Unclear(
+        "answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"
+    ),
+    Unclear(
+        "upper",
+        CHATML.replace("m.content +", "m.content | upper +"),
+        CHAT,
+        "template_changes_answer",
+        "Fristen",
+    ),
     Unclear("upper, marked", UPPER_MARKED, CHAT, "template_changes_answer", "Fristen"),
     Unclear("opens a thought", OPENS_THOUGHT, CHAT, "prompt_is_no_prefix", "turn 2"),
     Unclear("two thoughts", QWEN3, THINKS_TWICE, "template_changes_answer", "Ja<think>"),
@@ -293,11 +340,18 @@ def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Uncle
 
 
 def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
-    for source in ("{% for m in messages %}", "{{ missing.role }}", "{{ raise_exception('no') }}", "{{ messages.append(1) }}"):
+    for source in (
+        "{% for m in messages %}",
+        "{{ missing.role }}",
+        "{{ raise_exception('no') }}",
+        "{{ messages.append(1) }}",
+    ):
         with pytest.raises(ValueError, match="chat template of the test fails on a question and its answer"):
             Case(folder, source)
     parts = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
-    with pytest.raises(ValueError, match="chat template of the test does not show an answer that is a string"):
+    with pytest.raises(
+        ValueError, match="chat template of the test does not show an answer that is a string"
+    ):
         Case(folder, parts)
 
 
@@ -309,11 +363,14 @@ def test_everything_is_the_whole_conversation(folder: Path) -> None:
 
 
 def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
-    """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could span both."""
+    """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could
+    span both."""
     case = Case(folder, CHATML)
     answer = "\n\n" + ANSWERS[0]
     prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
-    whole, alone = (case.tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt + answer, prompt))
+    whole, alone = (
+        case.tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt + answer, prompt)
+    )
     assert whole[: len(alone)] != alone, "a token does span them"
     row = case.row(("user", "?"), ("assistant", answer))
     assert row.input_ids[: len(alone)] == alone

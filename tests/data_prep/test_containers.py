@@ -1,4 +1,5 @@
-"""Archives and compressed files from anybody: good members arrive, the rest is quarantined with its place, and that is all."""
+"""Archives and compressed files from anybody: good members arrive, the rest is quarantined with its place,
+and that is all."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from data_prep.containers.streams import zstd
 from tests.data_prep.reading import faults, read, texts
 
 LETTERS = {"a.txt": "Vedtaket kan påklages innen tre uker.", "mappe/b.txt": "Kommunen svarar på søknaden."}
-PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd.compress,
+}
 
 
 def tar(members: dict[str, str | bytes | tarfile.TarInfo]) -> bytes:
@@ -57,10 +63,13 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def jsonl(count: int, text: str = "Vedtaket kan påklages.") -> bytes:
-    return "".join(json.dumps({"id": str(n), "text": f"{n} {text}"}, ensure_ascii=False) + "\n" for n in range(count)).encode()
+    return "".join(
+        json.dumps({"id": str(n), "text": f"{n} {text}"}, ensure_ascii=False) + "\n" for n in range(count)
+    ).encode()
 
 
-# --- what is packed in whatever way is the same -----------------------------------------------------------------------------
+# --- what is packed in whatever way is the same
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["docs", "docs.lying.gz", "docs.lying.zip", "docs.tar"])
@@ -78,17 +87,24 @@ def test_a_tar_archive_is_read_whatever_packs_it_and_whatever_it_is_called(
 
 @pytest.mark.parametrize("packing", [None, *PACK])
 def test_json_lines_are_read_whatever_packs_them(tmp_path: Path, packing: str | None) -> None:
-    (tmp_path / f"a.jsonl{f'.{packing}' if packing else ''}").write_bytes(PACK[packing](jsonl(50)) if packing else jsonl(50))
+    (tmp_path / f"a.jsonl{f'.{packing}' if packing else ''}").write_bytes(
+        PACK[packing](jsonl(50)) if packing else jsonl(50)
+    )
     documents, report = read("jsonl", tmp_path)
     assert [d.id for d in documents] == [str(n) for n in range(50)]
     assert not report.broken
 
 
 def test_archives_in_archives_are_read_and_their_members_have_places(tmp_path: Path) -> None:
-    inner = zipped({"c.txt.gz": gzip.compress(b"Inst i alt."), "bilde.png": b"\x89PNG....", "__MACOSX/._c.txt": b"\0\1"})
+    inner = zipped(
+        {"c.txt.gz": gzip.compress(b"Inst i alt."), "bilde.png": b"\x89PNG....", "__MACOSX/._c.txt": b"\0\1"}
+    )
     (tmp_path / "alt.tar").write_bytes(tar({"ytre.txt": "Ytterst.", "indre.zip": inner}))
     documents, report = read("text", tmp_path)
-    assert [(d.id, d.text) for d in documents] == [("alt.tar:ytre", "Ytterst."), ("alt.tar:indre.zip:c", "Inst i alt.")]
+    assert [(d.id, d.text) for d in documents] == [
+        ("alt.tar:ytre", "Ytterst."),
+        ("alt.tar:indre.zip:c", "Inst i alt."),
+    ]
     assert report.counts["members_of_other_kinds"] == 2
     assert not report.broken
 
@@ -96,14 +112,17 @@ def test_archives_in_archives_are_read_and_their_members_have_places(tmp_path: P
 def test_a_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.jsonl").write_bytes(b'{"text": "En."}\n' + f'{{"text": "{folder}"}}\n'.encode())
+        (tmp_path / folder / "a.jsonl").write_bytes(
+            b'{"text": "En."}\n' + f'{{"text": "{folder}"}}\n'.encode()
+        )
     together, _ = read("jsonl", tmp_path)
     assert [d.id for d in together] == ["x/a.jsonl:1", "x/a.jsonl:2", "y/a.jsonl:1", "y/a.jsonl:2"]
     (tmp_path / "x" / "a.jsonl").unlink()
     assert read("jsonl", tmp_path)[0] == together[2:]
 
 
-# --- what breaks off ----------------------------------------------------------------------------------------------------------
+# --- what breaks off
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packing", PACK)
@@ -111,7 +130,9 @@ def test_lines_before_a_break_are_kept(tmp_path: Path, packing: str) -> None:
     import random
 
     noise = random.Random(0)
-    records = [json.dumps({"id": str(n), "text": str(noise.random())}).encode() + b"\n" for n in range(30_000)]
+    records = [
+        json.dumps({"id": str(n), "text": str(noise.random())}).encode() + b"\n" for n in range(30_000)
+    ]
     whole = PACK[packing](b"".join(records))
     (tmp_path / "a.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
     documents, report = read("jsonl", tmp_path)
@@ -125,7 +146,9 @@ def test_lines_before_a_break_are_kept(tmp_path: Path, packing: str) -> None:
 
 @pytest.mark.parametrize("packing", [None, "gz", "zst"])
 @pytest.mark.parametrize("cut", [0, 100, 512, 700, 1024])
-def test_members_before_a_break_in_a_tar_archive_are_kept(tmp_path: Path, packing: str | None, cut: int) -> None:
+def test_members_before_a_break_in_a_tar_archive_are_kept(
+    tmp_path: Path, packing: str | None, cut: int
+) -> None:
     """Cut at a member's border too, where tarfile takes the archive for a whole one."""
     data = tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)})[: 3 * 1024 + cut]
     (tmp_path / "a.tar").write_bytes(PACK[packing](data) if packing else data)
@@ -166,7 +189,8 @@ def test_a_damaged_member_of_a_zip_archive_harms_no_other(tmp_path: Path) -> Non
     assert faults(report)[0][0] == "a.zip:1.txt"
 
 
-# --- what must not be touched ---------------------------------------------------------------------------------------------------
+# --- what must not be touched
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_links_devices_and_names_that_leave_a_tar_archive_are_refused(tmp_path: Path) -> None:
@@ -213,7 +237,8 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
     assert "encrypted" in report.broken[0].error
 
 
-# --- what is larger than it looks -----------------------------------------------------------------------------------------------
+# --- what is larger than it looks
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zst"])
@@ -298,11 +323,14 @@ def test_a_line_of_100_megabytes_is_stepped_over(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert texts(documents) == ["En.", "To."]
     assert [d.id for d in documents] == ["a.jsonl:1", "a.jsonl:3"]
-    assert faults(report) == [("a.jsonl:line 2", "a line of 95.4 MiB: raise limits.max_record_bytes if this is no fault")]
+    assert faults(report) == [
+        ("a.jsonl:line 2", "a line of 95.4 MiB: raise limits.max_record_bytes if this is no fault")
+    ]
     assert peak < 20_000_000
 
 
-# --- what is not what it is called ----------------------------------------------------------------------------------------------
+# --- what is not what it is called
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,11 +371,14 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_believed(tmp_path: Path) -
     assert texts(documents) == ["God."]
 
 
-# --- a machine's faults are not the data's --------------------------------------------------------------------------------------
+# --- a machine's faults are not the data's
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packing", [None, "gz", "bz2", "zst"])
-def test_a_disk_that_fails_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str | None) -> None:
+def test_a_disk_that_fails_is_no_broken_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str | None
+) -> None:
     """Or the rest of it would be given up for good: the next run finds it read."""
     data = tar({f"{number}.txt": random.Random(number).randbytes(50_000).hex() for number in range(20)})
     (tmp_path / "a.tar").write_bytes(PACK[packing](data) if packing else data)

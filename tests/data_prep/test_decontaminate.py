@@ -40,19 +40,32 @@ def run(documents: list[object], path: Path, **settings: object) -> tuple[list[o
 
 
 def test_a_planted_overlap_is_found_and_nothing_else(squad: Path) -> None:
-    planted = " ".join(CONTEXT.upper().replace(",", " –").split()[2:17])  # fifteen words, in other letters and signs
+    planted = " ".join(
+        CONTEXT.upper().replace(",", " –").split()[2:17]
+    )  # fifteen words, in other letters and signs
     twelve = " ".join(CONTEXT.split()[2:14])
-    documents = [document(OURS, "ours"), document(f"{OURS} {planted} {OURS}", "planted"),
-                 document(f"{OURS} {twelve}. {OURS}", "twelve"),
-                 document(f"Vi spør: {QUESTION}", "question"), document("Ordføreren. Brua.", "answer")]  # fmt: skip
+    documents = [
+        document(OURS, "ours"),
+        document(f"{OURS} {planted} {OURS}", "planted"),
+        document(f"{OURS} {twelve}. {OURS}", "twelve"),
+        document(f"Vi spør: {QUESTION}", "question"),
+        document("Ordføreren. Brua.", "answer"),
+    ]
     kept, said = run(list(documents), squad)
     assert [d.id for d in kept] == ["ours", "twelve", "answer"]  # type: ignore[attr-defined]
     assert {d.id: d.reason for d in said.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
 
 
 def test_cut_takes_the_paragraphs_and_drops_what_has_no_others(squad: Path) -> None:
-    talk = [Turn(role="user", content=QUESTION, target=False), Turn(role="assistant", content="Hun.", target=True)]
-    documents = [document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."), document(CONTEXT, "all"), document("", "chat", turns=talk)]
+    talk = [
+        Turn(role="user", content=QUESTION, target=False),
+        Turn(role="assistant", content="Hun.", target=True),
+    ]
+    documents = [
+        document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."),
+        document(CONTEXT, "all"),
+        document("", "chat", turns=talk),
+    ]
     kept, said = run(list(documents), squad, action="cut")
     assert [d.text for d in kept] == [f"{OURS}\n\nSlutt."]  # type: ignore[attr-defined]
     assert said.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
@@ -98,7 +111,9 @@ def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
         run([document(OURS)], tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        Decontaminate().settings(config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")})))
+        Decontaminate().settings(
+            config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
+        )
 
 
 def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -> None:

@@ -1,4 +1,5 @@
-"""Near duplicates, on invented text: found, and nothing else; the best is kept; what documents share is counted."""
+"""Near duplicates, on invented text: found, and nothing else; the best is kept; what documents share is
+counted."""
 
 from __future__ import annotations
 
@@ -17,8 +18,16 @@ from data_prep.stages import deduplicate
 from data_prep.stages.deduplicate import Deduplicate
 from tests.data_prep.stages import run_stage
 
-STARTS, MIDDLES = ["kom", "søk", "ved", "for", "be", "ut", "å"], ["mun", "nad", "tak", "skrift", "hand", "ling", "ær"]
-WORDS = [a + b + c for a in STARTS for b in MIDDLES for c in ["", *["en", "er", "ene", "et", "ing", "sk", "lig", "som", "het"]]]
+STARTS, MIDDLES = (
+    ["kom", "søk", "ved", "for", "be", "ut", "å"],
+    ["mun", "nad", "tak", "skrift", "hand", "ling", "ær"],
+)
+WORDS = [
+    a + b + c
+    for a in STARTS
+    for b in MIDDLES
+    for c in ["", *["en", "er", "ene", "et", "ing", "sk", "lig", "som", "het"]]
+]
 
 
 def config(**settings: Any) -> CorpusConfig:
@@ -47,14 +56,18 @@ def edited(rng: random.Random, words: list[str], share: float) -> list[str]:
 
 def kept(documents: list[Document], cuts: int = 2, **settings: Any) -> tuple[set[str], Report]:
     size = -(-len(documents) // cuts)
-    out, report = run_stage(Deduplicate(), [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings))
+    out, report = run_stage(
+        Deduplicate(), [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings)
+    )
     return {document.id for document in out}, report
 
 
 def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
     rng = random.Random(0)
     originals = [prose(rng, rng.randrange(60, 400)) for _ in range(600)]
-    planted = [document(f"copy-{i}", " ".join(edited(rng, words, 0.03))) for i, words in enumerate(originals[:300])]
+    planted = [
+        document(f"copy-{i}", " ".join(edited(rng, words, 0.03))) for i, words in enumerate(originals[:300])
+    ]
     documents = [document(f"original-{i}", " ".join(words)) for i, words in enumerate(originals)] + planted
     rng.shuffle(documents)
     _, report = kept(documents, cuts=5)
@@ -63,14 +76,18 @@ def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
     assert len(right) >= 0.93 * len(planted)
     assert len(right) >= 0.98 * len(lost)
     assert {drop.reason for drop in report.drops} >= {"near_duplicate"}
-    assert set(kept(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, "some copies have no edit"
+    assert set(kept(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, (
+        "some copies have no edit"
+    )
 
 
 def test_how_shards_are_cut_decides_nothing() -> None:
     rng = random.Random(1)
     originals = [prose(rng, 120) for _ in range(40)]
     documents = [
-        document(f"{i}-{n}", " ".join(edited(rng, words, 0.02 * n))) for i, words in enumerate(originals) for n in range(3)
+        document(f"{i}-{n}", " ".join(edited(rng, words, 0.02 * n)))
+        for i, words in enumerate(originals)
+        for n in range(3)
     ]
     rng.shuffle(documents)
     whole, report = kept(documents, cuts=1)
@@ -78,7 +95,9 @@ def test_how_shards_are_cut_decides_nothing() -> None:
     for cuts in (2, 7, 50):
         again, other = kept(documents, cuts=cuts)
         assert again == whole
-        assert [(drop.id, drop.detail) for drop in other.drops] == [(drop.id, drop.detail) for drop in report.drops]
+        assert [(drop.id, drop.detail) for drop in other.drops] == [
+            (drop.id, drop.detail) for drop in report.drops
+        ]
         assert other.counts == report.counts
 
 
@@ -89,8 +108,14 @@ def test_the_best_is_kept_wherever_it_stands(turned: bool) -> None:
     longer, newer, fuller = (edited(rng, words, 0.01) for _ in range(3))
     pairs = [
         (document("short", " ".join(words[:240])), document("long", " ".join(words))),
-        (document("old", " ".join(longer), date="2019-05-01"), document("new", " ".join(longer[:-2]), date="2024-01-15")),
-        (document("bare", " ".join(newer)), document("described", " ".join(newer).upper(), title="Vedtak", date="2020")),
+        (
+            document("old", " ".join(longer), date="2019-05-01"),
+            document("new", " ".join(longer[:-2]), date="2024-01-15"),
+        ),
+        (
+            document("bare", " ".join(newer)),
+            document("described", " ".join(newer).upper(), title="Vedtak", date="2020"),
+        ),
         (document("cut", " ".join(fuller[:-5])), document("whole", " ".join(fuller))),
     ]
     for worse, better in pairs:
@@ -115,7 +140,9 @@ def test_a_paragraph_that_many_share_stays_in_each_and_is_counted() -> None:
     acts.append(document("copy", acts[0].text))
     names, report = kept(acts, cuts=3)
     assert names == {str(i) for i in range(6)}
-    assert report.counts == {"shared_paragraphs": 1, "shared_paragraph_copies": 5}, "the dropped copy shares nothing"
+    assert report.counts == {"shared_paragraphs": 1, "shared_paragraph_copies": 5}, (
+        "the dropped copy shares nothing"
+    )
 
 
 def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() -> None:
@@ -141,7 +168,11 @@ def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -
         prompt = Turn(role="user", content=f"{text}\n\nSpørsmål: {question}", target=False)
         return document(name, "", turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
 
-    made = [asked("a", "Hvor er Ibsen født?"), asked("b", "Hvilken by var sete for fylket?"), asked("c", "Hvor er ibsen, født ?")]
+    made = [
+        asked("a", "Hvor er Ibsen født?"),
+        asked("b", "Hvilken by var sete for fylket?"),
+        asked("c", "Hvor er ibsen, født ?"),
+    ]
     names, _ = kept(made)
     assert len(names) == 2
     assert "b" in names
@@ -158,14 +189,20 @@ def test_answers_tell_conversations_apart() -> None:
         return Document(id=name, text="", source="s", license="CC0-1.0", group=name, turns=turns)
 
     asked, answer = prose(rng, 200), prose(rng, 3)
-    made = [conversation("a", asked, answer), conversation("b", asked, prose(rng, 3)), conversation("c", asked[:-2], answer)]
+    made = [
+        conversation("a", asked, answer),
+        conversation("b", asked, prose(rng, 3)),
+        conversation("c", asked[:-2], answer),
+    ]
     names, report = kept(made)
     assert names == {"a", "b"}, "another answer is another lesson, however long what both are asked about"
     assert report.drops[0].id == "c"
 
 
 def test_documents_without_words_and_empty_shards() -> None:
-    names, report = kept([document("a", "…"), document("b", "– –"), document("c", "Ja."), document("d", "ja")], cuts=4)
+    names, report = kept(
+        [document("a", "…"), document("b", "– –"), document("c", "Ja."), document("d", "ja")], cuts=4
+    )
     assert names == {"a", "b", "c"}
     assert report.drop_reasons() == {"near_duplicate": 1}
     out, report = run_stage(Deduplicate(), [[], [document("a", "Ja.")], []], config())
@@ -174,16 +211,30 @@ def test_documents_without_words_and_empty_shards() -> None:
 
 
 def test_the_last_date_counts_however_it_is_written() -> None:
-    assert [deduplicate._day(date) for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")] == [
-        20240131, 20240000, 0, 0, 20240131,
-    ]  # fmt: skip
+    assert [
+        deduplicate._day(date) for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
+    ] == [
+        20240131,
+        20240000,
+        0,
+        0,
+        20240131,
+    ]
 
 
 def test_ngrams_are_the_sets_of_word_ngrams() -> None:
     """Against plain Python, on texts of every length, over the borders of batches and chunks."""
     rng = random.Random(7)
     texts = [" ".join(prose(rng, n)) for n in [*range(12), 300, 5000]]
-    texts += ["«Ærlig» – talt, 2 % av §12", "a" * 100, "én\u00a0to\ntre—fire", "x " * 50, " ", "A B c D e", "a,b;c.d!e"]
+    texts += [
+        "«Ærlig» – talt, 2 % av §12",
+        "a" * 100,
+        "én\u00a0to\ntre—fire",
+        "x " * 50,
+        " ",
+        "A B c D e",
+        "a,b;c.d!e",
+    ]
     expected = []
     for text in texts:
         words = re.findall(r"[^\W_]+", text.casefold())

@@ -14,7 +14,9 @@ from tests.data_prep.identity_numbers import WEIGHTS_2, numbers
 from tests.data_prep.stages import run_stage
 
 
-@pytest.mark.parametrize(("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")])
+@pytest.mark.parametrize(
+    ("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")]
+)
 def test_agrees_with_stdnum_on_what_stdnum_knows(day: int, month: int, kind: str) -> None:
     for number in numbers(day, month):
         assert fodselsnummer.is_valid(number)
@@ -47,7 +49,9 @@ def test_random_digits_hardly_ever_pass() -> None:
     assert hits / 200_000 < 0.005
 
 
-@pytest.mark.parametrize("written", ["{0}{1}", "{0} {1}", "{0}-{1}", "{0}\u00a0{1}", "f.nr.{0}{1}.", "({0} {1})"])
+@pytest.mark.parametrize(
+    "written", ["{0}{1}", "{0} {1}", "{0}-{1}", "{0}\u00a0{1}", "f.nr.{0}{1}.", "({0} {1})"]
+)
 def test_masks_it_however_it_is_written(written: str) -> None:
     number = numbers(0, 80)[0]
     text = f"Søkeren, {written.format(number[:6], number[6:])} bor i Storvika."
@@ -68,7 +72,9 @@ def test_names_of_documents_and_groups_are_masked_and_stay_apart() -> None:
     first, second = numbers(0, 80)[:2]
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})
     made = [
-        Document(id=f"{n}/{i}", text="Tekst.", title=f"Sak {n}", source="s", license="CC0-1.0", group=f"sak-{n}")
+        Document(
+            id=f"{n}/{i}", text="Tekst.", title=f"Sak {n}", source="s", license="CC0-1.0", group=f"sak-{n}"
+        )
         for n in (first, second)
         for i in range(2)
     ]

@@ -1,4 +1,5 @@
-"""Documents written upon each other are told apart, and copies of one are not, whatever printers and scans did to them."""
+"""Documents written upon each other are told apart, and copies of one are not, whatever printers and scans
+did to them."""
 
 from __future__ import annotations
 
@@ -34,7 +35,12 @@ vedtaket, og den skal være begrunnet.
 § 4. Ikrafttredelse
 
 Forskriften trer i kraft straks."""
-TIMBER = {"title": "Forskrift om transport av tømmer", "goods": "tømmer", "rate": "412", "unit": "lastet tonn"}
+TIMBER = {
+    "title": "Forskrift om transport av tømmer",
+    "goods": "tømmer",
+    "rate": "412",
+    "unit": "lastet tonn",
+}
 MILK = {"title": "Forskrift om transport av melk", "goods": "melk", "rate": "388", "unit": "tusen liter"}
 RESERVE = """Forskrift om vern av {name} naturreservat, {place} kommune
 
@@ -55,8 +61,20 @@ fredet mot skade og unødig forstyrrelse. Området er vernet mot ethvert tiltak,
 § 4. Unntak
 
 Forbudene er ikke til hinder for sanking av bær og matsopp, jakt og fiske etter gjeldende lovverk, og beiting."""
-STORHAUG = {"name": "Storhaugen", "place": "Lillevik", "farms": "gnr. 12 bnr. 3", "area": "1 412", "date": "3. mai 2024"}
-GRANLI = {"name": "Granlia", "place": "Sørdal", "farms": "gnr. 77 bnr. 1 og 2", "area": "655", "date": "17. juni 2023"}
+STORHAUG = {
+    "name": "Storhaugen",
+    "place": "Lillevik",
+    "farms": "gnr. 12 bnr. 3",
+    "area": "1 412",
+    "date": "3. mai 2024",
+}
+GRANLI = {
+    "name": "Granlia",
+    "place": "Sørdal",
+    "farms": "gnr. 77 bnr. 1 og 2",
+    "area": "655",
+    "date": "17. juni 2023",
+}
 LETTER = """Sørdal kommune
 {who}
 
@@ -73,7 +91,12 @@ med én måneds varsel, og tiden regnes fra den første i måneden etter at vi h
 
 Du kan klage på vedtaket innen tre uker etter at du har mottatt dette brevet. Klagen sendes til kommunen, og du må skrive hva du
 klager på og hvorfor du mener at vedtaket er feil."""
-KARI = {"who": "Kari Nordmann\nStorgata 3", "date": "3. mars 2024", "case": "24/01234-2", "where": "Solbakken"}
+KARI = {
+    "who": "Kari Nordmann\nStorgata 3",
+    "date": "3. mars 2024",
+    "case": "24/01234-2",
+    "where": "Solbakken",
+}
 OLA = {"who": "Ola Hansen\nLia 8", "date": "5. mars 2024", "case": "24/01399-2", "where": "Solbakken"}
 MINUTES = """Møteprotokoll
 
@@ -123,12 +146,18 @@ OTHERS = {
     "letters on two places": form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
     "a decision of 360 words on another place and day": form(
         "Vedtak om kamp\n\nListen endres {day} 2025 for lokalet {place} i byen.\n\n"
-        + " ".join(f"Vilkår {n} om {chr(97 + n % 26)}{chr(97 + n // 26)}steder er oppfylt." for n in range(70)),
+        + " ".join(
+            f"Vilkår {n} om {chr(97 + n % 26)}{chr(97 + n // 26)}steder er oppfylt." for n in range(70)
+        ),
         {"day": "19. mai", "place": "Valhall"},
         {"day": "18. juni", "place": "Storgården"},
     ),
-    "minutes": form(MINUTES, {"date": "3. mai 2024", "end": "14.30"}, {"date": "7. juni 2024", "end": "15.10"}),
-    "plans": form(PLAN, {"low": "22", "height": "6", "area": "25"}, {"low": "27", "height": "7,5", "area": "30"}),
+    "minutes": form(
+        MINUTES, {"date": "3. mai 2024", "end": "14.30"}, {"date": "7. juni 2024", "end": "15.10"}
+    ),
+    "plans": form(
+        PLAN, {"low": "22", "height": "6", "area": "25"}, {"low": "27", "height": "7,5", "area": "30"}
+    ),
     "journal posts": form(
         JOURNAL,
         {"case": "101", "what": "Lillevik", "date": "2024-03-01"},
@@ -144,7 +173,11 @@ OTHERS = {
     "decisions that differ in their outcome alone": form(
         LETTER.format(**KARI) + "\n\nVedtaket {x}.", {"x": "stadfestes"}, {"x": "oppheves"}
     ),
-    "few words": form("Gebyret betales av den som søker om {x} etter alkoholloven.", {"x": "skjenkeløyve"}, {"x": "salgsløyve"}),
+    "few words": form(
+        "Gebyret betales av den som søker om {x} etter alkoholloven.",
+        {"x": "skjenkeløyve"},
+        {"x": "salgsløyve"},
+    ),
 }
 
 
@@ -184,9 +217,7 @@ def edited(text: str) -> str:
 
 
 TEXTS = [RESERVE.format(**STORHAUG), LETTER.format(**KARI), ACT.format(**TIMBER)]
-BANNER = (
-    "Vi bruker informasjonskapsler\nNettstedet bruker dem for å gi deg en bedre opplevelse. Du kan godta alle eller noen.\n\n"
-)
+BANNER = "Vi bruker informasjonskapsler\nNettstedet bruker dem for å gi deg en bedre opplevelse. Du kan godta alle eller noen.\n\n"
 COPIES: dict[str, Callable[[str], str]] = {
     "capitals": str.upper,
     "small letters": str.lower,
@@ -197,10 +228,14 @@ COPIES: dict[str, Callable[[str], str]] = {
     "another day's print": lambda text: f"{text}\n\nSkrevet ut 12.03.2024 kl. 14.05\nSide 1 av 2",
     "a page's date": lambda text: f"Sist oppdatert: 4. mai 2025\n{text}",
     "a banner": lambda text: BANNER + text,
-    "a paragraph more": lambda text: f"{text}\n\nPå nettsidene finner du skjema og svar på det mange spør om. Ring 22 33 44 55.",
+    "a paragraph more": lambda text: (
+        f"{text}\n\nPå nettsidene finner du skjema og svar på det mange spør om. Ring 22 33 44 55."
+    ),
     "a scan": slipped,
     "edited": edited,
-    "a date written otherwise": lambda text: text.replace("3. mai 2024", "03.05.2024").replace("1 412", "1412"),
+    "a date written otherwise": lambda text: text.replace("3. mai 2024", "03.05.2024").replace(
+        "1 412", "1412"
+    ),
 }
 
 
@@ -212,13 +247,29 @@ def test_copies_are_found(text: str, copy: str) -> None:
 
 def test_a_site_s_name_behind_a_title_makes_no_other_document() -> None:
     text = RESERVE.format(**STORHAUG)
-    titles = ["Vern av Storhaugen", "Vern av Storhaugen – Lillevik kommune", "VERN AV STORHAUGEN (verneforskrift)"]
-    assert len(kept([document(f"{text} {number}", str(number), title=title) for number, title in enumerate(titles)])) == 1
+    titles = [
+        "Vern av Storhaugen",
+        "Vern av Storhaugen – Lillevik kommune",
+        "VERN AV STORHAUGEN (verneforskrift)",
+    ]
+    assert (
+        len(
+            kept(
+                [
+                    document(f"{text} {number}", str(number), title=title)
+                    for number, title in enumerate(titles)
+                ]
+            )
+        )
+        == 1
+    )
 
 
 def test_one_print_of_a_page_and_another_are_one() -> None:
     text = LETTER.format(**KARI)
-    pages = [f"{text}\n\nPublisert: 12. mars 2024\nSist endret: {date}" for date in ("1. mai 2024", "3. juni 2025")]
+    pages = [
+        f"{text}\n\nPublisert: 12. mars 2024\nSist endret: {date}" for date in ("1. mai 2024", "3. juni 2025")
+    ]
     assert len(kept([document(page, str(number)) for number, page in enumerate(pages)])) == 1
 
 
@@ -227,7 +278,10 @@ def test_copies_are_found_among_many_documents_of_one_form() -> None:
     rng = random.Random(0)
     letters = [
         LETTER.format(
-            who=f"{rng.choice('ABCDEF')}nne Etternavn{n}", date="3. mars 2024", case=f"24/{n + 1000}", where=f"Sted{n}x"
+            who=f"{rng.choice('ABCDEF')}nne Etternavn{n}",
+            date="3. mars 2024",
+            case=f"24/{n + 1000}",
+            where=f"Sted{n}x",
         )
         for n in range(3 * MAX_COMPARED)
     ]

@@ -1,4 +1,5 @@
-"""Running text is encoded by gigatoken only where it gives what tokenizers gives, and found out where it does not."""
+"""Running text is encoded by gigatoken only where it gives what tokenizers gives, and found out where it does
+not."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
     plain.encode_special_tokens = True
     mixed = [text for pair in zip(TEXTS, ODD, strict=False) for text in pair] * 3
     for library in ("gigatoken", "tokenizers"):
-        assert [ids.tolist() for ids in TextEncoder(file, library)(mixed)] == [plain.encode(text).ids for text in mixed]
+        assert [ids.tolist() for ids in TextEncoder(file, library)(mixed)] == [
+            plain.encode(text).ids for text in mixed
+        ]
         assert TextEncoder(file, library)([]) == []
 
 
@@ -58,13 +61,17 @@ def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert choose(file, [])["library"] == "tokenizers"
     assert choose(file, TEXTS, "tokenizers")["reason"] == "as set"
-    other = json.loads(file.read_text()) | {"model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}}
+    other = json.loads(file.read_text()) | {
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}
+    }
     (tmp_path / "other.json").write_text(json.dumps(other | {"added_tokens": [], "post_processor": None}))
     assert "cannot read" in choose(tmp_path / "other.json", TEXTS)["reason"]
     monkeypatch.setattr(TextEncoder, "fast", lambda self, texts: [np.array([1, 2]) for _ in texts])
     assert choose(file, TEXTS) | {"version": ""} == {
-        "library": "tokenizers", "version": "", "reason": "gigatoken gave other tokens for a text of the corpus",
-    }  # fmt: skip
+        "library": "tokenizers",
+        "version": "",
+        "reason": "gigatoken gave other tokens for a text of the corpus",
+    }
 
 
 def test_a_later_difference_stops_the_corpus(file: Path) -> None:

@@ -56,7 +56,10 @@ def test_lines_that_were_cut_are_listed_with_counts_and_an_example(folder: Path,
     cuts = seen.cuts("guidance storvika.example.no")
     menu = next(cut for _, cut in cuts if cut.text.startswith("Hjem | Tjenester"))
     assert (menu.source, menu.documents, menu.example) == ("guidance", 4, "veileder-027")
-    assert {(stage, cut.source) for stage, cut in seen.cuts()} == {("boilerplate", "guidance"), ("boilerplate", "letters")}
+    assert {(stage, cut.source) for stage, cut in seen.cuts()} == {
+        ("boilerplate", "guidance"),
+        ("boilerplate", "letters"),
+    }
     info = next(stage for stage in seen.corpus.manifest.stages if stage.name == "boilerplate")
     assert sum(cut.documents for _, cut in seen.cuts("boilerplate")) == info.counts["lines_cut"]
     card = (folder / CARD).read_text()
@@ -102,10 +105,20 @@ def test_lengths_are_counted_and_drawn(seen: Inspection, tmp_path: Path) -> None
 def test_the_card_adds_up_and_holds_no_text(folder: Path, seen: Inspection) -> None:
     card = (folder / CARD).read_text()
     manifest = seen.corpus.manifest
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith("| ")]
-    tokens = {row[0]: int(row[3].replace(",", "")) for row in cells if row[0] in manifest.sources and len(row) == 6}
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in card.splitlines()
+        if line.startswith("| ")
+    ]
+    tokens = {
+        row[0]: int(row[3].replace(",", "")) for row in cells if row[0] in manifest.sources and len(row) == 6
+    }
     assert sum(tokens.values()) == manifest.tokens("train") + manifest.tokens("validation")
-    years = [row for row in cells if len(row) == 4 and row[0] in manifest.sources and re.fullmatch(r"\d{4}|unknown", row[1])]
+    years = [
+        row
+        for row in cells
+        if len(row) == 4 and row[0] in manifest.sources and re.fullmatch(r"\d{4}|unknown", row[1])
+    ]
     assert sum(int(row[3].replace(",", "")) for row in years) == sum(tokens.values())
     assert "| language | language_dan | 2 |" in card
     assert "| deduplicate | exact_duplicate | 5 |" in card
@@ -124,7 +137,10 @@ def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp
         return f"{end.value.code} {captured.out}{captured.err}"
 
     assert "deduplicate" in said(str(folder))
-    assert said(folder.name, "--corpora-dir", str(folder.parent), "veileder-032").count("dropped: language_eng") == 1
+    assert (
+        said(folder.name, "--corpora-dir", str(folder.parent), "veileder-032").count("dropped: language_eng")
+        == 1
+    )
     assert "targets" in said(str(folder), "brev-045", "--tokens")
     assert "exact_duplicate (same text as" in said(str(folder), "--dropped", "exact_duplicate")
     listed = said(str(folder), "--cut", "--sample", "2")
@@ -132,7 +148,9 @@ def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp
     assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" not in listed, (
         "only two lines of each site are asked for"
     )
-    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" in said(str(folder), "--cut", "guidance")
+    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" in said(
+        str(folder), "--cut", "guidance"
+    )
     assert "letters/" not in said(str(folder), "--cut", "guidance")
     assert said(str(folder), "--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
     assert "█" in said(str(folder), "--lengths")
@@ -144,22 +162,32 @@ def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus whose source holds records that cannot be read: in a plain file, a packed one and an archive."""
+    """A corpus whose source holds records that cannot be read: in a plain file, a packed one and an
+    archive."""
     folder = tmp_path_factory.mktemp("broken")
     raw = folder / "raw"
     raw.mkdir()
     texts = [f"Kommunen svarer på sak {n} om Ærfuglvegen. " * 8 for n in range(30)]
     letters = [json.dumps({"id": f"d{n}", "text": text}) for n, text in enumerate(texts)]
-    (raw / "a.jsonl").write_text("\n".join([*letters[:10], '{"text": "avbrutt Øksfjord', *letters[10:]]) + "\n")
+    (raw / "a.jsonl").write_text(
+        "\n".join([*letters[:10], '{"text": "avbrutt Øksfjord', *letters[10:]]) + "\n"
+    )
     (raw / "b.jsonl.gz").write_bytes(gzip.compress(b'{"id": "gz", "text": 5}\n'))
     with zipfile.ZipFile(raw / "c.zip", "w") as archive:
         archive.writestr("in/d.jsonl", '{"id": "zip", "tekst": "feil felt"}\n')
-    source = SourceConfig(reader="jsonl", path=str(raw), license="CC0-1.0", language="nob", max_broken_share=0.5)
+    source = SourceConfig(
+        reader="jsonl", path=str(raw), license="CC0-1.0", language="nob", max_broken_share=0.5
+    )
     corpus = CorpusConfig(
-        name="broken", sources={"s": source}, quality=QualityConfig(min_words=3), deduplicate=DeduplicateConfig(near=False),
+        name="broken",
+        sources={"s": source},
+        quality=QualityConfig(min_words=3),
+        deduplicate=DeduplicateConfig(near=False),
         tokenizer=TokenizerConfig(vocab_size=300),
-    )  # fmt: skip
-    return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1)).folder
+    )
+    return pipeline.prepare(
+        PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1)
+    ).folder
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -169,12 +197,17 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return f"{end.value.code} {captured.out}{captured.err}"
 
 
-def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = printed(capsys, str(broken), "--dropped", "quarantined")
     assert "s: a.jsonl:line 11: quarantined: not JSON" in shown
     assert '{"text": "avbrutt Øksfjord\n' in shown
     assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in shown
-    assert 's: c.zip:in/d.jsonl:line 1: quarantined: no string under \'text\'\n{"id": "zip", "tekst": "feil felt"}\n' in shown
+    assert (
+        's: c.zip:in/d.jsonl:line 1: quarantined: no string under \'text\'\n{"id": "zip", "tekst": "feil felt"}\n'
+        in shown
+    )
     assert shown.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
     every = printed(capsys, str(broken), "--dropped", "--sample", "1")
     assert every.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
@@ -182,30 +215,42 @@ def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(broken: Path
     assert "quarantined" not in printed(capsys, str(broken), "--find", "sak 3 om")
 
 
-def test_find_follows_a_text_through_the_stages(folder: Path, seen: Inspection, capsys: pytest.CaptureFixture[str]) -> None:
+def test_find_follows_a_text_through_the_stages(
+    folder: Path, seen: Inspection, capsys: pytest.CaptureFixture[str]
+) -> None:
     cut = printed(capsys, str(folder), "--find", "HOPP til hovedinnhold")
     assert "guidance/veileder-027: read to normalise, cut or changed by boilerplate\n" in cut
     assert "Hopp til hovedinnhold" in cut
     dropped = next(drop for drop, _, _ in seen.dropped("exact_duplicate", 1))
-    text = next(d.text for d in seen.stages[0].documents() if (d.source, d.id) == (dropped.source, dropped.id))
+    text = next(
+        d.text for d in seen.stages[0].documents() if (d.source, d.id) == (dropped.source, dropped.id)
+    )
     found = seen.search(text[:200], number=5)
     fates = {hit.id: hit.drop and hit.drop[1].reason for hit in found.hits}
     assert fates[dropped.id] == "exact_duplicate"
     assert None in fates.values(), "the one that was kept in its place"
 
 
-def test_find_is_bounded_counts_all_and_knows_our_letters(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_find_is_bounded_counts_all_and_knows_our_letters(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
         shown = printed(capsys, str(broken), "--find", text, "--sample", "2")
         assert shown.count("read to mixture, kept") == 2
         assert f"30 documents hold '{text}', 2 shown (--sample N)" in shown
-    assert pattern_of("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), "a ring that is a letter of its own"
+    assert pattern_of("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), (
+        "a ring that is a letter of its own"
+    )
     assert "1 quarantined record\n" in printed(capsys, str(broken), "--find", "øksfjord")
-    assert printed(capsys, str(broken), "--find", "none such").startswith("2 error: --find: no document holds 'none such'")
+    assert printed(capsys, str(broken), "--find", "none such").startswith(
+        "2 error: --find: no document holds 'none such'"
+    )
     assert printed(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
 
 
-def test_find_reads_the_tokens_where_the_stages_are_gone(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_find_reads_the_tokens_where_the_stages_are_gone(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = broken.with_name(".broken.stages")
     stages.rename(stages.with_name("elsewhere"))
     try:

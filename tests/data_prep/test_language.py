@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.language import accuracy, confusion, nav_pairs, recall, report, table_alone, told_apart, ud_sentences
+from benchmarks.language import (
+    accuracy,
+    confusion,
+    nav_pairs,
+    recall,
+    report,
+    table_alone,
+    told_apart,
+    ud_sentences,
+)
 from data_prep.document import Document, Turn
 from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
@@ -19,7 +28,8 @@ from tests.data_prep.documents import config, document, through
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 TABLE = "\n".join(
-    f"{3000 + i} | {place} | {i * 7},5 | {i * 3},25" for i, place in enumerate(["Halden", "Moss", "Sarpsborg"] * 20)
+    f"{3000 + i} | {place} | {i * 7},5 | {i * 3},25"
+    for i, place in enumerate(["Halden", "Moss", "Sarpsborg"] * 20)
 )
 
 
@@ -32,7 +42,9 @@ def test_a_document_is_in_the_language_of_its_text_whatever_its_source_says(text
 def test_a_table_is_in_the_language_its_source_says() -> None:
     for claim in ("nob", "nno"):
         assert language.judge(TABLE).language(claim, LanguageConfig()) == claim
-    assert language.judge(f"{NNO}\n\n{TABLE}").language("nob", LanguageConfig()) == "nno", "what clear text there is decides"
+    assert language.judge(f"{NNO}\n\n{TABLE}").language("nob", LanguageConfig()) == "nno", (
+        "what clear text there is decides"
+    )
 
 
 def test_said_twice_is_said_the_same_and_both_together_are_mixed() -> None:
@@ -53,12 +65,17 @@ def test_stretches_hold_all_of_a_text_in_order() -> None:
 
 
 def test_what_is_kept_and_counted() -> None:
-    documents = [document(text, id) for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()]
+    documents = [
+        document(text, id)
+        for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()
+    ]
     kept, said = through(Language(), documents, config())
     assert [d.language for d in kept] == ["nob", "nno", "nor"]
     assert said.drop_reasons() == {"language_dan": 1}
     assert said.counts["nor"] == 1
-    kept, said = through(Language(), [document(f"{NOB}\n\n{NNO}")], config(language=LanguageConfig(keep=["nno"])))
+    kept, said = through(
+        Language(), [document(f"{NOB}\n\n{NNO}")], config(language=LanguageConfig(keep=["nno"]))
+    )
     assert said.drop_reasons() == {"language_nor": 1}, "half of it is not wanted"
     kept, said = through(Language(), [document("Hei!", language="nno"), document("Hei!")], config())
     assert [d.language for d in kept] == ["nno"]
@@ -67,11 +84,20 @@ def test_what_is_kept_and_counted() -> None:
 
 def test_a_conversation_is_in_the_language_of_its_answers() -> None:
     def pair(question: str, answer: str, claim: str = "") -> Document:
-        turns = [Turn(role="user", content=question, target=False), Turn(role="assistant", content=answer, target=True)]
+        turns = [
+            Turn(role="user", content=question, target=False),
+            Turn(role="assistant", content=answer, target=True),
+        ]
         return document("", turns=turns, language=claim)
 
     settings = config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
-    asked = [pair(NOB, NNO), pair(NOB, NNO, "nno"), pair(NNO, NOB), pair(NNO * 4, DAN), pair(NOB, "Berre ein fjerdedel", "nno")]
+    asked = [
+        pair(NOB, NNO),
+        pair(NOB, NNO, "nno"),
+        pair(NNO, NOB),
+        pair(NNO * 4, DAN),
+        pair(NOB, "Berre ein fjerdedel", "nno"),
+    ]
     kept, said = through(Language(), asked, settings)
     assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
     assert said.counts["nor"] == 0
@@ -92,7 +118,8 @@ def test_the_table_is_what_its_script_makes_and_holds_no_text(
 ) -> None:
     nav = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     monkeypatch.setattr(
-        "sys.argv", ["train", "--ton", str(real_corpora / "stortinget-ton"), "--nav", str(nav), "--out", str(tmp_path)]
+        "sys.argv",
+        ["train", "--ton", str(real_corpora / "stortinget-ton"), "--nav", str(nav), "--out", str(tmp_path)],
     )
     train.main()
     shipped = Path(train.__file__).with_name(STANDARDS_TABLE)
@@ -104,7 +131,9 @@ def test_the_table_is_what_its_script_makes_and_holds_no_text(
 def test_a_table_learns_what_tells_two_texts_apart() -> None:
     weights = train.log_odds(train.count(["ikkje heime"] * 5), [train.count(["ikke hjemme"] * 5)])
     assert weights["ikkje"] > 0 > weights["ikke"]
-    assert train.log_odds(train.count(["heime"]), [train.count(["hjemme"])]) == {}, "what is seen once may be a name"
+    assert train.log_odds(train.count(["heime"]), [train.count(["hjemme"])]) == {}, (
+        "what is seen once may be a name"
+    )
     assert list(features("kommunane")) == ["kommunane", "-ane", "komm-", "-nane"]
     assert shipped_table().score(words(NNO)) > 50 > -50 > shipped_table().score(words(NOB))
 
@@ -144,7 +173,16 @@ def test_tables_of_neighbours_come_from_messages_that_all_languages_translate(
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(train, "MIN_COUNT", 1)
-    arguments = ["--ton", str(tmp_path), "--nav", str(tmp_path / "nav"), "--messages", str(tmp_path), "--out", str(out)]
+    arguments = [
+        "--ton",
+        str(tmp_path),
+        "--nav",
+        str(tmp_path / "nav"),
+        "--messages",
+        str(tmp_path),
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr("sys.argv", ["train", *arguments])
     train.main()
     assert "\naf\t" in (out / NEIGHBOURS["dan"]).read_text(encoding="utf-8")
@@ -185,7 +223,8 @@ def test_a_few_words_are_norwegian_unless_they_say_otherwise(text: str, code: st
 
 
 def test_unseen_nav_files_and_gold_sentences_reach_the_marks(real_corpora: Path) -> None:
-    """98.5% on NAV's files that the table was not trained on, and what facts say of sentences that nothing was tuned on."""
+    """98.5% on NAV's files that the table was not trained on, and what facts say of sentences that nothing
+    was tuned on."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(confusion(nav_pairs(file), table_alone)) >= 0.985
     assert accuracy(confusion(told_apart(file), language.detect)) >= 0.985

@@ -1,4 +1,5 @@
-"""py3langid's automaton, walked through many texts at once: the same scores as its own, whoever else is walked through."""
+"""py3langid's automaton, walked through many texts at once: the same scores as its own, whoever else is
+walked through."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def identifier() -> LanguageIdentifier:
 def texts() -> list[str]:
     """Of all lengths, cut anywhere, and what is odd."""
     rng = random.Random(0)
-    mixed = [" ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))[: rng.randrange(1, 400)] for _ in range(300)]
+    mixed = [
+        " ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))[: rng.randrange(1, 400)] for _ in range(300)
+    ]
     return [text for pair in zip(mixed, ODD * 40, strict=False) for text in pair]
 
 
@@ -55,7 +58,9 @@ def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
         assert identifier.codes[scores.argmax()] == identifier.original.classify(text)[0]
 
 
-def test_a_text_scores_the_same_alone_and_in_any_company(identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_scores_the_same_alone_and_in_any_company(
+    identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = texts()
     together = identifier.scores(many)
     assert len(many) > FEW

@@ -1,4 +1,5 @@
-"""What stages took from the text, by source and reason, and what sources lack: in manifest, card and console."""
+"""What stages took from the text, by source and reason, and what sources lack: in manifest, card and
+console."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ NONE = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
 
 
 def text(number: int) -> str:
-    return "\n\n".join([f"Vedtak {number} om sak {7 * number}", *SENTENCES[number % 4 :], *SENTENCES[: number % 4]])
+    return "\n\n".join(
+        [f"Vedtak {number} om sak {7 * number}", *SENTENCES[number % 4 :], *SENTENCES[: number % 4]]
+    )
 
 
 def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfig:
@@ -40,21 +43,29 @@ def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfi
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Letters with a copy, ids that are not unique and a short one; notes of one group; minutes that are all kept."""
+    """Letters with a copy, ids that are not unique and a short one; notes of one group; minutes that are all
+    kept."""
     folder = tmp_path_factory.mktemp("raw")
-    letters = [{"id": str(n % 15), "text": text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)]
+    letters = [
+        {"id": str(n % 15), "text": text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)
+    ]
     letters += [
         {"id": "copy", "text": text(3).upper(), "group": "3", "date": "1990"},
         {"id": "short", "text": "Ring oss", "group": "short"},
     ]
     notes = [{"id": str(n), "text": text(100 + n), "group": "all"} for n in range(5)]
     minutes = [{"id": str(n), "text": text(200 + n), "group": str(n)} for n in range(40)]
-    sources = {name: write(folder, name, made) for name, made in
-               (("letters", letters), ("notes", notes), ("minutes", minutes))}  # fmt: skip
+    sources = {
+        name: write(folder, name, made)
+        for name, made in (("letters", letters), ("notes", notes), ("minutes", minutes))
+    }
     corpus = CorpusConfig(
-        name="losses", sources=sources, split=SplitConfig(validation_share=0.2), quality=QualityConfig(min_words=3),
+        name="losses",
+        sources=sources,
+        split=SplitConfig(validation_share=0.2),
+        quality=QualityConfig(min_words=3),
         tokenizer=TokenizerConfig(vocab_size=300),
-    )  # fmt: skip
+    )
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1))
 
 
@@ -74,20 +85,31 @@ def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
 
 def test_each_stage_says_what_it_took_of_each_source(prepared: pipeline.Prepared) -> None:
     manifest = Manifest.read(prepared.folder)
-    taken = {(stage.name, loss.source, loss.reason): loss for stage in manifest.stages for loss in stage.losses}
-    assert taken["quality", "letters", "too_short"] == Loss(source="letters", reason="too_short", documents=1, characters=8)
+    taken = {
+        (stage.name, loss.source, loss.reason): loss for stage in manifest.stages for loss in stage.losses
+    }
+    assert taken["quality", "letters", "too_short"] == Loss(
+        source="letters", reason="too_short", documents=1, characters=8
+    )
     copy = taken["deduplicate", "letters", "exact_duplicate"]
     assert (copy.documents, copy.characters) == (1, len(text(3)))
     assert {source for _, source, _ in taken} == {"letters"}
-    read = {name: (source.documents_read, source.characters_read) for name, source in manifest.sources.items()}
+    read = {
+        name: (source.documents_read, source.characters_read) for name, source in manifest.sources.items()
+    }
     assert read["letters"] == (22, sum(len(text(n)) for n in range(20)) + len(text(3)) + len("Ring oss"))
     assert read["notes"] == (5, sum(len(text(100 + n)) for n in range(5)))
 
 
-def test_card_and_console_show_shares_of_the_text(prepared: pipeline.Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_and_console_show_shares_of_the_text(
+    prepared: pipeline.Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
     total = prepared.manifest.sources["letters"].characters_read
     card = (prepared.folder / CARD).read_text()
-    assert f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {len(text(3))} | {len(text(3)) / total:.2%} |" in card
+    assert (
+        f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {len(text(3))} | {len(text(3)) / total:.2%} |"
+        in card
+    )
     assert f"| quality | too_short | letters | 1 | 4.55% | 0 | 8 | {8 / total:.2%} |" in card
     print_corpus(prepared)
     console = capsys.readouterr().err
@@ -99,9 +121,13 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
 ) -> None:
     warnings = prepared.manifest.warnings()
     assert len(warnings) == 2
-    assert warnings[0].startswith("source letters: 5 documents have an id that an earlier one has; none is left out for it")
+    assert warnings[0].startswith(
+        "source letters: 5 documents have an id that an earlier one has; none is left out for it"
+    )
     assert warnings[1].startswith("source notes: no validation documents: all its documents are one group")
-    assert warnings[1].endswith("corpus.sources.notes.fields.group, or raise corpus.split.validation_share (now 0.2)")
+    assert warnings[1].endswith(
+        "corpus.sources.notes.fields.group, or raise corpus.split.validation_share (now 0.2)"
+    )
     assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, "none is lost by its id"
     card = (prepared.folder / CARD).read_text()
     print_corpus(prepared)
@@ -114,18 +140,33 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
 def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
     sources = {"laws": SourceInfo(license="CC0-1.0", attribution="", sha256="", documents={"train/nob": 3})}
     manifest = Manifest(
-        name="x", fingerprint="", mask_column=None, unigram_loss=None, tokenizer=NONE, splits={}, sources=sources, stages=[]
-    )  # fmt: skip
+        name="x",
+        fingerprint="",
+        mask_column=None,
+        unigram_loss=None,
+        tokenizer=NONE,
+        splits={},
+        sources=sources,
+        stages=[],
+    )
     assert manifest.warnings() == [], "where nothing is held out, nothing is missing"
     split = StageInfo(
-        name="split", version=1, settings={"validation_share": 0.1}, documents_in=3, documents_out=3, dropped={}, counts={}
-    )  # fmt: skip
+        name="split",
+        version=1,
+        settings={"validation_share": 0.1},
+        documents_in=3,
+        documents_out=3,
+        dropped={},
+        counts={},
+    )
     manifest.stages.append(split)
     (line,) = manifest.warnings()
     assert "by chance none of its groups was held out; take another corpus.split.seed" in line
 
 
-def test_a_manifest_from_before_is_read_and_keeps_its_digest(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+def test_a_manifest_from_before_is_read_and_keeps_its_digest(
+    prepared: pipeline.Prepared, tmp_path: Path
+) -> None:
     body = json.loads((prepared.folder / "manifest.json").read_text())
     del body["digest"]
     for stage in body["stages"]:

@@ -1,4 +1,5 @@
-"""Laws of the mixture: what is chosen depends on the document and the seed alone, and targets are met from below."""
+"""Laws of the mixture: what is chosen depends on the document and the seed alone, and targets are met from
+below."""
 
 from __future__ import annotations
 
@@ -25,31 +26,43 @@ SHARDS = 3
 def documents(count: int = 2000, source: str = "s", **settings: Any) -> list[Document]:
     return [
         Document(
-            id=str(n), text=f"Brev nummer {n} om saken. " * (1 + n % 7), source=source, license="CC0-1.0", group=str(n),
-            language="nno" if n % 3 == 0 else "nob", date=str(1990 + n % 30),
-            split="validation" if n % 10 == 0 else "train", **settings,
+            id=str(n),
+            text=f"Brev nummer {n} om saken. " * (1 + n % 7),
+            source=source,
+            license="CC0-1.0",
+            group=str(n),
+            language="nno" if n % 3 == 0 else "nob",
+            date=str(1990 + n % 30),
+            split="validation" if n % 10 == 0 else "train",
+            **settings,
         )
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
     source = SourceConfig(reader="text", path="x", license="CC0-1.0", mixture=list(rules))
     whole = SourceConfig(reader="text", path="x", license="CC0-1.0")
     return CorpusConfig(
-        name="x", sources={"s": source, "whole": whole}, split=SplitConfig(seed=seed),
+        name="x",
+        sources={"s": source, "whole": whole},
+        split=SplitConfig(seed=seed),
         tokenizer=TokenizerConfig(path=str(tokenizer) if tokenizer else None),
-    )  # fmt: skip
+    )
 
 
-def mix(made: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int = SHARDS) -> tuple[list[Document], Report]:
+def mix(
+    made: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int = SHARDS
+) -> tuple[list[Document], Report]:
     cut = [made[n::shards] for n in range(shards)]
     paths = []
     for number, shard in enumerate(cut):
         paths.append(tmp_path / f"{number}.parquet")
         pq.write_table(Mixture().collect(iter(shard), corpus), paths[-1])
     decided, report = Mixture().decide(paths, corpus), Report()
-    return [document for shard in cut for document in Mixture().run(iter(shard), corpus, report, decided)], report
+    return [
+        document for shard in cut for document in Mixture().run(iter(shard), corpus, report, decided)
+    ], report
 
 
 def ids(chosen: list[Document]) -> set[str]:
@@ -89,25 +102,34 @@ def test_the_first_rule_that_fits_standard_and_years_decides(tmp_path: Path) -> 
         MixtureRule(languages=["nno"], years=[2000, 2030], weight=2),
         MixtureRule(languages=["nob", "nno"], years=[1995, 2009]),
     ]
-    made = [*documents(), Document(id="udatert", text="x", source="s", license="", group="g", language="nob", split="train")]
+    made = [
+        *documents(),
+        Document(id="udatert", text="x", source="s", license="", group="g", language="nob", split="train"),
+    ]
     chosen, report = mix(made, config(*rules), tmp_path)
     used = Counter(document.id.partition("@")[0] for document in chosen)
     for document in made:
         year = int(document.date or 0)
         expected = 2 if document.language == "nno" and year >= 2000 else 1 if 1995 <= year <= 2009 else 0
-        assert used[document.id] == (min(expected, 1) if document.split == "validation" else expected), document
+        assert used[document.id] == (min(expected, 1) if document.split == "validation" else expected), (
+            document
+        )
     assert report.drop_reasons() == {"mixture_no_rule": len(made) - len(used)}
 
 
 @pytest.mark.parametrize("weight", [0.5, 1, 3])
 @pytest.mark.parametrize("target", [1, 5_000, 20_000, 10**9])
-def test_a_token_target_is_met_from_below_to_a_document(tmp_path: Path, folder: Path, target: int, weight: float) -> None:
+def test_a_token_target_is_met_from_below_to_a_document(
+    tmp_path: Path, folder: Path, target: int, weight: float
+) -> None:
     made = documents()
     corpus = config(MixtureRule(max_tokens=target, weight=weight), tokenizer=folder)
     chosen, _ = mix(made, corpus, tmp_path)
     everything, _ = mix(made, config(MixtureRule(weight=weight)), tmp_path)
     tokens = num_tokens([document for document in chosen if document.split == "train"], corpus, tmp_path)
-    available = num_tokens([document for document in everything if document.split == "train"], corpus, tmp_path)
+    available = num_tokens(
+        [document for document in everything if document.split == "train"], corpus, tmp_path
+    )
     assert tokens <= target
     assert tokens == available or tokens > target - 3 * 150  # a document, three times
     assert ids(chosen) <= ids(everything)
@@ -122,7 +144,9 @@ def num_tokens(chosen: list[Document], corpus: CorpusConfig, tmp_path: Path) -> 
 
     files = tmp_path / f"tokenizer-{random.random()}"
     place_files(corpus, [], files)
-    return sum(len(row.input_ids) for _, rows in Tokeniser(corpus, files).rows(chosen, Report()) for row in rows)
+    return sum(
+        len(row.input_ids) for _, rows in Tokeniser(corpus, files).rows(chosen, Report()) for row in rows
+    )
 
 
 def test_targets_do_not_depend_on_how_documents_are_cut_into_shards(tmp_path: Path, folder: Path) -> None:
@@ -137,13 +161,17 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
         return SourceConfig(reader=reader, path=str(SAMPLE / path), license="CC0-1.0", mixture=list(rules))
 
     sources = {
-        "letters": source("jsonl", "letters.jsonl", MixtureRule(languages=["nno"], weight=3), MixtureRule(languages=["nob"])),
+        "letters": source(
+            "jsonl", "letters.jsonl", MixtureRule(languages=["nno"], weight=3), MixtureRule(languages=["nob"])
+        ),
         "minutes": source("jsonl", "minutes.jsonl", MixtureRule(max_tokens=3000)),
         "laws": source("lovdata", "laws"),
     }
     corpus = CorpusConfig(name="mixed", sources=sources, tokenizer=TokenizerConfig(path=str(folder)))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
-    plain = {name: SourceConfig(reader=s.reader, path=s.path, license=s.license) for name, s in sources.items()}
+    plain = {
+        name: SourceConfig(reader=s.reader, path=s.path, license=s.license) for name, s in sources.items()
+    }
     unmixed = pipeline.prepare(
         PrepareConfig(
             corpus=CorpusConfig(name="plain", sources=plain, tokenizer=TokenizerConfig(path=str(folder))),
@@ -153,7 +181,9 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
     mixed, whole = prepared.manifest.sources, unmixed.manifest.sources
     assert mixed["letters"].tokens["train/nno"] == 3 * whole["letters"].tokens["train/nno"]
     assert mixed["letters"].tokens["train/nob"] == whole["letters"].tokens["train/nob"]
-    assert mixed["letters"].documents.get("validation/nno") == whole["letters"].documents.get("validation/nno")
+    assert mixed["letters"].documents.get("validation/nno") == whole["letters"].documents.get(
+        "validation/nno"
+    )
     minutes = sum(number for key, number in mixed["minutes"].tokens.items() if key.startswith("train/"))
     assert 2000 < minutes <= 3000
     assert mixed["laws"].tokens == whole["laws"].tokens

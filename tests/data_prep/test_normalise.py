@@ -16,7 +16,8 @@ from tests.data_prep.documents import config, document, through
 
 NASTY = [
     *re.findall(
-        r"\S+", "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// www. http 👩 amp; Ã oslash;"
+        r"\S+",
+        "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// www. http 👩 amp; Ã oslash;",
     ),
     *"\n \u00ad\ufffe\x00\t\u200b\r\x85\ufeff\f\u2028\u200d\x92\ud83d",
     "```\n",
@@ -37,7 +38,8 @@ def test_twice_is_once(clean: object) -> None:
 
 
 def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the letters it knows."""
+    """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the
+    letters it knows."""
     known = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
     odd = [letter for letter in known if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
@@ -79,8 +81,15 @@ def test_parted_words_are_those_of_one_expression() -> None:
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
     sample = Path(stage.__file__).parents[1] / "sample"
-    known = [file.read_text(errors="replace") for file in sorted(sample.rglob("*.*")) if file.suffix in (".jsonl", ".txt")]
-    drawn = ["".join(rng.choices(["a", "B", "-", "-\n", "_", " ", "1", "ø", "\t", "\n", "."], k=20)) for _ in range(20_000)]
+    known = [
+        file.read_text(errors="replace")
+        for file in sorted(sample.rglob("*.*"))
+        if file.suffix in (".jsonl", ".txt")
+    ]
+    drawn = [
+        "".join(rng.choices(["a", "B", "-", "-\n", "_", " ", "1", "ø", "\t", "\n", "."], k=20))
+        for _ in range(20_000)
+    ]
     for text in [*known, *(text.replace("s", "-\n").replace("\\n", "\n") for text in known), *drawn]:
         found = stage._parted_replaced(text, lambda first, second: f"<{first}|{second}>")
         assert found == plain.sub(r"<\1|\2>", text)
@@ -99,7 +108,8 @@ def test_parted_words_are_those_of_one_expression() -> None:
     ],
 )
 def test_no_text_takes_forever(text: str) -> None:
-    """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took minutes."""
+    """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took
+    minutes."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
@@ -129,7 +139,9 @@ BROKEN = [
 
 @pytest.mark.parametrize("clean", [normalise, repair])
 @pytest.mark.parametrize(("broken", "whole"), BROKEN)
-def test_letters_of_a_wrong_encoding_are_mended_beside_those_that_are_right(broken: str, whole: str, clean: object) -> None:
+def test_letters_of_a_wrong_encoding_are_mended_beside_those_that_are_right(
+    broken: str, whole: str, clean: object
+) -> None:
     assert callable(clean)
     assert clean(broken).replace("\u00a0", " ") == whole
 
@@ -211,16 +223,29 @@ def test_code_about_broken_letters_is_no_broken_letter() -> None:
     ],
 )
 def test_conversations_keep_what_was_written(said: str) -> None:
-    chat = document("", turns=[Turn(role="user", content="Hei", target=False), Turn(role="assistant", content=said, target=True)])
+    chat = document(
+        "",
+        turns=[
+            Turn(role="user", content="Hei", target=False),
+            Turn(role="assistant", content=said, target=True),
+        ],
+    )
     (kept,), report = through(Normalise(), [chat], config("chat"))
     assert kept.turns[1].content == said
     assert not +report.counts
 
 
 def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_them() -> None:
-    assert normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;") == "Søknad & vedtak fra «R&D» å"
+    assert (
+        normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;")
+        == "Søknad & vedtak fra «R&D» å"
+    )
     assert normalise("s&amp;oslash;knad") == "søknad", "surely escaped twice"
-    for about in ("Skriv &amp;lt; for mindre enn.", "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.", "a < b &amp; c"):
+    for about in (
+        "Skriv &amp;lt; for mindre enn.",
+        "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.",
+        "a < b &amp; c",
+    ):
         assert normalise(about) == about
     page = "Et hardt mellomrom skrives &nbsp;, og R&amp;D og s&oslash;knad er feil."
     (kept,), report = through(Normalise(), [document(page, title="A &amp; B")], config("markdown"))
@@ -256,14 +281,24 @@ def test_each_kind_of_change_is_counted_by_documents() -> None:
 
 
 def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
-    chat = document("", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)])
+    chat = document(
+        "", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)]
+    )
     (kept,), report = through(Normalise(), [chat], config("chat"))
     assert kept.turns[0].content == "    def f():\n        pass"
     assert report.counts["white_space_changed"] == 1
 
 
 @pytest.mark.parametrize(
-    "text", ["```\n" * 30_000, "~~~\n~~~~\n" * 20_000, "`a" * 60_000, "Ã¥Â" * 40_000, "&lt;a" * 40_000, "\n\n    a" * 20_000]
+    "text",
+    [
+        "```\n" * 30_000,
+        "~~~\n~~~~\n" * 20_000,
+        "`a" * 60_000,
+        "Ã¥Â" * 40_000,
+        "&lt;a" * 40_000,
+        "\n\n    a" * 20_000,
+    ],
 )
 def test_code_and_broken_letters_are_found_in_linear_time(text: str) -> None:
     verbatim.spans(text)

@@ -222,10 +222,18 @@ NORWEGIAN_OF_NAMES = (
 def test_a_language_far_from_norwegian_is_dropped_by_its_name_whatever_is_claimed(code: str) -> None:
     first = PARAGRAPHS[code].split(". ")[0] + "."
     texts = [PARAGRAPHS[code], "\n\n".join([PARAGRAPHS[code]] * 2), first]
-    documents = [document(text, f"{claim}{n}", language=claim) for n, text in enumerate(texts) for claim in ("", "nob", "nno")]
+    documents = [
+        document(text, f"{claim}{n}", language=claim)
+        for n, text in enumerate(texts)
+        for claim in ("", "nob", "nno")
+    ]
     kept, said = through(Language(), documents, config())
     assert not kept
-    assert set(said.drop_reasons()) <= {f"language_{code}", "language_und", "language_fin" if code == "fkv" else ""}
+    assert set(said.drop_reasons()) <= {
+        f"language_{code}",
+        "language_und",
+        "language_fin" if code == "fkv" else "",
+    }
     assert said.drop_reasons()[f"language_{code}"] >= 6, "only a short sentence may go without a name"
     assert NAMES[code] in {drop.detail for drop in said.drops}
 
@@ -261,11 +269,17 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
         f"{other}\n\n{other}\n\n{NOB}",
         f"{NNO}\n\n{other}\n\n{NNO}",
     ):
-        kept, said = through(Language(), [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
+        kept, said = through(
+            Language(),
+            [document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
+            config(),
+        )
         assert len(kept) == 2, mixture
         for one in kept:
             assert one.language == ("nno" if NNO in mixture else "nob")
-            assert one.text == "\n\n".join(text for text in mixture.replace(other, "").strip().split("\n\n") if text)
+            assert one.text == "\n\n".join(
+                text for text in mixture.replace(other, "").strip().split("\n\n") if text
+            )
         assert said.counts["documents_cut"] == 2
         assert said.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
     whole = LanguageConfig(other_parts="keep")
@@ -277,15 +291,24 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
 def test_a_mixed_page_of_two_sentences_each_keeps_its_norwegian_ones(code: str) -> None:
     norwegian = "Du kan søke hele året. Søknaden sender du på nettet, og du får svar innen tre uker."
     sentence = PARAGRAPHS[code].split(". ")[0]
-    for mixture in (f"{norwegian}\n\n{sentence}.", f"{PARAGRAPHS[code]}\n\n{PARAGRAPHS[code]}\n\n{norwegian}"):
-        kept, _ = through(Language(), [document(mixture, claim or "none", language=claim) for claim in ("", "nob")], config())
+    for mixture in (
+        f"{norwegian}\n\n{sentence}.",
+        f"{PARAGRAPHS[code]}\n\n{PARAGRAPHS[code]}\n\n{norwegian}",
+    ):
+        kept, _ = through(
+            Language(),
+            [document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
+            config(),
+        )
         assert [(one.language, one.text) for one in kept] == [("nob", norwegian)] * 2
 
 
 def test_paragraphs_stay_apart_where_another_language_was_cut() -> None:
     short = "Ring oss på telefon mandag til fredag."
     for gap in ("\n", "\n\n"):
-        kept, _ = through(Language(), [document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))], config())
+        kept, _ = through(
+            Language(), [document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))], config()
+        )
         assert kept[0].text == gap.join([NOB, f"{NOB} {short}", short])
 
 
@@ -303,7 +326,9 @@ def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
         assert [one.text for one in kept] == [text]
         assert not said.counts["documents_cut"]
     kept, said = through(
-        Language(), [document(f"{DAN}\n\n{polish}")], config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
+        Language(),
+        [document(f"{DAN}\n\n{polish}")],
+        config(language=LanguageConfig(keep=["nob", "nno", "dan"])),
     )
     assert [one.text for one in kept] == [DAN]
     with pytest.raises(ValueError, match="other_parts is 'drop'"):
@@ -312,7 +337,9 @@ def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
 
 def test_a_page_whose_norwegian_is_a_heading_is_dropped() -> None:
     kept, said = through(
-        Language(), [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")], config()
+        Language(),
+        [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")],
+        config(),
     )
     assert not kept
     assert said.drop_reasons() == {"language_pol": 1}
@@ -321,7 +348,10 @@ def test_a_page_whose_norwegian_is_a_heading_is_dropped() -> None:
 def test_a_conversation_is_not_cut() -> None:
     from data_prep.document import Turn
 
-    turns = [Turn(role="user", content=PARAGRAPHS["pol"], target=False), Turn(role="assistant", content=NOB, target=True)]
+    turns = [
+        Turn(role="user", content=PARAGRAPHS["pol"], target=False),
+        Turn(role="assistant", content=NOB, target=True),
+    ]
     kept, _ = through(Language(), [document("", turns=turns)], config())
     assert [turn.content for turn in kept[0].turns] == [PARAGRAPHS["pol"], NOB]
 
@@ -335,7 +365,9 @@ def test_bokmal_whose_words_danish_has_too_is_bokmal(case: Case) -> None:
 
 def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
     assert {
-        word for word in ("uge", "noget", "ansøgning", "afgørelse", "myndighed", "højere") if not is_danish_alone(word)
+        word
+        for word in ("uge", "noget", "ansøgning", "afgørelse", "myndighed", "højere")
+        if not is_danish_alone(word)
     } == set()
     norwegian = (
         "brukt",
@@ -383,7 +415,17 @@ def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> Non
 
 def test_names_are_taken_out_of_a_text() -> None:
     text = "Brev til Universitetet i Oslo, Statens vegvesen og Møre og Romsdal fylkeskommune om saken. Vi svarer Kari i morgen."
-    assert without_names(text).split() == ["Brev", "til", "og", "om", "saken.", "Vi", "svarer", "i", "morgen."]
+    assert without_names(text).split() == [
+        "Brev",
+        "til",
+        "og",
+        "om",
+        "saken.",
+        "Vi",
+        "svarer",
+        "i",
+        "morgen.",
+    ]
     assert without_codes("les https://a.no/b og id_1 f.eks.\npå linje") == "les og\npå linje"
 
 
@@ -406,14 +448,14 @@ def test_hardly_any_gold_sentence_of_the_six_is_another_language(real_corpora: P
 
 
 def test_the_benchmark_reads_declarations_and_prints_what_is_said_of_them(tmp_path: Path) -> None:
-    (tmp_path / "pol.html").write_text(f"<html><body><p>{PARAGRAPHS['pol']}</p><li>Artykuł &amp; 1</li></body>", encoding="utf-8")
+    (tmp_path / "pol.html").write_text(
+        f"<html><body><p>{PARAGRAPHS['pol']}</p><li>Artykuł &amp; 1</li></body>", encoding="utf-8"
+    )
     assert declarations(tmp_path) == [("pol", PARAGRAPHS["pol"]), ("pol", "Artykuł & 1")]
     assert "| Polish (pol) | 1 | 100% | 100% | pol 1 |" in other_languages([("pol", PARAGRAPHS["pol"])])
 
 
-NORWEGIAN_PARAGRAPH = (
-    "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne får et brev om dette."
-)
+NORWEGIAN_PARAGRAPH = "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne får et brev om dette."
 OTHER_PARAGRAPHS = [
     "Savivaldybė nusprendė, kad darbai prasidės pavasarį, o gatvė bus uždaryta tris mėnesius. Gyventojai gaus laišką.",
     "Şaredariyê biryar daye ku kar di biharê de dest pê bike û kolan ji bo sê mehan girtî bimîne.",
@@ -425,14 +467,17 @@ OTHER_PARAGRAPHS = [
 @pytest.mark.parametrize("other", OTHER_PARAGRAPHS)
 @pytest.mark.parametrize("between", ["\n", "\n\n"])
 @pytest.mark.parametrize(
-    "short", ["Vedtaket kan påklages innen tre uker.", "## Informasjon på andre språk", "Gebyret er 500 kroner."]
+    "short",
+    ["Vedtaket kan påklages innen tre uker.", "## Informasjon på andre språk", "Gebyret er 500 kroner."],
 )
 def test_short_norwegian_lines_beside_another_language_stay(other: str, between: str, short: str) -> None:
     norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
     text = between.join([*norwegian[:2], other, *norwegian[2:]])
     kept, report = through(Language(), [document(text)], config())
     assert [line for line in kept[0].text.split("\n") if line] == norwegian
-    assert len(text) == len(kept[0].text) + sum(cut.characters for cut in report.shortened), "the numbers add up"
+    assert len(text) == len(kept[0].text) + sum(cut.characters for cut in report.shortened), (
+        "the numbers add up"
+    )
     assert [cut.text for cut in report.cuts.values()] == [other]
 
 

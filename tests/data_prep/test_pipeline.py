@@ -1,5 +1,5 @@
-"""The corpus is a function of raw files and settings: not of how many processes there are, who ends first, where shards end, or
-how often it was killed."""
+"""The corpus is a function of raw files and settings: not of how many processes there are, who ends first,
+where shards end, or how often it was killed."""
 
 from __future__ import annotations
 
@@ -77,8 +77,13 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     assert len(preparation.tasks) == 5
     assert len(preparation.shards("read")) >= 30
     assert [step.name for step in planned if not step.cut] == [
-        "boilerplate.decide", "deduplicate.decide", "deidentify.decide", "mixture.decide", "tokenizer", "publish",
-    ]  # fmt: skip
+        "boilerplate.decide",
+        "deduplicate.decide",
+        "deidentify.decide",
+        "mixture.decide",
+        "tokenizer",
+        "publish",
+    ]
 
 
 def test_two_processes_make_the_same_corpus(expected: dict[str, str], tmp_path: Path) -> None:
@@ -133,7 +138,9 @@ if __name__ == "__main__":
     process.wait()
     assert not psutil.wait_procs(helpers, timeout=60)[1], "its processes outlive it"
     assert not (tmp_path / "sample").exists()
-    before = markers(tmp_path) if stage != "0-read" else {}  # a file that was not read to its end is read again
+    before = (
+        markers(tmp_path) if stage != "0-read" else {}
+    )  # a file that was not read to its end is read again
     assert before or stage == "0-read"
     prepared = pipeline.prepare(config(tmp_path))
     assert checksums(prepared.folder) == expected
@@ -159,7 +166,9 @@ def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str]
     shutil.rmtree(tmp_path / "sample")
     assert checksums(pipeline.prepare(config(tmp_path)).folder) == expected
     changed = {
-        path.relative_to(tmp_path / ".sample.stages") for path, when in markers(tmp_path).items() if before.get(path) != when
+        path.relative_to(tmp_path / ".sample.stages")
+        for path, when in markers(tmp_path).items()
+        if before.get(path) != when
     }
     assert changed == {Path("3-language/done-00001-000.json")}
 
@@ -184,10 +193,15 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> 
     assert pipeline.prepare(prepared).skipped == []
     same = {path.parent.name for path, when in markers(tmp_path).items() if before.get(path) == when}
     assert same == {"0-read", "1-normalise"}, "boilerplate looks at all of a site"
-    assert all(when == before[path] for path, when in markers(tmp_path).items() if path.match("1-normalise/done-00000-*.json"))
+    assert all(
+        when == before[path]
+        for path, when in markers(tmp_path).items()
+        if path.match("1-normalise/done-00000-*.json")
+    )
 
 
-# --- the disk, and others in the folder ------------------------------------------------------------------------------------
+# --- the disk, and others in the folder
+# ------------------------------------------------------------------------------------
 
 
 def command(tmp_path: Path, workers: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
@@ -207,7 +221,9 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
         line = refused(command(disk, workers=2))
@@ -240,7 +256,9 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None
         disk.chmod(0o555)
         assert "can be written to" in refused(command(disk))
         return
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
         pytest.skip("a disk that cannot be written to cannot be mounted here")
     try:
         assert "Read-only file system: choose a corpora_dir" in refused(command(disk))
@@ -252,7 +270,10 @@ def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
     work, _ = steps(tmp_path)
     with pipeline._alone(work), pytest.raises(ValueError, match="does the tasks itself"):
         pipeline.run_task(work, "read")
-    with pipeline._beside_others(work), pytest.raises(ValueError, match="another `finetune prepare` is writing"):
+    with (
+        pipeline._beside_others(work),
+        pytest.raises(ValueError, match="another `finetune prepare` is writing"),
+    ):
         pipeline.prepare(config(tmp_path))
 
 
@@ -307,7 +328,14 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
     (tmp_path / "letters.jsonl").write_bytes((SAMPLE / "letters.jsonl").read_bytes())
     pipeline.prepare(prepared)
     gone = before - set((tmp_path / ".sample.stages").glob("*/*-*-*"))
-    assert {path.name.partition("-")[0] for path in gone} >= {"part", "drops", "done", "quarantine", "train", "validation"}
+    assert {path.name.partition("-")[0] for path in gone} >= {
+        "part",
+        "drops",
+        "done",
+        "quarantine",
+        "train",
+        "validation",
+    }
     assert not list(read.quarantined())
     for folder in (tmp_path / ".sample.stages").glob("[0-9]*"):
         assert {drop.source for drop in StageFolder(folder).drops()} <= {"letters"}
@@ -315,11 +343,16 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
             assert {document.source for document in StageFolder(folder).documents()} == {"letters"}
 
 
-def test_a_shard_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_cannot_be_written_whole_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(documents: object) -> object:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(stage_files, "_to_table", full)
-    with pytest.raises(OSError, match="No space left"), stage_files.shard_file(tmp_path / "part.parquet") as file:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        stage_files.shard_file(tmp_path / "part.parquet") as file,
+    ):
         file.add(document("Kort."))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
-"""Each rule of quality: a document that it drops, and that without it would pass; and law, which passes all."""
+"""Each rule of quality: a document that it drops, and that without it would pass; and law, which passes
+all."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ DROPPED = {
     "short_words": ("x | x | x | – | og " * 30, {"min_word_length": None}),
     "long_words": (LONG * 3, {"max_word_length": None}),
     "few_letters": ("i og " + "3421 12,50 99,75 118,40 " * 30, {"min_letter_words": None}),
-    "spaced_letters": ("v e d t a k o m a t og i på " * 5 + "kommunestyret behandler", {"max_spaced_letters": None}),
+    "spaced_letters": (
+        "v e d t a k o m a t og i på " * 5 + "kommunestyret behandler",
+        {"max_spaced_letters": None},
+    ),
     "few_function_words": (PLACES * 8, {"min_function_words": None}),
     "symbols": (TEXT.replace(" ", " #sak ", 20), {"max_symbol_share": None}),
     "bullets": ("\n".join(f"- {sentence}" for sentence in SENTENCES), {"max_bullet_lines": None}),
@@ -52,15 +56,25 @@ DROPPED = {
     "lorem_ipsum": ("Lorem ipsum dolor sit amet og i på av er det som for.", {"max_lorem_ipsum": None}),
     "lost_letters": (TEXT.replace("ø", "\ufffd").replace("å", "\ufffd"), {"max_broken_share": None}),
     "repeated_lines": ("\n".join([*SENTENCES, *SENTENCES, *SENTENCES]), {"max_duplicate_lines": None}),
-    "repeated_paragraphs": ("\n\n".join([TEXT.replace("\n\n", "\n")] * 3), {"max_duplicate_paragraphs": None}),
-    "repeated_words": (TEXT + " forordning (EU) 2020/1, forordning (EU) 2021/2," * 60, {"max_top_ngrams": None}),
+    "repeated_paragraphs": (
+        "\n\n".join([TEXT.replace("\n\n", "\n")] * 3),
+        {"max_duplicate_paragraphs": None},
+    ),
+    "repeated_words": (
+        TEXT + " forordning (EU) 2020/1, forordning (EU) 2021/2," * 60,
+        {"max_top_ngrams": None},
+    ),
     "repeated_passages": (" ".join([TEXT.replace("\n\n", " ")] * 4), {"max_duplicate_ngrams": None}),
-}  # fmt: skip
+}
 LIMITS = {"too_long": {"max_words": 50}}
 
-FORM = "Søknad om støtte\n\nNavn: ..........................\nAdresse ……………………………\nSted, dato: _ _ _ _ _ _ _ _\n"
+FORM = (
+    "Søknad om støtte\n\nNavn: ..........................\nAdresse ……………………………\nSted, dato: _ _ _ _ _ _ _ _\n"
+)
 FORM += "Fødselsnummer . . . . . . . . . . .\nUnderskrift ____________________\n\n" + SENTENCES[2]
-CONTENTS = "\n".join(f"{n} {' '.join(sentence.split()[:5])} {'.' * 40} {9 * n}" for n, sentence in enumerate(SENTENCES))
+CONTENTS = "\n".join(
+    f"{n} {' '.join(sentence.split()[:5])} {'.' * 40} {9 * n}" for n, sentence in enumerate(SENTENCES)
+)
 REFERENCES = "forordning (EU) 20{}/{}"
 EXAMPLE = """# Hente kontaktinformasjon
 
@@ -85,23 +99,31 @@ FIELDS = [
     "{navn.fornavn}",
     "{0}",
 ]
-TARIFF = (
-    "Forskrift om satser for frakt av dyr\n\nI\n\nI forskrift 1. mai 2020 nr. 12 om satser for frakt gjøres det en endring:\n"
-)
+TARIFF = "Forskrift om satser for frakt av dyr\n\nI\n\nI forskrift 1. mai 2020 nr. 12 om satser for frakt gjøres det en endring:\n"
 TARIFF += "\n§ 5 skal lyde:\n\nSatser for frakt til anlegg i hver kommune, i kroner per dyr og med avgift:\n"
-TARIFF += "\n".join(f"{3400 + n} | Sted{n} | {n},18 | {n + 3},94 | {2 * n},88" for n in range(60)) + "\n\nII\n\nDen trer i kraft."
+TARIFF += (
+    "\n".join(f"{3400 + n} | Sted{n} | {n},18 | {n + 3},94 | {2 * n},88" for n in range(60))
+    + "\n\nII\n\nDen trer i kraft."
+)
 SAME_IN_MANY = "\n\n".join(
     f"§ {n} tredje ledd skal lyde:\n\nTilskuddet begrenses til 37 584 kroner per termin av innbetalt skatt, trygdeavgift og "
-    "arbeidsgiveravgift for hver sysselsatt som det gis tilskudd for." for n in range(8, 16)
-)  # fmt: skip
+    "arbeidsgiveravgift for hver sysselsatt som det gis tilskudd for."
+    for n in range(8, 16)
+)
 
 # documents that were dropped, each by the rule of its name
 REAL = {
     "symbols: a form": FORM * 2,
     "symbols: a table of contents": CONTENTS,
-    "ellipses: a form": "\n".join(f"{word}: {'.' * 30}" for word in ("Navn", "Adresse", "Telefon", "Stilling", "Underskrift")),
-    "code: a letter with fields": LETTER.format(*["{felt}"] * 5, "{felt}{felt} år{felt} og {felt} måneder{felt}. " * 6),
-    "code: references": " ".join(f"{sentence[:-1]} [{n}], [{n}, {n + 1}] [se]." for n, sentence in enumerate(SENTENCES)),
+    "ellipses: a form": "\n".join(
+        f"{word}: {'.' * 30}" for word in ("Navn", "Adresse", "Telefon", "Stilling", "Underskrift")
+    ),
+    "code: a letter with fields": LETTER.format(
+        *["{felt}"] * 5, "{felt}{felt} år{felt} og {felt} måneder{felt}. " * 6
+    ),
+    "code: references": " ".join(
+        f"{sentence[:-1]} [{n}], [{n}, {n + 1}] [se]." for n, sentence in enumerate(SENTENCES)
+    ),
     "long_words: an example": EXAMPLE,
     "few_letters: a tariff": TARIFF,
     "repeated_words: references": f"{TEXT}\n\n{', '.join(REFERENCES.format(10 + n % 15, 7 * n + 100) for n in range(200))}",
@@ -110,7 +132,8 @@ REAL = {
     "long_words: a headline": "Arbeidsmiljøundersøkelsen gjennomføres: Kommunedirektørens personalpolitiske retningslinjer",
     "lost_letters: icons": "\n".join(f"{chr(0xE800 + n)} {sentence}" for n, sentence in enumerate(SENTENCES)),
     "bullets: a list": normalise.normalise("\n".join(f"\uf0b7 {sentence}" for sentence in SENTENCES)),
-    "bullets: a heading and a list": "Kommunen har disse oppgavene:\n" + "\n".join(f"• {s}" for s in SENTENCES * 3),
+    "bullets: a heading and a list": "Kommunen har disse oppgavene:\n"
+    + "\n".join(f"• {s}" for s in SENTENCES * 3),
 }
 
 
@@ -141,7 +164,9 @@ def test_a_sentence_is_not_judged_as_a_page_is(text: str) -> None:
     assert reasons(text) == set()
 
 
-@pytest.mark.parametrize("text", [TEXT, LAW, AMENDMENT, "- ett\n- to\n- tre\n" + TEXT, f"# Overskrift\n\n## Innhold\n\n{TEXT}"])
+@pytest.mark.parametrize(
+    "text", [TEXT, LAW, AMENDMENT, "- ett\n- to\n- tre\n" + TEXT, f"# Overskrift\n\n## Innhold\n\n{TEXT}"]
+)
 def test_law_and_guidance_break_no_rule(text: str) -> None:
     assert reasons(text) == set()
 
@@ -162,28 +187,37 @@ def test_merge_fields_are_no_code_and_fields_alone_no_text(field: str) -> None:
 
 
 def test_programs_and_tables_without_sentences_are_still_dropped() -> None:
-    program = "\n".join(f"const x{n} = items.map((item) => {{ return item[{n}] + '{n}'; }});" for n in range(20))
+    program = "\n".join(
+        f"const x{n} = items.map((item) => {{ return item[{n}] + '{n}'; }});" for n in range(20)
+    )
     assert "code" in reasons(program)
     assert "code" in reasons(f"// og nå skal det bli som det er for den som har det\n{program}")
     markup = "\n".join(f'<div class="a{n}"><a href="/side/{n}">Side {n}</a></div>' for n in range(30))
     assert "code" in reasons(markup)
     assert "few_letters" in reasons("\n".join(f"{n} | {n},5 | {n * 3} | {n}" for n in range(100)))
     assert "lost_letters" in reasons(TEXT.replace("ø", "\ue0f8"))
-    assert "repeated_passages" in reasons(" ".join(SENTENCES[n % 3] for n in (0, 1, 2, 1, 0, 2, 0, 1, 2, 1) * 6))
+    assert "repeated_passages" in reasons(
+        " ".join(SENTENCES[n % 3] for n in (0, 1, 2, 1, 0, 2, 0, 1, 2, 1) * 6)
+    )
 
 
 def test_sources_for_evaluation_are_not_judged_and_that_is_counted() -> None:
     sentence = document("Nei, aldri!")
     kept, said = through(Quality(), [sentence], config(reader="conllu"))
     assert (len(kept), said.counts) == (1, {"not_judged_letters": 1})
-    kept, said = through(Quality(), [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[])))
+    kept, said = through(
+        Quality(), [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[]))
+    )
     assert (kept, said.drop_reasons()) == ([], {"too_short": 1})
     with pytest.raises(ValueError, match="skip_readers names 'nobody'"):
         config(quality=QualityConfig(skip_readers=["nobody"]))
 
 
 def test_a_rule_is_named_with_what_it_measured_and_conversations_are_not_judged() -> None:
-    turns = [Turn(role="user", content="Hei", target=False), Turn(role="assistant", content="Ja.", target=True)]
+    turns = [
+        Turn(role="user", content="Hei", target=False),
+        Turn(role="assistant", content="Ja.", target=True),
+    ]
     documents = [document(TEXT, "good"), document("For kort", "short"), document("", "chat", turns=turns)]
     kept, said = through(Quality(), documents, config())
     assert [d.id for d in kept] == ["good", "chat"]

@@ -1,4 +1,5 @@
-"""`prepare` on the bundled sample: everything planted that this version catches is caught, and nothing else."""
+"""`prepare` on the bundled sample: everything planted that this version catches is caught, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
 
 
 def raw() -> list[dict[str, str]]:
-    return [json.loads(line) for name in JSONL for line in (SAMPLE / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for name in JSONL for line in (SAMPLE / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, str]]:
@@ -56,13 +59,19 @@ def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared:
     planted["svar-05.nob"] = "exact_duplicate"
     stages = prepared.folder.with_name(".sample.stages").glob("[0-9]*")
     dropped = [drop for stage in stages for drop in StageFolder(stage).drops()]
-    pairs = [({drop.id, drop.detail.rpartition("/")[2]}, drop.reason) for drop in dropped if "duplicate" in drop.reason]
+    pairs = [
+        ({drop.id, drop.detail.rpartition("/")[2]}, drop.reason)
+        for drop in dropped
+        if "duplicate" in drop.reason
+    ]
     assert len(pairs) == len(planted)
     for name, reason in planted.items():
         assert any(name in pair and reason == found for pair, found in pairs), name
     assert {drop.id: drop.reason for drop in dropped if "duplicate" not in drop.reason} == expected
     same_form = {r["id"] for r in raw() if r["planted"] == "same_form"} | {"svar-07.nob", "svar-26.nno"}
-    assert same_form <= text_after(prepared, "deduplicate").keys(), "another person's letter is another document"
+    assert same_form <= text_after(prepared, "deduplicate").keys(), (
+        "another person's letter is another document"
+    )
 
 
 def test_planted_frames_are_cut_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
@@ -126,7 +135,11 @@ def test_a_group_is_on_one_side_and_every_source_and_standard_on_both(prepared: 
 
 
 def test_laws_keep_their_structure_and_lose_their_apparatus(prepared: pipeline.Prepared) -> None:
-    laws = {name: row["text"] for name, row in text_after(prepared, "normalise").items() if row["source"] == "laws"}
+    laws = {
+        name: row["text"]
+        for name, row in text_after(prepared, "normalise").items()
+        if row["source"] == "laws"
+    }
     everything = "\n".join(laws.values())
     assert len(laws) == 12
     assert everything.count("§ 1.") >= 10
@@ -142,7 +155,9 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     corpus = Corpus(prepared.folder)
     corpus.verify()
     loaded = load_dataset(
-        "arrow", data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))], split="train"
+        "arrow",
+        data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))],
+        split="train",
     )
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
@@ -150,14 +165,19 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 
-def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(
+    prepared: pipeline.Prepared, tmp_path: Path
+) -> None:
     before = checksums(prepared.folder)
     again = pipeline.prepare(sample_config(prepared.folder.parent))
     assert again.skipped == ["read", *STAGES, "tokenise"]
     assert checksums(prepared.folder) == before
     elsewhere = pipeline.prepare(sample_config(tmp_path))
     assert checksums(elsewhere.folder) == before
-    cuts = [StageFolder(of.folder.with_name(".sample.stages") / "2-boilerplate").cuts() for of in (prepared, elsewhere)]
+    cuts = [
+        StageFolder(of.folder.with_name(".sample.stages") / "2-boilerplate").cuts()
+        for of in (prepared, elsewhere)
+    ]
     assert cuts[0] == cuts[1] != []
 
 

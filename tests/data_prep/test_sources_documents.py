@@ -1,4 +1,5 @@
-"""Readers of laws, minutes, debates, publications and journals. All of it is invented, in the exact format of the source."""
+"""Readers of laws, minutes, debates, publications and journals. All of it is invented, in the exact format of
+the source."""
 
 from __future__ import annotations
 
@@ -20,17 +21,25 @@ from data_prep.document import Report
 from data_prep.sources import claims, lovdata, markup
 from tests.data_prep.reading import faults, read, strange, texts
 
-# --- what sources claim -------------------------------------------------------------------------------------------------------
+# --- what sources claim
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("claim", "expected"),
     [
-        ("2014-02-13T10:00:00+01:00", "2014-02-13"), ("Møte torsdag den 13. februar 2014 kl. 10", "2014-02-13"),
+        ("2014-02-13T10:00:00+01:00", "2014-02-13"),
+        ("Møte torsdag den 13. februar 2014 kl. 10", "2014-02-13"),
         ("1.12.2020", "2020-12-01"),
-        (2019, "2019"), ("NOU 2015: 8", "2015"), ("", ""), (None, ""), ("kl. 10.15", ""), ("31.13.2020", "2020"), ("12345", ""),
+        (2019, "2019"),
+        ("NOU 2015: 8", "2015"),
+        ("", ""),
+        (None, ""),
+        ("kl. 10.15", ""),
+        ("31.13.2020", "2020"),
+        ("12345", ""),
     ],
-)  # fmt: skip
+)
 def test_dates(claim: object, expected: str) -> None:
     assert claims.date(claim) == expected
 
@@ -59,7 +68,8 @@ def test_languages(claim: object, expected: str) -> None:
     assert claims.language(claim) == expected
 
 
-# --- Lovdata -------------------------------------------------------------------------------------------------------------------
+# --- Lovdata
+# -------------------------------------------------------------------------------------------------------------------
 
 LAW = """<html lang="nn"><head></head><body><header class="documentHeader"><dl class="data-document-key-info">
 <dd class="dokid">NL/lov/2019-05-03-907</dd><dd class="refid">lov/2019-05-03-907</dd><dd class="title">Lov om vatn</dd>
@@ -95,13 +105,20 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     (tmp_path / "nl-1.xml").write_text(AMENDMENT)
     (law,) = read("lovdata", tmp_path)[0]
     assert law.text.partition("verne vatn.\n\n")[2].split("\n\n") == [
-        "Nytt kapittel 2 skal lyde:", "Kapittel 2. Vern", "§ 2. Vern", "Vatn skal vernast.",
-        "Vedlegg", "1. Reagens", "1.1. Reint vatn.",
-    ]  # fmt: skip
+        "Nytt kapittel 2 skal lyde:",
+        "Kapittel 2. Vern",
+        "§ 2. Vern",
+        "Vatn skal vernast.",
+        "Vedlegg",
+        "1. Reagens",
+        "1.1. Reint vatn.",
+    ]
     (tmp_path / "nl-1.xml").write_text(AMENDMENT.replace("LTI/lov", "NL/lov"))
     (law,) = read("lovdata", tmp_path)[0]
     assert "Vedlegg\n\n1. Reagens" in law.text
-    assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), "in a consolidated act it is not yet in force"
+    assert not any(word in law.text for word in ("Kapittel 2. Vern", "vernast")), (
+        "in a consolidated act it is not yet in force"
+    )
     assert "skal lyde" not in law.text, "it would introduce nothing"
 
 
@@ -119,7 +136,11 @@ def change(*parts: str) -> str:
 
 
 def items(*texts: str) -> str:
-    return "<ul>" + "".join(f'<li data-name="{n}."><article>{text}</article></li>' for n, text in enumerate(texts, 1)) + "</ul>"
+    return (
+        "<ul>"
+        + "".join(f'<li data-name="{n}."><article>{text}</article></li>' for n, text in enumerate(texts, 1))
+        + "</ul>"
+    )
 
 
 SEVERAL = lead("I lov 3. mai 2001 nr. 7 om elvar blir det gjort følgjande endringar:", "legalP")
@@ -138,40 +159,60 @@ KEPT = change(lead("§ 9 andre ledd skal lyde:"), lead("Ny tekst som gjeld.", "l
         (lead("§ 7 skal lyde:" + F), []),
         (lead("Ein setning.") + F, ["Ein setning."]),
         (SEVERAL + change(lead("§ 7 skal lyde:"), F), []),
-        (SEVERAL + change(lead("§ 7 skal lyde:"), F) + KEPT, [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
-        (SEVERAL + KEPT + change(lead("§ 7 skal lyde:"), F), [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
-        (SEVERAL + lead("§ 7 skal lyde:") + F + SEVERAL.replace("elvar", "vatn") + KEPT,
-         [SEVERAL.replace("elvar", "vatn"), "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
+        (
+            SEVERAL + change(lead("§ 7 skal lyde:"), F) + KEPT,
+            [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."],
+        ),
+        (
+            SEVERAL + KEPT + change(lead("§ 7 skal lyde:"), F),
+            [SEVERAL, "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."],
+        ),
+        (
+            SEVERAL + lead("§ 7 skal lyde:") + F + SEVERAL.replace("elvar", "vatn") + KEPT,
+            [SEVERAL.replace("elvar", "vatn"), "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."],
+        ),
         (f'<article class="document-change">{SEVERAL}{change(lead("§ 7 skal lyde:"), F)}</article>', []),
         (items(lead("§ 7 skal lyde:") + F, "Står."), ["2. Står."]),
         (items("Står.", "§ 7 skal lyde:") + F, ["1. Står."]),
         (lead("§ 7 skal lyde:") + '<sup class="footnotereference">1</sup>' + F, []),
         (KEPT, ["§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."]),
-        ("<h3>Endringar i andre lover:</h3>" + change(lead("§ 7 skal lyde:"), F), ["Endringar i andre lover:"]),
+        (
+            "<h3>Endringar i andre lover:</h3>" + change(lead("§ 7 skal lyde:"), F),
+            ["Endringar i andre lover:"],
+        ),
     ],
-)  # fmt: skip
-def test_what_introduces_a_provision_not_in_force_goes_with_it(tmp_path: Path, markup: str, left: list[str]) -> None:
+)
+def test_what_introduces_a_provision_not_in_force_goes_with_it(
+    tmp_path: Path, markup: str, left: list[str]
+) -> None:
     whole = LAW.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
     (tmp_path / "nl-1.xml").write_text(whole)
     (law,), report = read("lovdata", tmp_path)
     expected = [re.sub("<[^>]+>", "", part) for part in left]
     found = law.text.partition("Sluttføresegner")[2].split("\n")
     assert [line for line in found if line] == expected
-    assert report.counts["provisions_not_in_force"] == markup.count("futureLegalArticle") // 2 + markup.count("futuretitle")
+    assert report.counts["provisions_not_in_force"] == markup.count("futureLegalArticle") // 2 + markup.count(
+        "futuretitle"
+    )
     assert bool(report.counts["lead_ins_left_out"]) == ("skal lyde" in markup and F in markup)
     (tmp_path / "nl-1.xml").write_text(whole.replace("NL/lov", "LTI/lov"))
     (law,), report = read("lovdata", tmp_path)
-    lost = [text for text in re.sub("<[^>]+>", "\n", markup).split("\n") if text.strip() and text not in law.text]
+    lost = [
+        text for text in re.sub("<[^>]+>", "\n", markup).split("\n") if text.strip() and text not in law.text
+    ]
     assert not lost
     assert not report.counts["provisions_not_in_force"]
 
 
 def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> None:
-    """All letters of an act's body stand in the text, but for notes, and in consolidated acts what is not yet in force."""
+    """All letters of an act's body stand in the text, but for notes, and in consolidated acts what is not yet
+    in force."""
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
     with tarfile.open(archive) as tar:
         raws = [file.read() for member in islice(tar, 300) if (file := tar.extractfile(member)) is not None]
-    raws += [file.read_bytes() for file in sorted((real_corpora / "lovdata" / "gjeldende-lover").glob("*.xml"))]
+    raws += [
+        file.read_bytes() for file in sorted((real_corpora / "lovdata" / "gjeldende-lover").glob("*.xml"))
+    ]
     notes = {"changesToParent", "footnote", "footnotes", "footnotereference"}
     not_in_force = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
     for raw in raws:
@@ -205,7 +246,8 @@ def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
     assert "not read to its end" in report.broken[0].error
 
 
-# --- Stortinget ----------------------------------------------------------------------------------------------------------------
+# --- Stortinget
+# ----------------------------------------------------------------------------------------------------------------
 
 OLD = """<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE forhandling SYSTEM "forhandl_xml.dtd">
 <forhandling><mote sakid="7"><formalia><dato>Møte torsdag den 13. februar 2014 kl. 10</dato>
@@ -247,7 +289,9 @@ def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, e
     assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
     assert {d.url.partition("=")[2] for d in documents} == {"s140213"}
     (tmp_path / "s140213.xml").rename(tmp_path / "kopi.xml")
-    assert {d.url for d in read("stortinget", tmp_path)[0]} == {""}, "Stortinget knows no publication of that name"
+    assert {d.url for d in read("stortinget", tmp_path)[0]} == {""}, (
+        "Stortinget knows no publication of that name"
+    )
     assert [d.title for d in documents[1:]] == ["Innstilling om fjellskogen", "Referat"]
     assert not report.broken
 
@@ -262,7 +306,9 @@ def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -
         "Ola Dømme (A) [10:04:00], replikk: Hva koster det?\n\nÅr | Kroner",
     ]
     assert {(d.group, d.date) for d in documents} == {("refs-202021-11-17", "2020-11-17")}
-    assert documents[1].url == "https://data.stortinget.no/eksport/publikasjon?publikasjonid=refs-202021-11-17"
+    assert (
+        documents[1].url == "https://data.stortinget.no/eksport/publikasjon?publikasjonid=refs-202021-11-17"
+    )
     speeches, _ = read("stortinget", tmp_path, options={"unit": "speech"})
     assert [text.partition(",")[0].partition(":")[0] for text in texts(speeches)] == [
         "Presidenten",
@@ -294,7 +340,7 @@ def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -
             "&y;",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_markup_is_quarantined_and_the_good_files_arrive(tmp_path: Path, xml: str, error: str) -> None:
     (tmp_path / "a.xml").write_text(xml)
     (tmp_path / "b.xml").write_text(NEW)
@@ -305,7 +351,8 @@ def test_bad_markup_is_quarantined_and_the_good_files_arrive(tmp_path: Path, xml
     assert error in found
 
 
-# --- ParlaMint -----------------------------------------------------------------------------------------------------------------
+# --- ParlaMint
+# -----------------------------------------------------------------------------------------------------------------
 
 TEI = """<?xml version="1.0" encoding="UTF-8"?>
 <TEI xmlns="http://www.tei-c.org/ns/1.0" xml:lang="nb" xml:id="ParlaMint-NO_2022-05-10"><teiHeader><fileDesc><sourceDesc><bibl>
@@ -346,7 +393,8 @@ def test_annotated_debates_read_as_the_plain_ones(tmp_path: Path) -> None:
     assert texts(read("parlamint", tmp_path)[0])[1] == "Takk, president!"
 
 
-# --- regjeringen.no -------------------------------------------------------------------------------------------------------------
+# --- regjeringen.no
+# -------------------------------------------------------------------------------------------------------------
 
 XHTML = """<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml" lang="nn"><head>
 <title>NOU 2015: 8</title>
@@ -369,7 +417,11 @@ def test_publications_keep_headings_lists_and_tables_and_nothing_around(tmp_path
         "NOU 2015: 8 Framtida\n\n1 Innleiing\n\nSkulen endrar seg.1\n\n– leike\n– lære\n\nEtter lista.\n\n"
         "Tabell 1\nÅr | Elevar\n2014 | 615 327"
     )
-    assert (documents[0].title, documents[0].date, documents[0].language) == ("NOU 2015: 8 Framtida", "2015-06-15", "nno")
+    assert (documents[0].title, documents[0].date, documents[0].language) == (
+        "NOU 2015: 8 Framtida",
+        "2015-06-15",
+        "nno",
+    )
     assert documents[0].url == "https://www.regjeringen.no/nou-2015-8"
     assert {d.group for d in documents} == {"nou20150008"}
     assert len({d.group for d in read("regjeringen", tmp_path)[0]}) == 2
@@ -383,7 +435,8 @@ def test_a_publication_of_nothing_but_navigation_is_quarantined(tmp_path: Path) 
     assert faults(report) == [("a.html", "no text outside of what is left out")]
 
 
-# --- eInnsyn -------------------------------------------------------------------------------------------------------------------
+# --- eInnsyn
+# -------------------------------------------------------------------------------------------------------------------
 
 NOARK = """<?xml version="1.0" encoding="utf-8"?>
 <arkiv xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns="http://www.arkivverket.no/standarder/noark5/arkivstruktur">
@@ -414,7 +467,9 @@ A = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
 
 
 def node(name: str, kind: str | list[str], **terms: Any) -> dict[str, Any]:
-    return {"@id": f"http://namespace/{name}", "@type": kind} | {f"arkiv:{term}": value for term, value in terms.items()}
+    return {"@id": f"http://namespace/{name}", "@type": kind} | {
+        f"arkiv:{term}": value for term, value in terms.items()
+    }
 
 
 def to(name: str) -> dict[str, str]:
@@ -423,22 +478,47 @@ def to(name: str) -> dict[str, str]:
 
 GRAPH: list[dict[str, Any]] = [
     node(
-        "sak-1", "arkiv:Saksmappe", offentligTittel="Klage på vedtak", offentligTittel_SENSITIV="HEMMELIG klage",
-        offentligTittel_LIST=["HEMMELIG"], saksansvarlig="HEMMELIG", saksaar={"@type": "xsd:integer", "@value": "2021"},
-        sakssekvensnummer=44, administrativEnhet="Plan",
+        "sak-1",
+        "arkiv:Saksmappe",
+        offentligTittel="Klage på vedtak",
+        offentligTittel_SENSITIV="HEMMELIG klage",
+        offentligTittel_LIST=["HEMMELIG"],
+        saksansvarlig="HEMMELIG",
+        saksaar={"@type": "xsd:integer", "@value": "2021"},
+        sakssekvensnummer=44,
+        administrativEnhet="Plan",
     ),
     node(
-        "jp-1", ["arkiv:Journalpost"], offentligTittel="Klage", offentligTittel_SENSITIV="HEMMELIG", parent=to("sak-1"),
-        journalposttype={"@id": "arkiv:inngåendeDokument"}, journalpostnummer={"@value": "1"}, skjerming=to("sk-1"),
-        journaldato={"@type": "xsd:date", "@value": "2021-03-02"}, korrespondansepart=to("k-1"), dokumentbeskrivelse=[to("d-1")],
+        "jp-1",
+        ["arkiv:Journalpost"],
+        offentligTittel="Klage",
+        offentligTittel_SENSITIV="HEMMELIG",
+        parent=to("sak-1"),
+        journalposttype={"@id": "arkiv:inngåendeDokument"},
+        journalpostnummer={"@value": "1"},
+        skjerming=to("sk-1"),
+        journaldato={"@type": "xsd:date", "@value": "2021-03-02"},
+        korrespondansepart=to("k-1"),
+        dokumentbeskrivelse=[to("d-1")],
     ),
     node(
-        "d-1", "arkiv:Dokumentbeskrivelse", tittel="Vedlegg om vei", tittel_SENSITIV="HEMMELIG vedlegg", dokumentnummer=2,
+        "d-1",
+        "arkiv:Dokumentbeskrivelse",
+        tittel="Vedlegg om vei",
+        tittel_SENSITIV="HEMMELIG vedlegg",
+        dokumentnummer=2,
         tilknyttetRegistreringSom={"@id": "arkiv:vedlegg"},
     ),
-    node("sk-1", "arkiv:Skjerming", tilgangsrestriksjon="Unntatt offentlighet", skjermingshjemmel="Offl. § 13"),
-    node("k-1", "arkiv:Korrespondansepart", korrespondansepartNavn="HEMMELIG", korrespondansepartNavn_SENSITIV="HEMMELIG"),
-]  # fmt: skip
+    node(
+        "sk-1", "arkiv:Skjerming", tilgangsrestriksjon="Unntatt offentlighet", skjermingshjemmel="Offl. § 13"
+    ),
+    node(
+        "k-1",
+        "arkiv:Korrespondansepart",
+        korrespondansepartNavn="HEMMELIG",
+        korrespondansepartNavn_SENSITIV="HEMMELIG",
+    ),
+]
 
 
 def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -449,25 +529,27 @@ def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def value(found: Any) -> list[Any]:
         values = found if isinstance(found, list) else [found]
-        return [{name(k): name(v) for k, v in v.items()} if isinstance(v, dict) else {"@value": v} for v in values]
+        return [
+            {name(k): name(v) for k, v in v.items()} if isinstance(v, dict) else {"@value": v} for v in values
+        ]
 
     types = [node["@type"] if isinstance(node["@type"], list) else [node["@type"]] for node in graph]
     return [
-        {"@id": node["@id"], "@type": [name(t) for t in kinds]} | {name(k): value(v) for k, v in node.items() if k[0] != "@"}
+        {"@id": node["@id"], "@type": [name(t) for t in kinds]}
+        | {name(k): value(v) for k, v in node.items() if k[0] != "@"}
         for node, kinds in zip(graph, types, strict=True)
     ]
 
 
-JOURNAL = (
-    "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n{attachment}Unntatt offentlighet: Offl. § 13"
-)
+JOURNAL = "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n{attachment}Unntatt offentlighet: Offl. § 13"
 
 
 def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(NOARK)
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == (
-        JOURNAL.format(attachment="") + "\n\nJournalpost 2: Svar\n\nJournalpost 3: Kart\nHoveddokument: Kart over området"
+        JOURNAL.format(attachment="")
+        + "\n\nJournalpost 2: Svar\n\nJournalpost 3: Kart\nHoveddokument: Kart over området"
     )
     assert "HEMMELIG" not in str(document)
     assert (document.group, document.title, document.date) == ("sak-1", "Klage på vedtak", "2021")
@@ -477,8 +559,12 @@ def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) 
 SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon></skjerming>"
 
 
-@pytest.mark.parametrize("around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"])
-def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(tmp_path: Path, around: str) -> None:
+@pytest.mark.parametrize(
+    "around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
+)
+def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
+    tmp_path: Path, around: str
+) -> None:
     titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
     own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
     shield = SHIELD if around == "dokumentbeskrivelse" else ""
@@ -487,7 +573,9 @@ def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(tmp_
     xml = f"<mappe xsi:type='saksmappe'><systemID>a</systemID><offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
     for name in ("mappe", "klasse", "arkivdel"):
         xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
-    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>")
+    (tmp_path / "a.xml").write_text(
+        f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>"
+    )
     (document,), report = read("einnsyn", tmp_path)
     assert document.title == "Ny vei"
     assert ("Tegning" in document.text) is (around == "")
@@ -500,9 +588,14 @@ def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
         f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel></registrering></mappe>"
         for n in "ab"
     )
-    (tmp_path / "a.xml").write_text(f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{folders}</arkiv>")
+    (tmp_path / "a.xml").write_text(
+        f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{folders}</arkiv>"
+    )
     documents, _ = read("einnsyn", tmp_path)
-    assert [d.text for d in documents] == ["Sak: Sak a\n\nJournalpost: Brev a", "Sak: Sak b\n\nJournalpost: Brev b"]
+    assert [d.text for d in documents] == [
+        "Sak: Sak a\n\nJournalpost: Brev a",
+        "Sak: Sak b\n\nJournalpost: Brev b",
+    ]
 
 
 @pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
@@ -549,24 +642,55 @@ ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID><tittel>H
 
 
 def journal(kind: str, version: str = "5") -> str:
-    """Three entries of two cases, in the form of the schemas: the public journal has no `tittel` but a class' own."""
+    """Three entries of two cases, in the form of the schemas: the public journal has no `tittel` but a class'
+    own."""
     running = kind == "loependeJournal"
     hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
     common = {
-        "class_shield": hidden if running else "", "case_title": "<tittel>HEMMELIG sak</tittel>" if running else "",
-        "title": "<tittel>HEMMELIG post</tittel>" if running else "", "party_shield": hidden if running else "",
+        "class_shield": hidden if running else "",
+        "case_title": "<tittel>HEMMELIG sak</tittel>" if running else "",
+        "title": "<tittel>HEMMELIG post</tittel>" if running else "",
+        "party_shield": hidden if running else "",
         "case_shield": hidden if running else "",
-    }  # fmt: skip
+    }
     degree = "<grad>HEMMELIG</grad>" if version == "5" else "<gradering>HEMMELIG</gradering>"
     law = "<skjermingshjemmel>Offl. § 13</skjermingshjemmel>"
     shield = f"<tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon>{degree}{law}"
     rows = [
-        ROW.format(case=44, public_case="Klage på vedtak", id="jp-1", number=1, public="Klage", metadata=hidden,
-                   date="<dokumentetsDato>2021-02-27</dokumentetsDato>", shield=shield, **common),
-        ROW.format(case=45, public_case="Ny vei", id="jp-2", number=1, public="Kart", metadata="", date="", shield="", **common),
-        ROW.format(case=44, public_case="Klage på vedtak", id="jp-3", number=2, public="Svar", metadata="", date="", shield="",
-                   **common),
-    ]  # fmt: skip
+        ROW.format(
+            case=44,
+            public_case="Klage på vedtak",
+            id="jp-1",
+            number=1,
+            public="Klage",
+            metadata=hidden,
+            date="<dokumentetsDato>2021-02-27</dokumentetsDato>",
+            shield=shield,
+            **common,
+        ),
+        ROW.format(
+            case=45,
+            public_case="Ny vei",
+            id="jp-2",
+            number=1,
+            public="Kart",
+            metadata="",
+            date="",
+            shield="",
+            **common,
+        ),
+        ROW.format(
+            case=44,
+            public_case="Klage på vedtak",
+            id="jp-3",
+            number=2,
+            public="Svar",
+            metadata="",
+            date="",
+            shield="",
+            **common,
+        ),
+    ]
     space = f"http://www.arkivverket.no/standarder/noark5/{kind}"
     body = HEAD.format(count=3) + "".join(rows)
     return f'<?xml version="1.0" encoding="utf-8"?><{kind} xmlns="{space}">{body}</{kind}>'
@@ -586,15 +710,18 @@ def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withh
     ]
     assert "HEMMELIG" not in str(documents)
     assert [(d.group, d.title, d.date) for d in documents] == [
-        ("958:2021/44", "Klage på vedtak", "2021"), ("958:2021/45", "Ny vei", "2021"),
-    ]  # fmt: skip
+        ("958:2021/44", "Klage på vedtak", "2021"),
+        ("958:2021/45", "Ny vei", "2021"),
+    ]
     assert not report.broken
 
 
 def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_ones(tmp_path: Path) -> None:
     bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
     (tmp_path / "a.xml").write_text(bare)
-    (tmp_path / "b.xml").write_text(re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal")))
+    (tmp_path / "b.xml").write_text(
+        re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal"))
+    )
     documents, report = read("einnsyn", tmp_path)
     assert [d.title for d in documents] == ["Klage på vedtak"]
     assert "HEMMELIG" not in str(documents)
@@ -611,7 +738,9 @@ def test_a_case_that_is_named_in_one_row_alone_has_its_name(tmp_path: Path) -> N
 DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 
 
-@pytest.mark.parametrize("body", ["{", "[" * 5000, DEEP, '<arkiv><mappe xsi:type="saksmappe"/></arkiv>', "<rss/>"])
+@pytest.mark.parametrize(
+    "body", ["{", "[" * 5000, DEEP, '<arkiv><mappe xsi:type="saksmappe"/></arkiv>', "<rss/>"]
+)
 def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     (tmp_path / "a.jsonld").write_text(body)
     (tmp_path / "b.xml").write_text(NOARK)
@@ -628,7 +757,8 @@ def test_a_declared_encoding_of_half_characters_is_not_taken_at_its_word(tmp_pat
     assert report.counts["decoded_as_cp1252"] == 1
 
 
-# --- documents of any shape ----------------------------------------------------------------------------------------------------
+# --- documents of any shape
+# ----------------------------------------------------------------------------------------------------
 
 
 def lacking(markup: bytes) -> Iterator[bytes]:
@@ -660,7 +790,11 @@ SHAPES: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("kind", SHAPES)
 def test_no_document_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, kind: str) -> None:
     reader, good = SHAPES[kind]
-    others = (json.dumps(other).encode() for other in strange(json.loads(good))) if kind == "JSON-LD" else lacking(good)
+    others = (
+        (json.dumps(other).encode() for other in strange(json.loads(good)))
+        if kind == "JSON-LD"
+        else lacking(good)
+    )
     for number, content in enumerate([*others, good]):
         (tmp_path / f"{number:05d}.xml").write_bytes(content)
     source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()

@@ -20,7 +20,8 @@ from tests.data_prep.reading import faults, read, texts, write_lines
 
 SAID = 'Ombudet mener at {fristen} i sak NUMBER "burde" vært [oversittet]},{.'
 RECORDS: list[dict[str, Any]] = [
-    {"id": f"2019/{n}", "text": SAID.replace("NUMBER", str(n)), "meta": {"parts": [{"id": 1}]}} for n in range(1, 5)
+    {"id": f"2019/{n}", "text": SAID.replace("NUMBER", str(n)), "meta": {"parts": [{"id": 1}]}}
+    for n in range(1, 5)
 ]
 EXPECTED = [record["text"] for record in RECORDS]
 
@@ -29,7 +30,8 @@ def dump(value: Any, indent: int | None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-# --- an object that holds the list of records ---------------------------------------------------------------------------------
+# --- an object that holds the list of records
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("indent", [None, 0, 2, "\t"])
@@ -43,7 +45,9 @@ def dump(value: Any, indent: int | None) -> str:
         {"facets": [{"name": "år", "count": 3}], "hits": {"total": {"value": 4}, "hits": RECORDS}},
     ],
 )
-def test_the_list_of_records_in_an_object_is_found(tmp_path: Path, body: dict[str, Any], indent: int | None) -> None:
+def test_the_list_of_records_in_an_object_is_found(
+    tmp_path: Path, body: dict[str, Any], indent: int | None
+) -> None:
     (tmp_path / "a.json").write_text(dump(body, indent))
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
@@ -54,7 +58,9 @@ def test_the_list_of_records_in_an_object_is_found(tmp_path: Path, body: dict[st
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_an_object_is_read_in_every_encoding(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.json").write_bytes(dump({"items": [{"text": "Søknad på Ås"}]}, 2).replace("\n", "\r\n").encode(encoding))
+    (tmp_path / "a.json").write_bytes(
+        dump({"items": [{"text": "Søknad på Ås"}]}, 2).replace("\n", "\r\n").encode(encoding)
+    )
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["Søknad på Ås"]
     assert report.counts["decoded_as_cp1252"] == (encoding == "cp1252")
@@ -80,7 +86,9 @@ def test_one_pretty_printed_record_is_one_document_and_not_its_parts(tmp_path: P
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_records(tmp_path: Path, indent: int | None) -> None:
+def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_records(
+    tmp_path: Path, indent: int | None
+) -> None:
     records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
     (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
     (tmp_path / "b.json").write_text(dump(records, indent))
@@ -131,7 +139,11 @@ NO_LISTS = [
     ),
     NoList("a number", {"items": 5, "docs": RECORDS}, "no list under 'items'", {"records": "items"}),
     NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "holds 2 records by key, 's1', 's2'"),
-    NoList("by key, deeper", {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}}, "holds 2 records by key, 's1', 's2'"),
+    NoList(
+        "by key, deeper",
+        {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}},
+        "holds 2 records by key, 's1', 's2'",
+    ),
     NoList("no text", {"items": [{"body": "x"}]}, "no string under 'text'"),
     NoList("strings", {"items": ["x", "y"]}, "no string under 'text'"),
 ]
@@ -139,7 +151,9 @@ NO_LISTS = [
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("case", NO_LISTS, ids=lambda case: case.id)
-def test_an_object_without_a_plain_list_of_records_is_one_line(tmp_path: Path, case: NoList, indent: int | None) -> None:
+def test_an_object_without_a_plain_list_of_records_is_one_line(
+    tmp_path: Path, case: NoList, indent: int | None
+) -> None:
     (tmp_path / "a.json").write_text(dump(case.body, indent))
     documents, report = read("jsonl", tmp_path, options=case.options)
     assert not documents
@@ -175,10 +189,19 @@ MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content
         ("maalfrid", {"url": "http://a.no/b/c", "lang": "nob", "fulltext": "Om oss."}),
         ("parallel", {"id": "a", "nob": "Jeg vil.", "nno": "Eg vil."}),
         ("squad", {"id": "a", "context": "Det skjedde i 1814.", "question": "Når?", "answers": ["1814"]}),
-        ("squad", {"paragraphs": [{"context": "I 1814.", "qas": [{"id": 1, "question": "Når?", "answers": ["1814"]}]}]}),
+        (
+            "squad",
+            {
+                "paragraphs": [
+                    {"context": "I 1814.", "qas": [{"id": 1, "question": "Når?", "answers": ["1814"]}]}
+                ]
+            },
+        ),
     ],
-)  # fmt: skip
-def test_every_reader_of_json_takes_its_records_from_an_object(tmp_path: Path, reader: str, record: dict[str, Any]) -> None:
+)
+def test_every_reader_of_json_takes_its_records_from_an_object(
+    tmp_path: Path, reader: str, record: dict[str, Any]
+) -> None:
     alone = write_lines(tmp_path / "a.jsonl", [record])
     expected = [(d.text, d.turns) for d in read(reader, alone)[0]]
     assert expected
@@ -188,7 +211,9 @@ def test_every_reader_of_json_takes_its_records_from_an_object(tmp_path: Path, r
         assert [(d.text, d.turns) for d in documents] == expected
         assert not report.broken
     (tmp_path / "d.json").write_text(dump({"a": {"b": [record]}, "data": [record]}, 2))
-    assert [(d.text, d.turns) for d in read(reader, tmp_path / "d.json", options={"records": "a.b"})[0]] == expected
+    assert [
+        (d.text, d.turns) for d in read(reader, tmp_path / "d.json", options={"records": "a.b"})[0]
+    ] == expected
 
 
 def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,11 +231,14 @@ def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: p
     assert [error for _, error in faults(report)] == [
         "a second list of 3 records, 'more': name the one to read by options.records"
     ]
-    documents, report = read("jsonl", tmp_path / "a.json", options={"records": "more"}, limits={"max_record_bytes": 2**20})
+    documents, report = read(
+        "jsonl", tmp_path / "a.json", options={"records": "more"}, limits={"max_record_bytes": 2**20}
+    )
     assert [d.text for d in documents] == [record["text"] for record in records[:3]]
 
 
-# --- broken elements ----------------------------------------------------------------------------------------------------------
+# --- broken elements
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -282,12 +310,18 @@ def test_a_broken_element_costs_itself_alone(tmp_path: Path, fault: Fault, layou
     for number, record in enumerate(RECORDS, start=1):
         part = fault.broken.get(number, dump(record, indent and 2))
         if indent and number in fault.broken:
-            part = part.replace('{"id"', '{\n  "id"').replace(', "text"', ',\n  "text"').replace(' "text": "', ' "text": "')
+            part = (
+                part.replace('{"id"', '{\n  "id"')
+                .replace(', "text"', ',\n  "text"')
+                .replace(' "text": "', ' "text": "')
+            )
             part = part[:-1] + "\n}" if part.endswith("}") else part
         parts.append(part.replace("\n", "\n" + " " * ((indent or 2) - 2 or 2) if indent else "\n"))
     (tmp_path / "a.json").write_text(opening + comma.join(parts) + closing)
     documents, report = read("jsonl", tmp_path)
-    assert texts(documents) == [text for number, text in enumerate(EXPECTED, start=1) if number not in fault.broken]
+    assert texts(documents) == [
+        text for number, text in enumerate(EXPECTED, start=1) if number not in fault.broken
+    ]
     assert len(report.broken) == len(fault.broken)
     word = "line" if layout == "lines" else "record"
     assert [place for place, _ in faults(report)] == [f"a.json:{word} {number}" for number in fault.broken]
@@ -304,9 +338,13 @@ def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layou
     assert len(report.broken) == 1
 
 
-@pytest.mark.parametrize("tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"])
+@pytest.mark.parametrize(
+    "tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"]
+)
 @pytest.mark.parametrize("indent", [None, 2])
-def test_what_is_broken_beside_the_list_costs_no_record(tmp_path: Path, tail: str, indent: int | None) -> None:
+def test_what_is_broken_beside_the_list_costs_no_record(
+    tmp_path: Path, tail: str, indent: int | None
+) -> None:
     (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
@@ -315,7 +353,9 @@ def test_what_is_broken_beside_the_list_costs_no_record(tmp_path: Path, tail: st
 
 def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
     for indent in (None, 1):
-        (tmp_path / "a.json").write_text(dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1))
+        (tmp_path / "a.json").write_text(
+            dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1)
+        )
         assert texts(read("jsonl", tmp_path)[0]) == EXPECTED
 
 
@@ -330,7 +370,9 @@ def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> 
         assert not report.broken
 
 
-@pytest.mark.parametrize("layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"])
+@pytest.mark.parametrize(
+    "layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"]
+)
 @pytest.mark.parametrize("cut", [1, 40, 90])
 def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, layout: str, cut: int) -> None:
     opening, comma, _, indent = LAYOUTS[layout]
@@ -346,7 +388,9 @@ def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, l
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("in_object", [True, False])
-def test_a_packed_file_that_breaks_off_keeps_what_came_before(tmp_path: Path, in_object: bool, indent: int | None) -> None:
+def test_a_packed_file_that_breaks_off_keeps_what_came_before(
+    tmp_path: Path, in_object: bool, indent: int | None
+) -> None:
     random = Random(0)
     records = [{"id": n, "text": "".join(random.choices("abcdefghij ", k=400))} for n in range(2000)]
     body: Any = {"count": 2000, "response": {"docs": records}} if in_object else records
@@ -396,7 +440,8 @@ def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
         assert len(report.broken) == 1
 
 
-# --- lines --------------------------------------------------------------------------------------------------------------------
+# --- lines
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -449,7 +494,9 @@ def test_a_first_line_of_any_length_is_a_record(tmp_path: Path) -> None:
 def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_records(
     tmp_path: Path, broken: str, indent: int | None
 ) -> None:
-    whole = dump({"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent)
+    whole = dump(
+        {"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent
+    )
     path = tmp_path / "a.json"
     path.write_text(whole.replace('"@"', broken))
     documents, report = read("jsonl", path)
@@ -459,7 +506,9 @@ def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_r
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("body", ["@", '{"count": 4, "items": @, "next": null}'])
-def test_a_stray_end_of_the_list_costs_none_of_the_records_behind_it(tmp_path: Path, body: str, indent: int | None) -> None:
+def test_a_stray_end_of_the_list_costs_none_of_the_records_behind_it(
+    tmp_path: Path, body: str, indent: int | None
+) -> None:
     parts = [dump(record, indent) for record in RECORDS]
     path = tmp_path / "a.json"
     path.write_text(body.replace("@", "[" + parts[0] + "], " + ", ".join(parts[1:]) + "]"))

@@ -11,7 +11,8 @@ from data_prep.sources import markdown, markup, pdf
 from data_prep.sources.pdf_layout import Line, Page
 from tests.data_prep.reading import faults, read
 
-# --- web pages ------------------------------------------------------------------------------------------------------------------
+# --- web pages
+# ------------------------------------------------------------------------------------------------------------------
 
 PARAGRAPH = "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig behandlet av rådmannen. "
 PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
@@ -27,18 +28,25 @@ PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
 
 def test_a_page_is_its_main_text_with_its_headings(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
-    (tmp_path / "tom.html").write_text("<html><head><title>Tom</title></head><body><script>start()</script></body></html>")
+    (tmp_path / "tom.html").write_text(
+        "<html><head><title>Tom</title></head><body><script>start()</script></body></html>"
+    )
     documents, report = read("webpage", tmp_path)
     (page,) = documents
     assert "## Frister" in page.text
     assert "Hovedopptak er 1. mars." in page.text
     assert not any(noise in page.text for noise in ("informasjonskapsler", "Personvern", "Kart", "](/frist)"))
-    assert (page.url, page.group, page.language) == ("https://www.kommune.no/barnehage/soek", "kommune.no/barnehage", "nob")
+    assert (page.url, page.group, page.language) == (
+        "https://www.kommune.no/barnehage/soek",
+        "kommune.no/barnehage",
+        "nob",
+    )
     assert page.date == "2023-03-01"
     assert [(drop.id, drop.reason) for drop in report.drops] == [("tom.html", "no_main_text")]
 
 
-# --- Markdown -------------------------------------------------------------------------------------------------------------------
+# --- Markdown
+# -------------------------------------------------------------------------------------------------------------------
 
 MARKDOWN = """---
 title: "Feilsøking"
@@ -82,7 +90,12 @@ def test_markdown_keeps_headings_code_and_tables_and_reduces_the_rest(tmp_path: 
         '```bash\n# ikkje ei overskrift\ncurl "$URL" | grep "[a](b)" <!-- blir -->\n```\n\n'
         "```xml\n<skjerming>JA</skjerming>\n```\n\n| A | B |\n|---|---|\n| 1 2 | <x> |"
     )
-    assert (document.title, document.language, document.date, document.group) == ("Feilsøking", "nno", "2024-05-06", "docs")
+    assert (document.title, document.language, document.date, document.group) == (
+        "Feilsøking",
+        "nno",
+        "2024-05-06",
+        "docs",
+    )
 
 
 WRAPPED = """# Postkasse
@@ -138,11 +151,17 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("| A | B |\n|---|---|\n| <ul><li>en</li><li>to</li></ul> | x |", "| A | B |\n|---|---|\n| • en • to | x |"),
+        (
+            "| A | B |\n|---|---|\n| <ul><li>en</li><li>to</li></ul> | x |",
+            "| A | B |\n|---|---|\n| • en • to | x |",
+        ),
         ("| A |\n|---|\n| <p>en</p><p>to</p> |", "| A |\n|---|\n| en to |"),
         ("<p>Ein.</p><p>To.</p>", "Ein.\nTo."),
         ("<ul><li>ein</li><li>to</li></ul>", "- ein\n- to"),
-        ("<table><tr><td>Ein</td><td>To</td></tr><tr><td>Tre</td><td>Fire</td></tr></table>", "Ein | To\nTre | Fire"),
+        (
+            "<table><tr><td>Ein</td><td>To</td></tr><tr><td>Tre</td><td>Fire</td></tr></table>",
+            "Ein | To\nTre | Fire",
+        ),
         ("<dl><dt>Frist</dt><dd>1. mars</dd></dl>", "Frist\n1. mars"),
         ("<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>", "Fakta\nVedteke i 2012."),
         ("<details><summary>Meir</summary>Gøymd.</details>", "Meir\nGøymd."),
@@ -152,7 +171,10 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
         ("{% include callout.html content='Vi flyttar.' %}", "Vi flyttar."),
         ('{% hint style="info" %}\nHugs dette.\n{% endhint %}', "Hugs dette."),
         ("{% raw %}Skriv {{ namn }} her.{% endraw %}", "Skriv {{ namn }} her."),
-        ("Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig.", "Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig."),
+        (
+            "Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig.",
+            "Sjå noten.[^1]\n\n[^1]: Noten seier noko viktig.",
+        ),
         ("Tekst.\n\n[viktig]: dette er inga lenkje", "Tekst.\n\n[viktig]: dette er inga lenkje"),
         ("Tekst [her][r].\n\n[r]: https://lov.no 'Lova'", "Tekst her."),
         ('<img src="a.png" alt="Kart over hamna">', "Kart over hamna"),
@@ -180,19 +202,43 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
     (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")
     documents, _ = read("markdown", tmp_path)
     assert [(d.title, d.text) for d in documents] == [
-        ("Min tittel", "# Min tittel\n\nTekst."), ("Noe", "# Min tittel\n\n```\nåpen kode"),
-    ]  # fmt: skip
+        ("Min tittel", "# Min tittel\n\nTekst."),
+        ("Noe", "# Min tittel\n\n```\nåpen kode"),
+    ]
 
 
 @pytest.mark.parametrize(
     "opening",
     [
-        " ", "`", "{%highlight %}", '{% include content="', "{{ ", "![a", "[[a]", "<http://", "<code>", "<script ", "{:",
-        "[a](b){", "<!--", "ord\n", "<li>", "<li> ", "<li>a", "| <li>a", "<td",
-        "{{< ", "{{% a", "{% raw %}", "{{ a", '{{< a title="', "<img alt='", "[a]: b",
+        " ",
+        "`",
+        "{%highlight %}",
+        '{% include content="',
+        "{{ ",
+        "![a",
+        "[[a]",
+        "<http://",
+        "<code>",
+        "<script ",
+        "{:",
+        "[a](b){",
+        "<!--",
+        "ord\n",
+        "<li>",
+        "<li> ",
+        "<li>a",
+        "| <li>a",
+        "<td",
+        "{{< ",
+        "{{% a",
+        "{% raw %}",
+        "{{ a",
+        '{{< a title="',
+        "<img alt='",
+        "[a]: b",
         "+++\n",
     ],
-)  # fmt: skip
+)
 def test_no_page_of_markdown_takes_forever(opening: str) -> None:
     """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
     text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b", Report())
@@ -216,7 +262,8 @@ def test_a_declaration_of_markup_does_not_take_forever() -> None:
     markup.parse_html(b"<?xml " + b'encoding="a" ' * 40_000 + b"<p>Tekst", Report())
 
 
-# --- PDF ------------------------------------------------------------------------------------------------------------------------
+# --- PDF
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def page(*lines: str) -> Page:
@@ -231,30 +278,46 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
     ]
     words = ("en", "to", "tre", "fire", "fem")
     own = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
-    pages = [page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5") for n in range(5)]
+    pages = [
+        page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5")
+        for n in range(5)
+    ]
     text = pdf.running_text(pages)
     assert "årsmelding" not in text
     assert "Side" not in text
     paragraphs = [" ".join(lines) for lines in own]
-    assert text.split("\n\n") == [part for n in range(5) for part in (paragraphs[n], f"{n + 1} Avsnitt", paragraphs[n])]
+    assert text.split("\n\n") == [
+        part for n in range(5) for part in (paragraphs[n], f"{n + 1} Avsnitt", paragraphs[n])
+    ]
 
 
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["Saksbehandlingen skal følge kommu\ufffe", "nens regler."], "Saksbehandlingen skal følge kommunens regler."),
-        (["Det ble laget en risiko\ufffe", "og sårbarhetsanalyse."], "Det ble laget en risiko- og sårbarhetsanalyse."),
+        (
+            ["Saksbehandlingen skal følge kommu\ufffe", "nens regler."],
+            "Saksbehandlingen skal følge kommunens regler.",
+        ),
+        (
+            ["Det ble laget en risiko\ufffe", "og sårbarhetsanalyse."],
+            "Det ble laget en risiko- og sårbarhetsanalyse.",
+        ),
         (["Logg inn med ID\ufffe", "porten nå."], "Logg inn med ID-porten nå."),
         (["Gjelder Nord\ufffe", "Norge alene."], "Gjelder Nord-Norge alene."),
         (["• en", "• to"], "• en\n• to"),
-        (["Innholdsfortegnelse", "1 Innledning ........ 3", "2 Mer . . . . . 17", "Selve teksten."], "Selve teksten."),
+        (
+            ["Innholdsfortegnelse", "1 Innledning ........ 3", "2 Mer . . . . . 17", "Selve teksten."],
+            "Selve teksten.",
+        ),
     ],
 )
 def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
     assert pdf.running_text([page(*lines)]) == expected
 
 
-@pytest.mark.parametrize("line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000])
+@pytest.mark.parametrize(
+    "line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000]
+)
 def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
     """Guards against rules in quadratic time."""
     assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
@@ -264,12 +327,13 @@ def make_pdf(text: str) -> bytes:
     """A PDF of one page, with or without a line of text."""
     stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode("latin-1") if text else b""
     objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
         b"<< /Title (Brevet) /CreationDate (D:20150312101500) >>",
-    ]  # fmt: skip
+    ]
     out, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):
         offsets.append(len(out))
@@ -283,6 +347,8 @@ def test_pdf_files_are_read_scans_are_dropped_and_broken_ones_quarantined(tmp_pa
     (tmp_path / "b.pdf").write_bytes(make_pdf(""))
     (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nikke noe mer")
     documents, report = read("pdf", tmp_path)
-    assert [(d.id, d.text, d.title, d.date) for d in documents] == [("a", "Søknaden er innvilget.", "Brevet", "2015-03-12")]
+    assert [(d.id, d.text, d.title, d.date) for d in documents] == [
+        ("a", "Søknaden er innvilget.", "Brevet", "2015-03-12")
+    ]
     assert [(drop.id, drop.reason) for drop in report.drops] == [("b", "no_text_layer")]
     assert [place for place, _ in faults(report)] == ["c.pdf"]

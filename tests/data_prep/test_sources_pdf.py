@@ -37,7 +37,9 @@ def text_of(tmp_path: Path, pages: list[list[Piece]], picture: bool = False) -> 
 
 def sentence(page: int, line: int) -> str:
     theme, other = THEMES[line % 14], THEMES[(line + page + 1) % 14]
-    return f"kommunen skal i planperioden bruke mer på {theme} og mindre på {other} enn den gjorde i den forrige"
+    return (
+        f"kommunen skal i planperioden bruke mer på {theme} og mindre på {other} enn den gjorde i den forrige"
+    )
 
 
 def words(pages: int, lines: int) -> list[str]:
@@ -47,7 +49,9 @@ def words(pages: int, lines: int) -> list[str]:
 def numbers(values: list[int], x: float, flush_right: bool = False, step: int = 1) -> list[Piece]:
     size = 8
     return [
-        Piece(x - (0.556 * size * len(str(value)) if flush_right else 0), 760 - LEADING * line, str(value), size)
+        Piece(
+            x - (0.556 * size * len(str(value)) if flush_right else 0), 760 - LEADING * line, str(value), size
+        )
         for line, value in enumerate(values)
         if value % step == 0
     ]
@@ -57,7 +61,9 @@ def numbers(values: list[int], x: float, flush_right: bool = False, step: int = 
 @pytest.mark.parametrize("step", [1, 5])
 @pytest.mark.parametrize("restarts", [True, False])
 @pytest.mark.parametrize("drawn", ["line by line", "after the text", "before the text"])
-def test_line_numbers_are_left_out_and_counted(tmp_path: Path, x: float, step: int, restarts: bool, drawn: str) -> None:
+def test_line_numbers_are_left_out_and_counted(
+    tmp_path: Path, x: float, step: int, restarts: bool, drawn: str
+) -> None:
     pages = []
     for page in range(3):
         text = column([sentence(page, line) for line in range(24)], size=10)
@@ -73,8 +79,13 @@ def test_line_numbers_are_left_out_and_counted(tmp_path: Path, x: float, step: i
 
 def test_line_numbers_within_a_parted_word_are_left_out(tmp_path: Path) -> None:
     """PDFium goes on in the next line where a hyphen ends one: what stands first there is the number."""
-    lines = [f"{sentence(0, line)} og i hver kom-" if line % 2 == 0 else f"mune. {sentence(0, line)}." for line in range(20)]
-    pages = [sorted(column(lines, size=9) + numbers(list(range(1, 21)), 50), key=lambda piece: (-piece.y, piece.x))]
+    lines = [
+        f"{sentence(0, line)} og i hver kom-" if line % 2 == 0 else f"mune. {sentence(0, line)}."
+        for line in range(20)
+    ]
+    pages = [
+        sorted(column(lines, size=9) + numbers(list(range(1, 21)), 50), key=lambda piece: (-piece.y, piece.x))
+    ]
     text, report = text_of(tmp_path, pages)
     assert text.count("kommune.") == 10
     assert not any(character.isdecimal() for character in text)
@@ -82,7 +93,10 @@ def test_line_numbers_within_a_parted_word_are_left_out(tmp_path: Path) -> None:
 
 
 def test_short_last_pages_and_headings_have_their_line_numbers_left_out_too(tmp_path: Path) -> None:
-    first = [Piece(72, 760, "Plan for skog og fjell", 16, True), *column([sentence(0, n) for n in range(19)], top=746, size=10)]
+    first = [
+        Piece(72, 760, "Plan for skog og fjell", 16, True),
+        *column([sentence(0, n) for n in range(19)], top=746, size=10),
+    ]
     last = column(["Vedtatt av kommunestyret."], size=10)
     pages = [first + numbers(list(range(1, 21)), 40), last + numbers([21], 40)]
     text, report = text_of(tmp_path, pages)
@@ -106,7 +120,10 @@ LISTS = {
     "numbered sections": [
         piece
         for n in range(1, 11)
-        for piece in (Piece(72, 790 - 42 * n, f"{n} Om {THEMES[n]}", 12, True), Piece(72, 776 - 42 * n, sentence(0, n), 10))
+        for piece in (
+            Piece(72, 790 - 42 * n, f"{n} Om {THEMES[n]}", 12, True),
+            Piece(72, 776 - 42 * n, sentence(0, n), 10),
+        )
     ],
     "paragraphs numbered in the margin": [
         piece
@@ -145,10 +162,15 @@ PAGE_NUMBERS = {
 
 @pytest.mark.parametrize("kind", PAGE_NUMBERS)
 @pytest.mark.parametrize("at_foot", [True, False])
-def test_page_numbers_and_running_titles_are_left_out_and_counted(tmp_path: Path, kind: str, at_foot: bool) -> None:
+def test_page_numbers_and_running_titles_are_left_out_and_counted(
+    tmp_path: Path, kind: str, at_foot: bool
+) -> None:
     y = 40 if at_foot else 810
     pages = [
-        [*column([sentence(page, line) for line in range(8)], size=10), Piece(290, y, PAGE_NUMBERS[kind][page], 9)]
+        [
+            *column([sentence(page, line) for line in range(8)], size=10),
+            Piece(290, y, PAGE_NUMBERS[kind][page], 9),
+        ]
         for page in range(6)
     ]
     text, report = text_of(tmp_path, pages)
@@ -168,7 +190,10 @@ REAL_LINES = {
 def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
     titles = REAL_LINES[kind]
     pages = [
-        [Piece(72, 790, titles[page], 16, True), *column([sentence(page, line) for line in range(8)], size=10)]
+        [
+            Piece(72, 790, titles[page], 16, True),
+            *column([sentence(page, line) for line in range(8)], size=10),
+        ]
         for page in range(6)
     ]
     text, report = text_of(tmp_path, pages)
@@ -176,7 +201,10 @@ def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, 
     assert not report.counts["page_titles_and_numbers_left_out"]
 
 
-BODY = ["Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året i hele kommunen", "også når det er tørt."]
+BODY = [
+    "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året i hele kommunen",
+    "også når det er tørt.",
+]
 HEADINGS = {
     "larger": [
         Piece(72, 760, "Kommunens plan for vern av vann og vassdrag i perioden", 16),
@@ -207,7 +235,9 @@ def test_a_heading_of_several_lines_is_one_and_parted_from_the_paragraph(tmp_pat
 
 
 def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path: Path) -> None:
-    heading = "Kommunens plan for vern av vann og vassdrag og andre viktige saker i hele perioden fram til neste"
+    heading = (
+        "Kommunens plan for vern av vann og vassdrag og andre viktige saker i hele perioden fram til neste"
+    )
     after = column([sentence(0, line) for line in range(6)], top=600, size=10)
     text, _ = text_of(tmp_path, [[*column([heading], size=10), *column(BODY, top=730, size=10), *after]])
     assert text.split("\n\n")[:2] == [heading, " ".join(BODY)]
@@ -216,7 +246,14 @@ def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path
 def test_two_headings_below_each_other_stay_two(tmp_path: Path) -> None:
     heads = [Piece(72, 760, "2 Vann", 14, True), Piece(72, 740, "2.1 Drikkevann", 12, True)]
     text, _ = text_of(
-        tmp_path, [[*heads, *column(BODY, top=720, size=10), *column([sentence(0, n) for n in range(6)], top=600, size=10)]]
+        tmp_path,
+        [
+            [
+                *heads,
+                *column(BODY, top=720, size=10),
+                *column([sentence(0, n) for n in range(6)], top=600, size=10),
+            ]
+        ],
     )
     assert text.split("\n\n")[:3] == ["2 Vann", "2.1 Drikkevann", " ".join(BODY)]
 
@@ -226,7 +263,10 @@ def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
         Piece(72, 760, "Formål.", 10, True),
         Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10),
     ]
-    rest = [*column(["og i hele kommunen."], top=746, size=10), *column([sentence(0, n) for n in range(6)], top=600, size=10)]
+    rest = [
+        *column(["og i hele kommunen."], top=746, size=10),
+        *column([sentence(0, n) for n in range(6)], top=600, size=10),
+    ]
     text, _ = text_of(tmp_path, [[*first, *rest]])
     assert text.startswith(
         "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året og i hele kommunen."

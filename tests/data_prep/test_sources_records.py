@@ -1,5 +1,5 @@
-"""Readers of records: JSON lines and arrays, NCC, Målfrid, parallel texts, SQuAD, tables, Talk of Norway, Hub data sets,
-treebanks. All documents here are invented, in the exact format of the source."""
+"""Readers of records: JSON lines and arrays, NCC, Målfrid, parallel texts, SQuAD, tables, Talk of Norway, Hub
+data sets, treebanks. All documents here are invented, in the exact format of the source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.data_prep.reading import faults, read, strange, texts, write_lines
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
 
-# --- JSON lines and arrays ----------------------------------------------------------------------------------------------------
+# --- JSON lines and arrays
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,9 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (f'{{"text": "x", "n": {"9" * 5000}}}', "not JSON that can be read"),
     ],
 )
-def test_a_broken_line_is_quarantined_with_its_place_and_the_others_arrive(tmp_path: Path, line: str, error: str) -> None:
+def test_a_broken_line_is_quarantined_with_its_place_and_the_others_arrive(
+    tmp_path: Path, line: str, error: str
+) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "Først."}}\n{line}\n\n{{"text": "Sist."}}\n')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["Først.", "Sist."]
@@ -51,7 +54,8 @@ def test_a_broken_line_is_quarantined_with_its_place_and_the_others_arrive(tmp_p
 
 
 def test_an_array_is_read_element_by_element(tmp_path: Path) -> None:
-    """Longer than what is read of the file at a time, with everything in it that could be taken for an end."""
+    """Longer than what is read of the file at a time, with everything in it that could be taken for an
+    end."""
     records = [{"id": n, "text": f'{n}: [{{"}}], "\\" ' + "æøå" * 5000} for n in range(40)]
     for name, indent in (("tett.json", None), ("luftig.json", 2)):
         path = tmp_path / name
@@ -75,7 +79,9 @@ def test_elements_before_a_fault_in_an_array_are_kept_and_the_loss_is_said(tmp_p
 @pytest.mark.parametrize("between", ["", "\n", " \n" * 50_000])
 def test_arrays_are_read_one_after_another(tmp_path: Path, between: str) -> None:
     arrays = [[{"text": f"{n}: " + "å" * 30_000}, {"text": f"{n}."}] for n in range(3)]
-    (tmp_path / "a.json").write_text(between.join([json.dumps(array, ensure_ascii=False) for array in [*arrays, []]]) + between)
+    (tmp_path / "a.json").write_text(
+        between.join([json.dumps(array, ensure_ascii=False) for array in [*arrays, []]]) + between
+    )
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == [record["text"] for array in arrays for record in array]
     assert not report.broken
@@ -110,9 +116,16 @@ def test_an_element_of_an_array_is_no_larger_than_a_record_may_be(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("encoding", "count"),
-    [("utf-8", ""), ("utf-8-sig", ""), ("cp1252", "decoded_as_cp1252"), ("utf-16", ""),
-     ("utf-16-le", ""), ("utf-16-be", ""), ("utf-32", "")],
-)  # fmt: skip
+    [
+        ("utf-8", ""),
+        ("utf-8-sig", ""),
+        ("cp1252", "decoded_as_cp1252"),
+        ("utf-16", ""),
+        ("utf-16-le", ""),
+        ("utf-16-be", ""),
+        ("utf-32", ""),
+    ],
+)
 @pytest.mark.parametrize("reader", ["text", "jsonl", "array", "table"])
 def test_encodings_are_told_from_the_bytes(tmp_path: Path, encoding: str, count: str, reader: str) -> None:
     said = "Søkjaren på Ås får «løyve» – innan 14 dagar."
@@ -133,28 +146,43 @@ def test_encodings_are_told_from_the_bytes(tmp_path: Path, encoding: str, count:
 
 
 def test_a_stray_byte_and_a_stray_nul_cost_no_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet. " + b"x" * 100)
+    (tmp_path / "a.txt").write_bytes(
+        "Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet. " + b"x" * 100
+    )
     documents, report = read("text", tmp_path)
     assert documents[0].text.startswith("Vedtak på Ås er fattet.")
     assert report.counts["nul_bytes_removed"] == 1
 
 
-# --- NCC ---------------------------------------------------------------------------------------------------------------------
+# --- NCC
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def ncc(doc_type: str, number: int = 1, **changes: Any) -> dict[str, Any]:
     return {
-        "id": f"{number:07d}", "doc_type": doc_type, "publish_year": 2019, "lang_fasttext": "nn", "lang_fasttext_conf": "0.641",
-        "text": f"{TEXT} ({doc_type} {number})", **changes,
-    }  # fmt: skip
+        "id": f"{number:07d}",
+        "doc_type": doc_type,
+        "publish_year": 2019,
+        "lang_fasttext": "nn",
+        "lang_fasttext_conf": "0.641",
+        "text": f"{TEXT} ({doc_type} {number})",
+        **changes,
+    }
 
 
 def test_ncc_reads_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path) -> None:
     records = [
-        ncc("maalfrid_regjeringen"), ncc("parliament", lang_fasttext="no"), ncc("government_nb", lang_fasttext="no"),
-        ncc("publicreports", lang_fasttext="da"), ncc("lovdata_cd_rundskriv_lovavdeling_2005"), ncc("newspapers_online_nb"),
-        ncc("newspapers_online_nn", 2), ncc("newspaper_ocr"), ncc("books"), ncc("wikipedia_download_nbo"),
-    ]  # fmt: skip
+        ncc("maalfrid_regjeringen"),
+        ncc("parliament", lang_fasttext="no"),
+        ncc("government_nb", lang_fasttext="no"),
+        ncc("publicreports", lang_fasttext="da"),
+        ncc("lovdata_cd_rundskriv_lovavdeling_2005"),
+        ncc("newspapers_online_nb"),
+        ncc("newspapers_online_nn", 2),
+        ncc("newspaper_ocr"),
+        ncc("books"),
+        ncc("wikipedia_download_nbo"),
+    ]
     with gzip.open(tmp_path / "train-shard-0001-of-0002.json.gz", "wt") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     documents, report = read("ncc", tmp_path)
@@ -171,20 +199,27 @@ def test_ncc_reads_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path) 
 
 def test_ncc_confidence_is_a_string(tmp_path: Path) -> None:
     confidences = ["0.95", "0.1", 0.5, "1.00", None, "høy", [0.9]]
-    write_lines(tmp_path / "a.json", [ncc("parliament", n, lang_fasttext_conf=c) for n, c in enumerate(confidences)])
+    write_lines(
+        tmp_path / "a.json", [ncc("parliament", n, lang_fasttext_conf=c) for n, c in enumerate(confidences)]
+    )
     documents, report = read("ncc", tmp_path, options={"min_confidence": 0.5})
     assert [d.id for d in documents] == [f"parliament/{n:07d}" for n in (0, 2, 3, 4)]
     assert report.counts["below_min_confidence"] == 1
     assert [place for place, _ in faults(report)] == ["a.json:line 6", "a.json:line 7"]
 
 
-# --- Målfrid -----------------------------------------------------------------------------------------------------------------
+# --- Målfrid
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_maalfrid_says_language_and_address_and_groups_by_the_sites_folder(tmp_path: Path) -> None:
     pages = [
         {"lang": "nob", "url": "https://www.eksempeltilsynet.no/tilsyn/a.html", "fulltext": TEXT},
-        {"lang": "nno", "url": "https://eksempeltilsynet.no/tilsyn/b.pdf", "text": "Kommunen har handsama søknaden."},
+        {
+            "lang": "nno",
+            "url": "https://eksempeltilsynet.no/tilsyn/b.pdf",
+            "text": "Kommunen har handsama søknaden.",
+        },
         {"lang": "sme", "url": "https://eksempeltilsynet.no/", "content": "Gielda lea meannudan ohcama."},
         {"lang": "nob", "url": "https://eksempeltilsynet.no/om/oss"},
         {"lang": "nob", "fulltext": "Uten adresse."},
@@ -195,10 +230,14 @@ def test_maalfrid_says_language_and_address_and_groups_by_the_sites_folder(tmp_p
     assert [d.language for d in documents] == ["nob", "nno", "sme", "nob"]
     assert [d.group for d in documents][:3] == ["eksempeltilsynet.no/tilsyn"] * 2 + ["eksempeltilsynet.no/"]
     assert documents[0].url == documents[0].id == pages[0]["url"]
-    assert [error for _, error in faults(report)] == ["no string under 'fulltext or text or content'", "no string under 'url'"]
+    assert [error for _, error in faults(report)] == [
+        "no string under 'fulltext or text or content'",
+        "no string under 'url'",
+    ]
 
 
-# --- parallel texts -----------------------------------------------------------------------------------------------------------
+# --- parallel texts
+# -----------------------------------------------------------------------------------------------------------
 
 LETTER = [
     {"id": "brev-0", "path": "mal/A.kt", "nob": "Du kan få {felt} fra NAV.", "nno": "Du kan få {felt} frå NAV.",
@@ -213,7 +252,12 @@ LETTER = [
 def test_parallel_texts_become_pairs_that_teach_the_other_written_standard(tmp_path: Path) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, report = read("parallel", tmp_path)
-    assert [d.id for d in documents] == ["brev-0:nob-nno", "brev-0:nno-nob", "brev-4:nob-nno", "brev-4:nno-nob"]
+    assert [d.id for d in documents] == [
+        "brev-0:nob-nno",
+        "brev-0:nno-nob",
+        "brev-4:nob-nno",
+        "brev-4:nno-nob",
+    ]
     asked, answered = documents[0].turns
     assert (asked.role, asked.target, answered.role, answered.target) == ("user", False, "assistant", True)
     assert asked.content == "Skriv om teksten til nynorsk:\n\nDu kan få {felt} fra NAV."
@@ -222,12 +266,19 @@ def test_parallel_texts_become_pairs_that_teach_the_other_written_standard(tmp_p
     assert [d.group for d in documents] == ["mal/A.kt"] * 2 + ["mal/B.kt"] * 2
     assert {d.mask for d in documents} == {"assistant_masks"}
     counts = report.counts
-    assert counts["pairs_of_the_same_text"] == counts["pairs_with_other_merge_fields"] == counts["pairs_with_an_empty_side"] == 2
+    assert (
+        counts["pairs_of_the_same_text"]
+        == counts["pairs_with_other_merge_fields"]
+        == counts["pairs_with_an_empty_side"]
+        == 2
+    )
 
 
 def test_parallel_texts_become_translations_as_prompt_and_completion(tmp_path: Path) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
-    documents, _ = read("parallel", tmp_path, options={"form": "prompt_completion", "pairs": ["eng-nob", "nob-eng"]})
+    documents, _ = read(
+        "parallel", tmp_path, options={"form": "prompt_completion", "pairs": ["eng-nob", "nob-eng"]}
+    )
     assert [[t.content for t in d.turns] for d in documents] == [
         ["Oversett teksten til bokmål:\n\nYou may get {felt}.\n\n", "Du kan få {felt} fra NAV."],
         ["Translate the text into English:\n\nDu kan få {felt} fra NAV.\n\n", "You may get {felt}."],
@@ -240,13 +291,19 @@ def test_parallel_texts_become_whole_letters_in_each_language_of_one_group(tmp_p
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, _ = read("parallel", tmp_path, options={"form": "text"})
     assert [(d.group, d.language) for d in documents] == [
-        ("mal/A.kt", "nob"), ("mal/A.kt", "nno"), ("mal/A.kt", "eng"), ("mal/B.kt", "nob"), ("mal/B.kt", "nno"),
-    ]  # fmt: skip
+        ("mal/A.kt", "nob"),
+        ("mal/A.kt", "nno"),
+        ("mal/A.kt", "eng"),
+        ("mal/B.kt", "nob"),
+        ("mal/B.kt", "nno"),
+    ]
     assert documents[1].text == "Du kan få {felt} frå NAV.\n\nAFP-tillegg\n\nVi har avslått."
 
 
 def test_a_parallel_record_of_the_wrong_kind_is_quarantined(tmp_path: Path) -> None:
-    write_lines(tmp_path / "brev.jsonl", [{"id": "x", "nob": ["liste"]}, {"id": "y", "fra": "Bonjour"}, LETTER[4]])
+    write_lines(
+        tmp_path / "brev.jsonl", [{"id": "x", "nob": ["liste"]}, {"id": "y", "fra": "Bonjour"}, LETTER[4]]
+    )
     documents, report = read("parallel", tmp_path)
     assert len(documents) == 2
     assert [error for _, error in faults(report)] == [
@@ -255,7 +312,8 @@ def test_a_parallel_record_of_the_wrong_kind_is_quarantined(tmp_path: Path) -> N
     ]
 
 
-# --- SQuAD --------------------------------------------------------------------------------------------------------------------
+# --- SQuAD
+# --------------------------------------------------------------------------------------------------------------------
 
 CONTEXT = "Fylkesmannen ble statsforvalter 1. januar 2021. Navnet er kjønnsnøytralt."
 
@@ -266,17 +324,35 @@ def question(asked: str, answer: str | None, number: int) -> dict[str, Any]:
 
 
 def test_squad_asks_of_a_text_and_teaches_the_answer(tmp_path: Path) -> None:
-    asked = [question("Når?", "1. januar 2021", 7), question("Hvem?", None, 8), question("Hva?", "finnes ikke i teksten", 9)]
-    body = {"data": [{"title": "Embete", "paragraphs": [{"context": CONTEXT, "qas": asked}, {"context": "Uten spørsmål."}]}, 5]}
+    asked = [
+        question("Når?", "1. januar 2021", 7),
+        question("Hvem?", None, 8),
+        question("Hva?", "finnes ikke i teksten", 9),
+    ]
+    body = {
+        "data": [
+            {
+                "title": "Embete",
+                "paragraphs": [{"context": CONTEXT, "qas": asked}, {"context": "Uten spørsmål."}],
+            },
+            5,
+        ]
+    }
     (tmp_path / "spm.json").write_text(json.dumps(body, indent=1))
     documents, report = read("squad", tmp_path)
-    assert [[t.content for t in d.turns] for d in documents] == [[f"{CONTEXT}\n\nSpørsmål: Når?", "1. januar 2021"]]
+    assert [[t.content for t in d.turns] for d in documents] == [
+        [f"{CONTEXT}\n\nSpørsmål: Når?", "1. januar 2021"]
+    ]
     assert (documents[0].id, documents[0].title, documents[0].mask) == ("spm:7", "Embete", "assistant_masks")
     assert report.counts["unanswerable"] == 1
     assert [error.partition(":")[0] for _, error in faults(report)] == [
-        "the answer is not in the text", "a paragraph without questions (qas)", "not an object with paragraphs",
-    ]  # fmt: skip
-    documents, _ = read("squad", tmp_path, options={"form": "prompt_completion", "unanswerable": "Teksten sier det ikke."})
+        "the answer is not in the text",
+        "a paragraph without questions (qas)",
+        "not an object with paragraphs",
+    ]
+    documents, _ = read(
+        "squad", tmp_path, options={"form": "prompt_completion", "unanswerable": "Teksten sier det ikke."}
+    )
     assert [d.turns[1].content for d in documents] == ["1. januar 2021", "Teksten sier det ikke."]
     assert documents[0].turns[0].content.endswith("Når?\nSvar: ")
     assert len({d.group for d in documents}) == 1
@@ -290,13 +366,21 @@ def test_squad_is_read_a_question_a_line_too(tmp_path: Path) -> None:
         "question": "Når?",
         "answers": {"text": ["1. januar 2021"], "answer_start": [0]},
     }
-    write_lines(tmp_path / "spm.jsonl", [line, {"context": CONTEXT}, {**line, "id": "b", "answers": {"text": [3]}}, line])
+    write_lines(
+        tmp_path / "spm.jsonl",
+        [line, {"context": CONTEXT}, {**line, "id": "b", "answers": {"text": [3]}}, line],
+    )
     documents, report = read("squad", tmp_path)
     assert [d.id for d in documents] == ["spm:a", "spm:a:2"]
-    assert [error for _, error in faults(report)] == ["no text under 'question'", "answers that are no list of texts"]
+    assert [error for _, error in faults(report)] == [
+        "no text under 'question'",
+        "answers that are no list of texts",
+    ]
 
 
-@pytest.mark.parametrize("answers", [5, True, "1. januar 2021", [5], {"text": "1. januar 2021"}, {"text": None}])
+@pytest.mark.parametrize(
+    "answers", [5, True, "1. januar 2021", [5], {"text": "1. januar 2021"}, {"text": None}]
+)
 def test_squad_answers_that_are_no_list_of_texts_are_quarantined(tmp_path: Path, answers: object) -> None:
     good = {"context": CONTEXT, "question": "Når?", "answers": ["1. januar 2021"]}
     write_lines(tmp_path / "a.jsonl", [{**good, "answers": answers}, good])
@@ -309,25 +393,41 @@ def test_squad_answers_that_are_no_list_of_texts_are_quarantined(tmp_path: Path,
     assert faults(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------------
+# --- tables
+# -------------------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"text": "innhold", "id": "nr", "date": "publisert", "language": "målform", "group": "sak"}
 
 
 def test_a_table_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
     rows = [
-        {"nr": "1", "innhold": 'Han sa "nei",\nog gikk.', "publisert": "3. mai 2017", "målform": "bokmål", "sak": "17/1"},
-        {"nr": "2", "innhold": "Ho svara ja.", "publisert": "2018-02-01", "målform": "nynorsk", "sak": "17/1"},
+        {
+            "nr": "1",
+            "innhold": 'Han sa "nei",\nog gikk.',
+            "publisert": "3. mai 2017",
+            "målform": "bokmål",
+            "sak": "17/1",
+        },
+        {
+            "nr": "2",
+            "innhold": "Ho svara ja.",
+            "publisert": "2018-02-01",
+            "målform": "nynorsk",
+            "sak": "17/1",
+        },
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
-    lines = [",".join(rows[0])] + [",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in rows]
+    lines = [",".join(rows[0])] + [
+        ",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in rows
+    ]
     (tmp_path / "a.csv").write_text("\r\n".join(lines))
     for name in ("a.csv", "b.parquet"):
         documents, report = read("table", tmp_path / name, fields=COLUMNS)
         assert texts(documents) == [row["innhold"] for row in rows]
         assert [(d.id, d.date, d.language, d.group) for d in documents] == [
-            ("1", "2017-05-03", "nob", "17/1"), ("2", "2018-02-01", "nno", "17/1"),
-        ]  # fmt: skip
+            ("1", "2017-05-03", "nob", "17/1"),
+            ("2", "2018-02-01", "nno", "17/1"),
+        ]
         assert not report.broken
 
 
@@ -346,8 +446,14 @@ STRAY = '3,"Sitat uten slutt,b\n'
     [
         (STRAY, ["3"]),  # until the file ends
         (STRAY + "4,God.,b\n" * 2000, ["3"]),  # until a row has its longest
-        (STRAY + '4,God.,"b"\n' + STRAY.replace("3", "5") + "6,God.,b\n", ["3", "5"]),  # until a quote that closes nothing
-        (STRAY + "4,God.,b\n5,God.,b\n" + '6,Slutt",b,c\n', ["3", "6"]),  # until one that closes, in a row with other columns
+        (
+            STRAY + '4,God.,"b"\n' + STRAY.replace("3", "5") + "6,God.,b\n",
+            ["3", "5"],
+        ),  # until a quote that closes nothing
+        (
+            STRAY + "4,God.,b\n5,God.,b\n" + '6,Slutt",b,c\n',
+            ["3", "6"],
+        ),  # until one that closes, in a row with other columns
         ('3,"God\nog, ja,\nlang.",b\n', []),
         ('3,"For\nog, ja:\nmange.",b,c\n4,God.,b\n', ["3"]),
     ],
@@ -371,7 +477,9 @@ def test_a_table_of_stray_quotes_ends(tmp_path: Path) -> None:
 
 
 def test_a_stray_byte_and_a_stray_nul_of_a_table_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("id,text\n1,Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet.\n")
+    (tmp_path / "a.csv").write_bytes(
+        "id,text\n1,Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet.\n"
+    )
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["Vedtak på Ås er fattet."]
     assert (report.counts["decoded_as_cp1252"], report.counts["nul_bytes_removed"]) == (1, 1)
@@ -388,7 +496,9 @@ SUMS = [
 @pytest.mark.parametrize("ending", ["\r\n", "\n"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_the_separator_of_a_table_is_found(tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any) -> None:
+def test_the_separator_of_a_table_is_found(
+    tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any
+) -> None:
     """Texts hold all of them, and sums have decimal commas, as Excel writes them in Norway."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(SUMS[0]), delimiter=separator, quoting=quoting, lineterminator=ending)
@@ -400,7 +510,9 @@ def test_the_separator_of_a_table_is_found(tmp_path: Path, separator: str, encod
     assert [d.id for d in documents] == ["1", "2", "3"]
     assert not report.broken
     name = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}[separator]
-    assert {key: count for key, count in report.counts.items() if key.startswith("separator_")} == {f"separator_{name}": 1}
+    assert {key: count for key, count in report.counts.items() if key.startswith("separator_")} == {
+        f"separator_{name}": 1
+    }
 
 
 @dataclass(frozen=True)
@@ -475,8 +587,15 @@ def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Pat
 
 @pytest.mark.parametrize("reader", ["table", "huggingface"])
 def test_a_row_that_python_cannot_hold_is_quarantined(tmp_path: Path, reader: str) -> None:
-    text = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])),
-                                                  pa.py_buffer(b"a\xffc")])  # fmt: skip
+    text = pa.Array.from_buffers(
+        pa.string(),
+        3,
+        [
+            None,
+            pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])),
+            pa.py_buffer(b"a\xffc"),
+        ],
+    )
     rows = pa.table({"text": text, "date": pa.array([0, 0, 2**31 - 1], pa.date32())})
     if reader == "table":
         pq.write_table(rows, tmp_path / "a.parquet")
@@ -494,12 +613,14 @@ def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
         read("table", tmp_path)
     with pytest.raises(
-        ValueError, match=r"no column 'text' but innhold, nr: reader talk_of_norway knows no other name; reader table"
+        ValueError,
+        match=r"no column 'text' but innhold, nr: reader talk_of_norway knows no other name; reader table",
     ):
         read("talk_of_norway", tmp_path)
 
 
-# --- Talk of Norway -----------------------------------------------------------------------------------------------------------
+# --- Talk of Norway
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_path: Path) -> None:
@@ -514,19 +635,25 @@ def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_pat
         "Presidenten: Neste taler er statsråden.",
     ]
     assert [(d.language, d.date, d.group, d.title) for d in documents] == [
-        ("nno", "2011-02-10", "s110210", "Landbruk"), ("nob", "2011-02-10", "s110210", "Landbruk"),
-    ]  # fmt: skip
+        ("nno", "2011-02-10", "s110210", "Landbruk"),
+        ("nob", "2011-02-10", "s110210", "Landbruk"),
+    ]
     assert not report.broken
 
 
 def test_talk_of_norway_reads_labelled_lines(tmp_path: Path) -> None:
-    (tmp_path / "sentences_7k_nno.txt").write_text("Regjeringa har lenge oversett åtvaringane.\n\nDet er mi meining.\n")
-    (tmp_path / "labelled.csv").write_text("date,language,text\n2001-06-14,nob,Det gjelder bl.a. de som er syke.\n")
+    (tmp_path / "sentences_7k_nno.txt").write_text(
+        "Regjeringa har lenge oversett åtvaringane.\n\nDet er mi meining.\n"
+    )
+    (tmp_path / "labelled.csv").write_text(
+        "date,language,text\n2001-06-14,nob,Det gjelder bl.a. de som er syke.\n"
+    )
     documents, _ = read("talk_of_norway", tmp_path)
     assert [(d.language, d.date) for d in documents] == [("nob", "2001-06-14"), ("nno", ""), ("nno", "")]
 
 
-# --- Hugging Face -------------------------------------------------------------------------------------------------------------
+# --- Hugging Face
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_data_set_is_read_by_split_as_text_and_as_conversations(tmp_path: Path) -> None:
@@ -542,7 +669,10 @@ def test_a_saved_data_set_is_read_by_split_as_text_and_as_conversations(tmp_path
     assert [(d.text, d.language) for d in documents] == [("En.", "nob"), ("To.", "nno")]
     assert texts(read("huggingface", tmp_path / "tekst", options={"split": "test"})[0]) == ["En."]
     (chat,) = read("huggingface", tmp_path / "samtaler")[0]
-    assert [(t.role, t.content, t.target) for t in chat.turns] == [("user", "Når?", False), ("assistant", "Nå.", True)]
+    assert [(t.role, t.content, t.target) for t in chat.turns] == [
+        ("user", "Når?", False),
+        ("assistant", "Nå.", True),
+    ]
     with pytest.raises(ValueError, match=r"has no split 'dev': set options.split to one of train, test"):
         read("huggingface", tmp_path / "tekst", options={"split": "dev"})
     file = next((tmp_path / "samtaler").glob("*.arrow"))
@@ -558,7 +688,8 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        FileNotFoundError, match=r"data set ingen/finnes, split train, is no folder here.*HF_HUB_OFFLINE is set"
+        FileNotFoundError,
+        match=r"data set ingen/finnes, split train, is no folder here.*HF_HUB_OFFLINE is set",
     ) as raised:
         read("huggingface", Path("ingen/finnes"))
     assert "\n" not in str(raised.value)
@@ -566,7 +697,8 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: 
         read("huggingface", tmp_path)
 
 
-# --- treebanks ----------------------------------------------------------------------------------------------------------------
+# --- treebanks
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_treebank_is_read_by_sentences_or_its_own_documents(tmp_path: Path) -> None:
@@ -599,21 +731,40 @@ def test_documents_of_a_treebank_begin_with_or_without_an_id(tmp_path: Path) -> 
     assert [place for place, _ in faults(report)] == [f"nn_prov-ud-dev.conllu:line {n}" for n in (11, 17, 22)]
 
 
-# --- records of any shape -----------------------------------------------------------------------------------------------------
+# --- records of any shape
+# -----------------------------------------------------------------------------------------------------
 
-MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content": [{"type": "text", "text": "Nå."}]}]
+MESSAGES = [
+    {"role": "user", "content": "Når?"},
+    {"role": "assistant", "content": [{"type": "text", "text": "Nå."}]},
+]
 ANSWERED = {"question": "Når?", "answers": [{"text": "1. januar 2021", "answer_start": 0}], "id": "q"}
 GOOD: dict[str, list[dict[str, Any]]] = {
-    "jsonl": [{"text": TEXT, "id": "a", "group": "g", "language": "nb", "title": "t", "date": "2014", "url": "http://a.no/b"}],
+    "jsonl": [
+        {
+            "text": TEXT,
+            "id": "a",
+            "group": "g",
+            "language": "nb",
+            "title": "t",
+            "date": "2014",
+            "url": "http://a.no/b",
+        }
+    ],
     "chat": [
-        {"messages": MESSAGES, "id": "a", "group": "g"}, {"instruction": "a", "input": "b", "output": "c"},
-        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, {"prompt": "a", "completion": "b", "tools": []},
+        {"messages": MESSAGES, "id": "a", "group": "g"},
+        {"instruction": "a", "input": "b", "output": "c"},
+        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+        {"prompt": "a", "completion": "b", "tools": []},
     ],
     "ncc": [ncc("parliament")],
     "maalfrid": [{"url": "http://a.no/b/c", "lang": "nob", "fulltext": TEXT, "date": 2014}],
     "parallel": [{"id": "a", "path": "b", "nob": "Jeg", "nno": "Eg"}],
-    "squad": [{**ANSWERED, "context": CONTEXT}, {"paragraphs": [{"context": CONTEXT, "qas": [ANSWERED]}], "title": "t"}],
-}  # fmt: skip
+    "squad": [
+        {**ANSWERED, "context": CONTEXT},
+        {"paragraphs": [{"context": CONTEXT, "qas": [ANSWERED]}], "title": "t"},
+    ],
+}
 
 
 @pytest.mark.parametrize("reader", GOOD)
@@ -626,5 +777,9 @@ def test_no_record_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path
     for file in reading.files(source):
         documents = list(reading.read("s", source, report, [file]))
         assert "siste" in documents[-1].id
-        assert all(isinstance(getattr(d, key), str) for d in documents for key in ("id", "text", "title", "date", "url", "group"))
+        assert all(
+            isinstance(getattr(d, key), str)
+            for d in documents
+            for key in ("id", "text", "title", "date", "url", "group")
+        )
     assert report.broken

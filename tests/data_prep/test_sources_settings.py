@@ -1,4 +1,5 @@
-"""What a corpus file may say of a source, what a record may say of itself, and how much of a source may be broken."""
+"""What a corpus file may say of a source, what a record may say of itself, and how much of a source may be
+broken."""
 
 from __future__ import annotations
 
@@ -17,14 +18,21 @@ from data_prep import pipeline, reading
 from data_prep.config import CorpusConfig, MixtureRule, PrepareConfig, SourceConfig, from_settings
 from data_prep.document import Report
 from data_prep.stage_files import StageFolder
-from data_prep.stage_settings import BoilerplateConfig, DecontaminateConfig, LanguageConfig, QualityConfig, TokenizerConfig
+from data_prep.stage_settings import (
+    BoilerplateConfig,
+    DecontaminateConfig,
+    LanguageConfig,
+    QualityConfig,
+    TokenizerConfig,
+)
 from tests.data_prep.documents import config as corpus_of
 from tests.data_prep.reading import faults, read, texts, write_lines
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
 
-# --- what a corpus file may say ------------------------------------------------------------------------------------------------
+# --- what a corpus file may say
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -33,9 +41,17 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
         ("text", {"fields": {"text": "body"}}, "fields.text: reader text reads no named fields"),
         ("stortinget", {"options": {"units": "item"}}, "options.units: reader stortinget has unit"),
-        ("stortinget", {"options": {"unit": "paragraph"}}, "options.unit is 'paragraph': choose one of item, speech"),
+        (
+            "stortinget",
+            {"options": {"unit": "paragraph"}},
+            "options.unit is 'paragraph': choose one of item, speech",
+        ),
         ("parlamint", {"options": {"unit": 3}}, "options.unit is 3: reader parlamint takes a str there"),
-        ("ncc", {"options": {"doc_types": ["parliament", "newspapers_online_nb"]}}, "newspapers were withdrawn"),
+        (
+            "ncc",
+            {"options": {"doc_types": ["parliament", "newspapers_online_nb"]}},
+            "newspapers were withdrawn",
+        ),
         ("ncc", {"options": {"min_confidence": "0.5"}}, "takes a float there"),
         ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs names 'nob'"),
         ("parallel", {"options": {"form": "chat"}}, "options.form is 'chat'"),
@@ -43,11 +59,23 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ("table", {"options": {"delimiter": "||"}}, "give one character"),
         ("jsonl", {"max_broken_share": 2}, "max_broken_share is 2"),
         ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: must be at least 1"),
-        ("jsonl", {"fields": {"body": "text"}}, "fields.body: reader jsonl reads text, id, group, language, title, date, url"),
-        ("maalfrid", {"fields": {"group": "site"}}, "fields.group: reader maalfrid reads text, id, language, title, date, url"),
+        (
+            "jsonl",
+            {"fields": {"body": "text"}},
+            "fields.body: reader jsonl reads text, id, group, language, title, date, url",
+        ),
+        (
+            "maalfrid",
+            {"fields": {"group": "site"}},
+            "fields.group: reader maalfrid reads text, id, language, title, date, url",
+        ),
         ("jsonl", {"language": "nb"}, "language is 'nb': give an ISO 639-3 code"),
         ("jsonl", {"language": "nor"}, "language is 'nor': give an ISO 639-3 code"),
-        ("huggingface", {"options": {"split": "train[:1%]"}}, r"options.split is 'train\[:1%\]': give a whole split"),
+        (
+            "huggingface",
+            {"options": {"split": "train[:1%]"}},
+            r"options.split is 'train\[:1%\]': give a whole split",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_is_read(
@@ -67,7 +95,10 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
             lambda: corpus_of(boilerplate=BoilerplateConfig(readers=["web"])),
             "boilerplate.readers names 'web': choose among jsonl",
         ),
-        (lambda: corpus_of(quality=QualityConfig(skip_sources=["laws"])), "quality.skip_sources names 'laws': choose"),
+        (
+            lambda: corpus_of(quality=QualityConfig(skip_sources=["laws"])),
+            "quality.skip_sources names 'laws': choose",
+        ),
     ],
 )
 def test_a_name_that_nothing_has_is_refused(made: Callable[[], object], words: str) -> None:
@@ -76,10 +107,15 @@ def test_a_name_that_nothing_has_is_refused(made: Callable[[], object], words: s
 
 
 def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
-    """Each composes to the schema, and names only options that its reader has. Without data, that is all there is to refuse."""
+    """Each composes to the schema, and names only options that its reader has. Without data, that is all
+    there is to refuse."""
     for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
-        text = re.sub(r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?", str(tmp_path), file.read_text())
-        corpus = from_settings(CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x"))))
+        text = re.sub(
+            r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?", str(tmp_path), file.read_text()
+        )
+        corpus = from_settings(
+            CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x")))
+        )
         assert file.stem == corpus.name
         for source in corpus.sources.values():
             with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"):
@@ -88,7 +124,9 @@ def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
 
 def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"
+    ):
         read("jsonl", tmp_path)
 
 
@@ -110,7 +148,9 @@ def test_a_row_of_a_table_that_never_ends_is_stepped_over(tmp_path: Path) -> Non
     assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
 
 
-def test_a_document_is_called_the_same_however_its_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_is_called_the_same_however_its_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("a", "b"):
         (tmp_path / "docs" / folder).mkdir(parents=True)
         (tmp_path / "docs" / folder / "index.md").write_text(f"# Rettleiing\n\n{TEXT}")
@@ -125,7 +165,9 @@ def test_a_document_is_called_the_same_however_its_folder_is_named(tmp_path: Pat
 
 
 def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)])
+    write_lines(
+        tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)]
+    )
     documents, _ = read("jsonl", tmp_path)
     assert [document.language for document in documents] == ["nno", "", ""]
 
@@ -136,11 +178,14 @@ def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path: Path) -> None:
         read("jsonl", tmp_path)
 
 
-# --- how much may be broken ------------------------------------------------------------------------------------------------
+# --- how much may be broken
+# ------------------------------------------------------------------------------------------------
 
 
 def prepare(tmp_path: Path, good: int, broken: int, **settings: Any) -> pipeline.Prepared:
-    lines = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) for n in range(good)] + ["nei"] * broken
+    lines = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) for n in range(good)] + [
+        "nei"
+    ] * broken
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0", **settings)
     corpus = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
@@ -160,17 +205,27 @@ def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=line):
         prepare(tmp_path, good=30, broken=11)
     assert not (tmp_path / "corpora" / "x").exists()
-    assert prepare(tmp_path, good=30, broken=11, max_broken_share=0.5).manifest.stages[0].counts["quarantined_letters"] == 11
-    with pytest.raises(ValueError, match=r"source letters: nothing of it can be read; a.jsonl:line 1: not JSON"):
+    assert (
+        prepare(tmp_path, good=30, broken=11, max_broken_share=0.5)
+        .manifest.stages[0]
+        .counts["quarantined_letters"]
+        == 11
+    )
+    with pytest.raises(
+        ValueError, match=r"source letters: nothing of it can be read; a.jsonl:line 1: not JSON"
+    ):
         prepare(tmp_path, good=0, broken=1, max_broken_share=1.0)
 
 
 def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="source letters: nothing of it can be read: its files hold no document"):
+    with pytest.raises(
+        ValueError, match="source letters: nothing of it can be read: its files hold no document"
+    ):
         prepare(tmp_path, good=0, broken=0)
 
 
-# --- what would be refused at the end is refused at the beginning ---------------------------------------------------------
+# --- what would be refused at the end is refused at the beginning
+# ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", ["evaluation set", "tokenizer"])
@@ -179,11 +234,15 @@ def test_what_a_late_step_would_refuse_is_refused_before_anything_is_read(tmp_pa
     (tmp_path / "norquad.json").write_text("{")
     (tmp_path / "tokenizer.json").write_text(Tokenizer(BPE()).to_str())
     settings: dict[str, Any] = {
-        "evaluation set": {"decontaminate": DecontaminateConfig(sets={"norquad": str(tmp_path / "norquad.json")})},
+        "evaluation set": {
+            "decontaminate": DecontaminateConfig(sets={"norquad": str(tmp_path / "norquad.json")})
+        },
         "tokenizer": {"tokenizer": TokenizerConfig(path=str(tmp_path))},
     }[wrong]
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0")
-    config = PrepareConfig(corpus=CorpusConfig(name="x", sources={"s": source}, **settings), corpora_dir=str(tmp_path / "c"))
+    config = PrepareConfig(
+        corpus=CorpusConfig(name="x", sources={"s": source}, **settings), corpora_dir=str(tmp_path / "c")
+    )
     for begin in (pipeline.prepare, pipeline.plan):
         with pytest.raises(ValueError, match=r"norquad\.json cannot be read|names no eos_token"):
             begin(config)

@@ -18,9 +18,7 @@ INTRO = (
     "Støtten kan brukes til utstyr, turer og kurs, og må brukes i løpet av det året den er gitt for."
 )
 CLOSING = "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på alle hverdager i uken."
-SITE_TOP = (
-    '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
-)
+SITE_TOP = '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
 SITE_FOOT = "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p><p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
 
 
@@ -56,15 +54,26 @@ KEPT = [
         "<tr><th>Frist</th><td>1. mars</td></tr></table>",
         ["| Steg | Gjør slik: 1. søk 2. vent |", "| Frist | 1. mars |"],
     ),
-    Case("fact box", "<aside><h2>Fakta</h2><ul><li>Vedtatt i 2012</li><li>Fire millioner</li></ul></aside>",
-         ["## Fakta", "- Vedtatt i 2012", "- Fire millioner"]),
-    Case("fact box of a class",
-         '<aside class="factbox" role="complementary"><p>Budsjettet er på fire millioner kroner.</p></aside>',
-         ["Budsjettet er på fire millioner kroner."]),
-    Case("definitions", "<dl><dt>Frist</dt><dd>1. mars</dd><dt>Beløp</dt><dd>10 000 kroner</dd></dl>",
-         ["Frist", "1. mars", "Beløp", "10 000 kroner"]),
-    Case("what can be unfolded", "<details><summary>Hvem kan søke?</summary><p>Alle lag.</p></details>",
-         ["Hvem kan søke?", "Alle lag."]),
+    Case(
+        "fact box",
+        "<aside><h2>Fakta</h2><ul><li>Vedtatt i 2012</li><li>Fire millioner</li></ul></aside>",
+        ["## Fakta", "- Vedtatt i 2012", "- Fire millioner"],
+    ),
+    Case(
+        "fact box of a class",
+        '<aside class="factbox" role="complementary"><p>Budsjettet er på fire millioner kroner.</p></aside>',
+        ["Budsjettet er på fire millioner kroner."],
+    ),
+    Case(
+        "definitions",
+        "<dl><dt>Frist</dt><dd>1. mars</dd><dt>Beløp</dt><dd>10 000 kroner</dd></dl>",
+        ["Frist", "1. mars", "Beløp", "10 000 kroner"],
+    ),
+    Case(
+        "what can be unfolded",
+        "<details><summary>Hvem kan søke?</summary><p>Alle lag.</p></details>",
+        ["Hvem kan søke?", "Alle lag."],
+    ),
     Case(
         "accordion with a button and a hidden panel",
         '<h2><button aria-expanded="false" aria-controls="p1">Hvem kan klage?</button></h2>'
@@ -78,42 +87,69 @@ KEPT = [
         '<div id="p2" style="display: none" aria-hidden="true"><p>I mai.</p></div></div>',
         ["Når kommer pengene?", "I mai."],
     ),
-    Case("caption",
-         '<figure><img src="a.jpg"><figcaption>Stien ble åpnet i 2019.</figcaption></figure>',
-         ["Stien ble åpnet i 2019."]),
-    Case("quotation", "<blockquote><p>Dette er viktig.</p><footer>Ordfører Ola Prøve</footer></blockquote>",
-         ["> Dette er viktig.", "> Ordfører Ola Prøve"]),
-    Case("lists in lists", "<ol><li>Søk<ul><li>på nett</li><li>på papir</li></ul></li><li>Vent</li></ol>",
-         ["1. Søk", "   - på nett", "   - på papir", "2. Vent"]),
-    Case("a list that starts at three",
-         '<ol start="3"><li>Klag</li><li>Vent igjen</li></ol>',
-         ["3. Klag", "4. Vent igjen"]),
-    Case("a table for layout",
-         '<table role="presentation"><tr><td><h3>Søknad</h3><p>Send skjemaet.</p></td></tr></table>',
-         ["### Søknad", "Send skjemaet."]),
-    Case("footnotes in the article's footer",
-         "<footer><ol><li>Se kommunens vedtak om støtte fra 2012.</li></ol></footer>",
-         ["1. Se kommunens vedtak om støtte fra 2012."]),
+    Case(
+        "caption",
+        '<figure><img src="a.jpg"><figcaption>Stien ble åpnet i 2019.</figcaption></figure>',
+        ["Stien ble åpnet i 2019."],
+    ),
+    Case(
+        "quotation",
+        "<blockquote><p>Dette er viktig.</p><footer>Ordfører Ola Prøve</footer></blockquote>",
+        ["> Dette er viktig.", "> Ordfører Ola Prøve"],
+    ),
+    Case(
+        "lists in lists",
+        "<ol><li>Søk<ul><li>på nett</li><li>på papir</li></ul></li><li>Vent</li></ol>",
+        ["1. Søk", "   - på nett", "   - på papir", "2. Vent"],
+    ),
+    Case(
+        "a list that starts at three",
+        '<ol start="3"><li>Klag</li><li>Vent igjen</li></ol>',
+        ["3. Klag", "4. Vent igjen"],
+    ),
+    Case(
+        "a table for layout",
+        '<table role="presentation"><tr><td><h3>Søknad</h3><p>Send skjemaet.</p></td></tr></table>',
+        ["### Søknad", "Send skjemaet."],
+    ),
+    Case(
+        "footnotes in the article's footer",
+        "<footer><ol><li>Se kommunens vedtak om støtte fra 2012.</li></ol></footer>",
+        ["1. Se kommunens vedtak om støtte fra 2012."],
+    ),
     Case("code", "<pre>konto = 1\n  navn = 2</pre>", ["```", "konto = 1", "  navn = 2", "```"]),
-    Case("links are content in a list of laws",
-         '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li><a href="https://lov.no/2">Naturloven</a></li></ul>',
-         ["- Friluftsloven", "- Naturloven"]),
-    Case("words of furniture in running text",
-         "<p>Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen.</p>",
-         ["Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen."]),
-    Case("an ordinal and marks of Markdown", "<p>1. mars er fristen, og * er ikke en stjerne [her].</p>",
-         ["1. mars er fristen, og * er ikke en stjerne [her]."]),
-]  # fmt: skip
+    Case(
+        "links are content in a list of laws",
+        '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li><a href="https://lov.no/2">Naturloven</a></li></ul>',
+        ["- Friluftsloven", "- Naturloven"],
+    ),
+    Case(
+        "words of furniture in running text",
+        "<p>Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen.</p>",
+        ["Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen."],
+    ),
+    Case(
+        "an ordinal and marks of Markdown",
+        "<p>1. mars er fristen, og * er ikke en stjerne [her].</p>",
+        ["1. mars er fristen, og * er ikke en stjerne [her]."],
+    ),
+]
 
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 @pytest.mark.parametrize("place", ["in the middle", "at the end"])
 def test_all_of_the_text_arrives(tmp_path: Path, case: Case, place: str) -> None:
     after = f"<p>{CLOSING}</p>" if place == "in the middle" else ""
-    text, report = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>"))
+    text, report = text_of(
+        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
+    )
     assert text.startswith(f"# Støtte\n\n{INTRO}\n\n")
     assert text.endswith(CLOSING) == bool(after)
-    lines = [line for line in text.split("\n") if line and line not in (INTRO, CLOSING) and not line.startswith(("# S", "|---"))]
+    lines = [
+        line
+        for line in text.split("\n")
+        if line and line not in (INTRO, CLOSING) and not line.startswith(("# S", "|---"))
+    ]
     assert lines == case.lines
     assert report.counts["pages_read_by_main_element"] == 1
     assert report.counts["page_letters_kept"] >= report.counts["page_letters"] > 0
@@ -165,25 +201,34 @@ FURNITURE = [
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
 def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
-    text, _ = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"), reader)
-    assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
-    text, _ = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"), reader)
-    assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
-
-
-@pytest.mark.parametrize("body", [
-    "<div id='content'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}</p></div>",
-    "<form id='aspnetForm'><div id='content'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}"
-    "</p></div></form>",
-    "<div role='main'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}</p></div>",
-    "<article><header><h1>Støtte</h1></header><p>{intro}</p>{table}<p>{closing}</p></article>",
-    "<table role='presentation'><tr><td><a href='/'>Hjem</a></td><td><h1>Støtte</h1><p>{intro}"
-    "</p>{table}<p>{closing}</p></td></tr></table>",
-])  # fmt: skip
-def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
-    table = (
-        "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
+    text, _ = text_of(
+        tmp_path,
+        page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
+        reader,
     )
+    assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
+    text, _ = text_of(
+        tmp_path,
+        page_of(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"),
+        reader,
+    )
+    assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<div id='content'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}</p></div>",
+        "<form id='aspnetForm'><div id='content'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}"
+        "</p></div></form>",
+        "<div role='main'><h1>Støtte</h1><p>{intro}</p>{table}<p>{closing}</p></div>",
+        "<article><header><h1>Støtte</h1></header><p>{intro}</p>{table}<p>{closing}</p></article>",
+        "<table role='presentation'><tr><td><a href='/'>Hjem</a></td><td><h1>Støtte</h1><p>{intro}"
+        "</p>{table}<p>{closing}</p></td></tr></table>",
+    ],
+)
+def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
+    table = "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
     filled = body.format(intro=INTRO, closing=CLOSING, table=table)
     text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
@@ -195,7 +240,8 @@ def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str
 def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path: Path, reader: str) -> None:
     """Here all text stands in parts of a class that is furniture elsewhere."""
     parts = "".join(
-        f'<div class="promo"><p>{text}</p></div>' for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])
+        f'<div class="promo"><p>{text}</p></div>'
+        for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])
     )
     text, report = text_of(tmp_path, page_of(parts), reader)
     assert text.split("\n\n")[:3] == [INTRO, CLOSING, INTRO.replace("uker", "dager")]
@@ -205,9 +251,16 @@ def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path
 
 def test_letters_kept_are_counted_against_the_pages_own(tmp_path: Path) -> None:
     _, report = text_of(
-        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>")
+        tmp_path,
+        page_of(
+            f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>"
+        ),
     )
-    assert report.counts["page_letters"] == report.counts["page_letters_kept"] == sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
+    assert (
+        report.counts["page_letters"]
+        == report.counts["page_letters_kept"]
+        == sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
+    )
 
 
 @pytest.mark.parametrize("reader", ["webpage", "pdf", "regjeringen"])
@@ -219,7 +272,9 @@ def test_a_share_is_between_0_and_1(tmp_path: Path, reader: str) -> None:
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case) -> None:
-    text, report = text_of(tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen")
+    text, report = text_of(
+        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
+    )
     own = html.fromstring(f"<div>{case.html}</div>").text_content()
     assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))
     assert not report.counts["pages_read_by_tags"]
@@ -227,10 +282,14 @@ def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case)
 
 def test_a_box_of_related_information_without_links_is_text(tmp_path: Path) -> None:
     said = "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
-    around = "".join(f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8))
+    around = "".join(
+        f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8)
+    )
     box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{said}</p></div>'
     links = '<div class="related-info"><h3>Sjå også</h3><p><a href="/b">Betaling for plass i barnehage</a></p></div>'
-    (tmp_path / "a.html").write_text(f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>")
+    (tmp_path / "a.html").write_text(
+        f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>"
+    )
     (document,), _ = read("webpage", tmp_path / "a.html")
     assert said in document.text
     assert "Viktig å vite" in document.text

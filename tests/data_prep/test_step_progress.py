@@ -1,4 +1,5 @@
-"""A preparation shows one live line on a terminal of 80 columns, and a few plain lines elsewhere; no warning is lost."""
+"""A preparation shows one live line on a terminal of 80 columns, and a few plain lines elsewhere; no warning
+is lost."""
 
 from __future__ import annotations
 
@@ -62,16 +63,24 @@ def test_a_terminal_shows_one_line_that_fits_and_warnings_above_it(tmp_path: Pat
     assert max(len(line) for line in lines if "done in" not in line) <= 80
     assert any(line.startswith("step 24/24 step_number_23.collect ") for line in lines)
     kept = [line for line in shown.split("\n") if "\x1b[2K" not in line]
-    assert not [line for line in lines if "breaks off" in line and "step_number" in line], "one across the other"
+    assert not [line for line in lines if "breaks off" in line and "step_number" in line], (
+        "one across the other"
+    )
     assert sum("file 1 breaks off" in line for line in lines) == 1, "a process of its own has logged it"
-    assert len([line for line in kept if "step " in line and "done in" not in line]) <= 1, "one line, drawn anew"
+    assert len([line for line in kept if "step " in line and "done in" not in line]) <= 1, (
+        "one line, drawn anew"
+    )
     assert any(line.startswith("24 of 24 steps done in") for line in lines)
 
 
 def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path) -> None:
     command = [sys.executable, str(write_program(tmp_path))]
-    quick = subprocess.run([*command, "30", "1"], capture_output=True, text=True, check=True).stderr.splitlines()
+    quick = subprocess.run(
+        [*command, "30", "1"], capture_output=True, text=True, check=True
+    ).stderr.splitlines()
     assert [line for line in quick if "breaks off" not in line] == [quick[-1]]
-    assert re.fullmatch(r"24 of 24 steps done in \d+\.\d s: .*step_number_\d+\.collect \d+\.\d s.*", quick[-1])
+    assert re.fullmatch(
+        r"24 of 24 steps done in \d+\.\d s: .*step_number_\d+\.collect \d+\.\d s.*", quick[-1]
+    )
     long = subprocess.run([*command, "0", "1"], capture_output=True, text=True, check=True).stderr
     assert re.search(r"^step 1/24 step_number_0.collect: 1/1 tasks, \d+ s$", long, re.MULTILINE)

@@ -1,4 +1,5 @@
-"""Characters of Symbol and Wingdings, as Word and PDFs hold them: bullets become •, formulas what they show, the rest stays."""
+"""Characters of Symbol and Wingdings, as Word and PDFs hold them: bullets become •, formulas what they show,
+the rest stays."""
 
 from __future__ import annotations
 
@@ -14,8 +15,14 @@ from tests.data_prep.documents import config, document, through
     [
         ("Avtalen gjelder:\n\uf0b7 Drift\n\uf0b7\tVedlikehold", "Avtalen gjelder:\n• Drift\n• Vedlikehold"),
         ("\uf0a7 ett\n\uf0d8 to\n\uf076 tre\n\uf06e fire\n\uf0e8 fem", "• ett\n• to\n• tre\n• fire\n• fem"),
-        ("Krav:\n\uf0b7\nPartene møtes\n\uf0b7\nEn av dem betaler", "Krav:\n• Partene møtes\n• En av dem betaler"),
-        ("\uf0fc Søknad\n\uf06f Attest\n\uf0fe Kvittering\n\uf0fb Kart", "✓ Søknad\n☐ Attest\n☑ Kvittering\n✗ Kart"),
+        (
+            "Krav:\n\uf0b7\nPartene møtes\n\uf0b7\nEn av dem betaler",
+            "Krav:\n• Partene møtes\n• En av dem betaler",
+        ),
+        (
+            "\uf0fc Søknad\n\uf06f Attest\n\uf0fe Kvittering\n\uf0fb Kart",
+            "✓ Søknad\n☐ Attest\n☑ Kvittering\n✗ Kart",
+        ),
         ("Dosen er 5 \uf06dg, \uf0a3 10 \uf0b1 2 ved 20 \uf0b0C", "Dosen er 5 µg, ≤ 10 ± 2 ved 20 °C"),
         ("vinkelen \uf061 mellom \uf044x og \uf062, \uf053x\uf0b22", "vinkelen α mellom Δx og β, Σx″2"),
         ("Velg Fil \uf0e0 Lagre \uf04a", "Velg Fil → Lagre ☺"),
@@ -24,7 +31,7 @@ from tests.data_prep.documents import config, document, through
         ("\ue001 ett ikon av en skrift for seg", "\ue001 ett ikon av en skrift for seg"),
         ("Les mer \uf061\nog \ue123 i kj\ue0f8p", "Les mer \uf061\nog \ue123 i kj\ue0f8p"),
     ],
-)  # fmt: skip
+)
 def test_a_character_is_read_by_its_place(text: str, expected: str) -> None:
     assert symbol_fonts.mend(text) == expected
     assert symbol_fonts.mend(expected) == expected
@@ -32,7 +39,11 @@ def test_a_character_is_read_by_its_place(text: str, expected: str) -> None:
 
 
 def test_a_list_with_bullets_of_word_is_kept_and_counted() -> None:
-    lines = ["Leverandøren skal rapportere hver måned", "Kommunen skal betale innen fristen", "Partene møtes to ganger i året"]
+    lines = [
+        "Leverandøren skal rapportere hver måned",
+        "Kommunen skal betale innen fristen",
+        "Partene møtes to ganger i året",
+    ]
     made = document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
     normalised, said = through(normalise.Normalise(), [made], config())
     assert normalised[0].text.split("\n")[1:] == [f"• {line}" for line in lines]

@@ -236,7 +236,9 @@ TABLE = [
         LOAD_PARTITIONED,
         load_nothing_partitioned,
     ),
-    Fault("weight_left_random", "no file reaches one parameter, the same on all ranks", LOAD_MODEL, leave_random),
+    Fault(
+        "weight_left_random", "no file reaches one parameter, the same on all ranks", LOAD_MODEL, leave_random
+    ),
     Fault(
         "slice_at_wrong_offset",
         "the last rank holds its slice of a parameter one number off",

@@ -67,11 +67,21 @@ MATRIX = [Training(method, stage) for method in ADAPTERS for stage in range(3 if
 def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
     """Return the config that all laws share, on two ranks unless `changes` say otherwise."""
     settings: dict[str, Any] = {
-        "data": DataConfig(corpus=str(corpus), sequence_length=128), "model": ModelConfig(from_scratch=LLAMA),
-        "zero": ZERO[2], "cluster": ClusterConfig(ranks_per_node=2),
-        "global_batch_size": 8, "micro_batch_size": 2, "max_steps": STEPS, "lr": 3e-3, "warmup_ratio": 0.2,
-        "weight_decay": 0.1, "max_grad_norm": 0.2, "seed": 3, "checkpoint_every": 5, "check_first_loss": False,
-    }  # fmt: skip
+        "data": DataConfig(corpus=str(corpus), sequence_length=128),
+        "model": ModelConfig(from_scratch=LLAMA),
+        "zero": ZERO[2],
+        "cluster": ClusterConfig(ranks_per_node=2),
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "max_steps": STEPS,
+        "lr": 3e-3,
+        "warmup_ratio": 0.2,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.2,
+        "seed": 3,
+        "checkpoint_every": 5,
+        "check_first_loss": False,
+    }
     if changes.get("adapter"):  # an adapter needs a base on disk; this one lies beside the corpus
         settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
     if quantized:

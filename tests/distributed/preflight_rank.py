@@ -1,4 +1,5 @@
-"""A rank that runs the preflight on each planted fault: `python -m tests.distributed.preflight_rank FOLDER`."""
+"""A rank that runs the preflight on each planted fault: `python -m tests.distributed.preflight_rank
+FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training written out plainly: one process, torch alone, one document at a time, nothing packed. What the product must equal."""
+"""Training written out plainly: one process, torch alone, one document at a time, nothing packed. What the
+product must equal."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
             for epoch in range(index + 1):
                 if epoch not in plans:
                     plans[epoch] = pack(
-                        segments_of(lengths, config.data.sequence_length), config.data.sequence_length, config.seed, epoch
+                        segments_of(lengths, config.data.sequence_length),
+                        config.data.sequence_length,
+                        config.seed,
+                        epoch,
                     )
                 num_packs = plans[epoch]["pack"][-1] + 1
                 if index < num_packs:

@@ -1,4 +1,5 @@
-"""Laws of a run over several attempts: it meets the same spike, learns from the same base, and its summary is of them all."""
+"""Laws of a run over several attempts: it meets the same spike, learns from the same base, and its summary is
+of them all."""
 
 from __future__ import annotations
 
@@ -26,11 +27,15 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """By name, after their last attempts, one rank each. What an attempt left is beside it as `attempt-<number>`."""
+    """By name, after their last attempts, one rank each. What an attempt left is beside it as
+    `attempt-<number>`."""
     folder = tmp_path_factory.mktemp("attempts")
     settings: dict[str, Any] = {
-        "cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4, "spike_stds": 4.0, "on_bad_step": "rewind",
-    }  # fmt: skip
+        "cluster": ClusterConfig(ranks_per_node=1),
+        "micro_batch_size": 4,
+        "spike_stds": 4.0,
+        "on_bad_step": "rewind",
+    }
     whole = make_run(folder, "whole", law_config(law_corpus, **settings))
     cut = make_run(folder, "cut", law_config(law_corpus, **settings))
     stopping = make_run(folder, "stopping", law_config(law_corpus, **{**settings, "on_bad_step": "stop"}))
@@ -47,7 +52,9 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         case.run.write_json("first.json", case.run.read_json("outcome.json") or {})
     forget(older.run)
     file = folder / "base" / "model.safetensors"
-    save_file({name: 1.001 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: 1.001 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
     spiked = [replace(cut, fault="spike"), replace(stopping, fault="spike", refused=True)]
     corpus.rename(folder / "put aside")
     write_corpus(corpus, num_documents=60, longest=100, seed=7)
@@ -61,12 +68,18 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def forget(run: RunFolder) -> None:
-    """Make a run, and its newest checkpoint, one of a version that noted neither what it saw nor what it learns from."""
+    """Make a run, and its newest checkpoint, one of a version that noted neither what it saw nor what it
+    learns from."""
     (run.path / "inputs.json").unlink()
     folder = max(run.checkpoints.glob("step-*"))
     state, manifest = (json.loads((folder / name).read_text()) for name in ("state.json", "manifest.json"))
-    (folder / "state.json").write_text(json.dumps({key: state[key] for key in state.keys() - {"seen", "base"}}))
-    manifest["state.json"] = {"bytes": (folder / "state.json").stat().st_size, "sha256": sha256_file(folder / "state.json")}
+    (folder / "state.json").write_text(
+        json.dumps({key: state[key] for key in state.keys() - {"seen", "base"}})
+    )
+    manifest["state.json"] = {
+        "bytes": (folder / "state.json").stat().st_size,
+        "sha256": sha256_file(folder / "state.json"),
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -85,8 +98,8 @@ def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFold
 
 @pytest.mark.parametrize("name", ["whole", "cut"])
 def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: str) -> None:
-    """Of the steps that made the weights: those before a rewind, and those of an attempt that was killed before it saved, are no
-    part of them."""
+    """Of the steps that made the weights: those before a rewind, and those of an attempt that was killed
+    before it saved, are no part of them."""
     summary, done = runs[name].summary(), steps(runs[name])
     assert summary is not None
     assert summary.tokens == sum(step["train/tokens"] for step in done)
@@ -97,7 +110,10 @@ def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: s
 
 def test_every_metric_that_a_run_logs_is_described(runs: dict[str, RunFolder]) -> None:
     logged = {
-        name for run in runs.values() for line in run.metrics.read_text().splitlines() for name in json.loads(line)["values"]
+        name
+        for run in runs.values()
+        for line in run.metrics.read_text().splitlines()
+        for name in json.loads(line)["values"]
     }
     assert len(logged) > 20
     assert [name for name in sorted(logged) if names.describe(name) is None] == []
@@ -112,15 +128,21 @@ def test_a_base_that_changed_between_attempts_is_refused(runs: dict[str, RunFold
     """An adapter's checkpoint leaves the base out: on other weights it would be another model."""
     assert runs["moved"].read_json("first.json") == {"state": "interrupted"}
     error = runs["moved"].read_json("outcome.json")["error"]  # type: ignore[index]
-    assert error.startswith(f"base {runs['moved'].config().model.path} is not what it was when run moved was submitted")
+    assert error.startswith(
+        f"base {runs['moved'].config().model.path} is not what it was when run moved was submitted"
+    )
     assert len(steps(runs["moved"])) == 17
 
 
-def test_a_corpus_that_changed_between_attempts_is_refused_and_resumes_once_it_is_put_back(runs: dict[str, RunFolder]) -> None:
+def test_a_corpus_that_changed_between_attempts_is_refused_and_resumes_once_it_is_put_back(
+    runs: dict[str, RunFolder],
+) -> None:
     """The refusal leaves nothing of the other corpus behind, such as its pack plan."""
     run = runs["swapped"]
     error = run.read_json("second.json")["error"]  # type: ignore[index]
-    assert error.startswith(f"corpus {run.config().data.corpus} is not what it was when run swapped was submitted")
+    assert error.startswith(
+        f"corpus {run.config().data.corpus} is not what it was when run swapped was submitted"
+    )
     assert run.read_json("outcome.json") == {"state": "completed"}
     assert len(steps(run)) == 24
     assert len(list(run.plan.glob("train-*-epoch-000.npy"))) == 1

@@ -1,4 +1,5 @@
-"""Laws of training, on real processes: the same global batches give the same losses and weights, however the work is cut.
+"""Laws of training, on real processes: the same global batches give the same losses and weights, however the
+work is cut.
 
 The trainings, and how two of them are compared: laws.py.
 """
@@ -45,7 +46,8 @@ from tests.distributed.worker import Case, Launched
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]  # fixtures train for minutes
 
-# bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam makes a step of every sign: measured 8e-5
+# bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam makes a step of every sign:
+# measured 8e-5
 QLORA_WEIGHT_TOLERANCE = 5e-4
 FAULTY = ["mean_of_means", "positions_not_reset"]
 
@@ -78,7 +80,9 @@ def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path)
     assert plan["supervised"].min() == 2
     assert plan["supervised"].max() == 127
     targets = np.bincount(plan["pack"], weights=plan["supervised"])
-    by_rank = targets[: len(targets) // 8 * 8].reshape(-1, 4, 2).sum(1)  # [steps, ranks]: packs are dealt in turn
+    by_rank = (
+        targets[: len(targets) // 8 * 8].reshape(-1, 4, 2).sum(1)
+    )  # [steps, ranks]: packs are dealt in turn
     assert (by_rank[:, 0] != by_rank[:, 1]).mean() > 0.5, "ranks have equal numbers of targets"
     assert any(values["train/grad_norm"] > 0.2 for values in steps(runs["full-zero2"])), "clipping never bit"
     assert losses(runs["full-zero2"])[-1] < losses(runs["full-zero2"])[0] - 0.2, "nothing was learned"
@@ -86,7 +90,9 @@ def test_the_cases_are_hard_enough(runs: dict[str, RunFolder], law_corpus: Path)
 
 @pytest.mark.parametrize("ranks", ["", "-alone"])
 @pytest.mark.parametrize("training", MATRIX, ids=training_id)
-def test_zero_stages_and_ranks_are_the_same_training(runs: dict[str, RunFolder], training: Training, ranks: str) -> None:
+def test_zero_stages_and_ranks_are_the_same_training(
+    runs: dict[str, RunFolder], training: Training, ranks: str
+) -> None:
     tolerance = QLORA_WEIGHT_TOLERANCE if training.method == "qlora" else WEIGHT_TOLERANCE
     assert_same(runs[f"{training.id}{ranks}"], runs[f"{training.method}-zero2"], tolerance=tolerance)
 
@@ -117,8 +123,8 @@ def test_the_laws_notice_a_planted_fault(runs: dict[str, RunFolder], fault: str)
 def test_validation_loss_is_that_of_the_saved_model(
     runs: dict[str, RunFolder], law_corpus: Path, training: Training, ranks: str
 ) -> None:
-    """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the base's own numbers,
-    which are not those of 4 bits.)"""
+    """Recomputed from the files, document by document, without packing. (QLoRA's adapter is merged into the
+    base's own numbers, which are not those of 4 bits.)"""
     from data_prep.shards import Corpus
     from finetune.models import load as pretrained
     from finetune.runs import base_model as base
@@ -166,9 +172,13 @@ KILLED = {"full": Training("full", 2), "lora": Training("lora", 3)}
 
 @pytest.fixture(scope="module")
 def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Runs killed in their second epoch, then gone on with by 1, 2 and 4 ranks, as a user would: new processes on the folder."""
+    """Runs killed in their second epoch, then gone on with by 1, 2 and 4 ranks, as a user would: new
+    processes on the folder."""
     folder = tmp_path_factory.mktemp("resumed")
-    whole = [make_run(folder, f"{name}-whole", training.config(law_corpus, max_steps=LONG)) for name, training in KILLED.items()]
+    whole = [
+        make_run(folder, f"{name}-whole", training.config(law_corpus, max_steps=LONG))
+        for name, training in KILLED.items()
+    ]
     worker.run(folder / "whole", whole, 2)
     later: dict[int, list[Case]] = {1: [], 2: [], 4: []}
     for name, training in KILLED.items():
@@ -195,10 +205,16 @@ def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("name", KILLED)
-def test_killed_and_resumed_is_never_interrupted(resumed: dict[str, RunFolder], name: str, ranks: int) -> None:
+def test_killed_and_resumed_is_never_interrupted(
+    resumed: dict[str, RunFolder], name: str, ranks: int
+) -> None:
     run, whole = resumed[f"{name}-{ranks}"], resumed[f"{name}-whole"]
     before = max(record["step"] for record in spool(resumed[name]) if "train/loss" in record["values"])
-    first = min(record["step"] for record in spool(run)[len(spool(resumed[name])) :] if "train/loss" in record["values"])
+    first = min(
+        record["step"]
+        for record in spool(run)[len(spool(resumed[name])) :]
+        if "train/loss" in record["values"]
+    )
     packs = int(np.load(next(run.plan.glob("train-*-epoch-000.npy")))["pack"][-1]) + 1
     assert packs < 8 * (first - 1), "it was not resumed in its second epoch"
     assert LONG - first >= 20
@@ -246,11 +262,15 @@ def test_rewound_is_as_if_the_batch_had_never_been(rewound: dict[str, RunFolder]
     assert any(record["values"].get("guard/rewinds") == 1 for record in spool(rewound[fault]))
 
 
-def test_an_adapter_under_zero_3_rewinds_too(rewound: dict[str, RunFolder], runs: dict[str, RunFolder]) -> None:
+def test_an_adapter_under_zero_3_rewinds_too(
+    rewound: dict[str, RunFolder], runs: dict[str, RunFolder]
+) -> None:
     assert losses(rewound["lora"]).isfinite().all()
     assert checksums(rewound["lora"]) == checksums(rewound["clean"])
     assert checksums(rewound["lora"])[:18] == checksums(runs["lora-zero3"])[:18]
-    assert checksums(rewound["lora"])[18:-1] == checksums(runs["lora-zero3"])[19:], "more than one batch was left out"
+    assert checksums(rewound["lora"])[18:-1] == checksums(runs["lora-zero3"])[19:], (
+        "more than one batch was left out"
+    )
 
 
 def test_a_hung_rank_ends_the_job_with_a_stack_of_every_rank(hung: tuple[RunFolder, Launched]) -> None:

@@ -1,4 +1,5 @@
-"""The promise of ZeRO-3: a model larger than a rank's memory trains. A real run under a real limit, and its negative control."""
+"""The promise of ZeRO-3: a model larger than a rank's memory trains. A real run under a real limit, and its
+negative control."""
 
 from __future__ import annotations
 
@@ -25,18 +26,28 @@ from tests.models import LLAMA, LORA
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RANKS = 4
-SHARE = 0.7  # of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
+# of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
+SHARE = 0.7
 # few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width
-LARGE = {**LLAMA, "hidden_size": 1536, "intermediate_size": 3072, "num_hidden_layers": 48, "num_attention_heads": 24,
-         "num_key_value_heads": 24, "max_position_embeddings": 64}  # fmt: skip
-# DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for gradients on their way
+LARGE = {
+    **LLAMA,
+    "hidden_size": 1536,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 24,
+    "max_position_embeddings": 64,
+}
+# DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for
+# gradients on their way
 ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
         "reduce_bucket_size": 1e6}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A base of random numbers in shards of at most 300 MB, written without ever holding it; and its bytes."""
+    """A base of random numbers in shards of at most 300 MB, written without ever holding it; and its
+    bytes."""
     folder = tmp_path_factory.mktemp("large") / "base"
     write_tokenizer(folder)
     config = AutoConfig.for_model(**LARGE, vocab_size=VOCAB_SIZE, eos_token_id=EOS, bos_token_id=None)
@@ -45,7 +56,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(max(math.prod(shape) for shape in shapes.values()), generator=generator) * 0.02
     tensors = (
-        (n, torch.ones(s) if len(s) == 1 else noise[: math.prod(s)].roll(i).view(s)) for i, (n, s) in enumerate(shapes.items())
+        (n, torch.ones(s) if len(s) == 1 else noise[: math.prod(s)].roll(i).view(s))
+        for i, (n, s) in enumerate(shapes.items())
     )
     safetensors_io.write(folder, tensors, shard_bytes=300_000_000)
     config.dtype = torch.float32
@@ -56,29 +68,47 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 def large_run(folder: Path, base: Path, corpus: Path, fault: str | None = None) -> Case:
     config = TrainConfig(
-        data=DataConfig(corpus=str(corpus), sequence_length=32), model=ModelConfig(path=str(base)), adapter=dict(LORA), zero=ZERO,
-        cluster=ClusterConfig(ranks_per_node=RANKS), global_batch_size=RANKS, micro_batch_size=1, max_steps=2, lr=1e-3,
-        activation_checkpointing=True, check_first_loss=False,
-    )  # fmt: skip
+        data=DataConfig(corpus=str(corpus), sequence_length=32),
+        model=ModelConfig(path=str(base)),
+        adapter=dict(LORA),
+        zero=ZERO,
+        cluster=ClusterConfig(ranks_per_node=RANKS),
+        global_batch_size=RANKS,
+        micro_batch_size=1,
+        max_steps=2,
+        lr=1e-3,
+        activation_checkpointing=True,
+        check_first_loss=False,
+    )
     return make_run(folder, "large", config, fault=fault)
 
 
-def train_under_limit(folder: Path, case: Case, address_space: int, timeout: int) -> tuple[list[int], list[str]]:
-    """Exit codes and logs of ranks that may each map so many bytes, their libraries included: processes that import them."""
+def train_under_limit(
+    folder: Path, case: Case, address_space: int, timeout: int
+) -> tuple[list[int], list[str]]:
+    """Exit codes and logs of ranks that may each map so many bytes, their libraries included: processes that
+    import them."""
     worker.write_cases(folder, [case])
     ranks, logs = [], [folder / f"rank-{rank}.log" for rank in range(RANKS)]
     for rank, log in enumerate(logs):
         environment = {
-            **os.environ, **worker.environment(rank, RANKS), "OMP_NUM_THREADS": "1",
+            **os.environ,
+            **worker.environment(rank, RANKS),
+            "OMP_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "1",  # each further arena reserves 64 MiB of addresses
             "MALLOC_MMAP_THRESHOLD_": "1000000",  # or freed tensors leave holes that are never given back
             "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves a gigabyte of them at its first use
-        }  # fmt: skip
+        }
         command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
         with log.open("wb") as out:
             started = subprocess.Popen(
-                command, env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2], preexec_fn=limit
+                command,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=Path(__file__).parents[2],
+                preexec_fn=limit,
             )
         ranks.append(started)
     return [rank.wait(timeout=timeout) for rank in ranks], [log.read_text(errors="replace") for log in logs]

@@ -1,7 +1,8 @@
-"""Laws of how a base gets into the engine, on real processes: at ZeRO 3, cut up while it is read, as at ZeRO 0, whole.
+"""Laws of how a base gets into the engine, on real processes: at ZeRO 3, cut up while it is read, as at ZeRO
+0, whole.
 
-Six steps of fp32 on two ranks, as in test_laws.py; each law is about the losses, the saved tensors, and the model that is
-loaded from them again.
+Six steps of fp32 on two ranks, as in test_laws.py; each law is about the losses, the saved tensors, and the
+model that is loaded from them again.
 """
 
 from __future__ import annotations
@@ -112,7 +113,13 @@ REFUSED = {
     "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
     "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
 }
-MOE = {"model_type": "qwen3_moe", "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MOE = {
+    "model_type": "qwen3_moe",
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -188,10 +195,16 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     def config(base: str, corpus: str = "laws", **changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
             "check_first_loss": False,
-            "data": DataConfig(corpus=str(corpora[corpus]), sequence_length=128), "runs_dir": str(folder / "runs"),
-            "model": ModelConfig(path=str(bases.get(base, base))), "cluster": ClusterConfig(ranks_per_node=2),
-            "global_batch_size": 8, "micro_batch_size": 2, "max_steps": STEPS, "lr": 3e-3, "seed": 3,
-        }  # fmt: skip
+            "data": DataConfig(corpus=str(corpora[corpus]), sequence_length=128),
+            "runs_dir": str(folder / "runs"),
+            "model": ModelConfig(path=str(bases.get(base, base))),
+            "cluster": ClusterConfig(ranks_per_node=2),
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "max_steps": STEPS,
+            "lr": 3e-3,
+            "seed": 3,
+        }
         return TrainConfig(**{**settings, **changes})
 
     def case(name: str, config: TrainConfig, fault: str | None = None, refused: bool = False) -> Case:
@@ -242,7 +255,9 @@ def test_zero_3_from_slices_is_zero_0_from_the_whole(runs: dict[str, RunFolder],
 
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize("pair", PAIRS, ids=case_id)
-def test_a_saved_model_evaluates_as_its_run_logged(runs: dict[str, RunFolder], pair: Pair, stage: int) -> None:
+def test_a_saved_model_evaluates_as_its_run_logged(
+    runs: dict[str, RunFolder], pair: Pair, stage: int
+) -> None:
     run = runs[f"{pair.id}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
@@ -278,7 +293,9 @@ def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder],
 
 
 @pytest.mark.parametrize("ended", ENDED, ids=case_id)
-def test_a_fault_that_training_reveals_ends_the_run_without_a_result(runs: dict[str, RunFolder], ended: Ended) -> None:
+def test_a_fault_that_training_reveals_ends_the_run_without_a_result(
+    runs: dict[str, RunFolder], ended: Ended
+) -> None:
     assert ended.error in error_of(runs[ended.id])
     assert not runs[ended.id].model.exists()
 
@@ -309,7 +326,9 @@ def test_new_rows_start_as_the_mean_and_are_learned(runs: dict[str, RunFolder]) 
     rows = new[VOCAB_SIZE:] - old.mean(0)
     assert 0 < rows.abs().max() < 0.1, "six steps from the mean"
     assert len(rows.unique(dim=0)) > 1
-    assert weights(runs["enlarged-lora-zero3"])["base_model.model.lm_head.weight"].shape[0] == VOCAB_SIZE + ADDED
+    assert (
+        weights(runs["enlarged-lora-zero3"])["base_model.model.lm_head.weight"].shape[0] == VOCAB_SIZE + ADDED
+    )
 
 
 def load_file_of(run: RunFolder, name: str) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""The preflight on three real ranks, each a node of its own, with planted faults: a failure must name the node that is to blame,
-and on every rank, so that all of them end."""
+"""The preflight on three real ranks, each a node of its own, with planted faults: a failure must name the
+node that is to blame, and on every rank, so that all of them end."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     ranks = []
     for rank in range(RANKS):
         environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(RANKS), "SLURMD_NODENAME": f"n{rank}",
-            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(RANKS),
+            "SLURMD_NODENAME": f"n{rank}",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-m", "tests.distributed.preflight_rank", str(folder)]
         ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [rank.wait(timeout=300) for rank in ranks] == [0] * RANKS
@@ -36,7 +41,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_node_to_blame_is_named_on_every_rank(results: dict[str, list[dict[str, Any]]], case: Case) -> None:
+def test_the_node_to_blame_is_named_on_every_rank(
+    results: dict[str, list[dict[str, Any]]], case: Case
+) -> None:
     for ended in results[case.id]:
         if case.passes:
             assert ended == {"passed": True}
@@ -58,12 +65,16 @@ def test_the_node_to_blame_is_named_on_every_rank(results: dict[str, list[dict[s
         ([(to, source) for to in range(4) for source in range(4) if to != source], set()),
     ],
 )
-def test_the_node_that_wrong_transfers_have_in_common(wrong_pairs: list[tuple[int, int]], nodes: set[str]) -> None:
+def test_the_node_that_wrong_transfers_have_in_common(
+    wrong_pairs: list[tuple[int, int]], nodes: set[str]
+) -> None:
     wrong = [[(to, source) in wrong_pairs for source in range(4)] for to in range(4)]
     assert suspected(wrong, ["a", "b", "c", "d"]) == nodes
 
 
-def test_a_folder_that_cannot_be_written_is_the_nodes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_the_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from finetune.config.train import DataConfig, ModelConfig, TrainConfig
     from finetune.runs.folder import RunFolder
 
@@ -93,6 +104,10 @@ def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
-    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda **settings: calls.append(("join", settings["dist_backend"])))
+    monkeypatch.setattr(
+        engine.deepspeed,
+        "init_distributed",
+        lambda **settings: calls.append(("join", settings["dist_backend"])),
+    )
     engine.init_distributed(World(rank=6, size=8, local_rank=2), "file:///none")
     assert calls == [("set_device", torch.device("cuda", 2)), ("join", "nccl")]

@@ -1,5 +1,5 @@
-"""Which weights a run saves, on real processes: those with the best held-out loss, whatever interrupted the run; and weights of
-any kept checkpoint, by name."""
+"""Which weights a run saves, on real processes: those with the best held-out loss, whatever interrupted the
+run; and weights of any kept checkpoint, by name."""
 
 from __future__ import annotations
 
@@ -39,10 +39,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def overfitting(corpus: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
-        "data": DataConfig(corpus=str(corpus), sequence_length=64), "model": ModelConfig(from_scratch=LLAMA),
-        "zero": {"stage": 1}, "cluster": ALONE, "global_batch_size": 4, "micro_batch_size": 2, "max_steps": STEPS, "lr": 2e-2,
-        "schedule": "constant", "evaluate_every": EVERY, "checkpoint_every": 10, "keep_checkpoints": 1, "check_first_loss": False,
-    }  # fmt: skip
+        "data": DataConfig(corpus=str(corpus), sequence_length=64),
+        "model": ModelConfig(from_scratch=LLAMA),
+        "zero": {"stage": 1},
+        "cluster": ALONE,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "max_steps": STEPS,
+        "lr": 2e-2,
+        "schedule": "constant",
+        "evaluate_every": EVERY,
+        "checkpoint_every": 10,
+        "keep_checkpoints": 1,
+        "check_first_loss": False,
+    }
     return TrainConfig(**{**settings, **changes})
 
 
@@ -51,7 +61,9 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     folder = tmp_path_factory.mktemp("result")
 
     def make(name: str, fault: str | None = None, **changes: Any) -> Case:
-        return make_run(folder, name, overfitting(corpus, runs_dir=str(folder / "runs"), **changes), fault=fault)
+        return make_run(
+            folder, name, overfitting(corpus, runs_dir=str(folder / "runs"), **changes), fault=fault
+        )
 
     interrupted = make("interrupted", "usr2_alone")
     worker.run(folder / "one", [make("whole"), interrupted], 1)
@@ -71,7 +83,11 @@ def summary_of(run: RunFolder) -> Summary:
 def held_out(run: RunFolder) -> dict[int, float]:
     """Held-out loss by step, as the spool has it."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return {line["step"]: line["values"]["validation/loss"] for line in lines if "validation/loss" in line["values"]}
+    return {
+        line["step"]: line["values"]["validation/loss"]
+        for line in lines
+        if "validation/loss" in line["values"]
+    }
 
 
 def loss_of(run: RunFolder, name: str) -> float:
@@ -99,7 +115,9 @@ def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None
     assert any("worse than" in message for message in summary_of(runs["whole"]).warnings)
 
 
-def test_an_interruption_changes_neither_which_step_is_best_nor_its_weights(runs: dict[str, RunFolder]) -> None:
+def test_an_interruption_changes_neither_which_step_is_best_nor_its_weights(
+    runs: dict[str, RunFolder],
+) -> None:
     """Interrupted where an evaluation was due, which is made up for, and gone on with by two ranks."""
     whole, interrupted = summary_of(runs["whole"]), summary_of(runs["interrupted"])
     assert interrupted.result_step == whole.result_step
@@ -112,7 +130,9 @@ def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> 
     run, summary = runs["zero3"], summary_of(runs["zero3"])
     assert loss_of(run, f"{run.id}@{STEPS}") == pytest.approx(summary.last.loss, abs=1e-4)
     assert loss_of(run, f"{run.id}@{summary.result_step}") == pytest.approx(summary.best.loss, abs=1e-4)
-    assert [path.name for path in run.path.glob("exports/*")] == [f"step-{STEPS:08d}"]  # the best is the result itself
+    assert [path.name for path in run.path.glob("exports/*")] == [
+        f"step-{STEPS:08d}"
+    ]  # the best is the result itself
 
 
 def test_a_step_without_a_checkpoint_is_one_line(runs: dict[str, RunFolder]) -> None:

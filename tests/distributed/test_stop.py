@@ -1,5 +1,5 @@
-"""Laws of leaving early, on two real ranks of which one is told: both leave after the same step or batch, nothing is lost, and
-the run that goes on is the run that was never interrupted."""
+"""Laws of leaving early, on two real ranks of which one is told: both leave after the same step or batch,
+nothing is lost, and the run that goes on is the run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("left")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
     cases = {name: make_run(folder, name, config) for name in ("whole", *LEFT)}
-    hurried = ClusterConfig(scheduler="slurm", ranks_per_node=2, signal_lead_s=0)  # less than any checkpoint takes
+    hurried = ClusterConfig(
+        scheduler="slurm", ranks_per_node=2, signal_lead_s=0
+    )  # less than any checkpoint takes
     configuration.save(replace(config, cluster=hurried), folder / "runs" / "usr2_in_step" / "config.yaml")
     first = dict(cases)
     for name in FAULTS:
@@ -40,7 +42,9 @@ def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     worker.run(folder / "first", list(first.values()), 2)
     for name in LEFT:
         run = cases[name].run
-        run.write_json("first.json", {"state": run.read_json("outcome.json")["state"], "checkpoints": checkpoints(run)})  # type: ignore[index]
+        run.write_json(
+            "first.json", {"state": run.read_json("outcome.json")["state"], "checkpoints": checkpoints(run)}
+        )  # type: ignore[index]
         run.stop_file.unlink(missing_ok=True)
     worker.run(folder / "second", [cases[name] for name in LEFT], 2)
     return runs_by_name(folder)
@@ -72,7 +76,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(left: dict[str, RunFold
 
 
 def test_too_short_a_grace_time_is_logged(left: dict[str, RunFolder]) -> None:
-    said = {name for name, run in left.items() if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))}
+    said = {
+        name
+        for name, run in left.items()
+        if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))
+    }
     assert said == {"usr2_in_step"}
 
 

@@ -1,8 +1,9 @@
-"""Launcher of the distributed tests: real worker processes, which train cases one after another in one process group.
+"""Launcher of the distributed tests: real worker processes, which train cases one after another in one
+process group.
 
-Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group, and all ranks are
-forked from one server, which has imported them and done nothing else. Each case is an ordinary run folder given to
-`finetune.training.train.train`; the run's own files are the result.
+Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group,
+and all ranks are forked from one server, which has imported them and done nothing else. Each case is an
+ordinary run folder given to `finetune.training.train.train`; the run's own files are the result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from data_prep.user_error import UserError
 from finetune.runs.folder import RunFolder
 from tests.distributed.faults import FAULTS
 
-IMPORTED = ["finetune.training.train", "bitsandbytes", "datasets", "transformers.models.llama.modeling_llama", "pytest"]
+IMPORTED = [
+    "finetune.training.train",
+    "bitsandbytes",
+    "datasets",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+]
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,12 @@ def write_cases(folder: Path, cases: list[Case]) -> None:
 
 def environment(rank: int, world_size: int) -> dict[str, str]:
     """Return the environment variables of a rank."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "GLOO_SOCKET_IFNAME": "lo"}
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
 
 
 def _forked(folder: Path, rank: int, world_size: int) -> None:

@@ -12,7 +12,9 @@ FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 
 def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*FINETUNE, *arguments], capture_output=True, text=True, cwd=folder, check=False, timeout=500)
+    done = subprocess.run(
+        [*FINETUNE, *arguments], capture_output=True, text=True, cwd=folder, check=False, timeout=500
+    )
     assert done.returncode == code, f"{done.returncode}\n{done.stderr[-3000:]}"
     return done
 

@@ -18,5 +18,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, R
     base = command(
         folder, "train", "recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"
     ).stdout.strip()
-    lora = command(folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30").stdout.strip()
+    lora = command(
+        folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30"
+    ).stdout.strip()
     return folder, run_of(folder, base), run_of(folder, lora)

@@ -64,5 +64,7 @@ def test_evaluate_measures_the_same_and_the_adapter_knows_its_template(sft: tupl
     assert again["loss"] == pytest.approx(summary.after.loss, abs=1e-5)
     assert again["tokens"] == summary.after.tokens
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hei"}], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hei"}], tokenize=False, add_generation_prompt=True
+    )
     assert prompt == "<s>user\nHei</s>\n<s>assistant\n"

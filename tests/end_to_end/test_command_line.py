@@ -49,7 +49,10 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
                 for k in r.data.metrics}} for r in runs}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder / "runs" / "mlflow.db")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(folder / "runs" / "mlflow.db")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     stored = json.loads(done.stdout.splitlines()[-1])
     assert {base.id, lora.id} <= stored.keys()
@@ -67,7 +70,9 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
     assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 30, 60]
 
 
-def test_sending_again_adds_nothing_even_if_the_note_is_lost(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_sending_again_adds_nothing_even_if_the_note_is_lost(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     from mlflow.tracking import MlflowClient
 
     folder, _, lora = sample
@@ -86,9 +91,13 @@ def test_sending_again_adds_nothing_even_if_the_note_is_lost(sample: tuple[Path,
     assert stored() == before
 
 
-def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     folder, _, lora = sample
-    before, recomputed = json.loads(command(folder, "evaluate", lora.id, "--against", "base", "--json").stdout)["models"]
+    before, recomputed = json.loads(
+        command(folder, "evaluate", lora.id, "--against", "base", "--json").stdout
+    )["models"]
     summary = lora.summary()
     assert summary is not None
     assert before["loss"] == pytest.approx(summary.before.loss, abs=1e-4)
@@ -98,7 +107,9 @@ def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(sample: tuple[Pa
     assert recomputed["tokens"] == summary.after.tokens
 
 
-def test_the_adapter_loads_in_plain_peft_on_the_base_folder(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_the_adapter_loads_in_plain_peft_on_the_base_folder(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,14 +125,20 @@ def test_the_adapter_loads_in_plain_peft_on_the_base_folder(sample: tuple[Path, 
 def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, RunFolder, RunFolder]) -> None:
     _, base, _ = sample
     (submitted,) = base.jobs.glob("*_submitted.pkl")
-    names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
+    names = [
+        str(argument)
+        for _, argument, _ in pickletools.genops(submitted.read_bytes())
+        if isinstance(argument, str)
+    ]
     assert "finetune.job.rank" in names
     assert "run_job" in names
     assert str(base.path) in names
     assert not any("omegaconf" in name or "hydra" in name for name in names)
 
 
-def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_a_sweep_finishes_its_good_points_and_says_which_failed(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     folder, base, _ = sample
     arguments = [
         "recipe=sample_lora",
@@ -146,8 +163,9 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(sample: tuple[Pa
     assert f"{bad.id} (attention=flash_attention_2)" in done.stderr
     rows = (folder / "runs" / "sweeps" / sweep / "points.tsv").read_text().splitlines()
     assert [row.split("\t")[:3] for row in rows[1:]] == [
-        [good.id, "auto", "completed"], [bad.id, "flash_attention_2", "failed"]
-    ]  # fmt: skip
+        [good.id, "auto", "completed"],
+        [bad.id, "flash_attention_2", "failed"],
+    ]
 
 
 def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:
@@ -163,17 +181,28 @@ def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
     (folder / "my" / "model").mkdir(parents=True)
     (folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
     return [
-        "train", "--config-dir", "my", "model=tiny", "adapter=none", f"corpus={corpus}",
-        "cluster.ranks_per_node=2", "data.sequence_length=128",
-        "global_batch_size=8", "micro_batch_size=1", "max_steps=2000", "checkpoint_every=5",
-    ]  # fmt: skip
+        "train",
+        "--config-dir",
+        "my",
+        "model=tiny",
+        "adapter=none",
+        f"corpus={corpus}",
+        "cluster.ranks_per_node=2",
+        "data.sequence_length=128",
+        "global_batch_size=8",
+        "micro_batch_size=1",
+        "max_steps=2000",
+        "checkpoint_every=5",
+    ]
 
 
 @pytest.fixture
 def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
     """A followed run, caught once it trains."""
     arguments = long_run_arguments(tmp_path, law_corpus)
-    shell = subprocess.Popen([*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shell = subprocess.Popen(
+        [*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: any(steps_done(run.path) > 10 for run in RunFolder.all(tmp_path / "runs")))
     (run,) = RunFolder.all(tmp_path / "runs")
     assert run.state() == "running"
@@ -204,7 +233,9 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     ]
 
 
-def test_ctrl_c_saves_and_stops_and_resume_goes_on(long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_stops_and_resume_goes_on(
+    long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path
+) -> None:
     shell, run = long_run
     shell.send_signal(signal.SIGINT)
     _, err = shell.communicate(timeout=120)

@@ -1,4 +1,5 @@
-"""Real law text, prepared and trained on by two ranks: Lovdata's archive and acts. Skipped where it is not at hand."""
+"""Real law text, prepared and trained on by two ranks: Lovdata's archive and acts. Skipped where it is not at
+hand."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.end_to_end.commands import command
 
 pytestmark = pytest.mark.end_to_end
 
-# nats a token below the training split's token frequencies, after 100 small steps from random weights; 0.66 was measured
+# nats a token below the training split's token frequencies, after 100 small steps from random weights; 0.66
+# was measured
 MARGIN = 0.4
 
 
@@ -36,7 +38,9 @@ def test_every_file_becomes_a_document_with_its_structure(lovdata: Path) -> None
     assert manifest.stages[0].dropped == {}
     texts = {row["id"]: row["text"] for row in documents(lovdata, "0-read")}
     hevdslova = texts["NL/lov/1966-12-09-1"]
-    assert hevdslova.startswith("Lov om hevd [hevdslova]\n\nKva lova gjeld.\n\n§ 1.\n\nEtter denne lova kan det vinnast hevd")
+    assert hevdslova.startswith(
+        "Lov om hevd [hevdslova]\n\nKva lova gjeld.\n\n§ 1.\n\nEtter denne lova kan det vinnast hevd"
+    )
     assert "\na. ved tjuveri, brukstjuveri, ran" in hevdslova
     assert "Endra med" not in hevdslova
     assert all(texts.values()), "a document without text"
@@ -60,7 +64,9 @@ def test_no_real_identity_number_in_law_text(lovdata: Path) -> None:
 def test_held_out_loss_falls_below_what_token_frequencies_score(lovdata: Path) -> None:
     settings = ["max_steps=100", "global_batch_size=8", "micro_batch_size=4", "checkpoint_every=0"]
     settings.append("model.from_scratch.num_hidden_layers=2")
-    run = RunFolder.find(command(lovdata, "train", "recipe=lovdata_base", *settings).stdout.strip(), lovdata / "runs")
+    run = RunFolder.find(
+        command(lovdata, "train", "recipe=lovdata_base", *settings).stdout.strip(), lovdata / "runs"
+    )
     summary = json.loads(run.summary_file.read_text())
     assert run.config().cluster.world_size == 2
     assert summary["after"]["loss"] < summary["before"]["loss"] - 1

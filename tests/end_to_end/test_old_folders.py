@@ -1,8 +1,10 @@
-"""Folders that an earlier version wrote still work: its corpus, a completed run, a stopped one and a job in Slurm's queue.
+"""Folders that an earlier version wrote still work: its corpus, a completed run, a stopped one and a job in
+Slurm's queue.
 
-fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the packages were cut into rooms, by
-`finetune prepare` (its raw file, corpus and stages), `train` (a base of 150 steps, without its checkpoints; a LoRA on it, stopped
-after step 36) and `train cluster=testcluster` with a stand-in for sbatch. Its paths lie under /home/user.
+fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the packages were
+cut into rooms, by `finetune prepare` (its raw file, corpus and stages), `train` (a base of 150 steps, without
+its checkpoints; a LoRA on it, stopped after step 36) and `train cluster=testcluster` with a stand-in for
+sbatch. Its paths lie under /home/user.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from tests.golden.record import cpu_kind
 pytestmark = pytest.mark.end_to_end
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "folders-before-rooms.tar.xz"
-BASE, STOPPED, QUEUED = "old-base-20261128-115950-b975", "old-lora-20261128-120054-7726", "old-queued-20261128-120215-dfee"
+BASE, STOPPED, QUEUED = (
+    "old-base-20261128-115950-b975",
+    "old-lora-20261128-120054-7726",
+    "old-queued-20261128-120215-dfee",
+)
 BASE_LOSS = 4.838
 RECORDED_ON = "AuthenticAMD 25 17, AVX512, torch 2.13.0+cpu"
 # of steps 37 to 46, as the version that saved the checkpoint trained them
@@ -51,7 +57,8 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldFolders:
     for path in [*folders.path.glob("runs/*/*.*"), folders.path / "corpora" / ".small.stages" / "plan.json"]:
         path.write_text(path.read_text().replace("/home/user", str(folders.path)))
     answers = {
-        "squeue": "echo '4711|PENDING|Priority|N/A|0||a job of another name'",  # so that its id alone leads to the run
+        # so that its id alone leads to the run
+        "squeue": "echo '4711|PENDING|Priority|N/A|0||a job of another name'",
         "sbatch": "echo 4712",
         "sinfo": "echo 'debug*|7-00:00:00|8'",
         "scancel": "",
@@ -70,7 +77,11 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldFolders:
 
 def losses(run: Path) -> dict[int, float]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record["values"]["train/loss"] for record in records if "train/loss" in record["values"]}
+    return {
+        record["step"]: record["values"]["train/loss"]
+        for record in records
+        if "train/loss" in record["values"]
+    }
 
 
 def test_all_runs_are_listed_in_their_states(old: OldFolders) -> None:
@@ -105,7 +116,9 @@ def test_runs_are_synced_to_mlflow(old: OldFolders) -> None:
 
 def test_a_queued_job_is_cancelled_by_its_id_and_can_be_retried(old: OldFolders) -> None:
     command(old.path, "cancel", QUEUED)
-    assert any("4711" in line for line in old.slurm_log.read_text().splitlines() if line.startswith("scancel"))
+    assert any(
+        "4711" in line for line in old.slurm_log.read_text().splitlines() if line.startswith("scancel")
+    )
     squeue = old.path.parent / "bin" / "squeue"
     squeue.write_text(squeue.read_text().replace("4711", "4712"))
     assert command(old.path, "retry", QUEUED).stdout.split() == [QUEUED]
@@ -114,7 +127,11 @@ def test_a_queued_job_is_cancelled_by_its_id_and_can_be_retried(old: OldFolders)
 
 def test_a_prepared_corpus_is_not_prepared_again(old: OldFolders) -> None:
     sources = ("laws", "minutes", "consultation_replies", "letters")
-    settings = ["corpus.name=small", "corpus.sources.guidance.path=guidance.jsonl", "corpus.tokenizer.vocab_size=400"]
+    settings = [
+        "corpus.name=small",
+        "corpus.sources.guidance.path=guidance.jsonl",
+        "corpus.tokenizer.vocab_size=400",
+    ]
     again = [*settings, *(f"~corpus.sources.{source}" for source in sources)]
     before = (old.path / "corpora" / "small" / "manifest.json").stat().st_mtime_ns
     command(old.path, "prepare", "corpus=sample", *again)

@@ -1,4 +1,5 @@
-"""The corpus folder trains in TRL as it is: `make slow` (TRL's own environment, from benchmarks/requirements/trl.txt)."""
+"""The corpus folder trains in TRL as it is: `make slow` (TRL's own environment, from
+benchmarks/requirements/trl.txt)."""
 
 from __future__ import annotations
 
@@ -42,9 +43,14 @@ def test_trl_trains_on_the_folder_and_learns_the_same_tokens(tmp_path: Path, nam
         command(tmp_path, "prepare", f"corpus={name}")
     corpus = Corpus(tmp_path / "corpora" / name)
     shape = rules.Shape(
-        vocab_size=corpus.manifest.tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=corpus.manifest.tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    )
     harness.write_model(tmp_path / "model", shape, corpus.tokenizer_folder)
     python = harness.environment_of("trl", harness.cache_folder())
     (tmp_path / "train.py").write_text(TRAIN)

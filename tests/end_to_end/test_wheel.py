@@ -43,7 +43,12 @@ def test_an_installed_wheel_prepares_the_sample_and_composes_recipes(tmp_path: P
 
     def finetune(*arguments: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(site)}
-        command = [sys.executable, "-c", "import finetune.cli.main as cli; print(cli.__file__); cli.main()", *arguments]
+        command = [
+            sys.executable,
+            "-c",
+            "import finetune.cli.main as cli; print(cli.__file__); cli.main()",
+            *arguments,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(str(site)), "the checkout answered, not the wheel"

@@ -28,7 +28,12 @@ STEPS = 24
 RANKS = 2
 # threshold 0: by default ZeRO-3 keeps parameters this small whole
 ZERO: dict[int, dict[str, Any]] = {0: {"stage": 0}, 3: {"stage": 3, "stage3_param_persistence_threshold": 0}}
-ADAPTERS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "dora": {**LORA, "use_dora": True}, "sft": LORA}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA,
+    "dora": {**LORA, "use_dora": True},
+    "sft": LORA,
+}
 # a bundled mixture: one source taken twice in Nynorsk and half in Bokmål, one by years, one whole
 MIXTURE = (
     "corpus=sample",
@@ -42,9 +47,12 @@ CORPORA = {"sample": ("corpus=sample",), "sample_chat": ("corpus=sample_chat",),
 
 
 def cpu_kind() -> str:
-    """Return what floating-point results depend on: the CPU's vendor, family and model, its vector instructions, torch."""
+    """Return what floating-point results depend on: the CPU's vendor, family and model, its vector
+    instructions, torch."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    found = (re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE) for key in ("vendor_id", "cpu family", "model"))
+    found = (
+        re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE) for key in ("vendor_id", "cpu family", "model")
+    )
     model = " ".join(match[1] for match in found if match)
     return f"{model or 'unknown CPU'}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
@@ -53,7 +61,9 @@ def measure_losses(folder: Path) -> dict[str, list[float]]:
     """Train every method for 24 steps on two ranks in fp32; return its losses by `method-zeroN`."""
     write_base(folder / "base")
     texts = write_corpus(folder / "texts", num_documents=120, longest=512, seed=1)
-    chats = write_corpus(folder / "chats", num_documents=120, longest=100, seed=2, mask_column="assistant_masks")
+    chats = write_corpus(
+        folder / "chats", num_documents=120, longest=100, seed=2, mask_column="assistant_masks"
+    )
     runs = {}
     for method, adapter in ADAPTERS.items():
         for stage, zero in ZERO.items():
@@ -93,7 +103,8 @@ def _losses(run: RunFolder) -> list[float]:
 def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
     """Prepare the bundled corpora; return the SHA-256 of each of their files by name.
 
-    Manifest and card are hashed without the library that encoded running text: its version may differ, its tokens may not.
+    Manifest and card are hashed without the library that encoded running text: its version may differ, its
+        tokens may not.
     """
     found = {}
     for name, arguments in CORPORA.items():
@@ -112,7 +123,9 @@ def _digest(path: Path) -> str:
         manifest["tokenizer"].pop("encoder", None)
         content = json.dumps(manifest, sort_keys=True).encode()
     if path.name == "README.md":
-        kept = [line for line in content.decode().splitlines() if not line.startswith(("Tokenizer: ", "Made by "))]
+        kept = [
+            line for line in content.decode().splitlines() if not line.startswith(("Tokenizer: ", "Made by "))
+        ]
         content = "\n".join(kept).encode()
     return hashlib.sha256(content).hexdigest()
 

@@ -1,4 +1,5 @@
-"""Refactoring changes no number: losses and corpora are those of golden.json (record.py says how they are measured)."""
+"""Refactoring changes no number: losses and corpora are those of golden.json (record.py says how they are
+measured)."""
 
 from __future__ import annotations
 

@@ -36,13 +36,20 @@ class Shell:
 
     def run(self, *command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, cwd=self.folder, env={**self.environment, **environment}, capture_output=True, text=True, check=False,
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
             timeout=800,
-        )  # fmt: skip
+        )
         assert done.returncode == code, f"{done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
 
-    def finetune(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def finetune(
+        self, *arguments: str, code: int = 0, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return self.run(*FINETUNE, *arguments, code=code, **environment)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -100,9 +107,18 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def training(*settings: str, cluster: str = "testcluster") -> list[str]:
     """Arguments of a run of six steps on a tiny model."""
     return [
-        "--config-dir", "my", "model=tiny", "adapter=none", "corpus=laws", f"cluster={cluster}", "data.sequence_length=128",
-        "global_batch_size=8", "micro_batch_size=2", "max_steps=6", *settings,
-    ]  # fmt: skip
+        "--config-dir",
+        "my",
+        "model=tiny",
+        "adapter=none",
+        "corpus=laws",
+        f"cluster={cluster}",
+        "data.sequence_length=128",
+        "global_batch_size=8",
+        "micro_batch_size=2",
+        "max_steps=6",
+        *settings,
+    ]
 
 
 def losses(run: RunFolder) -> list[float]:

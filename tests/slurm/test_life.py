@@ -59,7 +59,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def refuse(shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+def refuse(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., str]]:
     """Run a submission that must be refused; its one line. Nothing may be queued, and no run folder left."""
     monkeypatch.chdir(shell.folder)
     monkeypatch.setenv("SLURM_CONF", str(shell.cluster.conf))
@@ -87,36 +89,57 @@ def refuse(shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["cluster.partition=gpu"], ["invalid partition specified: gpu"]),
         (["cluster.account=nn1k"], ["Invalid account"]),
         (["cluster.qos=gold"], ["Invalid qos"]),
-        (["cluster.ranks_per_node=4", "cluster.cpus_per_rank=3"], ["cluster.cpus_per_rank asks for 12", "cores_per_node 8"]),
-        (["cluster.ranks_per_node=8", "micro_batch_size=1"], ["cluster.ranks_per_node asks for 8", "gpus_per_node 4"]),
-        (["cluster.ranks_per_node=8", "micro_batch_size=1", "cluster.site.gpus_per_node=null"], ["Slurm refuses"]),
+        (
+            ["cluster.ranks_per_node=4", "cluster.cpus_per_rank=3"],
+            ["cluster.cpus_per_rank asks for 12", "cores_per_node 8"],
+        ),
+        (
+            ["cluster.ranks_per_node=8", "micro_batch_size=1"],
+            ["cluster.ranks_per_node asks for 8", "gpus_per_node 4"],
+        ),
+        (
+            ["cluster.ranks_per_node=8", "micro_batch_size=1", "cluster.site.gpus_per_node=null"],
+            ["Slurm refuses"],
+        ),
         (["cluster.nodes=4"], ["cluster.nodes asks for 4", "max_nodes 3"]),
         (["cluster.nodes=4", "cluster.site.max_nodes=null"], ["Slurm refuses"]),
         (["cluster.memory_per_node=900G"], ["cluster.memory_per_node asks for 900G", "memory_per_node_gb 8"]),
         (["cluster.memory_per_node=900G", "cluster.site.memory_per_node_gb=null"], ["Slurm refuses"]),
         (["cluster.timeout_min=2000"], ["cluster.timeout_min asks for 2000", "1440"]),
-        (["cluster.timeout_min=2000", "cluster.site.max_timeout_min=null"], ["partition debug takes jobs of 1440 minutes"]),
+        (
+            ["cluster.timeout_min=2000", "cluster.site.max_timeout_min=null"],
+            ["partition debug takes jobs of 1440 minutes"],
+        ),
         (["cluster.timeout_min=1"], ["cluster.signal_lead_s is 60"]),
         (["-m", "cluster.nodes=1,2"], ["one job array, which has one shape"]),
         (["-m", "lr=1e-3,-1"], ["lr is -1"]),
         (["cluster.site.compute_architecture=aarch64"], ["cluster.python is missing", "aarch64"]),
         (["runs_dir=/proc/none"], ["/proc/none", "cannot be written", "runs_dir="]),
-        (["+cluster.env.HF_TOKEN=hf_abcdefghijklmnopqrst"], ["cluster.env.HF_TOKEN holds what looks like a secret"]),
+        (
+            ["+cluster.env.HF_TOKEN=hf_abcdefghijklmnopqrst"],
+            ["cluster.env.HF_TOKEN holds what looks like a secret"],
+        ),
     ],
-)  # fmt: skip
-def test_what_cannot_run_is_refused_in_one_line(refuse: Callable[..., str], settings: list[str], words: list[str]) -> None:
+)
+def test_what_cannot_run_is_refused_in_one_line(
+    refuse: Callable[..., str], settings: list[str], words: list[str]
+) -> None:
     line = refuse(*settings)
     assert all(word in line for word in words), line
 
 
-def test_a_missing_sbatch_is_named(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_sbatch_is_named(
+    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))
         assert "sbatch is not on PATH" in refuse()
 
 
 @pytest.mark.parametrize("settings", [[], ["-m", "seed=range(0,40)"]])
-def test_a_full_disk_is_one_line_and_leaves_no_run(refuse: Callable[..., str], full_disk: Path, settings: list[str]) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_run(
+    refuse: Callable[..., str], full_disk: Path, settings: list[str]
+) -> None:
     assert "No space left on device" in refuse(f"runs_dir={full_disk}/runs", *settings)
     assert not list(full_disk.glob("runs/*/config.yaml"))
 
@@ -132,4 +155,7 @@ def test_the_cluster_leaves_nothing_behind_when_its_owner_is_killed() -> None:
     owner.kill()
     owner.wait()
     wait_for(lambda: not cluster.base.exists() and not bridge.exists(), 30)
-    assert shutil.which("pgrep") is None or not subprocess.run(["pgrep", "-f", f"{cluster.base}/"], capture_output=True).stdout
+    assert (
+        shutil.which("pgrep") is None
+        or not subprocess.run(["pgrep", "-f", f"{cluster.base}/"], capture_output=True).stdout
+    )

@@ -23,20 +23,28 @@ def test_a_wrapped_python_submits_jobs_that_start_the_wrapper(shell: Shell, tmp_
     assert not INNER.exists()
     assert str(INNER) not in script
     assert f"{commands}/python3 -u -m submitit.core._submit" in script
-    assert "\n    python3 -m finetune.job.batch_script" in script, "the helper runs outside, where scontrol is"
+    assert "\n    python3 -m finetune.job.batch_script" in script, (
+        "the helper runs outside, where scontrol is"
+    )
     wait_for(lambda: run.state() == "completed", seconds=120)
 
 
 def test_a_login_node_without_torch_submits_cancels_and_retries(shell: Shell) -> None:
     def call(*calls: list[str]) -> list[str]:
         done = shell.run(sys.executable, "-c", LOGIN_NODE, json.dumps(calls))
-        assert {line for line in done.stdout.splitlines() if line.startswith("exit")} == {"exit 0"}, done.stderr
+        assert {line for line in done.stdout.splitlines() if line.startswith("exit")} == {"exit 0"}, (
+            done.stderr
+        )
         return done.stdout.splitlines()
 
     with shell.closed():
         run_id, _ = call(["train", *training(f"cluster.python={sys.executable}", "name=login")])
         (run,) = shell.runs(run_id)
-        seen = call(["status", run_id], ["cancel", run_id], ["retry", run_id], ["status", run_id], ["cancel", run_id])
-    assert [line.split()[1] for line in seen if line.strip().startswith(run_id) and len(line.split()) > 1] == ["queued"] * 2
+        seen = call(
+            ["status", run_id], ["cancel", run_id], ["retry", run_id], ["status", run_id], ["cancel", run_id]
+        )
+    assert [
+        line.split()[1] for line in seen if line.strip().startswith(run_id) and len(line.split()) > 1
+    ] == ["queued"] * 2
     assert json.loads((run.path / "provenance.json").read_text())["packages"]["torch"] is None
     assert not shell.queue()

@@ -1,5 +1,5 @@
-"""A preparation on a real Slurm, its tasks two to a job, one of them killed midway: it comes back, and the corpus is the same.
-And how it is laid out where the queue takes few jobs of a user."""
+"""A preparation on a real Slurm, its tasks two to a job, one of them killed midway: it comes back, and the
+corpus is the same. And how it is laid out where the queue takes few jobs of a user."""
 
 from __future__ import annotations
 
@@ -95,9 +95,14 @@ def test_two_tasks_a_job_with_one_killed_midway_end_with_the_same_corpus(
     assert set((tmp_path / "greetings").read_text().splitlines()) == {"god dag"}
 
 
-def test_a_queue_that_takes_few_jobs_gets_few(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_takes_few_jobs_gets_few(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_CONF", shell.environment["SLURM_CONF"])
-    for words in (["add", "qos", "few", f"MaxSubmitJobsPerUser={LIMIT}"], ["modify", "user", "root", "set", "qos+=few"]):
+    for words in (
+        ["add", "qos", "few", f"MaxSubmitJobsPerUser={LIMIT}"],
+        ["modify", "user", "root", "set", "qos+=few"],
+    ):
         shell.cluster.slurm("sacctmgr", "-i", "-Q", *words)
     steps = [(f"{kind}{number}", kind == "cut") for number in range(11) for kind in ("whole", "cut")]
     jobs = replace(CLUSTER.prepare, tasks_per_job=None, partition="debug")
@@ -107,13 +112,21 @@ def test_a_queue_that_takes_few_jobs_gets_few(shell: Shell, tmp_path: Path, monk
         assert run.layout == Layout(OF, OF, is_one_job=True), "22 steps are too many jobs, says Slurm"
         assert list(shell.queue().values()) == ["PENDING"]
         script = (run.folder / "whole0-to-cut10.sh").read_text()
-        assert [line.split()[1] for line in script.splitlines() if line.startswith("  run ")] == [name for name, _ in steps]
-        known = replace(CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)}))
-        layout = prepare_jobs.lay_out(32, steps, known)  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
+        assert [line.split()[1] for line in script.splitlines() if line.startswith("  run ")] == [
+            name for name, _ in steps
+        ]
+        known = replace(
+            CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)})
+        )
+        layout = prepare_jobs.lay_out(
+            32, steps, known
+        )  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
         assert layout == Layout(8, 4), "two jobs an array, and four times 1G to a node of 8000M"
         assert layout.num_jobs(steps) == 33
         full = replace(known, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=1)}))
-        with pytest.raises(ValueError, match="its queue takes 1 jobs of a user, and 1 of yours are there; wait"):
+        with pytest.raises(
+            ValueError, match="its queue takes 1 jobs of a user, and 1 of yours are there; wait"
+        ):
             prepare_jobs.lay_out(32, steps, full)
         assert run.cancel().startswith("cancelled")
         assert not run.is_alive()

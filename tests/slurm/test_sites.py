@@ -1,4 +1,5 @@
-"""The test cluster dressed as each site (slurm/testcluster/sites.py): the pages of docs/sites are run there."""
+"""The test cluster dressed as each site (slurm/testcluster/sites.py): the pages of docs/sites are run
+there."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ class Login:
             return self.job(run) not in queued and run.state() != "queued"
 
         wait_for(has_ended)
-        assert run.state() == state, f"{run.failure()}\n{[log.read_text()[-2000:] for log in run.jobs.glob('*.out')]}"
+        assert run.state() == state, (
+            f"{run.failure()}\n{[log.read_text()[-2000:] for log in run.jobs.glob('*.out')]}"
+        )
 
 
 @contextmanager
@@ -148,8 +151,9 @@ MINE = [
 def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_from_outside(
     lumi: Login,
 ) -> None:
-    """Ranks in a container without Slurm's commands, an old Python, modules in their order, a wrapped Python without
-    torch on the login node; and beyond LUMI, a denied sinfo, and a shell whose jobs would inherit nothing."""
+    """Ranks in a container without Slurm's commands, an old Python, modules in their order, a wrapped Python
+    without torch on the login node; and beyond LUMI, a denied sinfo, and a shell whose jobs would inherit
+    nothing."""
     denied = lumi.cluster.path("/site/bin/sinfo")
     denied.write_text(f"#!/bin/bash\n{DENIED}\n")
     denied.chmod(0o755)
@@ -170,7 +174,8 @@ def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_fr
 
 
 def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login) -> None:
-    """Before anything is queued; but a Python in a container cannot try the host's, so that the job finds it out."""
+    """Before anything is queued; but a Python in a container cannot try the host's, so that the job finds it
+    out."""
     path = f"PYTHONPATH={':'.join(sys.path)}"
     old = [*MINE, "cluster.modules=[]", "max_steps=2"]
     refused = lumi.train(*old, code=2, program=("env", path, sys.executable, "/site/login/start.py")).stderr
@@ -188,7 +193,8 @@ def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login
 
 @pytest.mark.slow
 def test_a_sweep_larger_than_the_queue_for_trials_takes_finishes(lumi: Login) -> None:
-    """Partition dev-g of LUMI: two jobs of a user in the queue, one at work; each point of an array is one."""
+    """Partition dev-g of LUMI: two jobs of a user in the queue, one at work; each point of an array is
+    one."""
     trial = ["cluster.partition=dev-g", "cluster.timeout_min=30", "max_steps=2", "lr=1e-3,2e-3,3e-3"]
     runs = lumi.runs(lumi.train("-m", *MINE, *trial).stdout)
     wait_for(lambda: all(run.state() == "completed" for run in runs))

@@ -1,4 +1,5 @@
-"""Submission on the real test cluster: a sweep is one array, what is queued is frozen, and nothing half-submitted ever runs."""
+"""Submission on the real test cluster: a sweep is one array, what is queued is frozen, and nothing
+half-submitted ever runs."""
 
 from __future__ import annotations
 
@@ -48,17 +49,23 @@ def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
     done, runs = sweep
     assert len(runs) == 6
     (array,) = {str(run.read_json("submission.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
-    (bad,) = [run for run in runs if (heads := run.config().model.from_scratch)["hidden_size"] % heads["num_attention_heads"]]
+    (bad,) = [
+        run
+        for run in runs
+        if (heads := run.config().model.from_scratch)["hidden_size"] % heads["num_attention_heads"]
+    ]
     for run in runs:
         assert run.state() == ("failed" if run == bad else "completed"), run.failure()
         if run != bad:
             assert len(losses(run)) == 6
     assert "1 of 6 runs did not complete" in done.stderr
-    accounted = shell.cluster.slurm("sacct", "-n", "-X", "-P", "-j", array, "-o", "JobID,State,ExitCode,NNodes").split()
+    accounted = shell.cluster.slurm(
+        "sacct", "-n", "-X", "-P", "-j", array, "-o", "JobID,State,ExitCode,NNodes"
+    ).split()
     index = runs.index(bad)
     assert sorted(accounted) == sorted(
         f"{array}_{i}|{'FAILED|1:0' if i == index else 'COMPLETED|0:0'}|2" for i in range(6)
-    )  # fmt: skip
+    )
     script = next((shell.folder / "runs" / "sweeps").glob("grid-*/0/submit.sh")).read_text()
     assert "#SBATCH --array=0-5%2" in script
     table = shell.finetune("status", str(runs[0].sweep())).stdout
@@ -81,9 +88,15 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
         assert provenance is not None
         assert {"torch", "deepspeed", "submitit"} <= provenance["packages"].keys()
         assert {"git_revision", "git_diff", "command", "sweep"} <= provenance.keys()
-        assert sum(path.is_file() for path in run.path.rglob("*")) < 60  # a thousand points stay below a quota of 100,000
+        assert (
+            sum(path.is_file() for path in run.path.rglob("*")) < 60
+        )  # a thousand points stay below a quota of 100,000
         (submitted,) = run.jobs.glob("*_submitted.pkl")
-        names = [str(argument) for _, argument, _ in pickletools.genops(submitted.read_bytes()) if isinstance(argument, str)]
+        names = [
+            str(argument)
+            for _, argument, _ in pickletools.genops(submitted.read_bytes())
+            if isinstance(argument, str)
+        ]
         assert {"finetune.job.rank", "run_job", str(run.path)} <= set(names)
         assert not any("omegaconf" in name or "hydra" in name for name in names)
     (code,) = {run.code() for run in runs}
@@ -107,9 +120,13 @@ def test_mlflow_has_a_parent_with_its_points(
     assert parent.info.status == "FAILED"
 
 
-def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_steps_go_on_from_there(shell: Shell) -> None:
+def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_steps_go_on_from_there(
+    shell: Shell,
+) -> None:
     (far,) = shell.runs(shell.finetune("train", *training("cluster.nodes=2", "wait=true")).stdout)
-    (here,) = shell.runs(shell.finetune("train", *training("cluster.ranks_per_node=2", cluster="local")).stdout)
+    (here,) = shell.runs(
+        shell.finetune("train", *training("cluster.ranks_per_node=2", cluster="local")).stdout
+    )
     assert losses(far) == pytest.approx(losses(here), abs=1e-6)
     assert "is completed: give it more steps" in shell.finetune("resume", far.id, code=2).stderr
     shell.finetune("resume", far.id, "max_steps=9")
@@ -124,7 +141,9 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     assert "completed" in shell.finetune("status", far.id).stdout
 
 
-def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell: Shell, tmp_path: Path) -> None:
+def test_editing_code_recipe_and_profile_after_submission_changes_nothing(
+    shell: Shell, tmp_path: Path
+) -> None:
     checkout = tmp_path / "checkout"
     for package in (finetune, data_prep):
         shutil.copytree(Path(str(package.__file__)).parent, checkout / package.__name__)
@@ -133,7 +152,9 @@ def test_editing_code_recipe_and_profile_after_submission_changes_nothing(shell:
     my.mkdir()
     (my / "edited.yaml").write_text("# @package _global_\nlr: 0.003\n")
     with shell.closed():
-        (run,) = shell.runs(shell.finetune("train", *training("recipe=edited"), PYTHONPATH=str(checkout)).stdout)
+        (run,) = shell.runs(
+            shell.finetune("train", *training("recipe=edited"), PYTHONPATH=str(checkout)).stdout
+        )
         (my / "edited.yaml").write_text("# @package _global_\nlr: 100.0\n")
         (checkout / "finetune" / "training" / "train.py").write_text("raise RuntimeError('edited')\n")
     wait_for(lambda: not observe_in(shell, run).alive)
@@ -151,7 +172,8 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
 
 
 def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: Shell, tmp_path: Path) -> None:
-    """Open OnDemand sets SBATCH_EXPORT=NONE; `module` is a function of the login shell, here one that writes a log."""
+    """Open OnDemand sets SBATCH_EXPORT=NONE; `module` is a function of the login shell, here one that writes
+    a log."""
     log = tmp_path / "modules"
     login = {
         "SBATCH_EXPORT": "NONE",
@@ -162,14 +184,22 @@ def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: S
     cleaned = ["cluster.clean_modules=reset", "cluster.shared_cache=/work/$SLURM_JOB_ACCOUNT"]
     noted = f"cluster.setup=['env > {tmp_path}/env']"
     (whole,) = shell.runs(
-        shell.finetune("train", *training(*cleaned, "cluster.modules=['load a/1','use /b']", noted), **login).stdout
+        shell.finetune(
+            "train", *training(*cleaned, "cluster.modules=['load a/1','use /b']", noted), **login
+        ).stdout
     )
     wait_for(lambda: not observe_in(shell, whole).alive)
     with shell.closed():  # or it may have failed before its submission returns
-        (broken,) = shell.runs(shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout)
+        (broken,) = shell.runs(
+            shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout
+        )
     wait_for(lambda: not observe_in(shell, broken).alive)
     assert whole.state() == "completed", whole.failure()
-    whole_job, tried_at_submission, broken_job = ["reset", "load a/1", "use /b"], ["load absent"], ["load absent"]
+    whole_job, tried_at_submission, broken_job = (
+        ["reset", "load a/1", "use /b"],
+        ["load absent"],
+        ["load absent"],
+    )
     assert log.read_text().splitlines() == [*whole_job, *tried_at_submission, *broken_job]
     seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert "SBATCH_EXPORT" not in seen
@@ -177,16 +207,26 @@ def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: S
     assert seen["APPTAINER_CACHEDIR"] == "/work/nn9999k/apptainer"
     assert seen["TRITON_CACHE_DIR"].endswith(f"-{seen['SLURM_JOB_ID']}/triton")
     (words,) = broken.jobs.glob("*_log.out")
-    assert re.fullmatch(r"error: cluster.modules: 'module load absent' failed on node\d; .*\n", words.read_text())
-    assert "FAILED: rank 0: cluster.modules: 'module load absent' failed on node" in observe_in(shell, broken).reason
+    assert re.fullmatch(
+        r"error: cluster.modules: 'module load absent' failed on node\d; .*\n", words.read_text()
+    )
+    assert (
+        "FAILED: rank 0: cluster.modules: 'module load absent' failed on node"
+        in observe_in(shell, broken).reason
+    )
     assert not broken.metrics.exists()
 
 
 def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
     shell.empty_queue()
     with shell.closed():
-        both = [shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")) for _ in range(2)]
-        dry = shell.finetune("train", "-m", "--dry-run", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')"))
+        both = [
+            shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')"))
+            for _ in range(2)
+        ]
+        dry = shell.finetune(
+            "train", "-m", "--dry-run", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")
+        )
         assert "#SBATCH --array=0-5%" in dry.stdout
         ids = []
         for submitted in both:
@@ -209,7 +249,9 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("moment", ["sbatch", "release"])
-def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tmp_path: Path, moment: str) -> None:
+def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(
+    shell: Shell, tmp_path: Path, moment: str
+) -> None:
     """Killed after Slurm took the array and before it said so; killed before the release."""
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
@@ -221,9 +263,19 @@ def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(shell: Shell, tm
     fake.write_text(f'#!/bin/bash\nif {when}; then {body}; exit 1; fi\nexec {real} "$@"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     submitted = subprocess.run(
-        [sys.executable, "-m", "finetune.cli.main", "train", "-m", *training(f"name=killed-{moment}", "seed=1,2")],
-        cwd=shell.folder, env={**shell.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "finetune.cli.main",
+            "train",
+            "-m",
+            *training(f"name=killed-{moment}", "seed=1,2"),
+        ],
+        cwd=shell.folder,
+        env={**shell.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=False,
+    )
     assert submitted.returncode == -signal.SIGKILL
     assert set(shell.queue().values()) == {"PENDING"}  # held, though the partition is open and idle
     time.sleep(3)
@@ -241,14 +293,20 @@ def test_a_small_preparation_is_one_job_and_a_training_starts_behind_it(shell: S
     chained = ["corpus=sample", "corpora_dir=chained", "cluster=testcluster", "shard_characters=20000"]
     prepared = shell.finetune("prepare", *chained).stdout.strip()
     (run,) = shell.runs(
-        shell.finetune("train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared).stdout
+        shell.finetune(
+            "train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared
+        ).stdout
     )
     # Slurm finds its reason when it next looks at its queue
-    wait_for(lambda: "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split()), seconds=30)
+    wait_for(
+        lambda: "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split()), seconds=30
+    )
     wait_for(lambda: not observe_in(shell, run).alive)
     assert run.state() == "completed", run.failure()
     steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
-    assert [step.split()[1::2] for step in steps] == [["read-to-publish", "completed"]], "one task a step: one wait in the queue"
+    assert [step.split()[1::2] for step in steps] == [["read-to-publish", "completed"]], (
+        "one task a step: one wait in the queue"
+    )
     assert shell.finetune("logs", prepared, "--corpora-dir", "chained").stdout.count("==> ") > 8
     assert "has ended already" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
     assert "is there already" in shell.finetune("prepare", *chained).stderr
@@ -258,15 +316,25 @@ def test_a_small_preparation_is_one_job_and_a_training_starts_behind_it(shell: S
 def test_a_preparation_in_the_queue_is_cancelled_by_its_id(shell: Shell) -> None:
     shell.empty_queue()
     with shell.closed():
-        prepared = shell.finetune("prepare", "corpus=sample", "corpora_dir=unwanted", "cluster=testcluster").stdout.strip()
+        prepared = shell.finetune(
+            "prepare", "corpus=sample", "corpora_dir=unwanted", "cluster=testcluster"
+        ).stdout.strip()
         assert shell.queue()
-        assert "-f follows a training run" in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
+        assert (
+            "-f follows a training run"
+            in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
+        )
         assert "cancelled" in shell.finetune("cancel", prepared, "--corpora-dir", "unwanted").stderr
         wait_for(lambda: not shell.queue(), 60)
 
 
 def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
-    study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1"]
+    study = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_jobs=2",
+        "hydra.sweeper.sampler.seed=1",
+    ]
     study += ["hydra.sweeper.direction=minimize", "max_steps=2", "lr=interval(1e-4,1e-2)", "name=optuna"]
     shell.finetune("train", "-m", *training(*study))
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("optuna-")]
@@ -281,21 +349,38 @@ def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
 
 def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger(shell: Shell) -> None:
     allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
-    command = [sys.executable, "-m", "finetune.cli.main", "train", *training("max_steps=2", "cluster.ranks_per_node=2")]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli.main",
+        "train",
+        *training("max_steps=2", "cluster.ranks_per_node=2"),
+    ]
     (run,) = shell.runs(shell.run(*allocation, *command).stdout)
     assert run.state() == "completed"
     assert run.read_json("started.json")["host"].startswith("node")  # type: ignore[index]
-    assert (shell.folder / "runs" / ".code" / str(run.code())).is_dir(), "prune would take it for code that no run uses"
+    assert (shell.folder / "runs" / ".code" / str(run.code())).is_dir(), (
+        "prune would take it for code that no run uses"
+    )
     too_big = shell.run(*allocation, *command, "cluster.nodes=2", code=2)
     assert "this allocation has 1" in too_big.stderr
     assert "needs an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
     debugged = subprocess.run(
-        [*allocation, *command, "cluster.ranks_per_node=1", "debug=true"], cwd=shell.folder, env=shell.environment,
-        input="p run.id\nc\n", capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [*allocation, *command, "cluster.ranks_per_node=1", "debug=true"],
+        cwd=shell.folder,
+        env=shell.environment,
+        input="p run.id\nc\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert debugged.returncode == 0, debugged.stderr[-2000:]
     assert "(Pdb) 'run-" in debugged.stdout
-    assert json.loads((shell.runs(debugged.stdout.split()[-1])[0].path / "outcome.json").read_text())["state"] == "completed"
+    assert (
+        json.loads((shell.runs(debugged.stdout.split()[-1])[0].path / "outcome.json").read_text())["state"]
+        == "completed"
+    )
 
 
 def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) -> None:

@@ -1,5 +1,5 @@
-"""Runs on the real test cluster that something befalls: each must come back by itself and end as if nothing had happened, or stop
-with its diagnosis. `make chaos` does more of it, at more moments."""
+"""Runs on the real test cluster that something befalls: each must come back by itself and end as if nothing
+had happened, or stop with its diagnosis. `make chaos` does more of it, at more moments."""
 
 from __future__ import annotations
 
@@ -51,14 +51,18 @@ def after(run: RunFolder, number: int) -> int:
     return attempts.read(run.path)[-1].from_step + 2
 
 
-def test_a_run_comes_back_from_the_time_limit_even_if_a_rank_hangs_and_is_the_same(box: Sandbox, whole: RunFolder) -> None:
+def test_a_run_comes_back_from_the_time_limit_even_if_a_rank_hangs_and_is_the_same(
+    box: Sandbox, whole: RunFolder
+) -> None:
     chance = random.Random(os.getpid())
     step = chance.randint(3, 10)
     run = box.submit(box.plant(chaos.HANG, step + 1))
     chaos.unannounced_limit(box, run, step, chance)
     chaos.time_limit(box, run, after(run, 2), chance)
     box.wait_for_end(run)
-    assert endings(run)[0] in ("killed from outside", "died"), "as its batch script still had its say, or had not"
+    assert endings(run)[0] in ("killed from outside", "died"), (
+        "as its batch script still had its say, or had not"
+    )
     assert endings(run)[1:] == ["interrupted", "completed"]
     assert_same(run, whole)
 
@@ -85,9 +89,11 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, who
     assert_same(run, whole)
 
 
-def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back(box: Sandbox, whole: RunFolder) -> None:
-    """The disk of node 1, to which the corpus is to be copied, cannot be written; then a rank is killed that uses such a copy.
-    Nothing of the copies is left in the end."""
+def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back(
+    box: Sandbox, whole: RunFolder
+) -> None:
+    """The disk of node 1, to which the corpus is to be copied, cannot be written; then a rank is killed that
+    uses such a copy. Nothing of the copies is left in the end."""
     local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
     try:

@@ -1,4 +1,5 @@
-"""A sweep that is larger than the queue takes, on the real test cluster: `python -m slurm.testcluster.waves` is the large one."""
+"""A sweep that is larger than the queue takes, on the real test cluster: `python -m slurm.testcluster.waves`
+is the large one."""
 
 from __future__ import annotations
 
@@ -25,14 +26,19 @@ def limited(shell: Shell) -> Iterator[Shell]:
 
 
 def test_a_sweep_over_the_limits_finishes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
-    """Seven points where Slurm takes three jobs of a user and three tasks in an array, so that the last array has one point. One
-    fails, one is cancelled while it waits; a retry of these two is a wave again."""
+    """Seven points where Slurm takes three jobs of a user and three tasks in an array, so that the last array
+    has one point. One fails, one is cancelled while it waits; a retry of these two is a wave again."""
     shell = limited
     stand_in = waves.stand_in(shell.folder, seconds=0.3, failing_seed=3)
-    settings = training(*stand_in, f"cluster.qos={waves.QOS}", "cluster.site.max_array_size=3", "seed=range(0,7)", "name=wave")
+    settings = training(
+        *stand_in, f"cluster.qos={waves.QOS}", "cluster.site.max_array_size=3", "seed=range(0,7)", "name=wave"
+    )
     with shell.closed():
         printed = waves.submit_from_a_shell_that_is_killed(Sandbox(shell.folder, shell.cluster), settings)
-        assert "7 runs, 2 submitted now; Slurm takes 3 jobs of yours at a time (qos few): the others follow" in printed
+        assert (
+            "7 runs, 2 submitted now; Slurm takes 3 jobs of yours at a time (qos few): the others follow"
+            in printed
+        )
         runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("wave-")]
         runs.sort(key=lambda run: run.config().seed)
         assert len(shell.queue()) == 2
@@ -48,9 +54,16 @@ def test_a_sweep_over_the_limits_finishes_in_waves_after_its_shell_was_killed(li
         return not shell.queue()
 
     wait_for(has_ended)
-    assert [run.state() for run in runs] == ["completed"] * 3 + ["failed", "completed", "cancelled", "completed"]
+    assert [run.state() for run in runs] == ["completed"] * 3 + [
+        "failed",
+        "completed",
+        "cancelled",
+        "completed",
+    ]
     assert most <= 3
-    assert Counter(run for run, _ in waves.starts(shell.folder)) == Counter(run.id for run in runs if run != runs[5])
+    assert Counter(run for run, _ in waves.starts(shell.folder)) == Counter(
+        run.id for run in runs if run != runs[5]
+    )
     assert not list((shell.folder / "runs" / "sweeps" / str(runs[0].sweep())).glob("*/waves.json"))
     assert set(shell.finetune("retry", str(runs[0].sweep())).stdout.split()) == {runs[3].id, runs[5].id}
     wait_for(lambda: not shell.queue())

@@ -1,7 +1,7 @@
 """Answers as an old Python: `old_python.py VERSION [-c CODE | -m MODULE | FILE] …`.
 
-The real interpreter runs what the old one could: syntax, future features and modules that came later are refused,
-in the code that is started and in all that it imports from outside of the standard library.
+The real interpreter runs what the old one could: syntax, future features and modules that came later are
+refused, in the code that is started and in all that it imports from outside of the standard library.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ NEW_MODULES = {
     "graphlib": (3, 9),
     "tomllib": (3, 11),
 }
-# needed by what is started; their own code looks at sys.version_info, so they are imported before that changes
+# needed by what is started; their own code looks at sys.version_info, so they are imported before that
+# changes
 FIRST = [
     "argparse",
     "collections",
@@ -59,7 +60,9 @@ def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             for name in node.names:
                 if getattr(future_features, name.name).getOptionalRelease()[:2] > old:
-                    raise SyntaxError(f"future feature {name.name} is not defined", (path, node.lineno, 1, text))
+                    raise SyntaxError(
+                        f"future feature {name.name} is not defined", (path, node.lineno, 1, text)
+                    )
     code: types.CodeType = compile(text, path, "exec")
     return code
 
@@ -87,7 +90,12 @@ class OldFinder(importlib.abc.MetaPathFinder):
         if NEW_MODULES.get(fullname, (0, 0)) > self.old:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or not spec.origin or not spec.origin.endswith(".py") or spec.origin.startswith(STANDARD_LIBRARY):
+        if (
+            spec is None
+            or not spec.origin
+            or not spec.origin.endswith(".py")
+            or spec.origin.startswith(STANDARD_LIBRARY)
+        ):
             return None
         spec.loader = OldLoader(fullname, spec.origin, self.old)
         return spec

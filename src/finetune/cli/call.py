@@ -12,7 +12,8 @@ from finetune.cli.overrides import option_value
 
 @dataclass(frozen=True)
 class Call:
-    """What was called: the verb, its arguments, and the dataclass behind its settings (None: it takes no settings)."""
+    """What was called: the verb, its arguments, and the dataclass behind its settings (None: it takes no
+    settings)."""
 
     verb: str
     arguments: list[str]
@@ -30,7 +31,11 @@ class Call:
 
     def argument_of(self, key: str) -> str:
         """Return the argument that sets a key, or else the key with a value to be given."""
-        typed = {argument.partition("=")[0].lstrip("+"): argument.lstrip("+") for argument in self.arguments if "=" in argument}
+        typed = {
+            argument.partition("=")[0].lstrip("+"): argument.lstrip("+")
+            for argument in self.arguments
+            if "=" in argument
+        }
         if key in typed:
             return typed[key]
         if key == "data.corpus" and "corpus" in typed:

@@ -1,6 +1,8 @@
-"""`finetune completion`, which a shell calls at each tab: verbs, options, config files, settings, corpora and runs.
+"""`finetune completion`, which a shell calls at each tab: verbs, options, config files, settings, corpora and
+runs.
 
-People wait for it: it lists folders and reads dataclasses, and imports neither Hydra nor torch. Paths are left to the shell.
+People wait for it: it lists folders and reads dataclasses, and imports neither Hydra nor torch. Paths are
+left to the shell.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh")
 EXAMPLE = 'eval "$(finetune completion bash)"'
 
-# bash parts words at = and :, and completes what stands behind the last of them. A reply that ends in = or . goes on.
+# bash parts words at = and :, and completes what stands behind the last of them. A reply that ends in = or .
+# goes on.
 BASH = """\
 _finetune() {
     local IFS=$'\\n'
@@ -56,8 +59,16 @@ def completion(arguments: list[str]) -> int:
     elif asked == ["line"] and len(arguments) == 3:
         print("\n".join(complete_line(arguments[1], arguments[2])))
     else:
-        parser = Parser(prog="finetune completion", description="Print what makes the command line complete in the shell.")
-        parser.add_argument("shell", nargs="?", default="", metavar="bash|zsh", help=f"the shell: {EXAMPLE} in its startup file")
+        parser = Parser(
+            prog="finetune completion", description="Print what makes the command line complete in the shell."
+        )
+        parser.add_argument(
+            "shell",
+            nargs="?",
+            default="",
+            metavar="bash|zsh",
+            help=f"the shell: {EXAMPLE} in its startup file",
+        )
         print(script(parser.parse_args(arguments).shell), end="")
     return 0
 
@@ -74,7 +85,8 @@ def script(shell: str) -> str:
 
 
 def complete_line(breaks: str, line: str) -> list[str]:
-    """Return how a typed line of bash can go on: what replaces the text behind the last of its word breaks."""
+    """Return how a typed line of bash can go on: what replaces the text behind the last of its word
+    breaks."""
     typed = _parse_line(line)[1:]
     last = typed[-1] if typed else ""
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
@@ -134,7 +146,11 @@ def _settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[
     files = ConfigFiles(verb, Path(own) if own else None)
     key, equals, value = last.partition("=")
     if not equals:
-        yield from (f"{group}=" for group in files.groups() if group not in ("corpus", "model", "cluster", "adapter", "zero"))
+        yield from (
+            f"{group}="
+            for group in files.groups()
+            if group not in ("corpus", "model", "cluster", "adapter", "zero")
+        )
         yield from _keys(schema, files, before, key)
         return
     done = value[: value.rfind(",") + 1]  # earlier values of a sweep
@@ -209,7 +225,9 @@ def _choices() -> dict[str, tuple[str, ...]]:
 def _prepared(before: list[str]) -> list[str]:
     """Return the names of the corpora that are prepared."""
     folder = Path(option_value(before, "--corpora-dir", "data.corpora_dir") or "corpora")
-    return sorted(path.parent.name for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
+    return sorted(
+        path.parent.name for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")
+    )
 
 
 def _ids(runs_dir: Path, sweeps: bool) -> list[str]:

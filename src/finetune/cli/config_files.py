@@ -29,12 +29,25 @@ class ConfigFiles:
         """Return the groups that this verb chooses files from."""
         if self.verb == "prepare":
             return list(PREPARE_GROUPS)
-        found = {path.name for folder in self.folders() if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+        found = {
+            path.name
+            for folder in self.folders()
+            if folder.is_dir()
+            for path in folder.iterdir()
+            if path.is_dir()
+        }
         return sorted(name for name in found if name.isidentifier() and name not in ("__pycache__", "corpus"))
 
     def names(self, group: str) -> list[str]:
         """Return the names of a group's files."""
-        return sorted({path.stem for folder in self.folders() for path in (folder / group).glob("*.yaml") if path.is_file()})
+        return sorted(
+            {
+                path.stem
+                for folder in self.folders()
+                for path in (folder / group).glob("*.yaml")
+                if path.is_file()
+            }
+        )
 
     def file(self, name: str) -> Path | None:
         """Return the file of a config such as recipe/mine."""

@@ -25,7 +25,9 @@ def print_steps(preparations: list[PrepareRun]) -> None:
         for steps, job in run.jobs.items():
             state = states[job].lower() or "unknown to Slurm by now"
             at_work = run.step_at_work() if states[job] == JobState.RUNNING else None
-            table.add_row(run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state)
+            table.add_row(
+                run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state
+            )
         if {*states.values()} & {JobState.FAILED, JobState.OUT_OF_MEMORY, JobState.TIMEOUT}:
             failed.append(run.id)
     console(stderr=False).print(table)
@@ -58,7 +60,9 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
     stages = Table("stage", "in", "out", "dropped", "counted", box=None)
     for info in manifest.stages:
         name = f"{info.name} (done before)" if info.name in skipped else info.name
-        stages.add_row(name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts))
+        stages.add_row(
+            name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts)
+        )
     return stages
 
 
@@ -79,20 +83,28 @@ def _loss_table(manifest: Any) -> Table:
         for loss in (loss for stage in manifest.stages for loss in stage.losses if loss.source == name):
             shares[loss.reason] += loss.characters / max(source.characters_read, 1)
         reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
-        table.add_row(name, f"{source.characters_read:,}", f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none")
+        table.add_row(
+            name,
+            f"{source.characters_read:,}",
+            f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none",
+        )
     return table
 
 
 def _source_table(manifest: Any) -> Table:
     sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
     for name, source in manifest.sources.items():
-        parts = [f"{key} {source.documents[key]} ({_tokens(source, key)})" for key in sorted(source.documents)]
+        parts = [
+            f"{key} {source.documents[key]} ({_tokens(source, key)})" for key in sorted(source.documents)
+        ]
         sources.add_row(name, source.license, "  ".join(parts))
     return sources
 
 
 def _split_line(folder: Any, manifest: Any) -> Text:
-    splits = ", ".join(f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits)
+    splits = ", ".join(
+        f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits
+    )
     return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer.vocab_size}")
 
 
@@ -113,4 +125,8 @@ def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
         most = max((count for _, _, count in rows), default=1)
         out.print(Text(f"{source}: tokens a row", style="bold"))
         for low, high, count in rows:
-            out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"))
+            out.print(
+                Text(
+                    f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"
+                )
+            )

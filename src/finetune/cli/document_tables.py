@@ -1,4 +1,5 @@
-"""What is printed of single documents: what stages did to them, their tokens, what was cut, dropped, quarantined or found."""
+"""What is printed of single documents: what stages did to them, their tokens, what was cut, dropped,
+quarantined or found."""
 
 from __future__ import annotations
 
@@ -23,15 +24,25 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
     out.print(Text("/".join(name), style="bold"), soft_wrap=True)
     for view in views:
         changes = ", ".join(
-            f"{field} {was or '–'} → {now}" if was else f"{field} {now}" for field, (was, now) in view.fields.items()
+            f"{field} {was or '–'} → {now}" if was else f"{field} {now}"
+            for field, (was, now) in view.fields.items()
         )
-        why = f": {view.drop.reason}" + (f" ({view.drop.detail})" if view.drop.detail else "") if view.drop else ""
+        why = (
+            f": {view.drop.reason}" + (f" ({view.drop.detail})" if view.drop.detail else "")
+            if view.drop
+            else ""
+        )
         style = {"dropped": "red", "gone": "red", "changed": "yellow"}.get(view.outcome, "")
-        out.print(Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style), soft_wrap=True)
+        out.print(
+            Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style),
+            soft_wrap=True,
+        )
         if view.text:
             out.print(Text(_clip(view.text, characters)), soft_wrap=True)
         for line in _clip("\n".join(view.diff), characters).split("\n") if view.diff else []:
-            out.print(Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True)
+            out.print(
+                Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True
+            )
     out.print()
 
 
@@ -39,9 +50,17 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
     """The tokens of one document, parted by a thin bar; targets are green (on paper: between « and »)."""
     out = console(stderr=False)
     if not views:
-        out.print(Text(f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked", style="red"), soft_wrap=True)
+        out.print(
+            Text(f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked", style="red"),
+            soft_wrap=True,
+        )
     for view in views:
-        out.print(Text(f"{view.source}/{view.id} ({view.split}): {view.tokens} tokens, {view.targets} targets", style="bold"))
+        out.print(
+            Text(
+                f"{view.source}/{view.id} ({view.split}): {view.tokens} tokens, {view.targets} targets",
+                style="bold",
+            )
+        )
         line, shown, inside = Text(), 0, False
         for text, _, target in view.pieces:
             if target != inside:
@@ -73,7 +92,9 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
     for stage, cut in cuts:
         places.setdefault((stage, cut.source, cut.reason), []).append(cut)
     for (stage, source, reason), found in places.items():
-        out.print(Text(f"{stage}: {source}: {reason}: {len(found):,} different lines", style="bold"), soft_wrap=True)
+        out.print(
+            Text(f"{stage}: {source}: {reason}: {len(found):,} different lines", style="bold"), soft_wrap=True
+        )
         shown = found[:number] if number else found
         for cut in shown:
             where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
@@ -83,8 +104,11 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
         out.print()
 
 
-def print_dropped(inspection: Inspection, reason: str | None, number: int, seed: int, characters: int) -> None:
-    """Print some of what was dropped, with the text as the stage got it, and of the records that could not be read.
+def print_dropped(
+    inspection: Inspection, reason: str | None, number: int, seed: int, characters: int
+) -> None:
+    """Print some of what was dropped, with the text as the stage got it, and of the records that could not be
+    read.
 
     Args:
         reason: of a drop, or `quarantined`; None for all.
@@ -94,7 +118,9 @@ def print_dropped(inspection: Inspection, reason: str | None, number: int, seed:
     dropped = [] if reason == QUARANTINED and counts else inspection.dropped(reason, number, seed)
     for drop, stage, text in dropped:
         detail = f" ({drop.detail})" if drop.detail else ""
-        out.print(Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True)
+        out.print(
+            Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True
+        )
         out.print(Text(_clip(text, characters) or "(no text)"), soft_wrap=True)
         out.print()
     if not counts:
@@ -103,13 +129,18 @@ def print_dropped(inspection: Inspection, reason: str | None, number: int, seed:
         _print_quarantined(out, record, characters)
     listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
     shown = min(number, sum(counts.values()))
-    out.print(Text(f"{sum(counts.values()):,} records are quarantined, {shown:,} shown (--sample N): {listed}"), soft_wrap=True)
+    out.print(
+        Text(f"{sum(counts.values()):,} records are quarantined, {shown:,} shown (--sample N): {listed}"),
+        soft_wrap=True,
+    )
 
 
 def _print_quarantined(out: Console, quarantined: Quarantined, characters: int) -> None:
     record = quarantined.record
     place = ":".join(part for part in (record.file, record.member, record.at) if part)
-    out.print(Text(f"{record.source}: {place}: {QUARANTINED}: {record.error}", style="bold red"), soft_wrap=True)
+    out.print(
+        Text(f"{record.source}: {place}: {QUARANTINED}: {record.error}", style="bold red"), soft_wrap=True
+    )
     out.print(Text(_clip(quarantined.raw, characters) or "(its raw text cannot be read)"), soft_wrap=True)
     out.print()
 
@@ -152,4 +183,8 @@ def _fate(hit: Hit) -> str:
 
 def _clip(text: str, characters: int) -> str:
     """Return the first characters of a text, and how many it has; all of it for 0."""
-    return text if not characters or len(text) <= characters else f"{text[:characters]} … ({len(text):,} characters)"
+    return (
+        text
+        if not characters or len(text) <= characters
+        else f"{text[:characters]} … ({len(text):,} characters)"
+    )

@@ -1,4 +1,5 @@
-"""A user's mistake as one line: the setting or file, what is wrong with it, what to do. Which kind it is, is decided here."""
+"""A user's mistake as one line: the setting or file, what is wrong with it, what to do. Which kind it is, is
+decided here."""
 
 from __future__ import annotations
 
@@ -25,12 +26,15 @@ COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper
 
 
 def is_mistake(fault: BaseException) -> bool:
-    """Return whether a fault stems from what the user gave or from the machine, so that its traceback would help nobody."""
+    """Return whether a fault stems from what the user gave or from the machine, so that its traceback would
+    help nobody."""
     if isinstance(fault, (UserError, *FOREIGN)):
         return True
     if is_refused_config(fault):
         return True
-    return isinstance(fault, ValueError) and _module_that_raised(fault).startswith(tuple(f"{name}." for name in COMPOSERS))
+    return isinstance(fault, ValueError) and _module_that_raised(fault).startswith(
+        tuple(f"{name}." for name in COMPOSERS)
+    )
 
 
 def _module_that_raised(fault: BaseException) -> str:
@@ -49,7 +53,9 @@ def describe_fault(fault: BaseException, call: Call) -> str:
     unusual = next((character for character in text if straighten(character) not in (character, "'")), None)
     if unusual and any(unusual in argument for argument in call.arguments):
         straight = straighten(unusual)
-        text += f" ('{unusual}' is a typographic character" + (f"; type {straight})" if straight.strip() else ")")
+        text += f" ('{unusual}' is a typographic character" + (
+            f"; type {straight})" if straight.strip() else ")"
+        )
     return text
 
 
@@ -88,7 +94,11 @@ def _describe_missing_corpus(folder: Path, call: Call) -> str:
         is_own = call.own and (Path(call.own) / "corpus" / f"{name}.yaml").is_file()
         config_dir = f" --config-dir {shell_quote(str(call.own))}" if is_own else ""
         return f"no corpus in {shown_path(folder)}; run `finetune prepare corpus={name}{config_dir}` first"
-    prepared = [path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."]
+    prepared = [
+        path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."
+    ]
     text = f"no corpus in {shown_path(folder)}" + did_you_mean(name, [*prepared, *call.files.names("corpus")])
-    there = f"prepared are {', '.join(sorted(prepared)[:10])}; others come from" if prepared else "make one with"
+    there = (
+        f"prepared are {', '.join(sorted(prepared)[:10])}; others come from" if prepared else "make one with"
+    )
     return f"{text}{' ' if text.endswith('?') else '; '}{there} `finetune prepare corpus=NAME`"

@@ -1,4 +1,5 @@
-"""`finetune evaluate`: held-out losses of one model, or of several on the same rows with their differences."""
+"""`finetune evaluate`: held-out losses of one model, or of several on the same rows with their
+differences."""
 
 from __future__ import annotations
 
@@ -75,10 +76,15 @@ def evaluate(arguments: list[str]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `finetune evaluate`."""
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="run id, run id@step, model folder, or hub id in the cache; several to compare"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run id, run id@step, model folder, or hub id in the cache; several to compare",
     )
     parser.add_argument(
-        "--against", metavar="MODEL", help="compare with this one on the same rows; base: the model that the run started from"
+        "--against",
+        metavar="MODEL",
+        help="compare with this one on the same rows; base: the model that the run started from",
     )
     parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
@@ -103,7 +109,11 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     check_tokenizers(subjects, corpus)
     results = [_held_out(subject, corpus, data) for subject in subjects]
     names = " and ".join(subject.label for subject in subjects)
-    console().print(f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens", markup=False, soft_wrap=True)
+    console().print(
+        f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens",
+        markup=False,
+        soft_wrap=True,
+    )
     if len(subjects) == 1:
         result_tables.print_held_out(before=None, after=results[0])
     else:
@@ -126,15 +136,24 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
         return [resolve(against, runs_dir), *named]
     run = named[0].run
     if run is None:
-        raise UserError(f"--against base: {named[0].label} is not a run, so its base is not known; name a model")
+        raise UserError(
+            f"--against base: {named[0].label} is not a run, so its base is not known; name a model"
+        )
     model = run.config().model
     if model.path is None:
         raise UserError(f"--against base: run {run.id} began from scratch and has no base; name a model")
-    return [Subject(f"base {_label(model.path)}", base_model.resolve(model.path, run.config().runs_dir, model.revision)), *named]
+    return [
+        Subject(
+            f"base {_label(model.path)}",
+            base_model.resolve(model.path, run.config().runs_dir, model.revision),
+        ),
+        *named,
+    ]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
-    """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder or a hub id.
+    """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder
+    or a hub id.
 
     Raises:
         NotFoundError: there is none.
@@ -142,7 +161,9 @@ def resolve(name: str, runs_dir: str) -> Subject:
     """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN")
+        raise UserError(
+            f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN"
+        )
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_model.resolve(name, runs_dir))
     run_name, step = split_step(name.removeprefix(RUN_PREFIX))
@@ -157,7 +178,8 @@ def resolve(name: str, runs_dir: str) -> Subject:
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and the cut of its rows: of the first run that was named, where the options leave them open."""
+    """Return the corpus and the cut of its rows: of the first run that was named, where the options leave
+    them open."""
     run = next((subject.run for subject in subjects if subject.run is not None), None)
     settings = DataConfig(corpus="") if run is None else run.config().data
     corpus = options.corpus or settings.corpus
@@ -166,14 +188,17 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
     return DataConfig(
         corpus=corpus,
         corpora_dir=options.corpora_dir,
-        sequence_length=settings.sequence_length if options.sequence_length is None else options.sequence_length,
+        sequence_length=settings.sequence_length
+        if options.sequence_length is None
+        else options.sequence_length,
         long_documents=settings.long_documents,
         long_conversations=settings.long_conversations,
     )
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise UserError if a model reads other token ids than the corpus holds: its loss a token would mean something else."""
+    """Raise UserError if a model reads other token ids than the corpus holds: its loss a token would mean
+    something else."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)
@@ -203,7 +228,9 @@ def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) ->
         losses = [_by_group(result, group) for result in results]
         tokens: dict[str, int] = getattr(results[0], f"tokens_{group}")
         for name in losses[0]:
-            table.add_row(Text(f"  {name}"), f"{tokens[name]:,}", *_cells([by_name[name] for by_name in losses]))
+            table.add_row(
+                Text(f"  {name}"), f"{tokens[name]:,}", *_cells([by_name[name] for by_name in losses])
+            )
     return table
 
 

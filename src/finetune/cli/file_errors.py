@@ -16,7 +16,9 @@ def describe_yaml(fault: yaml.YAMLError) -> str:
     """Return the file, line and column of a mistake in a YAML file, and what it is."""
     if isinstance(fault, yaml.reader.ReaderError):
         file = shown_path(Path(str(fault.name)))
-        return f"{file}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
+        return (
+            f"{file}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
+        )
     if not isinstance(fault, yaml.MarkedYAMLError):
         return one_line(fault)
     problem = " ".join((fault.problem or fault.context or "is not YAML").split())
@@ -36,7 +38,10 @@ def describe_yaml(fault: yaml.YAMLError) -> str:
 _YAML_PROBLEMS = {
     "found character '\\t'": ("a tab; indent with spaces", False),
     "while scanning a quoted scalar": ("a quote that is opened here is not closed", True),
-    "while parsing a flow": ("a bracket that is opened here is not closed, or a comma is missing in it", True),
+    "while parsing a flow": (
+        "a bracket that is opened here is not closed, or a comma is missing in it",
+        True,
+    ),
     "mapping values are not allowed here": (
         "a colon or an indentation that does not fit; indent keys of one mapping alike, and quote a text that holds ': '",
         False,
@@ -48,7 +53,10 @@ _YAML_PROBLEMS = {
     "found character '%'": ("a text that begins with % stands in quotes", False),
     "expected a single document": ("a second document begins; a file holds one, without --- lines", False),
     "while parsing a block": ("does not fit the lines above; indent keys of one mapping alike", False),
-    "could not determine a constructor": ("an unknown tag; a text that begins with ! stands in quotes", False),
+    "could not determine a constructor": (
+        "an unknown tag; a text that begins with ! stands in quotes",
+        False,
+    ),
 }
 
 
@@ -103,7 +111,8 @@ def locate_key(file: Path, key: str) -> str:
 
 
 def line_of(file: Path, *words: str) -> str:
-    """Return `, line N` of the first line of a file that holds the words, comments left out; nothing if none does."""
+    """Return `, line N` of the first line of a file that holds the words, comments left out; nothing if none
+    does."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0]
         if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):

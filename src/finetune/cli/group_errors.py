@@ -1,4 +1,5 @@
-"""Mistakes in the choice of files as one line: adapter=lroa, a recipe's defaults list, several values without -m."""
+"""Mistakes in the choice of files as one line: adapter=lroa, a recipe's defaults list, several values without
+-m."""
 
 from __future__ import annotations
 
@@ -52,7 +53,11 @@ def describe_composition(fault: BaseException, call: Call) -> str:
     no_match = re.search(r"Could not override '([^']+)'. No match in the defaults list", text)
     if no_match and file:
         group = no_match[1].partition("@")[0].rpartition("/")[2]
-        meant = group if group in call.files.groups() else next(iter(suggestions.closest(group, call.files.groups())), "GROUP")
+        meant = (
+            group
+            if group in call.files.groups()
+            else next(iter(suggestions.closest(group, call.files.groups())), "GROUP")
+        )
         where = f"{shown_path(file)}{line_of(file, group)}"
         return f"{where}: 'override {group}' chooses no group of files; write '- override /{meant}: NAME'"
     if no_match:

@@ -49,9 +49,13 @@ TRAIN_OPTIONS = [
 def train_help() -> str:
     """Return what `finetune train --help` prints."""
     parts = [
-        _paragraph("usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]"),
+        _paragraph(
+            "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]"
+        ),
         _render_entries(TRAIN_OPTIONS),
-        _paragraph("Files to choose from, as group=name, * by default (model= takes a folder, hub id or run:<id>, too):")
+        _paragraph(
+            "Files to choose from, as group=name, * by default (model= takes a folder, hub id or run:<id>, too):"
+        )
         + _render_entries(_file_groups()),
         _paragraph("Settings, as key=value, with what holds where no chosen file says otherwise:"),
         *map(_render, settings_of(TrainConfig)),
@@ -83,7 +87,9 @@ def prepare_help() -> str:
         *map(_render, settings_of(PrepareJobs, "cluster.prepare.")),
         _paragraph("Fields of readers, as corpus.sources.NAME.fields.OURS=THEIRS (others have none):")
         + _render_entries(_reader_fields()),
-        _paragraph("Options of readers, as corpus.sources.NAME.options.KEY, with what holds where it is not given:"),
+        _paragraph(
+            "Options of readers, as corpus.sources.NAME.options.KEY, with what holds where it is not given:"
+        ),
         *map(_render, _reader_options()),
     ]
     return "\n".join(parts)
@@ -162,9 +168,15 @@ def _as_typed(value: Any) -> str:
 
 def _file_groups() -> list[Entry]:
     """Return every group of files with its names, the default one marked."""
-    entries = [entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)]
+    entries = [
+        entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)
+    ]
     defaults = {group: name for entry in entries for group, name in entry.items()}
-    folders = [path for path in conf_dir().iterdir() if path.is_dir() and path.name[0] != "_" and path.name != "corpus"]
+    folders = [
+        path
+        for path in conf_dir().iterdir()
+        if path.is_dir() and path.name[0] != "_" and path.name != "corpus"
+    ]
     listed = []
     for folder in sorted(folders):
         names = [path.stem for path in sorted(folder.glob("*.yaml"))]
@@ -182,7 +194,8 @@ def _reader_fields() -> list[Entry]:
 
 
 def _reader_options() -> Iterator[Group]:
-    """Yield the options of readers, those of the same readers in one group; at last the readers without any."""
+    """Yield the options of readers, those of the same readers in one group; at last the readers without
+    any."""
     readers_of: dict[Entry, list[str]] = {}
     without = []
     for reader in READERS:

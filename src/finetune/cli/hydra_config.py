@@ -1,5 +1,5 @@
-"""From the arguments of a verb with settings (those with a schema in verbs.py) to a composed config: what of Hydra the command
-line needs."""
+"""From the arguments of a verb with settings (those with a schema in verbs.py) to a composed config: what of
+Hydra the command line needs."""
 
 from __future__ import annotations
 

@@ -26,14 +26,22 @@ def _parser() -> Parser:
         "targets, how long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
     )
     parser.add_argument("corpus", help="a corpus' name or folder")
-    parser.add_argument("documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)")
+    parser.add_argument(
+        "documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
     parser.add_argument(
-        "--dropped", nargs="?", const="", metavar="REASON", help="some of what was dropped (for a reason, as quarantined)"
+        "--dropped",
+        nargs="?",
+        const="",
+        metavar="REASON",
+        help="some of what was dropped (for a reason, as quarantined)",
     )
     parser.add_argument(
-        "--find", metavar="TEXT", help="documents that hold a text at any stage, whatever its case: where, and their fate"
+        "--find",
+        metavar="TEXT",
+        help="documents that hold a text at any stage, whatever its case: where, and their fate",
     )
     parser.add_argument(
         "--cut",
@@ -42,10 +50,16 @@ def _parser() -> Parser:
         metavar="WHERE",
         help="lines cut from documents (of a stage, a source, a host): counts, examples",
     )
-    parser.add_argument("--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages")
+    parser.add_argument(
+        "--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages"
+    )
     parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file")
-    parser.add_argument("--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file"
+    )
+    parser.add_argument(
+        "--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)"
+    )
     parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
     return parser
 
@@ -66,11 +80,17 @@ def _print(options: argparse.Namespace) -> None:
         else:
             document_tables.print_trace(inspection.trace(*name), name, options.characters)
     if options.dropped is not None:
-        document_tables.print_dropped(inspection, options.dropped or None, options.sample or 5, options.seed, options.characters)
+        document_tables.print_dropped(
+            inspection, options.dropped or None, options.sample or 5, options.seed, options.characters
+        )
     if options.find is not None:
-        document_tables.print_found(inspection.search(options.find, options.sample or 20), options.find, options.characters)
+        document_tables.print_found(
+            inspection.search(options.find, options.sample or 20), options.find, options.characters
+        )
     if options.cut is not None:
-        document_tables.print_cuts(inspection.cuts(options.cut or None), options.sample or 0, options.characters)
+        document_tables.print_cuts(
+            inspection.cuts(options.cut or None), options.sample or 0, options.characters
+        )
     if options.lengths:
         corpus_tables.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
     if options.picture:

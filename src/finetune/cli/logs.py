@@ -26,7 +26,9 @@ def logs(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     if prepared := take_preparations(options):
         if options.follow:
-            raise UserError(f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps")
+            raise UserError(
+                f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps"
+            )
         for log in (log for run in prepared for log in run.logs()):
             print(f"==> {log.stem} <==", flush=True)
             _print_from(log, 0)
@@ -64,7 +66,10 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
             alive, asked = now.alive, time.monotonic()
     if shown is None:
         (now,) = observe([run])
-        print(f"run {run.id} has no log of rank {rank} yet: {now.describe()} {now.reason}".rstrip(), file=sys.stderr)
+        print(
+            f"run {run.id} has no log of rank {rank} yet: {now.describe()} {now.reason}".rstrip(),
+            file=sys.stderr,
+        )
 
 
 def _print_from(log: Path, position: int) -> int:

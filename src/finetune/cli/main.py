@@ -1,4 +1,5 @@
-"""The entry point of `finetune`: finds the verb, and turns a user's mistake into one line. Heavy imports wait for their verb.
+"""The entry point of `finetune`: finds the verb, and turns a user's mistake into one line. Heavy imports wait
+for their verb.
 
 People read stderr; stdout carries only what a script would want, such as the run id.
 """

@@ -1,4 +1,5 @@
-"""The command that helps after a run has ended without a result: to resume, to retry, or a new run with another setting."""
+"""The command that helps after a run has ended without a result: to resume, to retry, or a new run with
+another setting."""
 
 from __future__ import annotations
 
@@ -49,11 +50,14 @@ def _is_mistake(run: RunFolder) -> bool:
 
 
 def _after_mistake(run: RunFolder, reason: str) -> str:
-    """Return what helps against a mistake: some settings of a run may change, for the others it takes a new run."""
+    """Return what helps against a mistake: some settings of a run may change, for the others it takes a new
+    run."""
     found = _KEY.search(reason)
     if found and found[1] != "cluster":
         return f"go on with another {found[1]}: {run.command('resume')} {found[1]}={found[2] or '…'}"
-    if any(word in reason for word in ("No such file", "does not exist", "have changed since", "cannot be read")):
+    if any(
+        word in reason for word in ("No such file", "does not exist", "have changed since", "cannot be read")
+    ):
         return f"once that is put right: {run.command('retry')}"
     return f"start a new run with that changed: {_original_command(run)}"
 

@@ -1,8 +1,9 @@
-"""From what a person types to what Hydra reads: options in any order, and settings whose values Hydra's grammar does not know.
+"""From what a person types to what Hydra reads: options in any order, and settings whose values Hydra's
+grammar does not know.
 
-Hydra's grammar has no letters beyond ASCII, no `& # ( ) = !` and no quotes inside a word. What it reads is left as it is. In what
-it does not read, each element that fails is quoted: the elements of a sweep (a,b), of a list, of a mapping and of functions such
-as choice(a,b) apart.
+Hydra's grammar has no letters beyond ASCII, no `& # ( ) = !` and no quotes inside a word. What it reads is
+left as it is. In what it does not read, each element that fails is quoted: the elements of a sweep (a,b), of
+a list, of a mapping and of functions such as choice(a,b) apart.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _KEY = re.compile(r"(~|\+\+?)?[\w$@/:.-]*")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options and positional arguments in any order, and reports a wrong call in one line."""
+    """A parser that takes options and positional arguments in any order, and reports a wrong call in one
+    line."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         arguments = [_straighten_option(argument) for argument in args or ()]
@@ -72,7 +74,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Part options, with their values, from settings: Hydra's parser reads options only if they stand together.
+    """Part options, with their values, from settings: Hydra's parser reads options only if they stand
+    together.
 
     Raises:
         UserError: an option that does not exist, or lacks its value.
@@ -124,7 +127,9 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
         raise UserError(_describe_bad_key(key, value))
     if inner := _in_typographic_quotes(value):
         typed = shell_quote(f"{key}={inner}")
-        raise UserError(f"{key}: {value} stands in typographic quotes, which are part of the value; write {typed}")
+        raise UserError(
+            f"{key}: {value} stands in typographic quotes, which are part of the value; write {typed}"
+        )
     if value.startswith("~/"):
         value = str(Path(value).expanduser())
     quoted = key + equals + _quote_value(value)
@@ -135,7 +140,8 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 
 
 def to_dotlist(settings: list[str]) -> list[str]:
-    """Return settings of `resume` as OmegaConf reads them: the same grammar as for `train`, and values as JSON.
+    """Return settings of `resume` as OmegaConf reads them: the same grammar as for `train`, and values as
+    JSON.
 
     Raises:
         UserError: a word that is no setting.
@@ -160,7 +166,8 @@ def register_json_resolver() -> None:
     OmegaConf.register_new_resolver("json", json.loads, replace=True)
 
 
-# --- quoting ----------------------------------------------------------------------------------------------------------
+# --- quoting
+# ----------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -212,7 +219,8 @@ def _quote_argument(part: str) -> str:
 
 
 def _quote_mapping(element: str) -> str:
-    """Quote the values of a mapping. Hydra has no quotes for its keys: they are escaped, or else the mapping becomes JSON."""
+    """Quote the values of a mapping. Hydra has no quotes for its keys: they are escaped, or else the mapping
+    becomes JSON."""
     pairs = []
     for part in _split(element[1:-1]):
         key, value = _split_pair(part)
@@ -252,7 +260,8 @@ def _escape_key(key: str) -> str:
 
 
 def _split(text: str, separator: str = ",") -> list[str]:
-    """Split at separators outside of brackets and quotes. Where brackets do not fit together they are text like the rest."""
+    """Split at separators outside of brackets and quotes. Where brackets do not fit together they are text
+    like the rest."""
     parts: list[str] = []
     begin = 0
     open_brackets: list[str] = []
@@ -270,7 +279,8 @@ def _split(text: str, separator: str = ",") -> list[str]:
 
 
 def _split_pair(text: str) -> tuple[str, str]:
-    """Part `key: value` at the first colon outside of quotes that whitespace follows, or else at the first colon."""
+    """Part `key: value` at the first colon outside of quotes that whitespace follows, or else at the first
+    colon."""
     colons = [index for index, character in _outside_quotes(text) if character == ":"]
     spaced = [index for index in colons if text[index + 1 : index + 2].isspace()]
     at = next(iter(spaced or colons), None)
@@ -292,7 +302,8 @@ def _encloses(text: str, opening: str) -> bool:
 
 
 def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the characters outside of quoted elements. A quote amid a word, as in Ola's, is a character like others."""
+    """Yield the characters outside of quoted elements. A quote amid a word, as in Ola's, is a character like
+    others."""
     index = 0
     at_start = True
     while index < len(text):
@@ -317,7 +328,8 @@ def _closing_quote(text: str, begin: int) -> int | None:
     return None
 
 
-# --- what cannot be read ----------------------------------------------------------------------------------------------
+# --- what cannot be read
+# ----------------------------------------------------------------------------------------------
 
 
 def _straighten_option(argument: str) -> str:
@@ -351,7 +363,9 @@ def _refuse_spaces(settings: list[str]) -> None:
 
 def _describe_unknown_option(argument: str, following: str | None) -> str:
     name, equals, value = argument.partition("=")
-    if close := did_you_mean(name, [option for option in (*FLAGS, *WITH_VALUE, "--after", "--help") if len(option) > 2]):
+    if close := did_you_mean(
+        name, [option for option in (*FLAGS, *WITH_VALUE, "--after", "--help") if len(option) > 2]
+    ):
         return f"unknown option {name}{close}"
     key = name.lstrip("-").replace("-", "_")
     key = SYNONYMS.get(key, key)
@@ -372,7 +386,11 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     if found:
         return f"'{setting}' is no setting; write {shell_quote(f'{found[1]}={found[2]}')}"
     has_text = bool(before) and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]) is not None
-    rest = f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}" if has_text else ""
+    rest = (
+        f"; if it belongs to the value before it, write {shell_quote(f'{before[-1]} {setting}')}"
+        if has_text
+        else ""
+    )
     return f"'{setting}' has no value: {EXAMPLE}{rest}"
 
 
@@ -384,7 +402,9 @@ def _describe_bad_key(key: str, value: str) -> str:
         return f"'{key}=': spaces around the key; write {shell_quote(f'{key.strip()}={value.strip()}')}"
     if not key:
         return f"'={value}' has no key; write key=value without spaces around ="
-    wrong = next((character for character in key if not (character.isascii() and _KEY.fullmatch(character))), key)
+    wrong = next(
+        (character for character in key if not (character.isascii() and _KEY.fullmatch(character))), key
+    )
     return (
         f"'{key}': keys on the command line cannot contain '{wrong}'; "
         f"put the setting into a YAML file and give its folder with --config-dir"
@@ -392,7 +412,8 @@ def _describe_bad_key(key: str, value: str) -> str:
 
 
 def shell_quote(text: str) -> str:
-    """Return a word as a person would type it in a shell: double quotes around single ones, where that is safe."""
+    """Return a word as a person would type it in a shell: double quotes around single ones, where that is
+    safe."""
     if "'" in text and not set(text) & set('"$`\\!'):
         return f'"{text}"'
     return shlex.quote(text)

@@ -65,7 +65,11 @@ def _prepare_on_slurm(config: Any) -> None:
     num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
     run = prepare_jobs.submit(config.corpus.name, work, steps, num_tasks, cluster)
     assert run.layout is not None
-    fewer = f" (there is work for {num_tasks}: the queue takes no more)" if run.layout.num_tasks < num_tasks else ""
+    fewer = (
+        f" (there is work for {num_tasks}: the queue takes no more)"
+        if run.layout.num_tasks < num_tasks
+        else ""
+    )
     print(
         f"submitted {run.id}: {run.layout.describe(steps)}{fewer}\n"
         f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",

@@ -15,19 +15,26 @@ from finetune.terminal import console
 
 
 def print_summary(run: RunFolder) -> None:
-    """Print what came of a run: its model, speed, losses, what was lost of its tokens, and where the result lies."""
+    """Print what came of a run: its model, speed, losses, what was lost of its tokens, and where the result
+    lies."""
     summary, config = run.summary(), run.config()
     assert summary is not None
     out = console()
     kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
     origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
-    speed = f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else "no step left to do"
+    speed = (
+        f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else "no step left to do"
+    )
     point = f" ({describe(run.point())})" if run.point() else ""
     out.print(Text.assemble("\n", (run.id, "bold"), f"{point}: {kind}, {origin}"))
-    out.print(f"  {summary.trainable_parameters:,} of {summary.parameters:,} parameters, {summary.steps} steps, {speed}")
+    out.print(
+        f"  {summary.trainable_parameters:,} of {summary.parameters:,} parameters, {summary.steps} steps, {speed}"
+    )
     if summary.mfu is not None:
         limit = f"{summary.peak_flops_per_rank / 1e12:.2f} TFLOP/s a rank ({summary.peak_flops_origin})"
-        out.print(f"  {summary.mfu:.0%} of {limit}, peak memory of a rank {summary.peak_memory_bytes / 2**30:.2f} GiB")
+        out.print(
+            f"  {summary.mfu:.0%} of {limit}, peak memory of a rank {summary.peak_memory_bytes / 2**30:.2f} GiB"
+        )
     total = summary.seconds["total"]
     parts = sorted(((s, n) for n, s in summary.seconds.items() if n != "total"), reverse=True)
     shares = ", ".join(f"{name} {seconds / total:.0%}" for seconds, name in parts if seconds > total / 200)
@@ -53,9 +60,12 @@ def _new_stop(token: str, is_adapter: bool) -> str:
 
 
 def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConfig | None = None) -> None:
-    """Print losses before and after; with `data`, the sources that were trained on are marked if not all were."""
+    """Print losses before and after; with `data`, the sources that were trained on are marked if not all
+    were."""
     if after is None:
-        console().print("  no held-out loss: the corpus has no validation documents (corpus.split.validation_share)")
+        console().print(
+            "  no held-out loss: the corpus has no validation documents (corpus.split.validation_share)"
+        )
         return
     trained = {source for source in after.by_source if data and data.trains_on(source)}
     mark = trained if trained != set(after.by_source) else set()
@@ -71,8 +81,11 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print what was dropped, cut off or left without any target, by split; nothing where all tokens are used."""
-    table = Table("  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None)
+    """Print what was dropped, cut off or left without any target, by split; nothing where all tokens are
+    used."""
+    table = Table(
+        "  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None
+    )
     for split, use in token_use.items():
         for loss in use.losses:
             numbers = f"{loss.documents:,}", f"{loss.tokens:,}", f"{loss.tokens / use.tokens:.1%}"
@@ -87,7 +100,9 @@ def _result_lines(summary: Summary) -> list[str]:
     if best is None or last is None or best.step == last.step:
         return []
     other = "result=last saves the last" if step == best.step else "result=best saves the best"
-    steps = f"best held-out loss {best.loss:.3f} at step {best.step}, {last.loss:.3f} at the last, {last.step}"
+    steps = (
+        f"best held-out loss {best.loss:.3f} at step {best.step}, {last.loss:.3f} at the last, {last.step}"
+    )
     return [f"saved: step {step} ({steps}; {other})"]
 
 

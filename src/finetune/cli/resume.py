@@ -14,10 +14,13 @@ from finetune.runs.folder import RunFolder
 def resume(arguments: list[str]) -> int:
     """Submit a run again, with settings that change from now on."""
     options_of = make_parser(
-        "resume", "Go on with a run, from its newest checkpoint that verifies; with more steps, a completed one too."
+        "resume",
+        "Go on with a run, from its newest checkpoint that verifies; with more steps, a completed one too.",
     )
     options_of.add_argument("run", help="run id")
-    options_of.add_argument("settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2 or max_steps=2000")
+    options_of.add_argument(
+        "settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2 or max_steps=2000"
+    )
     options = options_of.parse_args(arguments)
     from finetune.launch import submit
 
@@ -30,6 +33,8 @@ def resume(arguments: list[str]) -> int:
         run = RunFolder.find(options.run, options.runs_dir)
     except FileNotFoundError:
         points = select_runs(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
-        raise UserError(f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it") from None
+        raise UserError(
+            f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it"
+        ) from None
     submit.resume(run, to_dotlist(words))
     return report_runs([run])

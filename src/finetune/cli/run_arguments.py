@@ -1,4 +1,5 @@
-"""What the verbs on runs share: --runs-dir, and from the names that a person types to runs, sweeps and preparations."""
+"""What the verbs on runs share: --runs-dir, and from the names that a person types to runs, sweeps and
+preparations."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def make_parser(verb: str, description: str) -> Parser:
 
 def add_corpora_dir(options_of: argparse.ArgumentParser) -> None:
     """Add --corpora-dir, for verbs that take preparations too."""
-    options_of.add_argument("--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)")
+    options_of.add_argument(
+        "--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)"
+    )
 
 
 def select_runs(options: argparse.Namespace) -> list[RunFolder]:

@@ -1,4 +1,5 @@
-"""What a shell prints of runs that were submitted or resumed: that they go on by themselves, or how they ended."""
+"""What a shell prints of runs that were submitted or resumed: that they go on by themselves, or how they
+ended."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ REPORTED_POINTS = 20  # of a sweep, one by one
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Report what became of submitted runs: how they ended, or that they go on by themselves, with what comes next. With
-    wait=true it waits for the end first. Stdout carries the run ids.
+    """Report what became of submitted runs: how they ended, or that they go on by themselves, with what comes
+    next. With wait=true it waits for the end first. Stdout carries the run ids.
 
     Returns:
         the exit code: 1 if a run has ended and is not completed.
@@ -65,10 +66,15 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
         print_points(sweep.points, REPORTED_POINTS)
     if points[0].cluster.scheduler == "slurm":
         print(*points[0].cluster.what_to_know(len(points)), sep="\n", file=sys.stderr)
-    print("dry run: all was checked, nothing was written or started; leave --dry-run out to start", file=sys.stderr)
+    print(
+        "dry run: all was checked, nothing was written or started; leave --dry-run out to start",
+        file=sys.stderr,
+    )
 
 
-def watch(runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_end: bool = True) -> list[Observed]:
+def watch(
+    runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_end: bool = True
+) -> list[Observed]:
     """A live table until all runs have ended, or Ctrl-C; then how they ended.
 
     Args:
@@ -123,7 +129,10 @@ def _print_submitted(now: list[Observed]) -> None:
     first, sweep = now[0], now[0].run.sweep()
     if first.run.scheduler() == "local":
         for one in now:
-            print(f"started {one.run.id}: `finetune status {one.run.id}`, and `finetune sync` when it has ended", file=sys.stderr)
+            print(
+                f"started {one.run.id}: `finetune status {one.run.id}`, and `finetune sync` when it has ended",
+                file=sys.stderr,
+            )
         return
     name = sweep if sweep and len(now) > 1 else first.run.id
     for one in now[:REPORTED_POINTS]:
@@ -161,7 +170,8 @@ def _print_ended(one: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best point's result."""
+    """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best
+    point's result."""
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
@@ -171,8 +181,12 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
     best = best_of(list(points.values()))
     for one in [one for one in ended if one.state in FAILED_STATES][:REPORTED_POINTS]:
         _print_ended(one)
-    others = [one for one in ended if one.state == RunState.COMPLETED and (best is None or one.run.id != best.id)]
-    warnings = {one.run.id: summary.warnings for one in others if (summary := one.run.summary()) and summary.warnings}
+    others = [
+        one for one in ended if one.state == RunState.COMPLETED and (best is None or one.run.id != best.id)
+    ]
+    warnings = {
+        one.run.id: summary.warnings for one in others if (summary := one.run.summary()) and summary.warnings
+    }
     for one in [one for one in others if one.run.id in warnings][:REPORTED_POINTS]:
         for message in warnings[one.run.id]:
             print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)

@@ -28,7 +28,8 @@ GAP = 2  # columns between two columns of a table
 
 @dataclass
 class Column:
-    """A column of a sweep's table. `drop`: in which order columns are left out of a narrow terminal; 0: never."""
+    """A column of a sweep's table. `drop`: in which order columns are left out of a narrow terminal; 0:
+    never."""
 
     name: str
     cells: list[str]
@@ -39,7 +40,9 @@ class Column:
         return max(len(text) for text in [self.name, *self.cells])
 
 
-def status_tables(seen: list[Observed], most: int = OVERVIEW_POINTS, width: int | None = None) -> list[RenderableType]:
+def status_tables(
+    seen: list[Observed], most: int = OVERVIEW_POINTS, width: int | None = None
+) -> list[RenderableType]:
     """Return a table of the runs that are no points of a sweep, and a table for each sweep.
 
     Args:
@@ -136,7 +139,9 @@ def print_points(points: list[dict[str, str]], most: int) -> None:
 def _render(columns: list[Column], num_rows: int, bold: int | None = None) -> Table:
     table = Table(*(column.name for column in columns), box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     for index in range(num_rows):
-        table.add_row(*(Text(column.cells[index]) for column in columns), style="bold" if index == bold else "")
+        table.add_row(
+            *(Text(column.cells[index]) for column in columns), style="bold" if index == bold else ""
+        )
     return table
 
 
@@ -148,7 +153,9 @@ def _columns(
     for key, name in short_names(varying([point.values for point in points])).items():
         columns.append(Column(name, short_values([point.values.get(key, "") for point in shown])))
     rows = [_progress(observed[point.id]) for point in shown]
-    losses = ["" if point.loss is None else f"{point.loss:.3f}{' best' if point == best else ''}" for point in shown]
+    losses = [
+        "" if point.loss is None else f"{point.loss:.3f}{' best' if point == best else ''}" for point in shown
+    ]
     states = [_state(observed[point.id]) for point in shown]
     columns += [
         Column("state", states, narrow=[point.state for point in shown]),
@@ -175,7 +182,8 @@ def _width(columns: list[Column]) -> int:
 
 
 def _choose(points: list[Point], most: int) -> list[Point]:
-    """Return at most so many of the sorted points: half of them the best, the others those that have no result."""
+    """Return at most so many of the sorted points: half of them the best, the others those that have no
+    result."""
     if len(points) <= most:
         return points
     done = [point for point in points if point.loss is not None]
@@ -262,7 +270,8 @@ def duration(seconds: float) -> str:
 
 
 def _before_after(run: RunFolder) -> str:
-    """Return the held-out losses of a run's start and end; nothing where it has no result, or was not evaluated."""
+    """Return the held-out losses of a run's start and end; nothing where it has no result, or was not
+    evaluated."""
     summary = run.summary()
     if summary is None or summary.before is None or summary.after is None:
         return ""

@@ -1,4 +1,5 @@
-"""`finetune status`, `cancel`, `retry` and `prune`: the verbs that take any number of existing runs, from any shell."""
+"""`finetune status`, `cancel`, `retry` and `prune`: the verbs that take any number of existing runs, from any
+shell."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ from finetune.cli.sync import update_sweep_files
 
 
 def status(arguments: list[str]) -> int:
-    """Print what runs are doing or how they ended, and the steps of preparations; once, or until all have ended."""
-    options_of = make_parser("status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell.")
+    """Print what runs are doing or how they ended, and the steps of preparations; once, or until all have
+    ended."""
+    options_of = make_parser(
+        "status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell."
+    )
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
     add_corpora_dir(options_of)
     options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
@@ -38,10 +42,14 @@ def status(arguments: list[str]) -> int:
 
 def cancel(arguments: list[str]) -> int:
     """Take runs and preparations out of the queue, or stop them."""
-    options_of = make_parser("cancel", "Take runs out of the queue; stop running ones at their next step, with a checkpoint.")
+    options_of = make_parser(
+        "cancel", "Take runs out of the queue; stop running ones at their next step, with a checkpoint."
+    )
     options_of.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
     add_corpora_dir(options_of)
-    options_of.add_argument("--now", action="store_true", help="end running ones at once, without a checkpoint")
+    options_of.add_argument(
+        "--now", action="store_true", help="end running ones at once, without a checkpoint"
+    )
     options = options_of.parse_args(arguments)
     from finetune.launch import places
     from finetune.launch.cancel import cancel as cancel_runs
@@ -57,7 +65,8 @@ def cancel(arguments: list[str]) -> int:
 def retry(arguments: list[str]) -> int:
     """Submit again what has ended without a result."""
     options_of = make_parser(
-        "retry", "Start again what failed, died, was stopped, cancelled or never started, each from its newest checkpoint."
+        "retry",
+        "Start again what failed, died, was stopped, cancelled or never started, each from its newest checkpoint.",
     )
     options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
     options = options_of.parse_args(arguments)
@@ -66,7 +75,8 @@ def retry(arguments: list[str]) -> int:
     again = submit.retry(select_runs(options))
     if not again:
         print(
-            "nothing to retry: none of these runs failed, died, was stopped or cancelled, or waits without a job", file=sys.stderr
+            "nothing to retry: none of these runs failed, died, was stopped or cancelled, or waits without a job",
+            file=sys.stderr,
         )
         return 0
     return report_runs(again)

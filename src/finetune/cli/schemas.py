@@ -1,4 +1,5 @@
-"""The dataclasses behind a verb's settings, by the schema named in verbs.py; imported when they are asked for."""
+"""The dataclasses behind a verb's settings, by the schema named in verbs.py; imported when they are asked
+for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mistakes in settings as one line: unknown keys, and values of a wrong kind, from the command line or from a file."""
+"""Mistakes in settings as one line: unknown keys, and values of a wrong kind, from the command line or from a
+file."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig
-from omegaconf.errors import GrammarParseError, InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from finetune.cli.call import Call
 from finetune.cli.file_errors import GLOBAL_HEADER, locate_key
@@ -76,11 +82,17 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
     if wanted:
         kind = KINDS.get(wanted[2], wanted[2]) or "text"
         typed = argument.partition("=")[2]
-        quoted = "; for text write " + shell_quote(f"{key}='{typed}'") if kind == "text" and "'" not in typed else ""
+        quoted = (
+            "; for text write " + shell_quote(f"{key}='{typed}'")
+            if kind == "text" and "'" not in typed
+            else ""
+        )
         return f"{key}: '{wanted[1]}' is not {kind}{quoted}"
     if "is not a ListConfig, list or tuple" in text:
         return f"{key}: must be a list; write {key}=[a,b]"
-    section = re.search(r"(?:list|dict|str|int|float|bool|NoneType) is not a subclass of (.+?)(?:\. value|$)", text)
+    section = re.search(
+        r"(?:list|dict|str|int|float|bool|NoneType) is not a subclass of (.+?)(?:\. value|$)", text
+    )
     if section or "Cannot merge" in text:
         is_list = section is not None and section[1].startswith("List")
         wanted_kind = "a list; write [a,b]" if is_list else "a mapping; write key: value, one a line"
@@ -96,7 +108,9 @@ def _key_of_kind(text: str, schema: Any) -> str:
     for key, kind in iter_keys(schema) if named else ():
         if (
             named
-            and re.sub(r"[\w.]+\.(?=\w)", "", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind)).lower()
+            and re.sub(
+                r"[\w.]+\.(?=\w)", "", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind)
+            ).lower()
             == named[1].lower()
         ):
             return key
@@ -138,8 +152,16 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     """Return what to write instead of a key, as `did you mean 'lr'?`."""
     section, _, name = key.rpartition(".")
     prefix = f"{section}." if section else ""
-    if call.verb != "prepare" and (theirs := suggestions.synonym(name)) and (ours := suggestions.SYNONYMS[theirs]) != key:
-        return f"write {suggestions.INSTEAD[theirs]}" if theirs in suggestions.INSTEAD else f"did you mean '{ours}'?"
+    if (
+        call.verb != "prepare"
+        and (theirs := suggestions.synonym(name))
+        and (ours := suggestions.SYNONYMS[theirs]) != key
+    ):
+        return (
+            f"write {suggestions.INSTEAD[theirs]}"
+            if theirs in suggestions.INSTEAD
+            else f"did you mean '{ours}'?"
+        )
     every = [known for known, _ in iter_keys(call.schema)]
     siblings = _names_below(call.schema, section)
     near = suggestions.closest(name, siblings)
@@ -172,7 +194,9 @@ def _describe_library_key(key: str, parent: Any, argument: str) -> str:
         known = suggestions.model_keys(owner)
     if name in known or not known:
         return f"{key}: is not in the chosen file; write {shell_quote(f'+{argument}')} to add it"
-    by_synonym = [ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known]
+    by_synonym = [
+        ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known
+    ]
     near = by_synonym or suggestions.closest(name, known)
     if near:
         plus = "" if near[0] in node else "+"
@@ -202,7 +226,8 @@ def _names_below(schema: Any, section: str) -> list[str]:
 
 
 def iter_keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of all settings below a dataclass, with their types; NAME stands for a key of the user's."""
+    """Yield the dotted keys of all settings below a dataclass, with their types; NAME stands for a key of the
+    user's."""
     if get_origin(schema) is dict and dataclasses.is_dataclass(get_args(schema)[1]):
         schema = get_args(schema)[1]
         prefix += "NAME."

@@ -1,4 +1,5 @@
-"""`finetune sync`: sends what runs have logged to MLflow, and brings the tables of their sweeps up to date."""
+"""`finetune sync`: sends what runs have logged to MLflow, and brings the tables of their sweeps up to
+date."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from finetune.runs.folder import RunFolder
 
 def sync(arguments: list[str]) -> int:
     """Send runs to MLflow."""
-    options_of = make_parser("sync", "Send what runs have said since the last time to MLflow. Safe to repeat.")
+    options_of = make_parser(
+        "sync", "Send what runs have said since the last time to MLflow. Safe to repeat."
+    )
     options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
     return sync_runs(select_runs(options_of.parse_args(arguments)))
 
@@ -57,9 +60,12 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 
 
 def finish_sweeps(runs: list[RunFolder]) -> None:
-    """Bring MLflow's parent runs of these runs' sweeps up to date; a server that is away has been reported with each run."""
+    """Bring MLflow's parent runs of these runs' sweeps up to date; a server that is away has been reported
+    with each run."""
     from finetune.tracking import mlflow_sync
 
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):
-            mlflow_sync.finish_sweep([run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep])
+            mlflow_sync.finish_sweep(
+                [run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep]
+            )

@@ -23,15 +23,22 @@ def train(arguments: list[str]) -> int:
         return 0
     from finetune.config.train import from_omegaconf
 
-    arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in _rewrite_after(arguments)]
-    node = compose("train", train_schema(), [rewritten for argument in arguments for rewritten in _expand(argument)])
+    arguments = [
+        "dry_run=true" if argument == "--dry-run" else argument for argument in _rewrite_after(arguments)
+    ]
+    node = compose(
+        "train", train_schema(), [rewritten for argument in arguments for rewritten in _expand(argument)]
+    )
     if node is not None:
         run_points([from_omegaconf(node)])
     return 0
 
 
-def run_points(points: list[TrainConfig], sweep: Sweep | None = None, go_on: bool = False) -> list[float | None]:
-    """Submit the points, print what comes of each, and give their held-out losses (None where there is none, or not yet).
+def run_points(
+    points: list[TrainConfig], sweep: Sweep | None = None, go_on: bool = False
+) -> list[float | None]:
+    """Submit the points, print what comes of each, and give their held-out losses (None where there is none,
+    or not yet).
 
     Args:
         sweep: whose points they are.
@@ -64,7 +71,8 @@ def _rewrite_after(arguments: list[str]) -> list[str]:
 def _expand(argument: str) -> list[str]:
     """Return an argument as Hydra takes it.
 
-    `train` takes some shorter: model=run:<id>, model=<folder or hub id> (names in conf/model stay as they are), and
+    `train` takes some shorter: model=run:<id>, model=<folder or hub id> (names in conf/model stay as they
+        are), and
     corpus=<name or folder>, which Hydra would take for a file of conf/corpus.
     """
     key, _, value = argument.partition("=")

@@ -13,7 +13,9 @@ def ui(arguments: list[str]) -> int:
     """Bring MLflow's database up to date, and become its server."""
     parser = make_parser("ui", "Bring MLflow's database up to date and open its user interface.")
     parser.add_argument("--port", type=int, default=5000, help="TCP port (5000)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)"
+    )
     options = parser.parse_args(arguments)
     from finetune.tracking.mlflow_sync import default_uri
 

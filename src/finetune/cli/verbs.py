@@ -1,8 +1,9 @@
-"""The table of verbs, one row each: dispatch, `finetune --help`, suggestions, completion and the rows of a reference page come
-from it. Standard library alone.
+"""The table of verbs, one row each: dispatch, `finetune --help`, suggestions, completion and the rows of a
+reference page come from it. Standard library alone.
 
-A new verb is a row here and a module. The module has a function of the verb's name, which takes the arguments behind the verb,
-prints help for --help, and returns the exit code. It imports what is heavy inside of its functions.
+A new verb is a row here and a module. The module has a function of the verb's name, which takes the arguments
+behind the verb, prints help for --help, and returns the exit code. It imports what is heavy inside of its
+functions.
 """
 
 from __future__ import annotations

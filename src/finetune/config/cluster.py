@@ -1,5 +1,5 @@
-"""Settings of where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and what a run
-chooses of it."""
+"""Settings of where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and
+what a run chooses of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from data_prep.fields import at_least, one_of, section, setting
 from data_prep.user_error import UserError
 
 SCHEDULERS = ("local", "slurm")
-GPU_REQUESTS = ("gpus-per-node", "gres", "none")  # per task, each rank would see one GPU only, and NCCL no peer
+GPU_REQUESTS = (
+    "gpus-per-node",
+    "gres",
+    "none",
+)  # per task, each rank would see one GPU only, and NCCL no peer
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
 # options of sbatch that are more than an option here: what a run is counted, charged or found by
 OWN_OPTIONS = {
@@ -23,7 +27,12 @@ OWN_OPTIONS = {
 }  # fmt: skip
 CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
-GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}  # types of which sites have several
+GPU_TYPES = {
+    "p100": "sm_60",
+    "v100": "sm_70",
+    "a100": "sm_80",
+    "h100": "sm_90",
+}  # types of which sites have several
 CORE_MASKS = ("mask_cpu", "map_cpu")  # srun's --cpu-bind=… by core
 # what sbatch replaces in the paths of logs (also with a width, as %4t), and what submitit does
 SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
@@ -37,8 +46,12 @@ class QueueLimits:
     max_timeout_min: int | None = setting(None, "longest job, minutes")
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_gpus: int | None = setting(None, "most GPUs of a job")
-    max_submitted: int | None = setting(None, "most jobs of a user that run or wait; each task of an array is one")
-    max_running: int | None = setting(None, "most jobs of a user that run at once; others wait, and a submission reports it")
+    max_submitted: int | None = setting(
+        None, "most jobs of a user that run or wait; each task of an array is one"
+    )
+    max_running: int | None = setting(
+        None, "most jobs of a user that run at once; others wait, and a submission reports it"
+    )
     note: str | None = setting(None, "a further fact that a user of it must know, printed at submission")
 
 
@@ -46,26 +59,36 @@ class QueueLimits:
 class Source:
     """Where facts of a profile come from."""
 
-    facts: list[str] = setting([], "settings of the profile, as in site.queues; one stands for all that is below it")
+    facts: list[str] = setting(
+        [], "settings of the profile, as in site.queues; one stands for all that is below it"
+    )
     source: str = setting("", "page, script or person")
     date: str = setting("", "month or day of that page, or on which it was read")
-    confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
+    confidence: str = setting(
+        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
+    )
 
 
 @dataclass(kw_only=True)
 class SiteConfig:
-    """Facts about a site. Limits are checked before anything is submitted (null: not known, not checked), and a
-    submission reports its cost and the notes. accelerator, gpu_memory_gb and internet are for people."""
+    """Facts about a site. Limits are checked before anything is submitted (null: not known, not checked), and
+    a submission reports its cost and the notes. accelerator, gpu_memory_gb and internet are for people."""
 
     docs: str | None = setting(None, "where the site documents this")
-    confidence: str = setting("documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)")
+    confidence: str = setting(
+        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
+    )
     verified: str | None = setting(None, "date of the documentation, or of the test")
     sources: list[Source] = setting([], "where each fact of the profile comes from")
     notes: list[str] = setting([], "further facts that a user of the site must know, printed at submission")
     accelerator: str | None = setting(None, "as in 4 x GH200")
-    gpu_architecture: str | None = setting(None, "of the GPUs, as CUDA names it (sm_90); torch must be built for it")
+    gpu_architecture: str | None = setting(
+        None, "of the GPUs, as CUDA names it (sm_90); torch must be built for it"
+    )
     login_architecture: str | None = setting(None, f"of the login nodes: {', '.join(ARCHITECTURES)}")
-    compute_architecture: str | None = setting(None, "of the compute nodes; a python of another one cannot run the job")
+    compute_architecture: str | None = setting(
+        None, "of the compute nodes; a python of another one cannot run the job"
+    )
     gpus_per_node: int | None = setting(None, "GPUs a node has")
     gpu_memory_gb: float | None = setting(None, "memory of a GPU")
     cores_per_node: int | None = setting(None, "cores a node has")
@@ -73,7 +96,9 @@ class SiteConfig:
     max_timeout_min: int | None = setting(None, "longest job, minutes")
     max_nodes: int | None = setting(None, "most nodes of a job")
     max_array_size: int | None = setting(None, "most tasks of a job array")
-    queues: dict[str, QueueLimits] = setting({}, "limits of single partitions and qualities of service, by name")
+    queues: dict[str, QueueLimits] = setting(
+        {}, "limits of single partitions and qualities of service, by name"
+    )
     whole_nodes: bool = setting(False, "a job gets, and pays for, whole nodes")
     account_pattern: str | None = setting(None, "regular expression of account names")
     account_example: str | None = setting(None, "an account's name")
@@ -82,7 +107,9 @@ class SiteConfig:
     internet: bool = setting(False, "compute nodes reach the internet, perhaps through a proxy")
     purge_days: int | None = setting(None, "days after which the work area deletes files")
     billing: str | None = setting(None, "unit that a job is charged in, each an hour of one of them")
-    billing_per_gpu: float | None = setting(None, "units of a GPU; the largest of GPUs, cores and memory is charged")
+    billing_per_gpu: float | None = setting(
+        None, "units of a GPU; the largest of GPUs, cores and memory is charged"
+    )
     billing_per_core: float | None = setting(None, "units of a core")
     billing_per_gib: float | None = setting(None, "units of a GiB of memory")
 
@@ -124,11 +151,13 @@ OWN_PREPARE_OPTIONS = {
 
 @dataclass(kw_only=True)
 class PrepareJobs:
-    """Jobs of `finetune prepare`, which are tasks of one core without GPUs. Of the training's half of the profile
-    only the account, the clean module environment and the caches hold here too; its partition, modules, variables
-    and container are for GPU nodes."""
+    """Jobs of `finetune prepare`, which are tasks of one core without GPUs. Of the training's half of the
+    profile only the account, the clean module environment and the caches hold here too; its partition,
+    modules, variables and container are for GPU nodes."""
 
-    partition: str | None = setting(None, "partition of ordinary nodes; unset: the site's default, not cluster.partition")
+    partition: str | None = setting(
+        None, "partition of ordinary nodes; unset: the site's default, not cluster.partition"
+    )
     qos: str | None = setting(None, "quality of service; unset: the site's default, not cluster.qos")
     account: str | None = setting(None, "who pays; unset: cluster.account")
     constraint: str | None = setting(None, "features that nodes must have")
@@ -141,12 +170,15 @@ class PrepareJobs:
     memory: str = setting("8G", "of a task")
     timeout_min: int = setting(240, "minutes of a job; steps of one task that follow each other share one")
     python: str | None = setting(
-        None, "command of the job's Python, as in a container; unset: the one that submits, not cluster.python"
+        None,
+        "command of the job's Python, as in a container; unset: the one that submits, not cluster.python",
     )
     modules: list[str] = setting([], "module commands before a job starts; none of cluster.modules")
     setup: list[str] = setting([], "shell lines before a job starts; none of cluster.setup")
     env: dict[str, str] = setting({}, "environment variables of a job; none of cluster.env; no secrets")
-    sbatch: dict[str, str] = setting({}, "extra options of sbatch, by their long names; none of cluster.sbatch")
+    sbatch: dict[str, str] = setting(
+        {}, "extra options of sbatch, by their long names; none of cluster.sbatch"
+    )
 
     def check(self) -> None:
         at_least("cluster.prepare.tasks", self.tasks, 1)
@@ -157,7 +189,9 @@ class PrepareJobs:
         _gigabytes(self.memory, "cluster.prepare.memory")
         for option in self.sbatch:
             if owner := OWN_PREPARE_OPTIONS.get(option.replace("_", "-")):
-                raise UserError(f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead")
+                raise UserError(
+                    f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead"
+                )
 
     def tasks_on_a_node(self, site: SiteConfig) -> int:
         """Return how many tasks a node of the training's partition holds, by its cores and its memory."""
@@ -182,7 +216,9 @@ class ClusterConfig:
     nodes: int = setting(1, "nodes of a job")
     ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
     timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
-    env: dict[str, str] = setting({}, "environment variables of every rank; no secrets, they are written to disk")
+    env: dict[str, str] = setting(
+        {}, "environment variables of every rank; no secrets, they are written to disk"
+    )
     env_one_node: dict[str, str] = setting({}, "extra environment variables for jobs of one node")
     env_many_nodes: dict[str, str] = setting({}, "extra environment variables for jobs of several nodes")
 
@@ -198,30 +234,42 @@ class ClusterConfig:
     srun: list[str] = setting([], "further options of srun")
     array_parallelism: int = setting(256, "points of a sweep that run at once")
 
-    python: str | None = setting(None, "command of the job's Python, as in a container; unset: the one that submits")
+    python: str | None = setting(
+        None, "command of the job's Python, as in a container; unset: the one that submits"
+    )
     host_python: str = setting(
-        "python3", "where python is set: the nodes' own Python, 3.8 or newer, that brings a run back (no packages needed)"
+        "python3",
+        "where python is set: the nodes' own Python, 3.8 or newer, that brings a run back (no packages needed)",
     )
     clean_modules: str | None = setting(
-        None, "module command that a job begins with, so that it does not depend on the submitting shell: reset or purge"
+        None,
+        "module command that a job begins with, so that it does not depend on the submitting shell: reset or purge",
     )
-    modules: list[str] = setting([], "module commands after that, as in 'load CUDA'; one that fails ends the job")
+    modules: list[str] = setting(
+        [], "module commands after that, as in 'load CUDA'; one that fails ends the job"
+    )
     setup: list[str] = setting([], "shell lines before the job starts")
-    master_suffix: str = setting("", "what makes a host's name that of its fast network, where a site needs it")
+    master_suffix: str = setting(
+        "", "what makes a host's name that of its fast network, where a site needs it"
+    )
 
     on_interrupt: str = setting(
-        "requeue", "after a time limit, preemption or dead rank: requeue, resubmit (where a site forbids requeue), or stop"
+        "requeue",
+        "after a time limit, preemption or dead rank: requeue, resubmit (where a site forbids requeue), or stop",
     )
     max_restarts: int = setting(20, "times that a run comes back by itself")
     signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks are told to save")
     node_local: str | None = setting(
-        None, "folder for the job's scratch data, as $SCRATCH; may hold variables of the job; each node uses its own part"
+        None,
+        "folder for the job's scratch data, as $SCRATCH; may hold variables of the job; each node uses its own part",
     )
     shared_cache: str | None = setting(
-        None, "folder for HF_HOME and APPTAINER_CACHEDIR, where the shell has not set them; may hold variables of the job"
+        None,
+        "folder for HF_HOME and APPTAINER_CACHEDIR, where the shell has not set them; may hold variables of the job",
     )
     local_cache: str | None = setting(
-        "/tmp/$USER-$SLURM_JOB_ID", "folder on each node for what a job compiles (Triton, TorchInductor, torch extensions)"
+        "/tmp/$USER-$SLURM_JOB_ID",
+        "folder on each node for what a job compiles (Triton, TorchInductor, torch extensions)",
     )
     prepare: PrepareJobs = section(PrepareJobs)
     site: SiteConfig = section(SiteConfig)
@@ -256,12 +304,22 @@ class ClusterConfig:
             "nodes": ("max_nodes", queue.max_nodes, self.nodes),
             "nodes × ranks_per_node": ("max_gpus", queue.max_gpus, self.nodes * gpus),
             "ranks_per_node": ("gpus_per_node", site.gpus_per_node, gpus),
-            "cpus_per_rank": ("cores_per_node", site.cores_per_node, self.cpus_per_rank * self.ranks_per_node),
+            "cpus_per_rank": (
+                "cores_per_node",
+                site.cores_per_node,
+                self.cpus_per_rank * self.ranks_per_node,
+            ),
         }
         for key, (limit, most, asked) in limits.items():
             if most is not None and asked > most:
-                raise UserError(f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less")
-        if self.memory_per_node and site.memory_per_node_gb and _gigabytes(self.memory_per_node) > site.memory_per_node_gb:
+                raise UserError(
+                    f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less"
+                )
+        if (
+            self.memory_per_node
+            and site.memory_per_node_gb
+            and _gigabytes(self.memory_per_node) > site.memory_per_node_gb
+        ):
             raise UserError(
                 f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has cluster.site.memory_per_node_gb "
                 f"{site.memory_per_node_gb:g}: ask for less"
@@ -271,15 +329,23 @@ class ClusterConfig:
                 f"cluster.signal_lead_s is {self.signal_lead_s}, all of a job of {self.timeout_min} minutes: lower it, "
                 f"or raise cluster.timeout_min"
             )
-        if site.account_pattern and (self.account is None or not re.fullmatch(site.account_pattern, self.account)):
+        if site.account_pattern and (
+            self.account is None or not re.fullmatch(site.account_pattern, self.account)
+        ):
             hint = f" ({site.account_hint})" if site.account_hint else ""
             wanted = site.account_example or site.account_pattern
-            raise UserError(f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}")
+            raise UserError(
+                f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}"
+            )
 
     def queue_limits(self) -> QueueLimits:
-        """Return the limits that hold for this partition and quality of service: each the most specific one that is known."""
+        """Return the limits that hold for this partition and quality of service: each the most specific one
+        that is known."""
         site_wide = QueueLimits(max_timeout_min=self.site.max_timeout_min, max_nodes=self.site.max_nodes)
-        found = [site_wide, *(self.site.queues.get(name or "", QueueLimits()) for name in (self.partition, self.qos))]
+        found = [
+            site_wide,
+            *(self.site.queues.get(name or "", QueueLimits()) for name in (self.partition, self.qos)),
+        ]
         chosen = {}
         for item in fields(QueueLimits):
             known = [value for limits in found if (value := getattr(limits, item.name)) is not None]
@@ -297,13 +363,16 @@ class ClusterConfig:
 
     @property
     def gpu_architecture(self) -> str | None:
-        """The architecture of the GPUs that are asked for: of their type where it is named, else of the site."""
+        """The architecture of the GPUs that are asked for: of their type where it is named, else of the
+        site."""
         return GPU_TYPES.get(self.gpu_type or "", self.site.gpu_architecture)
 
     @property
     def binds_cores(self) -> bool:
         """Whether srun is told each rank's cores, so that it must not be told their number as well."""
-        return any(option.startswith("--cpu-bind") and mask in option for option in self.srun for mask in CORE_MASKS)
+        return any(
+            option.startswith("--cpu-bind") and mask in option for option in self.srun for mask in CORE_MASKS
+        )
 
     def what_to_know(self, num_points: int) -> list[str]:
         """Return the cost of so many runs and the facts about the site that a user must know, a line each."""
@@ -316,9 +385,13 @@ class ClusterConfig:
                 )
         limits = self.queue_limits()
         if limits.max_running is not None and num_points > limits.max_running:
-            lines.append(f"{self.name} runs {limits.max_running} of your jobs at once: the others wait in the queue")
+            lines.append(
+                f"{self.name} runs {limits.max_running} of your jobs at once: the others wait in the queue"
+            )
         if site.purge_days:
-            lines.append(f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere")
+            lines.append(
+                f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere"
+            )
         lines += site.notes
         if limits.note:
             lines.append(limits.note)
@@ -327,7 +400,8 @@ class ClusterConfig:
         return lines
 
     def _describe_cost(self, num_points: int) -> str:
-        """Return what the runs are charged if they take all of their time, in the site's unit where it is known."""
+        """Return what the runs are charged if they take all of their time, in the site's unit where it is
+        known."""
         site = self.site
         gpus = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
         memory = _gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
@@ -358,7 +432,8 @@ class ClusterConfig:
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
-    """Raise UserError if Slurm or submitit would read a part of a folder's path, where logs lie, as a pattern."""
+    """Raise UserError if Slurm or submitit would read a part of a folder's path, where logs lie, as a
+    pattern."""
     pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
     found = re.search(pattern, folder)
     if found:

@@ -30,13 +30,15 @@ class Sweep:
     first: int = 0
 
     def run_id(self, index: int, name: str) -> str:
-        """Return the run id of the batch's point `index`. It begins with the sweep's id, unless the sweep is over `name`."""
+        """Return the run id of the batch's point `index`. It begins with the sweep's id, unless the sweep is
+        over `name`."""
         stem = self.id if name == self.name else name + self.id.removeprefix(self.name)
         return f"{stem}-{self.first + index:03d}"
 
 
 def varying(points: list[dict[str, str]]) -> list[str]:
-    """Return the keys whose values differ among the points, in the order in which they were given; all keys of one point."""
+    """Return the keys whose values differ among the points, in the order in which they were given; all keys
+    of one point."""
     keys = dict.fromkeys(key for point in points for key in point)
     if len(points) < 2:
         return list(keys)
@@ -44,14 +46,16 @@ def varying(points: list[dict[str, str]]) -> list[str]:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each key: its last part, or the whole key where two keys would get the same name."""
+    """Return a short name for each key: its last part, or the whole key where two keys would get the same
+    name."""
     shortest = {key: CALLED.get(key, re.split(r"[./]", key.partition("@")[0])[-1]) for key in keys}
     uses = Counter(shortest.values())
     return {key: name if uses[name] == 1 else key for key, name in shortest.items()}
 
 
 def short_value(value: str) -> str:
-    """Return a value in few characters: three digits of a drawn number, the end of a path, the start of a long text."""
+    """Return a value in few characters: three digits of a drawn number, the end of a path, the start of a
+    long text."""
     number = _number(value)
     if number is not None and len(value) > 8:
         return f"{number:.3g}"
@@ -61,7 +65,8 @@ def short_value(value: str) -> str:
 
 
 def short_values(values: list[str]) -> list[str]:
-    """Return the values of one setting in few characters, and in full where two of them would look the same."""
+    """Return the values of one setting in few characters, and in full where two of them would look the
+    same."""
     short = {value: short_value(value) for value in values}
     uses = Counter(short.values())
     return [short[value] if uses[short[value]] == 1 else value for value in values]
@@ -74,7 +79,8 @@ def describe(point: dict[str, str]) -> str:
 
 
 def as_typed(value: str, typed: str) -> str:
-    """Return a value as it stands in the setting that was typed: 2e-4, which is 0.0002 once it has been read."""
+    """Return a value as it stands in the setting that was typed: 2e-4, which is 0.0002 once it has been
+    read."""
     number = _number(value)
     if number is not None:
         words: list[str] = re.findall(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?", typed)

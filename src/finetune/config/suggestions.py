@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Names of Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune -> our setting. An empty name: we have no such
-# setting, and `INSTEAD` says what to do.
+# Names of Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune -> our setting. An empty name: we
+# have no such setting, and `INSTEAD` says what to do.
 SYNONYMS = {
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",
@@ -169,7 +169,8 @@ INSTEAD = {
     "time_limit": "cluster.timeout_min=…, in minutes",
     "walltime": "cluster.timeout_min=…, in minutes",
 }
-# Names of PEFT's methods differ among themselves: LoRA's are lora_alpha and lora_dropout, LoKr's alpha and rank_dropout.
+# Names of PEFT's methods differ among themselves: LoRA's are lora_alpha and lora_dropout, LoKr's alpha and
+# rank_dropout.
 ADAPTER_SYNONYMS = {
     "rank": ("r",),
     "lora_r": ("r",),
@@ -196,7 +197,11 @@ def closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
         by_folded.setdefault(_fold(choice), choice)
     wanted = _fold(name)
     found = difflib.get_close_matches(wanted, by_folded, at_most, cutoff=0.65)
-    found += [folded for folded in by_folded if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted))]
+    found += [
+        folded
+        for folded in by_folded
+        if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted))
+    ]
     return [by_folded[folded] for folded in found[:at_most]]
 
 
@@ -207,7 +212,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def synonym(name: str) -> str | None:
-    """Return the key of SYNONYMS that a name is, however its words are joined: learningRate and learning-rate too."""
+    """Return the key of SYNONYMS that a name is, however its words are joined: learningRate and learning-rate
+    too."""
     return next((theirs for theirs in SYNONYMS if _squeeze(theirs) == _squeeze(name)), None)
 
 
@@ -216,7 +222,8 @@ def _squeeze(name: str) -> str:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Return whether a name is made of whole words of another: attention of model.attention, but not train of constraint."""
+    """Return whether a name is made of whole words of another: attention of model.attention, but not train of
+    constraint."""
     return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
 
 
@@ -224,12 +231,14 @@ def _fold(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
-# --- keys that belong to a library ------------------------------------------------------------------------------------
+# --- keys that belong to a library
+# ------------------------------------------------------------------------------------
 
 
 @cache
 def adapter_keys(peft_type: str) -> tuple[str, ...]:
-    """Return the keys of a PEFT method's config, read from PEFT's source: importing PEFT takes seconds, and torch."""
+    """Return the keys of a PEFT method's config, read from PEFT's source: importing PEFT takes seconds, and
+    torch."""
     package = _package("peft")
     if package is None:
         return ()
@@ -237,7 +246,10 @@ def adapter_keys(peft_type: str) -> tuple[str, ...]:
         tree = _parse(path)
         for defined in ast.walk(tree):
             if isinstance(defined, ast.ClassDef) and _sets_peft_type(defined, peft_type):
-                return (*_fields_of(tree, defined.name), *_fields(_parse(package / "config.py"), "PeftConfig"))
+                return (
+                    *_fields_of(tree, defined.name),
+                    *_fields(_parse(package / "config.py"), "PeftConfig"),
+                )
     return ()
 
 
@@ -302,7 +314,8 @@ def _fields(tree: ast.Module, name: str) -> Iterator[str]:
 
 
 def _alias(default: ast.expr | None) -> str | None:
-    """Return the name under which pydantic reads a field, as stage3_max_live_parameters for max_live_parameters."""
+    """Return the name under which pydantic reads a field, as stage3_max_live_parameters for
+    max_live_parameters."""
     for keyword in default.keywords if isinstance(default, ast.Call) else []:
         if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
             return str(keyword.value.value)

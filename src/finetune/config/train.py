@@ -44,12 +44,15 @@ class ModelConfig:
         {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
     )
     attention: str = setting(
-        "auto", f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check"
+        "auto",
+        f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check",
     )
     quantization: str | None = setting(
         None, f"of the frozen base under an adapter: {', '.join(QUANTIZATIONS)} (QLoRA); unset: none"
     )
-    kernels: str = setting("auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own")
+    kernels: str = setting(
+        "auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own"
+    )
 
     def check(self) -> None:
         if (self.path is None) == (not self.from_scratch):
@@ -68,19 +71,27 @@ class ModelConfig:
 class DataConfig:
     """What a run trains on."""
 
-    corpus: str = setting("???", "a prepared corpus: its name under corpora_dir, or its folder (corpus=NAME is short for it)")
+    corpus: str = setting(
+        "???", "a prepared corpus: its name under corpora_dir, or its folder (corpus=NAME is short for it)"
+    )
     corpora_dir: str = setting("corpora", "where prepared corpora lie")
     include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
     exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
     sequence_length: int = setting(512, "tokens a pack")
-    long_documents: str = setting("auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split")
+    long_documents: str = setting(
+        "auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split"
+    )
     long_conversations: str = setting(
-        "cut", "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop"
+        "cut",
+        "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop",
     )
     max_lost_share: float = setting(
-        0.1, "share of the training tokens that truncating, cutting and dropping may cost before a run refuses to start"
+        0.1,
+        "share of the training tokens that truncating, cutting and dropping may cost before a run refuses to start",
     )
-    stage: bool = setting(False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts")
+    stage: bool = setting(
+        False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts"
+    )
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
@@ -89,7 +100,9 @@ class DataConfig:
         between("data.max_lost_share", self.max_lost_share, 0, 1)
 
     def trains_on(self, source: str) -> bool:
-        return (not self.include_sources or source in self.include_sources) and source not in self.exclude_sources
+        return (
+            not self.include_sources or source in self.include_sources
+        ) and source not in self.exclude_sources
 
     @property
     def corpus_folder(self) -> Path:
@@ -117,7 +130,9 @@ class TrainConfig:
 
     lr: float = setting(1e-4, "peak learning rate")
     schedule: str = setting("cosine", f"learning-rate schedule after the warm-up: {', '.join(SCHEDULES)}")
-    warmup_ratio: float = setting(0.05, "share of the steps over which the learning rate rises linearly from zero")
+    warmup_ratio: float = setting(
+        0.05, "share of the steps over which the learning rate rises linearly from zero"
+    )
     decay_ratio: float = setting(0.2, "share of the steps over which schedule=wsd decays, at the end")
     min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr; constant stays at lr")
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; not applied to biases and norms")
@@ -125,36 +140,51 @@ class TrainConfig:
     adam_beta2: float = setting(0.95, "AdamW beta2")
     adam_eps: float = setting(1e-8, "AdamW epsilon")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0: never")
-    activation_checkpointing: bool = setting(False, "recompute each layer backwards: less memory, a third more work")
+    activation_checkpointing: bool = setting(
+        False, "recompute each layer backwards: less memory, a third more work"
+    )
     precision: str = setting("fp32", f"of weights and activations: {', '.join(PRECISIONS)}")
     seed: int = setting(0, "of initial weights, data order and dropout")
 
-    evaluate_every: int = setting(0, "steps between evaluations; 0: only before the first step and after the last")
+    evaluate_every: int = setting(
+        0, "steps between evaluations; 0: only before the first step and after the last"
+    )
     checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
-    keep_checkpoints: int = setting(2, "newest checkpoints kept; the one with the best held-out loss is kept besides")
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints kept; the one with the best held-out loss is kept besides"
+    )
     result: str = setting(
         "best",
         "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests",
     )
     on_bad_step: str = setting(
-        "stop", "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch"
+        "stop",
+        "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch",
     )
     max_rewinds: int = setting(3, "rewinds after which a run stops all the same")
     spike_stds: float = setting(
-        8.0, "a step's loss is a spike if it is this many standard deviations, and 0.5 nats, above the last steps' mean; 0: never"
+        8.0,
+        "a step's loss is a spike if it is this many standard deviations, and 0.5 nats, above the last steps' mean; 0: never",
     )
     check_first_loss: bool = setting(
-        True, "refuse a base from files whose first loss is that of random weights; off for a base that really is random"
+        True,
+        "refuse a base from files whose first loss is that of random weights; off for a base that really is random",
     )
-    hang_timeout_min: float = setting(30.0, "minutes without progress after which a rank dumps its stacks and ends the job")
+    hang_timeout_min: float = setting(
+        30.0, "minutes without progress after which a rank dumps its stacks and ends the job"
+    )
     experiment: str = setting("finetune", "MLflow experiment")
     tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
     after: str | None = setting(
         None, "id of a prepare run on Slurm, after whose good end this run starts (--after ID is the same)"
     )
-    detach: bool = setting(False, "return at once and leave the run in the background; on Slurm always so, but for wait=true")
+    detach: bool = setting(
+        False, "return at once and leave the run in the background; on Slurm always so, but for wait=true"
+    )
     wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
-    dry_run: bool = setting(False, "check everything, print the batch script, start and write nothing (--dry-run is the same)")
+    dry_run: bool = setting(
+        False, "check everything, print the batch script, start and write nothing (--dry-run is the same)"
+    )
     debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
 
     def __post_init__(self) -> None:
@@ -165,7 +195,15 @@ class TrainConfig:
             raise UserError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
             at_least(name, getattr(self, name), 1)
-        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm", "seed", "max_rewinds", "spike_stds"):
+        for name in (
+            "evaluate_every",
+            "checkpoint_every",
+            "weight_decay",
+            "max_grad_norm",
+            "seed",
+            "max_rewinds",
+            "spike_stds",
+        ):
             at_least(name, getattr(self, name), 0)
         at_least("max_steps", self.max_steps, 1)
         for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
@@ -185,10 +223,14 @@ class TrainConfig:
         for key in ("offload_optimizer", "offload_param"):
             offload = self.zero.get(key) or {}
             if offload.get("device") == "nvme" and not offload.get("nvme_path"):
-                raise UserError(f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk")
+                raise UserError(
+                    f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk"
+                )
         if self.zero["stage"] == 0 and self.precision == "bf16":
             # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
-            raise UserError("zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1")
+            raise UserError(
+                "zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1"
+            )
         if self.adapter and "peft_type" not in self.adapter:
             raise UserError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
         if self.adapter.get("peft_type") in PREPENDING:
@@ -201,11 +243,17 @@ class TrainConfig:
                 "model.quantization is for a frozen base that each rank holds whole: choose an adapter, and zero=stage0 to stage2"
             )
         if self.adapter and self.model.from_scratch:
-            raise UserError("an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none")
+            raise UserError(
+                "an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none"
+            )
         if self.data.stage and not self.cluster.node_local:
-            raise UserError("data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path")
+            raise UserError(
+                "data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path"
+            )
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
-            raise UserError(f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit")
+            raise UserError(
+                f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
+            )
         per_pass = self.micro_batch_size * self.cluster.world_size
         if self.global_batch_size % per_pass:
             fitting = max(1, self.global_batch_size // per_pass) * per_pass
@@ -228,7 +276,9 @@ class TrainConfig:
                 at_step = "" if step is None else f"@{step}"
                 model = dataclasses.replace(model, path=f"{prefix}{Path(name).resolve()}{at_step}")
         data = dataclasses.replace(
-            self.data, corpus=str(self.data.corpus_folder.resolve()), corpora_dir=str(Path(self.data.corpora_dir).resolve())
+            self.data,
+            corpus=str(self.data.corpus_folder.resolve()),
+            corpora_dir=str(Path(self.data.corpora_dir).resolve()),
         )
         runs_dir = str(Path(self.runs_dir).resolve())
         check_log_folder("runs_dir", runs_dir, self.cluster.scheduler)
@@ -244,12 +294,14 @@ def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
 
 @cache
 def _structured(schema: Any) -> Any:
-    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many points."""
+    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many
+    points."""
     return OmegaConf.structured(schema)
 
 
 def _refuse_extra(config: Any, prefix: str) -> None:
-    """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read it."""
+    """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read
+    it."""
     known = {item.name for item in dataclasses.fields(config)}
     if extra := set(vars(config)) - known:
         name = min(extra)
@@ -259,7 +311,8 @@ def _refuse_extra(config: Any, prefix: str) -> None:
             _refuse_extra(getattr(config, name), f"{prefix}{name}.")
 
 
-# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a step.
+# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a
+# step.
 CHANGEABLE = (
     "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
     "result", "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
@@ -280,14 +333,17 @@ def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
                 f"{override}: a run can go on with another {', '.join(CHANGEABLE)}{close or '; for the rest start a new run'}"
             )
         if key == "cluster":
-            raise UserError(f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2")
+            raise UserError(
+                f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2"
+            )
     merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Part ID@STEP, which names a checkpoint of a run, into both; a name without a step is the run's result."""
+    """Part ID@STEP, which names a checkpoint of a run, into both; a name without a step is the run's
+    result."""
     found = re.fullmatch(r"(.+)@(\d+)", name)
     return (found[1], int(found[2])) if found else (name, None)
 
@@ -317,7 +373,8 @@ def describe(fault: OmegaConfBaseException) -> str:
 
 
 def package_dir(name: str) -> str:
-    """Folder of an importable package: how conf/corpus/sample.yaml finds its text wherever it is installed."""
+    """Folder of an importable package: how conf/corpus/sample.yaml finds its text wherever it is
+    installed."""
     file = importlib.import_module(name).__file__
     assert file is not None
     return str(Path(file).parent)

@@ -1,9 +1,10 @@
-"""Packing: which piece of which document goes into which pack. Pure functions of lengths and seeds; no torch in here.
+"""Packing: which piece of which document goes into which pack. Pure functions of lengths and seeds; no torch
+in here.
 
-Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is kept), packed by best fit
-decreasing (the bin-packing heuristic of Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling"). A segment is never cut again, and packed documents never see each other: each starts at position 0, which is what
-isolates them.
+Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is kept),
+packed by best fit decreasing (the bin-packing heuristic of Johnson 1973; for language models Ding et al.
+2024, "Fewer Truncations Improve Language Modeling"). A segment is never cut again, and packed documents never
+see each other: each starts at position 0, which is what isolates them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import bisect
 import numpy as np
 from numpy.typing import NDArray
 
-SEGMENT = np.dtype([("pack", "<i8"), ("document", "<i8"), ("start", "<i8"), ("length", "<i8"), ("supervised", "<i8")])
+SEGMENT = np.dtype(
+    [("pack", "<i8"), ("document", "<i8"), ("start", "<i8"), ("length", "<i8"), ("supervised", "<i8")]
+)
 
 Segments = NDArray[np.void]
 
@@ -21,12 +24,13 @@ Segments = NDArray[np.void]
 def segments_of(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
     """Cut documents into segments of at most `sequence_length` tokens.
 
-    The next segment of a document starts at the last token of the one before: that token is context in both and a target
+    The next segment of a document starts at the last token of the one before: that token is context in both
+        and a target
     only once, so every token but a document's first is predicted exactly once, whatever the sequence length.
 
     Args:
-        lengths: [documents] tokens of each document that are trained on (see rows.py). Documents of fewer than 2 tokens have
-            nothing to predict and get no segment.
+        lengths: [documents] tokens of each document that are trained on (see rows.py). Documents of fewer
+            than 2 tokens have nothing to predict and get no segment.
     """
     stride = sequence_length - 1
     count = np.maximum(0, -(-(lengths - 1) // stride))
@@ -42,8 +46,9 @@ def segments_of(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
 def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None) -> Segments:
     """Assign every segment to a pack; returned sorted by pack.
 
-    The number of packs depends on the lengths alone, so it is the same in every epoch. Which segments of equal length share
-    a pack, and the order of the packs, change with (seed, epoch); `epoch=None` keeps the order as it is, for evaluation.
+    The number of packs depends on the lengths alone, so it is the same in every epoch. Which segments of
+    equal length share a pack, and the order of the packs, change with (seed, epoch); `epoch=None` keeps the
+    order as it is, for evaluation.
     """
     rng = None if epoch is None else np.random.default_rng([seed, epoch])
     order = np.arange(len(segments)) if rng is None else rng.permutation(len(segments))

@@ -1,5 +1,5 @@
-"""From a corpus folder and a pack plan to the micro-batches of a step, filled up with padding. The step is the position in the
-data: a resume needs nothing else."""
+"""From a corpus folder and a pack plan to the micro-batches of a step, filled up with padding. The step is
+the position in the data: a resume needs nothing else."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class MicroBatch:
 
     Attributes:
         input_ids: token ids; padding is 0.
-        position_ids: start at 0 with every document, which is what keeps documents apart; padding counts as one.
-        labels: the next token where it is a target, else IGNORE: at the last token of a document, at masked tokens, at padding.
+        position_ids: start at 0 with every document, which is what keeps documents apart; padding counts as
+            one.
+        labels: the next token where it is a target, else IGNORE: at the last token of a document, at masked
+            tokens, at padding.
         documents: index of the token's document in the split, PADDING at padding.
     """
 
@@ -53,9 +55,11 @@ class MicroBatch:
 
     @property
     def checksum(self) -> int:
-        """Sum of a CRC over each pack's tokens and documents: equal sums over a step mean the same data went in."""
+        """Sum of a CRC over each pack's tokens and documents: equal sums over a step mean the same data went
+        in."""
         return sum(
-            zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes())) for t, d in zip(self.input_ids.numpy(), self.documents, strict=True)
+            zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes()))
+            for t, d in zip(self.input_ids.numpy(), self.documents, strict=True)
         )
 
     @property
@@ -81,7 +85,8 @@ class MicroBatch:
 
 @dataclass
 class StepData:
-    """The data of one optimizer step for one rank. `num_targets` counts supervised tokens of the whole global step."""
+    """The data of one optimizer step for one rank. `num_targets` counts supervised tokens of the whole global
+    step."""
 
     segments: Segments
     num_targets: int
@@ -91,13 +96,15 @@ class StepData:
 class PackedData:
     """A split of a corpus as packs.
 
-    Training draws an endless row of epochs: global step s is packs [s·B, (s+1)·B) of that row, whatever the world size, and
+    Training draws an endless row of epochs: global step s is packs [s·B, (s+1)·B) of that row, whatever the
+        world size, and
     rank r takes its micro-batches from it by index. Evaluation walks one epoch in fixed order.
 
     Args:
         sources: documents of other sources are left out.
         long_documents, long_conversations: what becomes of rows longer than a pack; see rows.LongRows.
-        plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first needed.
+        plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first
+            needed.
         shuffle_seed: None walks the documents in their own order.
 
     Attributes:
@@ -128,7 +135,9 @@ class PackedData:
         self._long = LongRows(sequence_length, text, long_conversations)
         inputs = [corpus.manifest.digest, sequence_length, text, shuffle_seed, sorted(sources)]
         inputs += [long_conversations] if mask_column else []
-        self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]  # another corpus never meets this plan
+        self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[
+            :12
+        ]  # another corpus never meets this plan
         table = corpus.table(split)
         self.tokens = ListColumn(table["input_ids"])
         self._targets = ListColumn(table[mask_column]) if mask_column else None
@@ -145,14 +154,17 @@ class PackedData:
         if world.is_main:
             self._log_counts()
         if not self.num_packs and split == "train":
-            lost = {name: count for name, count in self.counts.items() if count and name.startswith("documents")}
+            lost = {
+                name: count for name, count in self.counts.items() if count and name.startswith("documents")
+            }
             raise UserError(
                 f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from"
                 + (f" ({_words(lost)}; sequence_length {sequence_length})" if lost else "")
             )
 
     def check_plan(self) -> None:
-        """Raise if the folder holds another plan of this split: an earlier version cut long rows in another way.
+        """Raise if the folder holds another plan of this split: an earlier version cut long rows in another
+        way.
 
         Raises:
             UserError: a run that goes on would see some documents twice and others never.
@@ -165,13 +177,19 @@ class PackedData:
                 )
 
     def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> StepData:
-        """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same order."""
+        """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same
+        order."""
         first = step * global_batch_size
         packs = [self._pack(index) for index in range(first, first + global_batch_size)]
         segments = np.concatenate(packs)
         stride = micro_batch_size * self.world.size
-        mine = [packs[i + self.world.rank * micro_batch_size :][:micro_batch_size] for i in range(0, len(packs), stride)]
-        return StepData(segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine))
+        mine = [
+            packs[i + self.world.rank * micro_batch_size :][:micro_batch_size]
+            for i in range(0, len(packs), stride)
+        ]
+        return StepData(
+            segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine)
+        )
 
     def iter_epoch(self, micro_batch_size: int) -> Iterator[MicroBatch]:
         """Yield one epoch in order, dealt to the ranks.
@@ -180,8 +198,12 @@ class PackedData:
         """
         stride = micro_batch_size * self.world.size
         for first in range(0, self.num_packs, stride):
-            mine = range(first + self.world.rank * micro_batch_size, first + (self.world.rank + 1) * micro_batch_size)
-            yield self._micro_batch([self._pack(i) if i < self.num_packs else np.zeros(0, packing.SEGMENT) for i in mine])
+            mine = range(
+                first + self.world.rank * micro_batch_size, first + (self.world.rank + 1) * micro_batch_size
+            )
+            yield self._micro_batch(
+                [self._pack(i) if i < self.num_packs else np.zeros(0, packing.SEGMENT) for i in mine]
+            )
 
     def _pack(self, index: int) -> Segments:
         """Pack `index` of the endless row of epochs."""
@@ -203,14 +225,23 @@ class PackedData:
         segments = packing.segments_of(self._rows["kept"], self.sequence_length)
         in_one_piece = np.isin(self._rows["fate"], (Fate.WHOLE, Fate.CUT))[segments["document"]]
         segments["supervised"][in_one_piece] = self._rows["targets"][segments["document"][in_one_piece]]
-        _save(path, packing.pack(segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None))
+        _save(
+            path,
+            packing.pack(
+                segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None
+            ),
+        )
 
     def _log_counts(self) -> None:
         changed = {name: count for name, count in self.counts.items() if count and name != "documents"}
         logger.info(
-            "%s: %d documents in %d packs of %d tokens%s", self.split, self.counts["documents"], self.num_packs,
-            self.sequence_length, f"; {_words(changed)}" if changed else "",
-        )  # fmt: skip
+            "%s: %d documents in %d packs of %d tokens%s",
+            self.split,
+            self.counts["documents"],
+            self.num_packs,
+            self.sequence_length,
+            f"; {_words(changed)}" if changed else "",
+        )
 
     def _micro_batch(self, packs: list[Segments]) -> MicroBatch:
         shape = (len(packs), self.sequence_length)
@@ -229,7 +260,9 @@ class PackedData:
                 labels[row, at : at + length - 1] = targets
                 at += length
             position_ids[row, at:] = np.arange(self.sequence_length - at)
-        return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents)
+        return MicroBatch(
+            torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents
+        )
 
 
 def _words(counts: dict[str, int]) -> str:

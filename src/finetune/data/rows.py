@@ -1,8 +1,9 @@
 """Rows longer than a pack: which are split, cut or dropped, and how many tokens that costs.
 
-A row whose mask marks every token as a target is running text: it may be split anywhere. A row with masked tokens is a
-conversation (or a prompt with its completion): a piece from its middle would be an answer without its question, so it is cut
-after a whole answer or left out. No torch here: a submission counts the lost tokens before anything is queued.
+A row whose mask marks every token as a target is running text: it may be split anywhere. A row with masked
+tokens is a conversation (or a prompt with its completion): a piece from its middle would be an answer without
+its question, so it is cut after a whole answer or left out. No torch here: a submission counts the lost
+tokens before anything is queued.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ LOSSES = {
     Fate.DROPPED: ("running text longer than a pack, dropped", "data.long_documents=split"),
     Fate.CUT: ("conversations cut after the last answer that fits", "a larger data.sequence_length"),
     Fate.CONVERSATION_DROPPED: ("conversations longer than a pack, dropped", "data.long_conversations=cut"),
-    Fate.NO_ANSWER_FITS: ("conversations of which no whole answer fits, dropped", "a larger data.sequence_length"),
+    Fate.NO_ANSWER_FITS: (
+        "conversations of which no whole answer fits, dropped",
+        "a larger data.sequence_length",
+    ),
     Fate.NO_TARGET: ("rows without any target", "corpus.chat.targets of `finetune prepare`"),
 }
 
@@ -92,7 +96,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Account:
-    """Tokens of a split, of the sources in use: all those that came in by group, and what was lost of them by reason."""
+    """Tokens of a split, of the sources in use: all those that came in by group, and what was lost of them by
+    reason."""
 
     groups: list[UsedGroup]
     losses: list[Loss]
@@ -123,7 +128,13 @@ class Account:
             )
             for loss in self.losses
         ]
-        return TokenUse(tokens=self.tokens, used=self.tokens - self.lost, lost=self.lost, groups=self.groups, losses=losses)
+        return TokenUse(
+            tokens=self.tokens,
+            used=self.tokens - self.lost,
+            lost=self.lost,
+            groups=self.groups,
+            losses=losses,
+        )
 
 
 def rows_of(table: pa.Table, mask_column: str | None, sources: list[str], long: LongRows) -> Rows:
@@ -143,9 +154,14 @@ def rows_of(table: pa.Table, mask_column: str | None, sources: list[str], long: 
     is_text = marked == lengths
     _decide_text(rows, is_long & is_text, long)
     _decide_conversations(rows, is_long & ~is_text, long, mask.row if mask else None)
-    fate[(rows["targets"] <= 0) & ~np.isin(fate, [Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS])] = Fate.NO_TARGET
+    fate[
+        (rows["targets"] <= 0)
+        & ~np.isin(fate, [Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS])
+    ] = Fate.NO_TARGET
     fate[~np.isin(np.asarray(table["source"].to_pylist(), dtype=str), sources)] = Fate.EXCLUDED
-    gone = np.isin(fate, [Fate.EXCLUDED, Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS, Fate.NO_TARGET])
+    gone = np.isin(
+        fate, [Fate.EXCLUDED, Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS, Fate.NO_TARGET]
+    )
     rows["kept"][gone] = 0
     rows["targets"][gone] = 0
     return rows
@@ -159,7 +175,9 @@ def _decide_text(rows: Rows, is_long_text: NDArray[np.bool_], long: LongRows) ->
         rows["targets"][is_long_text] = long.sequence_length - 1
 
 
-def _decide_conversations(rows: Rows, is_long: NDArray[np.bool_], long: LongRows, mask_of: MaskOf | None) -> None:
+def _decide_conversations(
+    rows: Rows, is_long: NDArray[np.bool_], long: LongRows, mask_of: MaskOf | None
+) -> None:
     if long.conversations == "drop":
         rows["fate"][is_long] = Fate.CONVERSATION_DROPPED
         return
@@ -172,7 +190,8 @@ def _decide_conversations(rows: Rows, is_long: NDArray[np.bool_], long: LongRows
 
 
 def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> int:
-    """Return the tokens up to the end of the last whole answer within `sequence_length`; 0 if no answer ends there.
+    """Return the tokens up to the end of the last whole answer within `sequence_length`; 0 if no answer ends
+    there.
 
     An answer ends where the mask goes from 1 to 0, or with the row.
     """
@@ -190,7 +209,11 @@ def account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.obje
         if not of_group.any():
             continue
         tokens, used = int(rows["length"][of_group].sum()), int(rows["kept"][of_group].sum())
-        groups.append(UsedGroup(source=source, language=language, documents=int(of_group.sum()), tokens=tokens, used=used))
+        groups.append(
+            UsedGroup(
+                source=source, language=language, documents=int(of_group.sum()), tokens=tokens, used=used
+            )
+        )
         for fate in LOSSES:
             of_fate = of_group & (rows["fate"] == fate)
             if of_fate.any():
@@ -207,7 +230,9 @@ def count_documents(rows: Rows) -> dict[str, int]:
         "documents_split": number[Fate.SPLIT],
         "documents_truncated": number[Fate.TRUNCATED],
         "documents_cut": number[Fate.CUT],
-        "documents_too_long": number[Fate.DROPPED] + number[Fate.CONVERSATION_DROPPED] + number[Fate.NO_ANSWER_FITS],
+        "documents_too_long": number[Fate.DROPPED]
+        + number[Fate.CONVERSATION_DROPPED]
+        + number[Fate.NO_ANSWER_FITS],
         "documents_without_targets": number[Fate.NO_TARGET],
         "tokens_lost": int((rows["length"] - rows["kept"])[in_use].sum()),
     }
@@ -243,7 +268,9 @@ def check_losses(training: Account, data: DataConfig) -> None:
 
 def groups_of(table: pa.Table) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     """Return the source and the written standard of each row."""
-    sources, languages = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("source", "language"))
+    sources, languages = (
+        np.asarray(table[name].to_pylist(), dtype=object) for name in ("source", "language")
+    )
     return sources, languages
 
 
@@ -260,13 +287,16 @@ def _rounded_up(share: float) -> float:
 
 
 class ListColumn:
-    """A list column of a memory-mapped table, row by row as numpy views: nothing is copied, nothing becomes Python objects."""
+    """A list column of a memory-mapped table, row by row as numpy views: nothing is copied, nothing becomes
+    Python objects."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._offsets = [np.asarray(chunk.offsets) for chunk in column.chunks]
         self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in column.chunks]
         self._first_row = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]).astype(np.int64)
+        self.lengths = np.concatenate(
+            [np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]
+        ).astype(np.int64)
 
     def row(self, index: int) -> NDArray[np.int32]:
         chunk = int(np.searchsorted(self._first_row, index, side="right")) - 1

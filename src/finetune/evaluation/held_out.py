@@ -35,10 +35,15 @@ def as_metrics(held_out: HeldOut) -> dict[str, float]:
 
 
 def held_out_loss(
-    packed: PackedModel, data: PackedData, micro_batch_size: int, unigram_loss: float | None, world: World,
+    packed: PackedModel,
+    data: PackedData,
+    micro_batch_size: int,
+    unigram_loss: float | None,
+    world: World,
     beat: Callable[[], None] = lambda: None,
-) -> HeldOut | None:  # fmt: skip
-    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is empty.
+) -> HeldOut | None:
+    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is
+    empty.
 
     Args:
         beat: called after each batch, on all ranks; it may raise to break the evaluation off.
@@ -46,12 +51,16 @@ def held_out_loss(
     if not data.num_packs:
         return None
     groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
-    group_of_document = np.asarray([groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)])
+    group_of_document = np.asarray(
+        [groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)]
+    )
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.iter_epoch(micro_batch_size):
             losses = packed.losses(batch.to(world.device)).each
-            group = torch.from_numpy(group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]])
+            group = torch.from_numpy(
+                group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]]
+            )
             sums[:, 0].index_add_(0, group, losses.double().cpu())
             sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
             beat()
@@ -100,13 +109,21 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
     checks.check_target_losses(packed, corpus.manifest.tokenizer.vocab_size, world.device)
     with tempfile.TemporaryDirectory() as plan:
         data = PackedData(
-            corpus, "validation", sources=list(corpus.manifest.sources), sequence_length=config.sequence_length,
-            long_documents=config.long_documents, long_conversations=config.long_conversations, shuffle_seed=None,
-            plan_folder=Path(plan), world=world,
-        )  # fmt: skip
+            corpus,
+            "validation",
+            sources=list(corpus.manifest.sources),
+            sequence_length=config.sequence_length,
+            long_documents=config.long_documents,
+            long_conversations=config.long_conversations,
+            shuffle_seed=None,
+            plan_folder=Path(plan),
+            world=world,
+        )
         held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
     if held_out is None:
-        raise UserError(f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0")
+        raise UserError(
+            f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0"
+        )
     return held_out
 
 

@@ -1,16 +1,17 @@
-"""The batch script's helper, around srun: it opens an attempt, closes it, and carries out what runs/attempts.py decides after a
-time limit, a preemption or a death: requeue, resubmit, or end.
+"""The batch script's helper, around srun: it opens an attempt, closes it, and carries out what
+runs/attempts.py decides after a time limit, a preemption or a death: requeue, resubmit, or end.
 
-    trap : TERM                                          # a requeue from outside must leave time for the last lines
-    python -m finetune.job.batch_script begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1: it must not run
-    python -m finetune.job.batch_script guard RUN &        # a net under a time limit that strikes before the ranks have left
-    srun …
+    trap : TERM                                          # a requeue from outside must leave time for the last
+        lines
+    python -m finetune.job.batch_script begin RUN          # 0: go; 64: it is done; 75: back in the queue; 1:
+    it must not run python -m finetune.job.batch_script guard RUN &        # a net under a time limit that
+    strikes before the ranks have left srun …
     python -m finetune.job.batch_script end RUN --code $?  # its exit code is the job's
 
 A job that has ended for good submits points of sweeps that wait for its place (job/waves.py).
 
-It runs on the batch host, outside of a container, where scontrol is: only the standard library and modules that need no more
-themselves (pyproject.toml lists them), from Python 3.8 on (cluster.host_python).
+It runs on the batch host, outside of a container, where scontrol is: only the standard library and modules
+that need no more themselves (pyproject.toml lists them), from Python 3.8 on (cluster.host_python).
 """
 
 from __future__ import annotations
@@ -71,12 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def submit_waiting(runs_dir: Path, job: Job) -> None:
-    """Let waiting points of sweeps have this job's place. Whatever goes wrong, the run has ended as it has."""
+    """Let waiting points of sweeps have this job's place. Whatever goes wrong, the run has ended as it
+    has."""
     try:
         if submitted := waves.submit_waiting(runs_dir, ending=job.id):
             say(f"{submitted} waiting points submitted")
     except Exception as fault:
-        say(f"waiting points were not submitted ({fault}): the next job that ends does it, or `finetune status`")
+        say(
+            f"waiting points were not submitted ({fault}): the next job that ends does it, or `finetune status`"
+        )
 
 
 class Job:
@@ -91,13 +95,15 @@ class Job:
         self.options = options
 
     def is_ours(self) -> bool:
-        """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue from outside, which
-        needs no second one, or after a cancellation, which must be the end. (Both show as COMPLETING.) A time limit is ours."""
+        """Whether what becomes of the job is for us to say. It is not once Slurm ends it: after a requeue
+        from outside, which needs no second one, or after a cancellation, which must be the end. (Both show as
+        COMPLETING.) A time limit is ours."""
         state, _ = self._state()
         return state in ("", JobState.RUNNING) or self.is_over_time()
 
     def is_over_time(self) -> bool:
-        """Whether Slurm ends it for its time limit, and kills what is left of it some seconds later (KillWait)."""
+        """Whether Slurm ends it for its time limit, and kills what is left of it some seconds later
+        (KillWait)."""
         state, reason = self._state()
         return state in (JobState.COMPLETING, JobState.TIMEOUT) and reason == "TimeLimit"
 
@@ -122,13 +128,15 @@ class Job:
         self.exclude(without)
 
     def exclude(self, nodes: list[str], check: bool = True) -> None:
-        """Keep a job that waits in the queue away from nodes. It cannot start before this script has ended."""
+        """Keep a job that waits in the queue away from nodes. It cannot start before this script has
+        ended."""
         if nodes:
             scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=check)
 
 
 def begin(run: Path, job: Job) -> int:
-    """Open an attempt: close the one before, if it could not do that itself, and see whether this one may run."""
+    """Open an attempt: close the one before, if it could not do that itself, and see whether this one may
+    run."""
     earlier = attempts.read(run)
     code = _close_the_last(run, earlier, job) if earlier else None
     if code is not None:
@@ -147,7 +155,8 @@ def begin(run: Path, job: Job) -> int:
 
 
 def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
-    """Write down how the last attempt ended if its own batch script could not, or did not know that a node was dead."""
+    """Write down how the last attempt ended if its own batch script could not, or did not know that a node
+    was dead."""
     last = earlier[-1]
     goes_on = job.id in (last.job, last.next_job)  # else a person submitted again
     stays = goes_on and job.options.on_interrupt == "stop"  # started again though submitted with --no-requeue
@@ -159,8 +168,16 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     dead = dead_nodes(last.nodes, last.time)
     if last.ending is not None:
         if dead:
-            ending = replace(last.ending, cause=EndingCause.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
-            attempts.end(run, last.number, ending, f"{ending.cause} after step {ending.last_step}: {ending.detail}", time.time())
+            ending = replace(
+                last.ending, cause=EndingCause.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead)
+            )
+            attempts.end(
+                run,
+                last.number,
+                ending,
+                f"{ending.cause} after step {ending.last_step}: {ending.detail}",
+                time.time(),
+            )
         return None
     ending = ending_of(run, last, None, job.options.world_size)
     if dead and ending.cause in (EndingCause.DIED, EndingCause.KILLED):
@@ -185,14 +202,17 @@ def _exit_code(ending: Ending) -> int:
 
 
 def guard(run: Path, job: Job) -> int:
-    """Wait for the time limit to strike, beside the ranks. They should have left long before; but Slurm looks at limits twice a
-    minute only, somebody may have moved this one, and a step or a checkpoint can take longer than cluster.signal_lead_s. Then
-    all is killed within KillWait, perhaps before `end` has had its say: so it is brought back now, and the next attempt finds out
+    """Wait for the time limit to strike, beside the ranks. They should have left long before; but Slurm looks
+    at limits twice a minute only, somebody may have moved this one, and a step or a checkpoint can take
+    longer than cluster.signal_lead_s. Then all is killed within KillWait, perhaps before `end` has had its
+        say: so it is brought back now, and the next attempt finds out
     what became of this one."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     while signal.sigtimedwait({signal.SIGTERM}, LOOK_SECONDS) is None:
-        if not Path(f"/proc/{job.options.script}").exists():  # it has ended, and not everywhere is the guard ended with it
+        if not Path(
+            f"/proc/{job.options.script}"
+        ).exists():  # it has ended, and not everywhere is the guard ended with it
             return GO
     last = attempts.read(run)[-1]
     if last.ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
@@ -266,9 +286,9 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, words: str) -> 
 def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
     """Hold the lock of who submits the run again, which `guard` and `end` may both want to.
 
-    The second waits here, and finds in attempts.jsonl what the first has done. The lock is the process' own: if that
-    ends before it has submitted, whoever of the two is left takes over; and if its sbatch outlives it, that job stays
-    held. Both are on the batch host.
+    The second waits here, and finds in attempts.jsonl what the first has done. The lock is the process' own:
+    if that ends before it has submitted, whoever of the two is left takes over; and if its sbatch outlives
+    it, that job stays held. Both are on the batch host.
     """
     with (run / layout.JOBS / layout.next_of(job.id)).open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks: then what was noted must do
@@ -277,8 +297,8 @@ def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
 
 
 def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
-    """Submit the same script again, as a job of its own that goes on after the attempt `last`. It cannot start before its files
-    are there, it is noted, and this job is over.
+    """Submit the same script again, as a job of its own that goes on after the attempt `last`. It cannot
+    start before its files are there, it is noted, and this job is over.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -299,7 +319,8 @@ def resubmit(run: Path, job: Job, last: Attempt, without: list[str]) -> None:
     scontrol("release", raw_id, check=True)
 
 
-# --- how an attempt ended ----------------------------------------------------------------------------------------------
+# --- how an attempt ended
+# ----------------------------------------------------------------------------------------------
 
 
 def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) -> Ending:
@@ -327,7 +348,10 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
         if chosen:
             return ending(*_stated_cause(attempt, cause, chosen))
     if code is None:
-        return ending(EndingCause.KILLED, "it ended without a word: requeue, preemption or time limit with too little grace time")
+        return ending(
+            EndingCause.KILLED,
+            "it ended without a word: requeue, preemption or time limit with too little grace time",
+        )
     if code in SIGNALLED and not failures:
         return ending(EndingCause.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
     absent = absent_nodes(run, attempt)
@@ -340,8 +364,11 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     return ending(EndingCause.DIED, word)
 
 
-def _stated_cause(attempt: Attempt, cause: EndingCause, failures: list[Failure]) -> tuple[EndingCause, str, tuple[str, ...]]:
-    """Return cause, message and nodes to blame of an attempt that ranks ended for a reason that they named."""
+def _stated_cause(
+    attempt: Attempt, cause: EndingCause, failures: list[Failure]
+) -> tuple[EndingCause, str, tuple[str, ...]]:
+    """Return cause, message and nodes to blame of an attempt that ranks ended for a reason that they
+    named."""
     nodes = tuple(sorted({node for failure in failures for node in failure.nodes}))
     message = min(failures, key=lambda failure: failure.time).error
     if 1 < len(attempt.nodes) == len(nodes):  # then it is no node's fault
@@ -356,7 +383,8 @@ def last_step(run: Path, attempt: Attempt) -> int:
 
 
 def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
-    """Nodes on which no rank came as far as writing into the run folder, where others did: see preflight.py."""
+    """Nodes on which no rank came as far as writing into the run folder, where others did: see
+    preflight.py."""
     present = {path.name for path in (run / layout.JOBS / layout.PRESENT).glob("*")}
     absent = tuple(node for node in attempt.nodes if node not in present)
     return absent if 0 < len(absent) < len(attempt.nodes) else ()
@@ -366,7 +394,8 @@ def _names_dead(nodes: tuple[str, ...]) -> str:
     return f"{', '.join(nodes)} went down"
 
 
-# --- what is left on disk ----------------------------------------------------------------------------------------------
+# --- what is left on disk
+# ----------------------------------------------------------------------------------------------
 
 
 def forget_ending(run: Path) -> None:
@@ -382,11 +411,21 @@ def fail(run: Path, words: str) -> None:
 
 
 def clean_up(run: Path, num_nodes: int) -> None:
-    """Remove what ranks that were killed left on their nodes' own disks (job/staging.py); it may take seconds, not more."""
+    """Remove what ranks that were killed left on their nodes' own disks (job/staging.py); it may take
+    seconds, not more."""
     staged = Staged.read_if_whole(run / layout.STAGED)
     if staged is None or not shutil.which("srun"):
         return
-    command = ["srun", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap", "rm", "-rf", "--", staged.folder]
+    command = [
+        "srun",
+        f"--ntasks={num_nodes}",
+        "--ntasks-per-node=1",
+        "--overlap",
+        "rm",
+        "-rf",
+        "--",
+        staged.folder,
+    ]
     try:
         subprocess.run(command, timeout=30, check=False, capture_output=True)
     except subprocess.TimeoutExpired:

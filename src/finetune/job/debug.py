@@ -1,4 +1,5 @@
-"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.job.debug RUN_FOLDER` (debug=true).
+"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.job.debug RUN_FOLDER`
+(debug=true).
 
 It stops before the first line; `c` goes on, to the next breakpoint() or fault.
 """
@@ -21,7 +22,9 @@ from finetune.runs.stop import StopFlag
 def main(path: str) -> None:
     run = RunFolder(Path(path))
     os.environ.setdefault(rank.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS))
-    os.environ["SUBMITIT_DEBUG_JOB_ID"] = f"debug-{os.getpid()}"  # how submitit's own debug executor tells a rank that it is one
+    os.environ["SUBMITIT_DEBUG_JOB_ID"] = (
+        f"debug-{os.getpid()}"  # how submitit's own debug executor tells a rank that it is one
+    )
     run.jobs.mkdir(exist_ok=True)
     with run.lock:
         run.record_start()

@@ -52,21 +52,28 @@ def node_name() -> str:
 
 
 def check_node(config: TrainConfig, run: RunFolder) -> None:
-    """What needs neither torch nor the other nodes: the shared folder can be written, there is memory to start in.
+    """What needs neither torch nor the other nodes: the shared folder can be written, there is memory to
+    start in.
 
     Raises:
         PreflightError: it fails here.
     """
     node = node_name()
     try:
-        present = run.jobs / layout.PRESENT / node  # where this is missing, batch_script.py knows that the node never came so far
+        present = (
+            run.jobs / layout.PRESENT / node
+        )  # where this is missing, batch_script.py knows that the node never came so far
         present.parent.mkdir(parents=True, exist_ok=True)
         present.touch()
     except OSError as fault:
-        raise PreflightError(f"{node} cannot write into the shared folder {run.path}: {fault}", [node]) from None
+        raise PreflightError(
+            f"{node} cannot write into the shared folder {run.path}: {fault}", [node]
+        ) from None
     free, needed = psutil.virtual_memory().available / 1e9, HOST_GB_A_RANK * config.cluster.ranks_per_node
     if free < needed:
-        raise PreflightError(f"{node} has {free:.1f} GB of memory left, {needed:.1f} are needed to start", [node])
+        raise PreflightError(
+            f"{node} has {free:.1f} GB of memory left, {needed:.1f} are needed to start", [node]
+        )
 
 
 def check_device(config: TrainConfig, world: World) -> None:
@@ -80,13 +87,16 @@ def check_device(config: TrainConfig, world: World) -> None:
     node = node_name()
     asked = config.cluster.gpu_request != "none" and config.cluster.env.get("CUDA_VISIBLE_DEVICES") != ""
     if asked and not torch.cuda.is_available():
-        raise PreflightError(f"{node} shows no GPU to torch {torch.__version__}: driver, or a build of torch for CPUs", [node])
+        raise PreflightError(
+            f"{node} shows no GPU to torch {torch.__version__}: driver, or a build of torch for CPUs", [node]
+        )
     if world.device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(world.device)
     if asked and free < FREE_SHARE_OF_GPU * total:
         raise PreflightError(
-            f"{node}: GPU {world.device.index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: something else holds it", [node]
+            f"{node}: GPU {world.device.index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: something else holds it",
+            [node],
         )
     ones = torch.ones(1024, 1024, device=world.device)
     if not bool((ones @ ones == 1024).all()):
@@ -94,7 +104,8 @@ def check_device(config: TrainConfig, world: World) -> None:
 
 
 def check_together(run: RunFolder, world: World) -> None:
-    """What the ranks can only see together: all see the same shared folder, and their sums over the network are right.
+    """What the ranks can only see together: all see the same shared folder, and their sums over the network
+    are right.
 
     Raises:
         PreflightError: on all ranks, naming the nodes.
@@ -104,7 +115,12 @@ def check_together(run: RunFolder, world: World) -> None:
     nodes: list[str] = world.all_gather_object(node_name())
     _check_shared_folder(run, world, nodes)
     _check_sums(world, nodes)
-    logger.info("preflight passed: %d ranks on %d nodes, %.1f s", world.size, len(set(nodes)), time.monotonic() - began)
+    logger.info(
+        "preflight passed: %d ranks on %d nodes, %.1f s",
+        world.size,
+        len(set(nodes)),
+        time.monotonic() - began,
+    )
 
 
 def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None:
@@ -112,10 +128,17 @@ def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None
     if world.is_main:
         path.write_text(token, encoding="utf-8")
     world.barrier()
-    blind = [node for node, seen in zip(nodes, world.all_gather_object(_comes_to_hold(path, token)), strict=True) if not seen]
+    blind = [
+        node
+        for node, seen in zip(nodes, world.all_gather_object(_comes_to_hold(path, token)), strict=True)
+        if not seen
+    ]
     if blind:
         named = ", ".join(sorted(set(blind)))
-        raise PreflightError(f"{named} does not see what {nodes[0]} writes into {run.jobs}: no shared folder", sorted(set(blind)))
+        raise PreflightError(
+            f"{named} does not see what {nodes[0]} writes into {run.jobs}: no shared folder",
+            sorted(set(blind)),
+        )
 
 
 def _comes_to_hold(path: Path, token: str) -> bool:
@@ -132,8 +155,8 @@ def _comes_to_hold(path: Path, token: str) -> bool:
 
 
 def _check_sums(world: World, nodes: list[str]) -> None:
-    """All-reduce numbers whose sum every rank knows. Some versions of NCCL corrupt sums without an error, on some networks and at
-    some sizes (NVIDIA/nccl#2001): such a run trains, and learns nothing or worse."""
+    """All-reduce numbers whose sum every rank knows. Some versions of NCCL corrupt sums without an error, on
+    some networks and at some sizes (NVIDIA/nccl#2001): such a run trains, and learns nothing or worse."""
     wrong = sum(_wrong_sums(world, size) for size in NUM_VALUES[world.device.type] for _ in range(REPEATS))
     counts = world.all_gather_object(wrong)
     if not any(counts):
@@ -148,7 +171,9 @@ def _check_sums(world: World, nodes: list[str]) -> None:
             f"(cluster.env_many_nodes), or NCCL_PROTO=^LL128"
         )
     named = ", ".join(sorted(suspects))
-    raise PreflightError(f"sums over the network come out wrong on {named} ({max(counts)} numbers)", sorted(suspects))
+    raise PreflightError(
+        f"sums over the network come out wrong on {named} ({max(counts)} numbers)", sorted(suspects)
+    )
 
 
 def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
@@ -160,7 +185,9 @@ def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
 
 def _wrong_sums(world: World, size: int) -> int:
     """How many numbers of an all-reduce came out wrong on this rank."""
-    expected = sum((_values(rank, size, world.device) for rank in range(1, world.size)), _values(0, size, world.device))
+    expected = sum(
+        (_values(rank, size, world.device) for rank in range(1, world.size)), _values(0, size, world.device)
+    )
     return int((world.all_reduce_sum(_values(world.rank, size, world.device)) != expected).sum())
 
 
@@ -204,6 +231,10 @@ def check_room(folder: Path, needed: int) -> None:
             pass
         free = psutil.disk_usage(str(folder)).free
     except OSError as fault:
-        raise PreflightError(f"{node} cannot write into {folder} (cluster.node_local): {fault}", [node]) from None
+        raise PreflightError(
+            f"{node} cannot write into {folder} (cluster.node_local): {fault}", [node]
+        ) from None
     if free < needed:
-        raise PreflightError(f"{node} has {free / 1e9:.1f} GB left in {folder}, the corpus takes {needed / 1e9:.1f}", [node])
+        raise PreflightError(
+            f"{node} has {free / 1e9:.1f} GB left in {folder}, the corpus takes {needed / 1e9:.1f}", [node]
+        )

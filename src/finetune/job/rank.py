@@ -1,4 +1,5 @@
-"""What runs in a job, once a rank. submitit's pickle holds the name of `run_job` and a run folder's path, nothing else."""
+"""What runs in a job, once a rank. submitit's pickle holds the name of `run_job` and a run folder's path,
+nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(path: str) -> None:
-    """Train the run in the folder `path` as one of its ranks. How it ended is in the folder; the exit code says it too."""
+    """Train the run in the folder `path` as one of its ranks. How it ended is in the folder; the exit code
+    says it too."""
     run = RunFolder(Path(path))
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
@@ -62,7 +64,8 @@ def run_job(path: str) -> None:
             traceback.print_exc()
             run.record_failure(rank, _one_line(error), _kind(error), getattr(error, "nodes", ()))
             sys.stderr.flush()
-        finally:  # whatever cannot be written: peers wait in a collective, and destructors would wait for them
+        # whatever cannot be written: peers wait in a collective, and destructors would wait for them
+        finally:
             os._exit(1)
 
 
@@ -78,7 +81,8 @@ def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: St
 
 
 def _deadline(config: TrainConfig) -> float | None:
-    """When to leave at the latest (seconds since the epoch), should the scheduler's signal not come; None: the job has no end."""
+    """When to leave at the latest (seconds since the epoch), should the scheduler's signal not come; None:
+    the job has no end."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")  # the batch script sets it where Slurm does not
     return int(end) - config.cluster.signal_lead_s if end.isdigit() else None
 
@@ -95,9 +99,13 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     if environment.cluster == "slurm":
-        ours = {key: value for key, value in config.cluster.env.items() if "\\$" not in value}  # \$ was for the container
+        ours = {
+            key: value for key, value in config.cluster.env.items() if "\\$" not in value
+        }  # \$ was for the container
         variables = {key: os.path.expandvars(value) for key, value in ours.items()}
-        os.environ.update(variables)  # again: Slurm says which GPUs are ours after the batch script hid pretended ones
+        os.environ.update(
+            variables
+        )  # again: Slurm says which GPUs are ours after the batch script hid pretended ones
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.cluster.ranks_per_node)))
@@ -111,9 +119,10 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
 def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
     """Where the ranks of this attempt find each other, as torch.distributed's URL.
 
-    On one machine a file: no port to race for. Over nodes rank 0's address, which it tells the others through the run folder:
-    file locks, which a file as meeting point needs, do not work between the nodes of every shared file system. Both are new
-    for every attempt.
+    On one machine a file: no port to race for. Over nodes rank 0's address, which it tells the others through
+        the run folder:
+    file locks, which a file as meeting point needs, do not work between the nodes of every shared file
+    system. Both are new for every attempt.
     """
     file = run.jobs / layout.rendezvous_of(environment.job_id, restart_count())
     if environment.cluster != "slurm":
@@ -126,7 +135,9 @@ def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix:
     deadline = time.monotonic() + MEETING_SECONDS
     while not file.exists():
         if time.monotonic() > deadline:
-            raise preflight.PreflightError(f"{preflight.node_name()} heard nothing of rank 0 within {MEETING_SECONDS} s", [])
+            raise preflight.PreflightError(
+                f"{preflight.node_name()} heard nothing of rank 0 within {MEETING_SECONDS} s", []
+            )
         time.sleep(0.2)
         os.scandir(run.jobs).close()  # some network file systems look again only then
     return file.read_text(encoding="utf-8")
@@ -134,9 +145,10 @@ def _meeting_point(run: RunFolder, environment: submitit.JobEnvironment, suffix:
 
 @contextlib.contextmanager
 def lean_imports(*hidden: str) -> Iterator[None]:
-    """As if these modules were not installed: DeepSpeed imports MLflow for its autotuner, and PEFT bitsandbytes, which imports
-    torch's compiler, for layers that only a quantized base has: a third of the CPU time in which a rank starts. And without
-    garbage collection, which goes through all that is imported again and again: a fifth of the rest."""
+    """As if these modules were not installed: DeepSpeed imports MLflow for its autotuner, and PEFT
+    bitsandbytes, which imports torch's compiler, for layers that only a quantized base has: a third of the
+    CPU time in which a rank starts. And without garbage collection, which goes through all that is imported
+        again and again: a fifth of the rest."""
     absent = [name for name in hidden if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     gc.disable()
@@ -150,14 +162,17 @@ def lean_imports(*hidden: str) -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc not to hand memory back after each large tensor: the page faults of getting it again took 5% of a CPU's step."""
+    """Tell glibc not to hand memory back after each large tensor: the page faults of getting it again took 5%
+    of a CPU's step."""
     with contextlib.suppress(AttributeError, OSError):  # another libc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
-def _train(config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag) -> RunState:
+def _train(
+    config: TrainConfig, run: RunFolder, environment: submitit.JobEnvironment, stop: StopFlag
+) -> RunState:
     # Heavy: torch, DeepSpeed, transformers, PEFT.
     with lean_imports("mlflow", *(() if config.model.quantization else ("bitsandbytes",))):
         import torch
@@ -197,12 +212,14 @@ def _kind(error: BaseException) -> FailureKind:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Return whether it comes again however often the job does: a file is gone or damaged, or transformers refuses a config."""
+    """Return whether it comes again however often the job does: a file is gone or damaged, or transformers
+    refuses a config."""
     return isinstance(error, (UserError, FileNotFoundError, *DAMAGED_FILE)) or is_refused_config(error)
 
 
 def _one_line(error: BaseException) -> str:
-    """Return the message of a user's mistake; anything else is a fault of ours and needs its type, and the log."""
+    """Return the message of a user's mistake; anything else is a fault of ours and needs its type, and the
+    log."""
     text = " ".join(str(error).split())
     return (
         text

@@ -34,7 +34,9 @@ def scontrol(*words: str, check: bool = False) -> str:
             return run_command("scontrol", *words, seconds=SCONTROL_SECONDS)
         except Refused as refusal:
             fault = str(refusal)
-            if not refusal.is_silent and "contact" not in fault.lower():  # only an absent controller is worth waiting for
+            if (
+                not refusal.is_silent and "contact" not in fault.lower()
+            ):  # only an absent controller is worth waiting for
                 break
     if check:
         raise RuntimeError(f"{fault} (scontrol {' '.join(words)})")
@@ -42,7 +44,8 @@ def scontrol(*words: str, check: bool = False) -> str:
 
 
 def memory_used(job: str) -> str:
-    """Return what Slurm accounted of the memory of a job's ranks; "" where there is no accounting, or it does not answer."""
+    """Return what Slurm accounted of the memory of a job's ranks; "" where there is no accounting, or it does
+    not answer."""
     command = ["sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobID,MaxRSS,ReqMem"]
     try:
         rows = [line.split("|") for line in run_command(*command, seconds=ACCOUNTING_SECONDS).splitlines()]
@@ -61,8 +64,9 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def sbatch(command: list[str]) -> str:
-    """Return the id of the submitted job. Where Slurm takes no more jobs of this user, wait for the place of another that leaves:
-    jobs of a sweep come to their time limit together, and each still counts while it submits the next.
+    """Return the id of the submitted job. Where Slurm takes no more jobs of this user, wait for the place of
+    another that leaves: jobs of a sweep come to their time limit together, and each still counts while it
+        submits the next.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -93,5 +97,8 @@ def _is_dead(line: str, since: float) -> bool:
     state = re.search(r"\bState=(\S+)", line)
     if state and ("*" in state[1] or any(word in state[1] for word in ("DOWN", "FAIL", "NOT_RESPONDING"))):
         return True
-    starts = [datetime.fromisoformat(text).timestamp() for text in re.findall(r"\b(?:BootTime|SlurmdStartTime)=(\d\S+)", line)]
+    starts = [
+        datetime.fromisoformat(text).timestamp()
+        for text in re.findall(r"\b(?:BootTime|SlurmdStartTime)=(\d\S+)", line)
+    ]
     return any(start > since for start in starts)

@@ -1,6 +1,7 @@
 """Run one of Slurm's programs: each gets a limited time, and fails with Slurm's own message.
 
-Only the standard library, from Python 3.8 on: the batch script runs this outside of a container (batch_script.py).
+Only the standard library, from Python 3.8 on: the batch script runs this outside of a container
+(batch_script.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Refused(RuntimeError):
         self.is_silent = is_silent
 
 
-def run_command(*command: str, seconds: float, environment: Mapping[str, str] | None = None, stdin: str | None = None) -> str:
+def run_command(
+    *command: str, seconds: float, environment: Mapping[str, str] | None = None, stdin: str | None = None
+) -> str:
     """Run one of Slurm's commands; return its output.
 
     Raises:

@@ -14,7 +14,9 @@ from pathlib import Path
 from finetune.job.slurm_command import Refused, run_command
 from finetune.runs.state import JobState
 
-TOO_MANY = re.compile(r"job submit limit|Invalid job array specification")  # Slurm's words for "fewer, perhaps"
+TOO_MANY = re.compile(
+    r"job submit limit|Invalid job array specification"
+)  # Slurm's words for "fewer, perhaps"
 COMMAND_SECONDS = 60.0
 
 
@@ -53,7 +55,9 @@ def queue() -> list[QueuedJob]:
         Refused: Slurm does not answer.
     """
     columns = "%F|%K|%T|%Q|%P|%q|%a|%j|%o"
-    lines = run_slurm("squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", columns).splitlines()
+    lines = run_slurm(
+        "squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", columns
+    ).splitlines()
     return [QueuedJob(*line.split("|", 8)) for line in lines if line.count("|") >= 8]
 
 
@@ -67,8 +71,8 @@ def run_slurm(*command: str) -> str:
 
 
 def submission_environment() -> dict[str, str]:
-    """Return the environment for a job that this process submits: in a batch script that in which the script was
-    started, not what the script has made of it, or PYTHONPATH would grow by a folder with every wave."""
+    """Return the environment for a job that this process submits: in a batch script that in which the script
+    was started, not what the script has made of it, or PYTHONPATH would grow by a folder with every wave."""
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:
         with contextlib.suppress(OSError, ValueError):

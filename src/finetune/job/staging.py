@@ -1,6 +1,8 @@
-"""The corpus on each node's own disk, for as long as a job runs: shared file systems are slow at many small reads at once.
+"""The corpus on each node's own disk, for as long as a job runs: shared file systems are slow at many small
+reads at once.
 
-<cluster.node_local>/finetune-<run id>/<node>/    the node's copy; the folder above is removed when the job ends
+<cluster.node_local>/finetune-<run id>/<node>/    the node's copy; the folder above is removed when the job
+ends
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainConfig]:
-    """The config with its corpus copied to this node's disk, if data.stage asks for it; the copy is removed afterwards.
+    """The config with its corpus copied to this node's disk, if data.stage asks for it; the copy is removed
+    afterwards.
 
     One rank a node copies, and checks every file against the corpus' manifest. All ranks call it.
 
@@ -43,17 +46,23 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     assert config.cluster.node_local is not None  # config/train.py
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
-        raise UserError(f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable")
+        raise UserError(
+            f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable"
+        )
     all_nodes = parent / f"finetune-{run.id}"
     folder = all_nodes / node_name()  # what a site calls node-local may be one folder of all nodes of the job
     if world.is_main:
-        Staged(str(all_nodes)).write(run.path / layout.STAGED)  # the batch script removes what killed ranks could not
+        Staged(str(all_nodes)).write(
+            run.path / layout.STAGED
+        )  # the batch script removes what killed ranks could not
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
     faults = [fault for fault in world.all_gather_object(fault) if fault]
     try:
         if faults:
-            raise PreflightError("; ".join(message for message, _ in faults), sorted(node for _, node in faults))
+            raise PreflightError(
+                "; ".join(message for message, _ in faults), sorted(node for _, node in faults)
+            )
         logger.info("corpus on the nodes' own disks (%s), %.1f s", all_nodes, time.monotonic() - began)
         yield dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(folder)))
     finally:  # memory maps outlive the files
@@ -66,7 +75,8 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
 
 
 def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
-    """Copy and verify; a fault and the node it is of, or None. A whole copy of an attempt that was killed is used as it is."""
+    """Copy and verify; a fault and the node it is of, or None. A whole copy of an attempt that was killed is
+    used as it is."""
     try:
         if _is_copy(corpus, folder):
             return None
@@ -77,7 +87,10 @@ def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
     except PreflightError as fault:
         return str(fault).removeprefix("preflight: "), node_name()
     except (OSError, ValueError) as fault:
-        return f"{node_name()} could not copy the corpus to {folder}: {' '.join(str(fault).split())[:300]}", node_name()
+        return (
+            f"{node_name()} could not copy the corpus to {folder}: {' '.join(str(fault).split())[:300]}",
+            node_name(),
+        )
     return None
 
 

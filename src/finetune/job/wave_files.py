@@ -1,13 +1,14 @@
-"""The files of a sweep of which points wait for a place in Slurm's queue: its plan, and the job of each point.
+"""The files of a sweep of which points wait for a place in Slurm's queue: its plan, and the job of each
+point.
 
     runs/sweeps/<id>/<n>/waves.json                the limits that hold; it exists while points wait
     runs/sweeps/<id>/<n>/waiting/<index>           a point that waits for a place; it holds its run's id
     runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being prepared for the point
     runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released
 
-A point changes hands by renaming its file, which succeeds exactly once, on whatever node; a job is held until all
-its points have their files. So a process that is killed at any moment leaves a held job, and the next caller
-completes it.
+A point changes hands by renaming its file, which succeeds exactly once, on whatever node; a job is held until
+all its points have their files. So a process that is killed at any moment leaves a held job, and the next
+caller completes it.
 
 It runs on the batch host too, outside of a container: the standard library alone, from Python 3.8 on.
 """
@@ -89,9 +90,9 @@ class Plan:
         """Count the points that may be submitted now.
 
         Args:
-            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one place
-                free, so that a job that ends can submit the next point while it counts itself, unless the sweep
-                would have no job then.
+            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one
+                place free, so that a job that ends can submit the next point while it counts itself, unless
+                the sweep would have no job then.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
@@ -151,7 +152,9 @@ class SweepSubmission:
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
             try:
-                job = slurm_queue.run_slurm(*sbatch_held(self.script, indices, dependencies)).partition(";")[0]
+                job = slurm_queue.run_slurm(*sbatch_held(self.script, indices, dependencies)).partition(";")[
+                    0
+                ]
             except Refused as refusal:
                 (self.folder / PROBLEM).write_text(f"{refusal}\n", encoding="utf-8")
                 indices = indices[: len(indices) // 2] if TOO_MANY.search(str(refusal)) else []
@@ -168,8 +171,8 @@ class SweepSubmission:
         return found
 
     def complete(self, job: str, indices: list[int]) -> int:
-        """Give each task of a held array what it needs, release the array, and return the number of its points.
-        Any process may do this, also two at a time."""
+        """Give each task of a held array what it needs, release the array, and return the number of its
+        points. Any process may do this, also two at a time."""
         code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
         if lost := [f"{job}_{index}" for index in indices if index not in mine]:
@@ -210,7 +213,9 @@ class SweepSubmission:
                 held.setdefault(job.array, []).append(int(job.index))
         waiting = set(self.waiting())
         for array, indices in held.items():
-            if any(index in waiting or f"{array}_{index}" in claimed for index in indices):  # else a person holds it
+            if any(
+                index in waiting or f"{array}_{index}" in claimed for index in indices
+            ):  # else a person holds it
                 with contextlib.suppress(Refused):  # it stays held: the next caller tries again
                     self.complete(array, indices)
         claimed = {path.name for path in list_files(self.folder / CLAIMED)}
@@ -227,11 +232,16 @@ class SweepSubmission:
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
     def withdraw_all(self, indices: list[int]) -> list[int]:
-        """Take points out, with the jobs that a killed process left on hold for them; return those that waited."""
+        """Take points out, with the jobs that a killed process left on hold for them; return those that
+        waited."""
         withdrawn = [index for index in indices if self.withdraw(index)]
         ids = {str(index) for index in withdrawn}
         with contextlib.suppress(Refused):
-            held = [job for job in slurm_queue.queue() if job.is_held and job.index in ids and _is_same(job.command, self.script)]
+            held = [
+                job
+                for job in slurm_queue.queue()
+                if job.is_held and job.index in ids and _is_same(job.command, self.script)
+            ]
             if held:
                 slurm_queue.run_slurm("scancel", *(job.id for job in held))
         return withdrawn
@@ -304,7 +314,9 @@ def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
     """Return this user's submissions of which points wait, oldest first."""
     found = []
     for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{layout.WAVES}"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # closed in this moment, or of another version
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # closed in this moment, or of another version
             if Plan.read(path).user == os.getuid():
                 found.append((path.stat().st_mtime, SweepSubmission(path.parent)))
     return [submission for _, submission in sorted(found, key=lambda pair: (pair[0], str(pair[1].folder)))]
@@ -331,8 +343,12 @@ def waiting_points(runs_dir: Path) -> dict[str, Point]:
             submission = SweepSubmission(path.parent)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
-            for task in list_files(submission.folder / CLAIMED):  # after those that wait, whose next state this is
-                found[submission.run(index_of(task.name)).name] = Point(submission, index_of(task.name), task.name)
+            for task in list_files(
+                submission.folder / CLAIMED
+            ):  # after those that wait, whose next state this is
+                found[submission.run(index_of(task.name)).name] = Point(
+                    submission, index_of(task.name), task.name
+                )
     return found
 
 
@@ -363,7 +379,8 @@ def _rename(source: Path, target: Path) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return the files of a folder; none if it is not there. NFS leaves .nfs… in the place of open files that are removed."""
+    """Return the files of a folder; none if it is not there. NFS leaves .nfs… in the place of open files that
+    are removed."""
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:

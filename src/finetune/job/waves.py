@@ -1,8 +1,8 @@
 """Waves: a sweep with more points than Slurm takes at a time is submitted in parts, as places become free.
 
 `submit_waiting` moves points along. Every job of the runs folder calls it when it ends (job/batch_script.py),
-and so do `finetune status`, `retry`, `cancel` and `wait=true`. The renames of wave_files.py decide who submits a
-point; the lock below only keeps callers from counting the same free place twice.
+and so do `finetune status`, `retry`, `cancel` and `wait=true`. The renames of wave_files.py decide who
+submits a point; the lock below only keeps callers from counting the same free place twice.
 
 Only the standard library, from Python 3.8 on: it runs on the batch host, outside of a container.
 """
@@ -32,8 +32,8 @@ def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
     """Submit as many waiting points of a runs folder's sweeps as there are places for; return their number.
 
     Args:
-        ending: the job that calls this in its last lines. If no other job of the runs folder is left to move the
-            sweeps on, it waits a little for places of jobs that are ending at the same time.
+        ending: the job that calls this in its last lines. If no other job of the runs folder is left to move
+            the sweeps on, it waits a little for places of jobs that are ending at the same time.
 
     Raises:
         Refused: Slurm does not answer.
@@ -51,7 +51,8 @@ def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
 
 
 def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
-    """Submit what there is room for; return its number, and whether to try again, as ending jobs keep places."""
+    """Submit what there is room for; return its number, and whether to try again, as ending jobs keep
+    places."""
     jobs = slurm_queue.queue()
     leaving = _note_ending(runs_dir, ending, jobs) if ending else set()
     total = 0
@@ -64,7 +65,9 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
             submission.pause(f"job {plan.after}, which was to make the corpus, has failed")
             continue
         if count:
-            dependencies = [f"afterany:{ending}"] if ending else []  # so that parallel points stay as many as allowed
+            dependencies = (
+                [f"afterany:{ending}"] if ending else []
+            )  # so that parallel points stay as many as allowed
             if awaited - {JobState.COMPLETED}:  # a job of another run or sweep may be the one that calls this
                 dependencies.append(f"afterok:{plan.after}")
             total += submission.submit(count, dependencies)
@@ -129,8 +132,8 @@ def _create(path: Path) -> bool:
 
 
 def _break_stale(path: Path) -> None:
-    """Remove the lock of a killed process: at once where it can be seen to be gone, else after LEASE_SECONDS. A
-    lock broken by mistake costs a refusal by Slurm, not a point: renames decide who submits those."""
+    """Remove the lock of a killed process: at once where it can be seen to be gone, else after LEASE_SECONDS.
+    A lock broken by mistake costs a refusal by Slurm, not a point: renames decide who submits those."""
     with contextlib.suppress(OSError, ValueError):
         host, pid = path.read_text().split()
         is_gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()

@@ -25,7 +25,8 @@ GRACE_SECONDS = 30.0  # that srun has to end its ranks
 
 
 def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
-    """Take queued runs out of the queue and stop running ones: at their next step with a checkpoint, or `now`.
+    """Take queued runs out of the queue and stop running ones: at their next step with a checkpoint, or
+    `now`.
 
     Yields:
         each run, and what was done, in words.
@@ -36,7 +37,9 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     seen = observe(runs)
     for one in seen:
         if now and one.alive and (host := one.run.elsewhere()):
-            raise UserError(f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there")
+            raise UserError(
+                f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there"
+            )
     withdrawn = _withdraw(runs)
     if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
         seen = observe([run for run in runs if run.id not in withdrawn])
@@ -58,10 +61,16 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
         if not {run.id for run in runs} & wave_files.waiting_points(folder).keys():
             continue
         with _locked(folder):
-            points = {key: point for key, point in wave_files.waiting_points(folder).items() if not point.task}
+            points = {
+                key: point for key, point in wave_files.waiting_points(folder).items() if not point.task
+            }
             mine = {run.id: run for run in runs if run.id in points}
             for submission in {points[run_id].submission for run_id in mine}:
-                wanted = {points[run_id].index: run for run_id, run in mine.items() if points[run_id].submission == submission}
+                wanted = {
+                    points[run_id].index: run
+                    for run_id, run in mine.items()
+                    if points[run_id].submission == submission
+                }
                 for index in submission.withdraw_all(list(wanted)):
                     reason = "cancelled before it had a job"
                     wanted[index].record_outcome(RunState.CANCELLED, reason)
@@ -72,7 +81,8 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from submitting meanwhile; where the lock cannot be had, a point is still either withdrawn or submitted."""
+    """Keep others from submitting meanwhile; where the lock cannot be had, a point is still either withdrawn
+    or submitted."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(TimeoutError):
             stack.enter_context(waves.lock(folder))
@@ -96,7 +106,8 @@ def _cancel(one: Observed, now: bool) -> str:
 
 
 def _take_from_queue(run: RunFolder, job_id: str) -> bool:
-    """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its turn will not."""
+    """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its
+    turn will not."""
     with run.submission_lock:
         if not job_id and run.state() == RunState.RUNNING:
             return False
@@ -120,12 +131,12 @@ def _kill_local(run: RunFolder) -> None:
 
 
 def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
-    """What can go: of completed runs all but their result, their best checkpoint and their numbers; code that no
-    run's job imports; merged bases that no run has.
+    """What can go: of completed runs all but their result, their best checkpoint and their numbers; code that
+    no run's job imports; merged bases that no run has.
 
     Args:
-        failed: whole folders too, of runs that failed, died or were cancelled; not of one that another machine has, unless it
-            has said its end.
+        failed: whole folders too, of runs that failed, died or were cancelled; not of one that another
+            machine has, unless it has said its end.
 
     Yields:
         a file or folder, and its bytes.
@@ -146,7 +157,8 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
 
 
 def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
-    """List what a run that has ended needs no more; the best checkpoint and exports that are another run's base stay."""
+    """List what a run that has ended needs no more; the best checkpoint and exports that are another run's
+    base stay."""
     run = one.run
     exports = set(run.exports.glob("*"))
     if one.state == RunState.COMPLETED:
@@ -160,7 +172,11 @@ def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
 def _checkpoints(run: RunFolder) -> list[Path]:
     """List all checkpoints but the best; their folder if there is no best."""
     best = checkpoint_files.best(run.checkpoints)
-    return [run.checkpoints] if best is None else sorted(path for path in run.checkpoints.iterdir() if path != best)
+    return (
+        [run.checkpoints]
+        if best is None
+        else sorted(path for path in run.checkpoints.iterdir() if path != best)
+    )
 
 
 def _export_used_by(run: RunFolder) -> Path | None:

@@ -1,4 +1,5 @@
-"""Checks before a submission, by questions to Slurm and by trials on the login node. Nothing is written or queued.
+"""Checks before a submission, by questions to Slurm and by trials on the login node. Nothing is written or
+queued.
 
 A check that cannot be made here is no refusal: it is returned as a line on what was not checked, and why.
 """
@@ -25,8 +26,8 @@ from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, la
 PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 TRIAL_SECONDS = 60  # that the module commands of a login node may take
 NO_MODULES = 77  # exit code of a trial whose module commands do not work here
-# answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does not know it.
-# "User's group not permitted to use this partition" is one.
+# answers of `sbatch --test-only` that are no verdict on the job: sites forbid it, or wrap sbatch in what does
+# not know it. "User's group not permitted to use this partition" is one.
 NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 
 
@@ -37,14 +38,17 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
         what could not be checked here and why, a line each.
 
     Raises:
-        UserError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run there.
+        UserError: Slurm would refuse the job or let it wait for ever, or its Python or torch cannot run
+            there.
     """
     _check_architecture(cluster)
     not_checked = _check_torch(cluster)
     for program in ("sbatch", "scontrol"):
         slurm.require_program(program)
     not_checked += [*_check_host_python(cluster), *_check_own_python(cluster)]
-    script = slurm.render_script(cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None)
+    script = slurm.render_script(
+        cluster, "test", Path("/dev/null"), Path("/dev/null"), 1 if num_points > 1 else None
+    )
     return [*not_checked, *try_submission(script, is_sweep=num_points > 1), *check_partition(cluster)]
 
 
@@ -78,7 +82,8 @@ def _check_architecture(cluster: ClusterConfig) -> None:
 
 
 def _check_torch(cluster: ClusterConfig) -> list[str]:
-    """Check that torch has code for the GPUs of the site, where the job's torch is the one that is installed here.
+    """Check that torch has code for the GPUs of the site, where the job's torch is the one that is installed
+    here.
 
     Raises:
         UserError: it has none: the job would start, and fail at its first operation on the GPU.
@@ -154,7 +159,8 @@ def _module_commands(cluster: ClusterConfig) -> list[str]:
 
 
 def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
-    """Run commands as a job would, after the profile's module commands; why that is not possible here, else."""
+    """Run commands as a job would, after the profile's module commands; why that is not possible here,
+    else."""
     if container():
         return "this command runs in a container"
     modules = _module_commands(cluster)
@@ -176,7 +182,8 @@ def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.Com
 
 
 def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
-    """Compare time and nodes with the partition's limits: many sites queue what can never start (EnforcePartLimits=NO).
+    """Compare time and nodes with the partition's limits: many sites queue what can never start
+    (EnforcePartLimits=NO).
 
     Args:
         key: of the settings, for the message.

@@ -1,5 +1,5 @@
-"""Shell lines that make a node ready for a job, from the cluster's profile: part of every batch script, and slurm/env/*.sh
-for interactive work."""
+"""Shell lines that make a node ready for a job, from the cluster's profile: part of every batch script, and
+slurm/env/*.sh for interactive work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from omegaconf import OmegaConf
 from finetune.config.cluster import ClusterConfig
 from finetune.config.train import conf_dir, from_omegaconf
 
-SHARED_CACHES = {"HF_HOME": "huggingface", "APPTAINER_CACHEDIR": "apptainer", "SINGULARITY_CACHEDIR": "apptainer"}
+SHARED_CACHES = {
+    "HF_HOME": "huggingface",
+    "APPTAINER_CACHEDIR": "apptainer",
+    "SINGULARITY_CACHEDIR": "apptainer",
+}
 LOCAL_CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "torch-extensions",
 }
 # /etc/profile may put PATH together anew: then the shell's own programs still come first
-FIND_MODULE = "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
+FIND_MODULE = (
+    "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
+)
 RUN_MODULE = """\
 run_module() {
     module "$@" && return
@@ -73,14 +79,17 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
         return []
     lines = ["", "# modules; `module` is a function of login shells, which this one is not", FIND_MODULE]
     if clean:
-        lines.append(f"module {clean} > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded")
+        lines.append(
+            f"module {clean} > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded"
+        )
     if modules:
         lines += [RUN_MODULE, *(f"run_module {command}" for command in modules)]
     return lines
 
 
 def _cache_lines(cluster: ClusterConfig) -> list[str]:
-    """Return exports of cache folders, which would fill a home folder's quota, or be slow on a shared file system."""
+    """Return exports of cache folders, which would fill a home folder's quota, or be slow on a shared file
+    system."""
     lines = []
     if cluster.shared_cache:
         for variable, folder in SHARED_CACHES.items():
@@ -88,16 +97,22 @@ def _cache_lines(cluster: ClusterConfig) -> list[str]:
             # models that were downloaded without HF_HOME lie in the home folder, where the job must find them
             lines.append(f"[ -d ~/.cache/huggingface ] || {line}" if variable == "HF_HOME" else line)
     if cluster.local_cache:
-        lines += _exports({variable: f"{cluster.local_cache}/{folder}" for variable, folder in LOCAL_CACHES.items()})
+        lines += _exports(
+            {variable: f"{cluster.local_cache}/{folder}" for variable, folder in LOCAL_CACHES.items()}
+        )
     return lines
 
 
 def _srun_lines(cluster: ClusterConfig) -> list[str]:
-    lines = ["export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set"]
+    lines = [
+        "export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set"
+    ]
     if cluster.binds_cores:
         lines.append("unset SRUN_CPUS_PER_TASK  # srun takes no number of cores beside a mask of them")
     else:
-        lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself")
+        lines.append(
+            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself"
+        )
     return lines
 
 
@@ -135,14 +150,16 @@ def _exports(variables: dict[str, str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    r"""Quote a value for the shell, which replaces variables of the job such as $SLURM_JOB_ID; \$ stays a dollar."""
+    r"""Quote a value for the shell, which replaces variables of the job such as $SLURM_JOB_ID; \$ stays a
+    dollar."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     return f'"{escaped}"' if "$" in value else shlex.quote(value)
 
 
 @cache
 def profiles() -> dict[str, ClusterConfig]:
-    """Return every Slurm profile in conf/cluster by name, with the account and Python that the site gives as examples."""
+    """Return every Slurm profile in conf/cluster by name, with the account and Python that the site gives as
+    examples."""
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)

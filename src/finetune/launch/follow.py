@@ -1,4 +1,5 @@
-"""Following runs from the shell that started them: progress from the spool, MLflow kept up to date, Ctrl-C."""
+"""Following runs from the shell that started them: progress from the spool, MLflow kept up to date,
+Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from finetune.config.points import describe
@@ -30,7 +38,8 @@ MOST_WARNINGS = 20  # that are shown while a run is followed; `finetune logs` ha
 
 @dataclass(frozen=True)
 class Controller:
-    """The process on this machine that a run hangs on: submitit's, which has started the ranks as its children, or srun."""
+    """The process on this machine that a run hangs on: submitit's, which has started the ranks as its
+    children, or srun."""
 
     process: psutil.Process
     is_done: Callable[[], bool]
@@ -45,8 +54,8 @@ class Controller:
 
 
 class Interrupts:
-    """Ctrl-C in the shell that follows runs. The first one asks the run that is at work to save and stop at its next step, and
-    lets no other begin; the second one ends it."""
+    """Ctrl-C in the shell that follows runs. The first one asks the run that is at work to save and stop at
+    its next step, and lets no other begin; the second one ends it."""
 
     def __init__(self) -> None:
         self.pressed = 0
@@ -74,7 +83,9 @@ class Interrupts:
     def _handle(self, number: int, frame: Any) -> None:
         self.pressed += 1
         if self._watched is None:
-            if self.pressed > 1:  # nothing is at work that could be stopped: what is done between two runs takes too long
+            if (
+                self.pressed > 1
+            ):  # nothing is at work that could be stopped: what is done between two runs takes too long
                 raise KeyboardInterrupt
             return
         run, controller = self._watched
@@ -85,7 +96,11 @@ class Interrupts:
 
     def _stop(self, run: RunFolder) -> None:
         run.stop_file.touch()
-        go_on = f"`finetune retry {run.sweep()}` goes on with the sweep" if run.sweep() else f"`finetune resume {run.id}` goes on"
+        go_on = (
+            f"`finetune retry {run.sweep()}` goes on with the sweep"
+            if run.sweep()
+            else f"`finetune resume {run.id}` goes on"
+        )
         line = f"stopping after this step, with a checkpoint (again: at once); {go_on}"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
@@ -98,17 +113,28 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
     """
     console, num_ranks = Console(stderr=True), run.config().cluster.world_size
     point = escape(describe(run.point()))
-    title = "  ".join(part for part in (escape(f"[{place}]") if place else "", f"[bold]{run.id}[/bold]", point) if part)
-    console.print(f"{title}  ranks: {num_ranks}  folder: {short_path(run.path)}", highlight=False, soft_wrap=True)
+    title = "  ".join(
+        part for part in (escape(f"[{place}]") if place else "", f"[bold]{run.id}[/bold]", point) if part
+    )
+    console.print(
+        f"{title}  ranks: {num_ranks}  folder: {short_path(run.path)}", highlight=False, soft_wrap=True
+    )
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"), console=console, transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        transient=True,
+    )
     watch = _RankWatch(controller, num_ranks)
     shown: set[str] = set()
     with bar, interrupts.aimed_at(run, controller):
         task = bar.add_task("starting", total=None, status="")
-        # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first steps
+        # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first
+        # steps
         _sync(run, console)
         synced = time.monotonic()
         while not controller.is_done():
@@ -118,7 +144,9 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
             _show_warnings(run, console, shown)
             if last := last_step(run.path):
                 status = f"loss {last.loss:.3f}  {last.tokens_per_second:,.0f} tok/s"
-                bar.update(task, description="training", completed=last.step, total=last.num_steps, status=status)
+                bar.update(
+                    task, description="training", completed=last.step, total=last.num_steps, status=status
+                )
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()
@@ -133,7 +161,9 @@ def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
     for warning in rank_warnings.read(run.jobs):
         if warning.text not in shown and len(shown) < MOST_WARNINGS:
             shown.add(warning.text)
-            console.print(Text(f"warning: {warning.describe(len(warning.ranks))}", style="yellow"), soft_wrap=True)
+            console.print(
+                Text(f"warning: {warning.describe(len(warning.ranks))}", style="yellow"), soft_wrap=True
+            )
 
 
 def _sync(run: RunFolder, console: Console) -> None:

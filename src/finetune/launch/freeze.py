@@ -1,8 +1,9 @@
-"""What a submission freezes in a run folder: the resolved config, a snapshot of the code, provenance, and digests of corpus
-and base. No secrets.
+"""What a submission freezes in a run folder: the resolved config, a snapshot of the code, provenance, and
+digests of corpus and base. No secrets.
 
-A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import, so that an edit of
-the checkout reaches nothing that is queued, and a sweep of a thousand points is not a thousand copies.
+A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import,
+so that an edit of the checkout reaches nothing that is queued, and a sweep of a thousand points is not a
+thousand copies.
 """
 
 from __future__ import annotations
@@ -42,17 +43,23 @@ PACKAGES = (
 )  # fmt: skip
 NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
 
-# Tokens by their issuers' own prefixes; long values with digits that are called a token; what is called a password; URLs.
+# Tokens by their issuers' own prefixes; long values with digits that are called a token; what is called a
+# password; URLs.
 _TOKEN = r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
-_NAMED_TOKEN = r"(?i)((?:token|api_?key|access_?key|credentials?)[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"']*\d)([\w./+=-]{16,})"
-_PASSWORD = r"(?i)((?:password|passwd|secret)[\"']?\s*[:=]\s*)(\"[^\"]{4,}\"|'[^']{4,}'|[^\s\"'(){}\[\]]{6,}(?=\s|$))"
+_NAMED_TOKEN = (
+    r"(?i)((?:token|api_?key|access_?key|credentials?)[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"']*\d)([\w./+=-]{16,})"
+)
+_PASSWORD = (
+    r"(?i)((?:password|passwd|secret)[\"']?\s*[:=]\s*)(\"[^\"]{4,}\"|'[^']{4,}'|[^\s\"'(){}\[\]]{6,}(?=\s|$))"
+)
 _IN_URL = r"(://[^/\s:@]*:)([^/\s@]+)(@)"
 _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:$|_)"
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """Points whose base cannot move any more, and the digests of the corpora and bases that they are to be trained on."""
+    """Points whose base cannot move any more, and the digests of the corpora and bases that they are to be
+    trained on."""
 
     points: list[TrainConfig]
     inputs: list[dict[str, str | None]]
@@ -74,7 +81,8 @@ def pin(points: list[TrainConfig]) -> Pinned:
 
 
 def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
-    """A new run folder for each config (which means the same from everywhere: TrainConfig.frozen); all of them, or none.
+    """A new run folder for each config (which means the same from everywhere: TrainConfig.frozen); all of
+    them, or none.
 
     Raises:
         UserError, NotFoundError: the folders cannot be written, or a base not be read.
@@ -112,7 +120,9 @@ def discard(runs: list[RunFolder]) -> None:
 
 def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
     """A full or closed file system, in words."""
-    return UserError(f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…")
+    return UserError(
+        f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…"
+    )
 
 
 def check_writable(folder: Path) -> None:
@@ -128,13 +138,14 @@ def check_writable(folder: Path) -> None:
 
 
 def new_id(name: str) -> str:
-    """Return an id for a run or a sweep, `<name>-<date>-<time>-<hex>`. Two of one second may be the same: see claim_folder."""
+    """Return an id for a run or a sweep, `<name>-<date>-<time>-<hex>`. Two of one second may be the same: see
+    claim_folder."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def claim_folder(parent: Path, name: str) -> Path:
-    """Make a folder that no other submission has made, not even one of this moment on another machine: `<parent>/<name>`, or
-    `<parent>/<name>-<hex>` where that is taken."""
+    """Make a folder that no other submission has made, not even one of this moment on another machine:
+    `<parent>/<name>`, or `<parent>/<name>-<hex>` where that is taken."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / name
     while True:
@@ -160,7 +171,8 @@ def provenance(sweep: str | None = None) -> Provenance:
 
 
 def _versions() -> dict[str, str | None]:
-    """Return the versions of packages; None for one that is not installed where this is called, as torch on a login node."""
+    """Return the versions of packages; None for one that is not installed where this is called, as torch on a
+    login node."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -171,13 +183,16 @@ def _versions() -> dict[str, str | None]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """None where the code is no checkout, or there is no git."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-# --- code ------------------------------------------------------------------------------------------------------------
+# --- code
+# ------------------------------------------------------------------------------------------------------------
 
 
 def snapshot_code(runs_dir: Path) -> Path:
@@ -249,7 +264,8 @@ def _digest(files: dict[Path, bytes]) -> str:
     return hasher.hexdigest()[:16]
 
 
-# --- secrets ---------------------------------------------------------------------------------------------------------
+# --- secrets
+# ---------------------------------------------------------------------------------------------------------
 
 
 def without_secrets(text: str) -> str:
@@ -278,7 +294,9 @@ def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None
             for item in value:
                 walk(key, item)
         elif isinstance(value, str) and value:
-            variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(_SECRET_VARIABLE, key.rpartition(".")[2].upper())
+            variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(
+                _SECRET_VARIABLE, key.rpartition(".")[2].upper()
+            )
             if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
                 raise UserError(
                     f"{key} holds what looks like a secret, and configs are written to disk: "

@@ -1,8 +1,9 @@
 """The Python that a job starts: the one that submits, a site's, or one in a container.
 
-hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and the like: shell scripts that run a Python of
-an image at a path such as /LUMI_TYKKY_ab12c, which exists inside only. There PREFIX/_bin, links into that Python's folder, is
-mounted over PREFIX/bin. So PREFIX/bin/python is a link that shows whose wrapper it is, and outside the command for jobs.
+hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and the like: shell scripts
+that run a Python of an image at a path such as /LUMI_TYKKY_ab12c, which exists inside only. There
+PREFIX/_bin, links into that Python's folder, is mounted over PREFIX/bin. So PREFIX/bin/python is a link that
+shows whose wrapper it is, and outside the command for jobs.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _BINDS = ("APPTAINER_BIND", "SINGULARITY_BIND")
-_INSIDE = Path("/.singularity.d")  # in every container of Apptainer or Singularity; the variables alone are handed on to jobs
+_INSIDE = Path(
+    "/.singularity.d"
+)  # in every container of Apptainer or Singularity; the variables alone are handed on to jobs
 
 
 def job_python(setting: str | None, key: str = "cluster.python") -> str:
     """Return the shell command of the Python that a job starts: what is set, or the Python that submits.
 
     Raises:
-        UserError: nothing is set, and the Python that submits runs in a container where no wrapper of it is found.
+        UserError: nothing is set, and the Python that submits runs in a container where no wrapper of it is
+            found.
     """
     if setting:
         return setting
@@ -41,7 +45,8 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
 
 
 def host_python(cluster: ClusterConfig) -> str:
-    """Return the shell command of the Python that runs on a node outside of containers, for what needs no packages."""
+    """Return the shell command of the Python that runs on a node outside of containers, for what needs no
+    packages."""
     return cluster.host_python if uses_host_python(cluster) else shlex.quote(sys.executable)
 
 
@@ -51,24 +56,29 @@ def uses_host_python(cluster: ClusterConfig) -> bool:
 
 
 def check_line(key: str = "cluster.python") -> str:
-    """Return a line of a batch script that ends the job where there is no Python like the one that submitted it."""
+    """Return a line of a batch script that ends the job where there is no Python like the one that submitted
+    it."""
     python = job_python(None, key)
     message = f"error: {key}: this node has no {python}, with which it was submitted; set the command of one that it has"
     return f"type -P {python} >/dev/null || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
 def container() -> str | None:
-    """Return the image that this process runs in, as Apptainer and Singularity tell; None outside of their containers."""
+    """Return the image that this process runs in, as Apptainer and Singularity tell; None outside of their
+    containers."""
     if not _INSIDE.is_dir():
         return None
     return next((os.environ[name] for name in _IMAGE if name in os.environ), "(unknown image)")
 
 
 def wrapper_of_this_python() -> str | None:
-    """Return the command outside of the container that starts this Python inside; None where there is none to be found."""
+    """Return the command outside of the container that starts this Python inside; None where there is none to
+    be found."""
     started_as = Path(sys.executable)
     for folder in _wrapper_folders():
-        if folder in _folders_on_the_way(started_as):  # it was started as a wrapper, or as a virtual environment upon one
+        if folder in _folders_on_the_way(
+            started_as
+        ):  # it was started as a wrapper, or as a virtual environment upon one
             return str(started_as)
         for name in ("python3", "python"):
             command = folder / name

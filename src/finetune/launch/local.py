@@ -1,5 +1,5 @@
-"""Runs on this machine, through submitit's local executor, or with srun in the allocation that this shell has: one at a
-time, followed unless detached."""
+"""Runs on this machine, through submitit's local executor, or with srun in the allocation that this shell
+has: one at a time, followed unless detached."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from finetune.runs.state import RunState
 def start_in_turn(runs: list[RunFolder]) -> None:
     """Start each run when the one before it has ended; one that is cancelled while it waits is left out.
 
-    The first Ctrl-C ends this: the run that is at work saves and stops, and those behind it stay queued. A run of a sweep whose
+    The first Ctrl-C ends this: the run that is at work saves and stops, and those behind it stay queued. A
+        run of a sweep whose
     shell was killed while it was at work is followed to its end.
 
     Raises:
@@ -161,18 +162,25 @@ def _folders_at_work() -> set[str]:
 
 def _gpus(visible: str | None) -> set[str]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names; none if it does not choose."""
-    return set() if visible in (None, rank.ALL_GPUS) else {name.strip() for name in str(visible).split(",") if name.strip()}
+    return (
+        set()
+        if visible in (None, rank.ALL_GPUS)
+        else {name.strip() for name in str(visible).split(",") if name.strip()}
+    )
 
 
 def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
     executor = ranks.Executor(folder=run.jobs)
-    executor.update_parameters(tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min)
+    executor.update_parameters(
+        tasks_per_node=config.cluster.ranks_per_node, timeout_min=config.cluster.timeout_min
+    )
     with _ignore_terminal_signals(run):
         submitted = executor.submit(rank.run_job, str(run.path))
     return Controller(psutil.Process(int(submitted.job_id)), submitted.done)
 
 
-# --- in an allocation --------------------------------------------------------------------------------------------------
+# --- in an allocation
+# --------------------------------------------------------------------------------------------------
 
 
 def check_allocation(config: TrainConfig) -> None:
@@ -189,7 +197,13 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     run.jobs.mkdir(exist_ok=True)
     job_id = os.environ["SLURM_JOB_ID"]
     DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(job_id))
-    srun = _step(config, "--unbuffered", f"--output={run.jobs / layout.log_of('%j', '%t')}", "--kill-on-bad-exit=1", "--wait=60")
+    srun = _step(
+        config,
+        "--unbuffered",
+        f"--output={run.jobs / layout.log_of('%j', '%t')}",
+        "--kill-on-bad-exit=1",
+        "--wait=60",
+    )
     ranks = [
         *srun,
         job_python(config.cluster.python),
@@ -203,21 +217,30 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     ]
     script = run.jobs / layout.ATTACHED
     script.write_text("\n".join(["#!/bin/bash", *lines, "exec " + " ".join(ranks), ""]), encoding="utf-8")
-    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):  # submitit would take this shell's task for the run's
+    for name in (
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+    ):  # submitit would take this shell's task for the run's
         os.environ.pop(name, None)
     with (run.jobs / layout.CONTROLLER_LOG).open("ab") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: srun starts\n".encode())  # where causes.py reads on from
+        log.write(
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: srun starts\n".encode()
+        )  # where causes.py reads on from
         log.flush()
         started = subprocess.Popen(
             ["bash", str(script)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )  # fmt: skip
+        )
     return Controller(psutil.Process(started.pid), lambda: started.poll() is not None, owns_ranks=False)
 
 
 def _step(config: TrainConfig, *options: str) -> list[str]:
     """srun within this allocation, beside the step that the shell itself may be."""
     cluster = config.cluster
-    shape = [f"--nodes={cluster.nodes}", f"--ntasks={cluster.world_size}", f"--ntasks-per-node={cluster.ranks_per_node}"]
+    shape = [
+        f"--nodes={cluster.nodes}",
+        f"--ntasks={cluster.world_size}",
+        f"--ntasks-per-node={cluster.ranks_per_node}",
+    ]
     if not cluster.binds_cores:  # srun takes no number of cores beside a mask of them
         shape.append(f"--cpus-per-task={cluster.cpus_per_rank}")
     return ["srun", "--overlap", *shape, *map(shlex.quote, [*options, *cluster.srun])]
@@ -248,10 +271,12 @@ def _in_use(run: RunFolder) -> UserError:
 
 @contextmanager
 def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows them (follow.py),
-    and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns at once.
+    """Processes started in here ignore Ctrl-C and a closed terminal, which are for the shell that follows
+    them (follow.py), and do not hold that shell's output open: `id=$(finetune train … detach=true)` returns
+    at once.
 
-    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameters for any of this.
+    An ignored signal stays ignored across exec, which a handler would not; submitit has no parameters for any
+    of this.
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that it was not told of; the job puts back what this shell sees

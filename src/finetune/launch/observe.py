@@ -1,7 +1,8 @@
 """The states of runs as any shell can observe them, from their folders and from Slurm.
 
-The folder knows what the ranks said; Slurm knows what is queued and what was killed without a word. Slurm forgets (minutes after
-the end where there is no accounting), so how a job ended is written into the folder by whoever sees it first.
+The folder knows what the ranks said; Slurm knows what is queued and what was killed without a word. Slurm
+forgets (minutes after the end where there is no accounting), so how a job ended is written into the folder by
+whoever sees it first.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def observe(runs: list[RunFolder]) -> list[Observed]:
     return [_one(run, ours[run.id], points.get(run.id), jobs) for run in runs]
 
 
-def _one(run: RunFolder, job: str | None, point: wave_files.Point | None, jobs: dict[str, Job] | None) -> Observed:
+def _one(
+    run: RunFolder, job: str | None, point: wave_files.Point | None, jobs: dict[str, Job] | None
+) -> Observed:
     if point is not None and job not in (jobs or {}):
         return Observed(run, RunState.QUEUED, True, _why_no_place(point))
     return _of_slurm(run, job, jobs) if job else _of_this_machine(run)
@@ -76,11 +79,16 @@ def _why_no_place(point: wave_files.Point) -> str:
     problem = point.submission.problem()
     if point.submission.is_paused:
         return f"waits: {problem or 'all jobs before it were cancelled'}; `finetune retry {sweep}` submits it"
-    return f"waits for a place; Slurm refused the last time: {problem}" if problem else "waits for a place in the queue"
+    return (
+        f"waits for a place; Slurm refused the last time: {problem}"
+        if problem
+        else "waits for a place in the queue"
+    )
 
 
 def _job_of(run: RunFolder) -> str | None:
-    """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it; None if it has none."""
+    """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it;
+    None if it has none."""
     submission = run.submission()
     if submission is None:
         interrupted = run.planned_scheduler() == "slurm" and not run.outcome()
@@ -89,7 +97,8 @@ def _job_of(run: RunFolder) -> str | None:
 
 
 def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name, or the sweep's."""
+    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name,
+    or the sweep's."""
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
         if job.name in names and job.state in JOB_WAITS:
@@ -124,7 +133,9 @@ def _of_this_machine(run: RunFolder) -> Observed:
     state = run.state()
     if state == RunState.QUEUED:
         holder = run.turn_holder()  # else the shell that was to start it is gone
-        return Observed(run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else "")
+        return Observed(
+            run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else ""
+        )
     reason = ""
     if state in FAILED_STATES:
         reason = run.failure() or run.cause_of_death() or ""
@@ -137,7 +148,9 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
     restarts = max(job.restarts if job else 0, (run.started() or Started()).restart)
     if jobs is None:
         alive = state in ALIVE_STATES
-        return Observed(run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id)
+        return Observed(
+            run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id
+        )
     if job is not None and job.state in JOB_WAITS:
         return Observed(run, RunState.QUEUED, True, _why(job), restarts, "", job_id)
     if job is not None and job.state in JOB_AT_WORK:
@@ -174,10 +187,21 @@ def _why(job: Job) -> str:
 
 
 def _squeue() -> dict[str, Job] | None:
-    """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not answer."""
-    fields = ("JobArrayID:64", "State:24", "Reason:96", "StartTime:24", "RestartCnt:8", "NodeList:200", "Name:200")
+    """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not
+    answer."""
+    fields = (
+        "JobArrayID:64",
+        "State:24",
+        "Reason:96",
+        "StartTime:24",
+        "RestartCnt:8",
+        "NodeList:200",
+        "Name:200",
+    )
     columns = ",".join(f"{field}|" for field in fields)
-    lines = slurm_lines("squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns)
+    lines = slurm_lines(
+        "squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns
+    )
     if lines is None:
         return None
     jobs = {}
@@ -194,7 +218,16 @@ def _sacct(job_ids: list[str]) -> dict[str, Job]:
     found = {}
     for first in range(0, len(job_ids), 500):  # a command line has an end
         wanted = ",".join(job_ids[first : first + 500])
-        command = ["sacct", "--noheader", "--parsable2", "--allocations", "-o", "JobID,State,NodeList", "-j", wanted]
+        command = [
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            "-o",
+            "JobID,State,NodeList",
+            "-j",
+            wanted,
+        ]
         for line in slurm_lines(*command) or []:
             job_id, state, nodes = [*line.split("|"), "", ""][:3]
             found[job_id] = Job(state.partition(" ")[0], nodes=nodes)  # "CANCELLED by 1000"

@@ -1,5 +1,5 @@
-"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time; and submitting points of sweeps that wait for
-one (job/waves.py)."""
+"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time; and submitting points of sweeps
+that wait for one (job/waves.py)."""
 
 from __future__ import annotations
 
@@ -67,14 +67,25 @@ def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
     if queue is not None and queue.max_submitted == most:
         yield Limit(most, f"{cluster.name}'s documentation of {cluster.qos}", qos=cluster.qos or "")
     else:
-        yield Limit(most, f"{cluster.name}'s documentation of {cluster.partition}", partition=cluster.partition or "")
+        yield Limit(
+            most, f"{cluster.name}'s documentation of {cluster.partition}", partition=cluster.partition or ""
+        )
 
 
 def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
     columns = "format=Account,Partition,DefaultQOS,MaxSubmitJobs"
     accounts = [f"account={cluster.account}"] if cluster.account else []
-    lines = slurm_lines("sacctmgr", "-nP", "show", "assoc", "where", f"user={getpass.getuser()}", *accounts, columns) or []
-    rows = [values for line in lines if len(values := line.split("|")) == 4 and values[1] in ("", cluster.partition)]
+    lines = (
+        slurm_lines(
+            "sacctmgr", "-nP", "show", "assoc", "where", f"user={getpass.getuser()}", *accounts, columns
+        )
+        or []
+    )
+    rows = [
+        values
+        for line in lines
+        if len(values := line.split("|")) == 4 and values[1] in ("", cluster.partition)
+    ]
     default = {row[2] for row in rows if row[2]}
     if cluster.account:
         for account, partition, _, number in rows:
@@ -83,7 +94,11 @@ def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
     qos = cluster.qos or (default.pop() if len(default) == 1 else DEFAULT_QOS)
     for most in _of_qos(qos):
         yield Limit(most, f"qos {qos}", qos=qos)
-    shown = " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or []) if cluster.partition else ""
+    shown = (
+        " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or [])
+        if cluster.partition
+        else ""
+    )
     if (found := re.search(r"\bQoS=(\S+)", shown)) and found[1] != "N/A":
         for most in _of_qos(found[1]):
             yield Limit(most, f"partition {cluster.partition}", partition=cluster.partition or "")
@@ -99,11 +114,12 @@ def _of_qos(name: str) -> Iterator[int]:
 
 
 def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
-    """Submit points that wait for a place, as many as there are places for; report how many, and how many remain.
+    """Submit points that wait for a place, as many as there are places for; report how many, and how many
+    remain.
 
     Args:
-        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that wants no
-            more of them.
+        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that
+            wants no more of them.
     """
     try:
         submissions = open_submissions(runs_dir)
@@ -131,4 +147,6 @@ def _is_cancelled(submission: SweepSubmission, jobs: list[QueuedJob]) -> bool:
     if any(job.name == submission.plan.name for job in jobs):
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])
-    return bool(last) and all((one.state, one.reason) == (RunState.CANCELLED, observe.CANCELLED) for one in last)
+    return bool(last) and all(
+        (one.state, one.reason) == (RunState.CANCELLED, observe.CANCELLED) for one in last
+    )

@@ -1,14 +1,15 @@
-"""A preparation as a chain of Slurm jobs: one array a step, each after the one before. Consecutive steps of one task are one
-job; `train after=ID` follows the last.
+"""A preparation as a chain of Slurm jobs: one array a step, each after the one before. Consecutive steps of
+one task are one job; `train after=ID` follows the last.
 
-All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs. Until that is
-written the first job is held, so that a submitter killed on the way leaves nothing that runs.
+All of it lies in corpora/.NAME.stages/slurm/<id>/: scripts, logs, and prepare.json with the ids of the jobs.
+Until that is written the first job is held, so that a submitter killed on the way leaves nothing that runs.
 
-A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue and does what is missing;
-the steps behind wait for it. What fails otherwise cancels them: the same `finetune prepare` goes on.
+A task whose process is killed (kill -9, want of memory) or whose node is lost goes back into the queue and
+does what is missing; the steps behind wait for it. What fails otherwise cancels them: the same `finetune
+prepare` goes on.
 
-Which task does which share of a step changes nothing in the corpus. So tasks may share a job (cluster.prepare.tasks_per_job),
-and there may be fewer of them where the queue takes few jobs of a user.
+Which task does which share of a step changes nothing in the corpus. So tasks may share a job
+(cluster.prepare.tasks_per_job), and there may be fewer of them where the queue takes few jobs of a user.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class PrepareRun:
         """Raises NotFoundError if there is none of this id."""
         for path in Path(corpora_dir).glob(f".*.stages/slurm/{run_id}/{FILE}"):
             return cls(path.parent.absolute(), json.loads(path.read_text(encoding="utf-8")))
-        raise NotFoundError(f"no prepare run '{run_id}' in {corpora_dir}: `finetune prepare … cluster=…` prints its id")
+        raise NotFoundError(
+            f"no prepare run '{run_id}' in {corpora_dir}: `finetune prepare … cluster=…` prints its id"
+        )
 
     def states(self) -> dict[str, str]:
         """Of each step, from Slurm: PENDING, RUNNING, COMPLETED, FAILED, …; "" where it has forgotten."""
@@ -79,7 +82,8 @@ class PrepareRun:
         return sorted(written, key=lambda log: log.stat().st_mtime)
 
     def step_at_work(self) -> str | None:
-        """Return the step whose task has written last, as several steps may share a job; None if none has begun."""
+        """Return the step whose task has written last, as several steps may share a job; None if none has
+        begun."""
         tasks = [log for log in self.folder.glob("*.log") if not log.stem.endswith("-jobs")]
         newest = max(tasks, key=lambda log: log.stat().st_mtime, default=None)
         return newest.stem.rpartition("-")[0] if newest else None
@@ -96,7 +100,8 @@ class PrepareRun:
         return bool({*self.states().values()} & {*JOB_WAITS, *JOB_AT_WORK})
 
     def has_published(self) -> bool:
-        """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten, files' times say."""
+        """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten,
+        files' times say."""
         state, manifest = list(self.states().values())[-1], self.corpus / "manifest.json"
         if state or not manifest.is_file():
             return state == JobState.COMPLETED and manifest.is_file()
@@ -106,7 +111,8 @@ class PrepareRun:
 def lay_out(num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None) -> Layout:
     """Choose a layout whose jobs the queue takes all at once.
 
-    A job has as many tasks as cluster.prepare.tasks_per_job says, or else one; more where that would be too many jobs.
+    A job has as many tasks as cluster.prepare.tasks_per_job says, or else one; more where that would be too
+    many jobs.
 
     Args:
         num_tasks: of a step that can be cut.
@@ -140,7 +146,8 @@ def _tasks_per_job(cluster: ClusterConfig) -> int | None:
 
 
 def _room(cluster: ClusterConfig) -> int | None:
-    """Return how many jobs of this user the queue of preparations still takes; None where the profile does not know its limit.
+    """Return how many jobs of this user the queue of preparations still takes; None where the profile does
+    not know its limit.
 
     Raises:
         UserError: none.
@@ -152,7 +159,9 @@ def _room(cluster: ClusterConfig) -> int | None:
     options = [f"--partition={wanted.partition}"] if wanted.partition else []
     options += [f"--qos={wanted.qos}"] if wanted.qos else []
     try:
-        listed = slurm.slurm_command("squeue", "--noheader", "--array", "-o", "%i", "--user", getpass.getuser(), *options)
+        listed = slurm.slurm_command(
+            "squeue", "--noheader", "--array", "-o", "%i", "--user", getpass.getuser(), *options
+        )
     except slurm.SlurmError:  # then Slurm itself refuses what is too much
         listed = ""
     present = len(listed.split())
@@ -165,7 +174,8 @@ def _room(cluster: ClusterConfig) -> int | None:
 
 
 def _most_side_by_side(cluster: ClusterConfig, num_tasks: int) -> int:
-    """Return how many of so many tasks Slurm would run in one job: nodes have only so many cores, and so much memory."""
+    """Return how many of so many tasks Slurm would run in one job: nodes have only so many cores, and so much
+    memory."""
     while num_tasks > 1:
         try:
             return num_tasks if not _ask_slurm(cluster, num_tasks) else 1
@@ -181,7 +191,9 @@ def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
         UserError: it would not.
     """
     nowhere = Path("/nowhere")
-    return checks.try_submission(_script(nowhere, nowhere, [Share("step", per_job, per_job)], nowhere, cluster, []))
+    return checks.try_submission(
+        _script(nowhere, nowhere, [Share("step", per_job, per_job)], nowhere, cluster, [])
+    )
 
 
 def check(cluster: ClusterConfig) -> list[str]:
@@ -202,7 +214,9 @@ def check(cluster: ClusterConfig) -> list[str]:
         )
     if wanted.account and site.account_pattern and not re.fullmatch(site.account_pattern, wanted.account):
         example = site.account_example or site.account_pattern
-        raise UserError(f"cluster.prepare.account is {wanted.account}: {cluster.name} takes one like {example}; set that")
+        raise UserError(
+            f"cluster.prepare.account is {wanted.account}: {cluster.name} takes one like {example}; set that"
+        )
     longest = _as_jobs(cluster).queue_limits().max_timeout_min
     if longest is not None and wanted.timeout_min > longest:
         raise UserError(
@@ -214,7 +228,9 @@ def check(cluster: ClusterConfig) -> list[str]:
     except ValueError as fault:
         if per_job == 1:
             raise
-        raise UserError(f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks") from None
+        raise UserError(
+            f"{fault}; lower cluster.prepare.tasks_per_job, which makes jobs of {per_job} tasks"
+        ) from None
     return [*not_checked, *checks.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
 
 
@@ -295,7 +311,9 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
             script = folder / f"{_name(group)}.sh"
             script.write_text(text, encoding="utf-8")
             hold = [] if jobs else ["--hold"]
-            jobs[_name(group)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(";")[0]
+            jobs[_name(group)] = slurm.slurm_command("sbatch", "--parsable", *hold, str(script)).partition(
+                ";"
+            )[0]
         write_json(folder / FILE, jobs)
         slurm.slurm_command("scontrol", "release", next(iter(jobs.values())))
     except BaseException as fault:
@@ -309,7 +327,8 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
     return PrepareRun(folder, jobs, layout)
 
 
-# --- the batch script --------------------------------------------------------------------------------------------------
+# --- the batch script
+# --------------------------------------------------------------------------------------------------
 
 
 def _name(group: list[Share]) -> str:
@@ -317,7 +336,9 @@ def _name(group: list[Share]) -> str:
     return group[0].step if len(group) == 1 else f"{group[0].step}-to-{group[-1].step}"
 
 
-def _script(folder: Path, work: Path, group: list[Share], code: Path, cluster: ClusterConfig, before: list[str]) -> str:
+def _script(
+    folder: Path, work: Path, group: list[Share], code: Path, cluster: ClusterConfig, before: list[str]
+) -> str:
     wanted = cluster.prepare
     python = job_python(wanted.python, PYTHON_SETTING)
     lines = [
@@ -371,7 +392,8 @@ def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: l
 # A task has one core; that of a job with several must not take the others'.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
-# Does this job's tasks of a step, side by side. Its code: 0; 137 if all that happened is that tasks were killed; or a worse one.
+# Does this job's tasks of a step, side by side. Its code: 0; 137 if all that happened is that tasks were
+# killed; or a worse one.
 _RUN = """\
 run() {  # the step, how many of its tasks are a job's, how many it has
   local first=$(( SLURM_ARRAY_TASK_ID * $2 )) number process ended worst=0 processes=()
@@ -386,7 +408,8 @@ run() {  # the step, how many of its tasks are a job's, how many it has
   return $worst
 }""".splitlines()
 
-# 137: SIGKILL. Slurm's own (cancelled, out of time) begin with SIGTERM, and are meant. Once requeued, it ends this script.
+# 137: SIGKILL. Slurm's own (cancelled, out of time) begin with SIGTERM, and are meant. Once requeued, it ends
+# this script.
 _BACK_INTO_QUEUE = [
     f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then',
     '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: back into the queue" >&2',
@@ -405,7 +428,8 @@ def dependency(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | 
     """The job that a training on these corpus folders must wait for, or None if the corpus is there.
 
     Raises:
-        NotFoundError, UserError: there is no such prepare run, it makes another corpus, or it ended without one.
+        NotFoundError, UserError: there is no such prepare run, it makes another corpus, or it ended without
+            one.
     """
     run = PrepareRun.find(run_id, corpora_dir)
     for folder in corpora:

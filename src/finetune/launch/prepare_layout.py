@@ -1,4 +1,5 @@
-"""A layout of a preparation's jobs: tasks side by side on a node, consecutive steps of one task together in a job."""
+"""A layout of a preparation's jobs: tasks side by side on a node, consecutive steps of one task together in a
+job."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a preparation is cut into jobs: into how many tasks a step, and how many of them run side by side in a job."""
+    """How a preparation is cut into jobs: into how many tasks a step, and how many of them run side by side
+    in a job."""
 
     num_tasks: int
     per_job: int

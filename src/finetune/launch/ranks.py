@@ -2,7 +2,8 @@
 
     python -m finetune.launch.ranks JOBS_FOLDER
 
-A rank that is killed leaves nothing itself; only its parent learns its exit status (causes.py reads the record).
+A rank that is killed leaves nothing itself; only its parent learns its exit status (causes.py reads the
+record).
 """
 
 from __future__ import annotations
@@ -42,13 +43,17 @@ class Executor(submitit.LocalExecutor):  # type: ignore[misc]
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune.launch.ranks", str(self.folder)], env={**os.environ, **controller_environment}
+            [sys.executable, "-m", "finetune.launch.ranks", str(self.folder)],
+            env={**os.environ, **controller_environment},
         )
-        return local.LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(num_tasks)))
+        return local.LocalJob(
+            folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(num_tasks))
+        )
 
 
 class Controller(local.Controller):  # type: ignore[misc]
-    """Starts the ranks, waits for them, and writes the exit status of each as it ends, in the order of their ends."""
+    """Starts the ranks, waits for them, and writes the exit status of each as it ends, in the order of their
+    ends."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -63,7 +68,8 @@ class Controller(local.Controller):  # type: ignore[misc]
         return codes
 
     def _keep_recording(self, tasks: list[subprocess.Popen[bytes]]) -> None:
-        """Until the last rank has ended: whoever follows the run may end this process before `wait` returns."""
+        """Until the last rank has ended: whoever follows the run may end this process before `wait`
+        returns."""
         while len(self._exits) < len(tasks):
             self._record(tasks)
             time.sleep(POLL_SECONDS)
@@ -80,7 +86,8 @@ class Controller(local.Controller):  # type: ignore[misc]
 
 
 def count_oom_kills() -> int:
-    """Return how many processes of this memory cgroup the kernel has ended for want of memory; 0 where nothing counts them."""
+    """Return how many processes of this memory cgroup the kernel has ended for want of memory; 0 where
+    nothing counts them."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,10 @@
-"""`make cluster-env`: write what each profile in conf/cluster renders to, for people to read and for tests to compare.
+"""`make cluster-env`: write what each profile in conf/cluster renders to, for people to read and for tests to
+compare.
 
     python -m finetune.launch.render slurm/env tests/sbatch
 
-slurm/env/<cluster>.sh is for interactive work, tests/sbatch/<cluster>.sh the batch script of a run on one node,
-<cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
+slurm/env/<cluster>.sh is for interactive work, tests/sbatch/<cluster>.sh the batch script of a run on one
+node, <cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
     points = PROJECT / "runs" / layout.SWEEPS / "lora-20261128-120000-0a1b" / "0" / layout.POINTS / "%a"
     rendered = {
         f"{cluster.name}.sh": slurm.render_script(cluster, run.parent.name, run, code, None),
-        f"{cluster.name}-2-nodes.sh": slurm.render_script(replace(cluster, nodes=2), points.parents[2].name, points, code, 3),
+        f"{cluster.name}-2-nodes.sh": slurm.render_script(
+            replace(cluster, nodes=2), points.parents[2].name, points, code, 3
+        ),
     }
     python = shlex.quote(sys.executable)
-    return {name: text.replace(python, str(PROJECT / ".venv" / "bin" / "python")) for name, text in rendered.items()}
+    return {
+        name: text.replace(python, str(PROJECT / ".venv" / "bin" / "python"))
+        for name, text in rendered.items()
+    }
 
 
 def main(environments: Path, scripts: Path) -> None:

@@ -1,14 +1,15 @@
-"""Submission to Slurm: any number of runs as one job array, one Slurm task a rank. A submitter that is killed at any moment
-leaves no job without its run.
+"""Submission to Slurm: any number of runs as one job array, one Slurm task a rank. A submitter that is killed
+at any moment leaves no job without its run.
 
-    points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the run's own folder
-    sbatch --hold                             nothing can start yet
+    points/<index> ──► jobs/ of each run      so a task finds its run by its index, and its logs lie in the
+    run's own folder sbatch --hold                             nothing can start yet
     <job id>_submitted.pkl, submission.json   in each run's folder: now it has all it needs
     scontrol release
 
 A sweep that is larger than Slurm takes at a time is submitted in parts: job/waves.py.
 
-The batch script: environment → job/batch_script.py begin → srun (one Python a rank: job/rank.py) → job/batch_script.py end.
+The batch script: environment → job/batch_script.py begin → srun (one Python a rank: job/rank.py) →
+job/batch_script.py end.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ SLURM_SECONDS = 120  # that a submission may take
 # for sbatch these would come before the script's own lines, and before the environment that a job needs
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 # what Apptainer, Singularity and the wrappers of hpc-container-wrapper set inside, or for the inside
-OF_CONTAINER = re.compile(r"(APPTAINER|SINGULARITY)(ENV_\w+|_(BIND|BINDPATH|COMMAND|CONTAINER|ENVIRONMENT|NAME))|_CW_\w+")
+OF_CONTAINER = re.compile(
+    r"(APPTAINER|SINGULARITY)(ENV_\w+|_(BIND|BINDPATH|COMMAND|CONTAINER|ENVIRONMENT|NAME))|_CW_\w+"
+)
 
 
 def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
@@ -62,7 +65,8 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
 
 
 def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
-    """Submit the runs as one job array, or as many of them as Slurm takes now; the others wait for a place (job/waves.py).
+    """Submit the runs as one job array, or as many of them as Slurm takes now; the others wait for a place
+    (job/waves.py).
 
     Args:
         folder: of the sweep; each submission, of as many points as an array may have, is a folder in it.
@@ -88,9 +92,15 @@ def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
 
 
 def _submit(
-    blocks: dict[Path, list[RunFolder]], name: str, code: Path, after: str | None, count: int, plan: Plan | None
+    blocks: dict[Path, list[RunFolder]],
+    name: str,
+    code: Path,
+    after: str | None,
+    count: int,
+    plan: Plan | None,
 ) -> tuple[str, int]:
-    """Submit the first `count` runs of the first folder, or as many as Slurm takes; write that the others wait.
+    """Submit the first `count` runs of the first folder, or as many as Slurm takes; write that the others
+    wait.
 
     Args:
         blocks: the runs of each submission, by its folder.
@@ -100,7 +110,9 @@ def _submit(
         the job id, and how many of its runs it has; "" and 0 if all wait.
     """
     first, runs = next(iter(blocks.items()))
-    is_array = len(runs) > 1 or plan is not None  # a point that waits is found by its index, also if its folder has no other
+    is_array = (
+        len(runs) > 1 or plan is not None
+    )  # a point that waits is found by its index, also if its folder has no other
     job_id = ""
     try:
         for folder, points in blocks.items():
@@ -130,17 +142,23 @@ def _submit(
     return job_id, count
 
 
-def _submit_held(script: Path, count: int, num_points: int, after: str | None, plan: Plan | None) -> tuple[str, int]:
-    """Submit the script on hold, for the first points only if `count` says so; halve them as long as Slurm finds them too many.
+def _submit_held(
+    script: Path, count: int, num_points: int, after: str | None, plan: Plan | None
+) -> tuple[str, int]:
+    """Submit the script on hold, for the first points only if `count` says so; halve them as long as Slurm
+    finds them too many.
 
     Returns:
-        the job id and the number of points; "" and 0 if Slurm takes none, but jobs are there that will submit them.
+        the job id and the number of points; "" and 0 if Slurm takes none, but jobs are there that will submit
+        them.
     """
     wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     while True:
         part = [f"--array=0-{count - 1}"] if count < num_points else []
         try:
-            return slurm_command("sbatch", "--parsable", "--hold", *part, *wait, str(script)).partition(";")[0], count
+            return slurm_command("sbatch", "--parsable", "--hold", *part, *wait, str(script)).partition(";")[
+                0
+            ], count
         except ValueError as refusal:
             if plan is None or not slurm_queue.TOO_MANY.search(str(refusal)):
                 raise
@@ -157,11 +175,14 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
         first = count if number == 0 else 0
         for run in runs[first:]:
             DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.WAITING_PICKLE)
-        SweepSubmission(folder).set_up(plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)])
+        SweepSubmission(folder).set_up(
+            plan, list(range(first, len(runs))), [f"{job_id}_{index}" for index in range(first)]
+        )
 
 
 def _queue() -> list[slurm_queue.QueuedJob]:
-    """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too much."""
+    """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too
+    much."""
     with contextlib.suppress(Refused):
         return slurm_queue.queue()
     return []
@@ -181,8 +202,11 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path, *, 
     (folder / SCRIPT).write_text(text, encoding="utf-8")
 
 
-def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None) -> str:
-    """Return the batch script. Its ranks are started as submitit starts them, so that submitit finds the rank of each.
+def render_script(
+    cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None
+) -> str:
+    """Return the batch script. Its ranks are started as submitit starts them, so that submitit finds the rank
+    of each.
 
     Args:
         job_folder: where a task's pickle and logs lie; %a is its index.
@@ -214,7 +238,8 @@ def render_script(cluster: ClusterConfig, name: str, job_folder: Path, code: Pat
 
 
 def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | None) -> list[str]:
-    """Return the options of sbatch, in the order in which a person asks for them; rank 0 shares its log with the script."""
+    """Return the options of sbatch, in the order in which a person asks for them; rank 0 shares its log with
+    the script."""
     array = f"0-{num_points - 1}%{min(num_points, cluster.array_parallelism)}" if num_points else None
     values = {
         "job-name": name,
@@ -235,7 +260,8 @@ def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | Non
         "open-mode": "append",
     }
     given = [
-        f"#SBATCH --{key}" + (f"={shlex.quote(str(value))}" if value != "" else "")  # some, as exclusive, need no value
+        f"#SBATCH --{key}"
+        + (f"={shlex.quote(str(value))}" if value != "" else "")  # some, as exclusive, need no value
         for key, value in values.items()
         if value is not None
     ]
@@ -257,10 +283,15 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return what the batch script does before and after srun, so that the run comes back: job/batch_script.py. It runs on the
-    host, where Slurm's commands are, with any Python from 3.8 on, as it needs no library."""
+    """Return what the batch script does before and after srun, so that the run comes back:
+    job/batch_script.py. It runs on the host, where Slurm's commands are, with any Python from 3.8 on, as it
+    needs no library."""
     head, _, tail = str(job_folder).partition("%a")
-    run = shlex.quote(head) + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "") + shlex.quote(tail + "/..")
+    run = (
+        shlex.quote(head)
+        + ("$SLURM_ARRAY_TASK_ID" if "%a" in str(job_folder) else "")
+        + shlex.quote(tail + "/..")
+    )
     python = host_python(cluster)
     policy = f"--max-restarts {cluster.max_restarts} --on-interrupt {cluster.on_interrupt}"
     before = [
@@ -295,7 +326,8 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return what ends a job with one line where the Python that is to bring it back is missing or too old."""
+    """Return what ends a job with one line where the Python that is to bring it back is missing or too
+    old."""
     if not uses_host_python(cluster):
         return [check_line()]
     fault = f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; name a newer one"
@@ -303,7 +335,8 @@ def _host_python_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def in_allocation() -> bool:
-    """This shell runs inside a job (salloc, an interactive job): then runs start here, instead of in the queue."""
+    """This shell runs inside a job (salloc, an interactive job): then runs start here, instead of in the
+    queue."""
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -316,8 +349,8 @@ class SlurmError(UserError):
 
 
 def _environment_for_jobs() -> dict[str, str]:
-    """Return this process' environment without what a job must not inherit: its own containers would start with the folders and
-    variables of the one that this command runs in."""
+    """Return this process' environment without what a job must not inherit: its own containers would start
+    with the folders and variables of the one that this command runs in."""
     dropped = [*NOT_INHERITED]
     if container():
         dropped += [key for key in os.environ if OF_CONTAINER.fullmatch(key)]
@@ -336,7 +369,9 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     except Refused as refusal:
         if refusal.is_silent:
             raise SlurmError(f"{refusal}: try again later", str(refusal)) from None
-        lines = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in refusal.output.splitlines() if line.strip()]
+        lines = [
+            re.sub(r"^\S+: (error|fatal): ", "", line) for line in refusal.output.splitlines() if line.strip()
+        ]
     reason = "; ".join(dict.fromkeys(lines))
     if slurm_queue.TOO_MANY.search(reason):
         reason += ": if you have as many jobs as Slurm takes, wait until one ends, or cancel one"

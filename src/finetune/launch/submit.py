@@ -1,8 +1,8 @@
 """`submit(points)`: the one way in which a run is started. A plain run passes one point, a sweep all of them.
 
-Each point is checked, then all are frozen in their run folders (freeze.py), then given to this machine (local.py) or to Slurm
-(slurm.py) as one array. What a job does is read from its run folder alone (job/rank.py), so editing a recipe afterwards
-changes nothing.
+Each point is checked, then all are frozen in their run folders (freeze.py), then given to this machine
+(local.py) or to Slurm (slurm.py) as one array. What a job does is read from its run folder alone
+(job/rank.py), so editing a recipe afterwards changes nothing.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ from finetune.training.schedule import Schedule, describe_leap
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
-    """Check every point, freeze each in a run folder, and start them: on this machine in turn, on Slurm as one array.
+    """Check every point, freeze each in a run folder, and start them: on this machine in turn, on Slurm as
+    one array.
 
     Args:
         sweep: that the points belong to, where there is one.
 
     Raises:
-        UserError, NotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is left.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is
+            left.
     """
     frozen = [point.frozen() for point in points]
     on_slurm, after = _check(frozen)
@@ -100,7 +102,10 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     size = min(len(frozen), places.largest_array(frozen[0].cluster))
     if size < len(frozen):
         number = -(-len(frozen) // size)
-        print(f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first", file=sys.stderr)  # noqa: T201
+        print(
+            f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first",
+            file=sys.stderr,
+        )
     return slurm.render_script(frozen[0].cluster, name, job_folder, code, size)
 
 
@@ -108,7 +113,8 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     """Refuse what cannot run. Nothing is written.
 
     Returns:
-        whether the points go to Slurm's queue, and the job that makes their corpus, if it is still to be made.
+        whether the points go to Slurm's queue, and the job that makes their corpus, if it is still to be
+        made.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -121,14 +127,18 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     for point in _one_of_each_input(points):
         run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
-            rows.check_losses(rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data)
+            rows.check_losses(
+                rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data
+            )
     if after is None:
         _check_models(points)
     return on_slurm, after
 
 
 def _print_sweep(sweep: Sweep, num_points: int) -> None:
-    if sweep.first or num_points < 2:  # a sweeper that learns submits a batch after the other: each run is named as it starts
+    if (
+        sweep.first or num_points < 2
+    ):  # a sweeper that learns submits a batch after the other: each run is named as it starts
         return
     print(  # noqa: T201
         f"sweep {sweep.id}: {num_points} points, one after the other on this machine\n"
@@ -138,14 +148,16 @@ def _print_sweep(sweep: Sweep, num_points: int) -> None:
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
-    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint; with more steps, with one that is
-    completed.
+    """Go on with a run that was stopped, killed or failed, from its newest good checkpoint; with more steps,
+    with one that is completed.
 
     Args:
-        overrides: settings that change from now on, such as cluster.ranks_per_node=2: see CHANGEABLE in config/train.py.
+        overrides: settings that change from now on, such as cluster.ranks_per_node=2: see CHANGEABLE in
+            config/train.py.
 
     Raises:
-        UserError: the run is queued or running, or has ended well, or its checkpoints were removed; or a setting may not change.
+        UserError: the run is queued or running, or has ended well, or its checkpoints were removed; or a
+            setting may not change.
     """
     (now,) = observe.observe([run])
     config = configuration.changed(run.config(), overrides)
@@ -158,7 +170,9 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     if now.alive:
         raise UserError(f"run {run.id} is in use: it is {now.describe()}")
     if run.summary() and not run.has_checkpoint:  # it would begin anew, over its result
-        raise UserError(f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}")
+        raise UserError(
+            f"run {run.id} has no checkpoint left to go on from: start a new run from it with model=run:{run.id}"
+        )
     _check_inputs(run, config)
     check_no_secrets(config)
     _goes_to_queue(config, 1, quiet=True)
@@ -171,7 +185,8 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
 
 
 def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
-    """Yield what a user may not expect of a run that goes on: steps that are done again, a learning rate that leaps."""
+    """Yield what a user may not expect of a run that goes on: steps that are done again, a learning rate that
+    leaps."""
     newest = next(iter(layout.list_checkpoints(run.checkpoints)), None)
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
@@ -195,16 +210,20 @@ def _planned_packs(plan: Path) -> int:
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
-    """Start again those that failed, died, were stopped, cancelled or never started; each goes on from its newest checkpoint.
-    A point of a local sweep whose shell was killed is followed, before the others, while it is at work still. Points that
-    wait for a place in Slurm's queue get one, if there is one.
+    """Start again those that failed, died, were stopped, cancelled or never started; each goes on from its
+    newest checkpoint. A point of a local sweep whose shell was killed is followed, before the others, while
+    it is at work still. Points that wait for a place in Slurm's queue get one, if there is one.
 
     Returns:
         those that were started or followed. Points that wait for their turn in another shell are left to it.
     """
     moved = _submit_waiting(runs)
     seen = observe.observe(runs)
-    orphans = [now.run for now in seen if now.state == RunState.RUNNING and not now.job_id and now.run.has_lost_its_shell()]
+    orphans = [
+        now.run
+        for now in seen
+        if now.state == RunState.RUNNING and not now.job_id and now.run.has_lost_its_shell()
+    ]
     ended = [now.run for now in seen if now.state in RETRIED_STATES and not now.alive]
     for run in ended:
         _check_inputs(run, run.config())
@@ -214,7 +233,8 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
 
 
 def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
-    """Submit waiting points of the sweeps that the runs belong to, paused ones too; return those of the runs that have a job."""
+    """Submit waiting points of the sweeps that the runs belong to, paused ones too; return those of the runs
+    that have a job."""
     moved = []
     for folder in {run.path.parent for run in runs}:
         points = wave_files.waiting_points(folder)
@@ -243,7 +263,8 @@ def _start_again(runs: list[RunFolder]) -> None:
 
 
 def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
-    """Whether Slurm starts it, or this shell, because it is a run of this machine or the shell has an allocation.
+    """Whether Slurm starts it, or this shell, because it is a run of this machine or the shell has an
+    allocation.
 
     Args:
         quiet: leave out which checks could not be made, as they are reported later.
@@ -259,7 +280,9 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         local.check_allocation(config)
         return False
     if config.debug:
-        raise UserError(f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local")
+        raise UserError(
+            f"debug=true on {config.cluster.name} needs an allocation: `salloc …` first, or choose cluster=local"
+        )
     for unchecked in checks.check(config.cluster, num_points):
         if not quiet:
             print(f"not checked: {unchecked}", file=sys.stderr)  # noqa: T201
@@ -276,12 +299,17 @@ def _waits_for(points: list[TrainConfig], on_slurm: bool) -> str | None:
     if first.after is None:
         return None
     if not on_slurm:
-        raise UserError(f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself")
-    return prepare_jobs.dependency(first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points})
+        raise UserError(
+            f"after={first.after} waits in Slurm's queue: choose a Slurm profile, or wait for it yourself"
+        )
+    return prepare_jobs.dependency(
+        first.after, first.data.corpora_dir, {point.data.corpus_folder for point in points}
+    )
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
-    """One job, or an array whose script and index of points lie in runs/sweeps/<sweep>/<number of the submission>/."""
+    """One job, or an array whose script and index of points lie in runs/sweeps/<sweep>/<number of the
+    submission>/."""
     code = snapshot_code(runs[0].path.parent)
     if len(runs) == 1:
         slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
@@ -295,13 +323,15 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
     run_inputs.check_inputs(config)
-    run_inputs.note_inputs(run, run_inputs.compute_digests(base_model.of_run(config), run_inputs.open_corpus(config.data)))
+    run_inputs.note_inputs(
+        run, run_inputs.compute_digests(base_model.of_run(config), run_inputs.open_corpus(config.data))
+    )
 
 
 def _check_models(points: list[TrainConfig]) -> None:
-    """What a base, an adapter, a tokenizer and a corpus would refuse of each other. It takes the seconds of importing torch and
-    PEFT, in a process of its own, as this one may stay as long as the run does; a job that waited for hours to say it costs
-    more."""
+    """What a base, an adapter, a tokenizer and a corpus would refuse of each other. It takes the seconds of
+    importing torch and PEFT, in a process of its own, as this one may stay as long as the run does; a job
+    that waited for hours to say it costs more."""
     one_of_each = {repr((p.data, p.model, p.adapter)): p for p in points}
     with (
         contextlib.suppress(BrokenProcessPool),  # killed, for want of memory perhaps: then the job tells
@@ -318,7 +348,9 @@ def _keep_quiet() -> None:
 
 
 def _check_each(points: list[TrainConfig]) -> None:
-    with contextlib.suppress(ImportError, OSError):  # a login node whose jobs run in a container need not have transformers
+    with contextlib.suppress(
+        ImportError, OSError
+    ):  # a login node whose jobs run in a container need not have transformers
         for point in points:
             tokenizer.check(point)
     if on_a_base := [point for point in points if point.model.path]:
@@ -355,14 +387,21 @@ def _check_together(points: list[TrainConfig]) -> None:
         UserError: they cannot be submitted together.
     """
     first = points[0]
-    if any((point.cluster, point.runs_dir, point.after) != (first.cluster, first.runs_dir, first.after) for point in points):
-        raise UserError("a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after")
+    if any(
+        (point.cluster, point.runs_dir, point.after) != (first.cluster, first.runs_dir, first.after)
+        for point in points
+    ):
+        raise UserError(
+            "a sweep is one job array, which has one shape: do not sweep over cluster.…, runs_dir or after"
+        )
     if len(points) == 1:
         return
     if first.debug:
         raise UserError("debug=true is for one run: leave -m out")
     if first.detach and first.cluster.scheduler == "local":
-        raise UserError("detach=true with a sweep would start all its points at once on this machine: leave one of the two out")
+        raise UserError(
+            "detach=true with a sweep would start all its points at once on this machine: leave one of the two out"
+        )
 
 
 def _one_of_each_input(points: list[TrainConfig]) -> Iterable[TrainConfig]:

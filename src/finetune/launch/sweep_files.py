@@ -1,7 +1,8 @@
 """`runs/sweeps/<id>/points.tsv`: the points of a sweep with their swept values and results, best first.
 
-The ids and values are written at submission. States and held-out losses are those of points that had ended when the file was
-written: after each point of a local sweep, and whenever `finetune status`, `sync` or wait=true looks at the sweep.
+The ids and values are written at submission. States and held-out losses are those of points that had ended
+when the file was written: after each point of a local sweep, and whenever `finetune status`, `sync` or
+wait=true looks at the sweep.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep: swept keys and values, state, and the held-out loss of its result (None: it has none, or not yet)."""
+    """A point of a sweep: swept keys and values, state, and the held-out loss of its result (None: it has
+    none, or not yet)."""
 
     id: str
     values: dict[str, str]
@@ -59,7 +61,8 @@ def sort_points(points: list[Point]) -> list[Point]:
 
 
 def best_of(points: list[Point]) -> Point | None:
-    """Return the point with the lowest held-out loss; None if fewer than two have one, or they cannot be compared."""
+    """Return the point with the lowest held-out loss; None if fewer than two have one, or they cannot be
+    compared."""
     done = [point for point in sort_points(points) if point.loss is not None]
     if len(done) < 2 or set(varying([point.values for point in points])) & set(INCOMPARABLE):
         return None
@@ -82,5 +85,13 @@ def _table(points: list[Point]) -> str:
     for point in sort_points(points):
         state = point.state if point.state in ENDED_STATES else ""
         loss = "" if point.loss is None else point.loss
-        rows.writerow([point.id, *(point.values.get(key, "") for key in keys), state, loss, "best" if point == best else ""])
+        rows.writerow(
+            [
+                point.id,
+                *(point.values.get(key, "") for key in keys),
+                state,
+                loss,
+                "best" if point == best else "",
+            ]
+        )
     return text.getvalue()

@@ -1,7 +1,8 @@
 """The GPUs that the installed torch was built for, read from its files: importing torch takes seconds.
 
-Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit decides which older GPUs they have
-code for (pytorch/pytorch#157517, #172352). Other builds (a site's module, a container) are not judged.
+Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit decides which older
+GPUs they have code for (pytorch/pytorch#157517, #172352). Other builds (a site's module, a container) are not
+judged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ OLDER_BUILD = "install a build for CUDA 12.6: pip install 'torch<2.15' --index-u
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """An installed torch. `cuda` is the toolkit of an official build, (0, 0) for one without GPUs, None if unknown."""
+    """An installed torch. `cuda` is the toolkit of an official build, (0, 0) for one without GPUs, None if
+    unknown."""
 
     version: str
     cuda: tuple[int, int] | None

@@ -32,15 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
-    """Return the model to train: on the CPU, the same on every rank; or, under ZeRO-3, partitioned from the first tensor on.
+    """Return the model to train: on the CPU, the same on every rank; or, under ZeRO-3, partitioned from the
+    first tensor on.
 
-    A model from scratch is made whole on every rank at any ZeRO stage, so that it starts from the same random numbers; DeepSpeed
-    partitions it later. Such models are small.
+    A model from scratch is made whole on every rank at any ZeRO stage, so that it starts from the same random
+    numbers; DeepSpeed partitions it later. Such models are small.
 
     Args:
         tokenizer: the corpus manifest's, for the vocabulary and end of sequence of a model from scratch.
-        merged_base: where rank 0 keeps the base of a new adapter if earlier adapters had to be merged into it first: an
-            adapter's config names one base on disk, and without them it would be put on other weights than it was trained on.
+        merged_base: where rank 0 keeps the base of a new adapter if earlier adapters had to be merged into it
+            first: an adapter's config names one base on disk, and without them it would be put on other
+                weights than it was trained on.
 
     Raises:
         UserError: the base or the adapter config is wrong; one line says what.
@@ -62,7 +64,8 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
             enlarge(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
     if config.activation_checkpointing:
-        # not re-entrant: the re-entrant kind finds no gradient to compute where the embeddings are frozen under an adapter
+        # not re-entrant: the re-entrant kind finds no gradient to compute where the embeddings are frozen
+        # under an adapter
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if config.adapter:
         torch.manual_seed(config.seed)  # the same adapter whatever the base drew
@@ -78,7 +81,8 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
 
 
 def check(config: TrainConfig) -> None:
-    """What `build` would refuse of a run's base, adapter and corpus together, found out before its job starts, without weights.
+    """What `build` would refuse of a run's base, adapter and corpus together, found out before its job
+    starts, without weights.
 
     Raises:
         UserError: one line that says what is wrong.
@@ -90,7 +94,9 @@ def check(config: TrainConfig) -> None:
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
-        raise UserError(f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}") from None
+        raise UserError(
+            f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}"
+        ) from None
     gets_rows = bool(added or base.adapters)  # then it gets those that it lacks
     _check_sizes(model, 0 if gets_rows else vocab_size, config.data.sequence_length)
     if not config.adapter:
@@ -119,19 +125,25 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
         from finetune.models import zero3
 
         if not zero3.has_async_io():
-            raise UserError("zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload")
+            raise UserError(
+                "zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload"
+            )
     if torch.cuda.is_available():
         return
     for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
         if zero.get(key):
-            raise UserError(f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false")
+            raise UserError(
+                f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false"
+            )
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
-        raise UserError("zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload")
+        raise UserError(
+            "zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload"
+        )
 
 
 def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
-    """Save a base with adapters merged into it, and its tokenizer, once, and name the model after that folder. Runs of equal
-    merged bases share the files (shared_bases.py)."""
+    """Save a base with adapters merged into it, and its tokenizer, once, and name the model after that
+    folder. Runs of equal merged bases share the files (shared_bases.py)."""
     world = World()
     if not world.broadcast_object(folder.exists()):
         digest = _digest(model, tokenizer_folder, is_main)
@@ -160,7 +172,11 @@ def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
 
 
 def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: torch.dtype) -> Model:
-    settings = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    settings = {
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
     settings |= stated
     try:
         known = set(AutoConfig.for_model(settings["model_type"]).to_dict())
@@ -186,20 +202,28 @@ def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
-        switch = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        switch = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
         if switch and sequence_length > switch:
             raise UserError(
                 f"data.sequence_length is {sequence_length}: a document of more than {switch} tokens gives all "
                 f"others in its row other positions (longrope), so that they do not stand alone: choose at most {switch}"
             )
     if getattr(text, "output_router_logits", False):
-        logger.warning("the model's config asks for its routers' auxiliary loss (output_router_logits): it is not trained on")
+        logger.warning(
+            "the model's config asks for its routers' auxiliary loss (output_router_logits): it is not trained on"
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and sequence_length > limit:
-        raise UserError(f"data.sequence_length is {sequence_length}, the model has {limit} positions: choose at most that")
+        raise UserError(
+            f"data.sequence_length is {sequence_length}, the model has {limit} positions: choose at most that"
+        )
 
 
-def _with_adapter(model: Model, stated: Mapping[str, Any], partitioner: Partitioner | None = None, **settings: Any) -> Model:
+def _with_adapter(
+    model: Model, stated: Mapping[str, Any], partitioner: Partitioner | None = None, **settings: Any
+) -> Model:
     visible: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if partitioner is not None and is_partitioned(model):
         visible = partitioner.visible_to_peft()
@@ -207,14 +231,17 @@ def _with_adapter(model: Model, stated: Mapping[str, Any], partitioner: Partitio
         with visible:
             adapter = get_peft_config({"task_type": "CAUSAL_LM", **stated})
             if str(getattr(adapter, "init_lora_weights", "")).startswith("pissa_niter"):
-                raise ValueError("init_lora_weights=pissa_niter_… changes the base by chance, at each load anew: choose pissa")
+                raise ValueError(
+                    "init_lora_weights=pissa_niter_… changes the base by chance, at each load anew: choose pissa"
+                )
             return get_peft_model(model, adapter, **settings)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
         raise UserError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
 
 
 def _check_magnitudes(model: Model) -> None:
-    """DoRA divides each row of a weight by the row's length: one of zeros would be NaN from the first forward pass on."""
+    """DoRA divides each row of a weight by the row's length: one of zeros would be NaN from the first forward
+    pass on."""
     rows: dict[str, int] = {}
     for name, module in model.named_modules():
         for magnitude in getattr(module, "lora_magnitude_vector", {}).values():

@@ -1,5 +1,6 @@
-"""Checks of a rank's model that stop a run on silent errors: random weights, documents that see each other, saves that lost
-weights. Each raises GuardError with a remedy; each has its planted fault in tests/test_guards.py."""
+"""Checks of a rank's model that stop a run on silent errors: random weights, documents that see each other,
+saves that lost weights. Each raises GuardError with a remedy; each has its planted fault in
+tests/test_guards.py."""
 
 from __future__ import annotations
 
@@ -37,9 +38,11 @@ class NotFiniteError(GuardError):
 
 
 def choose_attention(packed: PackedModel, requested: str, vocab_size: int, device: torch.device = CPU) -> str:
-    """Give the model the fastest attention that is right on this model and device, or the one asked for, and name it.
+    """Give the model the fastest attention that is right on this model and device, or the one asked for, and
+    name it.
 
-    Right is: what one document is does not move its neighbours in a pack (check_isolation), and the pack's logits are those of
+    Right is: what one document is does not move its neighbours in a pack (check_isolation), and the pack's
+        logits are those of
     its documents one by one under `eager`, which is the architecture's definition (check_packed).
 
     Raises:
@@ -57,7 +60,8 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
                 check_packed(packed.logits(*_probe(vocab_size, device)), alone, packed.num_layers)
             if candidate == "eager" and faults:
                 logger.warning(
-                    "attention: eager, in memory that grows with the square of data.sequence_length: %s", "; ".join(faults)
+                    "attention: eager, in memory that grows with the square of data.sequence_length: %s",
+                    "; ".join(faults),
                 )
             return candidate
         except NotFiniteError:
@@ -65,11 +69,16 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
         except (GuardError, ValueError, ImportError, NotImplementedError, RuntimeError) as fault:
             faults.append(f"{candidate}: {' '.join(str(fault).split())[:300]}")
             logger.info("attention %s", faults[-1])
-    raise GuardError(f"no attention implementation keeps this model's packed documents apart ({'; '.join(faults)})")
+    raise GuardError(
+        f"no attention implementation keeps this model's packed documents apart ({'; '.join(faults)})"
+    )
 
 
-def check_logits(packed: PackedModel, logits: torch.Tensor, vocab_size: int, device: torch.device = CPU) -> None:
-    """The logits of plain documents are numbers; else name the part of the model at fault: its adapter or its base.
+def check_logits(
+    packed: PackedModel, logits: torch.Tensor, vocab_size: int, device: torch.device = CPU
+) -> None:
+    """The logits of plain documents are numbers; else name the part of the model at fault: its adapter or its
+    base.
 
     Raises:
         NotFiniteError: they contain NaN or Inf.
@@ -85,14 +94,19 @@ def check_logits(packed: PackedModel, logits: torch.Tensor, vocab_size: int, dev
                 f"({packed.model.active_peft_config.peft_type.value}), and do not without it: choose other "
                 f"adapter.target_modules, or another adapter"
             )
-    raise NotFiniteError("the base's logits contain NaN or Inf: its weights, or its config, are broken: get it again")
+    raise NotFiniteError(
+        "the base's logits contain NaN or Inf: its weights, or its config, are broken: get it again"
+    )
 
 
-def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3) -> None:
+def check_isolation(
+    logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3
+) -> None:
     """Scramble one document of a pack: its neighbours' logits must not move.
 
-    Run on the real model, device, precision and attention implementation before the first step, in evaluation mode, with
-    three documents in a pack of 48 tokens. Masked attention leaves the neighbours' numbers as they are up to rounding.
+    Run on the real model, device, precision and attention implementation before the first step, in evaluation
+    mode, with three documents in a pack of 48 tokens. Masked attention leaves the neighbours' numbers as they
+    are up to rounding.
     """
     ids, positions = _probe(vocab_size, device)
     ids = ids.repeat(2, 1)
@@ -109,12 +123,16 @@ def check_isolation(logits: Logits, vocab_size: int, device: torch.device = CPU,
         )
 
 
-def check_weights(files: WeightFiles, parameters: dict[str, torch.nn.Parameter], gathered: Gathered, world: World) -> None:
-    """Every weight on every rank is the one in the base's files, number by number, after all that loaded and cut it up.
+def check_weights(
+    files: WeightFiles, parameters: dict[str, torch.nn.Parameter], gathered: Gathered, world: World
+) -> None:
+    """Every weight on every rank is the one in the base's files, number by number, after all that loaded and
+    cut it up.
 
     Args:
         files: read by rank 0 alone, which sends the others one tensor at a time.
-        parameters: by name in the files, in their order; one may have more rows (an enlarged vocabulary): the old ones count.
+        parameters: by name in the files, in their order; one may have more rows (an enlarged vocabulary): the
+            old ones count.
         gathered: a context in which partitioned parameters are whole.
     """
     wrong = torch.zeros(len(parameters))
@@ -140,8 +158,9 @@ def check_weights(files: WeightFiles, parameters: dict[str, torch.nn.Parameter],
 def check_packed(packed: torch.Tensor, alone: torch.Tensor, num_layers: int) -> None:
     """Logits of a pack [1, tokens, vocabulary] are those of its documents on their own, up to rounding.
 
-    In bf16 (8 bits) two right implementations differ by 0.0017 of the logits' size a layer: measured on random Llamas of 16 and
-    32 layers (1B and 8B), 2.4% and 5.4%. In the first, documents that see each other made 110%, scores 1.1 times too large 13%.
+    In bf16 (8 bits) two right implementations differ by 0.0017 of the logits' size a layer: measured on
+    random Llamas of 16 and 32 layers (1B and 8B), 2.4% and 5.4%. In the first, documents that see each other
+    made 110%, scores 1.1 times too large 13%.
     """
     tolerance = 1e-3 if alone.dtype == torch.float32 else max(0.05, 0.006 * num_layers)
     distance, size = (packed.float() - alone.float()).norm(dim=-1), alone.float().norm(dim=-1)
@@ -151,26 +170,33 @@ def check_packed(packed: torch.Tensor, alone: torch.Tensor, num_layers: int) -> 
 
 
 def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.device = CPU) -> None:
-    """Losses by chunks of the LM head are those of the model's whole logits; a model that changes its logits after the head
-    (a soft cap, a scale) is found here, and keeps its own way.
+    """Losses by chunks of the LM head are those of the model's whole logits; a model that changes its logits
+    after the head (a soft cap, a scale) is found here, and keeps its own way.
 
     Raises:
         GuardError: they differ either way.
     """
     ids, positions = _probe(vocab_size, device)
     # all rows, so that both products round alike in bf16
-    inputs = PackInputs(ids, positions, target_positions=torch.arange(48, device=device), targets=ids[0].roll(-1))
+    inputs = PackInputs(
+        ids, positions, target_positions=torch.arange(48, device=device), targets=ids[0].roll(-1)
+    )
     with torch.no_grad():
-        whole = torch.nn.functional.cross_entropy(packed.logits(ids, positions)[0].float(), inputs.targets, reduction="none")
+        whole = torch.nn.functional.cross_entropy(
+            packed.logits(ids, positions)[0].float(), inputs.targets, reduction="none"
+        )
         for chunked in (True, False) if packed.head.chunked else (False,):
             packed.head.chunked = chunked
             losses = packed.losses(inputs)
-            # the sum goes where logits would: small ones pass a soft cap unchanged, it would not, and have no gradient
+            # the sum goes where logits would: small ones pass a soft cap unchanged, it would not, and have no
+            # gradient
             same_sum = torch.allclose(losses.total, losses.each.sum(), rtol=1e-3)
             if same_sum and torch.allclose(losses.each, whole, rtol=1e-3, atol=1e-3):
                 return
             logger.info("the loss needs the model's own logits: it changes them after its LM head")
-    raise GuardError("losses of single positions differ from those of the model's logits: this architecture is not supported")
+    raise GuardError(
+        "losses of single positions differ from those of the model's logits: this architecture is not supported"
+    )
 
 
 def _probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,10 +216,14 @@ def _one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """A trained tensor holds numbers; of one without data (on the meta device) nothing is known."""
     if not tensor.is_meta and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise GuardError(f"{name} holds values that are no numbers after training: lower lr; nothing is saved")
+        raise GuardError(
+            f"{name} holds values that are no numbers after training: lower lr; nothing is saved"
+        )
 
 
-def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[str, torch.Tensor] | None) -> None:
+def check_saved(
+    folder: Path, expected: dict[str, torch.Tensor], at_start: dict[str, torch.Tensor] | None
+) -> None:
     """What was written is all there, and, for an adapter, not what training began with.
 
     Args:
@@ -218,8 +248,8 @@ def check_saved(folder: Path, expected: dict[str, torch.Tensor], at_start: dict[
 def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tensor]) -> None:
     """PEFT, reading the saved adapter for a base of the same shape, gets the very adapter that was trained.
 
-    The base is a stand-in, so this costs no more memory than the adapter, whatever the size of the base and the ZeRO stage. An
-    equal adapter with equal settings on an equal base has equal logits.
+    The base is a stand-in, so this costs no more memory than the adapter, whatever the size of the base and
+    the ZeRO stage. An equal adapter with equal settings on an equal base has equal logits.
 
     Args:
         state: whole trained tensors by parameter name.
@@ -227,21 +257,29 @@ def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tenso
     Raises:
         GuardError: a tensor is not restored, or is another; or the settings changed.
     """
-    writes = str(getattr(trained.active_peft_config, "init_lora_weights", "")).lower() == "olora"  # into the base's own tensors
+    writes = (
+        str(getattr(trained.active_peft_config, "init_lora_weights", "")).lower() == "olora"
+    )  # into the base's own tensors
     skeleton = stand_in(trained.get_base_model().config, writable=writes)
     try:
         reloaded = PeftModel.from_pretrained(skeleton, str(folder), torch_device="cpu")
     except (ValueError, KeyError, RuntimeError) as fault:
-        raise GuardError(f"adapter: PEFT cannot load what it saved of this one: {' '.join(str(fault).split())[:300]}") from None
+        raise GuardError(
+            f"adapter: PEFT cannot load what it saved of this one: {' '.join(str(fault).split())[:300]}"
+        ) from None
     parameters = dict(reloaded.named_parameters()) | dict(reloaded.named_buffers())
     for name, tensor in state.items():
         found = parameters.get(name)
         if found is None or not torch.equal(found.detach().to(tensor.dtype), tensor):
-            raise GuardError(f"{folder} does not restore {name}: loading it would give another model than was trained")
+            raise GuardError(
+                f"{folder} does not restore {name}: loading it would give another model than was trained"
+            )
     saved, meant = (config.to_dict() for config in (reloaded.active_peft_config, trained.active_peft_config))
     for key in meant.keys() - {"inference_mode"}:
         if _ordered(saved[key]) != _ordered(meant[key]):
-            raise GuardError(f"{folder}/adapter_config.json says {key}={saved[key]}, trained was {meant[key]}")
+            raise GuardError(
+                f"{folder}/adapter_config.json says {key}={saved[key]}, trained was {meant[key]}"
+            )
 
 
 def _ordered(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """x Wᵀ in float32 on a CPU, by whichever library multiplies that shape fastest there.
 
-torch's own BLAS (MKL) and oneDNN trade places: for products of a model's size oneDNN was a fifth to a third faster (Zen 4), or
-more than twice as fast (Zen 5), on x86 CPUs with AVX-512, and MKL a sixth faster on one without (Zen 3). Products with a side
-of an adapter's rank are up to twice as fast by oneDNN on both. The choice rests on the CPU and the shape alone, so that a run
-and its resumption round alike.
+torch's own BLAS (MKL) and oneDNN trade places: for products of a model's size oneDNN was a fifth to a third
+faster (Zen 4), or more than twice as fast (Zen 5), on x86 CPUs with AVX-512, and MKL a sixth faster on one
+without (Zen 3). Products with a side of an adapter's rank are up to twice as fast by oneDNN on both. The
+choice rests on the CPU and the shape alone, so that a run and its resumption round alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The token that ends a turn, declared as an end of sequence in what is saved: a model trained on conversations stops by itself.
+"""The token that ends a turn, declared as an end of sequence in what is saved: a model trained on
+conversations stops by itself.
 
 A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base
 model). A model that learned to end its answers with that token would go on behind it: `generate` stops at the
@@ -81,7 +82,8 @@ def inherit(model: Any, adapter: Path) -> None:
 
 
 def _write_generation_config(folder: Path, model: Any, stops: list[int]) -> None:
-    """Write the model's generation config with these stops. It may contradict itself, as some that are published do."""
+    """Write the model's generation config with these stops. It may contradict itself, as some that are
+    published do."""
     path = folder / GENERATION
     if not path.is_file():
         with tempfile.TemporaryDirectory() as temporary:
@@ -89,7 +91,9 @@ def _write_generation_config(folder: Path, model: Any, stops: list[int]) -> None
                 model.generation_config.save_pretrained(temporary)
                 shutil.copyfile(Path(temporary) / GENERATION, path)
             except (ValueError, AttributeError) as fault:
-                logger.warning("%s has the ends of sequence alone: %s", GENERATION, str(fault).splitlines()[0])
+                logger.warning(
+                    "%s has the ends of sequence alone: %s", GENERATION, str(fault).splitlines()[0]
+                )
                 _write(path, {})
     _write(path, {**_read(path), "eos_token_id": stops if len(stops) > 1 else stops[0]})
 

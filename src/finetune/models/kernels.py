@@ -1,8 +1,9 @@
 """Faster kernels for a model's small parts: the same mathematics in fewer passes over memory.
 
-On a GPU, Liger's Triton kernels where they are installed (Hsu et al. 2024); elsewhere our own in plain torch: LoRA, RMSNorm,
-SwiGLU and, on CPUs, the linear layer itself. Each replaces a module's `forward` only if the module is just what it stands for;
-ours is compared with what it replaces, values and gradients, in tests/test_kernels.py.
+On a GPU, Liger's Triton kernels where they are installed (Hsu et al. 2024); elsewhere our own in plain torch:
+LoRA, RMSNorm, SwiGLU and, on CPUs, the linear layer itself. Each replaces a module's `forward` only if the
+module is just what it stands for; ours is compared with what it replaces, values and gradients, in
+tests/test_kernels.py.
 """
 
 from __future__ import annotations
@@ -58,8 +59,12 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
 
 
 def _install_liger(model: nn.Module) -> list[str]:
-    """Liger's kernels for this architecture but for its loss: ours never makes the logits either, and counts tokens."""
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+    """Liger's kernels for this architecture but for its loss: ours never makes the logits either, and counts
+    tokens."""
+    from liger_kernel.transformers.monkey_patch import (
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+        _apply_liger_kernel_to_instance,
+    )
 
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
@@ -87,7 +92,8 @@ def _replace(module: nn.Module, elementwise: bool, device: torch.device, partiti
     return None
 
 
-# --- LoRA: y = x Wᵀ + s (x Aᵀ) Bᵀ, with the second term added in place ------------------------------------------------
+# --- LoRA: y = x Wᵀ + s (x Aᵀ) Bᵀ, with the second term added in place
+# ------------------------------------------------
 
 
 def _is_plain_lora(module: LoraLinear) -> bool:
@@ -116,7 +122,9 @@ def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 
 class _Lora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
         rows = x.flatten(0, -2)
         low = rows @ a.T
         out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
@@ -135,11 +143,13 @@ class _Lora(torch.autograd.Function):
 
 
 class _MergedLora(torch.autograd.Function):
-    """y = x (W + s B A)ᵀ: one sum of weights instead of one of activations, of which there are more. For float32 alone: in bf16
-    the sum would lose a small adapter."""
+    """y = x (W + s B A)ᵀ: one sum of weights instead of one of activations, of which there are more. For
+    float32 alone: in bf16 the sum would lose a small adapter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
         rows = x.flatten(0, -2)
         out = linear(rows, torch.addmm(weight, b, a, alpha=scaling), bias)
         ctx.save_for_backward(rows, weight, a, b)
@@ -152,13 +162,16 @@ class _MergedLora(torch.autograd.Function):
         d_out = gradients[0].flatten(0, -2)
         d_x = None
         if ctx.needs_input_grad[0]:
-            merged = torch.addmm(weight, b, a, alpha=ctx.scaling)  # transposed, the sum would take five times as long
+            merged = torch.addmm(
+                weight, b, a, alpha=ctx.scaling
+            )  # transposed, the sum would take five times as long
             d_x = linear(d_out, merged.T).view(ctx.shape)
         low, d_low = linear(rows, a), linear(d_out, b.T).mul_(ctx.scaling)
         return d_x, None, None, linear(d_low.T, rows.T), linear(low.T, d_out.T).T.mul(ctx.scaling), None
 
 
-# --- a linear layer: y = x Wᵀ + b ---------------------------------------------------------------------------------------
+# --- a linear layer: y = x Wᵀ + b
+# ---------------------------------------------------------------------------------------
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
@@ -184,7 +197,8 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_out.sum(0) if ctx.needs_input_grad[2] else None
 
 
-# --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps) ---------------------------------------------------
+# --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps)
+# ---------------------------------------------------
 
 
 def _is_plain_rms_norm(module: nn.Module) -> bool:
@@ -219,7 +233,8 @@ class _RmsNorm(torch.autograd.Function):
         return d_scaled.mul_(inverse).addcmul_(x, along, value=-1), d_weight, None
 
 
-# --- SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)), keeping gate and up alone ------------------------------------
+# --- SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)), keeping gate and up alone
+# ------------------------------------
 
 
 def _is_plain_swiglu(module: nn.Module) -> bool:

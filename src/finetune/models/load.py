@@ -1,7 +1,8 @@
-"""A base model from files: read whole, or under ZeRO-3 cut into the ranks' slices as it is read. Also the adapters that earlier
-runs put on it, merged, and more rows for added tokens.
+"""A base model from files: read whole, or under ZeRO-3 cut into the ranks' slices as it is read. Also the
+adapters that earlier runs put on it, merged, and more rows for added tokens.
 
-DeepSpeed is imported where a model turns out to be partitioned: its import takes seconds, and evaluation needs none of it.
+DeepSpeed is imported where a model turns out to be partitioned: its import takes seconds, and evaluation
+needs none of it.
 """
 
 from __future__ import annotations
@@ -39,26 +40,36 @@ logger = logging.getLogger(__name__)
 Model = torch.nn.Module
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DIGITS = re.compile(r"\d+")
-_IN_ADAPTER = re.compile(r"\.(base_layer|original_module)\.")  # what PEFT puts into the names of the base's parameters
+_IN_ADAPTER = re.compile(
+    r"\.(base_layer|original_module)\."
+)  # what PEFT puts into the names of the base's parameters
 
 
 def load(
-    base: Base, dtype: torch.dtype | str, device_map: str | None = None, partitioner: Partitioner | None = None,
+    base: Base,
+    dtype: torch.dtype | str,
+    device_map: str | None = None,
+    partitioner: Partitioner | None = None,
     quantization: str | None = None,
-) -> Model:  # fmt: skip
+) -> Model:
     """A base model from files, its adapters merged.
 
     Args:
         dtype: "auto" keeps that of the files.
-        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the CPU.
+        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the
+            CPU.
         partitioner: under ZeRO-3, of a run whose ranks load together: each then holds its share only.
-        quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained or merged into.
+        quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained
+            or merged into.
 
     Raises:
-        UserError: a weight is missing, has another shape or belongs to no part of the model, so that part would be random.
+        UserError: a weight is missing, has another shape or belongs to no part of the model, so that part
+            would be random.
     """
     if quantization and base.adapters:
-        raise UserError(f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out")
+        raise UserError(
+            f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out"
+        )
     model = None
     if partitioner is not None and torch.distributed.is_initialized():
         model = _load_partitioned(base, dtype, partitioner)
@@ -67,7 +78,9 @@ def load(
     model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
-        model = _merge(model, adapter, partitioner).requires_grad_(True)  # PEFT froze it, and leaves it frozen
+        model = _merge(model, adapter, partitioner).requires_grad_(
+            True
+        )  # PEFT froze it, and leaves it frozen
         end_of_turn.inherit(model, adapter)
     model.train()
     return model
@@ -75,7 +88,8 @@ def load(
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise UserError where a library refuses a model's files: it would do so again however often a job is restarted."""
+    """Raise UserError where a library refuses a model's files: it would do so again however often a job is
+    restarted."""
     try:
         yield
     except UserError:
@@ -85,13 +99,16 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def load_for_evaluation(base: Base) -> Model:
-    """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at hand."""
+    """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at
+    hand."""
     model = load(base, "auto", device_map="auto")
     model.eval()
     return model
 
 
-def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, quantization: str | None) -> Model:
+def _load_whole(
+    base: Base, dtype: torch.dtype | str, device_map: str | None, quantization: str | None
+) -> Model:
     settings: dict[str, Any] = {"device_map": device_map}
     if quantization:
         from transformers import BitsAndBytesConfig
@@ -102,18 +119,25 @@ def _load_whole(base: Base, dtype: torch.dtype | str, device_map: str | None, qu
     # weights of other sizes are ours to judge: see the next lines
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(f"model {base.name}: transformers cannot load it"):
-        model, info = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, **settings)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=dtype, use_safetensors=True, **settings
+        )
     misshapen = [key[0] for key in info["mismatched_keys"]]
     _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])
     return model  # type: ignore[no-any-return]
 
 
 def _check_loaded(
-    base: Base, own: Iterable[str], missing: Iterable[str], misshapen: Iterable[str], unexpected: Iterable[str]
+    base: Base,
+    own: Iterable[str],
+    missing: Iterable[str],
+    misshapen: Iterable[str],
+    unexpected: Iterable[str],
 ) -> None:
-    """Refuse what would be another model than the files'. `own`: the model's names. A tensor that it has no place for is left
-    out with a warning if it is of a part that the model has none of (a vision tower), and refused if it is one more of a part
-    that it has (layer 31 of 30, a bias): then config.json is of another model."""
+    """Refuse what would be another model than the files'. `own`: the model's names. A tensor that it has no
+    place for is left out with a warning if it is of a part that the model has none of (a vision tower), and
+    refused if it is one more of a part that it has (layer 31 of 30, a bias): then config.json is of another
+    model."""
     if wrong := sorted({*missing, *misshapen}):
         raise UserError(
             f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {wrong[0]}: they would be random: get it whole"
@@ -126,7 +150,12 @@ def _check_loaded(
             f"its config.json does not belong to its weights"
         )
     if strange:
-        logger.warning("%s: %d weights are not of this architecture and left out, e.g. %s", base.name, len(strange), strange[0])
+        logger.warning(
+            "%s: %d weights are not of this architecture and left out, e.g. %s",
+            base.name,
+            len(strange),
+            strange[0],
+        )
 
 
 def _part(name: str) -> str:
@@ -137,27 +166,39 @@ def _part(name: str) -> str:
 def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partitioner) -> Model | None:
     """The base with each parameter read by rank 0 and cut into the ranks' slices before the next is read.
 
-    transformers' own way under ZeRO-3 holds the whole model on rank 0, and with other versions left weights random
-    (transformers #43257, #45313). Every parameter must come from the files, in its shape.
+    transformers' own way under ZeRO-3 holds the whole model on rank 0, and with other versions left weights
+    random (transformers #43257, #45313). Every parameter must come from the files, in its shape.
 
     Returns:
-        None if the files' tensors are not the model's parameters as they are (transformers converts some architectures).
+        None if the files' tensors are not the model's parameters as they are (transformers converts some
+        architectures).
     """
     world, device = World(), World().device
     model = _skeleton(base, dtype)
-    files = WeightFiles(base.folder)  # every rank reads the headers, so that all of them raise what is wrong with them
+    files = WeightFiles(
+        base.folder
+    )  # every rank reads the headers, so that all of them raise what is wrong with them
     if needs_conversion(model, files):
-        logger.warning("%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up", base.name)
+        logger.warning(
+            "%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up",
+            base.name,
+        )
         return None
     wanted = tensors(model)
     ties = aliases(model)
-    places = {name: first for name, first in ties.items() if first not in files.shapes}  # a file may have either
+    places = {
+        name: first for name, first in ties.items() if first not in files.shapes
+    }  # a file may have either
     ignored = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ["$^"]))
     _check_loaded(
         base,
         wanted,
-        missing=wanted.keys() - files.shapes.keys() - {places[name] for name in files.shapes.keys() & places.keys()},
-        misshapen=[name for name, tensor in wanted.items() if files.shapes.get(name, tensor.shape) != tensor.shape],
+        missing=wanted.keys()
+        - files.shapes.keys()
+        - {places[name] for name in files.shapes.keys() & places.keys()},
+        misshapen=[
+            name for name, tensor in wanted.items() if files.shapes.get(name, tensor.shape) != tensor.shape
+        ],
         unexpected=[n for n in files.shapes.keys() - wanted.keys() - ties.keys() if not ignored.search(n)],
     )
     with partitioner.partition() as partitioned:
@@ -210,30 +251,39 @@ def stand_in(architecture: PretrainedConfig, writable: bool = False) -> Model:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what malloc gave for them
-    stays address space of this process: a quarter of the model was measured."""
+    """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what
+    malloc gave for them stays address space of this process: a quarter of the model was measured."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
-    """Whether transformers renames, merges or splits any of these tensors before they are this model's parameters."""
-    if getattr(model.config, "quantization_config", None) is not None or any(b.is_meta for b in model.buffers()):
+    """Whether transformers renames, merges or splits any of these tensors before they are this model's
+    parameters."""
+    if getattr(model.config, "quantization_config", None) is not None or any(
+        b.is_meta for b in model.buffers()
+    ):
         return True
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     own = dict.fromkeys(names or model.state_dict(), True)
     prefix = model.base_model_prefix
-    return any(rename_source_key(name, renamings, converters, prefix, own) != (name, None) for name in files.shapes)
+    return any(
+        rename_source_key(name, renamings, converters, prefix, own) != (name, None) for name in files.shapes
+    )
 
 
-def files_to_compare(model: Model, base: Base | None) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """Return the files of a run's base and, by their names in them, the parameters that must hold the same numbers now.
+def files_to_compare(
+    model: Model, base: Base | None
+) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
+    """Return the files of a run's base and, by their names in them, the parameters that must hold the same
+    numbers now.
 
     Returns:
-        None where there is nothing to compare with: from scratch, earlier adapters merged, or weights that were converted.
+        None where there is nothing to compare with: from scratch, earlier adapters merged, or weights that
+            were converted.
     """
     if base is None:
         return None
@@ -241,17 +291,24 @@ def files_to_compare(model: Model, base: Base | None) -> tuple[WeightFiles, dict
     files = WeightFiles(base.folder)
     named = {_IN_ADAPTER.sub(".", name): p for name, p in plain.named_parameters(remove_duplicate=False)}
     if base.adapters or needs_conversion(plain, files, named):
-        logger.warning("the weights of %s were merged or converted: they cannot be compared with its files", base.name)
+        logger.warning(
+            "the weights of %s were merged or converted: they cannot be compared with its files", base.name
+        )
         return None
     changed = _changed_by_adapter(model)
     if changed:
-        logger.warning("the adapter's start changes %d weights of the base: they are not compared with its files", len(changed))
+        logger.warning(
+            "the adapter's start changes %d weights of the base: they are not compared with its files",
+            len(changed),
+        )
     return files, {name: named[name] for name in files.shapes if name in named.keys() - changed}
 
 
 def _changed_by_adapter(model: Model) -> set[str]:
     """Weights that PiSSA or OLoRA (init_lora_weights) take their start out of, by their names in the base."""
-    start = getattr(model.active_peft_config, "init_lora_weights", None) if isinstance(model, PeftModel) else None
+    start = (
+        getattr(model.active_peft_config, "init_lora_weights", None) if isinstance(model, PeftModel) else None
+    )
     if not str(start).lower().startswith(("pissa", "olora")):
         return set()
     plain = model.get_base_model()  # type: ignore[operator]
@@ -286,14 +343,16 @@ def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Mode
 
 
 def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
-    """Give a layer that an adapter changes a matrix of its own, if it shares one: merged into a tied matrix, the embeddings'
-    change would be the head's too."""
+    """Give a layer that an adapter changes a matrix of its own, if it shares one: merged into a tied matrix,
+    the embeddings' change would be the head's too."""
     places: dict[int, int] = {}
     for module in adapted.modules():
         for parameter in module._parameters.values():
             places[id(parameter)] = places.get(id(parameter), 0) + 1
     for module in adapted.modules():
-        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, BaseTunerLayer) else None
+        weight = (
+            getattr(module.get_base_layer(), "weight", None) if isinstance(module, BaseTunerLayer) else None
+        )
         if weight is None or places.get(id(weight), 0) < 2:
             continue
         if is_partitioned(adapted):
@@ -311,8 +370,9 @@ def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
 
 
 def enlarge(model: Model, rows: int, partitioner: Partitioner | None) -> None:
-    """Give the embeddings and the head at least `rows` rows. New ones are the mean of the old ones: their logits then stay
-    inside those that the model gives already (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models)."""
+    """Give the embeddings and the head at least `rows` rows. New ones are the mean of the old ones: their
+    logits then stay inside those that the model gives already (Hewitt 2021, Initializing New Word Embeddings
+    for Pretrained Language Models)."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     if embeddings.num_embeddings >= rows:
         return
@@ -338,7 +398,8 @@ def enlarge(model: Model, rows: int, partitioner: Partitioner | None) -> None:
 
 
 def _with_mean_rows(old: torch.Tensor, rows: int) -> torch.Tensor:
-    """[n, …] -> [rows, …]; the mean is summed in float64 in pieces, so that it is the same on every device and thread count."""
+    """[n, …] -> [rows, …]; the mean is summed in float64 in pieces, so that it is the same on every device
+    and thread count."""
     total = torch.zeros(old.shape[1:], dtype=torch.float64)
     for piece in torch.split(old.cpu(), 4096):
         total += piece.double().sum(0)
@@ -349,7 +410,10 @@ def _with_mean_rows(old: torch.Tensor, rows: int) -> torch.Tensor:
 def tensors(model: Model) -> dict[str, torch.Tensor]:
     """Parameters and the buffers that are saved, each once, by the first of its names."""
     buffers = dict(model.named_buffers())
-    return {**dict(model.named_parameters()), **{name: buffers[name] for name in model.state_dict() if name in buffers}}
+    return {
+        **dict(model.named_parameters()),
+        **{name: buffers[name] for name in model.state_dict() if name in buffers},
+    }
 
 
 def aliases(model: Model) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""The loss: cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once, over the whole
-global step: a mean of means is a bug.
+"""The loss: cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once,
+over the whole global step: a mean of means is a bug.
 
-Full logits never exist: `TargetHead` makes the model's LM head see only the hidden states that have a target, and takes the
-loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut Your Losses").
+Full logits never exist: `TargetHead` makes the model's LM head see only the hidden states that have a target,
+and takes the loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut Your Losses").
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from finetune.models.cpu_matmul import linear
 
 IGNORE = -100
-# logits of a chunk: what a CPU's last cache holds (each chunk reads the whole head: with less than half of that it took a
-# seventh longer), and enough to fill a GPU
+# logits of a chunk: what a CPU's last cache holds (each chunk reads the whole head: with less than half of
+# that it took a seventh longer), and enough to fill a GPU
 CHUNK_ELEMENTS = {"cpu": 5 * 2**20, "cuda": 2**27}
-LEAST_ROWS = 256  # each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
+# each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
+LEAST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,23 @@ class _Supervised:
 class TargetHead:
     """The LM head of a causal model, made to give losses instead of logits while `losses` runs.
 
-    It takes the place of the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a partitioned head is there
-    when it is needed. A head that is more than a linear layer (LoRA on it, offloaded), and a model that changes its logits after
-    the head (Gemma 2's soft cap), keeps its own way, over the supervised positions only: see `chunked`.
+    It takes the place of the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a
+    partitioned head is there when it is needed. A head that is more than a linear layer (LoRA on it,
+    offloaded), and a model that changes its logits after the head (Gemma 2's soft cap), keeps its own way,
+    over the supervised positions only: see `chunked`.
 
     Attributes:
-        chunked: the head is a plain linear layer and what it says is the model's logits. Ours to set to False after a check
-            (checks.check_target_losses) found that the model does more.
+        chunked: the head is a plain linear layer and what it says is the model's logits. Ours to set to False
+            after a check (checks.check_target_losses) found that the model does more.
     """
 
     def __init__(self, model: nn.Module) -> None:
         head = model.get_output_embeddings()  # type: ignore[operator]
         if hasattr(head, "modules_to_save"):  # PEFT keeps the trained copy beside the frozen one
             head = head.modules_to_save[head.active_adapters[0]]
-        self.chunked = type(head) is nn.Linear and not hasattr(head, "_hf_hook")  # accelerate's hook fetches offloaded weights
+        self.chunked = type(head) is nn.Linear and not hasattr(
+            head, "_hf_hook"
+        )  # accelerate's hook fetches offloaded weights
         self._head: Any = head
         self._forward: Callable[..., Tensor] = head.forward
         self._supervised: _Supervised | None = None
@@ -83,12 +87,15 @@ class TargetHead:
         if self.chunked:
             assert self._each is not None
             each, self._each = self._each, None
-            return TargetLosses(total=output.logits, each=each)  # the head returned the sum of losses in place of logits
+            return TargetLosses(
+                total=output.logits, each=each
+            )  # the head returned the sum of losses in place of logits
         each = nn.functional.cross_entropy(output.logits.float().flatten(0, -2), targets, reduction="none")
         return TargetLosses(total=each.sum(), each=each.detach())
 
     def _head_output(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
-        """Return logits; while `losses` runs, the sum of losses, or the supervised positions' logits if not `chunked`."""
+        """Return logits; while `losses` runs, the sum of losses, or the supervised positions' logits if not
+        `chunked`."""
         if self._supervised is None:
             return self._forward(hidden, *rest, **more)
         supervised = hidden.flatten(0, -2)[self._supervised.positions]
@@ -100,13 +107,14 @@ class TargetHead:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of linear(hidden), with the gradients computed on the way forward, chunk by chunk: backward only
-    scales them, so no chunk's logits are kept or computed twice, and ZeRO-3 need not gather the head again."""
+    """Sum of cross-entropies of linear(hidden), with the gradients computed on the way forward, chunk by
+    chunk: backward only scales them, so no chunk's logits are kept or computed twice, and ZeRO-3 need not
+        gather the head again."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         each = hidden.new_empty(len(hidden), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -145,7 +153,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows] cross-entropies and [rows, vocabulary] softmax, float32, each with as few passes over memory as its device allows.
+    """[rows] cross-entropies and [rows, vocabulary] softmax, float32, each with as few passes over memory as
+    its device allows.
 
     Args:
         logits: [rows, vocabulary]; overwritten.
@@ -165,8 +174,9 @@ def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
 def normalise_loss(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:
     """Return the scalar to call backward on.
 
-    DeepSpeed averages gradients over ranks, so multiplying by world_size / global_tokens makes the gradient of one step
-    that of the mean over all supervised tokens of the global batch, however they fall on ranks and micro-batches.
+    DeepSpeed averages gradients over ranks, so multiplying by world_size / global_tokens makes the gradient
+    of one step that of the mean over all supervised tokens of the global batch, however they fall on ranks
+    and micro-batches.
 
     Args:
         loss_sum: sum of token losses of one micro-batch on this rank.

@@ -70,11 +70,14 @@ class PackedModel:
         )
 
     def _call(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """Call the model. Positions that start at 0 again tell documents apart: transformers masks between them only if it gets
-        no attention mask and no cache; either of them would make packs leak, silently."""
+        """Call the model. Positions that start at 0 again tell documents apart: transformers masks between
+        them only if it gets no attention mask and no cache; either of them would make packs leak,
+        silently."""
         if self.attention in ONE_ROW:
             input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-        return self._forward(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
+        return self._forward(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False
+        )
 
     @property
     def _base(self) -> Any:

@@ -14,17 +14,29 @@ from data_prep.user_error import UserError
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-SHARD_BYTES = 2**30  # what rank 0 holds besides its own share while it writes; transformers reads shards of any size
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+SHARD_BYTES = (
+    2**30
+)  # what rank 0 holds besides its own share while it writes; transformers reads shards of any size
 
 
 class WeightFiles:
     """The safetensors of a model folder, in file order.
 
-    They are read, not mapped: safetensors' own reader maps a whole file twice, and maps count as address space.
+    They are read, not mapped: safetensors' own reader maps a whole file twice, and maps count as address
+        space.
 
     Attributes:
         shapes: of every tensor, by name.
@@ -40,10 +52,13 @@ class WeightFiles:
             for file in _listed(folder):
                 self._read_header(folder / file)
         except (OSError, ValueError, KeyError) as fault:
-            raise UserError(f"the weights in {folder} cannot be read ({fault}): get the model again, whole") from None
+            raise UserError(
+                f"the weights in {folder} cannot be read ({fault}): get the model again, whole"
+            ) from None
 
     def _read_header(self, path: Path) -> None:
-        """The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the header, the numbers."""
+        """The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the header,
+        the numbers."""
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -91,7 +106,11 @@ def write(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes
         held[name] = tensor.contiguous()
         size, total = size + tensor.nbytes, total + tensor.nbytes
     flush()
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [WHOLE]
+    names = (
+        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        if len(shards) > 1
+        else [WHOLE]
+    )
     for number, file in enumerate(names):
         (folder / f".shard-{number}").rename(folder / file)
     if len(shards) > 1:

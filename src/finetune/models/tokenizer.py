@@ -1,7 +1,7 @@
 """The tokenizer in a saved folder: AutoTokenizer must give the ids that training used.
 
-transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A class of its own (LlamaTokenizer,
-Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and splits text in its own way.
+transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A class of its own
+(LlamaTokenizer, Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and splits text in its own way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.runs import base_model
 
-GENERIC = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
+GENERIC = (
+    "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
+)
 CONFIG = "tokenizer_config.json"
-FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
+FILES = (
+    "tokenizer.json",
+    CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 SAMPLES = (
     "Kommunen vedtok 17. mai 2024 å gi kr 1 234 567,50 til «Bygda vår» – jf. § 3-1 første ledd (sak 24/1187).",
     "Eg veit ikkje kva dei skal gjere no; me får sjå korleis det går med Ålesund, Sør-Aukra og Bærum.\n\n- Fyrste\n\t- Andre",
@@ -30,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def place(tokenizer: Path, folder: Path) -> None:
-    """Copy a tokenizer's files into a folder with a model or an adapter, so that AutoTokenizer gives the same ids there.
+    """Copy a tokenizer's files into a folder with a model or an adapter, so that AutoTokenizer gives the same
+    ids there.
 
     Where the class that tokenizer_config.json names gives others, the copy names the generic one.
 
@@ -53,8 +63,10 @@ def place(tokenizer: Path, folder: Path) -> None:
         )
     logger.warning(
         "%s: tokenizer_class is %s now, not %s, which gives other ids than the corpus has",
-        folder.name, GENERIC, stated.get("tokenizer_class"),
-    )  # fmt: skip
+        folder.name,
+        GENERIC,
+        stated.get("tokenizer_class"),
+    )
 
 
 def check(config: TrainConfig) -> None:
@@ -76,7 +88,8 @@ def check(config: TrainConfig) -> None:
 
 
 def find_difference(folder: Path) -> str | None:
-    """Compare the ids that the folder's tokenizer.json gives with those of AutoTokenizer; None if all samples agree."""
+    """Compare the ids that the folder's tokenizer.json gives with those of AutoTokenizer; None if all samples
+    agree."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -93,7 +106,9 @@ def find_difference(folder: Path) -> str | None:
             ids = trained_with.encode(text, add_special_tokens=special).ids
             found = loaded(text, add_special_tokens=special).input_ids
             if ids != found:
-                place = next((i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), 0)
+                place = next(
+                    (i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), 0
+                )
                 return (
                     f"{type(loaded).__name__} gives {found[place : place + 3]}… where the corpus has "
                     f"{ids[place : place + 3]}…, in {text[:40]!r}"

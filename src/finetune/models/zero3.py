@@ -24,7 +24,8 @@ import deepspeed as deepspeed  # engine.py takes it from here, where the line ab
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """Return DeepSpeed's own config of a run: of its engine, and of partitions made before there is an engine."""
+    """Return DeepSpeed's own config of a run: of its engine, and of partitions made before there is an
+    engine."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -33,7 +34,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "gradient_clipping": config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # offload works with torch's AdamW too, and DeepSpeed's would be compiled first
+        # offload works with torch's AdamW too, and DeepSpeed's would be compiled first
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
 
@@ -44,7 +46,8 @@ def has_async_io() -> bool:
 
 
 def compile_ahead(zero: Mapping[str, Any]) -> None:
-    """Compile what DeepSpeed would compile where nobody waits for it: it gives SuperOffload's worker up after a minute (0.19)."""
+    """Compile what DeepSpeed would compile where nobody waits for it: it gives SuperOffload's worker up after
+    a minute (0.19)."""
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)
 
@@ -66,11 +69,15 @@ def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> 
         modify: what rank 0 makes of them is what all ranks keep.
     """
     partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modify else None, enabled=bool(partitioned)):
+    with deepspeed.zero.GatheredParameters(
+        partitioned, modifier_rank=0 if modify else None, enabled=bool(partitioned)
+    ):
         yield
 
 
-def gather_to_rank0(named: Iterable[tuple[str, torch.Tensor]], is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def gather_to_rank0(
+    named: Iterable[tuple[str, torch.Tensor]], is_main: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield copies on rank 0's CPU, gathered one at a time; elsewhere their shapes (meta tensors).
 
     Every rank must go through all of them.
@@ -88,12 +95,16 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
     """
     if stage < 3:  # every rank holds the model whole, in its own precision
         file = folder / "mp_rank_00_model_states.pt"
-        module: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=False, mmap=True)["module"]
+        module: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=False, mmap=True)[
+            "module"
+        ]
         return module
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
-        whole = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name, exclude_frozen_parameters=True)
+        whole = get_fp32_state_dict_from_zero_checkpoint(
+            str(folder.parent), folder.name, exclude_frozen_parameters=True
+        )
     return dict(whole)
 
 
@@ -109,8 +120,10 @@ class Partitioner:
 
     @contextmanager
     def partition(self) -> Iterator[Callable[[torch.Tensor], torch.nn.Parameter]]:
-        """Inside, call the result with rank 0's whole tensor, and on other ranks with any of its shape and dtype."""
-        # tensor_overrides: by default tensors made in the context change their dtype, torch.arange's positions too
+        """Inside, call the result with rank 0's whole tensor, and on other ranks with any of its shape and
+        dtype."""
+        # tensor_overrides: by default tensors made in the context change their dtype, torch.arange's
+        # positions too
         with deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=frozenset()):
             yield lambda tensor: _Holder(tensor).parameter
 
@@ -122,7 +135,9 @@ class Partitioner:
         """
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        alive = HfDeepSpeedConfig(self._settings)  # transformers keeps a weak reference: it is on as long as this lives
+        alive = HfDeepSpeedConfig(
+            self._settings
+        )  # transformers keeps a weak reference: it is on as long as this lives
         yield
         del alive
 
@@ -136,18 +151,21 @@ class _Holder(torch.nn.Module):
 
 
 def move_unpartitioned_to_device(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Bring what was not partitioned (an adapter, buffers) to the device and the adapter to `dtype`: DeepSpeed leaves both to
-    the caller where it meets a model that is partitioned already."""
+    """Bring what was not partitioned (an adapter, buffers) to the device and the adapter to `dtype`:
+    DeepSpeed leaves both to the caller where it meets a model that is partitioned already."""
     for parameter in model.parameters():
         if not is_partitioned(parameter):
-            parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else parameter.dtype)
+            parameter.data = parameter.data.to(
+                device, dtype if parameter.is_floating_point() else parameter.dtype
+            )
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 
 
 def show_dora_its_weights(model: torch.nn.Module) -> None:
-    """PEFT's DoRA reads the weights of three modules beside it. ZeRO-3 gathers a module's own only, unless it is told of more."""
+    """PEFT's DoRA reads the weights of three modules beside it. ZeRO-3 gathers a module's own only, unless it
+    is told of more."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_magnitude_vector")]
     for layer in layers:
         for name, dora in layer.lora_magnitude_vector.items():

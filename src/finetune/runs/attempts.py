@@ -1,10 +1,12 @@
-"""The attempts of a run, one for each start of its job, and the rule (`decide`) whether it comes back after a time limit, a
-preemption, a death or a dead node.
+"""The attempts of a run, one for each start of its job, and the rule (`decide`) whether it comes back after a
+time limit, a preemption, a death or a dead node.
 
-`attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its batch script, as a
-power cut does, has no `end`: the next one finds that out and writes it. A second `end` knows better: a node was found dead.
+`attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its
+batch script, as a power cut does, has no `end`: the next one finds that out and writes it. A second `end`
+knows better: a node was found dead.
 
-Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (job/batch_script.py).
+Only the standard library, from Python 3.8 on: the batch script reads this outside of a container
+(job/batch_script.py).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """A fault does; so does anything that brought the run no further, or it would go in circles for ever."""
+        """A fault does; so does anything that brought the run no further, or it would go in circles for
+        ever."""
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
         return self.saved_step <= self.from_step
@@ -83,7 +86,9 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
         deaths = 1 + sum(e.cause == EndingCause.DIED and e.died_at == ending.died_at for e in earlier)
         if deaths >= REPEATS:
             where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
-            return Decision(restart=False, reason=f"died {deaths} times {where}: {ending.detail}", failed=True)
+            return Decision(
+                restart=False, reason=f"died {deaths} times {where}: {ending.detail}", failed=True
+            )
     if [e.cause for e in [*earlier, ending][-PREFLIGHTS:]] == [EndingCause.PREFLIGHT] * PREFLIGHTS:
         reason = f"failed {PREFLIGHTS} preflights in a row: {ending.detail}"
         return Decision(restart=False, reason=reason, failed=True)
@@ -97,7 +102,8 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
 
 @dataclass
 class Attempt:
-    """One start of the job: the `begin` line, and how it ended (None: it runs, or nobody could write it down)."""
+    """One start of the job: the `begin` line, and how it ended (None: it runs, or nobody could write it
+    down)."""
 
     number: int
     job: str
@@ -115,7 +121,13 @@ def read(run: Path) -> list[Attempt]:
     for record in layout.read_json_lines(run / layout.ATTEMPTS):
         if record["event"] == "begin":
             attempts.append(
-                Attempt(record["attempt"], record["job"], tuple(record["nodes"]), record["time"], record["from_step"])
+                Attempt(
+                    record["attempt"],
+                    record["job"],
+                    tuple(record["nodes"]),
+                    record["time"],
+                    record["from_step"],
+                )
             )
         elif attempts and attempts[-1].number == record["attempt"]:
             attempts[-1].next_job = record.get("next_job") or attempts[-1].next_job
@@ -129,7 +141,14 @@ def read(run: Path) -> list[Attempt]:
 def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> Attempt:
     """Note the start of an attempt."""
     attempt = Attempt(len(read(run)) + 1, job, tuple(nodes), now, from_step)
-    record = {"event": "begin", "attempt": attempt.number, "job": job, "nodes": nodes, "time": now, "from_step": from_step}
+    record = {
+        "event": "begin",
+        "attempt": attempt.number,
+        "job": job,
+        "nodes": nodes,
+        "time": now,
+        "from_step": from_step,
+    }
     layout.append_json_line(run / layout.ATTEMPTS, record)
     return attempt
 
@@ -141,13 +160,15 @@ def end(run: Path, number: int, ending: Ending, words: str, now: float) -> None:
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
-    """Note the job that was submitted to go on after an attempt, where a site forbids requeue; the attempt has ended, or will."""
+    """Note the job that was submitted to go on after an attempt, where a site forbids requeue; the attempt
+    has ended, or will."""
     record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def of_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
-    """Those that a person started at once: the job's own, and those of jobs that were submitted to go on with each other."""
+    """Those that a person started at once: the job's own, and those of jobs that were submitted to go on with
+    each other."""
     chain = {job}
     for attempt in reversed(attempts):
         if attempt.job in chain or attempt.next_job in chain:

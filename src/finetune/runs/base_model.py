@@ -23,7 +23,8 @@ from finetune.runs.state import RunState
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk; `adapters` are merged into it, in this order, before training. `name` is what to call it."""
+    """A base model on disk; `adapters` are merged into it, in this order, before training. `name` is what to
+    call it."""
 
     name: str
     folder: Path
@@ -31,13 +32,14 @@ class Base:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """An adapter brings the tokenizer that it was trained with, which may have more tokens than the base's."""
+        """An adapter brings the tokenizer that it was trained with, which may have more tokens than the
+        base's."""
         return next((a for a in reversed(self.adapters) if (a / "tokenizer.json").is_file()), self.folder)
 
 
 def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
-    """A model folder, a hub id in the local cache, or the result of run:<run id>: its model, or its adapter merged into its base.
-    run:<run id>@<step> is the checkpoint of that step instead.
+    """A model folder, a hub id in the local cache, or the result of run:<run id>: its model, or its adapter
+    merged into its base. run:<run id>@<step> is the checkpoint of that step instead.
 
     Raises:
         NotFoundError: no such run or folder, or a hub id that is not in the cache.
@@ -56,12 +58,18 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise NotFoundError(f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}")
+            raise NotFoundError(
+                f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}"
+            )
         folder = _cached_snapshot(path, revision)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote")
+        raise UserError(
+            f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model folder {folder} has no weights (*.safetensors): download or convert them first")
+        raise UserError(
+            f"model folder {folder} has no weights (*.safetensors): download or convert them first"
+        )
     return Base(path, folder)
 
 
@@ -88,7 +96,8 @@ def _is_result(run: RunFolder, step: int) -> bool:
 
 
 def _exported(run: RunFolder, step: int) -> Path:
-    """Return a checkpoint's weights as a folder, written by training/checkpoint_weights.py when they are first asked for.
+    """Return a checkpoint's weights as a folder, written by training/checkpoint_weights.py when they are
+    first asked for.
 
     Raises:
         UserError: there is no checkpoint of this step, or it is damaged.
@@ -98,12 +107,24 @@ def _exported(run: RunFolder, step: int) -> Path:
         if folder.is_dir():
             return folder
         if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
-            kept = ", ".join(str(layout.step_of(path)) for path in reversed(layout.list_checkpoints(run.checkpoints)))
-            raise UserError(f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}")
+            kept = ", ".join(
+                str(layout.step_of(path)) for path in reversed(layout.list_checkpoints(run.checkpoints))
+            )
+            raise UserError(
+                f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}"
+            )
         extras.check("torch", f"exporting run:{run.id}@{step}")
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+        }
         command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
-        done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env={**os.environ, **alone}, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
             raise UserError(f"run {run.id}@{step}: {last}")
@@ -135,7 +156,8 @@ def _cached_models() -> list[str]:
 
 
 def _describe_neighbours(folder: Path) -> str:
-    """Return what of a folder's path exists, or which folder beside it may be meant; nothing where nothing looks like it."""
+    """Return what of a folder's path exists, or which folder beside it may be meant; nothing where nothing
+    looks like it."""
     if folder.parent.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         found = closest(folder.name, beside)
@@ -148,7 +170,8 @@ def _describe_neighbours(folder: Path) -> str:
 
 
 def pin_revision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the revision that the cache has now; a later download moves what a branch means."""
+    """Return the config with the revision that the cache has now; a later download moves what a branch
+    means."""
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
         return config

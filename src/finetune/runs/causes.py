@@ -1,9 +1,11 @@
-"""The cause of a rank's death, read from what it left: its exit status, the end of its log, Slurm's messages and job state.
+"""The cause of a rank's death, read from what it left: its exit status, the end of its log, Slurm's messages
+and job state.
 
-`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. What it recognises is data: the tables below. Where nothing
-matches, the sentence quotes the last line of the log instead of guessing.
+`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. What it recognises is data: the tables
+below. Where nothing matches, the sentence quotes the last line of the log instead of guessing.
 
-Only the standard library, from Python 3.8 on: the batch script reads this outside of a container (job/batch_script.py).
+Only the standard library, from Python 3.8 on: the batch script reads this outside of a container
+(job/batch_script.py).
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from finetune.runs.state import FailureKind, JobState
 TAIL_BYTES = 65536  # of each log; a rank that dies writes its reason last
 TAIL_LINES = 200
 LINE_LENGTH = 240  # of a quoted line
-LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")  # errors of a dead rank's peers
+LOST_PEER = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "remote process exited",
+)  # errors of a dead rank's peers
 ON_SLURM, LOCAL = "on Slurm", "on this machine"
 
 MEMORY_REMEDY = {
@@ -53,84 +60,165 @@ OUT_OF_MEMORY = (
     r"(Exceeded (?:job|step) memory limit)",
 )
 
-# In the log of a rank or of the batch script, most telling first: a message further down can be a consequence of one above.
+# In the log of a rank or of the batch script, most telling first: a message further down can be a consequence
+# of one above.
 MESSAGES = (
     Known(
         r"((?:CUDA|HIP|XPU) out of memory[^\n]{0,60}|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED)",
         "GPU memory ran out ({0})",
         "lower micro_batch_size or data.sequence_length, or spread the model over more GPUs (zero=stage3)",
     ),
-    Known(r"Bus error[^\n]*(?:shm|shared memory)|/dev/shm[^\n]*No space left|unable to (?:open|mmap) shared memory",
-          "/dev/shm is full", "give the container or the node more shared memory (/dev/shm)"),
-    Known(r"(?:\d+ requested and \d+ written|PytorchStreamWriter failed writing file)", "a file could not be written whole",
-          "look for a full disk or a used-up quota; free space, or choose another runs_dir"),
-    Known(r"No space left on device(?:[^\n]{0,3}: '([^'\n]+)')?", "the disk is full{0: at }",
-          "free space there, or choose another runs_dir"),
-    Known(r"Disk quota exceeded(?:[^\n]{0,3}: '([^'\n]+)')?", "the disk quota is used up{0: at }",
-          "free space or files there, or choose another runs_dir"),
-    Known(r"version `(GLIBC(?:XX)?_[\d.]+)' not found(?: \(required by ([^)\n]+)\))?", "the node's system lacks {0}{1: for }",
-          "use the Python or container that was built for the compute nodes (cluster.python, cluster.modules)"),
-    Known(r"ImportError: (lib\S+|\S+\.so\S*): cannot open shared object file", "the shared library {0} is not found",
-          "load the module that provides it (cluster.modules), or set LD_LIBRARY_PATH in cluster.env"),
-    Known(r"error while loading shared libraries: (\S+):", "the shared library {0} is not found",
-          "load the module that provides it (cluster.modules), or set LD_LIBRARY_PATH in cluster.env"),
-    Known(r"(?m)^FATAL: +([^\n]+)", "the container did not start ({0})",
-          "check the image's path and the binds in cluster.python; compute nodes must see both"),
-    Known(r"Lmod has detected the following error: *([^\n]+)", "a module cannot be loaded ({0})",
-          "check cluster.modules with `module spider` on the cluster"),
-    Known(r"((?:module|ml): (?:command )?not found)", "the batch script has no module command ({0})",
-          "define it in cluster.setup, or empty cluster.modules"),
-    Known(r"ModuleNotFoundError: No module named '([^']+)'", "Python on the node has no package {0}",
-          "install it in the Python of cluster.python"),
-    Known(r"(?:line )?\d+: (\S+): (?:command not found|not found|No such file or directory)\s*$", "the node has no command {0}",
-          "check cluster.python, cluster.host_python and cluster.setup"),
-    Known(r"execve\(\): (\S+): No such file or directory", "the node has no command {0}",
-          "check cluster.python, cluster.host_python and cluster.setup"),
-    Known(r"future feature annotations is not defined|SyntaxError: future feature",
-          "the host's Python is older than 3.8, or missing", "name a newer one in cluster.host_python"),
-    Known(r"no kernel image is available for execution", "the installed torch cannot run on this GPU",
-          "install a torch build for its architecture, or choose newer GPUs"),
-    Known(r"(?:CUDA error: uncorrectable ECC|ECC error|Xid[^\n]*\b(?:48|63|64|79|94|95)\b|GPU has fallen off the bus)",
-          "the GPU failed (hardware error)", "exclude the node: cluster.sbatch.exclude=NODE"),
-    Known(r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:not enough|can't allocate) memory|std::bad_alloc",
-          "host memory ran out (an allocation failed)", "MEMORY"),
-    Known(r"Watchdog caught collective operation timeout|Timed out waiting \d+ms|wait timeout after \d+ms",
-          "a collective timed out: another rank hung or was slow", "read the logs of all ranks (finetune logs RUN --rank N)"),
-    Known(r"ncclRemoteError|ncclSystemError|NCCL error[^\n]*", "NCCL lost the network or a peer",
-          "read the logs of all ranks; check cluster.env for the site's network"),
+    Known(
+        r"Bus error[^\n]*(?:shm|shared memory)|/dev/shm[^\n]*No space left|unable to (?:open|mmap) shared memory",
+        "/dev/shm is full",
+        "give the container or the node more shared memory (/dev/shm)",
+    ),
+    Known(
+        r"(?:\d+ requested and \d+ written|PytorchStreamWriter failed writing file)",
+        "a file could not be written whole",
+        "look for a full disk or a used-up quota; free space, or choose another runs_dir",
+    ),
+    Known(
+        r"No space left on device(?:[^\n]{0,3}: '([^'\n]+)')?",
+        "the disk is full{0: at }",
+        "free space there, or choose another runs_dir",
+    ),
+    Known(
+        r"Disk quota exceeded(?:[^\n]{0,3}: '([^'\n]+)')?",
+        "the disk quota is used up{0: at }",
+        "free space or files there, or choose another runs_dir",
+    ),
+    Known(
+        r"version `(GLIBC(?:XX)?_[\d.]+)' not found(?: \(required by ([^)\n]+)\))?",
+        "the node's system lacks {0}{1: for }",
+        "use the Python or container that was built for the compute nodes (cluster.python, cluster.modules)",
+    ),
+    Known(
+        r"ImportError: (lib\S+|\S+\.so\S*): cannot open shared object file",
+        "the shared library {0} is not found",
+        "load the module that provides it (cluster.modules), or set LD_LIBRARY_PATH in cluster.env",
+    ),
+    Known(
+        r"error while loading shared libraries: (\S+):",
+        "the shared library {0} is not found",
+        "load the module that provides it (cluster.modules), or set LD_LIBRARY_PATH in cluster.env",
+    ),
+    Known(
+        r"(?m)^FATAL: +([^\n]+)",
+        "the container did not start ({0})",
+        "check the image's path and the binds in cluster.python; compute nodes must see both",
+    ),
+    Known(
+        r"Lmod has detected the following error: *([^\n]+)",
+        "a module cannot be loaded ({0})",
+        "check cluster.modules with `module spider` on the cluster",
+    ),
+    Known(
+        r"((?:module|ml): (?:command )?not found)",
+        "the batch script has no module command ({0})",
+        "define it in cluster.setup, or empty cluster.modules",
+    ),
+    Known(
+        r"ModuleNotFoundError: No module named '([^']+)'",
+        "Python on the node has no package {0}",
+        "install it in the Python of cluster.python",
+    ),
+    Known(
+        r"(?:line )?\d+: (\S+): (?:command not found|not found|No such file or directory)\s*$",
+        "the node has no command {0}",
+        "check cluster.python, cluster.host_python and cluster.setup",
+    ),
+    Known(
+        r"execve\(\): (\S+): No such file or directory",
+        "the node has no command {0}",
+        "check cluster.python, cluster.host_python and cluster.setup",
+    ),
+    Known(
+        r"future feature annotations is not defined|SyntaxError: future feature",
+        "the host's Python is older than 3.8, or missing",
+        "name a newer one in cluster.host_python",
+    ),
+    Known(
+        r"no kernel image is available for execution",
+        "the installed torch cannot run on this GPU",
+        "install a torch build for its architecture, or choose newer GPUs",
+    ),
+    Known(
+        r"(?:CUDA error: uncorrectable ECC|ECC error|Xid[^\n]*\b(?:48|63|64|79|94|95)\b|GPU has fallen off the bus)",
+        "the GPU failed (hardware error)",
+        "exclude the node: cluster.sbatch.exclude=NODE",
+    ),
+    Known(
+        r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:not enough|can't allocate) memory|std::bad_alloc",
+        "host memory ran out (an allocation failed)",
+        "MEMORY",
+    ),
+    Known(
+        r"Watchdog caught collective operation timeout|Timed out waiting \d+ms|wait timeout after \d+ms",
+        "a collective timed out: another rank hung or was slow",
+        "read the logs of all ranks (finetune logs RUN --rank N)",
+    ),
+    Known(
+        r"ncclRemoteError|ncclSystemError|NCCL error[^\n]*",
+        "NCCL lost the network or a peer",
+        "read the logs of all ranks; check cluster.env for the site's network",
+    ),
     # the batch script's own errors: see launch/environment.py
     Known(r"^error: (cluster\.\w+: [^\n;]+); ([^\n]+)", "{0}", "{1}"),
-)  # fmt: skip
+)
 
 # Messages of faulthandler, bash and srun for each signal.
 FATAL: dict[int, str] = {
-    signal.SIGSEGV: r"Segmentation fault", signal.SIGBUS: r"Bus error", signal.SIGILL: r"Illegal instruction",
-    signal.SIGABRT: r"Aborted|Fatal Python error: (?!Segm|Bus|Ill|Float)", signal.SIGFPE: r"Floating[- ]point exception",
-    signal.SIGKILL: r"Killed", signal.SIGTERM: r"Terminated",
-}  # fmt: skip
+    signal.SIGSEGV: r"Segmentation fault",
+    signal.SIGBUS: r"Bus error",
+    signal.SIGILL: r"Illegal instruction",
+    signal.SIGABRT: r"Aborted|Fatal Python error: (?!Segm|Bus|Ill|Float)",
+    signal.SIGFPE: r"Floating[- ]point exception",
+    signal.SIGKILL: r"Killed",
+    signal.SIGTERM: r"Terminated",
+}
 SIGNALS: dict[int, Known] = {
-    signal.SIGSEGV: Known("", "crashed in native code (SIGSEGV, segmentation fault)",
-                          "update that library, or try model.kernels=none; the log has the stack"),
-    signal.SIGBUS: Known("", "crashed on a memory access (SIGBUS)",
-                         "look for a full /dev/shm, a full disk or a file that was cut off while it was read"),
-    signal.SIGILL: Known("", "used an instruction that this CPU does not have (SIGILL)",
-                         "install packages that were built for the node's CPU"),
-    signal.SIGABRT: Known("", "aborted in native code (SIGABRT)", "the log's last lines name the failed check"),
+    signal.SIGSEGV: Known(
+        "",
+        "crashed in native code (SIGSEGV, segmentation fault)",
+        "update that library, or try model.kernels=none; the log has the stack",
+    ),
+    signal.SIGBUS: Known(
+        "",
+        "crashed on a memory access (SIGBUS)",
+        "look for a full /dev/shm, a full disk or a file that was cut off while it was read",
+    ),
+    signal.SIGILL: Known(
+        "",
+        "used an instruction that this CPU does not have (SIGILL)",
+        "install packages that were built for the node's CPU",
+    ),
+    signal.SIGABRT: Known(
+        "", "aborted in native code (SIGABRT)", "the log's last lines name the failed check"
+    ),
     signal.SIGFPE: Known("", "crashed in native code (SIGFPE)", "the log's stack names the library"),
     signal.SIGTERM: Known("", "was ended by SIGTERM", "somebody or the system ended it"),
-}  # fmt: skip
+}
 
 # Slurm's states of a job that it ended, and its messages of the same in a log.
 STATES = {
     JobState.OUT_OF_MEMORY: Known(r"(?!)", "host memory ran out (Slurm: OUT_OF_MEMORY)", "MEMORY"),
-    JobState.TIMEOUT: Known(r"CANCELLED AT \S+ DUE TO TIME LIMIT", "the time limit ended it before it could save",
-                     "raise cluster.signal_lead_s or cluster.timeout_min"),
-    JobState.PREEMPTED: Known(r"CANCELLED AT \S+ DUE TO PREEMPTION", "a job of higher priority preempted it", "submit it again"),
-    JobState.NODE_FAIL: Known(r"CANCELLED AT \S+ DUE TO NODE (?:FAILURE|FAIL)[^\n]*|Node failure on (\S+)", "a node failed{0: }",
-                       "submit it again"),
+    JobState.TIMEOUT: Known(
+        r"CANCELLED AT \S+ DUE TO TIME LIMIT",
+        "the time limit ended it before it could save",
+        "raise cluster.signal_lead_s or cluster.timeout_min",
+    ),
+    JobState.PREEMPTED: Known(
+        r"CANCELLED AT \S+ DUE TO PREEMPTION", "a job of higher priority preempted it", "submit it again"
+    ),
+    JobState.NODE_FAIL: Known(
+        r"CANCELLED AT \S+ DUE TO NODE (?:FAILURE|FAIL)[^\n]*|Node failure on (\S+)",
+        "a node failed{0: }",
+        "submit it again",
+    ),
     JobState.DEADLINE: Known(r"DUE TO DEADLINE", "the job's deadline passed", "submit it with a later one"),
     JobState.BOOT_FAIL: Known(r"(?!)", "its node did not boot", "submit it again"),
-}  # fmt: skip
+}
 
 _HELPER = re.compile(rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit strikes)[^\n]*\n", re.MULTILINE)
 _START_WORDS = "Starting with JobEnvironment("  # the first line of a rank, from submitit
@@ -230,7 +318,8 @@ def read_tail(path: Path, has_batch_lines: bool) -> str:
     """Return the end of a log, from the start of the newest attempt in it.
 
     Args:
-        has_batch_lines: the batch script writes into it too; an attempt then starts after the helper's last message.
+        has_batch_lines: the batch script writes into it too; an attempt then starts after the helper's last
+            message.
     """
     try:
         with path.open("rb") as file:
@@ -312,11 +401,14 @@ def _explain_job(evidence: Evidence) -> str | None:
 
 
 def _first_death(evidence: Evidence) -> Death | None:
-    """Return the rank that ended first without a message: by srun's report, by its exit status, or as it left no failure."""
+    """Return the rank that ended first without a message: by srun's report, by its exit status, or as it left
+    no failure."""
     spoke = {failure.rank for failure in evidence.failures}
     reported = list(_reported_deaths(evidence.logs.get(0, "")))
     silent = [death for death in reported if death.rank not in spoke]
-    silent += [Death(rank, status=status) for rank, status in evidence.exits.items() if status and rank not in spoke]
+    silent += [
+        Death(rank, status=status) for rank, status in evidence.exits.items() if status and rank not in spoke
+    ]
     if silent:
         return min(silent, key=_likely_consequence)
     if spoke:
@@ -328,7 +420,8 @@ def _first_death(evidence: Evidence) -> Death | None:
 
 
 def _likely_consequence(death: Death) -> int:
-    """Order deaths: a crash comes before a kill, with which srun and we end the ranks that are left, and before an exit code."""
+    """Order deaths: a crash comes before a kill, with which srun and we end the ranks that are left, and
+    before an exit code."""
     number = _signal_of(death, "")
     if number in (signal.SIGKILL, signal.SIGTERM):
         return 1
@@ -365,7 +458,9 @@ def _signal_of(death: Death, log: str) -> int | None:
 def _signal_in(log: str) -> int | None:
     """Return the signal whose message is in a log (faulthandler's, or the shell's)."""
     for number, pattern in FATAL.items():
-        if number not in (signal.SIGKILL, signal.SIGTERM) and re.search(rf"(?m)^(?:Fatal Python error: )?(?:{pattern})", log):
+        if number not in (signal.SIGKILL, signal.SIGTERM) and re.search(
+            rf"(?m)^(?:Fatal Python error: )?(?:{pattern})", log
+        ):
             return int(number)
     return None
 
@@ -393,7 +488,8 @@ def _match(text: str, where: str) -> str | None:
 
 
 def _match_batch(text: str, where: str) -> str | None:
-    """Return cause and remedy of the first message of a batch script, and of the last: one may follow from the other."""
+    """Return cause and remedy of the first message of a batch script, and of the last: one may follow from
+    the other."""
     found = []
     for known in MESSAGES:
         match = re.search(known.pattern, text, re.MULTILINE)
@@ -406,7 +502,8 @@ def _match_batch(text: str, where: str) -> str | None:
 
 
 def _match_state(evidence: Evidence, text: str) -> str | None:
-    """Return cause and remedy of an end that Slurm decided, by the job's state or by its message in the log."""
+    """Return cause and remedy of an end that Slurm decided, by the job's state or by its message in the
+    log."""
     for state, known in STATES.items():
         found = re.search(known.pattern, text)
         if found or evidence.state == state:
@@ -415,7 +512,8 @@ def _match_state(evidence: Evidence, text: str) -> str | None:
 
 
 def _fill_in(known: Known, groups: tuple[str | None, ...], where: str) -> str:
-    """Fill a table entry in: `{0}` is a group, `{0: at }` the same after ` at `, or nothing if the group did not match."""
+    """Fill a table entry in: `{0}` is a group, `{0: at }` the same after ` at `, or nothing if the group did
+    not match."""
 
     def fill(match: re.Match[str]) -> str:
         number = int(match[1])
@@ -427,7 +525,8 @@ def _fill_in(known: Known, groups: tuple[str | None, ...], where: str) -> str:
 
 
 def last_line(log: str) -> str:
-    """Return the last line of a log that is not from Slurm or the helper; "it has none" if there is no such line."""
+    """Return the last line of a log that is not from Slurm or the helper; "it has none" if there is no such
+    line."""
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:
         return "it has none"

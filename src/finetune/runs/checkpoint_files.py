@@ -1,4 +1,5 @@
-"""Checkpoints as files: which there are, whether they are whole, which is the best. No torch here: commands read them too."""
+"""Checkpoints as files: which there are, whether they are whole, which is the best. No torch here: commands
+read them too."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def best(checkpoints: Path) -> Path | None:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, held against its manifest; None if they are whole."""
+    """Return what is wrong with the files of a checkpoint, held against its manifest; None if they are
+    whole."""
     try:
         manifest = json.loads((checkpoint / layout.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

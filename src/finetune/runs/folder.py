@@ -60,7 +60,9 @@ class RunFolder:
         known = [path.parent.name for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
         sweeps = [path.name for path in (Path(runs_dir) / layout.SWEEPS).glob("*") if path.is_dir()]
         close = did_you_mean(run_id, [*known, *sweeps])
-        raise NotFoundError(f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}")
+        raise NotFoundError(
+            f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}"
+        )
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
@@ -123,7 +125,8 @@ class RunFolder:
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
-        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them (base_model.resolve)."""
+        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them
+        (base_model.resolve)."""
         return self.exports / layout.checkpoint_name(step)
 
     @property
@@ -181,8 +184,9 @@ class RunFolder:
         (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
-        """Return which process is to start this run in its turn, or follows it: `process 123`, or `another process on HOST`;
-        None if nobody is. A process that was killed leaves its note behind, and is not taken for alive."""
+        """Return which process is to start this run in its turn, or follows it: `process 123`, or `another
+        process on HOST`; None if nobody is. A process that was killed leaves its note behind, and is not
+        taken for alive."""
         turn = Turn.read(self.path / layout.TURN)
         if turn is None:
             return None
@@ -199,7 +203,8 @@ class RunFolder:
         return (self.path / layout.TURN).exists() and self.turn_holder() is None
 
     def record_submission(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
-        """Note the job that works on the run from now on; its id is Slurm's, or locally that of submitit's controller."""
+        """Note the job that works on the run from now on; its id is Slurm's, or locally that of submitit's
+        controller."""
         Submission(job_id, socket.gethostname(), scheduler, code).write(self.path / layout.SUBMISSION)
 
     def submission(self) -> Submission | None:
@@ -219,7 +224,8 @@ class RunFolder:
         return Outcome.read(self.path / layout.OUTCOME)
 
     def record_start(self) -> None:
-        """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before is past then."""
+        """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before
+        is past then."""
         (self.path / layout.OUTCOME).unlink(missing_ok=True)
         Started(restart_count(), socket.gethostname(), time.time()).write(self.path / layout.STARTED)
 
@@ -227,7 +233,9 @@ class RunFolder:
         """Note how the run ended."""
         Outcome(state, reason, asked_by).write(self.path / layout.OUTCOME)
 
-    def record_failure(self, rank: int, error: str, kind: str = FailureKind.CRASH, nodes: Sequence[str] = ()) -> None:
+    def record_failure(
+        self, rank: int, error: str, kind: str = FailureKind.CRASH, nodes: Sequence[str] = ()
+    ) -> None:
         """Note why a rank failed.
 
         Args:
@@ -238,7 +246,8 @@ class RunFolder:
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no rank failed."""
+        """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no
+        rank failed."""
         if diagnosis := Diagnosis.read(self.path / layout.FAILURE):
             return diagnosis.error
         failures = self.failures()
@@ -273,7 +282,9 @@ class RunFolder:
             state: Slurm's state of the job, if it is known.
             failures: what its ranks wrote of their failures.
         """
-        return causes.explain(causes.gather(self.path, failures, self.config().cluster.world_size, state=state))
+        return causes.explain(
+            causes.gather(self.path, failures, self.config().cluster.world_size, state=state)
+        )
 
     def warnings(self) -> list[str]:
         """Return what its ranks warned of since a person started it, a line each."""
@@ -282,7 +293,8 @@ class RunFolder:
     def state(self) -> RunState:
         """Return the state of the run.
 
-        Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks Slurm too.
+        Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks
+            Slurm too.
         """
         if self.is_running():
             return RunState.RUNNING
@@ -295,18 +307,22 @@ class RunFolder:
             return RunState.QUEUED
         if submission.is_on_slurm:
             return RunState.RUNNING if (self.path / layout.STARTED).exists() else RunState.QUEUED
-        return RunState.RUNNING if self.processes() else RunState.DEAD  # ranks may outlive submitit's controller
+        return (
+            RunState.RUNNING if self.processes() else RunState.DEAD
+        )  # ranks may outlive submitit's controller
 
     def sweep(self) -> str | None:
         """Id of the sweep that the run is a point of, if it is."""
         return self.provenance().sweep
 
     def point(self) -> dict[str, str]:
-        """Swept settings and this point's values, as they were typed; empty for a run that is no point of a sweep."""
+        """Swept settings and this point's values, as they were typed; empty for a run that is no point of a
+        sweep."""
         return self.provenance().point or {}
 
     def code(self) -> str | None:
-        """Digest of the code that its job imports (launch/freeze.py); None if it imports what is installed."""
+        """Digest of the code that its job imports (launch/freeze.py); None if it imports what is
+        installed."""
         submission = self.submission()
         return None if submission is None else submission.code
 
@@ -321,12 +337,13 @@ class RunFolder:
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return who was to be given the run: local or slurm. Its config is not read where that can be known without it."""
+        """Return who was to be given the run: local or slurm. Its config is not read where that can be known
+        without it."""
         return self.provenance().scheduler or self.config().cluster.scheduler
 
     def is_running(self) -> bool:
-        """Of a run without scheduler, from the start of the job's processes to their end. It does not take the run's lock, which
-        a rank may want.
+        """Of a run without scheduler, from the start of the job's processes to their end. It does not take
+        the run's lock, which a rank may want.
 
         A run of another machine counts as running while its metrics were written to in the last ten minutes.
         """
@@ -335,8 +352,8 @@ class RunFolder:
         return self.controller() is not None
 
     def elsewhere(self) -> str | None:
-        """The other machine where the run was started without scheduler, if it has not said its end there: it may be at work,
-        however long it is silent."""
+        """The other machine where the run was started without scheduler, if it has not said its end there: it
+        may be at work, however long it is silent."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():
             return None
@@ -344,14 +361,17 @@ class RunFolder:
         return None if ended else submission.host
 
     def controller(self) -> psutil.Process | None:
-        """The process on this machine that a run without scheduler hangs on (launch/follow.py), if it is there; by its command
-        line, as its id may be another process' by now."""
+        """The process on this machine that a run without scheduler hangs on (launch/follow.py), if it is
+        there; by its command line, as its id may be another process' by now."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host != socket.gethostname():
             return None
         try:
             process = psutil.Process(int(submission.job_id))
-            ours = {str(self.jobs), str(self.jobs / layout.ATTACHED)}  # that script becomes srun (launch/local.py)
+            ours = {
+                str(self.jobs),
+                str(self.jobs / layout.ATTACHED),
+            }  # that script becomes srun (launch/local.py)
             return process if ours & set(process.cmdline()) else None
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             return None

@@ -1,4 +1,5 @@
-"""What a run is trained on: its corpus, digests of corpus and base, and whether base and tokenizer fit the corpus.
+"""What a run is trained on: its corpus, digests of corpus and base, and whether base and tokenizer fit the
+corpus.
 
 Commands check it before a job is queued, ranks when they set the run up; nothing heavy is imported here.
 """
@@ -23,7 +24,8 @@ WINDOW = 4096  # bytes of a tensor that its digest reads
 
 
 def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
-    """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from scratch)."""
+    """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from
+    scratch)."""
     return {"corpus": corpus.manifest.digest if corpus else None, "base": digest(base) if base else None}
 
 
@@ -34,7 +36,8 @@ def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str
         the digests, which are noted now.
 
     Raises:
-        UserError: it is another. (The base of a model that is trained whole matters until its first checkpoint.)
+        UserError: it is another. (The base of a model that is trained whole matters until its first
+            checkpoint.)
     """
     noted = run.read_json(layout.INPUTS) or {}
     for name, digest in digests.items():
@@ -53,10 +56,11 @@ def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str
 
 
 def digest(base: Base) -> str:
-    """sha256 of a base's configs, and of its weight files' names, headers and WINDOW bytes amid each tensor: as cheap for a large
-    model as for a small one.
+    """sha256 of a base's configs, and of its weight files' names, headers and WINDOW bytes amid each tensor:
+    as cheap for a large model as for a small one.
 
-    It tells models, revisions and precisions apart, and weights from the same ones trained further, merged or quantized: that
+    It tells models, revisions and precisions apart, and weights from the same ones trained further, merged or
+        quantized: that
     moves numbers all over a tensor. A few numbers edited by hand in a large tensor it can miss.
 
     Raises:
@@ -64,7 +68,9 @@ def digest(base: Base) -> str:
     """
     hasher = hashlib.sha256()
     for folder in (base.folder, *base.adapters):
-        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json"))):
+        for path in sorted(
+            (*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json"))
+        ):
             hasher.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             if path.suffix == ".json":
                 hasher.update(path.read_bytes())
@@ -72,7 +78,9 @@ def digest(base: Base) -> str:
             try:
                 _sample(path, hasher.update)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-                raise UserError(f"the weights in {path} cannot be read ({fault}): get the model again, whole") from None
+                raise UserError(
+                    f"the weights in {path} cannot be read ({fault}): get the model again, whole"
+                ) from None
     return hasher.hexdigest()
 
 
@@ -100,12 +108,18 @@ def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
     Raises:
         NotFoundError, UserError: one line that names the thing and the remedy.
     """
-    is_jobs_python = config.cluster.python is None or "RANK" in os.environ  # a rank's; else that of a login node
+    is_jobs_python = (
+        config.cluster.python is None or "RANK" in os.environ
+    )  # a rank's; else that of a login node
     if config.model.quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
         )
-    model = None if config.model.path is None else resolve(config.model.path, config.runs_dir, config.model.revision)
+    model = (
+        None
+        if config.model.path is None
+        else resolve(config.model.path, config.runs_dir, config.model.revision)
+    )
     if not corpus_is_there:
         return
     corpus = open_corpus(config.data)
@@ -134,7 +148,8 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
 
 
 def _extends(folder: Path, larger: Path) -> bool:
-    """Return whether the tokenizer in `larger` is the one in `folder` and added tokens, with every old id as it was."""
+    """Return whether the tokenizer in `larger` is the one in `folder` and added tokens, with every old id as
+    it was."""
     old, new = (json.loads((f / "tokenizer.json").read_text(encoding="utf-8")) for f in (folder, larger))
     # tokenizer_digest leaves out the same, but the last
     may_differ = {"padding", "truncation", "version", "decoder", "added_tokens"}
@@ -151,7 +166,10 @@ def tokenizer_size(folder: Path) -> int:
     """Token ids of the tokenizer in a folder: one more than its largest."""
     from tokenizers import Tokenizer
 
-    return max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True).values()) + 1
+    return (
+        max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True).values())
+        + 1
+    )
 
 
 def num_added_tokens(base: Base, corpus_folder: Path) -> int:
@@ -166,15 +184,20 @@ def open_corpus(data: DataConfig) -> Corpus:
     """Open the corpus of a run; sizes are checked, not every byte.
 
     Raises:
-        NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit it.
+        NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit
+            it.
     """
     corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
         if unknown := set(getattr(data, key)) - set(sources):
-            raise UserError(f"data.{key} names {', '.join(sorted(unknown))}: corpus {data.corpus} has {', '.join(sources)}")
+            raise UserError(
+                f"data.{key} names {', '.join(sorted(unknown))}: corpus {data.corpus} has {', '.join(sources)}"
+            )
     if not training_sources(data, corpus):
-        raise UserError("data.include_sources and data.exclude_sources leave no source to train on: drop one of them")
+        raise UserError(
+            "data.include_sources and data.exclude_sources leave no source to train on: drop one of them"
+        )
     return corpus
 
 

@@ -1,4 +1,5 @@
-"""The file names of a run folder and of the runs folder around it; how these files are read, and written whole.
+"""The file names of a run folder and of the runs folder around it; how these files are read, and written
+whole.
 
     runs/<run id>/
       config.yaml       the resolved config, frozen at submission
@@ -16,8 +17,8 @@
       exports/          checkpoints named as run:ID@STEP, likewise
       jobs/             submitit's files, and the ranks' logs
 
-Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it needs
-the standard library alone, from Python 3.8 on.
+Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it
+needs the standard library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -275,7 +276,8 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 
 
 def parse_json_line(line: bytes) -> Json | None:
-    """Return the record of a line; None if the line is incomplete: being written, cut short, or read in part."""
+    """Return the record of a line; None if the line is incomplete: being written, cut short, or read in
+    part."""
     try:
         record = json.loads(line)
     except ValueError:

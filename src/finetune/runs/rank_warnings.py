@@ -1,7 +1,9 @@
-"""Warnings of ranks, where whoever follows a run can read them: `jobs/warnings-rank-<rank>.jsonl` in its folder.
+"""Warnings of ranks, where whoever follows a run can read them: `jobs/warnings-rank-<rank>.jsonl` in its
+folder.
 
-`collect` takes in warnings and errors of our own loggers, of the libraries that load and train a model, and of Python's warnings
-that those raise. What repeats is one warning with a count. Only the standard library: the shell that reads has no torch.
+`collect` takes in warnings and errors of our own loggers, of the libraries that load and train a model, and
+of Python's warnings that those raise. What repeats is one warning with a count. Only the standard library:
+the shell that reads has no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,17 @@ from typing import TextIO
 from finetune.runs import layout
 from finetune.runs.records import Record
 
-PACKAGES = ("finetune", "data_prep", "transformers", "peft", "accelerate", "deepspeed", "DeepSpeed", "bitsandbytes", "torch")
+PACKAGES = (
+    "finetune",
+    "data_prep",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "DeepSpeed",
+    "bitsandbytes",
+    "torch",
+)
 # libraries whose loggers do not hand their records on to the root logger
 APART = ("transformers", "peft", "accelerate", "DeepSpeed", "deepspeed", "bitsandbytes")
 # for developers: of what a user can change nothing

@@ -1,7 +1,7 @@
 """The records in the JSON files of a run folder: its job, when it started, how it ended, why it failed.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container: the standard
-library alone, from Python 3.8 on.
+Every process reads or writes some of them, also the batch script's helper outside of a container: the
+standard library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -211,9 +211,11 @@ class Metrics(Record):
 
 
 def read_submission(run: Path) -> Submission | None:
-    """Return the job that works on a run, also where an earlier version submitted it; None before its submission.
+    """Return the job that works on a run, also where an earlier version submitted it; None before its
+    submission.
 
-    A job that was queued with the code of an earlier version writes the earlier name when it resubmits itself: the newer file
+    A job that was queued with the code of an earlier version writes the earlier name when it resubmits
+        itself: the newer file
     of the two holds.
 
     Raises:
@@ -223,7 +225,9 @@ def read_submission(run: Path) -> Submission | None:
     submission = Submission.read(run / layout.SUBMISSION)
     if submission is None or earlier is None:
         return submission or earlier
-    newer, older = ((run / name).stat().st_mtime_ns for name in (layout.EARLIER_SUBMISSION, layout.SUBMISSION))
+    newer, older = (
+        (run / name).stat().st_mtime_ns for name in (layout.EARLIER_SUBMISSION, layout.SUBMISSION)
+    )
     return replace(submission, job_id=earlier.job_id) if newer > older else submission
 
 

@@ -1,7 +1,8 @@
-"""Merged bases that runs share: runs/.bases/<digest of the content>/, with hard links to its files in each run's merged_base/.
+"""Merged bases that runs share: runs/.bases/<digest of the content>/, with hard links to its files in each
+run's merged_base/.
 
-The digest is of the merged weights, their settings and the tokenizer, so an entry cannot be out of date. A run that is copied or
-moved takes whole files along; an entry whose files no run links to any more can go.
+The digest is of the merged weights, their settings and the tokenizer, so an entry cannot be out of date. A
+run that is copied or moved takes whole files along; an entry whose files no run links to any more can go.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from finetune.runs import layout
 
 
 def link(folder: Path, digest: str) -> bool:
-    """Make `folder` (in a run's) of an entry's files; False if there is none, or the file system has no hard links."""
+    """Make `folder` (in a run's) of an entry's files; False if there is none, or the file system has no hard
+    links."""
     entry, temporary = _entry(folder, digest), layout.unfinished(folder)
     if not entry.is_dir():
         return False
@@ -30,7 +32,8 @@ def link(folder: Path, digest: str) -> bool:
 
 
 def publish(folder: Path, digest: str) -> None:
-    """Make an entry of a finished folder, unless another run was first, or the file system has no hard links."""
+    """Make an entry of a finished folder, unless another run was first, or the file system has no hard
+    links."""
     entry = _entry(folder, digest)
     temporary = entry.with_name(f".{digest}.{secrets.token_hex(4)}")
     for path in folder.iterdir():

@@ -1,8 +1,9 @@
-"""The words for states of runs, reasons to stop, endings of attempts, kinds of failures, Slurm's job states and MLflow's
-statuses. Which of them holds is found by folder.py (from files) and launch/observe.py (with Slurm).
+"""The words for states of runs, reasons to stop, endings of attempts, kinds of failures, Slurm's job states
+and MLflow's statuses. Which of them holds is found by folder.py (from files) and launch/observe.py (with
+Slurm).
 
-The only module that spells them. Every process uses it, also the batch script's helper outside of a container: the
-standard library alone, from Python 3.8 on.
+The only module that spells them. Every process uses it, also the batch script's helper outside of a
+container: the standard library alone, from Python 3.8 on.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)  # whose fo
 
 
 class StopReason(IntEnum):
-    """Why ranks stop training early, in order of weight: where ranks disagree, the highest holds (an all-reduce)."""
+    """Why ranks stop training early, in order of weight: where ranks disagree, the highest holds (an
+    all-reduce)."""
 
     NONE = 0
     INTERRUPTED = 1  # by a signal, or its time's end

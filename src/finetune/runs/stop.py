@@ -1,7 +1,9 @@
-"""Whether a rank is asked to stop training early: by a signal (time limit, preemption, requeue), a deadline or a stop file.
+"""Whether a rank is asked to stop training early: by a signal (time limit, preemption, requeue), a deadline
+or a stop file.
 
 No torch in here: signals may come while it is being imported.
-The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see training/.
+The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see
+training/.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class StopTraining(Exception):
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR2 (a scheduler's time limit, preemption or requeue), by a deadline, or by a stop file (a person).
+    """Set by SIGTERM or SIGUSR2 (a scheduler's time limit, preemption or requeue), by a deadline, or by a
+    stop file (a person).
 
     Args:
         file: the person's wish.

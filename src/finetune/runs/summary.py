@@ -1,4 +1,5 @@
-"""summary.json of a run: written by rank 0 when the run is completed, read by every command that shows what came of it."""
+"""summary.json of a run: written by rank 0 when the run is completed, read by every command that shows what
+came of it."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class UsedGroup:
 
 @dataclass(kw_only=True)
 class LostTokens:
-    """Tokens of one source and written standard that are not used: the reason, and the setting that changes it."""
+    """Tokens of one source and written standard that are not used: the reason, and the setting that changes
+    it."""
 
     source: str
     language: str
@@ -94,7 +96,8 @@ class Summary:
         peak_memory_bytes: of rank 0.
         seconds: of rank 0, by phase, over all attempts; `total` is their sum.
         skipped_batches: left out after rewinds.
-        before, after: held-out loss of the untrained model and of the result; None without validation documents.
+        before, after: held-out loss of the untrained model and of the result; None without validation
+            documents.
         best, last: the checkpoint with the best held-out loss; the last step.
         new_stop: the token that ends a turn, if generation stops there now and did not before.
         result: folder of the saved model or adapter.
@@ -132,7 +135,9 @@ class Summary:
         for name, kind in (("before", HeldOut), ("after", HeldOut), ("best", StepLoss), ("last", StepLoss)):
             if body.get(name):
                 read[name] = _read(kind, body[name])
-        read["token_use"] = {split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()}
+        read["token_use"] = {
+            split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()
+        }
         return _read(cls, read)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""`sync`: fill MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each step is sent once.
+"""`sync`: fill MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each
+step is sent once.
 
-A resumed run repeats the steps since its last checkpoint, exactly: those already sent are skipped. Where we stopped reading
-is kept beside the spool; if that note is lost with the process, the same lines are sent again with the same timestamps,
-which MLflow stores once.
+A resumed run repeats the steps since its last checkpoint, exactly: those already sent are skipped. Where we
+stopped reading is kept beside the spool; if that note is lost with the process, the same lines are sent again
+with the same timestamps, which MLflow stores once.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def default_uri(runs_dir: str | Path) -> str:
 
 
 def sync(run: RunFolder) -> None:
-    """Send what the run has said since the last time. One writer at a time a runs folder: SQLite takes no more."""
+    """Send what the run has said since the last time. One writer at a time a runs folder: SQLite takes no
+    more."""
     config = run.config()
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         client = _client(config.tracking_uri or default_uri(run.path.parent))
@@ -96,7 +98,9 @@ def _experiment(client: Any, runs_dir: Path, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=(runs_dir / layout.MLFLOW_ARTIFACTS).as_uri()))
+    return str(
+        client.create_experiment(name, artifact_location=(runs_dir / layout.MLFLOW_ARTIFACTS).as_uri())
+    )
 
 
 def _find(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
@@ -105,7 +109,8 @@ def _find(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
 
 
 def finish_sweep(points: list[RunFolder]) -> None:
-    """Say of a sweep's parent run how it stands: RUNNING while a point is queued or runs, FAILED if one did not complete.
+    """Say of a sweep's parent run how it stands: RUNNING while a point is queued or runs, FAILED if one did
+    not complete.
 
     Args:
         points: all runs of the sweep, each of which has been synced.
@@ -123,7 +128,9 @@ def finish_sweep(points: list[RunFolder]) -> None:
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         for uri, experiment in sorted(places):  # a sweep over experiments has a parent in each
             client = _client(uri)
-            parent = _find(client, _experiment(client, run.path.parent, experiment), SWEEP_TAG, str(run.sweep()))
+            parent = _find(
+                client, _experiment(client, run.path.parent, experiment), SWEEP_TAG, str(run.sweep())
+            )
             if parent is not None and parent.info.status != status:
                 if status == MlflowStatus.RUNNING:
                     client.update_run(parent.info.run_id, str(status))
@@ -170,7 +177,8 @@ def _batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
 
 
 def _parse(line: bytes) -> Metrics:
-    """Return the record of a spool's line; an empty one for a line that a kill cut short in the middle of the file."""
+    """Return the record of a spool's line; an empty one for a line that a kill cut short in the middle of the
+    file."""
     record = layout.parse_json_line(line)
     return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.from_json(record)
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class Spool:
-    """Appends metrics of one run. Only rank 0 holds an enabled one. A full disk loses metrics, never the run."""
+    """Appends metrics of one run. Only rank 0 holds an enabled one. A full disk loses metrics, never the
+    run."""
 
     def __init__(self, path: Path, enabled: bool) -> None:
         self._file = None
@@ -44,7 +45,9 @@ class Spool:
     def __enter__(self) -> Spool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             try:
                 self._file.close()

@@ -1,15 +1,17 @@
-"""Checkpoints of a run: written aside, listed with checksums, published by one rename. A resume uses the newest that verifies.
+"""Checkpoints of a run: written aside, listed with checksums, published by one rename. A resume uses the
+newest that verifies.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
       rng-00000.pt …     torch's generator state of each rank (dropout)
-      state.json         step, what the loop saw so far (losses, totals), held-out loss if known, world size, ZeRO stage,
+      state.json         step, what the loop saw so far (losses, totals), held-out loss if known, world size,
+      ZeRO stage,
                          digests of corpus and base
       manifest.json      every file above with size and sha256
       held_out.json      held-out loss, if it was measured only after the checkpoint was published
 
-The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py, run.py).
-DeepSpeed's files are pickles; they are read only after the manifest has verified them.
+The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py,
+run.py). DeepSpeed's files are pickles; they are read only after the manifest has verified them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ Identity = Mapping[str, str | int | None]
 
 @dataclass(kw_only=True)
 class LoopState:
-    """What the loop needs besides the engine's state to go on as if it had never stopped; empty in older checkpoints.
+    """What the loop needs besides the engine's state to go on as if it had never stopped; empty in older
+    checkpoints.
 
     Attributes:
         tokens, targets, seconds, rank_seconds: totals, see run.Progress.
@@ -95,13 +98,16 @@ class Checkpoints:
 
     Args:
         keep: newest checkpoints kept; the one with the best held-out loss is kept besides.
-        identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world size may change.
+        identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world
+            size may change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity, world: World) -> None:
         self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
 
-    def save(self, engine: Engine, step: int, seen: LoopState | None = None, held_out_loss: float | None = None) -> float:
+    def save(
+        self, engine: Engine, step: int, seen: LoopState | None = None, held_out_loss: float | None = None
+    ) -> float:
         """Save after `step` optimizer steps; all ranks call it. Return the seconds that training stood still.
 
         Args:
@@ -127,14 +133,17 @@ class Checkpoints:
             )
             state.write(temporary)
             self.publish(temporary, checkpoint_files.folder_of(self.folder, step))
-            for old in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
+            for (
+                old
+            ) in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
             self._sweep()
         self.world.barrier()
         return time.monotonic() - began
 
     def load_newest(self, engine: Engine) -> CheckpointState:
-        """Restore the newest checkpoint that verifies; return its state, whose `step` is 0 without one. All ranks call it.
+        """Restore the newest checkpoint that verifies; return its state, whose `step` is 0 without one. All
+        ranks call it.
 
         Raises:
             UserError: the checkpoint is of another ZeRO stage, corpus or base.
@@ -151,9 +160,11 @@ class Checkpoints:
         return state
 
     def load_best(self, engine: Engine, current: int) -> int | None:
-        """Restore the weights with the best held-out loss, unless those of step `current`, which are in the engine, are.
+        """Restore the weights with the best held-out loss, unless those of step `current`, which are in the
+        engine, are.
 
-        Training cannot go on from here, but the newest checkpoint stays as it is, for a later resume. All ranks call it.
+        Training cannot go on from here, but the newest checkpoint stays as it is, for a later resume. All
+        ranks call it.
 
         Returns:
             the step whose weights the engine holds now; None if no checkpoint was evaluated.
@@ -172,7 +183,11 @@ class Checkpoints:
     def loss_of(self, step: int) -> float:
         """Return the held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
         folder = checkpoint_files.folder_of(self.folder, step)
-        return float(self.world.broadcast_object(checkpoint_files.held_out_loss(folder) if self.world.is_main else None))
+        return float(
+            self.world.broadcast_object(
+                checkpoint_files.held_out_loss(folder) if self.world.is_main else None
+            )
+        )
 
     def best_loss(self) -> StepLoss | None:
         """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
@@ -183,7 +198,8 @@ class Checkpoints:
         return StepLoss(step=layout.step_of(folder), loss=loss)
 
     def _best_whole(self, current: int) -> Path | None:
-        """The best checkpoint whose files verify; those of step `current` are in memory and need not be read."""
+        """The best checkpoint whose files verify; those of step `current` are in memory and need not be
+        read."""
         for _, folder in checkpoint_files.by_loss(self.folder):
             fault = None if layout.step_of(folder) == current else checkpoint_files.find_fault(folder)
             if fault is None:
@@ -213,7 +229,10 @@ class Checkpoints:
 
     def evaluated(self, step: int) -> bool:
         """Whether the weights of this checkpoint were evaluated; the same answer on all ranks."""
-        known = self.world.is_main and checkpoint_files.held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
+        known = (
+            self.world.is_main
+            and checkpoint_files.held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
+        )
         return bool(self.world.broadcast_object(known))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
@@ -245,7 +264,10 @@ class Checkpoints:
     def publish(self, temporary: Path, folder: Path) -> None:
         """Make a finished folder visible: list it, force it to disk, rename it."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in written}
+        manifest = {
+            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+            for p in written
+        }
         (temporary / layout.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*written, temporary / layout.MANIFEST, temporary / "engine", temporary):
             _fsync(path)
@@ -253,7 +275,8 @@ class Checkpoints:
         _fsync(self.folder)
 
     def _superfluous(self) -> list[Path]:
-        """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves it."""
+        """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves
+        it."""
         published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if checkpoint_files.read_state(path)]
         kept = (*readable[: self.keep], checkpoint_files.best(self.folder))

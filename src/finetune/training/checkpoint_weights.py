@@ -2,7 +2,8 @@
 
     python -m finetune.training.checkpoint_weights RUN_FOLDER STEP
 
-runs/base_model.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks nor its base.
+runs/base_model.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks
+nor its base.
 """
 
 from __future__ import annotations
@@ -45,10 +46,17 @@ def export(run: RunFolder, step: int) -> Path:
         )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
     held = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
-    wanted = {name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)}
+    wanted = {
+        name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)
+    }
     if missing := sorted(wanted.keys() - held.keys()):
-        raise UserError(f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step")
-    state = {name: held[name].to(DTYPES[config.precision]) if held[name].is_floating_point() else held[name] for name in wanted}
+        raise UserError(
+            f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step"
+        )
+    state = {
+        name: held[name].to(DTYPES[config.precision]) if held[name].is_floating_point() else held[name]
+        for name in wanted
+    }
     folder = run.export(step)
     temporary = layout.unfinished(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -69,7 +77,9 @@ def _is_trained(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
 def _model_skeleton(description: Path, config: TrainConfig) -> Model:
     """A model without memory: only its names and settings are used."""
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(description), dtype=DTYPES[config.precision])
+        skeleton = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(description), dtype=DTYPES[config.precision]
+        )
     skeleton.tie_weights()
     if (description / "generation_config.json").is_file():
         skeleton.generation_config = GenerationConfig.from_pretrained(description)
@@ -77,7 +87,8 @@ def _model_skeleton(description: Path, config: TrainConfig) -> Model:
 
 
 def _adapter_skeleton(description: Path) -> Model:
-    """The adapter on a base of which every matrix is one zero; how it was initialised is stated, not repeated."""
+    """The adapter on a base of which every matrix is one zero; how it was initialised is stated, not
+    repeated."""
     base = stand_in(AutoConfig.from_pretrained(description))
     stated = PeftConfig.from_pretrained(str(description))
     base.name_or_path = stated.base_model_name_or_path

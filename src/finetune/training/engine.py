@@ -1,5 +1,5 @@
-"""DeepSpeed's engine behind one small class: backward, clipping, gradient norm, update. ZeRO 0 to 3 look the same
-from outside."""
+"""DeepSpeed's engine behind one small class: backward, clipping, gradient norm, update. ZeRO 0 to 3 look the
+same from outside."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer step: the gradient norm before clipping, and whether DeepSpeed skipped it because of gradients that are NaN
-    or Inf (then the norm is infinite)."""
+    """An optimizer step: the gradient norm before clipping, and whether DeepSpeed skipped it because of
+    gradients that are NaN or Inf (then the norm is infinite)."""
 
     grad_norm: float
     skipped: bool
@@ -39,11 +39,15 @@ def init_distributed(world: World, init_method: str, timeout: timedelta = timede
 
     Args:
         init_method: a URL of torch.distributed (file:// or tcp://).
-        timeout: after which a collective fails. It must be longer than the watchdog waits, which writes every rank's stack.
+        timeout: after which a collective fails. It must be longer than the watchdog waits, which writes every
+            rank's stack.
     """
-    if world.device.type == "cuda":  # collectives of objects send from the current GPU, which is else the first for every rank
+    if (
+        world.device.type == "cuda"
+    ):  # collectives of objects send from the current GPU, which is else the first for every rank
         torch.cuda.set_device(world.device)
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine uses.
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine
+    # uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -103,7 +107,8 @@ class Engine:
         self._engine.eval()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate gradients. The loss is normalised over the whole step already: DeepSpeed must not divide again."""
+        """Accumulate gradients. The loss is normalised over the whole step already: DeepSpeed must not divide
+        again."""
         self._engine.backward(loss, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch; nothing moves before the boundary
@@ -118,15 +123,18 @@ class Engine:
         return Update(float(self._engine.get_global_grad_norm()) if norm is None else norm, skipped=False)
 
     def state_on_main(self) -> dict[str, torch.Tensor]:
-        """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A model that is trained
-        whole goes through save.weights, tensor by tensor."""
+        """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A
+        model that is trained whole goes through save.weights, tensor by tensor."""
         return dict(save.weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model; frozen weights are left
-        out."""
+        """Write DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model;
+        frozen weights are left out."""
         self._engine.save_checkpoint(
-            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=save.is_adapter(self.model)
+            str(folder.parent),
+            tag=folder.name,
+            save_latest=False,
+            exclude_frozen_parameters=save.is_adapter(self.model),
         )
         if self.world.is_main:
             save.describe(self.model, folder / save.DESCRIPTION)
@@ -135,8 +143,9 @@ class Engine:
         """The counterpart of `save`, at the same ZeRO stage.
 
         Args:
-            same_ranks: as many ranks saved it. Otherwise the partitions are joined on disk first, into DeepSpeed's universal
-                checkpoint, from which each rank takes its share; at stage 0 every rank holds everything anyway.
+            same_ranks: as many ranks saved it. Otherwise the partitions are joined on disk first, into
+                DeepSpeed's universal checkpoint, from which each rank takes its share; at stage 0 every rank
+                holds everything anyway.
         """
         universal = not same_ranks and self._stage > 0
         if universal:
@@ -168,13 +177,16 @@ class Engine:
 
 
 def _join_partitions(folder: Path, whole: Path) -> None:
-    """In a process of its own: the converter starts workers, which must not inherit this rank's threads and sockets."""
+    """In a process of its own: the converter starts workers, which must not inherit this rank's threads and
+    sockets."""
     shutil.rmtree(whole, ignore_errors=True)
     converter = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     arguments = ["--input_folder", str(folder), "--output_folder", str(whole), "--num_extract_workers", "2"]
     done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"DeepSpeed could not convert {folder} for another number of ranks:\n{done.stderr[-3000:]}")
+        raise RuntimeError(
+            f"DeepSpeed could not convert {folder} for another number of ranks:\n{done.stderr[-3000:]}"
+        )
     (whole.parent / "latest_universal").unlink(missing_ok=True)
 
 
@@ -184,7 +196,11 @@ def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[
 
     def is_decayed(name: str) -> bool:
         module, _, own = name.rpartition(".")
-        return len(shape(trainable[name])) >= 2 and not own.endswith("bias") and "norm" not in module.rpartition(".")[2]
+        return (
+            len(shape(trainable[name])) >= 2
+            and not own.endswith("bias")
+            and "norm" not in module.rpartition(".")[2]
+        )
 
     groups = [
         {"params": [p for name, p in trainable.items() if is_decayed(name)], "weight_decay": weight_decay},

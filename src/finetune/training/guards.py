@@ -1,5 +1,6 @@
-"""Checks in every step and at the end of a run that stop it on silent training errors. Each raises GuardError with a remedy;
-each has its planted fault in tests/test_guards.py. Those of the model itself: models/checks.py."""
+"""Checks in every step and at the end of a run that stop it on silent training errors. Each raises GuardError
+with a remedy; each has its planted fault in tests/test_guards.py. Those of the model itself:
+models/checks.py."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ FIRST_LOSS_SHARE = 0.9
 
 
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
-    """A base that was really loaded predicts clearly better than chance, which is ln(vocabulary) nats a token.
+    """A base that was really loaded predicts clearly better than chance, which is ln(vocabulary) nats a
+    token.
 
-    Random weights start at ln(vocabulary) or above it. Gemma 3 270M scored 0.21 to 0.47 of it on nine kinds of Norwegian and
-    English text, and 0.66 to 0.78 on the same tokens in random order.
+    Random weights start at ln(vocabulary) or above it. Gemma 3 270M scored 0.21 to 0.47 of it on nine kinds
+    of Norwegian and English text, and 0.66 to 0.78 on the same tokens in random order.
     """
     chance = math.log(vocab_size)
     if not loss < FIRST_LOSS_SHARE * chance:
@@ -28,12 +30,14 @@ def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
 
 
 class StepCheck:
-    """Tells a step that would ruin the weights, or teach nothing: a loss or gradient that is no number, a gradient of nothing but
-    zeros, or a loss far above the last ones.
+    """Tells a step that would ruin the weights, or teach nothing: a loss or gradient that is no number, a
+    gradient of nothing but zeros, or a loss far above the last ones.
 
     Args:
-        spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last steps; 0: no spikes.
-        recent: losses of the last good steps, as the attribute `recent` had them when the run was interrupted.
+        spike_stds: a spike is this many standard deviations, and SPIKE_NATS, above the mean of the last
+            steps; 0: no spikes.
+        recent: losses of the last good steps, as the attribute `recent` had them when the run was
+            interrupted.
     """
 
     SPIKE_NATS = 0.5
@@ -65,7 +69,9 @@ class StepCheck:
 def check_planned(planned: int, step: int) -> None:
     """There is something to learn from in a step: its loss is divided by the number of targets."""
     if planned == 0:
-        raise GuardError(f"step {step} has no token to learn from: check the corpus' loss mask, or raise global_batch_size")
+        raise GuardError(
+            f"step {step} has no token to learn from: check the corpus' loss mask, or raise global_batch_size"
+        )
 
 
 def check_targets(counted: int, planned: int, step: int) -> None:
@@ -77,7 +83,8 @@ def check_targets(counted: int, planned: int, step: int) -> None:
 
 
 def check_restored(step: int, loss: float, expected: float) -> None:
-    """The weights that a checkpoint gives back have the held-out loss that they were saved with, up to rounding."""
+    """The weights that a checkpoint gives back have the held-out loss that they were saved with, up to
+    rounding."""
     if not abs(loss - expected) <= 0.01 * max(1.0, abs(expected)):
         raise GuardError(
             f"the checkpoint of step {step} was saved with a held-out loss of {expected:.4f} and has {loss:.4f} now: it does not "

@@ -1,4 +1,5 @@
-"""The training loop: `train_steps` goes from step to step, `train_step` is forward, backward and update over all ranks."""
+"""The training loop: `train_steps` goes from step to step, `train_step` is forward, backward and update over
+all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 def train_steps(run: Run, progress: Progress) -> Progress:
-    """Train from where `progress` is to the last step, or until a rank is asked to stop; return the progress then.
+    """Train from where `progress` is to the last step, or until a rank is asked to stop; return the progress
+    then.
 
     Steps are numbered from 0; `step + 1` of them are done after one.
     """
@@ -53,7 +55,8 @@ def train_steps(run: Run, progress: Progress) -> Progress:
 def train_step(run: Run, data: StepData, lr: float) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 
-    One collective at the end gathers what the ranks measured, and whether any of them was asked to stop: so all of them stop
+    One collective at the end gathers what the ranks measured, and whether any of them was asked to stop: so
+        all of them stop
     after the same step.
     """
     clock, device = run.clock, run.world.device
@@ -61,7 +64,9 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
     waited = clock.seconds["data"]
     run.engine.set_train_mode()
     run.engine.set_learning_rate(lr)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # read once, at the end: reading makes the GPU's host wait
+    loss_sum = torch.zeros(
+        (), dtype=torch.float64, device=device
+    )  # read once, at the end: reading makes the GPU's host wait
     targets, tokens, checksum = 0, 0, 0
     for batch in clock.timed("data", data.micro_batches):
         with clock.phase("forward"):
@@ -121,7 +126,8 @@ def _count(progress: Progress, result: StepResult, world_size: int) -> None:
 
 
 def rewind(run: Run, step: int, fault: str) -> Progress:
-    """Load the last good checkpoint and leave the batch of step `step` out from now on; return the progress to go on from.
+    """Load the last good checkpoint and leave the batch of step `step` out from now on; return the progress
+    to go on from.
 
     Raises:
         GuardError: the run is to stop on a bad step, or has rewound often enough.
@@ -131,11 +137,15 @@ def rewind(run: Run, step: int, fault: str) -> Progress:
             f"step {step + 1}: {fault}: the last checkpoint is older; lower lr, look at the data, or set on_bad_step=rewind"
         )
     if len(run.skipped) >= run.config.max_rewinds:
-        raise GuardError(f"step {step + 1}: {fault}, after {len(run.skipped)} rewinds: lower lr, or look at the data")
+        raise GuardError(
+            f"step {step + 1}: {fault}, after {len(run.skipped)} rewinds: lower lr, or look at the data"
+        )
     run.skipped.append(run.batch_of(step))
     if run.world.is_main:
         run.folder.record_skipped_batches(run.skipped)  # before anything else: a kill must not forget it
     progress, _ = load_latest_checkpoint(run)
-    logger.warning("step %d: %s: going back to step %d without batch %d", step + 1, fault, progress.step, run.skipped[-1])
+    logger.warning(
+        "step %d: %s: going back to step %d without batch %d", step + 1, fault, progress.step, run.skipped[-1]
+    )
     run.spool.log(step + 1, {names.REWINDS: len(run.skipped)})
     return progress

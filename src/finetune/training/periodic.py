@@ -1,5 +1,5 @@
-"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured and a
-checkpoint saved."""
+"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured
+and a checkpoint saved."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def evaluates_after(run: Run, step: int) -> bool:
 
 
 def evaluate_if_due(run: Run, progress: Progress) -> None:
-    """Evaluate after a step if that is due. A request to stop, before or amid it, comes first: there is time for a checkpoint
-    alone, and the run evaluates when it is resumed."""
+    """Evaluate after a step if that is due. A request to stop, before or amid it, comes first: there is time
+    for a checkpoint alone, and the run evaluates when it is resumed."""
     if progress.stop or not evaluates_after(run, progress.step):
         return
     try:
@@ -63,12 +63,15 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
 
     Raises:
         StopTraining: the ranks were asked to stop, and broke the evaluation off after the same batch.
-        GuardError: the loss is NaN or Inf; or documents see each other now, which weights that are still random can hide.
+        GuardError: the loss is NaN or Inf; or documents see each other now, which weights that are still
+            random can hide.
     """
     held_out = evaluate(run)
     if held_out:
         if not math.isfinite(held_out.loss):
-            raise GuardError(f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base")
+            raise GuardError(
+                f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base"
+            )
         run.spool.log(step, as_metrics(held_out))
         if step == 0 and run.world.is_main:
             run.folder.write_json(layout.BEFORE, asdict(held_out))
@@ -85,20 +88,31 @@ def evaluate(run: Run) -> HeldOut | None:
     run.engine.set_eval_mode()
     with run.clock.waiting("evaluation"):
         return held_out_loss(
-            run.engine.packed, run.validation, run.config.micro_batch_size, run.corpus.unigram_loss, run.world, run.stop_point
+            run.engine.packed,
+            run.validation,
+            run.config.micro_batch_size,
+            run.corpus.unigram_loss,
+            run.world,
+            run.stop_point,
         )
 
 
 def saves_after(run: Run, progress: Progress) -> bool:
-    """Return whether a checkpoint is due: the last one, before a stop, by the interval, or of a new best held-out loss."""
+    """Return whether a checkpoint is due: the last one, before a stop, by the interval, or of a new best
+    held-out loss."""
     step, every = progress.step, run.config.checkpoint_every
     if step == run.num_steps or progress.stop or (every and step % every == 0):
         return True
-    return run.config.result == "best" and progress.held_out is not None and run.checkpoints.is_best(progress.held_out.loss)
+    return (
+        run.config.result == "best"
+        and progress.held_out is not None
+        and run.checkpoints.is_best(progress.held_out.loss)
+    )
 
 
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
-    """Save a checkpoint; warn if finishing a step and saving takes longer than a job is given before it is killed."""
+    """Save a checkpoint; warn if finishing a step and saving takes longer than a job is given before it is
+    killed."""
     seen = LoopState(
         tokens=progress.tokens,
         targets=progress.targets,
@@ -117,7 +131,8 @@ def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> 
 
 
 def _check_grace(run: Run, step: int, needed: float) -> None:
-    """Warn if the seconds that a job is warned before it is killed are fewer than a step and a checkpoint need."""
+    """Warn if the seconds that a job is warned before it is killed are fewer than a step and a checkpoint
+    need."""
     cluster = run.config.cluster
     grace = cluster.signal_lead_s
     if cluster.scheduler == "local" or needed <= grace:

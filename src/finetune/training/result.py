@@ -42,7 +42,8 @@ class Regression:
 
 
 def choose_result(run: Run, progress: Progress) -> Result:
-    """Bring the weights that are to be saved into the engine: with result=best those with the best held-out loss.
+    """Bring the weights that are to be saved into the engine: with result=best those with the best held-out
+    loss.
 
     Raises:
         GuardError: a checkpoint does not restore the weights that were evaluated.
@@ -60,7 +61,9 @@ def choose_result(run: Run, progress: Progress) -> Result:
         run.warn(regression.message)
         run.spool.log(progress.step, {regression.metric: 1})
     if result.held_out:
-        run.spool.log(progress.step, {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss})
+        run.spool.log(
+            progress.step, {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss}
+        )
     return result
 
 
@@ -111,7 +114,8 @@ def _note_tensors(
 
 
 def write_summary(run: Run, progress: Progress, result: Result) -> None:
-    """Write summary.json: what `finetune train` prints at the end, and what MLflow keeps beside the curves."""
+    """Write summary.json: what `finetune train` prints at the end, and what MLflow keeps beside the
+    curves."""
     seconds = {name: round(value, 3) for name, value in run.clock.breakdown().items()}
     run.spool.log(progress.step, {names.TIME.of(name): value for name, value in seconds.items()})
     if not run.world.is_main:
@@ -126,7 +130,9 @@ def write_summary(run: Run, progress: Progress, result: Result) -> None:
         token_use={"train": run.data.account.token_use(), "validation": run.validation.account.token_use()},
         device=str(run.world.device),
         parameters=sum(_num_elements(parameter) for parameter in parameters),
-        trainable_parameters=sum(_num_elements(parameter) for parameter in parameters if parameter.requires_grad),
+        trainable_parameters=sum(
+            _num_elements(parameter) for parameter in parameters if parameter.requires_grad
+        ),
         tokens=progress.tokens,
         supervised_tokens=progress.targets,
         tokens_per_second=progress.tokens / progress.seconds if progress.seconds else None,

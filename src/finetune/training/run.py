@@ -1,5 +1,5 @@
-"""`Run` and `Progress`: what a run is made of in a rank, and how far it is; `StepResult`: one optimizer step over all ranks. The
-other modules of training/ work on them."""
+"""`Run` and `Progress`: what a run is made of in a rank, and how far it is; `StepResult`: one optimizer step
+over all ranks. The other modules of training/ work on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Run:
 
     Attributes:
         at_start: an adapter's trainable tensors before the first step, on rank 0; None in full fine-tuning.
-        stop_point: called on all ranks wherever all of them can stop together; raises StopTraining if one was asked to.
+        stop_point: called on all ranks wherever all of them can stop together; raises StopTraining if one was
+            asked to.
         flops_per_token: model FLOPs of a token; None where no formula holds.
         skipped: batches that are left out after a rewind.
     """

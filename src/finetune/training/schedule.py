@@ -1,5 +1,5 @@
-"""The learning rate as a pure function of the step: there is no schedule state to save, and none to lose. No torch in here:
-a submission computes it too."""
+"""The learning rate as a pure function of the step: there is no schedule state to save, and none to lose. No
+torch in here: a submission computes it too."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ LEAP = 0.05  # share by which the learning rate may change at a resume without a
 class Schedule:
     """The learning rates of a run.
 
-    Linear warm-up to `lr` over `warmup_ratio` of the steps, then what `kind` says, down to `lr × min_lr_ratio`.
-    constant: stays at the peak. linear: a straight line down. cosine: half a cosine (Loshchilov & Hutter 2017, SGDR, eq. 5,
-    one period). wsd: stable at the peak, then a straight line down over the last `decay_ratio` of the steps (warm-up, stable,
+    Linear warm-up to `lr` over `warmup_ratio` of the steps, then what `kind` says, down to `lr ×
+    min_lr_ratio`.
+    constant: stays at the peak. linear: a straight line down. cosine: half a cosine (Loshchilov & Hutter
+        2017, SGDR, eq. 5,
+    one period). wsd: stable at the peak, then a straight line down over the last `decay_ratio` of the steps
+    (warm-up, stable,
     decay: Hu et al. 2024, MiniCPM, eq. 1, with linear decay as Hägele et al. 2024 recommend among others).
 
     Attributes:
@@ -55,7 +58,8 @@ class Schedule:
         """Return the learning rate of a step.
 
         Args:
-            step: 0-based optimizer step, 0 <= step < num_steps. The first already moves: it uses 1/warmup of the peak.
+            step: 0-based optimizer step, 0 <= step < num_steps. The first already moves: it uses 1/warmup of
+                the peak.
         """
         warmup = math.ceil(self.num_steps * self.warmup_ratio)
         if step < warmup:
@@ -74,7 +78,8 @@ class Schedule:
 
 
 def describe_leap(step: int, old_num_steps: int, schedule: Schedule) -> str | None:
-    """Describe how the learning rate leaps where a run of `old_num_steps` is resumed after `step` steps with a schedule.
+    """Describe how the learning rate leaps where a run of `old_num_steps` is resumed after `step` steps with
+    a schedule.
 
     Returns:
         None if it stays within a twentieth of what it was.

@@ -1,4 +1,5 @@
-"""A run's parts, made and checked on this device before its first step; and where the run starts or resumes."""
+"""A run's parts, made and checked on this device before its first step; and where the run starts or
+resumes."""
 
 from __future__ import annotations
 
@@ -38,12 +39,17 @@ from finetune.training.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: Watchdog, spool: Spool, stop: StopFlag) -> Run:
-    """Make the parts of a run and check them: the corpus, its packs, the model on this device, and its losses."""
+def set_up_run(
+    config: TrainConfig, folder: RunFolder, world: World, watchdog: Watchdog, spool: Spool, stop: StopFlag
+) -> Run:
+    """Make the parts of a run and check them: the corpus, its packs, the model on this device, and its
+    losses."""
     stop_point = partial(stop_if_asked, watchdog, world, stop)
     corpus = run_inputs.open_corpus(config.data)
     base = base_model.of_run(config)
-    identity = _note_inputs(base, corpus, folder, world)  # before packs are planned: of another corpus none may be left behind
+    identity = _note_inputs(
+        base, corpus, folder, world
+    )  # before packs are planned: of another corpus none may be left behind
     if not config.adapter:  # checkpoints hold all that was of the base
         del identity["base"]
     data, validation = _plan_packs(corpus, config.data, config.seed, folder, world)
@@ -51,17 +57,25 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
     stop_point()
     trained = build.build(config, corpus.manifest.tokenizer, folder.merged_base, world.is_main)
     stop_point()  # loading a large base takes long
-    kernels_in_use = kernels.install(trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3)
+    kernels_in_use = kernels.install(
+        trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3
+    )
     engine = Engine(trained, config, world)
     torch.manual_seed(config.seed + world.rank)  # dropout: until here all ranks drew alike
     engine.set_eval_mode()
     if compared := load.files_to_compare(trained, base):
         checks.check_weights(*compared, gathered, world)
     stop_point()
-    attention = _check_model(engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world)
+    attention = _check_model(
+        engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world
+    )
     peak, flops_per_token = _speed_limit(trained, load.DTYPES[config.precision], world)
     logger.info(
-        "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)", attention, kernels_in_use, peak.flops / 1e12, peak.origin
+        "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)",
+        attention,
+        kernels_in_use,
+        peak.flops / 1e12,
+        peak.origin,
     )
     stop_point()
     return Run(
@@ -74,7 +88,10 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
         corpus=corpus.manifest,
         at_start=engine.state_on_main() if save.is_adapter(trained) else None,
         checkpoints=Checkpoints(
-            folder.checkpoints, config.keep_checkpoints, {"zero_stage": config.zero["stage"], **identity}, world
+            folder.checkpoints,
+            config.keep_checkpoints,
+            {"zero_stage": config.zero["stage"], **identity},
+            world,
         ),
         spool=spool,
         stop=stop,
@@ -89,7 +106,8 @@ def set_up_run(config: TrainConfig, folder: RunFolder, world: World, watchdog: W
 
 
 def stop_if_asked(watchdog: Watchdog, world: World, stop: StopFlag) -> None:
-    """Raise StopTraining on all ranks if one of them was asked to stop; all ranks call it at the same place."""
+    """Raise StopTraining on all ranks if one of them was asked to stop; all ranks call it at the same
+    place."""
     watchdog.beat()
     reason = StopReason(world.all_reduce_max(stop.reason()))
     if reason:
@@ -121,13 +139,16 @@ def _plan_packs(
 
 def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: World) -> dict[str, str | None]:
     """Compare what the run is trained on with what its submission noted; return the digests."""
-    digests = run_inputs.compute_digests(base, corpus)  # on every rank, so that all of them raise what is wrong with the files
+    digests = run_inputs.compute_digests(
+        base, corpus
+    )  # on every rank, so that all of them raise what is wrong with the files
     noted = run_inputs.note_inputs(folder, digests) if world.is_main else None
     return dict(world.broadcast_object(noted))
 
 
 def _check_model(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
-    """Choose the attention that keeps packed documents apart and check the losses of the LM head; return the attention."""
+    """Choose the attention that keeps packed documents apart and check the losses of the LM head; return the
+    attention."""
     attention = checks.choose_attention(packed, requested, vocab_size, world.device)
     checks.check_target_losses(packed, vocab_size, world.device)
     return attention
@@ -144,7 +165,8 @@ def _speed_limit(trained: torch.nn.Module, dtype: torch.dtype, world: World) -> 
         return peak, None
 
 
-# --- start or resume --------------------------------------------------------------------------------------------------
+# --- start or resume
+# --------------------------------------------------------------------------------------------------
 
 
 def start_or_resume(run: Run) -> Progress:
@@ -164,7 +186,8 @@ def start_or_resume(run: Run) -> Progress:
 
 
 def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
-    """Load the newest checkpoint, if there is one: how far the run is with it, and its seconds by phase so far."""
+    """Load the newest checkpoint, if there is one: how far the run is with it, and its seconds by phase so
+    far."""
     state = run.checkpoints.load_newest(run.engine)
     seen = state.seen
     progress = Progress(
@@ -180,9 +203,12 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
 
 
 def _start(run: Run, progress: Progress) -> None:
-    """Check that adapter and tokenizer can be saved, evaluate the untrained model, and save what a rewind may need."""
+    """Check that adapter and tokenizer can be saved, evaluate the untrained model, and save what a rewind may
+    need."""
     if run.at_start is not None and run.world.is_main:
-        with tempfile.TemporaryDirectory() as name:  # a method that PEFT cannot restore must not be found out at the end
+        with (
+            tempfile.TemporaryDirectory() as name
+        ):  # a method that PEFT cannot restore must not be found out at the end
             save.save(run.engine.model, run.at_start.items(), Path(name))
             checks.check_reloads(Path(name), run.engine.model, run.at_start)
     if run.world.is_main:

@@ -1,4 +1,5 @@
-"""Speed, memory and time of a rank: tokens a second, model FLOPs utilisation, peak memory, seconds by phase."""
+"""Speed, memory and time of a rank: tokens a second, model FLOPs utilisation, peak memory, seconds by
+phase."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from finetune.models.cpu_matmul import linear
 
 T = TypeVar("T")
 
-# Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16, fp32 as PyTorch
-# multiplies it by default, without TF32). The first name that the device's name holds is taken.
+# Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16,
+# fp32 as PyTorch multiplies it by default, without TF32). The first name that the device's name holds is
+# taken.
 PEAK_TFLOPS = {
     "H200": (989.4, 66.9),
     "GH200": (989.4, 66.9),
@@ -44,11 +46,11 @@ class Peak:
 
 @functools.cache
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """From the data sheet; of a device that is not listed, and of CPUs, the best of some large matrix products here and now, by
-    the library that training multiplies with.
+    """From the data sheet; of a device that is not listed, and of CPUs, the best of some large matrix
+    products here and now, by the library that training multiplies with.
 
-    Ranks that share a CPU measure at the same time, so that each gets its share. A CPU without instructions for bf16 takes
-    seconds for one product; after a second no further one is begun.
+    Ranks that share a CPU measure at the same time, so that each gets its share. A CPU without instructions
+    for bf16 takes seconds for one product; after a second no further one is begun.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -56,7 +58,10 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
             if known in name:
                 return Peak((bf16 if dtype == torch.bfloat16 else fp32) * 1e12, "table")
     size = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
+    a, b = (
+        torch.randn(size, size, device=device, dtype=dtype),
+        torch.randn(size, size, device=device, dtype=dtype),
+    )
     best, spent = float("inf"), 0.0
     for _ in range(6):
         if spent > 1:
@@ -73,10 +78,11 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
 def flops_per_token(model: nn.Module) -> float:
     """FLOPs that training needs for one token, attention's products of queries and keys left out.
 
-    2 for each weight of a matrix product forward, 2 backward towards the inputs, and 2 more towards the weight if it is trained:
-    the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and, for an adapter on frozen weights, 4 N. The input embedding is a
-    lookup and does not count; recomputed activations do not count either, which makes the share one of *model* FLOPs
-    (Chowdhery et al. 2022, PaLM, appendix B).
+    2 for each weight of a matrix product forward, 2 backward towards the inputs, and 2 more towards the
+    weight if it is trained: the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and, for an adapter on frozen
+        weights, 4 N. The input embedding is a
+    lookup and does not count; recomputed activations do not count either, which makes the share one of
+    *model* FLOPs (Chowdhery et al. 2022, PaLM, appendix B).
 
     Raises:
         ValueError: a mixture of experts, where a token passes through a share of the weights only.
@@ -99,7 +105,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Clock:
-    """Where the time goes: seconds by phase, in this rank. On a GPU a phase ends when the device is done with it."""
+    """Where the time goes: seconds by phase, in this rank. On a GPU a phase ends when the device is done with
+    it."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -112,7 +119,8 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Device time of what is launched inside; it is read later, by `read_events`, so that nothing waits for it now."""
+        """Device time of what is launched inside; it is read later, by `read_events`, so that nothing waits
+        for it now."""
         if self._device.type != "cuda":
             began = time.perf_counter()
             yield
@@ -156,6 +164,7 @@ class Clock:
                 self.seconds[name] += value
 
     def breakdown(self) -> dict[str, float]:
-        """Seconds by phase since the clock was made, with what it was told to count, and `other` for the rest."""
+        """Seconds by phase since the clock was made, with what it was told to count, and `other` for the
+        rest."""
         total = time.perf_counter() - self._began
         return {**self.seconds, "other": max(0.0, total - sum(self.seconds.values())), "total": total}

@@ -26,8 +26,8 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
         stop: asked whether to stop, on every rank, wherever all of them can stop together.
 
     Returns:
-        COMPLETED; STOPPED if a person asked for it; INTERRUPTED if the scheduler did, or the job's time was up. Whatever was
-        trained is in a checkpoint then.
+        COMPLETED; STOPPED if a person asked for it; INTERRUPTED if the scheduler did, or the job's time was
+        up. Whatever was trained is in a checkpoint then.
 
     Raises:
         UserError: the user's mistake, or a guard's finding, in one line.
@@ -50,7 +50,9 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
                 save_result(run)
                 write_summary(run, progress, result)
             run.engine.close()
-        except StopTraining as request:  # before the first step, or in an evaluation of what a checkpoint holds
+        except (
+            StopTraining
+        ) as request:  # before the first step, or in an evaluation of what a checkpoint holds
             state = request.reason.state
             logger.info("stopping (%s): %s", state, stop.describe() or "another rank was asked to")
             return state

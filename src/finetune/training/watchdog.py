@@ -14,12 +14,14 @@ from types import TracebackType
 class Watchdog:
     """Ends a job in which nothing happens any more, and leaves a stack dump of every rank.
 
-    A hung rank stops its peers in their next collective, so all of them fall silent and each dumps its own stacks, from
-    Python's C-level timer, which needs no lock that the hung thread may hold. GRACE seconds later the rank leaves.
+    A hung rank stops its peers in their next collective, so all of them fall silent and each dumps its own
+    stacks, from Python's C-level timer, which needs no lock that the hung thread may hold. GRACE seconds
+    later the rank leaves.
 
     Args:
         file: where this rank's stacks go.
-        seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than that.
+        seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than
+            that.
         record: called with the fault, for people, before the process ends; it has RECORD_SECONDS.
     """
 
@@ -42,7 +44,9 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
@@ -51,7 +55,9 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds)):
             if time.monotonic() - self._last > self._seconds + self.GRACE:
-                try:  # in a thread: on a file system that hangs or is full the record fails, and the hang must end all the same
+                # in a thread: on a file system that hangs or is full the record fails, and the hang must end
+                # all the same
+                try:
                     fault = f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}"
                     recorder = threading.Thread(target=self._record, args=(fault,), daemon=True)
                     recorder.start()
