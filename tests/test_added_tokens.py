@@ -44,7 +44,7 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
 
 def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    with pytest.raises(ValueError, match="'w7', which the tokenizer has already"):
+    with pytest.raises(ValueError, match="'w7', which the tokenizer already has"):
         make(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
     with pytest.raises(ValueError, match=r"give its folder as tokenizer\.path"):
         TokenizerConfig(add_tokens=["ny"])

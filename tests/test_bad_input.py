@@ -142,8 +142,8 @@ def test_a_truncated_shard_is_named_with_its_size(refuse: Callable[..., str], co
     shard = corpus / "train" / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-8])
     line = refuse("train", MODEL, FULL, "corpus=mine")
-    assert "shard-00000.arrow is" in line
-    assert "the manifest says" in line
+    assert "shard-00000.arrow has" in line
+    assert "in the manifest" in line
 
 
 def test_an_edited_manifest_is_refused(refuse: Callable[..., str], corpus: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
             laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"},
         )
     )
-    assert "source laws: nothing of it can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
+    assert "source laws: no document can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
 
 
 def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], 
     raw.parent.mkdir(parents=True)
     raw.write_text('{"text": "x"}\n')
     line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(raw), "license": "CC0-1.0"}))
-    assert "holds something that is not a corpus" in line
+    assert "holds files that are not a corpus" in line
     assert raw.exists()
 
 
@@ -341,7 +341,7 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
         )
     )
     assert (
-        "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+        "source letters: no document can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
     )
 
 

@@ -19,6 +19,7 @@ from benchmarks.language import (
     ud_sentences,
 )
 from data_prep.document import Document, Turn
+from data_prep.passages import MAX_STRETCH, split_into_stretches
 from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.stages.language import Language
@@ -60,8 +61,8 @@ def test_said_twice_is_said_the_same_and_both_together_are_mixed() -> None:
 
 def test_stretches_hold_all_of_a_text_in_order() -> None:
     for text in (NOB, TABLE, f"{NOB}\n\n{NNO}\n\nKort.", "a\n\n" * 400, "", "x" * 9000):
-        assert "".join("".join(language.stretches(text)).split()) == "".join(text.split())
-    assert max(map(len, language.stretches(TABLE * 20))) < 2 * language.LONGEST
+        assert "".join("".join(split_into_stretches(text)).split()) == "".join(text.split())
+    assert max(map(len, split_into_stretches(TABLE * 20))) < 2 * MAX_STRETCH
 
 
 def test_what_is_kept_and_counted() -> None:
