@@ -178,8 +178,7 @@ def _drops(manifest: Manifest) -> str:
         return ""
     note = (
         "Shares are of all documents read. `finetune inspect CORPUS --dropped REASON` shows "
-        "examples, "
-        "if the stages' files exist."
+        "examples, if the stages' files exist."
     )
     note += _languages(reason for _, reason, _, _ in rows)
     return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note)
@@ -213,8 +212,7 @@ def _losses(manifest: Manifest) -> str:
     columns = ("stage", "reason", "source", *documents, "characters", "share of text")
     note = (
         "Shares are of all that was read of the source. Documents under `cut` were kept "
-        "without a part of "
-        "their text."
+        "without a part of their text."
     )
     return _section("Text removed, by source", columns, rows, note)
 

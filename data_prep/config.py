@@ -30,7 +30,7 @@ READERS = (
 
 @dataclass(kw_only=True)
 class LimitsConfig:
-    """Limits on raw files; a file beyond them counts as an attack or as damaged."""
+    """Limits on source files; a file that exceeds one is treated as an attack or as broken."""
 
     max_record_bytes: int = setting(
         64 * 2**20,
@@ -55,7 +55,7 @@ class LimitsConfig:
 
 @dataclass(kw_only=True)
 class MixtureRule:
-    """A rule on how many of a source's documents go into the corpus, by written standard and year."""
+    """The share of a source's documents that a corpus uses, for some written standards and years."""
 
     languages: list[str] = setting([], "ISO 639-3 codes, as the language stage found them; empty: any")
     years: list[int] = setting(
@@ -132,7 +132,7 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class CorpusConfig:
-    """One corpus; `finetune prepare corpus=NAME` writes it to the folder corpora_dir/NAME."""
+    """A corpus, which `finetune prepare corpus=NAME` writes to the folder corpora_dir/NAME."""
 
     name: str = setting(REQUIRED, "name of the corpus and of its folder")
     sources: dict[str, SourceConfig] = setting(
@@ -194,7 +194,7 @@ class CorpusConfig:
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """Settings of a preparation that do not depend on the corpus."""
+    """Settings of a preparation, the same for every corpus."""
 
     corpus: CorpusConfig = setting(REQUIRED, "name of a corpus file, whose settings are below")
     corpora_dir: str = setting("corpora", "where corpus folders are written")

@@ -124,7 +124,7 @@ class Profile:
         lines: the lines that `profile` returned.
 
     Attributes:
-        has_title: whether the source gives a title; else the title is the first line that looks
+        has_title: True if the source gives a title; else the title is the first line that looks
             like one.
         num_words: number of words of the text.
         title: words and numbers of the title.

@@ -22,7 +22,7 @@ class Turn:
         role: the role in the chat template (system, user, assistant, tool); "" for a prompt and a
             completion of plain text.
         content: the text of the turn.
-        target: whether the model is trained to write it.
+        target: True if the model is trained to write it.
     """
 
     role: str

@@ -66,8 +66,7 @@ def texts(path: str) -> Iterator[str]:
         except (ValueError, OSError, EOFError, csv.Error, RecursionError) as fault:
             raise UserError(
                 f"evaluation set {file} cannot be read ({fault}); correct the file, or remove "
-                f"the set from "
-                "decontaminate.sets"
+                "the set from decontaminate.sets"
             ) from None
 
 

@@ -35,9 +35,8 @@ class FileChanged(UserError):
         self.source = source
         self.name = name
         super().__init__(
-            f"source {source}: file {name} was changed while it was read, or since its "
-            f"checksum was taken; "
-            f"run prepare again once nothing writes to it"
+            f"source {source}: file {name} was changed while it was read, or since its checksum "
+            "was taken; run prepare again once nothing writes to it"
         )
 
     def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:

@@ -223,8 +223,7 @@ class Inspection:
         if not self.stages:
             raise UserError(
                 f"{self.work} does not exist; without the stages' files, only --tokens, --find "
-                f"and --lengths "
-                "can be shown"
+                "and --lengths can be shown"
             )
         return self.stages
 

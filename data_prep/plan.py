@@ -52,7 +52,7 @@ class Step:
     """A step of a preparation.
 
     Attributes:
-        parallel: whether the step has many tasks, which may run at the same time; else it is one
+        parallel: True if the step has many tasks, which may run at the same time; else it is one
             task.
     """
 

@@ -81,9 +81,8 @@ def check_source(
     if first_broken and num_broken > max(source.max_broken, source.max_broken_share * num_records):
         raise UserError(
             f"source {name}: {num_broken} of {num_records} records cannot be read, more than "
-            f"max_broken_share {source.max_broken_share:g} allows; correct the source, or "
-            f"raise the share; "
-            f"the first broken record is {faults[0]}"
+            f"max_broken_share {source.max_broken_share:g} allows; correct the source, or raise "
+            f"the share; the first broken record is {faults[0]}"
         )
 
 
@@ -112,6 +111,6 @@ def _reader(source: SourceConfig) -> ModuleType:
     known = fields_of(source.reader)
     unknown = next((field for field in source.fields if field not in known), None)
     if unknown is not None:
-        choices = ", ".join(known) or "no fields"
-        raise UserError(f"fields.{unknown}: unknown field; reader {source.reader} has {choices}")
+        choices = f"its fields are {', '.join(known)}" if known else "it has no fields"
+        raise UserError(f"fields.{unknown}: unknown field of reader {source.reader}; {choices}")
     return _module(source.reader)

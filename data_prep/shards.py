@@ -85,7 +85,7 @@ class SourceInfo:
         documents_read, characters_read: counts of all that was read, with the records that reading
             dropped.
         repeated_ids: number of documents whose id an earlier document of the source has.
-        single_group: whether all its documents are one group, which the split cannot divide.
+        single_group: True if all its documents are one group, which the split cannot divide.
     """
 
     license: str
@@ -285,9 +285,8 @@ def _source_warnings(name: str, source: SourceInfo, validation_share: float | No
     if source.repeated_ids:
         yield (
             f"source {name}: {source.repeated_ids:,} documents have an id that an earlier "
-            f"document has; "
-            f"all are kept, but `finetune inspect` shows only one document of each id; "
-            f"set corpus.sources.{name}.fields.id to a field that is unique"
+            "document has; all are kept, but `finetune inspect` shows only one document of "
+            f"each id; set corpus.sources.{name}.fields.id to a field that is unique"
         )
     held_out = any(key.startswith("validation/") for key in source.documents)
     if held_out or not source.documents or not validation_share:

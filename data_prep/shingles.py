@@ -52,7 +52,7 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
         for place in range(word_begins[text], word_begins[text + 1]):
             value = _mix(value + hashes[place])
         keys.append((np.uint64(text) << np.uint64(32)) | (value >> np.uint64(32)))
-    # Np.unique uses hash tables, which takes five times as long.
+    # np.unique uses hash tables, which takes five times as long.
     every = np.sort(np.concatenate(keys))
     distinct = every[np.diff(every, prepend=~every[:1]) != 0]
     begins = np.searchsorted(distinct, np.arange(len(texts) + 1, dtype=np.uint64) << np.uint64(32))

@@ -73,7 +73,7 @@ class ShardMarker:
         characters_out: characters of the documents that the stage kept.
         dropped, counts, losses: as in StageInfo.
         masks: tokenise stage only: the mask columns that the documents need.
-        has_chats: tokenise stage only: whether a chat template rendered some of the documents.
+        has_chats: tokenise stage only: a chat template rendered some of the documents.
         seconds: duration of the work.
     """
 

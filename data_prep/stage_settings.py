@@ -85,7 +85,7 @@ class QualityConfig:
     """Limits outside which a document of running text is dropped; null switches a limit off. Conversations,
     prompts and answers are not judged.
 
-    data_prep/stages/quality.py lists the rules and their sources.
+    data_prep/stages/quality.py names the rules and where each comes from.
     """
 
     skip_readers: list[str] = setting(

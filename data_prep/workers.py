@@ -85,9 +85,8 @@ class Workers:
             except BrokenProcessPool:
                 raise UserError(
                     f"step {step}: a process {self._describe_exit()}; run it again, with fewer "
-                    f"workers if "
-                    "memory ran out (`journalctl -k` shows whether the kernel killed a process); "
-                    "finished shards are kept"
+                    "workers if memory ran out (`journalctl -k` shows whether the kernel "
+                    "killed a process); finished shards are kept"
                 ) from None
         self._progress.end_step(worked=worked)
         return worked

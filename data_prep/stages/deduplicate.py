@@ -122,7 +122,7 @@ class Deduplicate(CorpusStage):
         """Return the rows of each shard that are dropped, with reasons."""
         found = Collected(collected)
         order = found.best_first()
-        # for each document, the document that is kept instead; -1 if it is kept itself
+        # For each document, the document that is kept instead; -1 if it is kept itself.
         replaced_by = np.full(found.number, -1, np.int64)
         _drop_exact(found, order, replaced_by)
         similarities: dict[int, float] = {}

@@ -25,8 +25,7 @@ _QUICK = re.compile(r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d")
 _WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
 _WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
 
-# Kinds of numbers: what is added to the day and to the month of the birth date, and the name of the
-# kind.
+# Kinds of numbers: offsets that are added to day and month of the birth date, and name of the kind.
 _KINDS = (
     (0, 0, "fødselsnummer"),
     (40, 0, "d_number"),

@@ -446,7 +446,7 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
 def _danish_evidence(found: Sequence[str]) -> float:
     """Return what is added to the log odds of Danish for the words that Norwegian does not have.
 
-    It is negative infinity if they are no sufficient evidence.
+    It is negative infinity if the evidence is too weak.
     """
     if any(map(is_danish_alone, found)):
         return DANISH_ALONE

@@ -20,11 +20,10 @@ from data_prep.distinctions import Profile, are_distinct
 from data_prep.shingles import jaccard
 from data_prep.stage_settings import DeduplicateConfig
 
-# A bucket with more distinct documents than this consists of documents on the same form. Each
-# further document is compared with the first ones, and with those that have the same title, numbers
-# and names.
+# Kept documents of a bucket with which a further document is compared, in addition to those with the
+# same title, numbers and names. A larger bucket consists of filled-in copies of one form.
 MAX_COMPARED = 64
-# A document that is similar to so many, but distinct from them, is taken to be on a form.
+# A document that is similar to so many, but distinct from them, is taken to be a filled-in form.
 MAX_DISTINCT = 16
 MAX_REMEMBERED = 500_000  # pairs of distinct documents that are not compared again in the next band
 MAX_PROFILES = 2048  # profiles in memory
@@ -167,14 +166,14 @@ def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clu
     by_marks: dict[int, list[int]] = {}
     for document in bucket.tolist():
         same_marks = by_marks.setdefault(int(marks[document]), [])
-        is_on_form = pairs.times_distinct[document] >= MAX_DISTINCT
-        others = same_marks if is_on_form else [*same_marks, *representatives]
+        is_form = pairs.times_distinct[document] >= MAX_DISTINCT
+        others = same_marks if is_form else [*same_marks, *representatives]
         for other in others:
             if clusters.are_joined(document, other) or pairs.similarity(document, other):
                 clusters.join(document, other)
                 break
         else:
-            pairs.not_compared[document] |= is_on_form or len(representatives) >= MAX_COMPARED
+            pairs.not_compared[document] |= is_form or len(representatives) >= MAX_COMPARED
             for known in (same_marks, representatives):
                 if len(known) < MAX_COMPARED:
                     known.append(document)

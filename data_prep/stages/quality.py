@@ -26,7 +26,7 @@ no rule on short lines or lines without a full stop as in FineWeb.
     code                         share of characters of programs and markup              C4 (none)
     lorem_ipsum                  share of dummy text, 50 words to each "lorem ipsum"     C4 (none)
     lost_letters                 share of U+FFFD and private use characters, which       new
-                                 decoding or a PDF's fonts lost; not those that stand
+                                 decoding or a PDF's fonts lost; not those that are
                                  alone, which are icons or bullets
     spaced_letters               share of words of one letter except å and i, as in      new
                                  s p a c e d text

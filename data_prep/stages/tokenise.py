@@ -82,8 +82,7 @@ class Tokenise(Stage):
         if not folder.is_dir():
             raise NotFoundError(
                 f"corpus.tokenizer.path {folder} does not exist; give a model folder, or the "
-                f"folder "
-                "tokenizer/ of a prepared corpus"
+                "folder tokenizer/ of a prepared corpus"
             )
         files = {name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()}
         sha256 = tokenizer_digest(folder)

@@ -96,7 +96,7 @@ class _Content:
     Attributes:
         full: the unsplit content.
         marks: the marks before and after the thoughts; None without thoughts.
-        opens: whether the content has the first of these marks. Some data sets leave it out,
+        opens: True if the content has the first of these marks. Some data sets leave it out,
             because the prompt already has it.
     """
 
@@ -122,7 +122,7 @@ class _Turn:
     """A target turn: the text of the prompt, and the text that the model must then write.
 
     Attributes:
-        is_ended: whether a control token ends the turn.
+        is_ended: True if a control token ends the turn.
     """
 
     prompt: str
@@ -168,14 +168,12 @@ class ChatTemplate:
         except UnusableChat as fault:
             raise UserError(
                 f"chat template of {name} fails on a question and its answer; correct the "
-                f"template, or set "
-                f"corpus.chat.template to another one; the error is: {fault}"
+                f"template, or set corpus.chat.template to another one; the error is: {fault}"
             ) from None
         if not shows_answers:
             raise UserError(
                 f"chat template of {name} does not show an answer that is a string, but may "
-                f"show lists of "
-                "parts; set corpus.chat.template to a template for strings"
+                "show lists of parts; set corpus.chat.template to a template for strings"
             )
         # Tokens around turns are control tokens even if the tokenizer does not declare them
         # special.
@@ -409,10 +407,8 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
         raise UnusableChat(
             "prompt_is_no_prefix",
             f"the template's generation prompt opens thoughts with {opening}, but turn {i + 1} "
-            f"has none with "
-            "this mark; add thoughts, or set corpus.chat.template_arguments or "
-            "corpus.chat.template so that "
-            "the prompt does not open them",
+            "has none with this mark; add thoughts, or set corpus.chat.template_arguments or "
+            "corpus.chat.template so that the prompt does not open them",
         )
     written = content.full.strip()
     if content.opens:

@@ -25,7 +25,7 @@ from data_prep.user_error import UserError
 
 GIGATOKEN = "gigatoken"
 TOKENIZERS = "tokenizers"
-# Of a text that is compared; longer ones would take tokenizers too long.
+# Length of the texts on which the libraries are compared; longer ones would take tokenizers too long.
 COMPARED_CHARACTERS = 20_000
 COMPARED_AT_ONCE = 100  # texts that tokenizers encodes together, in parallel
 RELOAD_AFTER = 100_000_000  # characters; gigatoken caches each word that it has seen, without limit
@@ -125,8 +125,7 @@ class TextEncoder:
                 if not np.array_equal(found, self.encode_slow([text])[0]):
                     raise UserError(
                         "gigatoken gave other tokens than tokenizers for a text, although the "
-                        "sample agreed; "
-                        "set corpus.tokenizer.library=tokenizers"
+                        "sample agreed; set corpus.tokenizer.library=tokenizers"
                     )
                 return
 

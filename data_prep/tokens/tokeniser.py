@@ -30,7 +30,7 @@ class Tokeniser:
         library: the library that encodes running text, as `encoder.choose` returned it.
 
     Attributes:
-        overrides: whether the corpus replaces the tokenizer's own chat template.
+        overrides: True if the corpus replaces the tokenizer's own chat template.
 
     Raises:
         UserError: the tokenizer has no end-of-sequence token.
@@ -132,10 +132,8 @@ class Tokeniser:
         if source is None:
             raise UserError(
                 f"the tokenizer {name} has no chat template, but the corpus has conversations "
-                f"or prompts; "
-                "set corpus.chat.template to a Jinja file or to `default`; or, to train on "
-                "prompts and "
-                "instructions as plain text, set their form in "
+                "or prompts; set corpus.chat.template to a Jinja file or to `default`; or, to "
+                "train on prompts and instructions as plain text, set their form in "
                 'corpus.sources.NAME.options.prompt_template, e.g. "{prompt}\\n\\n"'
             )
         return ChatTemplate(

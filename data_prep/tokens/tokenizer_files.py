@@ -148,7 +148,6 @@ def find_eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> i
     if token_id is None:
         raise UserError(
             "tokenizer_config.json names no eos_token that is in the vocabulary; add one, "
-            "because each "
-            "document must end with it"
+            "because each document must end with it"
         )
     return int(token_id)

@@ -39,7 +39,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
     ("reader", "settings", "words"),
     [
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
-        ("text", {"fields": {"text": "body"}}, "fields.text: unknown field; reader text has no fields"),
+        ("text", {"fields": {"text": "body"}}, "fields.text: unknown field of reader text; it has no fields"),
         ("stortinget", {"options": {"units": "item"}}, "options.units: reader stortinget has unit"),
         (
             "stortinget",
@@ -62,12 +62,12 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (
             "jsonl",
             {"fields": {"body": "text"}},
-            "fields.body: unknown field; reader jsonl has text, id, group, language, title, date, url",
+            "fields.body: unknown field of reader jsonl; its fields are text, id, group, language, title, date, url",
         ),
         (
             "maalfrid",
             {"fields": {"group": "site"}},
-            "fields.group: unknown field; reader maalfrid has text, id, language, title, date, url",
+            "fields.group: unknown field of reader maalfrid; its fields are text, id, language, title, date, url",
         ),
         ("jsonl", {"language": "nb"}, "language is 'nb'; give an ISO 639-3 code"),
         ("jsonl", {"language": "nor"}, "language is 'nor'; give an ISO 639-3 code"),
