@@ -458,3 +458,4 @@ def test_a_file_that_the_package_would_hide_is_refused(mistake: Callable[..., st
         error = mistake(*arguments, "--config-dir", "my")
         assert error.startswith(f"--config-dir: my/{file} has the name of a file of the package")
         assert f"rename it, and choose it by its new name ({own.parent.name}=NAME)" in error
+        own.unlink()
