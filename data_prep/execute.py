@@ -171,7 +171,7 @@ def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: in
 
 
 def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
-    """Return the decision of a stage, of which only this shard's rows if it has a column `shard`.
+    """Return the decision of a stage; if it has a column `shard`, only the rows of this shard.
 
     The report of the first shard receives the counts of the decision.
 

@@ -154,7 +154,7 @@ class Inspection:
             if self.quarantine_counts():
                 reasons.add(QUARANTINED)
             if not reasons:
-                raise UserError(f"nothing was dropped for '{reason}'; nothing was dropped at all")
+                raise UserError(f"nothing was dropped for '{reason}'; the corpus has no drops")
             known = ", ".join(sorted(reasons))
             raise UserError(f"nothing was dropped for '{reason}'; the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
@@ -297,7 +297,7 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
         import matplotlib
     except ImportError:
         raise UserError(
-            "pictures need matplotlib; pip install matplotlib, or use --lengths without a file"
+            "--picture: matplotlib is not installed; pip install matplotlib, or use --lengths"
         ) from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure

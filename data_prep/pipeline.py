@@ -207,7 +207,7 @@ _REMEDIES = {
 
 @contextmanager
 def _explain_disk_errors(work: Path) -> Iterator[None]:
-    """Raise errors of a full or read-only disk again with one line that has a remedy.
+    """Re-raise errors of a full or read-only disk as one line with a remedy.
 
     The text of an error is searched too, because Arrow's errors have no errno.
     """

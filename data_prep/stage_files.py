@@ -29,11 +29,11 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,7 @@ from data_prep.shards import Loss, explain_damage, sha256_file
 # Documents of a shard that are held in memory: until one of these is reached.
 BATCH_DOCUMENTS = 1000
 BATCH_CHARACTERS = 4_000_000
+_Record = TypeVar("_Record")
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
 DROP_SCHEMA = pa.schema(
     [(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)]
@@ -136,15 +137,13 @@ class StageFolder:
             shards: names of the shards to read; all by default.
         """
         for shard in self.shards() if shards is None else shards:
-            for row in _read_rows(self.path / f"quarantine-{shard}.parquet"):
-                yield Broken(**row)
+            yield from _read_records(self.path / f"quarantine-{shard}.parquet", Broken)
 
     def cuts(self) -> list[Cut]:
         """Return the lines and paragraphs that the stage cut, counted over all shards."""
         found: dict[tuple[str, str, str], Cut] = {}
         for shard in self.shards():
-            for row in _read_rows(self.path / f"cut-{shard}.parquet"):
-                cut = Cut(**row)
+            for cut in _read_records(self.path / f"cut-{shard}.parquet", Cut):
                 known = found.setdefault((cut.source, cut.reason, cut.text), cut)
                 if known is not cut:
                     known.documents += cut.documents
@@ -279,12 +278,13 @@ class StageFolder:
         )
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a Parquet file; none if the file does not exist."""
+def _read_records(path: Path, kind: Callable[..., _Record]) -> list[_Record]:
+    """Return the rows of a Parquet file as dataclasses; none if the file does not exist."""
     if not path.is_file():
         return []
     with explain_damage(path):
-        return list(pq.read_table(path).to_pylist())
+        rows = pq.read_table(path).to_pylist()
+    return [kind(**row) for row in rows]
 
 
 def sum_losses(report: Report) -> list[Loss]:

@@ -136,7 +136,7 @@ def _start_forkserver() -> None:
 
 
 class _LogForwarder(logging.Handler):
-    """Passes the log records of worker processes to the loggers of this process.
+    """A handler that passes the log records of worker processes to the loggers of this process.
 
     So they are printed above the progress line, not across it.
     """

@@ -404,7 +404,7 @@ def detect(text: str) -> str:
 
 
 def _scores(texts: list[str]) -> Iterator[Scores]:
-    """Yield py3langid's scores of each text, which read only the first LOOK characters."""
+    """Yield py3langid's scores of the first LOOK characters of each text."""
     codes = [CODES[code] for code in identifier().codes]
     found = identifier().scores([text[:LOOK] for text in texts])
     return (dict(zip(codes, row, strict=True)) for row in found.tolist())

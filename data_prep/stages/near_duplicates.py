@@ -159,8 +159,8 @@ def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clu
     """Join the duplicates in a bucket into clusters.
 
     Documents with the same title, numbers and names (marks) are compared however large the bucket
-    is. Other documents are not, if the document is distinct from many similar ones: then it is on a
-    form.
+    is. Other documents are not, if the document is distinct from many similar ones: then it is taken
+    to be a filled-in form.
     """
     representatives: list[int] = []
     by_marks: dict[int, list[int]] = {}

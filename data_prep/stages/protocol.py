@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Stage(ABC):
-    """A stage of the way from raw text to tokens.
+    """A stage of the preparation from raw text to tokens.
 
     Attributes:
         name: the name of its folder, its steps and its settings. It must never change, because it

@@ -342,7 +342,7 @@ class ChatTemplate:
         try:  # the import takes a second, and only conversations need it
             from transformers.utils.chat_template_utils import render_jinja_template
         except ModuleNotFoundError as fault:
-            raise UserError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
+            raise UserError(f"conversations need {fault.name}; pip install 'finetune[prep]'") from None
         try:
             (text,), spans = render_jinja_template(
                 [messages],

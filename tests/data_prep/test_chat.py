@@ -631,7 +631,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
 def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path: Path, folder: Path) -> None:
     given = TokenizerConfig(path=str(folder))
     with pytest.raises(
-        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
+        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file or to `default`"
     ):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()

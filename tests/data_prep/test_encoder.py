@@ -66,7 +66,7 @@ def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
     (tmp_path / "other.json").write_text(json.dumps(other | {"added_tokens": [], "post_processor": None}))
     assert "cannot read" in choose(tmp_path / "other.json", TEXTS)["reason"]
-    monkeypatch.setattr(TextEncoder, "fast", lambda self, texts: [np.array([1, 2]) for _ in texts])
+    monkeypatch.setattr(TextEncoder, "encode_fast", lambda self, texts: [np.array([1, 2]) for _ in texts])
     assert choose(file, TEXTS) | {"version": ""} == {
         "library": "tokenizers",
         "version": "",

@@ -261,7 +261,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None
     ).returncode:
         pytest.skip("a disk that cannot be written to cannot be mounted here")
     try:
-        assert "Read-only file system: choose a corpora_dir" in refused(command(disk))
+        assert "Read-only file system; choose a corpora_dir" in refused(command(disk))
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -281,7 +281,7 @@ def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["normalise"], "step read: task 0 is not done"),
-        (["clean"], "in step 'clean': tasks count from 0, and the steps are read, normalise"),
+        (["clean"], "in step 'clean'; tasks count from 0, and the steps are read, normalise"),
         (["read", "--task", "4", "--of", "4"], "no task 4 of 4"),
     ],
 )
