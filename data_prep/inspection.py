@@ -112,7 +112,8 @@ class Inspection:
         found = {(row["source"], row["id"]) for row in _rows(read, wanted)}
         source, _, rest = wanted.partition("/")
         if source in self.corpus.manifest.sources and rest:
-            found |= {(row["source"], row["id"]) for row in _rows(read, rest) if row["source"] == source}
+            rows = _rows(read, rest)
+            found |= {(row["source"], row["id"]) for row in rows if row["source"] == source}
         if found:
             return sorted(found)
         without_suffix = _ID_SUFFIX.sub("", wanted)
@@ -284,7 +285,8 @@ def bin_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
         return []
     powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
     counts = Counter(powers.tolist())
-    return [(2**power, 2 ** (power + 1) - 1, counts[power]) for power in range(min(counts), max(counts) + 1)]
+    all_powers = range(min(counts), max(counts) + 1)
+    return [(2**power, 2 ** (power + 1) - 1, counts[power]) for power in all_powers]
 
 
 def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:

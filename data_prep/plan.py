@@ -276,7 +276,8 @@ class Preparation:
     def collected_shard(self, stage: str, shard: Shard) -> Shard:
         """Return name and fingerprint of the table that a stage collects from an input shard."""
         return Shard(
-            f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint)
+            name=f"collected-{shard.name}",
+            fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),
         )
 
     # --- the state on disk -----------------------------------------------------------------------
@@ -377,7 +378,8 @@ def summarise_stage(
         dropped.update(marker.dropped)
         counts.update(marker.counts)
         for part in marker.losses:
-            loss = losses.setdefault((part.source, part.reason), Loss(source=part.source, reason=part.reason))
+            new = Loss(source=part.source, reason=part.reason)
+            loss = losses.setdefault((part.source, part.reason), new)
             loss.documents += part.documents
             loss.cut += part.cut
             loss.characters += part.characters

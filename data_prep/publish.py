@@ -79,7 +79,8 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
     shards = token_shards(preparation)
     markers = [preparation.marker(TOKENISE.name, shard) for shard in shards]
     infos = preparation.stage_infos()
-    infos.append(summarise_stage(TOKENISE.name, TOKENISE.version, preparation.settings(TOKENISE), markers))
+    settings = preparation.settings(TOKENISE)
+    infos.append(summarise_stage(TOKENISE.name, TOKENISE.version, settings, markers))
     shutil.copytree(stage.path / "tokenizer", folder / "tokenizer")
     tokeniser = Tokeniser(corpus, folder / "tokenizer")
     mask_column = _mask_column(corpus, {mask for marker in markers for mask in marker.masks})
@@ -101,12 +102,13 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
         splits[split] = writer.close()
     if not splits["train"]:
         require_documents(corpus.name, infos, next(stage.drops(), None))
+    has_chats = any(marker.has_chats for marker in markers)
     manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
         mask_column=mask_column,
         unigram_loss=counter.validation_loss(),
-        tokenizer=_tokenizer_info(tokeniser, stage, has_chats=any(marker.has_chats for marker in markers)),
+        tokenizer=_tokenizer_info(tokeniser, stage, has_chats),
         splits=splits,
         sources=counter.finish(preparation),
         stages=infos,

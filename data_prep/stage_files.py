@@ -292,7 +292,8 @@ def sum_losses(report: Report) -> list[Loss]:
     found: dict[tuple[str, str], Loss] = {}
     entries: list[Drop | Shortened] = [*report.drops, *report.shortened]
     for entry in entries:
-        loss = found.setdefault((entry.source, entry.reason), Loss(source=entry.source, reason=entry.reason))
+        new = Loss(source=entry.source, reason=entry.reason)
+        loss = found.setdefault((entry.source, entry.reason), new)
         loss.documents += isinstance(entry, Drop)
         loss.cut += isinstance(entry, Shortened)
         loss.characters += entry.characters

@@ -179,7 +179,8 @@ class ChatTemplate:
         # special.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._ending = self._find_ending([question])
         self.end_of_turn = self._ending.token
 

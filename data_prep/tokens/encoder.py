@@ -137,7 +137,8 @@ class TextEncoder:
         """Encode texts with tokenizers."""
         if not texts:
             return []
-        return [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)]
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_fast(self, texts: list[str]) -> list[Ids]:
         """Encode texts with gigatoken, in this thread only: each core already has a process."""

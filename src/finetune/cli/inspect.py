@@ -92,7 +92,8 @@ def _print(options: argparse.Namespace) -> None:
             inspection.cuts(options.cut or None), options.sample or 0, options.characters
         )
     if options.lengths:
-        corpus_tables.print_lengths({source: bin_lengths(values) for source, values in inspection.lengths().items()})
+        histograms = {source: bin_lengths(values) for source, values in inspection.lengths().items()}
+        corpus_tables.print_lengths(histograms)
     if options.picture:
         print(_draw(inspection, options.picture))
     listed = [options.dropped, options.cut, options.find]
