@@ -239,7 +239,7 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
             tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
         )
     )
-    assert "is empty: of 1 documents read none is left" in line
+    assert "is empty: none of 1 documents read is left" in line
     assert "language_eng 1" in line
     assert not (tmp_path / "corpora" / "mine").exists()
 
