@@ -218,7 +218,7 @@ def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, t
     file = write_base(tmp_path / "base") / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     line = refuse("train", "corpus=mine", f"model={tmp_path / 'base'}", "data.sequence_length=128")
-    assert f"the weights in {file} cannot be read (it breaks off): get the model again, whole" in line
+    assert f"the weights in {file} cannot be read (the file is truncated); download or copy the model again" in line
 
 
 def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:

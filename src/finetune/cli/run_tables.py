@@ -79,7 +79,7 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
             out.print(Text(f"{one.run.id}: {one.reason}", style=style), soft_wrap=True)
         if not one.alive and one.state != RunState.COMPLETED and len(seen) <= FEW_RUNS:
             out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
-        if one.alive and (words := attempts.last_restart(one.run.path)):
+        if one.alive and (words := attempts.describe_last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
         print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= FEW_RUNS else 0)
     if len(seen) > FEW_RUNS:

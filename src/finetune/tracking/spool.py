@@ -26,7 +26,7 @@ class Spool:
     def __init__(self, path: Path, enabled: bool) -> None:
         self._file = None
         if enabled:
-            torn = layout.is_torn(path)
+            torn = layout.has_incomplete_last_line(path)
             self._file = path.open("a", encoding="utf-8")
             if torn:  # a kill cut the last line short: it must not swallow the next one
                 self._file.write("\n")
