@@ -1,5 +1,5 @@
-"""The cause of a rank's death is named from its logs, exit statuses and Slurm's state, with a remedy; an
-unknown cause is not guessed."""
+"""The cause of a rank's death is named from its logs, exit statuses and Slurm's state, with a
+remedy; an unknown cause is not guessed."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ CASES = [
         "a newer Slurm's message of the same",
         ["killed because host memory ran out (1 oom-kill event)"],
         {
-            0: START
-            + "slurmstepd: error: Detected 1 oom-kill event(s) in step 7.0 cgroup.\nsrun: error: n: task 1: Killed\n"
+            0: f"{START}slurmstepd: error: Detected 1 oom-kill event(s) in step 7.0 cgroup.\n"
+            "srun: error: n: task 1: Killed\n"
         },
     ),
     Case(
@@ -115,8 +115,8 @@ CASES = [
         "a crash that srun reports, before the kills that follow",
         ["rank 3 on node4: crashed in native code (SIGSEGV"],
         {
-            0: START
-            + "srun: error: node1: task 0: Killed\nsrun: error: node4: task 3: Segmentation fault (core dumped)\n"
+            0: f"{START}srun: error: node1: task 0: Killed\n"
+            "srun: error: node4: task 3: Segmentation fault (core dumped)\n"
         },
         failures=(),
     ),
@@ -153,7 +153,8 @@ CASES = [
             "lower micro_batch_size",
         ],
         failures=crash(
-            "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has … (traceback in jobs/)"
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has … "
+            "(traceback in jobs/)"
         ),
     ),
     Case(
@@ -330,7 +331,8 @@ def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("message", [causes.TIME_LIMIT_MESSAGE, "the time limit strikes"])
 def test_the_message_of_the_time_limit_does_not_begin_an_attempt(tmp_path: Path, message: str) -> None:
-    """It is logged during an attempt, whose earlier lines still count; the second is an earlier version's."""
+    """It is logged during an attempt, whose earlier lines still count; the second is an earlier
+    version's."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "7_0_log.out").write_text(
         f"{START}srun: error: node2: task 1: Segmentation fault\n"

@@ -117,7 +117,7 @@ def test_damaged_weights_are_an_error_with_a_remedy(tmp_path: Path, content: byt
 
 
 def test_a_queued_run_is_refused_if_its_corpus_or_base_changes(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base")).frozen()
+    config = config_of(folder, str(folder / "base")).with_absolute_paths()
     (run,) = freeze([config], None)
     run_inputs.record_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
@@ -138,7 +138,7 @@ def test_a_queued_run_is_refused_if_its_corpus_or_base_changes(folder: Path) -> 
 def test_the_base_of_full_fine_tuning_may_change_after_the_first_checkpoint(
     folder: Path, adapter: dict[str, object]
 ) -> None:
-    config = config_of(folder, str(folder / "base"), adapter=adapter).frozen()
+    config = config_of(folder, str(folder / "base"), adapter=adapter).with_absolute_paths()
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=r"^base "):
@@ -149,7 +149,7 @@ def test_the_base_of_full_fine_tuning_may_change_after_the_first_checkpoint(
 
 
 def test_a_corpus_prepared_after_the_submission_is_recorded_at_the_first_start(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base"), after="prepare-1").frozen()
+    config = config_of(folder, str(folder / "base"), after="prepare-1").with_absolute_paths()
     (run,) = freeze([config], None)
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
@@ -161,7 +161,7 @@ def test_a_corpus_prepared_after_the_submission_is_recorded_at_the_first_start(f
 
 
 def test_a_run_without_recorded_inputs_is_resumed(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base")).frozen()
+    config = config_of(folder, str(folder / "base")).with_absolute_paths()
     (run,) = freeze([config], None)
     (run.path / layout.INPUTS).unlink()
     digests = digests_of(config)
@@ -181,7 +181,7 @@ def test_a_hub_id_stays_at_the_revision_of_its_submission(
         write_base(repository / "snapshots" / commit, seed=seed)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(old)
-    config = config_of(folder, "some/model").frozen()
+    config = config_of(folder, "some/model").with_absolute_paths()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, revision=revision))
     (run,) = freeze([config], None)
     (repository / "refs" / "main").write_text(new)

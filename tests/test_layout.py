@@ -1,5 +1,5 @@
-"""File names of a run folder, and the names of states, are spelled in one module each; records of an earlier
-version are still read."""
+"""File names of a run folder, and the names of states, are spelled in one module each; records of
+an earlier version are still read."""
 
 from __future__ import annotations
 

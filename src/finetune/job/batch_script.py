@@ -44,7 +44,7 @@ from finetune.runs.records import (
     read_failures,
 )
 from finetune.runs.state import EndingCause, FailureKind, JobState
-from finetune.tracking.spool import training_steps
+from finetune.tracking.spool import read_training_steps
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -378,7 +378,7 @@ def _stated_cause(
 
 def last_step(run: Path, attempt: Attempt) -> int:
     """Return the last step that an attempt wrote into the run's metrics; 0 if it did none."""
-    steps = training_steps(run)
+    steps = read_training_steps(run)
     return steps[-1].step if steps and steps[-1].time_ms >= attempt.time * 1000 else 0
 
 

@@ -141,7 +141,7 @@ def _tasks_per_job(cluster: ClusterConfig) -> int | None:
     """Return how many tasks a job is to have; None: one, or more if that makes too many jobs."""
     wanted, site = cluster.prepare, cluster.site
     if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):
-        return wanted.tasks_on_a_node(site)
+        return wanted.compute_tasks_per_node(site)
     return wanted.tasks_per_job
 
 
@@ -376,7 +376,7 @@ def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: l
         "partition": wanted.partition,
         "qos": wanted.qos,
         "constraint": wanted.constraint,
-        "mem": wanted.memory_of(per_job),
+        "mem": wanted.format_memory(per_job),
         "dependency": f"afterok:{before[0]}" if before else None,
         "kill-on-invalid-dep": "yes",
         "open-mode": "append",

@@ -59,7 +59,7 @@ def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFol
         UserError, NotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is
             left.
     """
-    frozen = [point.frozen() for point in points]
+    frozen = [point.with_absolute_paths() for point in points]
     on_slurm, after = _check(frozen)
     runs = freeze(frozen, sweep)
     if sweep:
@@ -86,7 +86,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
     """
-    frozen = [dataclasses.replace(point.frozen(), dry_run=False) for point in points]
+    frozen = [dataclasses.replace(point.with_absolute_paths(), dry_run=False) for point in points]
     on_slurm, _ = _check(frozen)
     pin(frozen)
     runs_dir = Path(frozen[0].runs_dir)
@@ -160,7 +160,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
             setting may not change.
     """
     (now,) = observe.observe([run])
-    config = configuration.changed(run.config(), overrides)
+    config = configuration.apply_overrides(run.config(), overrides)
     if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         more = 2 * max(1, _steps_done(run))
         raise UserError(

@@ -1,9 +1,9 @@
-"""The attempts of a run, one for each start of its job, and the rule (`decide`) for restarting it after a
-time limit, a preemption, a crash or a dead node.
+"""The attempts of a run, one for each start of its job, and the rule (`decide`) for restarting it
+after a time limit, a preemption, a crash or a dead node.
 
-`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose batch
-script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an attempt has two
-`end` lines, the second holds: a dead node was found after the first was written.
+`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose
+batch script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an
+attempt has two `end` lines, the second holds: a dead node was found after the first was written.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -30,7 +30,8 @@ class Ending:
     """The end of an attempt.
 
     Attributes:
-        from_step: optimizer steps in the checkpoint that the attempt began from; 0: it began without one.
+        from_step: optimizer steps in the checkpoint that the attempt began from; 0: it began
+            without one.
         last_step: the last optimizer step that was completed; from_step if there was none.
         saved_step: optimizer steps in the newest checkpoint after the attempt.
         detail: the reason, as shown to users.
@@ -50,8 +51,8 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """Whether the next start counts against cluster.max_restarts: it does after a fault, and after an
-        attempt that saved no new step, since the run could otherwise restart for ever."""
+        """Whether the next start counts against cluster.max_restarts: it does after a fault, and
+        after an attempt that saved no new step, since the run could otherwise restart for ever."""
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
         return self.saved_step <= self.from_step
@@ -75,9 +76,10 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     """Decide whether to restart a run, given how its attempts ended.
 
     Args:
-        earlier: ends of the earlier attempts of the same submission, oldest first; a new submission starts
-            with the full number of restarts.
-        max_restarts: number of allowed restarts after a fault, or after an attempt without progress.
+        earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
+            starts with the full number of restarts.
+        max_restarts: number of allowed restarts after a fault, or after an attempt without
+            progress.
     """
     if ending.cause == EndingCause.COMPLETED:
         return Decision(restart=False, reason=str(ending.cause))
@@ -169,8 +171,8 @@ def end(run: Path, number: int, ending: Ending, reason: str, now: float) -> None
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
-    """Record the job that was submitted to continue after an attempt, at a site that forbids requeue; the
-    attempt may still be running."""
+    """Record the job that was submitted to continue after an attempt, at a site that forbids
+    requeue; the attempt may still be running."""
     record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 

@@ -1,4 +1,5 @@
-"""The location of a run's base model on disk: a folder, a hub id in the cache, or another run's result.
+"""The location of a run's base model on disk: a folder, a hub id in the cache, or another run's
+result.
 
 Commands resolve it before a job is queued; ranks resolve it when they load the model.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from data_prep.user_error import NotFoundError, UserError
 from finetune.config import extras
-from finetune.config.suggestions import closest, did_you_mean
+from finetune.config.suggestions import did_you_mean, find_closest
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
 from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
@@ -36,8 +37,8 @@ class Base:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder of the last adapter that has a tokenizer, else the base's: an adapter's tokenizer may
-        have added tokens."""
+        """The folder of the last adapter that has a tokenizer, else the base's: an adapter's
+        tokenizer may have added tokens."""
         return next((a for a in reversed(self.adapters) if (a / "tokenizer.json").is_file()), self.folder)
 
 
@@ -45,8 +46,8 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
     """Return the base model that a setting names.
 
     Args:
-        path: a model folder; a hub id in the local cache; run:<run id> for the result of a run (its model,
-            or its base with its adapter); run:<run id>@<step> for the checkpoint of a step.
+        path: a model folder; a hub id in the local cache; run:<run id> for the result of a run (its
+            model, or its base with its adapter); run:<run id>@<step> for the checkpoint of a step.
 
     Raises:
         NotFoundError: the run or folder does not exist, or the hub id is not in the cache.
@@ -105,7 +106,8 @@ def _is_result(run: RunFolder, step: int) -> bool:
 
 
 def _export_checkpoint(run: RunFolder, step: int) -> Path:
-    """Return a folder with a checkpoint's weights; training/checkpoint_weights.py writes it on first use.
+    """Return a folder with a checkpoint's weights; training/checkpoint_weights.py writes it on
+    first use.
 
     Raises:
         UserError: there is no checkpoint of this step, or it is damaged.
@@ -136,8 +138,8 @@ def _export_checkpoint(run: RunFolder, step: int) -> Path:
 
 
 def _find_cached_snapshot(hub_id: str, revision: str | None) -> Path:
-    """Return the folder of a model in the Hugging Face cache. It must be there before a job is submitted,
-    since jobs have no network.
+    """Return the folder of a model in the Hugging Face cache. It must be there before a job is
+    submitted, since jobs have no network.
 
     Raises:
         NotFoundError: it is not in the cache.
@@ -165,11 +167,11 @@ def _list_cached_models() -> list[str]:
 
 
 def _describe_neighbours(folder: Path) -> str:
-    """Return a hint for a missing folder: one of a similar name beside it, or the first missing part of its
-    path; "" if there is neither."""
+    """Return a hint for a missing folder: one of a similar name beside it, or the first missing
+    part of its path; "" if there is neither."""
     if folder.parent.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-        found = closest(folder.name, beside)
+        found = find_closest(folder.name, beside)
         return f"; did you mean '{folder.parent / found[0]}'?" if found else ""
     if not folder.is_absolute():
         return ""
@@ -179,8 +181,8 @@ def _describe_neighbours(folder: Path) -> str:
 
 
 def pin_revision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the revision of a hub model that the cache has now: a later download may move
-    the branch."""
+    """Return the config with the revision of a hub model that the cache has now: a later download
+    may move the branch."""
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
         return config

@@ -1,8 +1,8 @@
-"""The cause of a rank's death, found from its exit status, the end of its log, Slurm's messages and the job
-state.
+"""The cause of a rank's death, found from its exit status, the end of its log, Slurm's messages and
+the job state.
 
-`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. known_causes.py holds the messages that
-it recognises; if none matches, the sentence quotes the last line of the log.
+`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. known_causes.py holds the
+messages that it recognises; if none matches, the sentence quotes the last line of the log.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -38,8 +38,8 @@ TAIL_BYTES = 65536  # read of each log; a rank that dies writes its reason last
 TAIL_LINES = 200
 LINE_LENGTH = 240  # characters of a quoted line
 
-# the message of the batch script's helper (job/batch_script.py) while an attempt runs; all its other messages
-# are between attempts
+# the message of the batch script's helper (job/batch_script.py) while an attempt runs; all its
+# other messages are between attempts
 TIME_LIMIT_MESSAGE = "the time limit was reached"
 _BETWEEN_ATTEMPTS = re.compile(
     rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit (?:was reached|strikes))[^\n]*\n", re.MULTILINE
@@ -66,7 +66,8 @@ class Evidence:
         exits: exit status by rank, as in subprocess: -9 is SIGKILL.
         code: the exit code of srun; None if it is not known.
         state: Slurm's state of the job; "" if it is not known.
-        oom_kills: number of processes in the run's memory cgroup that the kernel killed during the run.
+        oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
+            run.
         job: id of the Slurm job; "" without one.
         memory: the memory use that Slurm accounted, as text for users; "" if it is not known.
     """
@@ -147,8 +148,8 @@ def read_tail(path: Path, has_batch_lines: bool) -> str:
     """Return the end of a log, from the start of the newest attempt in it.
 
     Args:
-        has_batch_lines: the batch script writes into this log too; an attempt then starts after the last
-            message that its helper writes between attempts.
+        has_batch_lines: the batch script writes into this log too; an attempt then starts after the
+            last message that its helper writes between attempts.
     """
     try:
         with path.open("rb") as file:
@@ -234,8 +235,8 @@ def _explain_job(evidence: Evidence) -> str | None:
 
 
 def _find_first_death(evidence: Evidence) -> Death | None:
-    """Return the first rank that ended without recording a failure, by srun's report, by its exit status, or
-    because its failure file is missing."""
+    """Return the first rank that ended without recording a failure, by srun's report, by its exit
+    status, or because its failure file is missing."""
     recorded = {failure.rank for failure in evidence.failures}
     reported = list(_parse_srun_errors(evidence.logs.get(0, "")))
     silent = [death for death in reported if death.rank not in recorded]
@@ -253,8 +254,8 @@ def _find_first_death(evidence: Evidence) -> Death | None:
 
 
 def _sort_key_by_origin(death: Death) -> int:
-    """Return a sort key that puts the likely origin of a failure first: a crash before SIGKILL and SIGTERM,
-    with which srun and this code base end the other ranks, and these before an exit code."""
+    """Return a sort key that puts the likely origin of a failure first: a crash before SIGKILL and
+    SIGTERM, with which srun and we end the other ranks, and these before an exit code."""
     number = _signal_of(death, "")
     if number in (signal.SIGKILL, signal.SIGTERM):
         return 1
@@ -281,8 +282,8 @@ def _expand(tasks: str) -> Iterator[int]:
 
 
 def _signal_of(death: Death, log: str) -> int | None:
-    """Return the signal that ended a rank, by its exit status (negative, or 128 + signal) or else its log;
-    None if no signal did."""
+    """Return the signal that ended a rank, by its exit status (negative, or 128 + signal) or else
+    its log; None if no signal did."""
     if death.status is not None and death.status < 0:
         return -death.status
     if death.status is not None and death.status > 128:
@@ -301,8 +302,8 @@ def _signal_in(log: str) -> int | None:
 
 
 def _find_memory_message(evidence: Evidence, text: str) -> str | None:
-    """Return the evidence that the kernel or Slurm killed a process because host memory ran out; None if
-    there is none."""
+    """Return the evidence that the kernel or Slurm killed a process because host memory ran out;
+    None if there is none."""
     for pattern in OUT_OF_MEMORY:
         found = re.search(pattern, text)
         if found:
@@ -324,8 +325,8 @@ def _match(text: str, where: str) -> str | None:
 
 
 def _match_batch(text: str, where: str) -> str | None:
-    """Return causes and remedies of the first and the last known message in a batch script's log, as one may
-    follow from the other; None if there is none."""
+    """Return causes and remedies of the first and the last known message in a batch script's log,
+    as one may follow from the other; None if there is none."""
     found = []
     for known in MESSAGES:
         match = re.search(known.pattern, text, re.MULTILINE)
@@ -339,8 +340,8 @@ def _match_batch(text: str, where: str) -> str | None:
 
 
 def _match_state(evidence: Evidence, text: str) -> str | None:
-    """Return cause and remedy if Slurm ended the job, by the job's state or by Slurm's message in the log;
-    None otherwise."""
+    """Return cause and remedy if Slurm ended the job, by the job's state or by Slurm's message in
+    the log; None otherwise."""
     for state, known in STATE_CAUSES.items():
         found = re.search(known.pattern, text)
         if found or evidence.state == state:
@@ -349,8 +350,8 @@ def _match_state(evidence: Evidence, text: str) -> str | None:
 
 
 def _fill_in(known: KnownCause, groups: tuple[str | None, ...], where: str) -> str:
-    """Return `cause; remedy` of a table entry with its groups filled in: `{0}` becomes the group, `{0: at }`
-    the group after ` at `; both become empty if the group did not match."""
+    """Return `cause; remedy` of a table entry with its groups filled in: `{0}` becomes the group,
+    `{0: at }` the group after ` at `; both become empty if the group did not match."""
 
     def fill(match: re.Match[str]) -> str:
         number = int(match[1])

@@ -41,8 +41,8 @@ def record_held_out_loss(checkpoint: Path, loss: float) -> None:
 
 
 def rank_by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
-    """Return the evaluated checkpoints after step 0 with their losses, best first; of equal losses, the
-    earlier step first."""
+    """Return the evaluated checkpoints after step 0 with their losses, best first; of equal losses,
+    the earlier step first."""
     found = [(read_held_out_loss(path), path) for path in list_checkpoints(checkpoints) if step_of(path) > 0]
     return sorted((loss, path) for loss, path in found if loss is not None and math.isfinite(loss))
 
@@ -53,8 +53,8 @@ def find_best(checkpoints: Path) -> Path | None:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Check the files of a checkpoint against its manifest and return the first fault; None if there is
-    none."""
+    """Check the files of a checkpoint against its manifest and return the first fault; None if
+    there is none."""
     try:
         manifest = json.loads((checkpoint / layout.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

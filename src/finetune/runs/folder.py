@@ -123,8 +123,8 @@ class RunFolder:
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
-        """Return the folder for a checkpoint's weights as a model or adapter, which base_model.resolve
-        writes on first use."""
+        """Return the folder for a checkpoint's weights as a model or adapter, which
+        base_model.resolve writes on first use."""
         return self.exports / layout.checkpoint_name(step)
 
     @property
@@ -183,8 +183,8 @@ class RunFolder:
         (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
-        """Return the process that starts this run when those before it have ended, or follows it: `process
-        123`, or `another process on HOST`; None if there is none, or it was killed."""
+        """Return the process that starts this run when those before it have ended, or follows it:
+        `process 123`, or `another process on HOST`; None if there is none, or it was killed."""
         turn = Turn.read(self.path / layout.TURN)
         if turn is None:
             return None
@@ -225,8 +225,8 @@ class RunFolder:
         return Outcome.read(self.path / layout.OUTCOME)
 
     def record_start(self) -> None:
-        """Record that rank 0 has started and remove the previous outcome; rank 0 calls it at each start of
-        its job."""
+        """Record that rank 0 has started and remove the previous outcome; rank 0 calls it at each
+        start of its job."""
         (self.path / layout.OUTCOME).unlink(missing_ok=True)
         Started(restart_count(), socket.gethostname(), time.time()).write(self.path / layout.STARTED)
 
@@ -248,8 +248,8 @@ class RunFolder:
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Return why the run failed: the batch script's diagnosis, or else the cause of its ranks' failures
-        (causes.py); None if no rank failed."""
+        """Return why the run failed: the batch script's diagnosis, or else the cause of its ranks'
+        failures (causes.py); None if no rank failed."""
         diagnosis = Diagnosis.read(self.path / layout.FAILURE)
         if diagnosis:
             return diagnosis.error
@@ -272,8 +272,8 @@ class RunFolder:
         self.write_json(layout.SKIPPED, {"batches": list(batches)})
 
     def command(self, verb: str, name: str | None = None) -> str:
-        """Return a `finetune` command line for this run, or for `name` in the same runs folder, to be pasted
-        into a shell in the current directory."""
+        """Return a `finetune` command line for this run, or for `name` in the same runs folder, to
+        be pasted into a shell in the current directory."""
         current = Path.cwd()
         runs_dir = self.path.parent
         shown = runs_dir.relative_to(current) if runs_dir.is_relative_to(current) else runs_dir
@@ -281,7 +281,8 @@ class RunFolder:
         return shlex.join(["finetune", verb, *option, name or self.id])
 
     def cause_of_death(self, state: str = "", failures: Sequence[Failure] = ()) -> str | None:
-        """Return why the newest attempt died, by its logs and exit statuses; None if there is no evidence.
+        """Return why the newest attempt died, by its logs and exit statuses; None if there is no
+        evidence.
 
         Args:
             state: Slurm's state of the job; "" if it is not known.
@@ -323,8 +324,8 @@ class RunFolder:
         return self.provenance().point or {}
 
     def code(self) -> str | None:
-        """Return the digest of the code snapshot that the job imports (launch/freeze.py); None if it imports
-        the installed code."""
+        """Return the digest of the code snapshot that the job imports (launch/freeze.py); None if
+        it imports the installed code."""
         submission = self.submission()
         return None if submission is None else submission.code
 
@@ -339,24 +340,24 @@ class RunFolder:
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return the scheduler that the run was frozen for, local or slurm. The config is read only if the
-        provenance does not name it, since that is slower."""
+        """Return the scheduler that the run was frozen for, local or slurm. The config is read only
+        if the provenance does not name it, since that is slower."""
         return self.provenance().scheduler or self.config().cluster.scheduler
 
     def is_running(self) -> bool:
-        """Return True if a local run's processes are running. The run's lock is not tried, since a rank may
-        be about to acquire it.
+        """Return True if a local run's processes are running. The run's lock is not tried, since a
+        rank may be about to acquire it.
 
-        A local run on another machine counts as running if its metrics were written to in the last ten
-        minutes.
+        A local run on another machine counts as running if its metrics were written to in the last
+        ten minutes.
         """
         if self.find_other_host() is not None:
             return self.metrics.exists() and time.time() - self.metrics.stat().st_mtime < 600
         return self.find_controller() is not None
 
     def find_other_host(self) -> str | None:
-        """Return the other machine on which this local run was started, if no end is recorded: it may still
-        be running there, even if it has not written for long. None otherwise."""
+        """Return the other machine on which this local run was started, if no end is recorded: it
+        may still be running there, even if it has not written for long. None otherwise."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():
             return None
@@ -364,14 +365,15 @@ class RunFolder:
         return None if ended else submission.host
 
     def find_controller(self) -> psutil.Process | None:
-        """Return the process on this machine that controls a local run (launch/follow.py); None if it has
-        ended. Its command line is compared, since its process id may have been reused."""
+        """Return the process on this machine that controls a local run (launch/follow.py); None if
+        it has ended. Its command line is compared, since its process id may have been reused."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host != socket.gethostname():
             return None
         try:
             process = psutil.Process(int(submission.job_id))
-            # within an allocation, the controller is the script that executes srun (launch/local.py)
+            # within an allocation, the controller is the script that executes srun
+            # (launch/local.py)
             arguments = {str(self.jobs), str(self.jobs / layout.ATTACHED)}
             return process if arguments & set(process.cmdline()) else None
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):

@@ -1,5 +1,5 @@
-"""The inputs of a run: its corpus, digests of corpus and base model, and the check that their tokenizers
-match.
+"""The inputs of a run: its corpus, digests of corpus and base model, and the check that their
+tokenizers match.
 
 Commands check them before a job is queued, ranks when they set up the run. No heavy imports.
 """
@@ -24,7 +24,7 @@ WINDOW = 4096  # bytes in the middle of a tensor that the digest covers
 
 
 def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
-    """Return the digests of a run's corpus (None: not prepared yet) and base model (None: from scratch)."""
+    """Return the digests of a run's corpus and base model; None for one that it does not have."""
     return {
         "corpus": corpus.manifest.digest if corpus else None,
         "base": compute_base_digest(base) if base else None,
@@ -32,14 +32,15 @@ def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str |
 
 
 def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
-    """Compare the digests of a run's inputs with those recorded at its submission (or else at its first
-    start), and record them.
+    """Compare the digests of a run's inputs with those recorded at its submission (or else at its
+    first start), and record them.
 
     Returns:
         the digests.
 
     Raises:
-        UserError: an input has changed. In full fine-tuning, the base may change after the first checkpoint.
+        UserError: an input has changed. In full fine-tuning, the base may change after the first
+        checkpoint.
     """
     recorded = run.read_json(layout.INPUTS) or {}
     for name, digest in digests.items():
@@ -59,12 +60,13 @@ def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, s
 
 
 def compute_base_digest(base: Base) -> str:
-    """Return a SHA-256 of a base's configs, and of the names, headers and samples of its weight files.
+    """Return a SHA-256 of a base's configs, and of the names, headers and samples of its weight
+    files.
 
-    A sample is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the model. The
-    digest distinguishes models, revisions and precisions, and weights before and after training, merging or
-    quantization, which change values all over a tensor. It can miss a manual edit of a few values in a large
-    tensor.
+    A sample is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the
+    model. The digest distinguishes models, revisions and precisions, and weights before and after
+    training, merging or quantization, which change values all over a tensor. It can miss a manual
+    edit of a few values in a large tensor.
 
     Raises:
         UserError: a weight file is damaged.
@@ -104,10 +106,12 @@ def _hash_samples(path: Path, update: Callable[[bytes], None]) -> None:
 
 
 def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
-    """Check a run's inputs before its job starts: the corpus and its sources, the base and its tokenizer.
+    """Check a run's inputs before its job starts: the corpus and its sources, the base and its
+    tokenizer.
 
     Args:
-        has_corpus: False if the corpus is not prepared yet; the job itself then checks it (job/rank.py).
+        has_corpus: False if the corpus is not prepared yet; the job itself then checks it
+            (job/rank.py).
 
     Raises:
         NotFoundError, UserError: an input is missing, damaged or does not match.
@@ -133,7 +137,8 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
     """Check that a corpus was tokenised with the tokenizer of a base model.
 
     Args:
-        may_extend: the corpus' tokenizer may have added tokens, for which training enlarges the model.
+        may_extend: the corpus' tokenizer may have added tokens, for which training enlarges the
+            model.
 
     Raises:
         UserError: the tokenizers differ.
@@ -149,8 +154,8 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
 
 
 def _is_extended_by(folder: Path, larger: Path) -> bool:
-    """Return True if the tokenizer in `larger` is the one in `folder` with added tokens, and all token ids of
-    `folder` keep their meaning."""
+    """Return True if the tokenizer in `larger` is the one in `folder` with added tokens, and all
+    token ids of `folder` keep their meaning."""
     old = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     new = json.loads((larger / "tokenizer.json").read_text(encoding="utf-8"))
     # all but the last are left out of tokenizer_digest too

@@ -1,5 +1,5 @@
-"""Tables of messages, signals and Slurm job states with a known cause and remedy; causes.py matches an
-attempt's logs against them.
+"""Tables of messages, signals and Slurm job states with a known cause and remedy; causes.py matches
+an attempt's logs against them.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -59,8 +59,8 @@ OUT_OF_MEMORY = (
     r"(Exceeded (?:job|step) memory limit)",
 )
 
-# messages in the log of a rank or of the batch script, most specific first: one further down can be a
-# consequence of one above
+# messages in the log of a rank or of the batch script, most specific first: one further down can be
+# a consequence of one above
 MESSAGES = (
     KnownCause(
         r"((?:CUDA|HIP|XPU) out of memory[^\n]{0,60}|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED)",

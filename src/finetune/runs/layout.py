@@ -1,5 +1,5 @@
-"""File names of a run folder and of the runs folder around it, and functions to read and atomically write
-these files.
+"""File names of a run folder and of the runs folder around it, and functions to read and atomically
+write these files.
 
     runs/<run id>/
       config.yaml       the resolved config, frozen at submission
@@ -17,8 +17,8 @@ these files.
       exports/          checkpoints that were used as run:ID@STEP, as models or adapters
       jobs/             submitit's files, and the ranks' logs
 
-Commands, ranks and the batch script's helper outside of a container all use this module: standard library
-only, Python 3.8 or newer.
+Commands, ranks and the batch script's helper outside of a container all use this module: standard
+library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def newest_step(run: Path) -> int:
 
 
 def list_attempt_files(run: Path) -> list[Path]:
-    """Return the files of the newest attempt to remove before the next: its outcome and failures, and the
-    rendezvous and stack files of its ranks."""
+    """Return the files of the newest attempt to remove before the next: its outcome and failures,
+    and the rendezvous and stack files of its ranks."""
     jobs = run / JOBS
     failures = run.glob("failure*.json")
     return [run / OUTCOME, *failures, *jobs.glob(rendezvous_of("*", "*")), *jobs.glob(stacks_of("*"))]
@@ -188,7 +188,8 @@ def list_attempt_files(run: Path) -> list[Path]:
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` at the end.
 
-    A reader sees the old file or the new one, never a part; several processes may write at the same time.
+    A reader sees the old file or the new one, never a part; several processes may write at the same
+    time.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -277,8 +278,8 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 
 
 def parse_json_line(line: bytes) -> Json | None:
-    """Return the record in a line; None if the line is incomplete, as after a kill during a write, or at the
-    start of a tail."""
+    """Return the record in a line; None if the line is incomplete, as after a kill during a write,
+    or at the start of a tail."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,8 +1,9 @@
-"""Warnings of ranks, in `jobs/warnings-rank-<rank>.jsonl` of the run folder, where any process can read them.
+"""Warnings of ranks, in `jobs/warnings-rank-<rank>.jsonl` of the run folder, where any process can
+read them.
 
-`collect` records log messages of level WARNING and above, and Python warnings, from this code base and from
-the libraries that load and train a model. A repeated warning is one record with a count. Standard library
-only: a command that reads them may have no torch.
+`collect` records log messages of level WARNING and above, and Python warnings, from this code base
+and from the libraries that load and train a model. A repeated warning is one record with a count.
+Standard library only: a command that reads them may have no torch.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class WarningRecord(Record):
 
 
 class Collector(logging.Handler):
-    """Logging handler that records each kind of warning of this rank once, and again whenever its count has
-    doubled."""
+    """Logging handler that records each kind of warning of this rank once, and again whenever its
+    count has doubled."""
 
     def __init__(self, jobs: Path, rank: int) -> None:
         super().__init__(logging.WARNING)
@@ -104,8 +105,8 @@ class Collector(logging.Handler):
             self.add(f"{record.name}: {_NUMBER.sub('#', text)}", text, record.created)
 
     def add(self, kind: str, text: str, when: float) -> None:
-        """Count a warning. If it cannot be written, as on a full disk, the warning is lost and the run
-        continues."""
+        """Count a warning. If it cannot be written, as on a full disk, the warning is lost and the
+        run continues."""
         if kind not in self._counts and len(self._counts) >= MAX_WARNINGS:
             return
         times = self._counts.get(kind, 0) + 1

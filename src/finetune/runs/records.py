@@ -1,7 +1,7 @@
 """The records in the JSON files of a run folder: submission, start, outcome, failures and others.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container: standard
-library only, Python 3.8 or newer.
+Every process reads or writes some of them, also the batch script's helper outside of a container:
+standard library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record in a JSON object, without unknown keys, as another version may have written.
+        """Return the record in a JSON object, without unknown keys, as another version may have
+        written.
 
         Raises:
             ValueError: it is not an object, or lacks a key.
@@ -83,7 +84,8 @@ class Submission(Record):
         job_id: Slurm's job id; for a local run, the process id of submitit's controller.
         host: the machine on which it was submitted.
         scheduler: local or slurm.
-        code: digest of the code snapshot that the job imports (launch/freeze.py); None: the installed code.
+        code: digest of the code snapshot that the job imports (launch/freeze.py); None: the
+            installed code.
     """
 
     job_id: str
@@ -179,7 +181,8 @@ class Provenance(Record):
     """provenance.json: the origin of a submission.
 
     Attributes:
-        packages: version by package; None for one that was not installed where the run was submitted.
+        packages: version by package; None for one that was not installed where the run was
+            submitted.
         sweep: id of the sweep that the run belongs to.
         point: the run's values of the swept settings, as they were typed.
         scheduler: local or slurm.
@@ -204,7 +207,8 @@ class Exits(Record):
 
     Attributes:
         ranks: status by rank, in the order in which they ended; as in subprocess, -9 is SIGKILL.
-        oom_kills: number of processes in the run's memory cgroup that the kernel killed during the run.
+        oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
+            run.
     """
 
     ranks: Mapping[int, int] = field(default_factory=dict)
@@ -213,7 +217,7 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: values measured after an optimizer step, at a time in ms since the epoch."""
+    """A line of metrics.jsonl: values after an optimizer step; the time is in ms since the epoch."""
 
     step: int
     time_ms: int

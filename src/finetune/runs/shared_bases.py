@@ -1,8 +1,9 @@
-"""Merged bases shared between runs: runs/.bases/<digest>/, with hard links to its files in each run's
-merged_base/.
+"""Merged bases shared between runs: runs/.bases/<digest>/, with hard links to its files in each
+run's merged_base/.
 
-The digest covers the merged weights, their settings and the tokenizer, so an entry cannot be out of date. A
-run that is copied or moved takes the files along; `prune` may remove an entry whose files no run links to.
+The digest covers the merged weights, their settings and the tokenizer, so an entry cannot be out of
+date. A run that is copied or moved takes the files along; `prune` may remove an entry whose files
+no run links to.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def link(folder: Path, digest: str) -> bool:
 
 
 def publish(folder: Path, digest: str) -> None:
-    """Create the entry of a digest from a finished folder, unless another run has created it, or the file
-    system has no hard links."""
+    """Create the entry of a digest from a finished folder, unless another run has created it, or
+    the file system has no hard links."""
     entry = _entry(folder, digest)
     temporary = entry.with_name(f".{digest}.{secrets.token_hex(4)}")
     for path in folder.iterdir():

@@ -1,8 +1,9 @@
-"""States of runs, stop reasons, endings of attempts, kinds of failure, Slurm's job states and MLflow's
-statuses: the only module that spells their names.
+"""States of runs, stop reasons, endings of attempts, kinds of failure, Slurm's job states and
+MLflow's statuses: the only module that spells their names.
 
-folder.py finds the state of a run from files, launch/observe.py with the help of Slurm. Standard library
-only, Python 3.8 or newer: the batch script's helper uses this module outside of a container.
+folder.py finds the state of a run from files, launch/observe.py with the help of Slurm. Standard
+library only, Python 3.8 or newer: the batch script's helper uses this module outside of a
+container.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ ENDED_STATES = (
     RunState.STOPPED,
     RunState.INTERRUPTED,
 )
-# states that `finetune retry` starts again; a queued run whose job is gone would never start otherwise
+# states that `finetune retry` starts again; a queued run whose job is gone would never start
+# otherwise
 RETRIED_STATES = (
     RunState.FAILED,
     RunState.DEAD,
@@ -56,8 +58,8 @@ PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)
 
 
 class StopReason(IntEnum):
-    """The reason why ranks stop training early. If ranks differ, the highest value holds (an all-reduce with
-    max)."""
+    """The reason why ranks stop training early. If ranks differ, the highest value holds (an
+    all-reduce with max)."""
 
     NONE = 0
     INTERRUPTED = 1  # by a signal or a deadline
@@ -74,8 +76,8 @@ class StopReason(IntEnum):
 
 
 class EndingCause(StrEnum):
-    """The way in which an attempt, one start of a run's job, ended. After the first three, the run is never
-    restarted."""
+    """The way in which an attempt, one start of a run's job, ended. After the first three, the run
+    is never restarted."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -97,7 +99,7 @@ class FailureKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """Slurm's job states. Compare Slurm's answers with them and do not convert: it may have more states."""
+    """Slurm's job states. Compare Slurm's answers with them, do not convert: Slurm may have more."""
 
     PENDING = "PENDING"
     REQUEUED = "REQUEUED"

@@ -1,7 +1,9 @@
-"""Requests to stop training early: by a signal (time limit, preemption, requeue), a deadline or a stop file.
+"""Requests to stop training early: by a signal (time limit, preemption, requeue), a deadline or a
+stop file.
 
-No torch here: signals may arrive while it is being imported. A flag is local to its rank; all ranks agree on
-the stop reason at the next optimizer step, evaluation batch or stage of loading (training/).
+No torch here: signals may arrive while it is being imported. A flag is local to its rank; all ranks
+agree on the stop reason at the next optimizer step, evaluation batch or stage of loading
+(training/).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class StopTraining(Exception):
 
 
 class StopFlag:
-    """A rank's flag that asks it to stop. It is set by SIGTERM or SIGUSR2 (a scheduler's time limit,
-    preemption or requeue), by a deadline, or by a stop file (a user's request).
+    """A rank's flag that asks it to stop. It is set by SIGTERM or SIGUSR2 (a scheduler's time
+    limit, preemption or requeue), by a deadline, or by a stop file (a user's request).
 
     Args:
         file: the stop file.

@@ -17,11 +17,12 @@ def _read(kind: type[T], body: Mapping[str, Any]) -> T:
 
 @dataclass(kw_only=True)
 class HeldOut:
-    """The held-out loss: mean nats per supervised token, and the number of those tokens, over all documents,
-    by source, and by language (its written standard).
+    """The held-out loss: mean nats per supervised token, and the number of those tokens, over all
+    documents, by source, and by language (its written standard).
 
     Attributes:
-        unigram_loss: loss on the same documents of a unigram model of the training split's token frequencies.
+        unigram_loss: loss on the same documents of a unigram model of the training split's token
+            frequencies.
     """
 
     loss: float
@@ -103,7 +104,8 @@ class Summary:
         peak_memory_bytes: allocated by rank 0.
         seconds: time of rank 0 by phase, over all attempts; `total` is the sum.
         skipped_batches: batches left out after rewinds.
-        before, after: held-out loss of the base model and of the result; None without validation documents.
+        before, after: held-out loss of the base model and of the result; None without validation
+            documents.
         best, last: the optimizer step with the lowest held-out loss, and the last one.
         new_stop: the end-of-turn token, if it was added to the tokens that stop generation.
         result: folder of the saved model or adapter.
@@ -136,8 +138,8 @@ class Summary:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Summary:
-        """Return the summary in a JSON object; keys that are missing get defaults and unknown ones are
-        dropped, since other versions write other keys."""
+        """Return the summary in a JSON object; keys that are missing get defaults and unknown ones
+        are dropped, since other versions write other keys."""
         read = dict(body)
         for name, kind in (("before", HeldOut), ("after", HeldOut), ("best", StepLoss), ("last", StepLoss)):
             if body.get(name):
