@@ -45,8 +45,12 @@ class Piece:
 
 def copy_unpacked(folder: Path, into: Path) -> Path:
     """Copy the files of a folder, with tar archives replaced by their members, and return the copy."""
-    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    root = folder.parent if folder.is_file() else folder
+    if folder.is_file():
+        root = folder.parent
+        paths = [folder]
+    else:
+        root = folder
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         target = into / path.relative_to(root)
         if tarfile.is_tarfile(path):

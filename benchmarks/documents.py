@@ -43,10 +43,17 @@ def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path,
         the corpus folder that `finetune prepare` wrote; the same documents as {"text": …} lines for
         the other systems; a description for the report.
     """
-    pieces = _read_provisions(download) if download else _read_sample()
-    shortest = MIN_CHARACTERS if download else 40
+    if download:
+        pieces = _read_provisions(download)
+        description = _PROVISIONS
+        shortest = MIN_CHARACTERS
+    else:
+        pieces = _read_sample()
+        description = _SAMPLE
+        shortest = 40
     stripped = (piece.strip() for piece in pieces)
-    distinct = list(dict.fromkeys(text for text in stripped if shortest <= len(text) <= MAX_CHARACTERS))
+    chosen = (text for text in stripped if shortest <= len(text) <= MAX_CHARACTERS)
+    distinct = list(dict.fromkeys(chosen))
     random.Random(0).shuffle(distinct)
     distinct = distinct[:count]
     name = "bench-" + hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:8]
@@ -55,7 +62,7 @@ def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path,
     if not documents.exists():
         _prepare(cache, name, distinct)
         _write_documents(corpus, documents)
-    return corpus, documents, _PROVISIONS if download else _SAMPLE
+    return corpus, documents, description
 
 
 def _read_provisions(download: str) -> Iterator[str]:
@@ -101,7 +108,8 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
         "tokenizer": {"vocab_size": 8000},
     }
     (conf / "corpus").mkdir(parents=True, exist_ok=True)
-    (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")  # JSON is valid YAML
+    # JSON is valid YAML
+    (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")
     command = [
         str(FINETUNE),
         "prepare",

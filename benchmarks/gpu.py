@@ -70,7 +70,7 @@ def main() -> None:
         report.write_section(name, section)
 
 
-# --- speed, compared with TRL -------------------------------------------------------------------------------
+# --- speed, compared with TRL ---------------------------------------------------------------------
 
 
 def _measure_speed(
@@ -80,7 +80,9 @@ def _measure_speed(
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
     """Run all systems in turn, round by round until --minutes is over; return raw rows and report."""
-    python = Path(options.trl_python or harness.environment_of("trl", harness.cache_folder(), options.wheels))
+    python = options.trl_python
+    if not python:
+        python = harness.environment_of("trl", harness.cache_folder(), options.wheels)
     tokens = options.batch_size * options.sequence_length
     limits = {}
     for size in sizes:
@@ -90,7 +92,7 @@ def _measure_speed(
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for number in range(options.rounds):
         for size, lora in tasks:
-            for system, run in _runs(make_bench(size, lora), python, options.systems).items():
+            for system, run in _runs(make_bench(size, lora), Path(python), options.systems).items():
                 if time.monotonic() > end:
                     continue
                 row: dict[str, Any] = {"size": size, "lora": lora, "matmul_limit": limits[size]}
@@ -169,8 +171,9 @@ def _check(system: str, trainable: int, size: str, lora: bool) -> None:
 
 def _table(size: str, lora: bool, limit: float, rows: list[dict[str, Any]]) -> str:
     flop = rules.flop_per_token(SHAPES[size].non_embedding_parameters, lora)
+    training = f"LoRA r={LORA_R}" if lora else "full"
     lines = [
-        f"{size}, {f'LoRA r={LORA_R}' if lora else 'full'}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
+        f"{size}, {training}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
         "| system | rounds | tokens/s, median (min-max) | share of matmul limit "
         "| GPU memory | documents isolated |",
         "|---|---|---|---|---|---|",
@@ -206,7 +209,7 @@ def _report(facts: dict[str, Any], options: argparse.Namespace, tables: list[str
 For comparison, {PUBLISHED}."""
 
 
-# --- memory of this product's configurations ----------------------------------------------------------------
+# --- memory of this product's configurations ------------------------------------------------------
 
 CHECKPOINTED = "activation_checkpointing=true"
 MEMORY: dict[str, list[tuple[str, list[str]]]] = {
@@ -234,7 +237,7 @@ def _measure_memory(
     sizes: list[str],
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run a few steps of each configuration, one after the other; return the raw rows and the report."""
+    """Run a few steps of each configuration, one by one; return the raw rows and the report."""
 
     def measure(size: str, name: str, overrides: list[str]) -> dict[str, Any]:
         bench = replace(make_bench(size, True), warmup=1, steps=5)
@@ -262,7 +265,9 @@ def _measure_memory(
     machine = facts["machine"]["gpu"] or facts["machine"]["cpu"]
     table = ["| model | training | GPU memory |", "|---|---|---|"]
     for row in raw:
-        peak = row["error"].partition(":")[0] if "error" in row else f"{row['peak_memory'] / 2**30:.1f} GiB"
+        peak = row.get("error", "").partition(":")[0]
+        if not peak:
+            peak = f"{row['peak_memory'] / 2**30:.1f} GiB"
         table.append(f"| {row['size']} | {row['what']} | {peak} |")
     section = f"""## Memory on one GPU
 

@@ -286,14 +286,16 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
         print(f"creating the environment of {peer} in {folder} (some minutes)", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        torch = [line for line in requirements.read_text().splitlines() if line.startswith("torch==")]
+        lines = requirements.read_text().splitlines()
+        torch = [line for line in lines if line.startswith("torch==")]
         source = ["--no-index", "--find-links", wheels] if wheels else []
         # torch is installed with its dependencies. The other lines are a complete list and are
         # installed without theirs: pip's resolver would find that some pins exclude each other.
         installs = [torch] if torch else []
         installs.append(["--no-deps", "-r", str(requirements)])
         for arguments in installs:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *source, *arguments], check=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", *source, *arguments]
+            subprocess.run(install, check=True)
         (folder / ".done").touch()
     return python
 
@@ -426,13 +428,14 @@ def summarise(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("FINETUNE_BENCH_DIR") or Path.home() / ".cache" / "finetune-bench").resolve()
+    default = Path.home() / ".cache" / "finetune-bench"
+    return Path(os.environ.get("FINETUNE_BENCH_DIR") or default).resolve()
 
 
 def _read_finetune(folder: Path) -> dict[str, Any]:
     run = next(path.parent for path in (folder / "runs").glob("*/summary.json"))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens, ends = rules.read_steps(records)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens, ends = rules.read_steps([json.loads(line) for line in lines])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     installed = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["packages"]
     packages = ("torch", "transformers", "peft", "deepspeed")

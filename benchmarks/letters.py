@@ -165,7 +165,7 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
 
 
 def run_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
-    """Run the text stages; return, by stage, the letters after it and the letters lost in it by reason."""
+    """Run the text stages; return, by stage, the letters after it and those lost in it by reason."""
     corpus = CorpusConfig(name="letters", sources={"s": source})
     shutil.rmtree(work, ignore_errors=True)
     steps = pipeline.plan(PrepareConfig(corpus=corpus, corpora_dir=str(work), workers=1))

@@ -140,6 +140,7 @@ def train_with_trl(settings: dict[str, Any]) -> None:
     from trl import SFTConfig, SFTTrainer
 
     packing = settings["packing"]
+    packing_strategy = {"packing_strategy": packing} if packing else {}
     # Weights that full training updates are float32, as in finetune's optimizer: bf16 would lose
     # small steps.
     keeps_bf16 = settings["precision"] == "bf16" and settings["lora_r"]
@@ -147,7 +148,7 @@ def train_with_trl(settings: dict[str, Any]) -> None:
         **common_settings(settings),
         max_length=settings["sequence_length"],
         packing=packing is not None,
-        **({"packing_strategy": packing} if packing else {}),
+        **packing_strategy,
         use_liger_kernel=settings.get("liger", False),
         model_init_kwargs={
             "dtype": "bfloat16" if keeps_bf16 else "float32",

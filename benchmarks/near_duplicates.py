@@ -93,9 +93,17 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
             pq.write_table(stage.collect(iter(everything[first : first + SHARD]), config), paths[-1])
         decided = stage.decide(paths, config).to_pylist()
     seconds = time.perf_counter() - began
-    places = {f"{document.source}/{document.id}": place for place, document in enumerate(everything)}
-    lost = {row["shard"] * SHARD + row["row"]: places[row["detail"].split(" as ", 1)[1]] for row in decided}
-    near = [row["shard"] * SHARD + row["row"] for row in decided if row["reason"] == "near_duplicate"]
+    places = {}
+    for place, document in enumerate(everything):
+        places[f"{document.source}/{document.id}"] = place
+    lost = {}
+    near = []
+    for row in decided:
+        dropped = row["shard"] * SHARD + row["row"]
+        kept = row["detail"].split(" as ", 1)[1]
+        lost[dropped] = places[kept]
+        if row["reason"] == "near_duplicate":
+            near.append(dropped)
     return lost, near, seconds
 
 
@@ -125,17 +133,21 @@ def measure(everything: list[Document], bands: int) -> dict[str, float]:
     for place, document in enumerate(everything):
         if document.id.startswith("copy-"):
             pairs[place] = place_of[document.source, document.id.removeprefix("copy-")]
-    found = sum(find_kept(lost, copy) == find_kept(lost, original) for copy, original in pairs.items())
+    found = 0
+    for copy, original in pairs.items():
+        found += find_kept(lost, copy) == find_kept(lost, original)
     planted = {*pairs.items(), *((original, copy) for copy, original in pairs.items())}
-    others = [(place, lost[place]) for place in near if (place, lost[place]) not in planted]
+    drops = [(place, lost[place]) for place in near]
+    others = [drop for drop in drops if drop not in planted]
     correct = sum(are_duplicates(everything[one], everything[other]) for one, other in others)
+    retitled = sum(have_other_titles(everything[one], everything[other]) for one, other in drops)
     return {
         "recall": found / len(pairs),
         "precision": (len(near) - len(others) + correct) / len(near),
         "dropped": len(near),
         "real": correct,
         "speed": len(everything) / seconds,
-        "other_title": sum(have_other_titles(everything[one], everything[lost[one]]) for one in near),
+        "other_title": retitled,
     }
 
 

@@ -1,4 +1,4 @@
-"""Reports of benchmarks: a description of the machine and the command, and the sections of RESULTS.md."""
+"""Reports of benchmarks: descriptions of machine and command, and the sections of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
         vectors = " with AVX2"
     cores = len(os.sched_getaffinity(0))
     return {
-        "cpu": f"{names[0] if names else platform.processor()}{vectors}",
+        "cpu": f"{next(iter(names), platform.processor())}{vectors}",
         "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(),
@@ -55,7 +55,7 @@ def revision() -> str:
 
 
 def origin(module: str) -> str:
-    """Return a line for a report with the command of a table, the revision, the date and the machine."""
+    """Return a line for a report with the table's command, the revision, the date and the machine."""
     here = machine()
     return (
         f"`{command(module)}`, revision {revision()}, {time.strftime('%Y-%m-%d')}; "
@@ -92,4 +92,5 @@ def _gpu_name() -> str | None:
     if not shutil.which("nvidia-smi"):
         return None
     command = ["nvidia-smi", "--id=0", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -31,7 +31,7 @@ class Shape:
 
     @property
     def non_embedding_parameters(self) -> int:
-        """Number of parameters, with the norms and without the token embeddings and the output layer."""
+        """Number of parameters without the token embeddings and the output layer."""
         block = sum(a * b for a, b in self._projections) + 2 * self.hidden_size
         return self.num_hidden_layers * block + self.hidden_size
 
@@ -46,7 +46,7 @@ class Shape:
         return self.num_hidden_layers * r * sum(a + b for a, b in self._projections)
 
     def matmuls(self, tokens: int) -> list[tuple[int, int, int]]:
-        """Return the distinct shapes (m, k, n) of the forward matrix products over `tokens` tokens."""
+        """Return the distinct shapes (m, k, n) of the forward matrix products over some tokens."""
         shapes = dict.fromkeys([*self._projections, (self.hidden_size, self.vocab_size)])
         return [(tokens, a, b) for a, b in shapes]
 

@@ -50,7 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group(nodeid)
 
-    config.option.loadscopereorder = False  # which would order groups by their number of tests
+    config.option.loadscopereorder = False  # True orders groups by their number of tests
     return ByGroup(config, log)
 
 

@@ -40,7 +40,7 @@ class Case:
     exits: dict[int, int] = field(default_factory=dict)
     code: int | None = None
     state: str = ""
-    where: str = ON_SLURM
+    place: str = ON_SLURM
     oom_kills: int = 0
 
 
@@ -86,7 +86,7 @@ CASES = [
         ["rank 1: killed because host memory ran out", "1 oom_kill", "close other programs"],
         log_of_rank_1("step"),
         exits={1: -9, 0: 1},
-        where=LOCAL,
+        place=LOCAL,
         oom_kills=1,
     ),
     Case(
@@ -103,7 +103,7 @@ CASES = [
         ["rank 1: killed by SIGKILL", "journalctl -k", "its log is empty"],
         {0: START, 1: ""},
         exits={1: -9},
-        where=LOCAL,
+        place=LOCAL,
     ),
     Case(
         "a crash in native code",
@@ -299,7 +299,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_cause_is_named_with_a_remedy(case: Case) -> None:
     evidence = Evidence(
-        2, case.where, case.logs, case.failures, case.exits, case.code, case.state, case.oom_kills
+        2, case.place, case.logs, case.failures, case.exits, case.code, case.state, case.oom_kills
     )
     sentence = causes.explain(evidence)
     assert sentence is not None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process' rank and the number of ranks, with collectives that also work on a single rank."""
+    """This process' rank and the number of ranks, with collectives, which also work on one rank."""
 
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
     size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
@@ -79,7 +79,7 @@ class World:
 
 
 def configure_logging(world: World) -> None:
-    """Configure the root logger of a rank: rank 0 logs from INFO on, other ranks from WARNING on."""
+    """Configure the root logger of a rank: rank 0 logs from INFO on, others from WARNING on."""
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.WARNING,
         format=f"%(asctime)s rank {world.rank} %(levelname)s %(name)s: %(message)s",

@@ -122,7 +122,7 @@ class SiteConfig:
 
     @property
     def crosses_architectures(self) -> bool:
-        """Whether compute nodes have another CPU architecture than login nodes."""
+        """True if compute nodes have another CPU architecture than login nodes."""
         if self.login_architecture is None or self.compute_architecture is None:
             return False
         return self.login_architecture != self.compute_architecture
@@ -347,10 +347,10 @@ class ClusterConfig:
         A limit of the quality of service holds before one of the partition, and that before the
         site's.
         """
-        site_wide = QueueLimits(max_timeout_min=self.site.max_timeout_min, max_nodes=self.site.max_nodes)
-        found = [site_wide]
+        site = self.site
+        found = [QueueLimits(max_timeout_min=site.max_timeout_min, max_nodes=site.max_nodes)]
         for queue in (self.partition, self.qos):
-            found.append(self.site.queues.get(queue or "", QueueLimits()))
+            found.append(site.queues.get(queue or "", QueueLimits()))
         chosen = {}
         for item in fields(QueueLimits):
             values = [getattr(limits, item.name) for limits in found]
@@ -364,7 +364,7 @@ class ClusterConfig:
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether jobs ask for GPUs and do not hide them from torch."""
+        """True if jobs ask for GPUs and do not hide them from torch."""
         return self.gpu_request != "none" and self.env.get("CUDA_VISIBLE_DEVICES") != ""
 
     @property
@@ -374,7 +374,7 @@ class ClusterConfig:
 
     @property
     def binds_cores(self) -> bool:
-        """Whether the options of srun name each rank's cores; the number of cores must then not be
+        """True if the options of srun name each rank's cores; the number of cores must then not be
         passed to srun."""
         bindings = [option for option in self.srun if option.startswith("--cpu-bind")]
         return any(mask in option for option in bindings for mask in CORE_MASKS)
@@ -412,16 +412,20 @@ class ClusterConfig:
         """Return the cost of the runs if they use all of their time, in the site's billing unit if
         it is known, else in GPU-hours."""
         site = self.site
-        gpus = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
+        gpus = self.ranks_per_node
+        if site.whole_nodes and site.gpus_per_node:
+            gpus = site.gpus_per_node
         memory = _parse_gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
+        units_per_gpu = 1.0 if site.billing_per_gpu is None else site.billing_per_gpu
         units_per_node = max(
-            gpus * (1.0 if site.billing_per_gpu is None else site.billing_per_gpu),
+            gpus * units_per_gpu,
             self.cpus_per_rank * self.ranks_per_node * (site.billing_per_core or 0.0),
             memory * (site.billing_per_gib or 0.0),
         )
         cost = num_points * self.nodes * units_per_node * self.timeout_min / 60
         unit = "GPU-hours" if site.billing_per_gpu is None else site.billing or "billing units"
-        return f"may use {cost:,.0f} {unit} of {self.account or 'your account'}, if all of its time is needed"
+        account = self.account or "your account"
+        return f"may use {cost:,.0f} {unit} of {account}, if all of its time is needed"
 
     def _describe_confidence(self) -> str:
         """Return the confidence in the profile's facts and the dates of their sources; facts of

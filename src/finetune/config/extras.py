@@ -44,7 +44,7 @@ def check(package: str, action: str) -> None:
     """Raise UserError if this Python lacks a package.
 
     Args:
-        action: what needs the package, as in "evaluating a model".
+        action: the action that needs the package, such as "evaluating a model".
     """
     if find_missing((package,)):
         raise UserError(_describe_missing(package, action))

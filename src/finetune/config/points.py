@@ -79,7 +79,7 @@ def short_values(values: list[str]) -> list[str]:
 
 
 def describe(point: dict[str, str]) -> str:
-    """Return a point as one line, such as `lr=2e-4 r=16`; "" for a run that is not part of a sweep."""
+    """Return a point as one line, such as `lr=2e-4 r=16`; "" for a run without a sweep."""
     names = short_names(point)
     return " ".join(f"{names[key]}={short_value(value)}" for key, value in point.items())
 

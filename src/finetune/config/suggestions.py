@@ -232,7 +232,7 @@ def _fold(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
-# --- keys of libraries --------------------------------------------------------------------------------------
+# --- keys of libraries ----------------------------------------------------------------------------
 
 
 @cache
@@ -257,7 +257,8 @@ def zero_keys() -> tuple[str, ...]:
     package = _package("deepspeed")
     if package is None:
         return ()
-    return tuple(_list_fields(_parse(package / "runtime" / "zero" / "config.py"), "DeepSpeedZeroConfig"))
+    tree = _parse(package / "runtime" / "zero" / "config.py")
+    return tuple(_list_fields(tree, "DeepSpeedZeroConfig"))
 
 
 @cache
@@ -283,15 +284,14 @@ def _package(name: str) -> Path | None:
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # the library's files have changed: there are no suggestions
+    except (OSError, SyntaxError, ValueError):  # another version's files: there are no suggestions
         return ast.Module(body=[], type_ignores=[])
 
 
 def _sets_peft_type(defined: ast.ClassDef, peft_type: str) -> bool:
-    for node in ast.walk(defined):
-        if isinstance(node, ast.Assign) and ast.unparse(node) == f"self.peft_type = PeftType.{peft_type}":
-            return True
-    return False
+    assignment = f"self.peft_type = PeftType.{peft_type}"
+    found = [ast.unparse(node) for node in ast.walk(defined) if isinstance(node, ast.Assign)]
+    return assignment in found
 
 
 def _list_all_fields(tree: ast.Module, name: str) -> Iterator[str]:

@@ -110,7 +110,9 @@ class DataConfig:
     def corpus_folder(self) -> Path:
         """`corpus` itself if it is a folder with a manifest, else its folder in corpora_dir."""
         folder = Path(self.corpus)
-        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
+        if (folder / "manifest.json").is_file():
+            return folder
+        return Path(self.corpora_dir) / self.corpus
 
 
 @dataclass(kw_only=True)
@@ -204,7 +206,8 @@ class TrainConfig:
                 "data.stage copies the corpus to each node's own disk; "
                 "set its folder with cluster.node_local=/path"
             )
-        if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
+        has_invalid = any(not (character.isalnum() or character in "-_.") for character in self.name)
+        if not self.name or has_invalid or self.name[0] in "-.":
             raise UserError(
                 f"name is '{self.name}': must consist of letters, digits, '-', '_' and '.', "
                 f"and start with a letter or digit"
@@ -213,15 +216,16 @@ class TrainConfig:
         if self.global_batch_size % per_pass:
             fitting = max(1, self.global_batch_size // per_pass) * per_pass
             raise UserError(
-                f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
-                f"{self.micro_batch_size} × {self.cluster.world_size}; choose e.g. {fitting}"
+                f"global_batch_size is {self.global_batch_size}, not a multiple of "
+                f"micro_batch_size × ranks = {self.micro_batch_size} × {self.cluster.world_size}; "
+                f"choose e.g. {fitting}"
             )
 
     def _check_follow_mode(self) -> None:
         if self.detach and (self.wait or self.debug):
             raise UserError(
-                "detach=true leaves the run in the background, but wait=true and debug=true follow it; "
-                "choose one"
+                "detach=true leaves the run in the background, but wait=true and debug=true follow "
+                "it; choose one"
             )
         if self.debug and self.cluster.world_size > 1:
             raise UserError("debug=true needs one rank; add cluster.nodes=1 cluster.ranks_per_node=1")
@@ -384,7 +388,8 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
                 f"{override}: a resumed run keeps its cluster profile; "
                 f"change single settings, such as cluster.nodes=2"
             )
-    merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
+    present = OmegaConf.create(dataclasses.asdict(config))
+    merged = OmegaConf.merge(present, OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result
 
@@ -397,7 +402,8 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 
 def save(config: TrainConfig, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+    node = OmegaConf.create(dataclasses.asdict(config))
+    path.write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
 def load(path: Path) -> TrainConfig:
@@ -417,7 +423,9 @@ def load(path: Path) -> TrainConfig:
 def describe(fault: OmegaConfBaseException) -> str:
     """Return an error of OmegaConf as one line: the key, then the problem with its value."""
     message = (fault.msg or str(fault)).strip().splitlines()[0]
-    return f"{fault.full_key}: {message}" if fault.full_key and fault.full_key not in message else message
+    if fault.full_key and fault.full_key not in message:
+        return f"{fault.full_key}: {message}"
+    return message
 
 
 def package_dir(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The held-out loss of a model on a corpus, over all documents and by source and written standard."""
+"""The held-out loss of a model on a corpus: in total, by source and by written standard."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def evaluate_held_out_loss(
     groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
     pairs = zip(data.sources, data.languages, strict=True)
     group_of_document = np.asarray([groups.index(pair) for pair in pairs])
-    sums = torch.zeros(len(groups), 2, dtype=torch.float64)  # by group: sum of losses, number of targets
+    # by group: sum of losses, number of targets
+    sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.iter_epoch(micro_batch_size):
             losses = packed.losses(batch.to(world.device)).each

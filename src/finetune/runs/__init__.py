@@ -1,1 +1,1 @@
-"""Runs on disk, as any process reads them: their files, states, attempts and base models. No torch."""
+"""Runs on disk, for any process: their files, states, attempts and base models. No torch."""

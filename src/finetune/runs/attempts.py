@@ -51,8 +51,8 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """Whether the next start counts against cluster.max_restarts: it does after a fault, and
-        after an attempt that saved no new step, since the run could otherwise restart for ever."""
+        """True if the next start counts against cluster.max_restarts: after a fault, and after an
+        attempt that saved no new step, since the run could otherwise restart for ever."""
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
         return self.saved_step <= self.from_step
@@ -88,10 +88,12 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     if ending.cause == EndingCause.MISTAKE:
         return Decision(restart=False, reason=ending.detail, failed=True)
     if ending.cause == EndingCause.DIED:
-        deaths = 1 + sum(e.cause == EndingCause.DIED and e.died_at == ending.died_at for e in earlier)
+        earlier_deaths = [one for one in earlier if one.cause == EndingCause.DIED]
+        deaths = 1 + sum(one.died_at == ending.died_at for one in earlier_deaths)
         if deaths >= MAX_DEATHS_AT_ONE_STEP:
-            where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
-            reason = f"died {deaths} times {where}: {ending.detail}"
+            step = f"at step {ending.died_at}"
+            when = step if ending.last_step else "before the end of its first step"
+            reason = f"died {deaths} times {when}: {ending.detail}"
             return Decision(restart=False, reason=reason, failed=True)
     newest_causes = [e.cause for e in [*earlier, ending][-MAX_FAILED_PREFLIGHTS:]]
     if newest_causes == [EndingCause.PREFLIGHT] * MAX_FAILED_PREFLIGHTS:
@@ -102,7 +104,8 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
         last = f"the last attempt: {ending.cause}, {ending.detail}"
         reason = f"gave up after {max_restarts} restarts (cluster.max_restarts); {last}"
         return Decision(restart=False, reason=reason, failed=True)
-    return Decision(restart=True, reason=f"{ending.cause} after step {ending.last_step}: {ending.detail}")
+    reason = f"{ending.cause} after step {ending.last_step}: {ending.detail}"
+    return Decision(restart=True, reason=reason)
 
 
 @dataclass
@@ -188,16 +191,18 @@ def filter_by_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
 
 def excluded_nodes(run: Path) -> list[str]:
     """Return the nodes that the run's next attempts avoid, because an attempt failed on them."""
-    return sorted({node for attempt in read(run) if attempt.ending for node in attempt.ending.bad_nodes})
+    endings = [attempt.ending for attempt in read(run) if attempt.ending]
+    return sorted({node for ending in endings for node in ending.bad_nodes})
 
 
 def describe_last_restart(run: Path) -> str:
-    """Return the reason of the last restart and the nodes that the run avoids; "" without a restart."""
+    """Return the reason of the last restart and the nodes that the run avoids; "" without one."""
     reasons = [attempt.reason for attempt in read(run) if attempt.ending]
     if not reasons:
         return ""
     avoided = ", ".join(excluded_nodes(run))
-    return f"restarted: {reasons[-1]}" + (f" (avoids {avoided})" if avoided else "")
+    note = f" (avoids {avoided})" if avoided else ""
+    return f"restarted: {reasons[-1]}{note}"
 
 
 def _parse_ending(record: Mapping[str, Any]) -> Ending:

@@ -39,7 +39,10 @@ class Base:
     def tokenizer_folder(self) -> Path:
         """The folder of the last adapter that has a tokenizer, else the base's: an adapter's
         tokenizer may have added tokens."""
-        return next((a for a in reversed(self.adapters) if (a / "tokenizer.json").is_file()), self.folder)
+        for adapter in reversed(self.adapters):
+            if (adapter / "tokenizer.json").is_file():
+                return adapter
+        return self.folder
 
 
 def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
@@ -63,7 +66,8 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
                 f"run {run.id} is {run.state()} and has no result to start from; "
                 f"finish it with `{run.command('resume')}`"
             )
-        return _add_to_base(run, run.model if run.model.is_dir() else run.adapter)
+        result = run.model if run.model.is_dir() else run.adapter
+        return _add_to_base(run, result)
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
@@ -117,8 +121,9 @@ def _export_checkpoint(run: RunFolder, step: int) -> Path:
         if folder.is_dir():
             return folder
         if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
-            steps = [layout.step_of(path) for path in reversed(layout.list_checkpoints(run.checkpoints))]
-            kept = f"steps {', '.join(map(str, steps))}" if steps else "none"
+            checkpoints = reversed(layout.list_checkpoints(run.checkpoints))
+            steps = [str(layout.step_of(path)) for path in checkpoints]
+            kept = f"steps {', '.join(steps)}" if steps else "none"
             raise UserError(f"run {run.id} has no checkpoint of step {step}; its checkpoints: {kept}")
         extras.check("torch", f"exporting run:{run.id}@{step}")
         single_process = {
@@ -128,7 +133,8 @@ def _export_checkpoint(run: RunFolder, step: int) -> Path:
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
         }
-        command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
+        module = "finetune.training.checkpoint_weights"
+        command = [sys.executable, "-m", module, str(run.path), str(step)]
         environment = {**os.environ, **single_process}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -151,9 +157,9 @@ def _find_cached_snapshot(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
-        suggestion = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _list_cached_models())
+        hint = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _list_cached_models())
         raise NotFoundError(
-            f"model {hub_id} is neither a folder nor in the Hugging Face cache{suggestion or ';'} "
+            f"model {hub_id} is neither a folder nor in the Hugging Face cache{hint or ';'} "
             f"run `hf download {wanted}` first, since jobs have no network"
         ) from None
 

@@ -42,7 +42,9 @@ LINE_LENGTH = 240  # characters of a quoted line
 # other messages are between attempts
 TIME_LIMIT_MESSAGE = "the time limit was reached"
 _BETWEEN_ATTEMPTS = re.compile(
-    rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit (?:was reached|strikes))[^\n]*\n", re.MULTILINE
+    rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: "
+    rb"(?!the time limit (?:was reached|strikes))[^\n]*\n",  # "strikes": an earlier version's
+    re.MULTILINE,
 )
 _RANK_START = "Starting with JobEnvironment("  # in the first line of a rank's log, from submitit
 _RANK_START_LINE = re.compile(rb"^[^\n]*Starting with JobEnvironment\(", re.MULTILINE)
@@ -60,7 +62,7 @@ class Evidence:
 
     Attributes:
         world_size: number of ranks.
-        where: ON_SLURM or LOCAL, which decides the remedy.
+        place: ON_SLURM or LOCAL, which decides the remedy.
         logs: the end of each rank's log; rank 0's also holds the batch script's.
         failures: recorded by ranks that raised (RunFolder.record_failure).
         exits: exit status by rank, as in subprocess: -9 is SIGKILL.
@@ -73,7 +75,7 @@ class Evidence:
     """
 
     world_size: int
-    where: str
+    place: str
     logs: Mapping[int, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     exits: Mapping[int, int] = field(default_factory=dict)
@@ -129,17 +131,18 @@ def collect_evidence(
     if in_allocation:  # srun writes its messages into the controller's log there
         srun_log = read_tail(jobs / layout.CONTROLLER_LOG, has_batch_lines=True)
         logs[0] = f"{logs.get(0, '')}\n{srun_log}"
-    job_id = submission.job_id if submission else ""
+    if job == "*":
+        job = submission.job_id if submission else ""
     return Evidence(
         world_size=world_size,
-        where=ON_SLURM if is_slurm or in_allocation or code is not None else LOCAL,
+        place=ON_SLURM if is_slurm or in_allocation or code is not None else LOCAL,
         logs=logs,
         failures=tuple(failures),
         exits=exits.ranks,
         code=code,
         state=state,
         oom_kills=exits.oom_kills,
-        job=job_id if job == "*" else job,
+        job=job,
         memory=memory,
     )
 
@@ -161,7 +164,8 @@ def read_tail(path: Path, has_batch_lines: bool) -> str:
     starts = [match.end() for match in pattern.finditer(content)]
     if starts:
         content = content[starts[-1] :]
-    return "\n".join(content.decode("utf-8", "replace").replace("\r", "\n").splitlines()[-TAIL_LINES:])
+    text = content.decode("utf-8", "replace").replace("\r", "\n")
+    return "\n".join(text.splitlines()[-TAIL_LINES:])
 
 
 def explain(evidence: Evidence) -> str | None:
@@ -170,12 +174,12 @@ def explain(evidence: Evidence) -> str | None:
     if own:
         return _explain_failure(evidence, min(own, key=lambda failure: failure.time))
     death = _find_first_death(evidence)
-    if death is None and evidence.failures:  # only lost peers are reported, and the dead rank is not known
+    if death is None and evidence.failures:  # all ranks lost a peer, and the dead one is not known
         return min(evidence.failures, key=lambda failure: failure.time).error
     if death is None:
         return _explain_job(evidence)
-    name = f"rank {death.rank}" + (f" on {death.node}" if death.node else "")
-    return f"{name}: {_explain_death(evidence, death)}"
+    node = f" on {death.node}" if death.node else ""
+    return f"rank {death.rank}{node}: {_explain_death(evidence, death)}"
 
 
 def is_lost_peer(error: str) -> bool:
@@ -187,7 +191,7 @@ def _explain_failure(evidence: Evidence, failure: Failure) -> str:
     """Return the message of a rank that raised, after its cause and remedy if they are known."""
     if failure.kind != FailureKind.CRASH:  # the message was written for users
         return failure.error
-    known = _match(failure.error, evidence.where)
+    known = _match(failure.error, evidence.place)
     return f"rank {failure.rank}: {known} ({failure.error})" if known else failure.error
 
 
@@ -197,37 +201,41 @@ def _explain_death(evidence: Evidence, death: Death) -> str:
     batch_log = evidence.logs.get(0, "")
     out_of_memory = _find_memory_message(evidence, f"{own_log}\n{batch_log}")
     if out_of_memory:
-        return f"killed because host memory ran out ({out_of_memory}); {MEMORY_REMEDY[evidence.where]}"
-    batch_part, rank_part = "", own_log
+        remedy = MEMORY_REMEDY[evidence.place]
+        return f"killed because host memory ran out ({out_of_memory}); {remedy}"
+    batch_part = ""
+    rank_part = own_log
     if death.rank == 0:
         batch_part, _, rank_part = batch_log.partition(_RANK_START)
-    known = _match(rank_part, evidence.where) or _match_state(evidence, batch_log)
+    known = _match(rank_part, evidence.place) or _match_state(evidence, batch_log)
     if not known and not rank_part:  # the rank never started
-        known = _match_batch(batch_part or batch_log, evidence.where)
+        known = _match_batch(batch_part or batch_log, evidence.place)
     if known:
         return known
     number = _signal_of(death, own_log)
     if number == signal.SIGKILL:
-        remedy = evidence.memory or SIGKILL_REMEDY[evidence.where].replace("JOB", evidence.job or "JOB")
-        return f"killed by SIGKILL, and its log shows no reason; {remedy}; {_quote_last_line(own_log)}"
+        general = SIGKILL_REMEDY[evidence.place].replace("JOB", evidence.job or "JOB")
+        remedy = evidence.memory or general
+        last = _quote_last_line(own_log)
+        return f"killed by SIGKILL, and its log shows no reason; {remedy}; {last}"
     if number in SIGNAL_CAUSES:
         known_signal = SIGNAL_CAUSES[number]
         frame = _FAULTHANDLER_FRAME.search(own_log)
-        place = f" in {frame[2]} of {frame[1]}" if frame else ""
-        return f"{known_signal.cause}{place}; {known_signal.remedy}"
+        location = f" in {frame[2]} of {frame[1]}" if frame else ""
+        return f"{known_signal.cause}{location}; {known_signal.remedy}"
     status = "" if death.status is None else f" (exit code {death.status})"
     return f"its log shows no known cause{status}; {_quote_last_line(own_log)}"
 
 
 def _explain_job(evidence: Evidence) -> str | None:
-    """Return why a job ended, if no single rank is known to have died; None if there is no evidence."""
+    """Return why a job ended, if no rank is known to have died; None without evidence."""
     text = evidence.logs.get(0, "")
     if not text and not evidence.state and evidence.code is None:
         return None
     out_of_memory = _find_memory_message(evidence, text)
     if out_of_memory:
-        return f"host memory ran out ({out_of_memory}); {MEMORY_REMEDY[evidence.where]}"
-    known = _match_batch(text, evidence.where) or _match_state(evidence, text)
+        return f"host memory ran out ({out_of_memory}); {MEMORY_REMEDY[evidence.place]}"
+    known = _match_batch(text, evidence.place) or _match_state(evidence, text)
     if known:
         return known
     status = "" if evidence.code is None else f" (exit code {evidence.code})"
@@ -246,7 +254,8 @@ def _find_first_death(evidence: Evidence) -> Death | None:
     if silent:
         return min(silent, key=_sort_key_by_origin)
     if recorded:
-        return next((Death(rank) for rank in range(evidence.world_size) if rank not in recorded), None)
+        missing = [rank for rank in range(evidence.world_size) if rank not in recorded]
+        return Death(missing[0]) if missing else None
     crashed = [rank for rank, log in sorted(evidence.logs.items()) if _signal_in(log) is not None]
     if crashed:
         return Death(crashed[0])
@@ -292,7 +301,7 @@ def _signal_of(death: Death, log: str) -> int | None:
 
 
 def _signal_in(log: str) -> int | None:
-    """Return the signal that faulthandler or the shell reports in a log; None without such a report."""
+    """Return the signal that faulthandler or the shell reports in a log; None without a report."""
     for number, pattern in SIGNAL_MESSAGES.items():
         if number in (signal.SIGKILL, signal.SIGTERM):
             continue
@@ -315,23 +324,23 @@ def _find_memory_message(evidence: Evidence, text: str) -> str | None:
     return None
 
 
-def _match(text: str, where: str) -> str | None:
+def _match(text: str, place: str) -> str | None:
     """Return cause and remedy of the first entry of MESSAGES that matches; None if none does."""
     for known in MESSAGES:
         found = re.search(known.pattern, text, re.MULTILINE)
         if found:
-            return _fill_in(known, found.groups(), where)
+            return _fill_in(known, found.groups(), place)
     return None
 
 
-def _match_batch(text: str, where: str) -> str | None:
+def _match_batch(text: str, place: str) -> str | None:
     """Return causes and remedies of the first and the last known message in a batch script's log,
     as one may follow from the other; None if there is none."""
     found = []
     for known in MESSAGES:
         match = re.search(known.pattern, text, re.MULTILINE)
         if match:
-            found.append((match.start(), _fill_in(known, match.groups(), where)))
+            found.append((match.start(), _fill_in(known, match.groups(), place)))
     if not found:
         return None
     first = min(found)[1]
@@ -345,11 +354,11 @@ def _match_state(evidence: Evidence, text: str) -> str | None:
     for state, known in STATE_CAUSES.items():
         found = re.search(known.pattern, text)
         if found or evidence.state == state:
-            return _fill_in(known, found.groups() if found else (), evidence.where)
+            return _fill_in(known, found.groups() if found else (), evidence.place)
     return None
 
 
-def _fill_in(known: KnownCause, groups: tuple[str | None, ...], where: str) -> str:
+def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> str:
     """Return `cause; remedy` of a table entry with its groups filled in: `{0}` becomes the group,
     `{0: at }` the group after ` at `; both become empty if the group did not match."""
 
@@ -358,17 +367,19 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], where: str) -> s
         value = groups[number] if number < len(groups) else None
         return f"{match[2] or ''}{value.strip()}" if value else ""
 
-    remedy = MEMORY_REMEDY[where] if known.remedy == USE_MEMORY_REMEDY else known.remedy
+    remedy = MEMORY_REMEDY[place] if known.remedy == USE_MEMORY_REMEDY else known.remedy
     return re.sub(r"\{(\d)(?::([^}]*))?\}", fill, f"{known.cause}; {remedy}")
 
 
 def _quote_last_line(log: str) -> str:
-    """Return the last line of a log, without those of Slurm and the batch script's helper, as a clause."""
+    """Return a clause that quotes the last line of a log that is not from Slurm or the helper."""
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:
         return "its log is empty"
     last = lines[-1]
-    return f"last line of its log: {last if len(last) <= LINE_LENGTH else f'{last[:LINE_LENGTH]} …'}"
+    if len(last) > LINE_LENGTH:
+        last = f"{last[:LINE_LENGTH]} …"
+    return f"last line of its log: {last}"
 
 
 def _read_submission(run: Path) -> Submission | None:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: their state, held-out losses and integrity. No torch: commands read them too."""
+"""Checkpoints on disk: their state, held-out losses and integrity. No torch, for commands."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def read_held_out_loss(checkpoint: Path) -> float | None:
 
 
 def record_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Write the held-out loss of a published checkpoint into a file that its manifest does not list."""
+    """Write the held-out loss of a published checkpoint into a file outside of its manifest."""
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 
 def rank_by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
     """Return the evaluated checkpoints after step 0 with their losses, best first; of equal losses,
     the earlier step first."""
-    found = [(read_held_out_loss(path), path) for path in list_checkpoints(checkpoints) if step_of(path) > 0]
+    trained = [path for path in list_checkpoints(checkpoints) if step_of(path) > 0]
+    found = [(read_held_out_loss(path), path) for path in trained]
     return sorted((loss, path) for loss, path in found if loss is not None and math.isfinite(loss))
 
 

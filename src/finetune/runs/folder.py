@@ -110,7 +110,7 @@ class RunFolder:
 
     @property
     def merged_base(self) -> Path:
-        """The base with its adapters merged into it, of a run that trains another adapter on top."""
+        """The base with its adapters merged into it, if the run trains another adapter."""
         return self.path / layout.MERGED_BASE
 
     @property
@@ -174,7 +174,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def record_turn(self) -> None:
-        """Record that this process starts the run when those before it have ended, and then follows it."""
+        """Record that this process will start the run when those before it have ended."""
         this_process = psutil.Process()
         turn = Turn(socket.gethostname(), this_process.pid, this_process.create_time())
         turn.write(self.path / layout.TURN)
@@ -192,7 +192,8 @@ class RunFolder:
             return f"another process on {turn.host}"
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process = psutil.Process(turn.pid)
-            if abs(process.create_time() - turn.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            is_same = abs(process.create_time() - turn.started) < 1  # else the id was reused
+            if is_same and process.status() != psutil.STATUS_ZOMBIE:
                 return f"process {turn.pid}"
         return None
 
@@ -206,7 +207,8 @@ class RunFolder:
         Args:
             job_id, scheduler, code: as in Submission.
         """
-        Submission(job_id, socket.gethostname(), scheduler, code).write(self.path / layout.SUBMISSION)
+        submission = Submission(job_id, socket.gethostname(), scheduler, code)
+        submission.write(self.path / layout.SUBMISSION)
 
     def submission(self) -> Submission | None:
         """Return the job that executes the run; None before its submission."""
@@ -228,7 +230,8 @@ class RunFolder:
         """Record that rank 0 has started and remove the previous outcome; rank 0 calls it at each
         start of its job."""
         (self.path / layout.OUTCOME).unlink(missing_ok=True)
-        Started(restart_count(), socket.gethostname(), time.time()).write(self.path / layout.STARTED)
+        started = Started(restart_count(), socket.gethostname(), time.time())
+        started.write(self.path / layout.STARTED)
 
     def record_outcome(self, state: RunState, reason: str | None = None, asked_by: str | None = None) -> None:
         """Record the state in which the run ended; `reason` and `asked_by` as in Outcome."""

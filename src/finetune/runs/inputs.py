@@ -179,7 +179,7 @@ def tokenizer_size(folder: Path) -> int:
 
 
 def count_added_tokens(base: Base, corpus_folder: Path) -> int:
-    """Return the number of tokens that a corpus' tokenizer adds to the base's (see check_tokenizer)."""
+    """Return the number of tokens that a corpus' tokenizer adds to the base's."""
     folders = [base.tokenizer_folder, corpus_folder / "tokenizer"]
     if not all((folder / "tokenizer.json").is_file() for folder in folders):
         return 0

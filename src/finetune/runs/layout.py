@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     Json = dict[str, Any]  # the content of a JSON file before it is converted to a Record
 
-# --- files of a run folder ----------------------------------------------------------------------------------
+# --- files of a run folder ------------------------------------------------------------------------
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -74,13 +74,13 @@ PREFLIGHT_TOKEN = "preflight-token"
 SCRIPT = "submit.sh"  # the batch script
 WAITING_PICKLE = "waiting.pkl"  # renamed to <job id>_submitted.pkl at submission
 
-# --- files of a checkpoint ----------------------------------------------------------------------------------
+# --- files of a checkpoint ------------------------------------------------------------------------
 
 STATE = "state.json"
 MANIFEST = "manifest.json"
 HELD_OUT = "held_out.json"  # a held-out loss measured after the checkpoint was published
 
-# --- the runs folder ----------------------------------------------------------------------------------------
+# --- the runs folder ------------------------------------------------------------------------------
 
 BASES = ".bases"  # merged bases that runs share
 CODE = ".code"  # the code that jobs import
@@ -104,7 +104,7 @@ ENDING = ".ending"  # in sweeps/: jobs that have submitted their next wave
 TAIL_BYTES = 65536  # read from the end of a file of JSON lines if only the newest lines are needed
 
 
-# --- names with a number ------------------------------------------------------------------------------------
+# --- names with a number --------------------------------------------------------------------------
 
 
 def failure_of(rank: int | str) -> str:
@@ -128,12 +128,12 @@ def rendezvous_of(job: str, restart: int | str) -> str:
 
 
 def next_of(job: str) -> str:
-    """Return the name of the lock in jobs/ that is held to submit the job that continues after `job`."""
+    """Return the name of the lock in jobs/ for submitting the job that continues after `job`."""
     return f"next-of-{job}"
 
 
 def pickle_of(job: str) -> str:
-    """Return the name of the file in jobs/ from which submitit loads a job's function and arguments."""
+    """Return the name of the file in jobs/ from which submitit loads a job's function."""
     return f"{job}_submitted.pkl"
 
 
@@ -176,12 +176,13 @@ def newest_step(run: Path) -> int:
 def list_attempt_files(run: Path) -> list[Path]:
     """Return the files of the newest attempt to remove before the next: its outcome and failures,
     and the rendezvous and stack files of its ranks."""
-    jobs = run / JOBS
     failures = run.glob("failure*.json")
-    return [run / OUTCOME, *failures, *jobs.glob(rendezvous_of("*", "*")), *jobs.glob(stacks_of("*"))]
+    rendezvous = (run / JOBS).glob(rendezvous_of("*", "*"))
+    stacks = (run / JOBS).glob(stacks_of("*"))
+    return [run / OUTCOME, *failures, *rendezvous, *stacks]
 
 
-# --- files that are replaced atomically ---------------------------------------------------------------------
+# --- files that are replaced atomically -----------------------------------------------------------
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def read_json_or_none(path: Path) -> Json | None:
         return None
 
 
-# --- files of JSON lines ------------------------------------------------------------------------------------
+# --- files of JSON lines --------------------------------------------------------------------------
 
 
 def append_json_line(path: Path, record: Mapping[str, object]) -> None:

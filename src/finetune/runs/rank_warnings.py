@@ -59,7 +59,7 @@ class RankWarning:
     ranks: list[int] = field(default_factory=list)
 
     def describe(self, world_size: int) -> str:
-        """Return the text; it names the ranks unless only rank 0 logged it, and the count if above 1."""
+        """Return the text, with the ranks unless only rank 0 logged it, and the count if above 1."""
         notes = []
         if len(self.ranks) == world_size > 1:
             notes.append(f"all {world_size} ranks")
@@ -77,7 +77,7 @@ class WarningRecord(Record):
 
     Attributes:
         kind: identifies equal warnings.
-        times: how often the warning had been logged when the line was written.
+        times: count of the warning when the line was written.
     """
 
     kind: str
@@ -96,7 +96,7 @@ class Collector(logging.Handler):
         self._counts: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "collected", False):  # propagated from a logger that this handler is attached to
+        if getattr(record, "collected", False):  # propagated from a logger with this handler
             return
         record.collected = True
         package = record.name.partition(".")[0]
@@ -122,7 +122,7 @@ class Collector(logging.Handler):
 
 @contextmanager
 def collect(jobs: Path, rank: int) -> Iterator[None]:
-    """Record this rank's warnings in the folder `jobs` within the context; they are still logged too."""
+    """Record this rank's warnings in the folder `jobs` within the context, and still log them."""
     collector = Collector(jobs, rank)
     loggers = [logging.getLogger(name) for name in ("", *NON_PROPAGATING)]
     show = warnings.showwarning
@@ -187,12 +187,12 @@ def _rank_of(path: Path) -> int:
 
 
 def _package_of(filename: str) -> str:
-    """Return the package of a source file: the folder below site-packages, finetune or data_prep."""
+    """Return the package of a source file: the folder in site-packages, finetune or data_prep."""
     parts = Path(filename).parts
     own = [part for part in parts if part in ("finetune", "data_prep")]
     if "site-packages" in parts:
         return parts[parts.index("site-packages") + 1]
-    return own[-1] if own else ""
+    return next(reversed(own), "")
 
 
 def _shorten(text: str) -> str:

@@ -73,7 +73,8 @@ class Record:
         """Return the JSON object; its values are not copied."""
         names = [one.name for one in fields(self)]  # type: ignore[arg-type]
         body = {name: getattr(self, name) for name in names}
-        return {key: value for key, value in body.items() if value is not None or key not in self.OMITTED}
+        omitted = [name for name in self.OMITTED if body[name] is None]
+        return {key: value for key, value in body.items() if key not in omitted}
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: values after an optimizer step; the time is in ms since the epoch."""
+    """A line of metrics.jsonl: values after an optimizer step, and a time in ms since the epoch."""
 
     step: int
     time_ms: int
@@ -248,8 +249,8 @@ def move_submission(run: Path, job: str, host: str) -> None:
     known = None
     with suppress(ValueError):  # an invalid file is replaced
         known = read_submission(run)
-    submission = replace(known, job_id=job) if known else Submission(job, host, scheduler="slurm")
-    submission.write(run / layout.SUBMISSION)
+    known = known or Submission(job, host, scheduler="slurm")
+    replace(known, job_id=job).write(run / layout.SUBMISSION)
 
 
 def remove_submission(run: Path) -> None:
@@ -264,10 +265,11 @@ def read_exits(path: Path) -> Exits:
         found = Exits.read(path) or Exits()
     except (OSError, ValueError):
         return Exits()
-    return Exits({int(rank): int(status) for rank, status in found.ranks.items()}, int(found.oom_kills))
+    ranks = {int(rank): int(status) for rank, status in found.ranks.items()}
+    return Exits(ranks, int(found.oom_kills))
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """Return the recorded failures of all ranks, over all starts of the job, without invalid files."""
+    """Return the recorded failures of all ranks in all starts of the job, without invalid files."""
     found = (Failure.read_or_none(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]

@@ -54,7 +54,9 @@ class StopFlag:
         """Return why this rank is asked to stop; StopReason.NONE if it is not."""
         if self._file.exists():
             return StopReason.STOPPED
-        return StopReason.INTERRUPTED if self._signal or self._is_past_deadline() else StopReason.NONE
+        if self._signal or self._is_past_deadline():
+            return StopReason.INTERRUPTED
+        return StopReason.NONE
 
     def describe(self) -> str:
         """Return what set this rank's flag, as text for users; "" if it is not set."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def _read(kind: type[T], body: Mapping[str, Any]) -> T:
+def _from_dict(kind: type[T], body: Mapping[str, Any]) -> T:
     """Return a dataclass built from a JSON object, without the keys that it does not have."""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in body.items() if name in known})
@@ -44,7 +44,7 @@ class StepLoss:
 
 @dataclass(kw_only=True)
 class UsedGroup:
-    """Documents and tokens of one source and written standard, and how many of these tokens are used."""
+    """Documents, tokens and used tokens of one source and written standard."""
 
     source: str
     language: str
@@ -58,7 +58,7 @@ class LostTokens:
     """Tokens of one source and written standard that are not used.
 
     Attributes:
-        fate: how they were lost, e.g. truncated or dropped.
+        fate: the way in which they were lost, e.g. truncated or dropped.
         setting: the setting that changes it.
     """
 
@@ -73,7 +73,7 @@ class LostTokens:
 
 @dataclass(kw_only=True)
 class TokenUse:
-    """Tokens of a split, how many of them training or evaluation used, and the lost ones by reason."""
+    """Tokens of a split, those that training or evaluation used, and the lost ones by reason."""
 
     tokens: int
     used: int
@@ -83,9 +83,15 @@ class TokenUse:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TokenUse:
-        groups = [_read(UsedGroup, group) for group in body["groups"]]
-        losses = [_read(LostTokens, loss) for loss in body["losses"]]
-        return cls(tokens=body["tokens"], used=body["used"], lost=body["lost"], groups=groups, losses=losses)
+        groups = [_from_dict(UsedGroup, group) for group in body["groups"]]
+        losses = [_from_dict(LostTokens, loss) for loss in body["losses"]]
+        return cls(
+            tokens=body["tokens"],
+            used=body["used"],
+            lost=body["lost"],
+            groups=groups,
+            losses=losses,
+        )
 
 
 @dataclass(kw_only=True)
@@ -141,13 +147,13 @@ class Summary:
         """Return the summary in a JSON object; keys that are missing get defaults and unknown ones
         are dropped, since other versions write other keys."""
         read = dict(body)
-        for name, kind in (("before", HeldOut), ("after", HeldOut), ("best", StepLoss), ("last", StepLoss)):
+        nested = {"before": HeldOut, "after": HeldOut, "best": StepLoss, "last": StepLoss}
+        for name, kind in nested.items():
             if body.get(name):
-                read[name] = _read(kind, body[name])
-        read["token_use"] = {
-            split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()
-        }
-        return _read(cls, read)
+                read[name] = _from_dict(kind, body[name])
+        token_use = body.get("token_use") or {}
+        read["token_use"] = {split: TokenUse.from_json(use) for split, use in token_use.items()}
+        return _from_dict(cls, read)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as a JSON object."""

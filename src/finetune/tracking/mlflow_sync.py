@@ -33,7 +33,7 @@ PARAMS_PER_BATCH = 100
 
 @dataclass
 class Sent:
-    """.sent.json: how much of a run's metrics was sent to an MLflow run.
+    """.sent.json: the amount of a run's metrics that was sent to an MLflow run.
 
     Attributes:
         offset: number of bytes of metrics.jsonl that were read.
@@ -88,8 +88,10 @@ def _get_or_create_run(client: Any, run: RunFolder, experiment_name: str) -> Any
         if parent is None:
             parent = client.create_run(experiment_id, run_name=sweep, tags={SWEEP_TAG: sweep})
         tags["mlflow.parentRunId"] = parent.info.run_id
-    created = found or client.create_run(experiment_id, run_name=describe(run.point()) or run.id, tags=tags)
-    params = [Param(key, value[:6000]) for key, value in _flatten(run) if key != "cluster.site.sources"]
+    name = describe(run.point()) or run.id
+    created = found or client.create_run(experiment_id, run_name=name, tags=tags)
+    settings = [(key, value) for key, value in _flatten(run) if key != "cluster.site.sources"]
+    params = [Param(key, value[:6000]) for key, value in settings]  # 6000: MLflow's limit
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
     client.log_artifact(created.info.run_id, str(run.config_file))
@@ -105,8 +107,9 @@ def _get_or_create_experiment(client: Any, runs_dir: Path, name: str) -> str:
 
 
 def _find_run(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{tag}` = '{value}'", max_results=1)
-    return found[0] if found else None
+    has_tag = f"tags.`{tag}` = '{value}'"
+    found = client.search_runs([experiment_id], filter_string=has_tag, max_results=1)
+    return next(iter(found), None)
 
 
 def update_sweep_status(points: list[RunFolder]) -> None:
@@ -125,7 +128,8 @@ def update_sweep_status(points: list[RunFolder]) -> None:
     else:
         status = MlflowStatus.FAILED
     configs = [point.config() for point in points]
-    places = {(config.tracking_uri or default_uri(run.path.parent), config.experiment) for config in configs}
+    default = default_uri(run.path.parent)
+    places = {(config.tracking_uri or default, config.experiment) for config in configs}
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         for uri, experiment in sorted(places):  # a sweep over experiments has a parent in each
             client = _create_client(uri)
@@ -165,7 +169,7 @@ def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                break  # incomplete, since it is being written or a kill interrupted it: read it next time
+                break  # incomplete: it is being written, or a kill interrupted it
             offset += len(line)
             record = _parse_line(line)
             for key, value in record.values.items():
@@ -180,9 +184,11 @@ def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
 
 
 def _parse_line(line: bytes) -> Metrics:
-    """Return the record in a line of a spool; one without values if a kill left the line incomplete."""
+    """Return the record in a line of a spool; one without values if the line is incomplete."""
     record = layout.parse_json_line(line)
-    return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.from_json(record)
+    if record is None:
+        return Metrics(step=0, time_ms=0, values={})
+    return Metrics.from_json(record)
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:

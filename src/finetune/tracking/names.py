@@ -82,7 +82,7 @@ MFU = Metric(
     "1",
     "model FLOPs utilisation: model FLOP/s as a share of a rank's peak FLOP/s",
 )
-DATA_CHECKSUM = Metric("data/checksum", "1", "CRC of the step's tokens, to compare the data of two runs")
+DATA_CHECKSUM = Metric("data/checksum", "1", "CRC of the step's tokens, to compare data of two runs")
 DATA_TOKENS_LOST = Metric(
     "data/tokens_lost",
     "tokens",

@@ -34,7 +34,7 @@ class Spool:
         if enabled:
             is_incomplete = layout.has_incomplete_last_line(path)
             self._file = path.open("a", encoding="utf-8")
-            if is_incomplete:  # after a kill during a write: the next record needs a line of its own
+            if is_incomplete:  # as after a kill: the next record needs a line of its own
                 self._file.write("\n")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -111,6 +111,6 @@ def last_step(run: Path) -> LastStep | None:
 
 
 def steps_done(run: Path) -> int:
-    """Return the number of optimizer steps that the run in a folder has logged; 0 before the first."""
+    """Return the number of optimizer steps that a run has logged; 0 before the first."""
     steps = read_training_steps(run)
     return steps[-1].step if steps else 0
