@@ -51,11 +51,8 @@ def test_pieces_of_markdown_and_html_are_named_by_their_kind(tmp_path: Path) -> 
     (tmp_path / "a.md").write_text(
         "---\ntitle: Tittel\n---\nLes [meir](http://a.no/b) <b>no</b>. {% include x %}\n"
     )
-    names = {
-        piece.name
-        for piece in bodies.read_pieces("markdown", tmp_path / "a.md")
-        if letters.letters(piece.text)
-    }
+    pieces = bodies.read_pieces("markdown", tmp_path / "a.md")
+    names = {piece.name for piece in pieces if letters.count_letters(piece.text)}
     assert names == {"front matter", "text", "address", "tag", "template"}
     (tmp_path / "a.html").write_text(
         "<body><nav>Meny</nav><main><p>Tekst<script>x()</script></p></main></body>"
