@@ -14,8 +14,7 @@ SCHEDULERS = ("local", "slurm")
 # no request per task: each rank would then see one GPU only, and NCCL no peer
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
-# options of sbatch that have a setting of their own, since a run is counted, charged or found by
-# them
+# options of sbatch with a setting of their own, by which a run is counted, charged or found
 OWN_OPTIONS = {
     "array": "a sweep (-m)", "job-name": "name", "nodes": "cluster.nodes",
     "ntasks": "cluster.ranks_per_node", "ntasks-per-node": "cluster.ranks_per_node",
@@ -30,8 +29,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 # architectures of the GPU types that a request can name, at sites with several types
 GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}
 CORE_MASKS = ("mask_cpu", "map_cpu")  # values of srun's --cpu-bind that name cores
-# patterns in the paths of logs that sbatch replaces (also with a width, as %4t), and those of
-# submitit
+# patterns in the paths of logs that sbatch (also with a width, as in %4t) and submitit replace
 SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
 SUBMITIT_PATTERN = "%[jtaA]"
 
@@ -299,7 +297,7 @@ class ClusterConfig:
             "nodes": ("max_nodes", queue.max_nodes, self.nodes),
             "nodes × ranks_per_node": ("max_gpus", queue.max_gpus, self.nodes * gpus),
             "ranks_per_node": ("gpus_per_node", site.gpus_per_node, gpus),
-            "cpus_per_rank": (
+            "cpus_per_rank × ranks_per_node": (
                 "cores_per_node",
                 site.cores_per_node,
                 self.cpus_per_rank * self.ranks_per_node,

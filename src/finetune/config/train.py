@@ -282,7 +282,7 @@ class TrainConfig:
             )
         if self.adapter and self.model.from_scratch:
             raise UserError(
-                "adapter: an adapter on a model from scratch is useless later, "
+                "adapter: a model from scratch cannot have an adapter, "
                 "since the random weights below it are not saved; add adapter=none"
             )
 
@@ -330,7 +330,7 @@ def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
 
 @cache
 def _create_node(schema: Any) -> Any:
-    """Return the schema as OmegaConf's node. It is cached, since creating it takes half the time of
+    """Return the schema as a node of OmegaConf; cached, since that takes half of the time of
     from_omegaconf, and a sweep has many points."""
     return OmegaConf.structured(schema)
 
