@@ -149,13 +149,13 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
         )
         found = Measured(source)
         for path in reading.files(config):
-            report = Report()
-            documents = list(reading.read("s", config, report, [path]))
+            read_report = Report()
+            documents = list(reading.read("s", config, read_report, [path]))
             text = "\n".join(document.whole_text for document in documents)
             pieces = bodies.read_pieces(source.reader, path, config.fields.get("text", "text"))
             found.files += 1
             found.documents += len(documents)
-            found.broken += len(report.broken)
+            found.broken += len(read_report.broken)
             found.body += sum(count_letters(piece.text) for piece in pieces)
             found.read += count_letters(text)
             found.missing.update(count_missing(pieces, text))

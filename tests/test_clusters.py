@@ -21,7 +21,7 @@ from finetune.job import batch_script, scontrol, slurm_command, slurm_queue, wav
 from finetune.launch import freeze, slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
-from finetune.runs import attempts, causes, layout, records, state
+from finetune.runs import attempts, causes, known_causes, layout, records, state
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
@@ -126,6 +126,7 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
 ON_THE_HOST = (
     attempts,
     causes,
+    known_causes,
     layout,
     records,
     state,
