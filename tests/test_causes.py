@@ -331,8 +331,8 @@ def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("message", [causes.TIME_LIMIT_MESSAGE, "the time limit strikes"])
 def test_the_message_of_the_time_limit_does_not_begin_an_attempt(tmp_path: Path, message: str) -> None:
-    """It is logged during an attempt, whose earlier lines still count; the second is an earlier
-    version's."""
+    """The message is logged during an attempt, so the lines before it belong to this attempt. The
+    second message is that of an earlier version."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "7_0_log.out").write_text(
         f"{START}srun: error: node2: task 1: Segmentation fault\n"

@@ -213,8 +213,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def find_synonym(name: str) -> str | None:
-    """Return the key of SYNONYMS that equals a name but for case, `-` and `_`, as for learningRate;
-    None if there is none."""
+    """Return the key of SYNONYMS that equals a name apart from case, `-` and `_`, such as
+    learning_rate for learningRate; None if there is none."""
     return next((theirs for theirs in SYNONYMS if _squeeze(theirs) == _squeeze(name)), None)
 
 
@@ -223,8 +223,8 @@ def _squeeze(name: str) -> str:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Return True if a name consists of whole words of another: attention of model.attention, but
-    not train of constraint."""
+    """Return True if a name consists of whole words of another, as attention in model.attention;
+    train in constraint is not a whole word."""
     return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
 
 

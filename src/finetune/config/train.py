@@ -203,8 +203,7 @@ class TrainConfig:
         self._check_adapter()
         if self.data.stage and not self.cluster.node_local:
             raise UserError(
-                "data.stage copies the corpus to each node's own disk; "
-                "set its folder with cluster.node_local=/path"
+                "data.stage=true needs a folder on each node's own disk; set cluster.node_local=/path"
             )
         has_invalid = any(not (character.isalnum() or character in "-_.") for character in self.name)
         if not self.name or has_invalid or self.name[0] in "-.":

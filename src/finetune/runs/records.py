@@ -29,8 +29,7 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record in a JSON object, without unknown keys, as another version may have
-        written.
+        """Return the record in a JSON object. Unknown keys, of another version, are dropped.
 
         Raises:
             ValueError: it is not an object, or lacks a key.
