@@ -1,0 +1,72 @@
+"""Settings of Sphinx for the pages of this folder; `make docs` builds them into build/docs.
+
+Nothing in the built pages is loaded from another host: the theme brings its own stylesheets and scripts,
+and uses the reader's fonts.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(DOCS), str(ROOT), str(ROOT / "src")]
+
+import generate
+
+project = "finetune"
+copyright = "the finetune authors, Apache-2.0"
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_static"]
+suppress_warnings = ["misc.highlighting_failure"]  # examples are shortened with "…"
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "deflist"]
+
+html_theme = "furo"
+html_title = "finetune"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+LINK = re.compile(r"\]\((?!https?:|mailto:|#|/)([^)\s]+)\)")
+FENCE = re.compile(r"^ *(```|~~~)")
+
+
+def move_links(text: str) -> str:
+    """Return a page that lies above docs/ with its links as they must be in a page of docs/."""
+    lines = []
+    is_code = False
+    for line in text.splitlines():
+        if FENCE.match(line):
+            is_code = not is_code
+        lines.append(line if is_code else LINK.sub(_move_link, line))
+    return "\n".join(lines) + "\n"
+
+
+def _move_link(found: re.Match[str]) -> str:
+    target = found[1]
+    if target.startswith("docs/"):
+        return f"]({target.removeprefix('docs/')})"
+    return f"](../{target})"
+
+
+def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
+    """Mend the links of an included file, whose place is the top of the repository."""
+    if path.parent == Path(".."):
+        content[0] = move_links(content[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Write the reference pages, and connect what mends included pages."""
+    generate.write_pages(DOCS / "reference")
+    app.connect("include-read", _move_links_of_included)
