@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT), str(ROOT / "src")]
 
-import generate
+import generate  # noqa: E402 (it lies beside this file)
 
 project = "finetune"
 copyright = "the finetune authors, Apache-2.0"

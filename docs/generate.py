@@ -186,9 +186,10 @@ def _train_settings() -> str:
 
 def _prepare_settings() -> str:
     parts = [
-        "In a corpus file (`conf/corpus/*.yaml`, or your own) the keys stand without `corpus.`; on the command "
-        "line they have it: `finetune prepare corpus=letters corpus.language.keep=[nob]`. `NAME` is a name that "
-        "you choose. The options of single readers are on [their own page](readers.md).\n",
+        "In a corpus file (`conf/corpus/*.yaml`, or your own) the keys stand without `corpus.`; on the "
+        "command line they have it: `finetune prepare corpus=letters corpus.language.keep=[nob]`. "
+        "`NAME` is a name that you choose. The options of single readers are on [their own "
+        "page](readers.md).\n",
         _settings(PrepareConfig),
         _settings(PrepareJobs, "cluster.prepare."),
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.built_docs import ROOT, broken_links, build_docs, external_loads, parse_page
+from tests.built_docs import ROOT, broken_links, build_docs, external_loads
 
 pytest.importorskip("sphinx", reason="needs finetune[docs]")
 
