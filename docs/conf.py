@@ -25,6 +25,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_static"]
 suppress_warnings = ["misc.highlighting_failure"]  # examples are shortened with "…"
 
+smartquotes = False  # they would turn --option into –option
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
 

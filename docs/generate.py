@@ -159,7 +159,7 @@ def _heading(title: str) -> str:
 
 
 def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
-    """Return settings as a definition list: name, type and default in one line, the meaning below."""
+    """Return settings as a definition list: name, type, default and limits in one line, the meaning below."""
     parts = []
     for entry in entries:
         found = ENTRY.fullmatch(entry.text.replace("\xa0", " "))
@@ -168,7 +168,7 @@ def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
         limits = allowed.get(entry.key.rpartition(".")[2])
         if limits is not None:
             facts.append(limits)
-        parts.append(f"`{entry.key}`\n: {' · '.join(facts)}\n: {_plain(found['meaning'])}\n")
+        parts.append(f"`{entry.key}` · {' · '.join(facts)}\n: {_plain(found['meaning'])}\n")
     return "\n".join(parts)
 
 
