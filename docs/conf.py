@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT), str(ROOT / "src")]
 
-import generate  # noqa: E402 (it lies beside this file)
+from generate.pages import write_pages  # noqa: E402 (it lies beside this file)
 
 project = "finetune"
 copyright = "the finetune authors, Apache-2.0"
@@ -69,5 +69,5 @@ def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list
 
 def setup(app: Sphinx) -> None:
     """Write the reference pages, and connect what mends included pages."""
-    generate.write_pages(DOCS / "reference")
+    write_pages(DOCS / "reference")
     app.connect("include-read", _move_links_of_included)

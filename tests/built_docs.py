@@ -35,11 +35,17 @@ def build_docs(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
 
 @dataclass
 class PageContent:
-    """What a test asks of one built page."""
+    """The parts of a built page that tests compare.
+
+    Attributes:
+        codes: the texts of its elements in the type of code, blocks of code left out.
+        text: its text as it is read, with what elements hold put together.
+    """
 
     loads: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
+    codes: set[str] = field(default_factory=set)
     text: str = ""
 
 
@@ -47,19 +53,29 @@ class _PageParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.content = PageContent()
+        self._code: list[str] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         kinds = set(values.get("rel", "").split())
         if tag in LOADS and LOADS[tag] in values and not kinds & LINK_KINDS_THAT_LOAD_NOTHING:
             self.content.loads.append(values[LOADS[tag]])
+        if tag == "code":
+            self._code = []
         if tag == "a" and "href" in values:
             self.content.links.append(values["href"])
         self.content.anchors |= {values[name] for name in ("id", "name") if name in values}
         self.content.loads += css_urls(values.get("style", ""))
 
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "code" and self._code is not None:
+            self.content.codes.add("".join(self._code))
+            self._code = None
+
     def handle_data(self, data: str) -> None:
         self.content.text += data
+        if self._code is not None:
+            self._code.append(data)
 
 
 def parse_page(path: Path) -> PageContent:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from tests.built_docs import ROOT, broken_links, build_docs, external_loads
+from data_prep import shards
+from data_prep.config import READERS, PrepareConfig
+from data_prep.reading import fields_of, options_of
+from finetune.cli import verbs
+from finetune.cli.exit_codes import ExitCode
+from finetune.config.cluster import PrepareJobs
+from finetune.config.train import TrainConfig
+from finetune.runs import layout
+from finetune.runs.state import EndingCause, FailureKind, RunState, StopReason
+from finetune.tracking.names import FAMILIES, METRICS
+from tests.built_docs import ROOT, broken_links, build_docs, external_loads, parse_page
 
 pytest.importorskip("sphinx", reason="needs finetune[docs]")
 
@@ -63,3 +78,125 @@ def test_a_dangling_link_fails_the_build(tmp_path: Path) -> None:
     result = build_docs(source, tmp_path / "html")
     assert result.returncode != 0
     assert "gone" in result.stderr
+
+
+# --- the reference pages ------------------------------------------------------------------------------------
+
+
+def names_on(built: Path, page: str) -> set[str]:
+    """Return what stands in the type of code on a reference page."""
+    return parse_page(built / "reference" / f"{page}.html").codes
+
+
+def setting_names(schema: Any) -> Iterator[str]:
+    """Yield the last part of the key of each setting of a dataclass, and of those nested in it."""
+    kinds = get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        inner = [
+            kind for kind in (kinds[item.name], *get_args(kinds[item.name])) if dataclasses.is_dataclass(kind)
+        ]
+        if inner:
+            yield from setting_names(inner[-1])
+        else:
+            yield item.name
+
+
+def last_parts(names: set[str]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("page", "schema"),
+    [
+        ("train-settings", TrainConfig),
+        ("prepare-settings", PrepareConfig),
+        ("prepare-settings", PrepareJobs),
+    ],
+)
+def test_every_setting_is_on_its_page(built: Path, page: str, schema: type[Any]) -> None:
+    assert set(setting_names(schema)) - last_parts(names_on(built, page)) == set()
+
+
+def test_settings_of_the_page_have_their_full_keys(built: Path) -> None:
+    assert {"lr", "cluster.nodes", "cluster.site.queues.NAME.max_nodes"} <= names_on(built, "train-settings")
+    assert {"corpus.sources.NAME.reader", "corpus.language.keep", "cluster.prepare.tasks"} <= names_on(
+        built, "prepare-settings"
+    )
+
+
+def test_allowed_values_stand_beside_a_setting(built: Path) -> None:
+    text = " ".join(parse_page(built / "reference" / "train-settings.html").text.split())
+    assert "schedule · text · default cosine · constant, linear, cosine, wsd" in text
+    assert "adam_beta1 · float · default 0.9 · from 0 below 1" in text
+    assert "cluster.nodes · int · default 1 · at least 1" in text
+
+
+def test_every_reader_is_on_its_page_with_its_fields_and_options(built: Path) -> None:
+    names = names_on(built, "readers")
+    for reader in READERS:
+        options = options_of(reader)
+        assert set(fields_of(reader)) <= names, reader
+        assert options is None or set(setting_names(options)) <= names, reader
+        assert reader in parse_page(built / "reference" / "readers.html").anchors
+
+
+def test_every_verb_is_on_its_page_with_its_options(built: Path) -> None:
+    page = parse_page(built / "reference" / "verbs.html")
+    assert {verb.name for verb in verbs.VERBS} <= page.anchors
+    assert page.text.count("usage: finetune") == len(verbs.VERBS)
+    assert "--against MODEL" in page.text
+
+
+def test_every_metric_is_on_its_page_with_its_unit_and_meaning(built: Path) -> None:
+    page = parse_page(built / "reference" / "metrics.html")
+    text = " ".join(page.text.split())
+    assert set(METRICS) | {f"{family.prefix}<name>" for family in FAMILIES} <= page.codes
+    for metric in (*METRICS, *FAMILIES):
+        assert metric.unit in text
+        assert metric.meaning.replace("`", "") in text
+
+
+def test_every_name_of_the_layout_is_on_its_page(built: Path) -> None:
+    names = {name.removesuffix("/") for name in names_on(built, "run-folder")}
+    constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
+    assert len(constants) > 40
+    assert constants - names == set()
+    patterns = [re.compile(re.sub("<[a-z]+>", ".+", re.escape(name).replace("\\<", "<"))) for name in names]
+    for name in numbered_names():
+        assert any(pattern.fullmatch(name) for pattern in patterns), name
+
+
+def numbered_names() -> list[str]:
+    """Return an example of each name that a function of layout.py makes."""
+    examples = []
+    for function in vars(layout).values():
+        if not inspect.isfunction(function) or function.__annotations__.get("return") != "str":
+            continue
+        kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+        assert set(kinds.values()) <= {"int", "str", "int | str"}
+        examples.append(function(**{name: 7 if kind == "int" else "x" for name, kind in kinds.items()}))
+    assert len(examples) > 8
+    return examples
+
+
+def test_every_column_of_a_shard_and_key_of_the_manifest_is_on_its_page(built: Path) -> None:
+    records = (
+        shards.Manifest,
+        shards.ShardInfo,
+        shards.SourceInfo,
+        shards.StageInfo,
+        shards.Loss,
+        shards.TokenizerInfo,
+    )
+    expected = {*shards.TEXT_COLUMNS, *shards.MASK_COLUMNS, "input_ids"}
+    expected |= {item.name for record in records for item in dataclasses.fields(record)}
+    assert expected - names_on(built, "corpus-format") == set()
+
+
+def test_every_state_and_exit_code_is_on_its_page(built: Path) -> None:
+    expected = {*map(str, RunState), *map(str, EndingCause), *map(str, FailureKind)}
+    expected |= {reason.name for reason in StopReason}
+    assert expected - names_on(built, "states") == set()
+    page = parse_page(built / "reference" / "exit-codes.html")
+    assert {str(int(code)) for code in ExitCode} <= page.codes
+    assert all(code.meaning in page.text for code in ExitCode)
