@@ -6,8 +6,10 @@ and uses the reader's fonts.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -43,28 +45,30 @@ LINK = re.compile(r"\]\((?!https?:|mailto:|#|/)([^)\s]+)\)")
 FENCE = re.compile(r"^ *(```|~~~)")
 
 
-def move_links(text: str) -> str:
-    """Return a page that lies above docs/ with its links as they must be in a page of docs/."""
+def move_links(text: str, folder: Path) -> str:
+    """Return a page that lies outside docs/ with its links as they must be in a page of docs/.
+
+    Args:
+        folder: where the page lies, relative to docs/.
+    """
     lines = []
     is_code = False
     for line in text.splitlines():
         if FENCE.match(line):
             is_code = not is_code
-        lines.append(line if is_code else LINK.sub(_move_link, line))
+        lines.append(line if is_code else LINK.sub(partial(_move_link, folder), line))
     return "\n".join(lines) + "\n"
 
 
-def _move_link(found: re.Match[str]) -> str:
-    target = found[1]
-    if target.startswith("docs/"):
-        return f"]({target.removeprefix('docs/')})"
-    return f"](../{target})"
+def _move_link(folder: Path, found: re.Match[str]) -> str:
+    target = os.path.normpath(folder / found[1])
+    return f"]({target.removeprefix('../docs/')})"
 
 
 def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
-    """Mend the links of an included file, whose place is the top of the repository."""
-    if path.parent == Path(".."):
-        content[0] = move_links(content[0])
+    """Mend the links of an included file that lies outside docs/."""
+    if path.parts[0] == "..":
+        content[0] = move_links(content[0], path.parent)
 
 
 def setup(app: Sphinx) -> None:
