@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from omegaconf import OmegaConf
 
 from data_prep import shards
-from data_prep.config import READERS, PrepareConfig
+from data_prep.config import READERS, PrepareConfig, SourceConfig
+from data_prep.document import Report
 from data_prep.reading import fields_of, options_of
 from finetune.cli import verbs
 from finetune.cli.exit_codes import ExitCode
-from finetune.config.cluster import PrepareJobs
-from finetune.config.train import TrainConfig
+from finetune.config.cluster import ClusterConfig, PrepareJobs
+from finetune.config.train import TrainConfig, from_omegaconf
 from finetune.runs import layout
 from finetune.runs.state import EndingCause, FailureKind, RunState, StopReason
 from finetune.tracking.names import FAMILIES, METRICS
@@ -200,3 +203,44 @@ def test_every_state_and_exit_code_is_on_its_page(built: Path) -> None:
     page = parse_page(built / "reference" / "exit-codes.html")
     assert {str(int(code)) for code in ExitCode} <= page.codes
     assert all(code.meaning in page.text for code in ExitCode)
+
+
+# --- examples of the guides ---------------------------------------------------------------------------------
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of code of a language on a page of docs/."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
+
+
+CASE = (
+    "id: 7\ntitle: Naust\ncase: 12/3\nstatus: {status}\ndate: 13.2.2014\nlanguage: nn\n\nKommunen seier ja."
+)
+
+
+def test_the_reader_of_the_guide_reads_documents_and_quarantines_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = code_blocks("how-to/write-a-source.md", "python")[0]
+    (tmp_path / "reader_of_the_guide.py").write_text(block, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    reader = importlib.import_module("reader_of_the_guide")
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    texts = {"a": CASE.format(status="closed"), "b": CASE.format(status="open"), "c": "no head"}
+    for name, text in texts.items():
+        (folder / f"{name}.case").write_text(text, "utf-8")
+    source = SourceConfig(reader="guide", path=str(folder), license="CC0-1.0", options={"closed_only": True})
+    report = Report()
+    (document,) = reader.read("cases", source, report, reader.files(source))
+    assert (document.id, document.group, document.title) == ("7", "12/3", "Naust")
+    assert (document.date, document.language) == ("2014-02-13", "nno")
+    assert document.text == "Kommunen seier ja."
+    assert report.counts["open_cases_left_out"] == 1
+    assert [broken.file for broken in report.broken] == ["c.case"]
+
+
+def test_the_profile_of_the_guide_is_a_valid_profile() -> None:
+    text = "".join(code_blocks("how-to/write-a-cluster-profile.md", "yaml"))
+    cluster = from_omegaconf(OmegaConf.merge(OmegaConf.create(text), {"account": "nn1234k"}), ClusterConfig)
+    assert (cluster.name, cluster.world_size, cluster.site.queues["devel"].max_nodes) == ("fjell", 4, 1)
