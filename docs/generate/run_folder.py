@@ -227,8 +227,8 @@ def body() -> str:
     assert not missing, f"describe {missing} in docs/generate/run_folder.py"
     parts = [INTRODUCTION]
     for section in SECTIONS:
-        rows = [(code(row.name), row.writer, row.content) for row in section.rows]
-        parts.append(f"## {section.title}\n\n" + table(("file", "written by", "content"), rows))
+        rows = [(code(row.name), row.content, row.writer) for row in section.rows]
+        parts.append(f"## {section.title}\n\n" + table(("file", "content", "written by"), rows))
     return "\n".join(parts)
 
 
