@@ -41,37 +41,52 @@ html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
-LINK = re.compile(r"\]\((?!https?:|mailto:|#|/)([^)\s]+)\)")
+LINK = re.compile(r"\]\((?!https?:|mailto:|path:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^ *(```|~~~)")
+# files above docs/ that are pages
+PAGES_ABOVE = {
+    "../ARCHITECTURE.md": "architecture.md",
+    "../CONTRIBUTING.md": "contributing.md",
+    "../CHANGELOG.md": "changelog.md",
+}
 
 
-def move_links(text: str, folder: Path) -> str:
-    """Return a page that lies outside docs/ with its links as they must be in a page of docs/.
+def move_links(text: str, folder: str, page_folder: str) -> str:
+    """Return a Markdown text with its links as they must be in a page of docs/.
 
     Args:
-        folder: where the page lies, relative to docs/.
+        folder: where the text lies, relative to docs/: ".." for a file at the top of the repository.
+        page_folder: the folder of the page that shows it, relative to docs/.
     """
     lines = []
     is_code = False
     for line in text.splitlines():
         if FENCE.match(line):
             is_code = not is_code
-        lines.append(line if is_code else LINK.sub(partial(_move_link, folder), line))
+        move = partial(_move_link, folder, page_folder)
+        lines.append(line if is_code else LINK.sub(move, line))
     return "\n".join(lines) + "\n"
 
 
-def _move_link(folder: Path, found: re.Match[str]) -> str:
-    target = os.path.normpath(folder / found[1])
-    return f"]({target.removeprefix('../docs/')})"
+def _move_link(folder: str, page_folder: str, found: re.Match[str]) -> str:
+    """Return a link to a page, or to a file outside docs/, which the built pages then carry a copy of."""
+    place = os.path.normpath(f"{folder}/{found[1]}").removeprefix("../docs/")
+    place = PAGES_ABOVE.get(place, place)
+    kind = "path:" if place.startswith("../") else ""
+    return f"]({kind}{os.path.relpath(place, page_folder)}{found[2] or ''})"
+
+
+def _move_links_of_page(app: Sphinx, docname: str, content: list[str]) -> None:
+    folder = str(Path(docname).parent)
+    content[0] = move_links(content[0], folder, folder)
 
 
 def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
-    """Mend the links of an included file that lies outside docs/."""
-    if path.parts[0] == "..":
-        content[0] = move_links(content[0], path.parent)
+    content[0] = move_links(content[0], str(path.parent), ".")
 
 
 def setup(app: Sphinx) -> None:
-    """Write the reference pages, and connect what mends included pages."""
+    """Write the reference pages, and connect what mends links to files outside docs/."""
     write_pages(DOCS / "reference")
+    app.connect("source-read", _move_links_of_page)
     app.connect("include-read", _move_links_of_included)
