@@ -25,7 +25,7 @@ def verb_help(name: str) -> str:
         contextlib.suppress(SystemExit),
     ):
         verb.run(["--help"])
-    return printed.getvalue().partition("\nSettings, as key=value")[0].strip()
+    return printed.getvalue().partition("\nSettings, ")[0].strip()
 
 
 def body() -> str:
