@@ -1,7 +1,7 @@
 """Settings of Sphinx for the pages of this folder; `make docs` builds them into build/docs.
 
-Nothing in the built pages is loaded from another host: the theme brings its own stylesheets and scripts,
-and uses the reader's fonts.
+Nothing in the built pages is loaded from another host: the theme brings its own stylesheets and
+scripts, and uses the reader's fonts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(DOCS), str(ROOT), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from generate.pages import write_pages  # noqa: E402 (it lies beside this file)
+from docs.generate.pages import write_pages  # noqa: E402
 
 project = "finetune"
 copyright = "the finetune authors, Apache-2.0"
@@ -55,7 +55,7 @@ def move_links(text: str, folder: str, page_folder: str) -> str:
     """Return a Markdown text with its links as they must be in a page of docs/.
 
     Args:
-        folder: where the text lies, relative to docs/: ".." for a file at the top of the repository.
+        folder: the folder of the text, relative to docs/: ".." is the top of the repository.
         page_folder: the folder of the page that shows it, relative to docs/.
     """
     lines = []
@@ -63,17 +63,20 @@ def move_links(text: str, folder: str, page_folder: str) -> str:
     for line in text.splitlines():
         if FENCE.match(line):
             is_code = not is_code
-        move = partial(_move_link, folder, page_folder)
-        lines.append(line if is_code else LINK.sub(move, line))
+        if not is_code:
+            line = LINK.sub(partial(_move_link, folder, page_folder), line)
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
 def _move_link(folder: str, page_folder: str, found: re.Match[str]) -> str:
-    """Return a link to a page, or to a file outside docs/, which the built pages then carry a copy of."""
+    """Return a link to a page, or to a file outside docs/, of which Sphinx adds a copy."""
     place = os.path.normpath(f"{folder}/{found[1]}").removeprefix("../docs/")
     place = PAGES_ABOVE.get(place, place)
-    kind = "path:" if place.startswith("../") else ""
-    return f"]({kind}{os.path.relpath(place, page_folder)}{found[2] or ''})"
+    link = os.path.relpath(place, page_folder) + (found[2] or "")
+    if place.startswith("../"):
+        link = f"path:{link}"
+    return f"]({link})"
 
 
 def _move_links_of_page(app: Sphinx, docname: str, content: list[str]) -> None:

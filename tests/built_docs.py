@@ -1,4 +1,4 @@
-"""The pages of docs/ as built HTML: what a page loads, links to and holds."""
+"""Build the pages of docs/ and read their HTML: loads, links, anchors, text."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LINK_KINDS_THAT_LOAD_NOTHING = {"next", "prev", "index", "search", "canonical", 
 
 def build_docs(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
     """Build pages strictly, as `make docs` does."""
-    options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
-    command = [sys.executable, "-m", "sphinx", *options, "-d", f"{target}.doctrees", str(source), str(target)]
+    options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-d", f"{target}.doctrees"]
+    command = [sys.executable, "-m", "sphinx", *options, str(source), str(target)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -98,7 +98,7 @@ def is_external(url: str) -> bool:
 
 
 def external_loads(built: Path) -> list[str]:
-    """Return what the built pages and stylesheets would load from other hosts, each with its file."""
+    """Return the loads from other hosts in built pages and stylesheets, each with its file."""
     found = []
     for path in sorted(built.rglob("*.html")):
         found += [(path, url) for url in parse_page(path).loads]
@@ -108,7 +108,7 @@ def external_loads(built: Path) -> list[str]:
 
 
 def broken_links(built: Path) -> list[str]:
-    """Return the links within the built pages whose file or anchor does not exist, each with its page."""
+    """Return the links without a target within the built pages, each with its page."""
     pages = {path: parse_page(path) for path in sorted(built.rglob("*.html"))}
     broken = []
     for path, page in pages.items():
@@ -116,7 +116,9 @@ def broken_links(built: Path) -> list[str]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = path
+            if parts.path:
+                target = (path.parent / unquote(parts.path)).resolve()
             is_there = target.is_file()
             if is_there and parts.fragment and target in pages:
                 is_there = unquote(parts.fragment) in pages[target].anchors

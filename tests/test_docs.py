@@ -1,4 +1,4 @@
-"""The pages of docs/ build without a warning, load nothing from outside, and hold what the code declares."""
+"""The pages of docs/ build without a warning, load nothing from outside, and hold all settings."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_dangling_link_fails_the_build(tmp_path: Path) -> None:
     assert "gone" in result.stderr
 
 
-# --- the reference pages ------------------------------------------------------------------------------------
+# --- the reference pages ---
 
 
 def names_on(built: Path, page: str) -> set[str]:
@@ -177,7 +177,8 @@ def numbered_names() -> list[str]:
             continue
         kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
         assert set(kinds.values()) <= {"int", "str", "int | str"}
-        examples.append(function(**{name: 7 if kind == "int" else "x" for name, kind in kinds.items()}))
+        values = {"int": 7, "str": "x", "int | str": "x"}
+        examples.append(function(**{name: values[kind] for name, kind in kinds.items()}))
     assert len(examples) > 8
     return examples
 
@@ -205,7 +206,7 @@ def test_every_state_and_exit_code_is_on_its_page(built: Path) -> None:
     assert all(code.meaning in page.text for code in ExitCode)
 
 
-# --- examples of the guides ---------------------------------------------------------------------------------
+# --- examples of the guides ---
 
 
 def code_blocks(page: str, language: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""The reference pages, generated from the code: settings, verbs, files, metrics, states and exit codes."""
+"""The reference pages, generated from the code."""

@@ -1,7 +1,7 @@
 """The values that settings may take, read from the checks in the dataclasses that declare them.
 
-The checks are calls of `at_least`, `between`, `one_of` and `all_among` of data_prep/fields.py, such as
-`at_least("max_steps", self.max_steps, 1)` or, in a loop over names, `at_least(f"limits.{name}", …, 1)`.
+The checks are calls of `at_least`, `between`, `one_of` and `all_among` of data_prep/fields.py, such
+as `at_least("max_steps", self.max_steps, 1)`, or `at_least(f"limits.{name}", …, 1)` in a loop.
 """
 
 from __future__ import annotations
@@ -62,18 +62,21 @@ def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
     if kind == "at_least":
         return f"at least {_evaluate(call.args[2], namespace)}"
     if kind == "between":
-        low, high = (_evaluate(argument, namespace) for argument in call.args[2:4])
-        strict = {item.arg for item in call.keywords}
-        above = f"above {low}" if "above_low" in strict else f"from {low}"
-        below = f"below {high}" if "below_high" in strict else f"to {high}"
+        excluded = {item.arg for item in call.keywords}
+        low = _evaluate(call.args[2], namespace)
+        high = _evaluate(call.args[3], namespace)
+        above = f"above {low}" if "above_low" in excluded else f"from {low}"
+        below = f"below {high}" if "below_high" in excluded else f"to {high}"
         return f"{above} {below}"
     try:
         choices = ", ".join(f"`{choice}`" for choice in _evaluate(call.args[2], namespace))
     except (NameError, AttributeError):  # names of the corpus' own, such as its sources
         return f"names in {ast.unparse(call.args[2]).removeprefix('self.')}"
-    return choices if kind == "one_of" else f"among {choices}"
+    if kind == "all_among":
+        return f"among {choices}"
+    return choices
 
 
 def _evaluate(expression: ast.expr, namespace: dict[str, Any]) -> Any:
-    """Return the value of a constant expression in a module, such as `RESULTS` or `(*LANGUAGES, "nor")`."""
+    """Return the value of an expression of constants, such as `(*LANGUAGES, "nor")`."""
     return eval(compile(ast.Expression(expression), "<check>", "eval"), namespace)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from data_prep import shards
-from generate.markdown import code, escape, table
+from docs.generate.markdown import code, escape, table
 
 FILES = {
     "manifest.json": "sources, licences, counts, stages, the tokenizer's digest, checksums (see below)",
@@ -93,15 +94,17 @@ TITLES = {
     "Loss": "An entry of a stage's `losses`",
     "TokenizerInfo": "The `tokenizer`",
 }
+JSON_TYPES = {str: "text", int: "int", float: "float", bool: "bool", dict: "object", list: "array"}
 INTRODUCTION = """\
-`datasets.load_dataset("arrow", data_files="corpora/NAME/train/*.arrow")` reads the shards as they are, and
-TRL trains on them. A row is one document; where a chat template rewrites earlier turns, each turn of a
-conversation is a row. Sequence length and packing belong to training, so one corpus serves every length.
+`datasets.load_dataset("arrow", data_files="corpora/NAME/train/*.arrow")` reads the shards as they
+are, and TRL trains on them. A row is one document; where a chat template rewrites earlier turns,
+each turn of a conversation is a row. Sequence length and packing belong to training, so one
+corpus serves every length.
 """
 STAGES = """\
-Beside the folder, `.NAME.stages/` keeps what each stage wrote, and what it dropped and why. **The first
-stages hold raw text that is not de-identified**: delete the folder before you share the corpus. `finetune
-inspect NAME` reads both.
+Beside the folder, `.NAME.stages/` keeps what each stage wrote, and what it dropped and why. **The
+first stages hold raw text that is not de-identified**: delete the folder before you share the
+corpus. `finetune inspect NAME` reads both.
 """
 
 
@@ -140,11 +143,9 @@ def _keys(name: str, meanings: dict[str, str]) -> str:
 
 def _type_name(kind: Any) -> str:
     """Return a type as JSON has it."""
-    text = (
-        getattr(kind, "__name__", str(kind)) if "[" not in str(kind) and "|" not in str(kind) else str(kind)
-    )
-    for old, new in (("data_prep.shards.", ""), ("typing.", ""), (" | None", " or null"), ("str", "text")):
-        text = text.replace(old, new)
-    for old, new in (("dict", "object"), ("list", "array")):
-        text = text.partition("[")[0].replace(old, new) if text.startswith(old) else text
-    return text
+    alternatives = [part for part in get_args(kind) if part is not NoneType]
+    if NoneType in get_args(kind):
+        return f"{_type_name(alternatives[0])} or null"
+    if dataclasses.is_dataclass(kind):
+        return "object"
+    return JSON_TYPES[get_origin(kind) or kind]

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a table; cells may hold Markdown, and their vertical bars are escaped."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+    cells = [" | ".join(_cell(cell) for cell in line) for line in lines]
+    return "".join(f"| {line} |\n" for line in cells)
 
 
 def _cell(text: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from docs.generate.markdown import code, escape, table
 from finetune.tracking.names import FAMILIES, METRICS
-from generate.markdown import code, escape, table
 
 INTRODUCTION = """\
-Rank 0 appends one JSON line a step to `metrics.jsonl` of the run: `step` (optimizer steps done), `time_ms`
-and `values`, an object of the metrics below. MLflow receives the same names. A unit of 1 means a number
-without a unit.
+Rank 0 appends one JSON line a step to `metrics.jsonl` of the run: `step` (optimizer steps done),
+`time_ms` and `values`, an object of the metrics below. MLflow receives the same names. A unit of
+1 means a number without a unit.
 """
 
 

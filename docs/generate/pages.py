@@ -1,5 +1,7 @@
-"""The list of generated pages, and how they are written; conf.py calls `write_pages` before Sphinx reads
-its sources. Nothing here imports torch."""
+"""The list of generated pages. conf.py calls `write_pages` before Sphinx reads its sources.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from generate import corpus, metrics, run_folder, settings, states, verb_list
-from generate.markdown import table
+from docs.generate import corpus, metrics, run_folder, settings, states, verb_list
+from docs.generate.markdown import table
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ PAGES = (
 
 
 def write_pages(folder: Path) -> None:
-    """Write all reference pages; leave files as they are that would not change, so that builds are short."""
+    """Write all reference pages; files that would not change stay, so that builds are short."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"{page.name}.md": f"# {page.title}\n\n{page.summary}\n\n{page.body()}" for page in PAGES}
-    texts["index.md"] = _index()
+    texts = {"index.md": _index()}
+    for page in PAGES:
+        texts[f"{page.name}.md"] = f"# {page.title}\n\n{page.summary}\n\n{page.body()}"
     for path in folder.glob("*.md"):
         if path.name not in texts:
             path.unlink()
@@ -80,8 +83,9 @@ def write_pages(folder: Path) -> None:
 
 def _index() -> str:
     entries = "\n".join(page.name for page in PAGES)
+    rows = [(f"[{page.title}]({page.name}.md)", page.summary) for page in PAGES]
     return (
-        "# Reference\n\nThese pages are generated from the code, so they describe the version at hand.\n\n"
-        + table(("page", "content"), [(f"[{page.title}]({page.name}.md)", page.summary) for page in PAGES])
+        "# Reference\n\nThese pages are generated from the code of the version at hand.\n\n"
+        + table(("page", "content"), rows)
         + f"\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     )

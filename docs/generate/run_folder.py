@@ -1,11 +1,11 @@
-"""The page of the run folder: every name of finetune/runs/layout.py with its writer and its content."""
+"""The page of the run folder: each name of runs/layout.py with its content and writer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from docs.generate.markdown import code, table
 from finetune.runs import layout
-from generate.markdown import code, table
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,32 @@ SECTIONS = (
                 SUBMITTER,
                 "the job that works on the run: id, host, scheduler, code digest",
             ),
-            FileRow("attempt.json", "versions before November 2026", "the same, under its earlier name"),
+            FileRow(
+                "attempt.json",
+                "versions before November 2026",
+                "the same, under its earlier name",
+            ),
             FileRow("attempts.jsonl", BATCH_SCRIPT, "each start of the job and its ending"),
             FileRow(
                 "started.json",
                 RANK_0,
                 "when and where rank 0 started, and how often Slurm had started the job",
             ),
-            FileRow("outcome.json", f"{RANK_0}; a shell that cancels", "the state in which the run ended"),
+            FileRow(
+                "outcome.json",
+                f"{RANK_0}; a shell that cancels",
+                "the state in which the run ended",
+            ),
             FileRow(
                 "failure-rank-<rank>.json",
                 "the rank that failed",
                 "time, error, kind of failure, nodes to blame",
             ),
-            FileRow("failure.json", BATCH_SCRIPT, "the diagnosis of a run that will not be restarted"),
+            FileRow(
+                "failure.json",
+                BATCH_SCRIPT,
+                "the diagnosis of a run that will not be restarted",
+            ),
             FileRow("plan/", RANK_0, "the pack plan, see below"),
             FileRow("checkpoints/", "all ranks", "checkpoints, see below"),
             FileRow(
@@ -78,7 +90,11 @@ SECTIONS = (
             FileRow("before.json", RANK_0, "held-out loss before the first step"),
             FileRow("skipped.json", RANK_0, "batches that rewinds left out (`on_bad_step=rewind`)"),
             FileRow("summary.json", RANK_0, "the result in figures"),
-            FileRow("model/", "all ranks", "the result of full fine-tuning, as transformers loads it"),
+            FileRow(
+                "model/",
+                "all ranks",
+                "the result of full fine-tuning, as transformers loads it",
+            ),
             FileRow("adapter/", "all ranks", "the result of an adapter, as PEFT loads it"),
             FileRow(
                 "merged_base/", RANK_0, "the base with earlier adapters merged into it, where it has any"
@@ -94,13 +110,21 @@ SECTIONS = (
                 "ranks, with `data.stage=true`",
                 "folder of the corpus' copies on the nodes' own disks",
             ),
-            FileRow("turn.json", "the shell that starts or follows a local run", "its host and process"),
+            FileRow(
+                "turn.json",
+                "the shell that starts or follows a local run",
+                "its host and process",
+            ),
             FileRow(
                 "stop",
                 "`finetune cancel`, or Ctrl-C in the following shell",
                 "empty; asks the ranks to save and leave",
             ),
-            FileRow(".sent.json", "`sync`, `ui`, or a following shell", "how far the metrics are in MLflow"),
+            FileRow(
+                ".sent.json",
+                "`sync`, `ui`, or a following shell",
+                "how far the metrics are in MLflow",
+            ),
             FileRow(".lock", RANK_0, "lock; held while the run trains"),
             FileRow(".submit.lock", "shells", "lock; held while the run is started or cancelled"),
             FileRow(".export.lock", "commands", "lock; held while a checkpoint is exported"),
@@ -125,7 +149,11 @@ SECTIONS = (
                 RANK_0,
                 "step, losses and totals of the loop, held-out loss if known, ranks, ZeRO stage, digests",
             ),
-            FileRow("manifest.json", RANK_0, "every file above with size and sha256; a resume verifies them"),
+            FileRow(
+                "manifest.json",
+                RANK_0,
+                "every file above with size and sha256; a resume verifies them",
+            ),
             FileRow(
                 "held_out.json",
                 RANK_0,
@@ -146,10 +174,22 @@ SECTIONS = (
                 "submitit, in the shell that submits",
                 "an importable name and the run's path",
             ),
-            FileRow("waiting.pkl", SUBMITTER, "the same, of a point that waits for a place in Slurm's queue"),
+            FileRow(
+                "waiting.pkl",
+                SUBMITTER,
+                "the same, of a point that waits for a place in Slurm's queue",
+            ),
             FileRow("submit.sh", SUBMITTER, "the batch script of a single run, as submitted"),
-            FileRow("attached.sh", SUBMITTER, "the script of a run that was started within an allocation"),
-            FileRow("controller.log", "the process that starts the ranks of a local run", "its output"),
+            FileRow(
+                "attached.sh",
+                SUBMITTER,
+                "the script of a run that was started within an allocation",
+            ),
+            FileRow(
+                "controller.log",
+                "the process that starts the ranks of a local run",
+                "its output",
+            ),
             FileRow("exits.json", "the same process", "exit statuses of the ranks of a local run"),
             FileRow(
                 "present/",
@@ -169,7 +209,11 @@ SECTIONS = (
         "`runs/`",
         (
             FileRow("mlflow.db", "`sync`, `ui`, or a following shell", "MLflow's SQLite database"),
-            FileRow("mlartifacts/", "the same", "MLflow's artefacts: each run's config and summary"),
+            FileRow(
+                "mlartifacts/",
+                "the same",
+                "MLflow's artefacts: each run's config and summary",
+            ),
             FileRow(".mlflow.lock", "the same", "lock; one process at a time fills the database"),
             FileRow(".code/", SUBMITTER, "on Slurm, the code that jobs import, a folder a digest"),
             FileRow(".bases/", RANK_0, "merged bases that several runs share"),
@@ -200,8 +244,16 @@ SECTIONS = (
                 "whoever tried to submit the next points",
                 "Slurm's refusal, or why the sweep is paused",
             ),
-            FileRow("waiting/", SUBMITTER, "a file for each point that waits, which holds its run's id"),
-            FileRow("claimed/", ANY, "the same file, while a held job is being prepared for the point"),
+            FileRow(
+                "waiting/",
+                SUBMITTER,
+                "a file for each point that waits, which holds its run's id",
+            ),
+            FileRow(
+                "claimed/",
+                ANY,
+                "the same file, while a held job is being prepared for the point",
+            ),
             FileRow("submitted/", ANY, "the same file, once the job was released"),
         ),
     ),
@@ -209,14 +261,19 @@ SECTIONS = (
         "`runs/sweeps/`",
         (
             FileRow(".waves.lock", ANY, "lock; one process at a time submits waiting points"),
-            FileRow(".ending/", "jobs at their end", "jobs that have submitted the points that follow them"),
+            FileRow(
+                ".ending/",
+                "jobs at their end",
+                "jobs that have submitted the points that follow them",
+            ),
         ),
     ),
 )
 INTRODUCTION = """\
-A run is its folder. Every process, on a login node, in a batch script or on a rank, reads and writes these
-files and nothing else, so any shell that sees the folder can show, stop and resume the run. JSON files and
-folders are written under another name and renamed, so a reader finds the old content or the new one.
+A run is its folder. Every process, on a login node, in a batch script or on a rank, reads and
+writes these files and nothing else, so any shell that sees the folder can show, stop and resume
+the run. JSON files and folders are written under another name and renamed, so a reader finds the
+old content or the new one.
 """
 
 

@@ -8,11 +8,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from data_prep.config import READERS, PrepareConfig
 from data_prep.reading import fields_of, options_of
+from docs.generate.allowed_values import allowed_values
+from docs.generate.markdown import code, escape
 from finetune.cli import help as cli_help
 from finetune.config.cluster import PrepareJobs
 from finetune.config.train import TrainConfig
-from generate.allowed_values import allowed_values
-from generate.markdown import code, escape
 
 ENTRY = re.compile(r"(?P<meaning>.*)\s\s\[(?P<kind>[^;\]]+);\s(?P<default>.*)\]", re.DOTALL)
 
@@ -22,11 +22,13 @@ def schemas_of(schema: Any, prefix: str = "") -> dict[str, Any]:
     found = {prefix: schema}
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
-        kind = kinds[item.name]
-        inner = get_args(kind)[-1] if get_origin(kind) in (dict, list) else kind
+        key = prefix + item.name
+        container = get_origin(kinds[item.name])
+        place = {dict: f"{key}.NAME.", list: f"{key}, each entry"}.get(container, f"{key}.")
+        inner = kinds[item.name]
+        if container in (dict, list):
+            inner = get_args(inner)[-1]
         if dataclasses.is_dataclass(inner):
-            key = prefix + item.name
-            place = {dict: f"{key}.NAME.", list: f"{key}, each entry"}.get(get_origin(kind), f"{key}.")
             found |= schemas_of(inner, place)
     return found
 
@@ -41,7 +43,8 @@ def _settings(schema: Any, prefix: str = "") -> str:
         place = _place(group.title, declared)
         title, _, meaning = group.title.partition(": ")
         if not meaning:
-            title, meaning = "At the top", group.title
+            title = "At the top"
+            meaning = group.title
         parts.append(f"## {_heading(title)}\n\n{escape(meaning)}.\n")
         parts.append(_entries(group.entries, allowed_values(declared[place])))
     return "\n".join(parts)
@@ -49,20 +52,22 @@ def _settings(schema: Any, prefix: str = "") -> str:
 
 def _place(title: str, declared: dict[str, Any]) -> str:
     """Return the prefix under which the dataclass of a help text's group is declared."""
-    key = title.partition(": ")[0] if ": " in title else ""
-    for place in (f"{key}.", key):
-        if place in declared:
-            return place
+    key, separator, _ = title.partition(": ")
+    if separator:
+        return next(place for place in (f"{key}.", key) if place in declared)
     return ""
 
 
 def _heading(title: str) -> str:
-    key, _, rest = title.partition(",")
-    return f"`{key}`{',' + rest if rest else ''}" if " " not in key else title
+    """Return a title in which a key stands in the type of code."""
+    key, comma, rest = title.partition(",")
+    if " " in key:
+        return title
+    return f"`{key}`{comma}{rest}"
 
 
 def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
-    """Return settings as a definition list: name, type, default and limits in one line, the meaning below."""
+    """Return settings as a definition list: name, type, default and limits, then the meaning."""
     parts = []
     for entry in entries:
         found = ENTRY.fullmatch(entry.text.replace("\xa0", " "))
@@ -76,10 +81,13 @@ def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
 
 
 def _default(default: str) -> str:
-    return default if default in ("required", "unset", "empty") else f"default `{default}`"
+    if default in ("required", "unset", "empty"):
+        return default
+    return f"default `{default}`"
 
 
 def train_body() -> str:
+    """Return all settings of `train`, a section for each dataclass."""
     return (
         "Type a setting as `key=value`: `finetune train recipe=sample_lora lr=2e-4 cluster.nodes=2`. "
         "The defaults below hold where no file of `conf/` that the command names says otherwise.\n\n"
@@ -88,6 +96,7 @@ def train_body() -> str:
 
 
 def prepare_body() -> str:
+    """Return all settings of `prepare`, and of its jobs on Slurm."""
     parts = [
         "In a corpus file (`conf/corpus/*.yaml`, or your own) the keys stand without `corpus.`; on the "
         "command line they have it: `finetune prepare corpus=letters corpus.language.keep=[nob]`. "
@@ -100,6 +109,7 @@ def prepare_body() -> str:
 
 
 def readers_body() -> str:
+    """Return the fields and options of each reader."""
     parts = []
     for reader in READERS:
         parts.append(f"## {reader}\n")
@@ -115,4 +125,6 @@ def readers_body() -> str:
 
 def _reader_fields(reader: str) -> str:
     names = ", ".join(map(code, fields_of(reader)))
-    return f"Fields that `fields` may map: {names}.\n" if names else ""
+    if not names:
+        return ""
+    return f"Fields that `fields` may map: {names}.\n"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from docs.generate.markdown import code, table
 from finetune.cli.exit_codes import ExitCode
 from finetune.runs import state
 from finetune.runs.state import EndingCause, FailureKind, RunState, StopReason
-from generate.markdown import code, table
 
 RUN_STATES = {
     RunState.QUEUED: "submitted, or waits for its turn; its ranks have not started",

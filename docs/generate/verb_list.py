@@ -7,11 +7,15 @@ import io
 import os
 from unittest import mock
 
+from docs.generate.markdown import escape, table
 from finetune.cli import verbs
-from generate.markdown import escape, table
 
 HELP_COLUMNS = "92"
-SETTINGS_PAGES = {"train": "train-settings", "prepare": "prepare-settings", "resume": "train-settings"}
+SETTINGS_PAGES = {
+    "prepare": "prepare-settings",
+    "resume": "train-settings",
+    "train": "train-settings",
+}
 
 
 def verb_help(name: str) -> str:
@@ -30,10 +34,9 @@ def verb_help(name: str) -> str:
 
 def body() -> str:
     """Return a table of all verbs, and a section on each."""
-    names = [verb.name for verb in verbs.VERBS]
-    summaries = [row.summary for row in verbs.reference_rows()]
-    rows = [(f"[`{name}`](#{name})", escape(summary)) for name, summary in zip(names, summaries, strict=True)]
-    return table(("verb", "what it does"), rows) + "\n" + "\n".join(_section(name) for name in names)
+    rows = [(f"[`{verb.name}`](#{verb.name})", escape(verb.summary)) for verb in verbs.VERBS]
+    sections = [_section(verb.name) for verb in verbs.VERBS]
+    return "\n".join([table(("verb", "effect"), rows), *sections])
 
 
 def _section(name: str) -> str:
