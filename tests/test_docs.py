@@ -245,3 +245,11 @@ def test_the_profile_of_the_guide_is_a_valid_profile() -> None:
     text = "".join(code_blocks("how-to/write-a-cluster-profile.md", "yaml"))
     cluster = from_omegaconf(OmegaConf.merge(OmegaConf.create(text), {"account": "nn1234k"}), ClusterConfig)
     assert (cluster.name, cluster.world_size, cluster.site.queues["devel"].max_nodes) == ("fjell", 4, 1)
+
+
+def test_the_guide_names_an_existing_corpus_file_for_each_reader() -> None:
+    text = (ROOT / "docs" / "how-to" / "read-sources.md").read_text("utf-8")
+    rows = re.findall(r"\| `(\w+)` \| `(\w+\.yaml)` \|", text)
+    assert {reader for reader, _ in rows} == set(READERS)
+    for reader, file in rows:
+        assert f"reader: {reader}\n" in (ROOT / "conf" / "corpus" / file).read_text("utf-8")
