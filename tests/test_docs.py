@@ -20,7 +20,7 @@ from data_prep.reading import fields_of, options_of
 from finetune.cli import verbs
 from finetune.cli.exit_codes import ExitCode
 from finetune.config.cluster import ClusterConfig, PrepareJobs
-from finetune.config.train import TrainConfig, from_omegaconf
+from finetune.config.train import CHANGEABLE, TrainConfig, from_omegaconf
 from finetune.runs import layout
 from finetune.runs.state import EndingCause, FailureKind, RunState, StopReason
 from finetune.tracking.names import FAMILIES, METRICS
@@ -253,3 +253,8 @@ def test_the_guide_names_an_existing_corpus_file_for_each_reader() -> None:
     assert {reader for reader, _ in rows} == set(READERS)
     for reader, file in rows:
         assert f"reader: {reader}\n" in (ROOT / "conf" / "corpus" / file).read_text("utf-8")
+
+
+def test_the_guide_lists_the_settings_that_a_resumed_run_may_change() -> None:
+    page = (ROOT / "docs" / "how-to" / "resume-and-retry.md").read_text("utf-8")
+    assert [name for name in CHANGEABLE if f"`{name}`" not in page] == []
