@@ -258,3 +258,12 @@ def test_the_guide_names_an_existing_corpus_file_for_each_reader() -> None:
 def test_the_guide_lists_the_settings_that_a_resumed_run_may_change() -> None:
     page = (ROOT / "docs" / "how-to" / "resume-and-retry.md").read_text("utf-8")
     assert [name for name in CHANGEABLE if f"`{name}`" not in page] == []
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    pages = [page for folder in ("how-to", "concepts") for page in (ROOT / "docs" / folder).glob("*.md")]
+    path_in_code = r"`((?:conf|data_prep|src|slurm|tests|benchmarks)/[\w./]+)`"
+    named = {name for page in pages for name in re.findall(path_in_code, page.read_text("utf-8"))}
+    invented = {"tests/data_prep/test_storvik.py", "slurm/env/fjell.sh", "tests/sbatch/fjell.sh"}
+    assert len(named) > 15
+    assert [name for name in named - invented if not (ROOT / name).exists()] == []
