@@ -42,5 +42,5 @@ def body() -> str:
 def _section(name: str) -> str:
     text = f"## {name}\n\n```text\n{verb_help(name)}\n```\n"
     if name in SETTINGS_PAGES:
-        text += f"\nAll settings: [{SETTINGS_PAGES[name]}]({SETTINGS_PAGES[name]}.md).\n"
+        text += f"\n[All settings of this verb]({SETTINGS_PAGES[name]}.md)\n"
     return text
