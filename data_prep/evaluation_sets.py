@@ -56,7 +56,7 @@ def texts(path: str) -> Iterator[str]:
     for file in files(path):
         report = Report()
         try:
-            for member in archives.members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
+            for member in archives.iter_members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
                 yield from _texts(member)
             if report.broken:
                 raise ValueError(report.broken[0].error)
@@ -73,7 +73,7 @@ def _wanted(name: str) -> bool:
 def _texts(member: Member) -> Iterator[str]:
     name = member.name.lower()
     if name.endswith((".parquet", ".arrow")):
-        with member.seekable() as file:
+        with member.open_seekable() as file:
             for batch in (
                 pq.ParquetFile(file).iter_batches(256)
                 if name.endswith(".parquet")

@@ -318,7 +318,7 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
             laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"},
         )
     )
-    assert "source laws: nothing of it can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
+    assert "source laws: nothing of it can be read; laws.tar.bz2: bzip2 data is truncated or corrupt" in line
 
 
 def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
         )
     )
     assert (
-        "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+        "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip data is truncated or corrupt" in line
     )
 
 

@@ -75,7 +75,7 @@ def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str
         else:
             report.quarantine(start, "a sentence without its text (# text = …)")
 
-    for where, line in member.lines():
+    for where, line in member.iter_lines():
         with report.quarantining(where):
             text = decode(line, report).rstrip("\r\n")
             if text and not (comments or has_words):

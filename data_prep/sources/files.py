@@ -34,9 +34,9 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
         for p in root.rglob("*")
         if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
     )
-    if strange := next((path for path in files if sniff.as_text(str(path)) != str(path)), None):
+    if strange := next((path for path in files if sniff.decode_name(str(path)) != str(path)), None):
         raise UserError(
-            f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it"
+            f"source path {root} holds a file whose name is no UTF-8, {sniff.decode_name(str(strange))}: rename it"
         )
     if not files:
         raise NotFoundError(
@@ -56,11 +56,11 @@ def members(
     """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is
     quarantined."""
     for path in paths:
-        for member in archives.members(
+        for member in archives.iter_members(
             path, place(name, source, path), _wanted(suffixes), source.limits, report
         ):
             try:
-                found = sniff.kind_of(member.stream.peek(16)[:16])
+                found = sniff.binary_kind(member.stream.peek(16)[:16])
             except Unreadable as fault:
                 report.quarantine(member.place, fault)
                 continue
@@ -82,7 +82,7 @@ def contents(
     """The members that can be read whole, with their places."""
     for member in members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
-            yield member.place, member.whole()
+            yield member.place, member.read_all()
 
 
 def place(name: str, source: SourceConfig, path: Path) -> Place:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.containers.streams import raise_of_machine
+from data_prep.containers.streams import reraise_machine_error
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import chat, claims
@@ -118,5 +118,5 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
                     yield from batch_rows(batch, file, number, report)
                     number += len(batch)
         except (pa.ArrowException, OSError) as fault:
-            raise_of_machine(fault)
+            reraise_machine_error(fault)
             raise Unreadable(f"breaks off behind row {number}: {fault}") from None

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_prep.containers.streams import Member, break_off
+from data_prep.containers.streams import Member, quarantine_rest
 from data_prep.document import Place, Report, Unreadable
 from data_prep.sources import json_text
 from data_prep.sources.files import decode
@@ -59,7 +59,7 @@ def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, 
             yield from _Sequence(member, form, report).values(is_array=head[:1] == "[")
             return
     finder = ListFinder(form, report)
-    for where, line in member.lines():
+    for where, line in member.iter_lines():
         if line.strip():
             with report.quarantining(where):
                 yield from _values_of_line(decode(line, report), where, finder, report)
@@ -146,19 +146,19 @@ class _Sequence:
         try:
             yield from self._arrays() if is_array else self._objects()
         except Unreadable as fault:
-            self._break_off(fault, self._report)
+            self._quarantine_rest(fault, self._report)
         if self._text.fault is not None and not self._is_broken_off:
-            self._break_off(self._text.fault, self._report)
+            self._quarantine_rest(self._text.fault, self._report)
 
     def _where(self) -> Place:
         return replace(self._place, at=f"record {self._number}")
 
-    def _break_off(self, fault: Unreadable, report: Report) -> None:
+    def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
         """Report that the text cannot be read to its end; where the stream under it breaks off, that is
         why."""
         self._is_broken_off = self._is_broken_off or report is self._report
         line = f"{self._text.fault or fault}; the rest of the file cannot be read"
-        break_off(report, self._where(), Unreadable(line))
+        quarantine_rest(report, self._where(), Unreadable(line))
 
     def _arrays(self) -> Iterator[tuple[Place, Any]]:
         text = self._text
@@ -189,7 +189,7 @@ class _Sequence:
             except NotJson as fault:
                 behind = text.skip_broken(shape, self._form)
                 if behind is Behind.NOTHING:
-                    self._break_off(fault, report)
+                    self._quarantine_rest(fault, report)
                     return False
                 report.quarantine(where, fault)
             else:

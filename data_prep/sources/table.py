@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.containers.streams import Member, break_off, raise_of_machine
+from data_prep.containers.streams import Member, quarantine_rest, reraise_machine_error
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
@@ -154,7 +154,7 @@ def csv_rows(
 def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
     head = member.stream.peek(HEAD)[:HEAD]
     of_old_macs = b"\r" in head and b"\n" not in head  # their lines end in a carriage return
-    for where, line in member.lines():
+    for where, line in member.iter_lines():
         with report.quarantining(where):
             text = decode(line, report)
             for number, part in enumerate(text.split("\r"), start=1) if of_old_macs else [(0, text)]:
@@ -166,7 +166,7 @@ def _parquet_rows(
 ) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     try:
-        with member.seekable() as file:
+        with member.open_seekable() as file:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
             _require((key,), names, member.place, source.reader)
@@ -177,8 +177,8 @@ def _parquet_rows(
                 yield from batch_rows(batch, member.place, number, report)
                 number += len(batch)
     except (pa.ArrowException, OSError, Unreadable) as fault:
-        raise_of_machine(fault)
-        break_off(report, replace(member.place, at=f"row {number + 1}"), fault)
+        reraise_machine_error(fault)
+        quarantine_rest(report, replace(member.place, at=f"row {number + 1}"), fault)
 
 
 def batch_rows(

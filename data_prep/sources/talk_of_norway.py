@@ -55,7 +55,7 @@ def _speech(row: dict[str, str], where: Place, source: SourceConfig) -> Document
 
 def _sentences(member: streams.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
     language = claims.language(Path(member.name).stem.rpartition("_")[2])
-    for where, line in member.lines():
+    for where, line in member.iter_lines():
         with report.quarantining(where):
             if text := decode(line, report).strip():
                 yield Document(

@@ -405,7 +405,7 @@ def test_a_packed_file_that_breaks_off_keeps_what_came_before(
     assert texts(documents) == [record["text"] for record in records[: len(documents)]]
     ((place, error),) = faults(report)
     assert place == f"a.json.gz:record {len(documents) + 1}"
-    assert error.startswith("gzip breaks off or is broken")
+    assert error.startswith("gzip data is truncated or corrupt")
     assert report.counts["broken_off"] == 1
 
 
