@@ -100,7 +100,7 @@ def _reader(source: SourceConfig) -> ModuleType:
     if source.options and options is None:
         raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
     if options is not None:
-        claims.options(source, options)
+        claims.parse_options(source, options)
     known = fields_of(source.reader)
     if unknown := next((field for field in source.fields if field not in known), None):
         raise UserError(

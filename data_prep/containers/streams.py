@@ -299,9 +299,8 @@ def quarantine_rest(report: Report, place: Place, fault: Exception) -> None:
     """
     report.quarantine(place, fault)
     report.counts["broken_off"] += 1
-    logger.warning(
-        "%s: %s cannot be read to its end: %s; records before it are kept", place.source, place, fault
-    )
+    message = "%s: %s cannot be read to its end: %s; records before it are kept"
+    logger.warning(message, place.source, place, fault)
 
 
 def format_size(size: float) -> str:

@@ -129,15 +129,15 @@ class Malformed(UserError):
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
+    claims.parse_options(source, Options)
     return jsonl.files(source)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    reader = ConversationReader(source, claims.options(source, Options), report)
-    for where, record in jsonl.records(name, source, report, paths):
-        with report.quarantining(where):
-            if (document := reader.document(record, where)) is not None:
+    reader = ConversationReader(source, claims.parse_options(source, Options), report)
+    for place, record in jsonl.iter_records(name, source, report, paths):
+        with report.quarantining(place):
+            if (document := reader.document(record, place)) is not None:
                 yield document
 
 
@@ -147,14 +147,14 @@ class ConversationReader:
     def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
         self._source, self._options, self._report = source, options, report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
-        described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
-        self._known = {*described, *REFUSED, *REFUSED_UNLESS_TRUE}
+        description_keys = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
+        self._known = {*description_keys, *REFUSED, *REFUSED_UNLESS_TRUE}
         # Whoever names a preferred answer as the completion leaves the other one out.
         chosen = set(source.fields.values())
         self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
         self._names: set[str] = set()  # of unknown keys so far
 
-    def document(self, record: dict[str, object], where: Place) -> Document | None:
+    def document(self, record: dict[str, object], place: Place) -> Document | None:
         """Return a record as a conversation; None, and a drop, if it is one that cannot be learned from.
 
         Raises:
@@ -165,14 +165,14 @@ class ConversationReader:
         except Malformed as fault:
             if fault.reason == "unreadable_record":
                 raise Unreadable(str(fault)) from None
-            self._report.drops.append(Drop(str(where), where.source, fault.reason, str(fault)))
+            self._report.drops.append(Drop(str(place), place.source, fault.reason, str(fault)))
             return None
         if not any(turn.target for turn in turns):
             self._report.drops.append(
-                Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn")
+                Drop(str(place), place.source, "no_answer", "no turn of the assistant to learn")
             )
             return None
-        return jsonl.described(record, where, self._source).document(turns=turns, mask=mask)
+        return jsonl.describe(record, place, self._source).document(turns=turns, mask=mask)
 
     def _conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
         """Return the turns of a record, and the name of the mask it calls for."""
@@ -388,4 +388,4 @@ def _string(value: object, name: str) -> str:
         return ""
     if not isinstance(value, str):
         raise Malformed("unreadable_record", f"'{name}' is a {type(value).__name__}, not a string")
-    return jsonl.clean(value)
+    return jsonl.to_valid_text(value)

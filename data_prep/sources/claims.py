@@ -29,7 +29,7 @@ _DOTTED = re.compile(r"\b(\d{1,2})\.(\d{1,2})\.(1[5-9]\d\d|20\d\d)\b")
 _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
-def language(claim: object) -> str:
+def parse_language(claim: object) -> str:
     """Return the ISO 639-3 code of what a source calls a language, or "" if it is not known: nb, NN, no,
     en-GB, pl, ukr …"""
     name = str(claim or "").strip().lower().replace("_", "-")
@@ -42,7 +42,7 @@ def _code(name: str) -> str:
     return _NAMES.get(name) or ISO_639_3.get(name, "")
 
 
-def date(claim: object) -> str:
+def parse_date(claim: object) -> str:
     """The first date in a text as 2014-02-13, or its year, or "": 2014-02-13T10:00, 13. februar 2014,
     13.2.2014, 2014."""
     text = str(claim or "")
@@ -55,7 +55,7 @@ def date(claim: object) -> str:
     return match[0] if (match := _YEAR.search(text)) else ""
 
 
-def options(source: SourceConfig, kind: type[Options]) -> Options:
+def parse_options(source: SourceConfig, kind: type[Options]) -> Options:
     """The source's options as the reader's dataclass.
 
     Raises:

@@ -14,21 +14,21 @@ from data_prep.config import SourceConfig
 from data_prep.containers.streams import Member
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims
-from data_prep.sources.files import decode, find, members, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_members
 
 SUFFIXES = (".conllu",)
 TREEBANKS = {"no_bokmaal": "nob", "no_nynorsk": "nno", "no_nynorsklia": "nno"}
 
 
 def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for member in members(name, source, report, paths, SUFFIXES):
+    for member in iter_members(name, source, report, paths, SUFFIXES):
         treebank = member.name.rpartition("/")[2].partition("-ud")[0]
-        language = TREEBANKS.get(treebank) or claims.language(treebank.partition("_")[0])
-        base, document, texts = stem(member.place), "", list[str]()
+        language = TREEBANKS.get(treebank) or claims.parse_language(treebank.partition("_")[0])
+        base, document, texts = id_from_place(member.place), "", list[str]()
         for place, newdoc, sent_id, text in _sentences(member, report):
             if newdoc or not document:
                 if texts:
@@ -75,11 +75,11 @@ def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str
         else:
             report.quarantine(start, "a sentence without its text (# text = …)")
 
-    for where, line in member.iter_lines():
-        with report.quarantining(where):
+    for place, line in member.iter_lines():
+        with report.quarantining(place):
             text = decode(line, report).rstrip("\r\n")
             if text and not (comments or has_words):
-                start = where
+                start = place
             if text.startswith("#"):
                 key, _, value = text[1:].partition("=")
                 comments[key.strip()] = value.strip()

@@ -27,9 +27,9 @@ from lxml import etree
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import contents, decode, find, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_contents
 from data_prep.sources.json_stream import parse
-from data_prep.sources.jsonl import clean
+from data_prep.sources.jsonl import to_valid_text
 from data_prep.sources.markup import local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml", ".jsonld", ".json")
@@ -57,12 +57,12 @@ class Node:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             if raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
                 try:
                     nodes = list(_of_json_ld(parse(decode(raw, report))))
@@ -72,10 +72,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
                 nodes = list(_of_noark(parse_xml(raw, report)))
             if not nodes:
                 report.counts["files_without_entries"] += 1
-            yield from _documents(nodes, where, source, report)
+            yield from _documents(nodes, place, source, report)
 
 
-def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Report) -> Iterator[Document]:
+def _documents(nodes: list[Node], place: Place, source: SourceConfig, report: Report) -> Iterator[Document]:
     folders = {node.id: node for node in nodes if node.kind in FOLDERS}
     entries: dict[str, list[Node]] = {}
     for node in nodes:
@@ -90,9 +90,9 @@ def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Re
         else:
             text = "\n\n".join(line for line in lines if line)
             yield Document(
-                id=f"{stem(where)}:{head.id}",
+                id=f"{id_from_place(place)}:{head.id}",
                 text=text,
-                source=where.source,
+                source=place.source,
                 license=source.license,
                 group=head.parent if head.kind in ENTRIES and head.parent else head.id,
                 title=head.terms.get("title", ""),
@@ -100,7 +100,8 @@ def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Re
                     (
                         d
                         for d in (
-                            claims.date(head.terms.get(key)) for key in ("date", "journaldato", "saksaar")
+                            claims.parse_date(head.terms.get(key))
+                            for key in ("date", "journaldato", "saksaar")
                         )
                         if d
                     ),
@@ -116,11 +117,11 @@ def _folder_line(node: Node) -> str:
     )
     number = number if any(map(str.isdigit, number)) else ""
     name = f"{FOLDERS[node.kind]} {number}".strip()
-    where = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
-    when = claims.date(terms.get("date"))
+    venue = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
+    when = claims.parse_date(terms.get("date"))
     lines = [
         f"{name}: {terms['title']}" if terms.get("title") else name,
-        ", ".join([*where, *([when] if when else [])]),
+        ", ".join([*venue, *([when] if when else [])]),
     ]
     return "\n".join(line for line in lines if line)
 
@@ -131,7 +132,7 @@ def _entry_lines(node: Node) -> str:
     number = terms.get("journalpostnummer") or "/".join(
         terms[key] for key in ("moetesaksaar", "moetesakssekvensnummer") if terms.get(key)
     )
-    date = claims.date(terms.get("dokumentetsDato")) or claims.date(terms.get("journaldato"))
+    date = claims.parse_date(terms.get("dokumentetsDato")) or claims.parse_date(terms.get("journaldato"))
     head = " ".join(part for part in (kind, number, f"({date})" if date else "") if part)
     lines = [f"{head}: {terms['title']}" if terms.get("title") else head]
     lines += [f"{role}: {title}" for _, role, title in sorted(node.documents) if title != terms.get("title")]
@@ -264,8 +265,8 @@ def _of_json_ld(body: Any) -> Iterator[Node]:
             document = {key: _text(value) for key, value in described.items() if key in _DOCUMENT}
             if document.get("tittel"):
                 number = document.get("dokumentnummer", "")
-                place = int(number) if re.fullmatch(r"\d{1,9}", number) else 0
-                node.documents.append((place, _role(document), document["tittel"]))
+                position = int(number) if re.fullmatch(r"\d{1,9}", number) else 0
+                node.documents.append((position, _role(document), document["tittel"]))
         if shield := things.get(_reference(terms.get("skjerming"))):
             node.is_withheld = True
             node.terms |= {key: _text(shield.terms[key]) for key in _SHIELD if key in shield.terms}
@@ -287,7 +288,7 @@ def _gather(value: Any, things: dict[str, Thing], inside: str) -> None:
         return
     types = value.get("@type")
     kind = _term(str(types[0] if isinstance(types, list) and types else types or "")).lower()
-    identity = clean(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
+    identity = to_valid_text(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
     is_object = bool(kind) and "@value" not in value
     if is_object:
         known = things.setdefault(identity, Thing(kind, inside)).terms
@@ -309,7 +310,7 @@ def _text(value: Any) -> str:
         value = value[0] if value else ""
     if isinstance(value, dict):
         value = value.get("@value", value.get("@id", ""))
-    text = clean(value) if isinstance(value, str | int | float) else ""
+    text = to_valid_text(value) if isinstance(value, str | int | float) else ""
     return text.removeprefix(NOARK)
 
 

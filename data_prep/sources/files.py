@@ -16,7 +16,7 @@ from data_prep.user_error import NotFoundError, UserError
 NUL_SHARE = 0.001
 
 
-def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
+def find_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
     """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or
     not, and archives.
 
@@ -45,7 +45,7 @@ def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def members(
+def iter_members(
     name: str,
     source: SourceConfig,
     report: Report,
@@ -57,7 +57,7 @@ def members(
     quarantined."""
     for path in paths:
         for member in archives.iter_members(
-            path, place(name, source, path), _wanted(suffixes), source.limits, report
+            path, place_of(name, source, path), _wanted(suffixes), source.limits, report
         ):
             try:
                 found = sniff.binary_kind(member.stream.peek(16)[:16])
@@ -71,7 +71,7 @@ def members(
                 yield member
 
 
-def contents(
+def iter_contents(
     name: str,
     source: SourceConfig,
     report: Report,
@@ -80,12 +80,12 @@ def contents(
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[tuple[Place, bytes]]:
     """The members that can be read whole, with their places."""
-    for member in members(name, source, report, paths, suffixes, kinds):
+    for member in iter_members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
             yield member.place, member.read_all()
 
 
-def place(name: str, source: SourceConfig, path: Path) -> Place:
+def place_of(name: str, source: SourceConfig, path: Path) -> Place:
     """The place of a file, called by its path under the source's, so that it does not depend on where the
     source lies."""
     root, path = Path(source.path).absolute(), path.absolute()
@@ -94,9 +94,9 @@ def place(name: str, source: SourceConfig, path: Path) -> Place:
     )
 
 
-def stem(where: Place) -> str:
+def id_from_place(place: Place) -> str:
     """A document's id by its place: file and member, without endings."""
-    parts = [sniff.unpacked_name(part) for part in (where.file, *where.member.split("!")) if part]
+    parts = [sniff.unpacked_name(part) for part in (place.file, *place.member.split("!")) if part]
     return ":".join([*parts[:-1], str(Path(parts[-1]).with_suffix(""))])
 
 

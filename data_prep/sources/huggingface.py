@@ -20,8 +20,8 @@ from data_prep.containers.streams import reraise_machine_error
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import chat, claims
-from data_prep.sources.files import place
-from data_prep.sources.jsonl import clean, described
+from data_prep.sources.files import place_of
+from data_prep.sources.jsonl import describe, to_valid_text
 from data_prep.sources.table import batch_rows
 from data_prep.user_error import NotFoundError, UserError
 
@@ -53,7 +53,7 @@ def files(source: SourceConfig) -> list[Path]:
         NotFoundError: it is neither on disk nor to be had.
         UserError: the folder is not a saved data set, or has no such split.
     """
-    options = claims.options(source, Options)
+    options = claims.parse_options(source, Options)
     folder = Path(source.path)
     return _saved(folder, options.split) if folder.is_dir() else _of_hub(source.path, options)
 
@@ -98,13 +98,13 @@ def _of_hub(name: str, options: Options) -> list[Path]:
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = source.fields.get("text", "text")
-    conversations = chat.ConversationReader(source, claims.options(source, Options), report)
+    conversations = chat.ConversationReader(source, claims.parse_options(source, Options), report)
     for path in paths:
-        for where, row in _rows(path, place(name, source, path), report):
-            with report.quarantining(where):
+        for place, row in _rows(path, place_of(name, source, path), report):
+            with report.quarantining(place):
                 if isinstance(row.get(key), str):
-                    yield described(row, where, source).document(clean(row[key]))
-                elif (document := conversations.document(row, where)) is not None:
+                    yield describe(row, place, source).document(to_valid_text(row[key]))
+                elif (document := conversations.document(row, place)) is not None:
                     yield document
 
 

@@ -50,7 +50,7 @@ def parse(text: str) -> Any:
         raise NotJson(f"not JSON that can be read: {fault}") from None
 
 
-def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
+def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
     """Yield every record of a member with its place, and whatever else stands where a record should."""
     with report.quarantining(member.place):
         raw = member.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
@@ -59,10 +59,10 @@ def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, 
             yield from _Sequence(member, form, report).values(is_array=head[:1] == "[")
             return
     finder = ListFinder(form, report)
-    for where, line in member.iter_lines():
+    for place, line in member.iter_lines():
         if line.strip():
-            with report.quarantining(where):
-                yield from _values_of_line(decode(line, report), where, finder, report)
+            with report.quarantining(place):
+                yield from _values_of_line(decode(line, report), place, finder, report)
 
 
 def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
@@ -90,7 +90,7 @@ def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
 
 
 def _values_of_line(
-    text: str, where: Place, finder: ListFinder, report: Report
+    text: str, place: Place, finder: ListFinder, report: Report
 ) -> Iterator[tuple[Place, Any]]:
     """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole
     list."""
@@ -99,7 +99,7 @@ def _values_of_line(
     try:
         found = [parse(text)]
         if finder.is_record(found[0]):
-            yield where, found[0]
+            yield place, found[0]
             return
     except NotJson:
         found = _joined(text)
@@ -107,14 +107,14 @@ def _values_of_line(
             raise
     several = len(found) > 1
     for number, value in enumerate(found, start=1):
-        place = replace(where, at=f"{where.at}.{number}") if several else where
-        with report.quarantining(place):
+        value_place = replace(place, at=f"{place.at}.{number}") if several else place
+        with report.quarantining(value_place):
             elements = finder.expand(value)
             if elements is None:
-                yield place, value
+                yield value_place, value
             else:
                 for count, element in enumerate(elements, start=1):
-                    yield replace(place, at=f"{place.at}.{count}"), element
+                    yield replace(value_place, at=f"{value_place.at}.{count}"), element
 
 
 def _joined(text: str) -> list[Any]:
@@ -176,12 +176,12 @@ class _Sequence:
         text.step()
         while True:
             character = text.skip(SEPARATORS)
-            where, column = self._where(), text.column
+            place, column = self._where(), text.column
             if character == "]":
                 text.step()
                 if text.skip(SEPARATORS) != "{":
                     return True
-                report.quarantine(where, "not JSON: ] between two elements")
+                report.quarantine(place, "not JSON: ] between two elements")
                 self._number += 1
                 continue
             try:
@@ -191,47 +191,47 @@ class _Sequence:
                 if behind is Behind.NOTHING:
                     self._quarantine_rest(fault, report)
                     return False
-                report.quarantine(where, fault)
+                report.quarantine(place, fault)
             else:
                 shape.add(value, column)
                 if in_object or self._finder.is_record(value):
-                    yield where, value
+                    yield place, value
                 else:
-                    yield from self._of_value(value, where, report)
+                    yield from self._of_value(value, place, report)
             self._number += 1
 
-    def _of_value(self, value: Any, where: Place, report: Report) -> Iterator[tuple[Place, Any]]:
-        with report.quarantining(where):
+    def _of_value(self, value: Any, place: Place, report: Report) -> Iterator[tuple[Place, Any]]:
+        with report.quarantining(place):
             elements = self._finder.expand(value, is_element=True)
             if elements is None:
-                yield where, value
+                yield place, value
             else:
                 for count, element in enumerate(elements, start=1):
-                    yield replace(where, at=f"{where.at}.{count}"), element
+                    yield replace(place, at=f"{place.at}.{count}"), element
 
     def _objects(self) -> Iterator[tuple[Place, Any]]:
         text, shape = self._text, Shape()
         while text.skip(SEPARATORS):
-            where, column = self._where(), text.column
+            place, column = self._where(), text.column
             try:
                 value = text.value(min(self._form.limit, json_text.WINDOW))
             except NotJson as fault:
                 lost = yield from self._of_broken_or_long(fault)
                 if lost is not None:
-                    text.column, where = column, self._where()
+                    text.column, place = column, self._where()
                     if text.skip_broken(shape, self._form) is not Behind.ELEMENT:
                         raise lost from None
-                    self._report.quarantine(where, lost)
+                    self._report.quarantine(place, lost)
                     self._number += 1
             else:
                 shape.add(value, column)
-                yield from self._of_whole(value, where)
+                yield from self._of_whole(value, place)
 
-    def _of_whole(self, value: Any, where: Place) -> Iterator[tuple[Place, Any]]:
+    def _of_whole(self, value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
         try:
             elements = self._finder.expand(value)
         except Unreadable as fault:
-            self._report.quarantine(where, fault)
+            self._report.quarantine(place, fault)
             self._number += 1
             return
         for element in [value] if elements is None else elements:
@@ -255,9 +255,9 @@ class _Sequence:
         except NotJson as inner:
             return inner
         self._finder.is_record(value)
-        where = self._where()
+        place = self._where()
         self._number += 1
-        yield where, value
+        yield place, value
         return None
 
     def _of_list(self, path: tuple[str, ...], is_there: bool) -> Iterator[tuple[Place, Any]]:
@@ -295,13 +295,13 @@ class _Sequence:
     def _pass_over_list(self, path: tuple[str, ...]) -> None:
         """Step over a list that is not read; one of records that was not seen when the list was chosen is a
         broken record."""
-        number, where = self._number, self._where()
+        number, place = self._number, self._where()
         held = sum(self._form.is_record(element) for _, element in self._elements(Report(), in_object=True))
         self._number = number
         if held and not self._form.path:
             name = ".".join(path)
             self._report.quarantine(
-                where, f"a second list of {held} records, '{name}': name the one to read by options.records"
+                place, f"a second list of {held} records, '{name}': name the one to read by options.records"
             )
             self._number += 1
 

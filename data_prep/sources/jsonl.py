@@ -13,7 +13,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import claims, json_stream
-from data_prep.sources.files import find, members
+from data_prep.sources.files import find_files, iter_members
 from data_prep.sources.json_lists import Form
 from data_prep.user_error import UserError
 
@@ -63,19 +63,19 @@ class Description:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = source.fields.get("text", "text")
-    for where, record in records(name, source, report, paths):
-        with report.quarantining(where):
+    for place, record in iter_records(name, source, report, paths):
+        with report.quarantining(place):
             if not isinstance(record.get(key), str):
                 raise Unreadable(f"no string under '{key}'")
-            yield described(record, where, source).document(clean(record[key]))
+            yield describe(record, place, source).document(to_valid_text(record[key]))
 
 
-def records(
+def iter_records(
     name: str, source: SourceConfig, report: Report, paths: Sequence[Path], keys: Sequence[str] = ()
 ) -> Iterator[tuple[Place, dict[str, object]]]:
     """Yield every record of the files, with its place; what is no JSON object is quarantined.
@@ -86,12 +86,12 @@ def records(
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])
-    for member in members(name, source, report, paths, SUFFIXES):
-        for where, value in json_stream.values(member, form, report):
+    for member in iter_members(name, source, report, paths, SUFFIXES):
+        for place, value in json_stream.iter_values(member, form, report):
             if isinstance(value, dict):
-                yield where, value
+                yield place, value
             else:
-                report.quarantine(where, f"a JSON {type(value).__name__}, not an object")
+                report.quarantine(place, f"a JSON {type(value).__name__}, not an object")
 
 
 def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
@@ -99,7 +99,7 @@ def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
     return Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
 
 
-def described(record: Mapping[str, object], where: Place, source: SourceConfig) -> Description:
+def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -> Description:
     """Return what a record says about itself. A record without an id is called by its place.
 
     Raises:
@@ -109,15 +109,15 @@ def described(record: Mapping[str, object], where: Place, source: SourceConfig) 
     found = {ours: record[theirs] for ours, theirs in keys.items() if record.get(theirs) is not None}
     if wrong := [keys[ours] for ours, value in found.items() if isinstance(value, list | dict)]:
         raise Unreadable(f"'{wrong[0]}' is a {type(record[wrong[0]]).__name__}, not a string or a number")
-    values = {ours: clean(value) for ours, value in found.items()}
-    for ours, claim in (("language", claims.language), ("date", claims.date)):
+    values = {ours: to_valid_text(value) for ours, value in found.items()}
+    for ours, claim in (("language", claims.parse_language), ("date", claims.parse_date)):
         if ours in values:
             values[ours] = claim(values[ours])
-    document_id = values.setdefault("id", str(where))
+    document_id = values.setdefault("id", str(place))
     values.setdefault("group", document_id)
-    return Description(**values, source=where.source, license=source.license)
+    return Description(**values, source=place.source, license=source.license)
 
 
-def clean(value: object) -> str:
+def to_valid_text(value: object) -> str:
     """JSON's escapes can hold half a character (a lone surrogate), which is no text: it becomes U+FFFD."""
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -24,7 +24,7 @@ from lxml import etree, html
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find
+from data_prep.sources.files import find_files, iter_contents
 from data_prep.sources.markup import parse_html
 
 SUFFIXES = (".xml", ".html")
@@ -67,12 +67,12 @@ BLOCK_TAGS = {
 
 
 def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             yield parse(raw, name, source.license, report)
 
 
@@ -98,9 +98,9 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         source=source,
         license=license,
         group=refid or dokid,
-        language=claims.language(root.get("lang")),
+        language=claims.parse_language(root.get("lang")),
         title=_header(root, "title"),
-        date=next((date for date in map(claims.date, dates) if date), ""),
+        date=next((date for date in map(claims.parse_date, dates) if date), ""),
         url=f"https://lovdata.no/{refid}" if refid else "",
     )
 

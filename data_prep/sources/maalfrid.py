@@ -29,16 +29,16 @@ def files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     keys = (source.fields["text"],) if "text" in source.fields else TEXT_KEYS
     language = source.fields.get("language", "lang")
-    for where, record in jsonl.records(name, source, report, paths, keys):
+    for place, record in jsonl.iter_records(name, source, report, paths, keys):
         text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
         url = record.get(source.fields.get("url", "url"))
-        with report.quarantining(where):
+        with report.quarantining(place):
             if text is None or not isinstance(url, str):
                 raise Unreadable(f"no string under '{' or '.join(keys) if text is None else 'url'}'")
-            described = jsonl.described({"id": url, **record}, where, source)
-            described.group = site_folder(jsonl.clean(url))
-            described.language = claims.language(record.get(language))
-            yield described.document(jsonl.clean(text))
+            description = jsonl.describe({"id": url, **record}, place, source)
+            description.group = site_folder(jsonl.to_valid_text(url))
+            description.language = claims.parse_language(record.get(language))
+            yield description.document(jsonl.to_valid_text(text))
 
 
 def site_folder(url: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import contents, decode, find, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_contents
 
 SUFFIXES = (".md", ".markdown", ".mdx")
 
@@ -113,27 +113,27 @@ _BLOCK_TAGS = re.compile(
 
 
 def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             text, front = reduce(decode(raw, report), report)
             heading = re.match(r"#+[ \t]+(.+)", text)
             title = front.get("title") or (heading[1] if heading else "")
             if title and not heading:
                 text = f"# {title}\n\n{text}"
-            place = stem(where)
+            document_id = id_from_place(place)
             yield Document(
-                id=place,
+                id=document_id,
                 text=text,
                 title=title,
                 source=name,
                 license=source.license,
-                date=claims.date(front.get("date")),
-                language=claims.language(front.get("lang") or front.get("language")),
-                group=place.rpartition("/")[0] or place,
+                date=claims.parse_date(front.get("date")),
+                language=claims.parse_language(front.get("lang") or front.get("language")),
+                group=document_id.rpartition("/")[0] or document_id,
             )
 
 

@@ -18,7 +18,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
-from data_prep.sources.files import find
+from data_prep.sources.files import find_files
 from data_prep.user_error import UserError
 
 WITHDRAWN = "newspapers_online_*"
@@ -43,17 +43,17 @@ class Options(jsonl.Options):
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, jsonl.SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
-    for where, record in jsonl.records(name, source, report, paths, ("doc_type", "text")):
+    options = claims.parse_options(source, Options)
+    for place, record in jsonl.iter_records(name, source, report, paths, ("doc_type", "text")):
         doc_type, text = record.get("doc_type"), record.get("text")
         if not isinstance(doc_type, str) or not isinstance(text, str):
             report.quarantine(
-                where, f"no string under '{'text' if isinstance(doc_type, str) else 'doc_type'}'"
+                place, f"no string under '{'text' if isinstance(doc_type, str) else 'doc_type'}'"
             )
         elif fnmatchcase(doc_type, WITHDRAWN):
             report.counts["withdrawn_newspapers"] += 1
@@ -61,20 +61,20 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             report.counts["other_doc_types"] += 1
         elif (confidence := _confidence(record.get("lang_fasttext_conf"))) is None:
             report.quarantine(
-                where, f"lang_fasttext_conf is {record.get('lang_fasttext_conf')!r}, not a number"
+                place, f"lang_fasttext_conf is {record.get('lang_fasttext_conf')!r}, not a number"
             )
         elif confidence < options.min_confidence:
             report.counts["below_min_confidence"] += 1
         else:
-            document_id = jsonl.clean(record.get("id") or where)
+            document_id = jsonl.to_valid_text(record.get("id") or place)
             yield Document(
                 id=f"{doc_type}/{document_id}",
-                text=jsonl.clean(text),
+                text=jsonl.to_valid_text(text),
                 source=name,
                 license=source.license,
                 group=document_id,
-                language=claims.language(record.get("lang_fasttext")),
-                date=claims.date(record.get("publish_year")),
+                language=claims.parse_language(record.get("lang_fasttext")),
+                date=claims.parse_date(record.get("publish_year")),
             )
 
 

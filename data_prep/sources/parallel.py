@@ -18,7 +18,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims, jsonl
-from data_prep.sources.files import find
+from data_prep.sources.files import find_files
 from data_prep.user_error import UserError
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
@@ -61,19 +61,19 @@ class Options(jsonl.Options):
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, jsonl.SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
+    options = claims.parse_options(source, Options)
     keys = [source.fields.get(language, language) for language in LANGUAGES]
-    records = _texts(jsonl.records(name, source, report, paths, keys), source, report)
+    pieces = _iter_pieces(jsonl.iter_records(name, source, report, paths, keys), source, report)
     if options.form == "text":
-        for _, pieces in groupby(records, key=lambda piece: (piece.where.file, piece.described.group)):
-            yield from _letters(list(pieces))
+        for _, letter in groupby(pieces, key=lambda piece: (piece.place.file, piece.description.group)):
+            yield from _letters(list(letter))
         return
-    for piece in records:
+    for piece in pieces:
         for pair in options.pairs:
             a, _, b = pair.partition("-")
             if fault := _fault(piece.texts.get(a, ""), piece.texts.get(b, "")):
@@ -81,7 +81,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             else:
                 turns = _turns(piece.texts[a], piece.texts[b], a, b, options.form)
                 mask = "assistant_masks" if options.form == "messages" else "completion_mask"
-                own = replace(piece.described, id=f"{piece.described.id}:{pair}", language=b)
+                own = replace(piece.description, id=f"{piece.description.id}:{pair}", language=b)
                 yield own.document(turns=turns, mask=mask)
 
 
@@ -89,22 +89,22 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 class Piece:
     """A record: where it stands, what it says of itself, and its text by language."""
 
-    where: Place
-    described: jsonl.Description
+    place: Place
+    description: jsonl.Description
     texts: dict[str, str]
 
 
-def _texts(
+def _iter_pieces(
     records: Iterator[tuple[Place, dict[str, object]]], source: SourceConfig, report: Report
 ) -> Iterator[Piece]:
-    for where, record in records:
+    for place, record in records:
         values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
         texts = {
-            language: jsonl.clean(value).strip()
+            language: jsonl.to_valid_text(value).strip()
             for language, value in values.items()
             if isinstance(value, str)
         }
-        with report.quarantining(where):
+        with report.quarantining(place):
             if wrong := [
                 language
                 for language, value in values.items()
@@ -113,15 +113,15 @@ def _texts(
                 raise Unreadable(f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
             if not any(texts.values()):
                 raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")
-            described = jsonl.described(record, where, source)
+            description = jsonl.describe(record, place, source)
             if "group" not in source.fields and "group" not in record and isinstance(record.get("path"), str):
-                described.group = jsonl.clean(record["path"])
-            yield Piece(where, described, texts)
+                description.group = jsonl.to_valid_text(record["path"])
+            yield Piece(place, description, texts)
 
 
 def _letters(pieces: list[Piece]) -> Iterator[Document]:
     """Yield the pieces of one letter as a document in each language."""
-    first = pieces[0].described
+    first = pieces[0].description
     for language in LANGUAGES:
         texts = [piece.texts[language] for piece in pieces if piece.texts.get(language)]
         if texts:

@@ -21,7 +21,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml",)
@@ -51,32 +51,32 @@ class Part:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    unit = claims.options(source, Options).unit
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    unit = claims.parse_options(source, Options).unit
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             root = parse_xml(raw, report)
             if local_name(root) in NO_DEBATES:
                 report.counts["files_without_debates"] += 1
             else:
-                yield from list(_documents(root, where, source, unit))
+                yield from list(_documents(root, place, source, unit))
 
 
-def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
+def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root) != "TEI":
         raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>")
-    day = root.get(f"{XML}id") or Path(stem(where)).name
-    own = claims.language(root.get(f"{XML}lang"))
+    day = root.get(f"{XML}id") or Path(id_from_place(place)).name
+    own = claims.parse_language(root.get(f"{XML}lang"))
     bibl = next((e for e in root.iter("{*}bibl")), root)
     url = next((squeeze(e.itertext()) for e in bibl.iter("{*}idno") if e.get("type") == "URI"), "")
     date = next(
-        (claims.date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), ""
-    ) or claims.date(day)
-    document = partial(Document, source=where.source, license=source.license, group=day, date=date, url=url)
+        (claims.parse_date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), ""
+    ) or claims.parse_date(day)
+    document = partial(Document, source=place.source, license=source.license, group=day, date=date, url=url)
     for number, section in enumerate(root.findall(".//{*}body/{*}div"), start=1):
         parts = list(_parts(section))
         title = next((squeeze(e.itertext()) for e in section.iter("{*}head")), "")
@@ -112,7 +112,7 @@ def _parts(section: etree._Element) -> Iterator[Part]:
                 yield Part(
                     element.get(f"{XML}id", ""),
                     f"{who} {said}".strip(),
-                    claims.language(element.get(f"{XML}lang")),
+                    claims.parse_language(element.get(f"{XML}lang")),
                 )
 
 

@@ -21,7 +21,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Report
 from data_prep.fields import between, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.pdf_layout import LARGER, Line, Page, body_size, load_pdfium, read_pages
 from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_titles
 
@@ -54,29 +54,29 @@ class Options:
 
 def files(source: SourceConfig) -> list[Path]:
     load_pdfium()
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    min_kept = claims.options(source, Options).min_kept
-    for where, raw in contents(name, source, report, paths, SUFFIXES, ("a PDF",)):
-        with report.quarantining(where):
+    min_kept = claims.parse_options(source, Options).min_kept
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES, ("a PDF",)):
+        with report.quarantining(place):
             pages, about = read_pages(raw)
-            place = stem(where)
+            document_id = id_from_place(place)
             if not any(page.lines for page in pages):
                 report.drops.append(
-                    Drop(place, name, "no_text_layer", f"{len(pages)} pages without text: a scan?")
+                    Drop(document_id, name, "no_text_layer", f"{len(pages)} pages without text: a scan?")
                 )
                 continue
             yield Document(
-                id=place,
+                id=document_id,
                 text=_measured_text(pages, min_kept, report),
                 title=about.get("Title", ""),
                 source=name,
                 license=source.license,
-                group=place,
-                date=claims.date(_pdf_date(about.get("CreationDate", ""))),
+                group=document_id,
+                date=claims.parse_date(_pdf_date(about.get("CreationDate", ""))),
             )
 
 

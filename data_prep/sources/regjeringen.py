@@ -22,7 +22,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import between, one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.furniture import HEADINGS, Furniture, count_letters, main_element, without_labels
 from data_prep.sources.markup import blocks, local_name, parse_html, squeeze
 
@@ -76,18 +76,18 @@ class Options:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
-            yield parse(raw, where, source.license, options, report)
+    options = claims.parse_options(source, Options)
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
+            yield parse(raw, place, source.license, options, report)
 
 
-def parse(raw: bytes, where: Place, license: str, options: Options, report: Report) -> Document:
+def parse(raw: bytes, place: Place, license: str, options: Options, report: Report) -> Document:
     root = parse_html(raw, report)
     text = _measured_text(root, options.min_kept, report)
     if not text:
@@ -104,18 +104,18 @@ def parse(raw: bytes, where: Place, license: str, options: Options, report: Repo
         (e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical"),
         meta.get("og:url", ""),
     )
-    place = stem(where)
-    folder = place.rpartition("/")[0]
+    document_id = id_from_place(place)
+    folder = document_id.rpartition("/")[0]
     return Document(
-        id=place,
+        id=document_id,
         text=text,
         title=title,
-        source=where.source,
+        source=place.source,
         license=license,
         url=url,
-        date=claims.date(date) or claims.date(title),
-        group=folder or place if options.group_by == "folder" else place,
-        language=claims.language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
+        date=claims.parse_date(date) or claims.parse_date(title),
+        group=folder or document_id if options.group_by == "folder" else document_id,
+        language=claims.parse_language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
     )
 
 

@@ -18,7 +18,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims, json_stream, jsonl
-from data_prep.sources.files import find, members, stem
+from data_prep.sources.files import find_files, id_from_place, iter_members
 
 SUFFIXES = (".json", ".jsonl")
 FORMS = ("messages", "prompt_completion")
@@ -51,12 +51,12 @@ class Question:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
+    options = claims.parse_options(source, Options)
     seen = Counter[str]()
     for question in _questions(name, source, report, paths):
         seen[question.id] += 1
@@ -96,33 +96,33 @@ def _turns(question: Question, answer: str, form: str) -> list[Turn]:
 
 def _questions(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Question]:
     form = jsonl.record_form(source, ("paragraphs", "question", "context"))
-    for member in members(name, source, report, paths, SUFFIXES):
-        for where, entry in json_stream.values(member, form, report):
-            yield from _of_entry(entry, where, report)
+    for member in iter_members(name, source, report, paths, SUFFIXES):
+        for place, entry in json_stream.iter_values(member, form, report):
+            yield from _of_entry(entry, place, report)
 
 
-def _of_entry(entry: Any, where: Place, report: Report) -> Iterator[Question]:
+def _of_entry(entry: Any, place: Place, report: Report) -> Iterator[Question]:
     if isinstance(entry, dict) and ("question" in entry or "paragraphs" not in entry):
-        with report.quarantining(where):
-            yield _flat(entry, where)
+        with report.quarantining(place):
+            yield _flat(entry, place)
     if not isinstance(entry, dict) or not isinstance(entry.get("paragraphs", []), list):
-        report.quarantine(where, "not an object with paragraphs")
+        report.quarantine(place, "not an object with paragraphs")
         return
     for paragraph in entry.get("paragraphs", []):
         asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(asked, list):
-            report.quarantine(where, "a paragraph without questions (qas)")
+            report.quarantine(place, "a paragraph without questions (qas)")
             continue
         for question in asked:
-            with report.quarantining(where):
+            with report.quarantining(place):
                 if not isinstance(question, dict):
                     raise Unreadable("a question that is no object")
                 yield _flat(
-                    {"title": entry.get("title"), **question, "context": paragraph.get("context")}, where
+                    {"title": entry.get("title"), **question, "context": paragraph.get("context")}, place
                 )
 
 
-def _flat(record: Any, where: Place) -> Question:
+def _flat(record: Any, place: Place) -> Question:
     if not isinstance(record, dict):
         raise Unreadable(f"a JSON {type(record).__name__}, not an object")
     if missing := [
@@ -139,12 +139,12 @@ def _flat(record: Any, where: Place) -> Question:
     )
     if found is None or not all(isinstance(answer, str) for answer in found):
         raise Unreadable("answers that are no list of texts")
-    identity = record.get("id", where.at.rpartition(" ")[2])
+    identity = record.get("id", place.at.rpartition(" ")[2])
     return Question(
-        place=where,
-        id=f"{stem(where)}:{jsonl.clean(identity)}",
-        title=jsonl.clean(record.get("title") or ""),
-        context=jsonl.clean(record["context"]),
-        question=jsonl.clean(record["question"]),
-        answers=[] if record.get("is_impossible") else [jsonl.clean(answer) for answer in found],
+        place=place,
+        id=f"{id_from_place(place)}:{jsonl.to_valid_text(identity)}",
+        title=jsonl.to_valid_text(record.get("title") or ""),
+        context=jsonl.to_valid_text(record["context"]),
+        question=jsonl.to_valid_text(record["question"]),
+        answers=[] if record.get("is_impossible") else [jsonl.to_valid_text(answer) for answer in found],
     )

@@ -23,7 +23,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml",)
@@ -73,33 +73,33 @@ class Piece:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    unit = claims.options(source, Options).unit
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
-            yield from list(_documents(parse_xml(raw, report), where, source, unit))
+    unit = claims.parse_options(source, Options).unit
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
+            yield from list(_documents(parse_xml(raw, report), place, source, unit))
 
 
-def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
+def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root).lower() not in ("forhandling", "forhandlinger"):
         raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>")
     publication = (
         re.sub(r"-\d+$", "", root.get("Id", "")) if root.get("Id", "").count("-") > 3 else root.get("Id", "")
     )
-    publication = publication or Path(stem(where)).name
+    publication = publication or Path(id_from_place(place)).name
     meetings = [child for child in root if local_name(child).lower() == "mote"] or [root]
     for number, meeting in enumerate(meetings, start=1):
         heading = _meeting_heading(meeting)
         document = partial(
             Document,
-            source=where.source,
+            source=place.source,
             license=source.license,
             group=publication,
-            date=claims.date(heading),
+            date=claims.parse_date(heading),
             url=f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
         )
         found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]

@@ -21,8 +21,8 @@ from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.separators import EXCEL_LINE, HEAD, SEPARATORS, WHOLE_BELOW, find_separator
 from data_prep.sources import claims
-from data_prep.sources.files import decode, find, members
-from data_prep.sources.jsonl import OPTIONAL, clean, described
+from data_prep.sources.files import decode, find_files, iter_members
+from data_prep.sources.jsonl import OPTIONAL, describe, to_valid_text
 from data_prep.user_error import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -47,24 +47,24 @@ class Options:
 
 
 def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    delimiter = claims.options(source, Options).delimiter
+    delimiter = claims.parse_options(source, Options).delimiter
     key = source.fields.get("text", "text")
     rows: Iterator[tuple[Place, Mapping[str, object]]]
-    for member in members(name, source, report, paths, SUFFIXES, (None, PARQUET)):
+    for member in iter_members(name, source, report, paths, SUFFIXES, (None, PARQUET)):
         if member.stream.peek(4)[:4] == b"PAR1":
             rows = _parquet_rows(member, key, source, report)
         else:
             rows = csv_rows(member, delimiter, (key,), source, report)
-        for where, row in rows:
-            with report.quarantining(where):
+        for place, row in rows:
+            with report.quarantining(place):
                 if not isinstance(row.get(key), str):
                     raise Unreadable(f"no text in column '{key}'")
-                yield described(row, where, source).document(clean(row[key]))
+                yield describe(row, place, source).document(to_valid_text(row[key]))
 
 
 class _Lines:
@@ -154,11 +154,11 @@ def csv_rows(
 def _decoded(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
     head = member.stream.peek(HEAD)[:HEAD]
     of_old_macs = b"\r" in head and b"\n" not in head  # their lines end in a carriage return
-    for where, line in member.iter_lines():
-        with report.quarantining(where):
+    for place, line in member.iter_lines():
+        with report.quarantining(place):
             text = decode(line, report)
             for number, part in enumerate(text.split("\r"), start=1) if of_old_macs else [(0, text)]:
-                yield (replace(where, at=f"line {number}") if number else where), part
+                yield (replace(place, at=f"line {number}") if number else place), part
 
 
 def _parquet_rows(
@@ -182,13 +182,13 @@ def _parquet_rows(
 
 
 def batch_rows(
-    batch: pa.RecordBatch, place: Place, number: int, report: Report
+    batch: pa.RecordBatch, file: Place, number: int, report: Report
 ) -> Iterator[tuple[Place, dict[str, object]]]:
     """The rows of a batch that `number` rows stand before. One with a value that Python cannot hold is
     quarantined."""
     for at in range(len(batch)):
-        where = replace(place, at=f"row {number + at + 1}")
-        with report.quarantining(where):
+        place = replace(file, at=f"row {number + at + 1}")
+        with report.quarantining(place):
             try:
                 (row,) = batch.slice(at, 1).to_pylist()
             except (
@@ -197,7 +197,7 @@ def batch_rows(
                 KeyError,
             ) as fault:  # no UTF-8, a day of no calendar, a time zone of no map
                 raise Unreadable(f"a value that cannot be read: {fault}") from None
-            yield where, row
+            yield place, row
 
 
 def _require(needed: Sequence[str], names: Sequence[str], place: Place, reader: str) -> None:

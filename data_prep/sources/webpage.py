@@ -23,7 +23,7 @@ from data_prep.document import Document, Drop, Place, Report
 from data_prep.fields import between, setting
 from data_prep.sources import claims
 from data_prep.sources.article import Block, Kind, join, read_blocks
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.furniture import Furniture, count_letters, is_running, main_element, without_labels
 from data_prep.sources.maalfrid import site_folder
 from data_prep.sources.markup import local_name, parse_html
@@ -63,30 +63,30 @@ class Reading:
 
 def files(source: SourceConfig) -> list[Path]:
     _trafilatura()
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     trafilatura = _trafilatura()
-    min_kept = claims.options(source, Options).min_kept
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    min_kept = claims.parse_options(source, Options).min_kept
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             root = parse_html(raw, report)
-            claimed = claims.language(root.get("lang"))
+            claimed = claims.parse_language(root.get("lang"))
             about = trafilatura.extract_metadata(root)
             reading = read_page(root, parse_html(raw, Report()), min_kept)
             if not reading.text:
                 report.drops.append(
                     Drop(
-                        str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"
+                        str(place), name, "no_main_text", "neither paragraphs nor lists outside of navigation"
                     )
                 )
                 continue
             report.counts[f"pages_read_by_{reading.way}"] += 1
             report.counts["page_letters"] += reading.own
             report.counts["page_letters_kept"] += count_letters(reading.text)
-            yield _document(reading.text, about, where, claimed, source)
+            yield _document(reading.text, about, place, claimed, source)
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
@@ -229,18 +229,18 @@ def _part_of(blocks: list[Block], taken: list[bool]) -> html.HtmlElement | None:
     return max(parts, key=lambda element: len(list(element.iterancestors())), default=None)
 
 
-def _document(text: str, about: Any, where: Place, claimed: str, source: SourceConfig) -> Document:
-    place = stem(where)
+def _document(text: str, about: Any, place: Place, claimed: str, source: SourceConfig) -> Document:
+    document_id = id_from_place(place)
     return Document(
-        id=place,
+        id=document_id,
         text=text,
         title=about.title or "",
-        source=where.source,
+        source=place.source,
         license=source.license,
         url=about.url or "",
-        date=claims.date(about.date),
-        language=claimed or claims.language(about.language),
-        group=site_folder(about.url) if about.url else place.rpartition("/")[0] or place,
+        date=claims.parse_date(about.date),
+        language=claimed or claims.parse_language(about.language),
+        group=site_folder(about.url) if about.url else document_id.rpartition("/")[0] or document_id,
     )
 
 

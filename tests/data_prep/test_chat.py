@@ -448,7 +448,7 @@ def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -
 def documents_of(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
     """The documents that the reader makes of records."""
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
-    reader = chat.ConversationReader(source, claims.options(source, chat.Options), report or Report())
+    reader = chat.ConversationReader(source, claims.parse_options(source, chat.Options), report or Report())
     found = [
         reader.document(record, Place("chats", "x.jsonl", at=f"line {n}"))
         for n, record in enumerate(records, start=1)

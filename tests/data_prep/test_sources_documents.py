@@ -41,7 +41,7 @@ from tests.data_prep.reading import faults, read, strange, texts
     ],
 )
 def test_dates(claim: object, expected: str) -> None:
-    assert claims.date(claim) == expected
+    assert claims.parse_date(claim) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_dates(claim: object, expected: str) -> None:
     ],
 )
 def test_languages(claim: object, expected: str) -> None:
-    assert claims.language(claim) == expected
+    assert claims.parse_language(claim) == expected
 
 
 # --- Lovdata
