@@ -25,7 +25,7 @@ def files(source: SourceConfig) -> list[Path]:
         NotFoundError: its path does not exist, or holds no file for this reader.
         UserError: an option is not one of the reader's.
     """
-    return _reader(source).files(source)  # type: ignore[no-any-return]
+    return _reader(source).list_files(source)  # type: ignore[no-any-return]
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:

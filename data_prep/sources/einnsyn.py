@@ -56,7 +56,7 @@ class Node:
     is_withheld: bool = False
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     return find_files(source, SUFFIXES)
 
 

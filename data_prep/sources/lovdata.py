@@ -66,7 +66,7 @@ BLOCK_TAGS = {
 }
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     return find_files(source, SUFFIXES)
 
 

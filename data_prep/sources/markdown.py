@@ -112,7 +112,7 @@ _BLOCK_TAGS = re.compile(
 )
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     return find_files(source, SUFFIXES)
 
 

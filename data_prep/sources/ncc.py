@@ -1,10 +1,10 @@
-"""Shards of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type, publish_year and a
-language by fasttext.
+"""Reader of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type, publish_year and a
+language that fasttext detected.
 
-Only the public sector's document types are read unless `doc_types` says otherwise. Online newspapers, which
-were withdrawn under Språkbank-avtalen in December 2024, are never read, from no old copy either. An unknown
-year is 2021 in this corpus, which cannot be told from the year: a date of 2021 says nothing. Long documents
-come in parts there; what is a part of what, it does not say.
+Only document types of the public sector are read, unless `doc_types` names others. Online newspapers were
+withdrawn under Språkbank-avtalen in December 2024 and are never read, not even from an old copy. The corpus
+writes an unknown year as 2021, so a date of 2021 carries no information. It splits long documents into parts
+without recording which parts belong together.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class Options(jsonl.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bad := [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]:
+        bad = [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]
+        if bad:
             raise UserError(
-                f"options.doc_types names {bad[0]}: online newspapers were withdrawn from NCC, take it out"
+                f"options.doc_types: online newspapers were withdrawn from NCC; remove '{bad[0]}'"
             )
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     claims.parse_options(source, Options)
     return find_files(source, jsonl.SUFFIXES)
 
@@ -79,10 +80,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _confidence(value: object) -> float | None:
-    """NCC writes numbers as strings; a record without one is not doubted."""
+    """Return fasttext's confidence; 1.0 if the record has none, None if it is not a number."""
     if value is None:
         return 1.0
-    try:
+    try:  # NCC writes numbers as strings
         return float(value) if isinstance(value, str | int | float) else None
     except (ValueError, OverflowError):
         return None

@@ -50,7 +50,7 @@ class Part:
     language: str = ""
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     claims.parse_options(source, Options)
     return find_files(source, SUFFIXES)
 

@@ -52,7 +52,7 @@ class Options:
         between("options.min_kept", self.min_kept, 0, 1)
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     load_pdfium()
     claims.parse_options(source, Options)
     return find_files(source, SUFFIXES)

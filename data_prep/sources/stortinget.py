@@ -72,7 +72,7 @@ class Piece:
     text: str
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     claims.parse_options(source, Options)
     return find_files(source, SUFFIXES)
 

@@ -46,7 +46,7 @@ class Options:
             raise UserError(f"options.delimiter is {self.delimiter!r}: give one character")
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     claims.parse_options(source, Options)
     return find_files(source, SUFFIXES)
 
@@ -64,7 +64,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             with report.quarantining(place):
                 if not isinstance(row.get(key), str):
                     raise Unreadable(f"no text in column '{key}'")
-                yield describe(row, place, source).document(to_valid_text(row[key]))
+                yield describe(row, place, source).build_document(to_valid_text(row[key]))
 
 
 class _Lines:

@@ -1,9 +1,8 @@
-"""Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences, as CSV or
-one a line.
+"""Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences.
 
-Of a row with a speaker, name and party stand before what is said. All speeches of a transcript, else of a
-day, are a group. Files of lines (.txt) are sentences out of context; their name ends in their written
-standard, as in …_nob.txt.
+A speech begins with the speaker's name and party, where the row has them. All speeches of a transcript, or
+of a day if no transcript is named, form a group. Sentences are CSV too, or text files with one a line, out
+of context; such a file's name ends in its written standard, as in …_nob.txt.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from data_prep.sources.files import decode, find_files, iter_members
 SUFFIXES = (".csv", ".txt")
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     return find_files(source, SUFFIXES)
 
 

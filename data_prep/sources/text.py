@@ -1,4 +1,4 @@
-"""Plain text: one document a file. The first line is the title when a blank line follows it."""
+"""Reader of plain text files, one document each. The first line is the title if a blank line follows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.sources.files import decode, find_files, id_from_place, iter_cont
 SUFFIXES = (".txt",)
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     return find_files(source, SUFFIXES)
 
 

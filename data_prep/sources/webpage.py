@@ -61,7 +61,7 @@ class Reading:
         return count_letters(self.text) / max(1, self.own)
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     _trafilatura()
     claims.parse_options(source, Options)
     return find_files(source, SUFFIXES)

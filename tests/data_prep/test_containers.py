@@ -293,7 +293,7 @@ def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(tar({"god.txt": "God."}))
     documents, report = read("text", tmp_path)
     assert texts(documents) == ["God."]
-    assert "a name of 1024.0 MiB" in report.broken[0].error
+    assert "a member name of 1024.0 MiB" in report.broken[0].error
 
 
 def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
@@ -340,8 +340,8 @@ def test_a_line_of_100_megabytes_is_stepped_over(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
         (b"\x7fELF\x02\x01", "a program"),
         (b"7z\xbc\xaf\x27\x1c", "unpack it, or pack it as tar or zip"),
-        (zipped({"word/document.xml": "<w/>"}), "an archive without any file of the kind"),
-        (b"\1\2\3\0\0\0\0\0" * 100, "NUL bytes"),
+        (zipped({"word/document.xml": "<w/>"}), "the archive contains no file of a kind"),
+        (b"\1\2\3\0\0\0\0\0" * 100, "bytes are NUL"),
     ],
 )
 def test_a_lying_name_is_refused_and_the_good_files_arrive(tmp_path: Path, data: bytes, words: str) -> None:

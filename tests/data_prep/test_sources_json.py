@@ -128,21 +128,23 @@ NO_LISTS = [
     NoList(
         "two lists",
         {"a": RECORDS, "b": RECORDS},
-        "holds several lists of records, 'a', 'b': name the one to read by options.records",
+        "contains several lists of records, 'a', 'b'; set options.records to one of them",
     ),
-    NoList("two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "holds several lists of records, 'x.a', 'b'"),
+    NoList(
+        "two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "contains several lists of records, 'x.a', 'b'"
+    ),
     NoList(
         "another name",
         {"items": RECORDS},
-        "no list under 'docs', which options.records names, but 'items'",
+        "no list under 'docs', which options.records names; the object's keys are 'items'",
         {"records": "docs"},
     ),
     NoList("a number", {"items": 5, "docs": RECORDS}, "no list under 'items'", {"records": "items"}),
-    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "holds 2 records by key, 's1', 's2'"),
+    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "contains 2 records under keys, 's1', 's2'"),
     NoList(
         "by key, deeper",
         {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}},
-        "holds 2 records by key, 's1', 's2'",
+        "contains 2 records under keys, 's1', 's2'",
     ),
     NoList("no text", {"items": [{"body": "x"}]}, "no string under 'text'"),
     NoList("strings", {"items": ["x", "y"]}, "no string under 'text'"),
@@ -171,7 +173,9 @@ def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
 
 def test_the_setting_is_one_of_the_readers_and_names_keys(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"options.records is 'a..b': give keys joined by dots"):
+    with pytest.raises(
+        ValueError, match=r"options.records: must be keys joined by dots, as response.docs, not 'a..b'"
+    ):
         read("jsonl", tmp_path, options={"records": "a..b"})
     with pytest.raises(ValueError, match=r"options.list: reader maalfrid has records"):
         read("maalfrid", tmp_path, options={"list": "a"})

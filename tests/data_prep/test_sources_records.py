@@ -673,13 +673,13 @@ def test_a_saved_data_set_is_read_by_split_as_text_and_as_conversations(tmp_path
         ("user", "Når?", False),
         ("assistant", "Nå.", True),
     ]
-    with pytest.raises(ValueError, match=r"has no split 'dev': set options.split to one of train, test"):
+    with pytest.raises(ValueError, match=r"has no split 'dev'; set options.split to one of train, test"):
         read("huggingface", tmp_path / "tekst", options={"split": "dev"})
     file = next((tmp_path / "samtaler").glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:200])
     documents, report = read("huggingface", tmp_path / "samtaler")
     assert not documents
-    assert "breaks off" in report.broken[0].error
+    assert "truncated or corrupt" in report.broken[0].error
 
 
 def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,11 +689,11 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         FileNotFoundError,
-        match=r"data set ingen/finnes, split train, is no folder here.*HF_HUB_OFFLINE is set",
+        match=r"data set ingen/finnes, split train: not a folder, and cannot be loaded.*HF_HUB_OFFLINE is set",
     ) as raised:
         read("huggingface", Path("ingen/finnes"))
     assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"no data set saved by save_to_disk"):
+    with pytest.raises(ValueError, match=r"not a data set that save_to_disk wrote"):
         read("huggingface", tmp_path)
 
 
