@@ -177,7 +177,9 @@ def test_the_setting_is_one_of_the_readers_and_names_keys(tmp_path: Path) -> Non
         ValueError, match=r"options.records: must be keys joined by dots, as response.docs, not 'a..b'"
     ):
         read("jsonl", tmp_path, options={"records": "a..b"})
-    with pytest.raises(ValueError, match=r"options.list: unknown option of reader maalfrid; its options are records"):
+    with pytest.raises(
+        ValueError, match=r"options.list: unknown option of reader maalfrid; its options are records"
+    ):
         read("maalfrid", tmp_path, options={"list": "a"})
 
 

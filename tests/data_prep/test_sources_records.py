@@ -374,7 +374,7 @@ def test_squad_is_read_a_question_a_line_too(tmp_path: Path) -> None:
     assert [d.id for d in documents] == ["spm:a", "spm:a:2"]
     assert [error for _, error in faults(report)] == [
         "no text under 'question'",
-        "answers that are no list of texts",
+        "answers are not a list of texts",
     ]
 
 
@@ -389,7 +389,7 @@ def test_squad_answers_that_are_no_list_of_texts_are_quarantined(tmp_path: Path,
     )
     documents, report = read("squad", tmp_path)
     assert len(documents) == 2
-    error = "answers that are no list of texts"
+    error = "answers are not a list of texts"
     assert faults(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]
 
 
@@ -572,7 +572,7 @@ def test_a_separator_that_is_set_is_the_one(tmp_path: Path) -> None:
 
 def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text;id;text\nEn;1;To\n")
-    with pytest.raises(ValueError, match=r"has two columns 'text': rename"):
+    with pytest.raises(ValueError, match=r"has two columns 'text'; rename"):
         read("table", tmp_path)
 
 
@@ -610,11 +610,13 @@ def test_a_row_that_python_cannot_hold_is_quarantined(tmp_path: Path, reader: st
 
 def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("innhold,nr\nx,1\n")
-    with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
+    with pytest.raises(
+        ValueError, match=r"no column 'text', its columns are innhold, nr; .* fields: \{text: innhold\}"
+    ):
         read("table", tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"no column 'text' but innhold, nr: reader talk_of_norway knows no other name; reader table",
+        match=r"no column 'text', its columns are innhold, nr; rename one of them, or use reader table",
     ):
         read("talk_of_norway", tmp_path)
 

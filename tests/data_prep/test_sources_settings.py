@@ -60,7 +60,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs: must be two of .*, not 'nob'"),
         ("parallel", {"options": {"form": "chat"}}, "options.form is 'chat'"),
         ("squad", {"options": {"form": "text"}}, "options.form is 'text'"),
-        ("table", {"options": {"delimiter": "||"}}, "give one character"),
+        ("table", {"options": {"delimiter": "||"}}, "options.delimiter: must be a single character"),
         ("jsonl", {"max_broken_share": 2}, "max_broken_share is 2"),
         ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: must be at least 1"),
         (
