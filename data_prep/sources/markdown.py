@@ -182,7 +182,7 @@ def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
 
 
 def _replace_line_breaks(line: str) -> str:
-    """Return a line with <br> replaced by line ends, or by spaces in a table row, which a line end would end."""
+    """Return a line with <br> replaced by line ends; in a table row, which they would end, by spaces."""
     return _LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line)
 
 
@@ -211,7 +211,7 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
 
 def _replace_block_tags(line: str) -> str:
-    """Return a line with tags of block elements replaced by line ends, or by spaces and bullets in a table row."""
+    """Return a line with tags of blocks replaced by line ends; in a table row by spaces and bullets."""
     is_row = line.lstrip().startswith("|")
     first = len(line) - len(line.lstrip())
     last = len(line.rstrip())

@@ -235,7 +235,7 @@ def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: p
     documents, report = read("jsonl", tmp_path / "a.json", limits={"max_record_bytes": 2**16})
     assert len(documents) == 100
     assert [error for _, error in faults(report)] == [
-        "a second list of 3 records, 'more': name the one to read by options.records"
+        "a second list of 3 records, 'more'; set options.records to the one to read"
     ]
     documents, report = read(
         "jsonl", tmp_path / "a.json", options={"records": "more"}, limits={"max_record_bytes": 2**20}
@@ -425,7 +425,7 @@ def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
         assert texts(documents) == ["Liten.", "Liten igjen."]
-        assert faults(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
+        assert faults(report) == [(f"{name}.json:record 2", "larger than limits.max_record_bytes")]
 
 
 def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5")
         for n in range(5)
     ]
-    text = pdf.running_text(pages)
+    text = pdf.extract_running_text(pages).text
     assert "årsmelding" not in text
     assert "Side" not in text
     paragraphs = [" ".join(lines) for lines in own]
@@ -312,7 +312,7 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
     ],
 )
 def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
-    assert pdf.running_text([page(*lines)]) == expected
+    assert pdf.extract_running_text([page(*lines)]).text == expected
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> 
 )
 def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
     """Guards against rules in quadratic time."""
-    assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
+    assert pdf.extract_running_text([page(*line.split("\n"))]).text.startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:
