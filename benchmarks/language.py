@@ -24,11 +24,10 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from data_prep.languages import NAMES
-from data_prep.languages import name as language_name
+from data_prep.languages import NAMES, language_name
 from data_prep.stages import language
-from data_prep.written_standard.table import shipped_table, words
-from data_prep.written_standard.train import is_test, nav_records
+from data_prep.written_standard.table import load_shipped_table, words
+from data_prep.written_standard.train import is_test_file, read_nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
@@ -103,8 +102,8 @@ def nav_pairs(file: Path) -> list[tuple[str, str]]:
     left out."""
     pairs = [
         record
-        for record in nav_records(file)
-        if is_test(record["path"]) and record.get("nob") and record.get("nno")
+        for record in read_nav_records(file)
+        if is_test_file(record["path"]) and record.get("nob") and record.get("nno")
     ]
     return [(code, pair[code]) for pair in pairs if pair["nob"] != pair["nno"] for code in ("nob", "nno")]
 
@@ -113,7 +112,7 @@ def told_apart(file: Path) -> list[tuple[str, str]]:
     """nav_pairs without texts whose words NAV gives as the other standard too, in any of its letters: neither
     answer is wrong."""
     given: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
-    for record in nav_records(file):
+    for record in read_nav_records(file):
         for code, seen in given.items():
             seen.add(tuple(words(record.get(code) or "")))
     return [
@@ -139,7 +138,7 @@ def recall(counts: Confusion, code: str) -> float:
 
 
 def table_alone(text: str) -> str:
-    return "nno" if shipped_table().score(words(text)) > 0 else "nob"
+    return "nno" if load_shipped_table().score(words(text)) > 0 else "nob"
 
 
 def py3langid_alone(text: str) -> str:

@@ -26,20 +26,20 @@ from itertools import groupby, islice, pairwise
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
-from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
+from data_prep.languages import MIXED, NAMES, UNDETERMINED, language_name
 from data_prep.other_languages import (
-    WORDS,
+    MIN_WORDS,
     Finding,
-    find,
     find_by_script,
+    find_other_languages,
     is_surely_scandinavian,
     looks_norwegian,
 )
 from data_prep.stage_settings import LANGUAGES, LanguageConfig
 from data_prep.stages.protocol import ShardStage
-from data_prep.written_standard.danish import is_danish_alone
-from data_prep.written_standard.names import without_names
-from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
+from data_prep.written_standard.danish import is_danish_only
+from data_prep.written_standard.names import remove_names
+from data_prep.written_standard.table import NEIGHBOURS, load_shipped_table, words
 
 # py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete
 # everywhere; all others are considered only where they are beyond doubt, for more competitors add noise.
@@ -139,7 +139,7 @@ class Verdict:
     def detail(self, code: str) -> str:
         """What a drop in this language says beside its code."""
         if code != UNDETERMINED:
-            return name(code)
+            return language_name(code)
         found = Counter(
             passage.finding.detail for passage in self.passages if passage.finding and passage.code == code
         )
@@ -194,7 +194,7 @@ class Language(ShardStage):
                 )
                 continue
             if document.language not in keep:
-                detail = verdict.detail(document.language) if verdict else name(document.language)
+                detail = verdict.detail(document.language) if verdict else language_name(document.language)
                 report.drop(document, f"language_{document.language}", detail)
                 continue
             report.counts[document.language] += 1
@@ -323,7 +323,9 @@ def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
         if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)
     ]
     findings: list[Finding | None] = [None] * len(pieces)
-    for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
+    for number, finding in zip(
+        doubtful, find_other_languages([pieces[number] for number in doubtful]), strict=True
+    ):
         findings[number] = finding
     return findings
 
@@ -355,12 +357,12 @@ def _count_near(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> 
         if not letters:
             next(scores)
             continue
-        telling = words(without_names(stretch))
+        telling = words(remove_names(stretch))
         code, lead = _detect(telling or found, next(scores))
         if (
-            code not in SCANDINAVIAN and len(telling) >= WORDS
+            code not in SCANDINAVIAN and len(telling) >= MIN_WORDS
         ):  # Sámi or English names in a Norwegian sentence
-            without = _detect(telling, next(_scores([without_names(stretch)])))
+            without = _detect(telling, next(_scores([remove_names(stretch)])))
             if without[0] in NORWEGIAN:
                 code, lead = without
         verdict.letters[code] += letters
@@ -436,7 +438,7 @@ def detect(text: str) -> str:
 def _scores(texts: list[str]) -> Iterator[Scores]:
     """py3langid's, of the head of each text."""
     codes = [CODES[code] for code in identifier().codes]
-    found = identifier().scores([text[:LOOK] for text in texts])
+    found = identifier().compute_scores([text[:LOOK] for text in texts])
     return (dict(zip(codes, row, strict=True)) for row in found.tolist())
 
 
@@ -457,22 +459,22 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
     if code != standard and code not in NEIGHBOURS:
         return code, math.inf
     near = {standard: ranked[standard]} | {
-        c: ranked[c] + shipped_table(t).score(found) for c, t in NEIGHBOURS.items()
+        c: ranked[c] + load_shipped_table(t).score(found) for c, t in NEIGHBOURS.items()
     }
     if near["dan"] + DANISH_ALONE > near[standard]:
         near["dan"] += _danish_evidence(found)
     code = max(near, key=lambda code: near[code])
     if code != standard:
         return code, near[code] - near[standard]
-    score = shipped_table().score(found)
+    score = load_shipped_table().score(found)
     return (("nno" if score > 0 else "nob") if score else standard), abs(score)
 
 
 def _danish_evidence(found: Sequence[str]) -> float:
     """What it adds to the log-odds of Danish whether a text holds words that Norwegian does not have."""
-    if any(map(is_danish_alone, found)):
+    if any(map(is_danish_only, found)):
         return DANISH_ALONE
-    norwegian, danish = shipped_table().weights, shipped_table(NEIGHBOURS["dan"])
+    norwegian, danish = load_shipped_table().weights, load_shipped_table(NEIGHBOURS["dan"])
     new = sum(max(0.0, danish.score([word])) for word in found if word not in norwegian)
     return 0.0 if new >= DANISH else -math.inf
 

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_numbers
-from data_prep.running_text import sentences, without_blanks, without_examples
+from data_prep.running_text import remove_code_blocks, replace_blanks, select_sentences
 from data_prep.stage_settings import QualityConfig
 from data_prep.stages.protocol import ShardStage
 
@@ -121,9 +121,9 @@ def _not_judged(config: CorpusConfig) -> set[str]:
 
 def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
     """The rules that the text breaks, cheapest first."""
-    whole, text = text, without_blanks(text)
+    whole, text = text, replace_blanks(text)
     if text != whole and limits.min_letter_words is not None:
-        own = sum(LETTER.search(word) is not None for word in without_blanks(whole, field=" ").split())
+        own = sum(LETTER.search(word) is not None for word in replace_blanks(whole, field=" ").split())
         if own < 2:
             yield "few_letters", own / max(len(text.split()), 1)  # merge fields, and nothing between them
     parts: dict[bool, str] = {}
@@ -131,7 +131,9 @@ def findings(text: str, limits: QualityConfig) -> Iterator[Finding]:
         if name in OF_SENTENCES or name in OF_REPETITION:
             repeated = name in OF_REPETITION
             if repeated not in parts:
-                parts[repeated] = without_examples(text) if repeated else sentences(text, FUNCTION_WORDS)
+                parts[repeated] = (
+                    remove_code_blocks(text) if repeated else select_sentences(text, FUNCTION_WORDS)
+                )
             part = parts[repeated]
             if part != text and name not in {other for other, _ in _broken_rules(part, limits)}:
                 continue

@@ -1,9 +1,9 @@
-"""Words that are Danish and not Norwegian: evidence without which no text is taken for Danish.
+"""Words that are Danish and not Norwegian; a text needs one of them to be identified as Danish.
 
-Most words of a Danish sentence are Bokmål too, so that a sum over all words takes plain Bokmål for Danish now
-and then. The common words here, and the spellings that Danish has and Norwegian has not (`-hed`, `-skab`,
-`æg`, `øj`, `ud-`, `ind-`, `af-`), were checked against the 25,000 different words of parliament's and NAV's
-Norwegian: none but names is among them.
+Most words of a Danish sentence are Bokmål too, so a sum over all words sometimes takes plain Bokmål for
+Danish. The common words listed here, and spellings that only Danish has (`-hed`, `-skab`, `æg`, `øj`, `ud-`,
+`ind-`, `af-`), were checked against the 25,000 different words of parliament's and NAV's Norwegian texts:
+apart from names, none of those is among them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _COMMON = """
 """
 _WORDS = frozenset(_COMMON.split())
 _SPELLINGS = re.compile(
-    r"æ[bfgkmn]|øj|\w\w(?<!br)(?<!e)igt$|^gen(?:op|ind|valg|tag|vur|brug|sid|lyd|skab|nem)|^af(?=[bdhjkmnpsv]|g[iøår]|ly|lø)\w{3}"
+    r"æ[bfgkmn]|øj|\w\w(?<!br)(?<!e)igt$|^gen(?:op|ind|valg|tag|vur|brug|sid|lyd|skab|nem)"
+    r"|^af(?=[bdhjkmnpsv]|g[iøår]|ly|lø)\w{3}"
     r"|^ind(?=[fghklmstvå])\w{3}|^ud(?=[bfghjklstv])\w{2}|^op(?=[bdfghjklmv])\w{2}"
     r"|\wskab(?:et|er|erne|s|elig|elige|eligt)?$|brug(?!d|at|ge)|søg|spørg|køb|løb|dyb(?!d)|kvind(?!u)"
     r"|\w{2}(?<![cs])hed(?:er|en|erne|ens|s)?$"
@@ -41,6 +42,6 @@ _SPELLINGS = re.compile(
 
 
 @lru_cache(maxsize=100_000)
-def is_danish_alone(word: str) -> bool:
-    """Return whether a word in lower case is Danish and not Norwegian."""
+def is_danish_only(word: str) -> bool:
+    """Return whether a lower-case word is Danish and not Norwegian."""
     return word in _WORDS or _SPELLINGS.search(word) is not None
