@@ -1,8 +1,8 @@
 """py3langid's scores, computed for many texts at once. Used by stage language.
 
-py3langid runs its automaton over each text, byte by byte, in Python. Here numpy advances the automaton by one
-byte in all texts at once, which is about ten times as fast. The model is the same, and so are the scores
-except for their last digits, as py3langid sums in single precision.
+py3langid runs its automaton over each text, byte by byte, in Python. Here numpy advances the
+automaton by one byte in all texts at once, which is about ten times as fast. The model is the same,
+and so are the scores except for their last digits, as py3langid sums in single precision.
 """
 
 from __future__ import annotations

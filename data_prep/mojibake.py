@@ -1,9 +1,10 @@
-"""Repair of UTF-8 that was decoded as Windows-1252 or Latin-1: `mÃ¥` becomes `må`. Used by stage normalise.
+"""Repair of UTF-8 decoded as Windows-1252 or Latin-1: `mÃ¥` is `må`. Used by stage normalise.
 
-A letter's bytes in UTF-8 become two or three characters, here a pair: `Ã¥`, `â€™`. Some pairs are correct
-text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit. Each pair is therefore judged by its
-neighbours, also in a text that has correct letters beside it: surely broken, perhaps broken, or right. Pairs
-that are perhaps broken are repaired only if the text has a pair that is surely broken.
+A letter's bytes in UTF-8 become two or three characters, here a pair: `Ã¥`, `â€™`. Some pairs are
+correct text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit. Each pair is therefore
+judged by its neighbours, also in a text that has correct letters beside it: surely broken, perhaps
+broken, or right. Pairs that are perhaps broken are repaired only if the text has a pair that is
+surely broken.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _CONTINUATION = "[" + "".join(re.escape(sign) for sign, code in _BYTE_OF.items()
 PAIR = re.compile(
     f"[\u00c2-\u00df]{_CONTINUATION}|[\u00e2\u00ef]{_CONTINUATION}{{2}}|\u00f0{_CONTINUATION}{{3}}"
 )
-# Characters that often follow a letter in correct text; and those of them that do so between two letters.
+# Characters that often follow a letter in correct text; and those of them that do so between two
+# letters.
 _COMMON = frozenset("«»“”‘’–—…•‹›™°·§©®²³¹±½¼¾€´×\u00a0\u00ad")
 _BETWEEN_LETTERS = frozenset("’‘´·\u00a0\u00ad")
 _CLOSING = frozenset("»”’›…–—™€\u00a0\u00ad")
@@ -59,8 +61,8 @@ def repair(text: str, verbatim: Sequence[tuple[int, int]] = ()) -> str:
     """Return `text` with broken pairs repaired.
 
     Args:
-        verbatim: spans of code, in order, whose pairs are not evidence that the text is broken: code may be
-            about such pairs.
+        verbatim: spans of code, in order, whose pairs are not evidence that the text is broken:
+            code may be about such pairs.
     """
     pairs = _find_pairs(text)
     if not pairs:
@@ -127,14 +129,14 @@ def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
 
 
 def _is_special(character: str) -> bool:
-    """Return whether a character is a byte-order mark, U+FFFD, a ligature, or one of Symbol or Wingdings."""
+    """Return whether this is a byte-order mark, U+FFFD, a ligature, or in a symbol font."""
     if character in "\ufeff\ufffd":
         return True
     return "\ufb00" <= character <= "\ufb06" or "\uf000" <= character <= "\uf0ff"
 
 
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
-    """Return the characters before and after a pair; of an adjacent pair, the original character."""
+    """Return the characters before and after a pair, repaired if they are pairs too."""
     pair = pairs[number]
     before = text[pair.start - 1 : pair.start]
     after = text[pair.end : pair.end + 1]
@@ -146,7 +148,7 @@ def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
 
 
 def _judge_letter(original: str, second: str, before: str, after: str, second_before: str) -> Judgement:
-    """Judge a pair with `Ã`: æ, ø, å, é and the like. Right are capitals at the end of a word: `MAÇÃ»`."""
+    """Judge a pair with `Ã`: æ, ø, å, é …. It is right at the end of capitals: `MAÇÃ»`."""
     is_odd = second not in _COMMON
     if before.islower():
         return Judgement.SURELY
@@ -171,7 +173,7 @@ def _judge_symbol(original: str, second: str) -> Judgement:
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Judge a pair with `Â`, which stands for its second character: `Â§` is `§`. Right is a quoted `«Â»`."""
+    """Judge a pair with `Â`, which is its second character: `Â§` is `§`. `«Â»` is right."""
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
     if before in _OPENING and second in _CLOSING:
@@ -182,7 +184,7 @@ def _judge_sign(second: str, before: str) -> Judgement:
 
 
 def _judge_extended(original: str, second: str, before: str, after: str) -> Judgement:
-    """Judge a pair with `Ä` or `Å`: Sámi's č, đ, ŋ, š, ŧ, ž and the like. Right are `«BLÅ»` and `Å²`."""
+    """Judge a pair with `Ä` or `Å`: Sámi's č, đ, ŋ, š, ŧ, ž …. `«BLÅ»` and `Å²` are right."""
     if original not in _EXTENDED:
         return Judgement.RIGHT
     if second in _COMMON:
@@ -191,7 +193,7 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 
 
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair is in a run of adjacent pairs that all begin like letters of one script."""
+    """Return whether a pair is in a run of adjacent pairs that are letters of one script."""
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:
         return False

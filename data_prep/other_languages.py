@@ -1,9 +1,10 @@
 """Detection of languages other than Norwegian, Danish and Swedish. Used by stage language.
 
-"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected in three
-steps: by the script of the letters; by py3langid's scores for all its languages, if one scores clearly better
-than the six; and else by the lack of the six languages' small words. Names, addresses and codes are removed
-first (written_standard/names.py), as they keep their language in Norwegian text too.
+"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected
+in three steps: by the script of the letters; by py3langid's scores for all its languages, if one
+scores clearly better than the six; and else by the lack of the six languages' small words. Names,
+addresses and codes are removed first (written_standard/names.py), as they keep their language in
+Norwegian text too.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ from data_prep.written_standard.table import load_shipped_table, words
 MAX_CHARACTERS = 600  # of a text, on which py3langid is run
 
 # Leads of py3langid's best other language over the best of the six, in nats a byte of running text.
-# From this lead on, the text is in the other language. In 60 languages, the articles of the Universal
-# Declaration of Human Rights (UDHR) have 0.27 (Low German) or more, 19 in 20 more than 0.8. Norwegian,
-# Danish, Swedish and North Sámi sentences have -0.36 or less, English -0.3 or less
+# From this lead on, the text is in the other language. In 60 languages, the articles of the
+# Universal Declaration of Human Rights (UDHR) have 0.27 (Low German) or more, 19 in 20 more than
+# 0.8. Norwegian, Danish, Swedish and North Sámi sentences have -0.36 or less, English -0.3 or less
 # (written_standard/README.md).
 MIN_LEAD = 0.3
 # Between this lead and MIN_LEAD, the six languages' small words decide.
 UNSURE_LEAD = -0.3
 # Below this lead, a text whose best language is a Scandinavian one surely is; South Sámi has more.
 SURELY_SCANDINAVIAN = -0.7
-# North Sámi below this lead is surely North Sámi: 99% of its sentences in Universal Dependencies (UD) have a
-# greater lead over all other languages, 70% of Lule Sámi's and all of Inari Sámi's a smaller one.
+# North Sámi below this lead is surely North Sámi: 99% of its sentences in Universal Dependencies
+# (UD) have a greater lead over all other languages, 70% of Lule Sámi's and all of Inari Sámi's a
+# smaller one.
 _SURELY_NORTH_SAMI = -1.15
 
-# Leads of the best other language over the second best, in nats a byte, from which it is named; languages
-# that py3langid covers have 0.24 or more.
+# Leads of the best other language over the second best, in nats a byte, from which it is named;
+# languages that py3langid covers have 0.24 or more.
 MIN_LEAD_OF_SECOND = 0.2
 MIN_LEAD_IN_SCRIPT = 0.1  # the same between the languages of one script other than Latin
 
@@ -47,18 +49,19 @@ LETTERS_OF_SCRIPT = 15  # minimum of another script's letters
 MIN_WORDS = 6  # different words of running text; fewer are not enough to judge by
 MIN_LOWERCASE_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
 MIN_WORDS_UNKNOWN = 12  # the same, if only the lack of small words indicates another language
-# Share of a text's words that are lower-case and not codes, from which it is running text: German prose has
-# half, tables and programs less than this.
+# Share of a text's words that are lower-case and not codes, from which it is running text: German
+# prose has half, tables and programs less than this.
 RUNNING_SHARE = 0.4
-# Shares of a text's longer words (counted once) whose first four letters begin words of the tables: below the
-# first, the words are unknown; from the second on, a text looks Norwegian (UDHR's articles have 0.69, English
-# and Swedish 0.3); from the third on, a text with half of KNOWN_SHARE is surely not in another language.
+# Shares of a text's longer words (counted once) whose first four letters begin words of the tables:
+# below the first, the words are unknown; from the second on, a text looks Norwegian (UDHR's
+# articles have 0.69, English and Swedish 0.3); from the third on, a text with half of KNOWN_SHARE
+# is surely not in another language.
 MIN_BEGINNINGS = 0.35
 NORWEGIAN_BEGINNINGS = 0.5
 SURE_BEGINNINGS = 0.65
 SMALL_WORDS_SHARE = 0.08  # share of the six languages' small words, below which the language is unknown
-# Shares of a text's words from which it is surely not in another language: Norwegian small words, and words
-# of the table of Bokmål and Nynorsk.
+# Shares of a text's words from which it is surely not in another language: Norwegian small words,
+# and words of the table of Bokmål and Nynorsk.
 KNOWN_SHARE = 0.2
 FAMILIAR_SHARE = 0.5
 
@@ -67,19 +70,19 @@ _FAR = ("eng", "sme")
 
 # Small words of Norwegian that are rare or unknown in Dutch, German, French, Faroese and others.
 _NORWEGIAN_WORDS = """
-    og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei vi du jeg
-    eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne dette disse desse må
-    bør
+    og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei
+    vi du jeg eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne
+    dette disse desse må bør
 """
 _OTHER_WORDS = """
-    i en et den de at om af och att är inte från det som för på the of and to in is that with be or for by
-    are was not this which shall it as on from ja lea leat ahte dan go ii eai mii maid dat lei son dahje
-    maiddái leamaš
+    i en et den de at om af och att är inte från det som för på the of and to in is that with be
+    or for by are was not this which shall it as on from ja lea leat ahte dan go ii eai mii maid
+    dat lei son dahje maiddái leamaš
 """
 _NORWEGIAN = frozenset(_NORWEGIAN_WORDS.split())
 _SIX = _NORWEGIAN.union(_OTHER_WORDS.split())
-# Small words that only one of these languages has, 15 to 25% of its running text. py3langid covers only North
-# Sámi and Finnish of them.
+# Small words that only one of these languages has, 15 to 25% of its running text. py3langid covers
+# only North Sámi and Finnish of them.
 _MARKS = {
     "sme": (
         "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean "
@@ -114,7 +117,8 @@ _NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-# Letters that Norwegian does not have, from which Norwegian small words prove nothing: Faroese has them too.
+# Letters that Norwegian does not have, from which Norwegian small words prove nothing: Faroese has
+# them too.
 FOREIGN_LETTERS = 3
 _SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
@@ -196,8 +200,8 @@ class Finding:
     Attributes:
         code: ISO 639-3 code, or `und` if the language is unknown.
         detail: description of an unknown language, as "Cyrillic script".
-        is_certain: whether py3langid or the script shows another language; false if only the lack of the six
-            languages' small words does.
+        is_certain: true if py3langid or the script shows another language; false if only the lack
+            of the six languages' small words does.
     """
 
     code: str
@@ -206,7 +210,7 @@ class Finding:
 
 
 def is_surely_scandinavian(text: str) -> bool:
-    """Return whether enough words of a text are Norwegian to rule out other than Scandinavian languages."""
+    """Return whether enough words are Norwegian to rule out non-Scandinavian languages."""
     head = text[: MAX_CHARACTERS // 2]
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False
@@ -220,7 +224,7 @@ def is_surely_scandinavian(text: str) -> bool:
 
 
 def looks_norwegian(text: str) -> bool:
-    """Return whether a text has Norwegian small words, or longer words with beginnings of Norwegian ones."""
+    """Return whether a text has Norwegian small words, or beginnings of Norwegian words."""
     found = words(text[:MAX_CHARACTERS])
     return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
@@ -271,7 +275,7 @@ def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def find_by_script(text: str) -> Finding | None:
-    """Return the language of a text of any length whose letters are mostly not Latin; None for any other."""
+    """Return the language of a text whose letters are mostly not Latin; None of any other."""
     if text.isascii():
         return None
     others = _OTHER_SCRIPT.findall(text)
@@ -307,14 +311,14 @@ def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The best languages of a text by py3langid's scores, with the six and the others ranked separately.
+    """The best languages of a text by py3langid, with the six and the others ranked separately.
 
     Attributes:
         code, second: the best and second best of the other languages.
         lead: of `code` over the best of the six, in nats.
         lead_of_second: of `code` over `second`, in nats.
         of_six: the score of each of the six.
-        is_language: whether py3langid takes the text for a natural language, not for code.
+        is_language: true if py3langid takes the text for a natural language, not for code.
     """
 
     code: str
@@ -381,20 +385,20 @@ def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
 
 
 def _are_unknown(found: Sequence[str]) -> bool:
-    """Return whether words include few small words of the six and few beginnings of Norwegian words."""
+    """Return whether few words are small words of the six, or have Norwegian beginnings."""
     if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS_SHARE * len(found):
         return False
     return _share_of_beginnings(found) < MIN_BEGINNINGS
 
 
 def _share_of_beginnings(found: Sequence[str]) -> float:
-    """Return the share of the longer words, each counted once, whose first four letters are in the tables."""
+    """Return the share of the longer words, each counted once, with beginnings in the table."""
     longer = {word for word in found if len(word) > 4}
     return sum(f"{word[:4]}-" in load_shipped_table().weights for word in longer) / max(1, len(longer))
 
 
 def _name_language(ranking: _Ranking, size: int) -> Finding:
-    """Return the best other language of a text of `size` bytes, or `und` if the second best is too near."""
+    """Return the best other language for `size` bytes, or `und` if the second is too near."""
     if ranking.lead_of_second / size >= MIN_LEAD_OF_SECOND:
         return Finding(ranking.code)
     for code, members in _GROUPS.items():
@@ -408,7 +412,7 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Return the language of the words if py3langid does not cover it and takes it for `code`; else ""."""
+    """Return the words' language, if py3langid does not cover it but takes it for `code`."""
     counts = _count_marks(found)
     near = _NEAR.get(code, ())
     for candidate in ("sma", *near):  # South Sámi resembles no other language: py3langid guesses at random
@@ -435,7 +439,7 @@ def _running_text(text: str) -> str:
 
 
 def _score_languages(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return the best score of each language, of shape (texts, languages), in the order of `_columns`."""
+    """Return the best score of each language, of shape (texts, languages), by `_columns`."""
     scores = _all_languages().compute_scores(texts)
     codes = [ISO_639_3.get(code, "") for code in _all_languages().codes]
     best = []
@@ -474,7 +478,7 @@ def _all_languages() -> LanguageIdentifier:
 
 @cache
 def _familiar_words() -> frozenset[str]:
-    """Return Norwegian small words, and words of the table of Bokmål and Nynorsk of 4 letters or more.
+    """Return Norwegian small words, and the words of 4 or more letters in the table.
 
     Shorter words of the table may be words of other languages by chance.
     """

@@ -1,8 +1,9 @@
-"""Selection of a text's sentences, for the rules of stage quality that measure words and characters.
+"""Selection of a text's sentences, for the rules of stage quality about words.
 
-Forms, laws, letters and documentation contain more than sentences: lines to fill in, merge fields, tables,
-addresses, examples of code. These do not make a document a bad one, so the rules are applied to its sentences
-only, if there are enough of them. Other texts (a table, a program, a list of addresses) are judged whole.
+Forms, laws, letters and documentation contain more than sentences: lines to fill in, merge fields,
+tables, addresses, examples of code. These do not make a document a bad one, so the rules are
+applied to its sentences only, if there are enough of them. Other texts (a table, a program, a list
+of addresses) are judged whole.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import re
 
 LONGEST_FIELD = 60  # characters between the braces of a merge field
-# Sentences are enough if they have at least so many words, and not fewer words than the lines of code.
+# Sentences are enough if they have at least so many words, and not fewer words than the lines of
+# code.
 MIN_WORDS = 20
 MIN_FUNCTION_WORDS = 4
 
@@ -43,7 +45,7 @@ _LEADER_PARTS = ("..", "…", "__", ". .", "--", "··", "_ _")  # one of them i
 
 
 def replace_blanks(text: str, field: str = "felt") -> str:
-    """Return a text without lines to write on; `field` replaces each merge field and bracketed reference."""
+    """Return a text without lines to write on, and with `field` for each merge field."""
     if any(part in text for part in _LEADER_PARTS):
         text = _LEADER.sub(" ", text)
     if any(sign in text for sign in "{[<%"):
@@ -58,7 +60,7 @@ def remove_code_blocks(text: str) -> str:
 
 
 def select_sentences(text: str, function_words: frozenset[str]) -> str:
-    """Return the running text of a text without blanks; the whole text if there is too little of it."""
+    """Return the sentences of a text without blanks; the whole text if they are too few."""
     kept = []
     num_code_words = 0
     for line in remove_code_blocks(text).split("\n"):

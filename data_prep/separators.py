@@ -21,13 +21,14 @@ SAMPLE_LINES = 200
 def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequence[str] = ()) -> str:
     """Return the separator of the columns, judged by the first line and the records after it.
 
-    A separator that splits the first line into the needed columns wins; then the one that splits most records
-    into as many columns as the first line; then the one that splits the first line into most columns. If
-    none occurs in the first line, the table has one column, and NO_SEPARATOR is returned.
+    A separator that splits the first line into the needed columns wins; then the one that splits
+    most records into as many columns as the first line; then the one that splits the first line
+    into most columns. If none occurs in the first line, the table has one column, and NO_SEPARATOR
+    is returned.
 
     Args:
         head: the first bytes of the file.
-        is_whole: whether `head` is the whole file, so that its last line is complete.
+        is_whole: true if `head` is the whole file, so that its last line is complete.
         usual: the separator that the file's suffix suggests, which breaks ties.
         needed: names of columns that the file must have.
     """
@@ -49,7 +50,7 @@ def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequen
 
 
 def _rows(lines: list[str], separator: str) -> tuple[list[str], list[list[str]]]:
-    """Return the first row and the other rows; both empty if the lines are not CSV with this separator."""
+    """Return the first row and the other rows; both empty if this separator gives no CSV."""
     try:
         rows = [row for row in csv.reader(lines, delimiter=separator) if row]
     except csv.Error:

@@ -1,13 +1,13 @@
 """Replacement of the private-use characters of Symbol and Wingdings fonts. Used by stage normalise.
 
-Word files and PDFs contain them as U+F020 to U+F0FF. The two fonts use the same code points, and plain text
-does not name the font, so a character is interpreted by its position. At the start of a line it is a bullet.
-Elsewhere it is one that Word inserts from Wingdings (arrows, check marks, boxes, faces), else one of Symbol.
-A letter of Symbol by itself at the end of a line is kept, as it may be an icon of a web font. Characters in
-neither table are kept.
+Word files and PDFs contain them as U+F020 to U+F0FF. The two fonts use the same code points, and
+plain text does not name the font, so a character is interpreted by its position. At the start of a
+line it is a bullet. Elsewhere it is one that Word inserts from Wingdings (arrows, check marks,
+boxes, faces), else one of Symbol. A letter of Symbol by itself at the end of a line is kept, as it
+may be an icon of a web font. Characters in neither table are kept.
 
-The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings fonts
-(Unicode's L2/11-052).
+The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings
+fonts (Unicode's L2/11-052).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _SYMBOL = (
     "◊〈®©™∑          〉∫              "
 )
 SYMBOL = {chr(0xF020 + place): sign for place, sign in enumerate(_SYMBOL) if sign != " "}
-# Characters of Wingdings that occur in text: Word replaces --> and :) by some; others are check marks and
-# boxes of forms.
+# Characters of Wingdings that occur in text: Word replaces --> and :) by some; others are check
+# marks and boxes of forms.
 WINGDINGS = {
     "\uf04a": "☺", "\uf04b": "😐", "\uf04c": "☹", "\uf0a7": "▪", "\uf0a8": "☐", "\uf0d8": "➢",
     "\uf0df": "←", "\uf0e0": "→", "\uf0e1": "↑", "\uf0e2": "↓", "\uf0e7": "⬅", "\uf0e8": "➔",
@@ -42,12 +42,13 @@ MARKS = {
 BULLET = "•"
 
 _SIGN = re.compile("[\uf020-\uf0ff]")
-# Bullets, arrowheads, stars, flowers, hands and pens of both fonts; not Symbol's letters and digits.
+# Bullets, arrowheads, stars, flowers, hands and pens of both fonts; not Symbol's letters and
+# digits.
 _BULLETS = "\uf02d\uf0b7\uf09e\uf09f\uf06c-\uf078\uf0a0-\uf0a2\uf0a4-\uf0a8\uf0aa-\uf0af\uf0b2\uf0b5\uf0b6"
 _ARROWS_AND_MARKS = "\uf0d5-\uf0f3\uf0fb-\uf0fe"
 _HANDS = "\uf021\uf03f\uf043-\uf049\uf07b\uf07c\uf0c4"
-# A bullet on a line of its own, as in the text of a PDF, belongs to the next line; a letter of a formula is
-# not a bullet.
+# A bullet on a line of its own, as in the text of a PDF, belongs to the next line; a letter of a
+# formula is not a bullet.
 _AT_START = re.compile(
     f"^([ \t]*)([{_BULLETS}{_ARROWS_AND_MARKS}{_HANDS}])"
     "(?=\\s|$|[^\\W_])(?![ \t]*[=<>≤≥+*/)])(?:[ \t]*\n(?=[ \t]*[^\\W_])|[ \t]*)",
@@ -61,7 +62,7 @@ MIN_ITEMS = 2  # lines from which such lines are a list
 
 
 def repair(text: str) -> str:
-    """Return a text with characters of these fonts replaced by the ones that they show; idempotent."""
+    """Return a text with characters of these fonts replaced by the ones they show; idempotent."""
     if not text.isascii():
         text = _repair_other_bullets(text)
     if not _SIGN.search(text):

@@ -10,7 +10,8 @@ Span = tuple[int, int]
 
 _OPENING = re.compile(r"(?<!\w)`+|://|www\.")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
-# A code span on one line, which closes with as many backticks as it opens with; a URL up to its end in prose.
+# A code span on one line, which closes with as many backticks as it opens with; a URL up to its end
+# in prose.
 _CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
 _URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
 _NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # characters that do not end a URL
@@ -38,7 +39,7 @@ def find_spans(text: str) -> list[Span]:
 
 
 def split(text: str) -> list[str]:
-    """Return `text` in pieces that alternate: running text, code or a URL, running text, and so on."""
+    """Return `text` in alternating pieces: running text, code or a URL, running text …."""
     found = find_spans(text)
     if not found:
         return [text]
@@ -114,7 +115,7 @@ def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
 
 
 def _end_of_indented(lines: list[str], first: int) -> int:
-    """Return the index of the line after an indented paragraph; `first` if that does not look like code."""
+    """Return the index of the line after an indented paragraph; `first` if it is not code."""
     end = first
     while end < len(lines) and lines[end].strip():
         if not _INDENTED.match(lines[end]):

@@ -1,10 +1,10 @@
-"""Open a source file and yield its members in order, decompressed. Used by the readers of `finetune prepare`.
+"""Unpacking of source files: their members in order, decompressed. Used by all readers.
 
-A file's kind is recognized by its first bytes, not by its name. Nothing is unpacked to disk under a name
-that the archive chooses, and at most one record is held in memory. A file or member that cannot or must not
-be read is quarantined in the report with its place, and reading continues with the rest: members before
-a truncation are kept; links, devices and names that point outside the archive are refused; a file that
-unpacks to more than the limits allow ends there.
+A file's kind is recognized by its first bytes, not by its name. Nothing is unpacked to disk under a
+name that the archive chooses, and at most one record is held in memory. A file or member that
+cannot or must not be read is quarantined in the report with its place, and reading continues with
+the rest: members before a truncation are kept; links, devices and names that point outside the
+archive are refused; a file that unpacks to more than the limits allow ends there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from data_prep.containers.streams import (
 )
 from data_prep.document import Place, Report, Unreadable
 
-# Upper bound for the tar headers that hold long names; tarfile reads them at once, whatever their size.
+# Upper bound for the tar headers that hold long names; tarfile reads them at once, whatever their
+# size.
 MAX_NAME_BYTES = 2**20
 
 _ZIP_DIRECTORY_ERRORS = (
@@ -60,8 +61,8 @@ def iter_members(
 ) -> Iterator[Member]:
     """Yield the members of the file at `path` in order; a plain file is its only member.
 
-    Members of archives are skipped and counted unless `wanted` accepts their name without compression
-    suffixes. Each member must be read before the next one is requested.
+    Members of archives are skipped and counted unless `wanted` accepts their name without
+    compression suffixes. Each member must be read before the next one is requested.
     """
     found = False
     with path.open("rb") as raw:
@@ -193,7 +194,7 @@ class _Container:
                         yield from self._iter_member(cast(BinaryIO, limited), place, info.filename, depth)
 
     def _iter_zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Yield the complete members of a truncated zip archive by the local header before each of them."""
+        """Yield the complete members of a truncated zip archive, by their local headers."""
         offset = 0
         while True:
             raw.seek(offset)
@@ -204,8 +205,8 @@ class _Container:
             size, _, name_length, extra_length = struct.unpack("<IIHH", header[18:30])
             name = raw.read(name_length).decode("utf-8" if flags & 0x800 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
-            # Stop at an encrypted member, and at one whose size is written behind its data, where it
-            # cannot be found.
+            # Stop at an encrypted member, and at one whose size is written behind its data, where
+            # it cannot be found.
             if flags & 0x9 or method not in (0, 8):
                 return
             raw.seek(offset - size)
@@ -227,8 +228,8 @@ def _place_in(archive: Place, name: str) -> Place:
 class _TarInfo(tarfile.TarInfo):
     """A tar header that raises Unreadable where tarfile alone is too lenient.
 
-    tarfile silently takes a broken header in mid-archive for the end of the archive, and reads a long name
-    of any size into memory.
+    tarfile silently takes a broken header in mid-archive for the end of the archive, and reads a
+    long name of any size into memory.
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Recognition of a file's kind by its first bytes or its name, and of unsafe names. Opens no files."""
+"""Recognition of a file's kind by its first bytes or its name, and of unsafe names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """Return the kind of a binary file by its first bytes, as "a PDF" or "a PNG picture"; None of text."""
+    """Return a binary file's kind by its first bytes ("a PDF", "a PNG picture"); None of text."""
     return next((kind for magic, kind in BINARY_KINDS.items() if head.startswith(magic)), None)
 
 
@@ -79,12 +79,12 @@ def is_unsafe(name: str) -> bool:
 
 
 def is_macos_metadata(name: str) -> bool:
-    """Return whether a member is one that macOS adds to archives (resource forks, folder settings)."""
+    """Return whether a member is one that macOS adds to archives, as resource forks are."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
 
 
 def decode_name(name: str) -> str:
-    """Return a file's name with bytes that are not UTF-8, as in old archives, read as Windows-1252."""
+    """Return a file's name; bytes that are not UTF-8, as in old archives, are Windows-1252."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 
 

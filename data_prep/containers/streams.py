@@ -1,6 +1,7 @@
-"""Streams of compressed data, read in chunks within limits; every fault in the data is raised as Unreadable.
+"""Streams of compressed data, read within limits; faults in the data raise Unreadable.
 
-Used by archives.py, and by readers for the members that it yields. At most one record is held in memory.
+Used by archives.py, and by readers for the members that it yields. At most one record is held in
+memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ CHUNK = 2**16
 RATIO_FROM = 16 * 2**20
 
 _DATA_ERRORS = (
-    EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile, tarfile.TarError,
+    EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile,
+    tarfile.TarError,
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class Member:
         return size
 
     def open_seekable(self) -> BinaryIO:
-        """Return the content as a seekable stream: the file itself, or an unnamed temporary copy."""
+        """Return the content as a seekable stream: the file itself, or a temporary copy."""
         if self._path is not None:
             return self._path.open("rb")
         return copy_to_seekable(self.stream, self._limits)
@@ -155,8 +157,8 @@ class LimitedStream(io.RawIOBase):
     Args:
         inner: the unpacked bytes.
         budget: of the source file; shared by all streams of it.
-        packed: the compressed size for limits.max_ratio: known beforehand, or counted while reading; None
-            where nothing is compressed.
+        packed: the compressed size for limits.max_ratio: known beforehand, or counted while
+            reading; None where nothing is compressed.
         kind: name of the format for messages.
     """
 
@@ -265,13 +267,13 @@ class _Transcoded(io.RawIOBase):
 
 
 def transcode_to_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
-    """Return a UTF-8 stream of one that is UTF-16 or UTF-32 by its first bytes, else the stream itself."""
+    """Return a stream in UTF-8, if its first bytes are UTF-16 or UTF-32; else the same stream."""
     encoding = wide_encoding(head)
     return io.BufferedReader(_Transcoded(stream, encoding), CHUNK) if encoding else stream
 
 
 def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
-    """Return a seekable copy of a stream: in memory, or in an unnamed temporary file where it is large."""
+    """Return a seekable copy of a stream: in memory, or a temporary file if it is large."""
     copy = tempfile.SpooledTemporaryFile(max_size=limits.max_record_bytes)  # noqa: SIM115
     while piece := stream.read(CHUNK):
         try:
@@ -285,8 +287,8 @@ def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
 def reraise_machine_error(error: Exception) -> None:
     """Raise `error` if the machine caused it, not the data, as a disk that fails or is full does.
 
-    Intact data must not be quarantined for such an error. Errors of decompressors have no errno, and a seek
-    to an offset that corrupt data names has EINVAL: these return.
+    Intact data must not be quarantined for such an error. Errors of decompressors have no errno,
+    and a seek to an offset that corrupt data names has EINVAL: these return.
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error

@@ -1,4 +1,4 @@
-"""Readers of source files, one module a format; each lists the files of a source and yields their documents.
+"""Readers of source files, one module a format.
 
 A reader module has
 
@@ -6,9 +6,10 @@ A reader module has
     read(name, source, report, paths)    yield the documents of some of these files in order, and note
                                          records that are not documents in the report
 
-It may also have FIELDS, the names that a corpus file's `fields` may map, and a dataclass Options of its own
-settings, which `finetune prepare --help` lists.
+It may also have FIELDS, the names that a corpus file's `fields` may map, and a dataclass Options of
+its own settings, which `finetune prepare --help` lists.
 
-Files are read in parallel tasks: one large file, or several small ones, each. `read` must therefore keep no
-state from one file to the next, and its report about a file must not depend on the other files of the task.
+Files are read in parallel tasks: one large file, or several small ones, each. `read` must therefore
+keep no state from one file to the next, and its report about a file must not depend on the other
+files of the task.
 """

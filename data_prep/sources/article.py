@@ -1,7 +1,7 @@
 """Conversion of a part of an HTML page to Markdown: headings, lists, tables, quotations and code.
 
-Links are reduced to their text. Everything except furniture is kept: lists in table cells, fact boxes,
-definitions, captions, foldable sections.
+Links are reduced to their text. Everything except furniture is kept: lists in table cells, fact
+boxes, definitions, captions, foldable sections.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
 _BLOCKS = HEADINGS | {
-    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody", "thead",
-    "tfoot", "tr", "td", "th", "caption", "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header",
-    "footer", "aside", "pre", "address", "details", "summary", "fieldset", "legend", "form", "hr", "center",
-    "hgroup", "menu", "dir", "nav", "search", "dialog", "button",
+    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody",
+    "thead", "tfoot", "tr", "td", "th", "caption", "blockquote", "dl", "dt", "dd", "figure",
+    "figcaption", "header", "footer", "aside", "pre", "address", "details", "summary", "fieldset",
+    "legend", "form", "hr", "center", "hgroup", "menu", "dir", "nav", "search", "dialog",
+    "button",
 }  # fmt: skip
 _PERMALINKS = {"¶", "#", "🔗", "§"}
 
@@ -46,7 +47,8 @@ class Block:
     Attributes:
         element: the innermost block element.
         text: in Markdown.
-        opens: whether it begins a list, a table or the like, and so is separated from one before it.
+        opens: true if it begins a list, a table or the like, and so is separated from one before
+            it.
     """
 
     element: html.HtmlElement
@@ -56,7 +58,7 @@ class Block:
 
 
 def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool]) -> list[Block]:
-    """Return the blocks of an element in document order, without the elements for which `skips` is true."""
+    """Return the blocks of an element in document order, without elements that `skips` rejects."""
     writer = _Writer(skips)
     writer.walk(root, root)
     writer.flush(root)
@@ -64,7 +66,7 @@ def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool
 
 
 def join_blocks(blocks: list[Block]) -> str:
-    """Return blocks as one text, with blank lines except between items of one list and rows of one table."""
+    """Return blocks as one text, with blank lines except within lists and tables."""
     pieces: list[str] = []
     last_kind: Kind | None = None
     for block in blocks:
@@ -231,7 +233,7 @@ class _Writer:
 
 
 def _is_layout(table: html.HtmlElement) -> bool:
-    """Return whether a table is used for layout: it has nested tables, headings, or one cell a row."""
+    """Return whether a table is layout: it has nested tables, headings, or one cell a row."""
     if (table.get("role") or "").lower() in ("presentation", "none"):
         return True
     if next(table.iterdescendants("table"), None) is not None:

@@ -9,15 +9,17 @@ A record has one of these forms:
     instruction, input (may be empty or absent), output   Alpaca's names: the user's question, and the answer,
                                                           which is trained on
 
-Each form may have `system`, the text of a system turn. The last two may have `history`, earlier questions and
-answers as [[question, answer], …], whose answers are trained on too, as in LLaMA-Factory, which defined this
-format. `fields` maps other keys; `id`, `group`, `language`, `title` and `date` are read as by reader `jsonl`.
-A content is a string or a list of text parts; null is empty.
+Each form may have `system`, the text of a system turn. The last two may have `history`, earlier
+questions and answers as [[question, answer], …], whose answers are trained on too, as in
+LLaMA-Factory, which defined this format. `fields` maps other keys; `id`, `group`, `language`,
+`title` and `date` are read as by reader `jsonl`. A content is a string or a list of text parts;
+null is empty.
 
-A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`, `training`,
-`weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained on, and are not
-implemented: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, as `compute_loss`. A record that has one
-is dropped as unsupported, with the names of these keys. All other keys are counted by name.
+A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`,
+`training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
+on, and are not implemented: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, as
+`compute_loss`. A record that has one is dropped as unsupported, with the names of these keys. All
+other keys are counted by name.
 """
 
 from __future__ import annotations
@@ -49,23 +51,25 @@ SHAREGPT_ROLES = {
 }
 # Keys of a turn that set whether it is trained on.
 FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")
-# Keys of a record or a turn that are refused unless they are empty: they would change which tokens are
-# trained on, or what the model reads.
+# Keys of a record or a turn that are refused unless they are empty: they would change which tokens
+# are trained on, or what the model reads.
 REFUSED = (
     "tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs",
     "enable_thinking", "rejected", "chosen", "mask_history", "loss_mask",
 )  # fmt: skip
 REFUSED_IN_TURNS = (
-    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "prefix", "images",
-    "videos", "audios", "audio", "train_detail", "training_detail", "masked", "ignore", "ignore_loss",
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "prefix",
+    "images", "videos", "audios", "audio", "train_detail", "training_detail", "masked", "ignore",
+    "ignore_loss",
 )  # fmt: skip
-# Refused unless they are null: a 0 means "train on it" in some data sets, and the opposite in others.
+# Refused unless they are null: a 0 means "train on it" in some data sets, and the opposite in
+# others.
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")
-# Keys of a record that are refused unless they are true or 1. A false `kto_tag`, like KTO's `label`, marks
-# an answer to avoid.
+# Keys of a record that are refused unless they are true or 1. A false `kto_tag`, like KTO's
+# `label`, marks an answer to avoid.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Other spellings of such flags, as compute_loss, isTrainable and no_loss. Their meaning is ambiguous, so
-# none is implemented.
+# Other spellings of such flags, as compute_loss, isTrainable and no_loss. Their meaning is
+# ambiguous, so none is implemented.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 MAX_NAMES = 20  # distinct unknown keys that are counted by name in one file
@@ -130,7 +134,7 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """A record that has none of the forms, or is unsupported; `reason` is the name it is counted under."""
+    """A record without a known form, or an unsupported one; it is counted under `reason`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -152,7 +156,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 class ConversationReader:
-    """Converter of records to documents; it counts dropped records and unknown keys in the report."""
+    """Converter of records to documents; counts dropped records and unknown keys in the report."""
 
     def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
         self._source = source
@@ -161,15 +165,15 @@ class ConversationReader:
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
         description_keys = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
         self._known = {*description_keys, *REFUSED, *REFUSED_UNLESS_TRUE}
-        # Refused keys that `fields` maps are allowed. A source that maps the preferred answer of a pair as
-        # its completion leaves the other answer out.
+        # Refused keys that `fields` maps are allowed. A source that maps the preferred answer of a
+        # pair as its completion leaves the other answer out.
         self._allowed = set(source.fields.values())
         if "chosen" in self._allowed:
             self._allowed.add("rejected")
         self._unknown_names: set[str] = set()
 
     def build_document(self, record: dict[str, object], place: Place) -> Document | None:
-        """Return a record as a conversation; None, and a drop in the report, if it cannot be trained on.
+        """Return a record as a conversation; None, and a drop, if it cannot be trained on.
 
         Raises:
             Unreadable: the record has none of the forms.
@@ -219,7 +223,7 @@ class ConversationReader:
         return _prepend_system(turns, system), mask
 
     def _find_form(self, record: dict[str, object]) -> tuple[str, list[str]]:
-        """Return the name of a record's form, which is its first field, and the form's keys in the record.
+        """Return a record's form, named by its first field, and its keys in the record.
 
         A record whose answer is null has a form too, but others are tried first.
         """
@@ -343,7 +347,7 @@ class ConversationReader:
 
 
 def strip_html(text: str) -> str:
-    """Return a text without HTML tags: blocks become lines, items a list, entities their characters.
+    """Return a text without HTML tags; blocks become lines, items a list, entities characters.
 
     A tag that is not one of HTML's, as <think>, is kept.
     """
@@ -388,7 +392,7 @@ def _find_other_flags(record: dict[str, object], known: set[str]) -> list[str]:
 
 
 def _is_other_flag(name: str, value: object) -> bool:
-    """Return whether a key seems to be a flag for training in another spelling; free text under it is not."""
+    """Return whether a key seems to be a training flag in another spelling; free text is not."""
     if not _FLAG_WORDS.search(_CAPITAL.sub("_", name).replace("-", "_").lower()):
         return False
     if isinstance(value, str):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
-# Names that sources write instead of codes. "nor" is Norwegian without a written standard: taken as Bokmål.
+# Names that sources write instead of codes. "nor" is Norwegian without a written standard: taken as
+# Bokmål.
 _NAMES = {"bokmål": "nob", "nor": "nob", "nynorsk": "nno"}
 _MONTHS = (
     "januar", "februar", "mars", "april", "mai", "juni",
@@ -28,7 +29,7 @@ _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
 def parse_language(claim: object) -> str:
-    """Return the ISO 639-3 code of a source's name for a language, as nb, NN, no, en-GB; "" if unknown."""
+    """Return the ISO 639-3 code of a language by its name in a source (nb, NN); "" if unknown."""
     name = str(claim or "").strip().lower().replace("_", "-")
     if name in ("no-nn", "nor-nn", "nor-nno", "no-nno"):
         return "nno"

@@ -1,7 +1,7 @@
-"""Reader of Universal Dependencies treebanks (CoNLL-U), meant for evaluation, as treebanks are small.
+"""Reader of Universal Dependencies treebanks (CoNLL-U): for evaluation, as they are small.
 
-A sentence is a document, unless `# newdoc` lines mark larger ones. The text is taken from the comment
-`# text = …`, not rebuilt from the tokens. The language is that of the file's name
+A sentence is a document, unless `# newdoc` lines mark larger ones. The text is taken from the
+comment `# text = …`, not rebuilt from the tokens. The language is that of the file's name
 (no_bokmaal-ud-dev.conllu) unless the corpus file names another.
 """
 
@@ -75,8 +75,8 @@ class _Sentence:
 def _iter_sentences(member: Member, report: Report) -> Iterator[_Sentence]:
     """Yield the sentences of a file; one without a `# text` comment is quarantined.
 
-    A document without an id is named by its line number. One whose first sentence is quarantined begins with
-    its next sentence.
+    A document without an id is named by its line number. One whose first sentence is quarantined
+    begins with its next sentence.
     """
     comments: dict[str, str] = {}
     start = member.place

@@ -1,18 +1,19 @@
 """Reader of journals and meetings of public agencies (eInnsyn), as Noark 5 XML or JSON-LD.
 
-The two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, are read too; each
-of their rows has a case and an entry.
+The two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, are read
+too; each of their rows has a case and an entry.
 
-A document is a case (saksmappe) or a meeting (moetemappe) with its entries: titles, dates and kinds of
-documents, and the law by which something is withheld. Entries whose case is in another file are documents of
-their own, in the case's group.
+A document is a case (saksmappe) or a meeting (moetemappe) with its entries: titles, dates and kinds
+of documents, and the law by which something is withheld. Entries whose case is in another file are
+documents of their own, in the case's group.
 
-Withheld information is never read, as only the terms listed in this module are. In JSON-LD, terms named
-`*_SENSITIV` (and `*_LIST`, which is derived from them) hold the full title; `offentligTittel`, and a
-document's `tittel`, hold the public one. In Noark 5, `tittel` is the full title, and only `offentligTittel`
-is public. A document within an entry has no `offentligTittel`; its `tittel` is read only if nothing around it
-is withheld and the entry's two titles are equal. In the two journals `tittel` is never read, as a class may
-be titled by a person's name. Names of persons (correspondents, officers, participants) are never read.
+Withheld information is never read, as only the terms listed in this module are. In JSON-LD, terms
+named `*_SENSITIV` (and `*_LIST`, which is derived from them) hold the full title;
+`offentligTittel`, and a document's `tittel`, hold the public one. In Noark 5, `tittel` is the full
+title, and only `offentligTittel` is public. A document within an entry has no `offentligTittel`;
+its `tittel` is read only if nothing around it is withheld and the entry's two titles are equal. In
+the two journals `tittel` is never read, as a class may be titled by a person's name. Names of
+persons (correspondents, officers, participants) are never read.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ TYPES = ("journalposttype", "moetesakstype", "moetedokumentregistreringstype")
 JOURNALS = ("offentligJournal", "loependeJournal")
 _TERMS = {
     "saksaar", "sakssekvensnummer", "moetenummer", "moetested", "utvalg", "administrativEnhet",
-    "journalpostnummer", "journaldato", "dokumentetsDato", "moetesaksaar", "moetesakssekvensnummer",
+    "journalpostnummer", "journaldato", "dokumentetsDato", "moetesaksaar",
+    "moetesakssekvensnummer",
 }  # fmt: skip
 _DATES = ("moetedato", "saksdato")
 _WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "grad", "gradering")
@@ -65,7 +67,7 @@ class Node:
         parent: id of the folder that an entry belongs to, or "".
         terms: its public terms only.
         documents: number, role and title of each of an entry's documents.
-        is_withheld: whether a part of it is not public.
+        is_withheld: true if a part of it is not public.
     """
 
     id: str
@@ -161,7 +163,7 @@ def _describe_entry(node: Node) -> str:
 def _read_journal(root: etree._Element) -> Iterator[Node]:
     """Yield the entries of a journal, then its cases.
 
-    Every row repeats the case of its entry; where rows differ, the first value of a term is used.
+    Every row repeats the case of its entry; the first value of each of its terms is used.
     """
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
@@ -181,7 +183,7 @@ def _read_journal(root: etree._Element) -> Iterator[Node]:
 
 
 def _leaf_values(element: etree._Element | None) -> dict[str, str]:
-    """Return the texts of an element's childless children by name; the first of several with one name."""
+    """Return the texts of an element's childless children by name; of equal names, the first."""
     values: dict[str, str] = {}
     for child in element if element is not None else ():
         if len(child) == 0:
@@ -312,15 +314,15 @@ def _collect_things(value: Any, things: dict[str, Thing], inside: str) -> None:
 
 
 def _term(name: str) -> str:
-    """Return a term without its namespace and in Noark's spelling: arkiv:møtesaksår as moetesaksaar."""
+    """Return a term without namespace, in Noark's spelling: arkiv:møtesaksår as moetesaksaar."""
     return re.split(r"[/:#]", name)[-1].translate(_SPELLINGS)
 
 
 def _text(value: Any) -> str:
     """Return a term's value as text.
 
-    A value is a string, a number, {"@value": …}, a reference to a value that the standard defines, or a list
-    of these, of which the first is used.
+    A value is a string, a number, {"@value": …}, a reference to a value that the standard defines,
+    or a list of these, of which the first is used.
     """
     if isinstance(value, list):
         value = value[0] if value else ""

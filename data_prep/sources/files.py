@@ -1,4 +1,4 @@
-"""Functions that all readers share: find a source's files, open their members, decode their text."""
+"""Functions of all readers: find a source's files, open their members, decode their text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from data_prep.containers.streams import Member
 from data_prep.document import Place, Report, Unreadable
 from data_prep.user_error import NotFoundError, UserError
 
-# A text may contain a few stray NUL bytes, which are removed. Above this share of NULs it is not a text.
+# A text may contain a few stray NUL bytes, which are removed. Above this share of NULs it is not a
+# text.
 NUL_SHARE = 0.001
 
 
 def find_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files below the source's path, or the path itself if it is a file, in order of their names.
+    """Return the files below the source's path, or the path itself if it is a file, by name.
 
     Files with one of the suffixes are found, compressed or not, and archives.
 
@@ -59,7 +60,8 @@ def iter_members(
 
     Args:
         suffixes: of the files to read.
-        kinds: accepted kinds of content by its first bytes, as sniff.binary_kind returns them; None for text.
+        kinds: accepted kinds of content by its first bytes, as sniff.binary_kind returns them; None
+            for text.
     """
     for path in paths:
         file = place_of(name, source, path)
@@ -91,7 +93,7 @@ def iter_contents(
 
 
 def place_of(name: str, source: SourceConfig, path: Path) -> Place:
-    """Return a file's place, with its path relative to the source's: moving a source changes no ids."""
+    """Return a file's place; its path is relative to the source's, so moving a source keeps ids."""
     root = Path(source.path).absolute()
     path = path.absolute()
     is_below = path.is_relative_to(root) and path != root
@@ -105,10 +107,10 @@ def id_from_place(place: Place) -> str:
 
 
 def decode(raw: bytes, report: Report, declared: str = "") -> str:
-    """Return the text of a document's bytes, decoded as UTF-8 or else in the encoding that it declares.
+    """Return a document's bytes as text: decoded as UTF-8, or else in the encoding it declares.
 
-    If neither decodes it, the bytes that are not valid UTF-8 are read as Windows-1252, the most common other
-    encoding in Norwegian archives. Documents that are not UTF-8 are counted.
+    If neither decodes it, the bytes that are not valid UTF-8 are read as Windows-1252, the most
+    common other encoding in Norwegian archives. Documents that are not UTF-8 are counted.
 
     Raises:
         Unreadable: the bytes are not text.

@@ -1,9 +1,9 @@
 """Detection of page furniture: parts of an HTML page that are not its text.
 
-Furniture is menus, share buttons, cookie banners, editors' names, related links and the like. It is detected
-by structure: tags, roles, classes, the addresses of links, and the share of letters that are in links.
-Wording decides only for a short line at the edge of the text that is a usual label as a whole ("Skriv ut",
-"Ansvarlig redaktør: …").
+Furniture is menus, share buttons, cookie banners, editors' names, related links and the like. It is
+detected by structure: tags, roles, classes, the addresses of links, and the share of letters that
+are in links. Wording decides only for a short line at the edge of the text that is a usual label as
+a whole ("Skriv ut", "Ansvarlig redaktør: …").
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lxml import etree, html
 from data_prep.sources.markup import local_name
 
 INVISIBLE = {
-    "script", "style", "noscript", "template", "svg", "head", "iframe", "select", "option", "datalist",
-    "input", "textarea", "audio", "video", "canvas", "map", "object",
+    "script", "style", "noscript", "template", "svg", "head", "iframe", "select", "option",
+    "datalist", "input", "textarea", "audio", "video", "canvas", "map", "object",
 }  # fmt: skip
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 SHORT = 200  # letters up to which a part of the page is furniture by its class, whatever the page's length
@@ -148,7 +148,7 @@ _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
 
 def count_letters(text: str | None) -> int:
-    """Return the number of letters and digits in a text, by which the kept share of a page is measured."""
+    """Return the number of letters and digits in a text; kept shares of pages are based on it."""
     return sum(map(str.isalnum, text or ""))
 
 
@@ -158,14 +158,14 @@ def is_running(text: str) -> bool:
 
 
 def is_label(text: str) -> bool:
-    """Return whether a line is a usual label around a text, as for printing, sharing or its editor."""
+    """Return whether a line is a usual label around a text, for printing, sharing, editors …."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
 
 
 def drop_labels(lines: list[str]) -> list[int]:
-    """Return the indices of the lines without labels before the first or after the last running text.
+    """Return the indices of lines except labels before the first or after the last running text.
 
     A name on the line after a label such as "Redaktør:" is dropped with it.
     """
@@ -189,7 +189,7 @@ def drop_labels(lines: list[str]) -> list[int]:
 
 
 def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
-    """Return the element that a page marks as its main one; None if there is none, or it is nearly empty."""
+    """Return the element that a page marks as its main one; None if missing or nearly empty."""
     count = Furniture(body, by_class=False).count_letters
     marked = [
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
@@ -234,8 +234,8 @@ class Furniture:
 
     Attributes:
         root: the page, or the part of it that is read.
-        by_class: whether to judge by classes and the share of links too, in addition to tags, roles and
-            addresses.
+        by_class: true to judge by classes and the share of links too, in addition to tags, roles
+            and addresses.
     """
 
     def __init__(self, root: html.HtmlElement, by_class: bool = True) -> None:
@@ -306,7 +306,7 @@ class Furniture:
         return size.anchors >= 3 and size.anchors == size.links and size.link_share > ONLY_LINKS
 
     def _is_list_of_related(self, element: html.HtmlElement, name: str) -> bool:
-        """Return whether an element is a list of related links, by the heading in it or before it."""
+        """Return whether an element is a list of related links, by a heading in or before it."""
         if self.is_link_list(element):
             before = element.getprevious()
             return before is not None and _RELATED.fullmatch(_line(before)) is not None

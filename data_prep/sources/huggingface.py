@@ -1,8 +1,8 @@
-"""Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a data set's name on the Hub.
+"""Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
 
 A data set on the Hub is read from the cache, and downloaded if it is not there. A row with a text
-(`fields: {text: …}`) is a document. Rows with messages, prompt and completion, or instruction and output are
-read as by reader `chat`, with its options except `records`.
+(`fields: {text: …}`) is a document. Rows with messages, prompt and completion, or instruction and
+output are read as by reader `chat`, with its options except `records`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
     number = 0
     with report.quarantining(file):
         try:
-            # Not memory-mapped: if the file is truncated while it is read, the process would be killed.
+            # Not memory-mapped: if the file is truncated while it is read, the process would be
+            # killed.
             with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)

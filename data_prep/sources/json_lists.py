@@ -1,4 +1,4 @@
-"""Recognition of a JSON file's records, and of the list that contains them. Used by json_stream.py."""
+"""Recognition of a JSON file's records and of their list. Used by json_stream.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from data_prep.document import Report, Unreadable
 
 MAX_DEPTH = 4  # of nested objects in which the list of records is searched for
-# Usual names of lists of records: an object whose lists are all empty, and all named so, has no records.
+# Usual names of lists of records: an object whose lists are all empty, and all named so, has no
+# records.
 EMPTY_LISTS = (
-    "data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows", "value", "values",
+    "data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows",
+    "value", "values",
 )  # fmt: skip
 
 _COUNTABLE = re.compile(r"[\w.-]{1,60}")
@@ -36,14 +38,15 @@ class Form:
 
 
 class NotJson(Unreadable):
-    """A value that is not valid JSON, or too large or too deeply nested; valid text may follow it."""
+    """A value that is invalid JSON, too large or too deeply nested; valid text may follow."""
 
 
 class ListFinder:
     """Search for the list of records in the objects of one file.
 
-    A file has either records or objects that contain them. Once a record has been seen, an object that is not
-    a record is broken, and a list in it (of comments, perhaps) is not a list of records.
+    A file has either records or objects that contain them. Once a record has been seen, an object
+    that is not a record is broken, and a list in it (of comments, perhaps) is not a list of
+    records.
     """
 
     def __init__(self, form: Form, report: Report) -> None:
@@ -52,7 +55,7 @@ class ListFinder:
         self.has_records = False
 
     def is_record(self, value: object) -> bool:
-        """Return whether a value outside any list is a record; if so, note that the file has records."""
+        """Return whether a value outside lists is a record, and note that the file has records."""
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found
         return found
@@ -61,11 +64,11 @@ class ListFinder:
         """Return the records of an object that contains a list of them; None for any other value.
 
         Args:
-            is_element: whether the value is an element of a list, which mostly is a record.
+            is_element: true if the value is an element of a list, which mostly is a record.
 
         Raises:
-            Unreadable: the list that options.records names is missing, or there are several lists and
-                options.records is not set.
+            Unreadable: the list that options.records names is missing, or there are several lists
+                and options.records is not set.
         """
         path = self.form.path
         if not isinstance(value, dict):
@@ -90,7 +93,7 @@ class ListFinder:
         return [] if empty and len(empty) == len(lists) else None
 
     def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Return the path of the only list of records, and count the list by its name in the report.
+        """Return the path of the only list of records, and count it by name in the report.
 
         Raises:
             NotJson: there are several lists.

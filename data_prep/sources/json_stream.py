@@ -1,11 +1,12 @@
 """Reading of JSON records from a stream in any layout, with at most one record in memory.
 
-A file is JSON lines, or a sequence of arrays, or a sequence of objects, each on one line or spread over many.
-An object that is not a record itself (it has none of the reader's keys) may contain the list of records, up
-to MAX_DEPTH objects deep; its other values are ignored. `options.records` names the list if it is not found.
+A file is JSON lines, or a sequence of arrays, or a sequence of objects, each on one line or spread
+over many. An object that is not a record itself (it has none of the reader's keys) may contain the
+list of records, up to MAX_DEPTH objects deep; its other values are ignored. `options.records` names
+the list if it is not found.
 
-After a broken element, reading continues at the next one: a line with the same indentation, or, if elements
-share a line, an object that looks like the records so far.
+After a broken element, reading continues at the next one: a line with the same indentation, or, if
+elements share a line, an object that looks like the records so far.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from data_prep.sources.json_text import DECODER, SEPARATORS, SPACES, JsonText, N
 
 HEAD = 2**16  # bytes by which a file's layout is recognized; the buffer of a plain file holds only 8 KiB
 
-# The beginning of an object up to its first list of objects. Before that, there are only numbers, literals,
-# strings, lists of these, and beginnings of objects.
+# The beginning of an object up to its first list of objects. Before that, there are only numbers,
+# literals, strings, lists of these, and beginnings of objects.
 _PLAIN_LIST = r'\[(?:[^\[\]{}"]|"(?:[^"\\]|\\.)*")*\]\s*,'
 _TO_FIRST_LIST = re.compile(
     rf'\s*\{{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|{_PLAIN_LIST}|\{{)\s*)*'
@@ -40,7 +41,8 @@ def parse(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        NotJson: the text is not JSON, or beyond Python's limits (5,000 digits, brackets a thousand deep).
+        NotJson: the text is not JSON, or beyond Python's limits (5,000 digits, brackets a thousand
+            deep).
     """
     try:
         return json.loads(text)
@@ -51,7 +53,7 @@ def parse(text: str) -> Any:
 
 
 def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
-    """Yield every record of a member with its place, and any other value in the place of a record."""
+    """Yield every record of a member, and any value in the place of a record, with its place."""
     with report.quarantining(member.place):
         raw = member.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
         head = raw.decode("utf-8", "replace").lstrip()
@@ -68,11 +70,11 @@ def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Pl
 
 
 def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
-    """Return whether the first object of a file continues after its first line, or has a list but is broken.
+    """Return whether a file's first object spans several lines, or is broken but has a list.
 
     Args:
         head: the beginning of the file, without leading white space.
-        is_truncated: whether the file may be longer.
+        is_truncated: true if the file may be longer.
     """
     line, newline, rest = head.partition("\n")
     to_list = _TO_FIRST_LIST.match(head)
@@ -98,8 +100,7 @@ def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
 def _values_of_line(
     text: str, place: Place, finder: ListFinder, report: Report
 ) -> Iterator[tuple[Place, Any]]:
-    """Yield the values of a line: mostly one record, else a list of them, or objects without line breaks
-    between them."""
+    """Yield the values of a line: one record, mostly, else a list of them or several objects."""
     if text.rstrip().endswith(","):  # lines taken from an array
         text = text.rstrip()[:-1]
     try:
@@ -127,7 +128,7 @@ def _number_elements(elements: list[Any], place: Place) -> Iterator[tuple[Place,
 
 
 def _parse_adjacent_objects(text: str) -> list[Any]:
-    """Return the objects of a line that contains nothing else, one after another; else an empty list."""
+    """Return the objects of a line that consists of objects; an empty list for any other line."""
     found = []
     at = len(text) - len(text.lstrip())
     while at < len(text):
@@ -169,7 +170,7 @@ class _SequenceReader:
         return replace(self._place, at=f"record {self._number}")
 
     def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
-        """Report that the text cannot be read to its end; a fault of the underlying stream is the reason."""
+        """Report that the text cannot be read to its end, with the stream's fault if it has one."""
         self._has_ended_early = self._has_ended_early or report is self._report
         reason = f"{self._text.fault or fault}; the rest of the file cannot be read"
         quarantine_rest(report, self._current_place(), Unreadable(reason))
@@ -189,8 +190,8 @@ class _SequenceReader:
         """Yield the elements of an array; return whether its end was found.
 
         Args:
-            in_object: whether the array is in an object, and so is the list of records itself; otherwise its
-                elements may be objects that contain lists of records.
+            in_object: true if the array is in an object, and so is the list of records itself;
+                otherwise its elements may be objects that contain lists of records.
         """
         text = self._text
         shape = Shape()
@@ -268,7 +269,8 @@ class _SequenceReader:
             fault: the reason why the object could not be read as one value.
 
         Returns:
-            The fault after which the rest of the object cannot be read; None if it was read to its end.
+            The fault after which the rest of the object cannot be read; None if it was read to its
+                end.
         """
         text = self._text
         outline = _Outline(text, self._form, self._finder)
@@ -291,7 +293,7 @@ class _SequenceReader:
         return None
 
     def _read_list(self, path: tuple[str, ...], is_known: bool) -> Iterator[tuple[Place, Any]]:
-        """Yield the elements of an object's list; `is_known` if the list at `path` has been seen in it.
+        """Yield the elements of an object's list; `is_known` if the list at `path` has been seen.
 
         Raises:
             NotJson: the list that options.records names is not in the object.
@@ -304,7 +306,7 @@ class _SequenceReader:
     def _iter_list_elements(
         self, wanted: tuple[str, ...], path: tuple[str, ...]
     ) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the wanted list in an object; return False if the text ends within the list.
+        """Yield the elements of an object's wanted list; return False if the text ends within it.
 
         Args:
             path: keys from the outermost object to this one.
@@ -330,8 +332,7 @@ class _SequenceReader:
         return True
 
     def _skip_list(self, path: tuple[str, ...]) -> None:
-        """Skip a list. If it contains records, which were not seen when the list to read was chosen, it is
-        quarantined."""
+        """Skip a list; quarantine it if it has records, unseen when the list to read was chosen."""
         number = self._number
         place = self._current_place()
         elements = self._iter_elements(Report(), in_object=True)
@@ -350,9 +351,9 @@ class _Outline:
     """Keys and lists at the beginning of an object.
 
     Attributes:
-        is_record: whether the object is a record.
+        is_record: true if the object is a record.
         lists: paths of the lists of records found.
-        has_named_list: whether the list that options.records names was found.
+        has_named_list: true if the list that options.records names was found.
     """
 
     def __init__(self, text: JsonText, form: Form, finder: ListFinder) -> None:

@@ -1,4 +1,4 @@
-"""Reading of a JSON text value by value, with recovery after broken values. Used by json_stream.py."""
+"""Reading of a JSON text value by value, also after broken values. Used by json_stream.py."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Next(Enum):
 
 @dataclass
 class Shape:
-    """Features of the elements of one list that have been read, by which the next element is recognized.
+    """Features of the elements of one list, by which the next element is recognized.
 
     Attributes:
-        beginnings: beginnings of their text: the first key, and the second if the first value is short.
+        beginnings: beginnings of their text: the first key, and the second if the first value is
+            short.
         within: beginnings of the objects nested in them.
         keys: their keys.
         column: column of the last element if it began a line, else None.
@@ -126,7 +127,7 @@ class JsonText:
         self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether WINDOW characters after the mark are kept, and no more text will be read."""
+        """Return whether WINDOW characters after the mark are kept: no more text is read then."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:
@@ -136,7 +137,7 @@ class JsonText:
         return self._text[self.at : self.at + count]
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Skip what the pattern matches, which may be ""; return the next character, "" at the end."""
+        """Skip the pattern's match, also an empty one; return the next character, or ""."""
         skipped = ""
         while True:
             begin = self.at
@@ -154,7 +155,7 @@ class JsonText:
         self.column = None
 
     def iter_keys(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys of the object at the current position, each with the first character of its value.
+        """Yield the keys of the object at the position, each with its value's first character.
 
         The value must be read or skipped before the next key is requested.
 
@@ -176,7 +177,8 @@ class JsonText:
         """Return the JSON value at the current position, and move past it.
 
         Raises:
-            NotJson: there is no valid value, or it is longer than `limit`; the position is unchanged.
+            NotJson: there is no valid value, or it is longer than `limit`; the position is
+                unchanged.
         """
         while True:
             try:
@@ -211,7 +213,7 @@ class JsonText:
         return found
 
     def _skip_to_line(self, column: int) -> Next:
-        """Skip to a line that begins an element in the column of the broken one, or that closes the list."""
+        """Skip to a line that begins an element in this column, or that closes the list."""
         start = self.at
         while True:
             match = _LINE_START.search(self._text, start)
@@ -249,7 +251,7 @@ class JsonText:
         return Next.NOTHING
 
     def _is_value_similar(self, shape: Shape, form: Form) -> bool:
-        """Return whether the value at the position resembles the elements, without moving the position."""
+        """Return whether the value at the position resembles the elements; do not move."""
         outer_mark = self._mark
         if self._mark is None:
             self._mark = self.at
@@ -263,7 +265,7 @@ class JsonText:
             self._mark = outer_mark
 
     def _extend_search(self) -> bool:
-        """Read more text, with the position near the end of the text searched so far; return False at the end."""
+        """Read more text, and move near the end of the searched part; return False at the end."""
         self.at = max(self.at, len(self._text) - 1000)
         return not self.is_full() and self._read_more()
 
@@ -289,7 +291,7 @@ class JsonText:
         return b"".join(pieces)
 
     def _decode(self, raw: bytes) -> str:
-        """Decode UTF-8; bytes that are not UTF-8 are read as Windows-1252, which is counted once a file."""
+        """Decode UTF-8, and other bytes as Windows-1252; files with such bytes are counted."""
         state = self._decoder.getstate()
         try:
             return self._decoder.decode(raw, final=not raw)

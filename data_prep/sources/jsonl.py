@@ -1,7 +1,7 @@
 """Reader of JSON lines, JSON arrays of records, and JSON objects that contain a list of records.
 
-Records may be on one line or span many; json_stream.py describes the layouts. Only `text` is required;
-`fields` maps other names of keys.
+Records may be on one line or span many; json_stream.py describes the layouts. Only `text` is
+required; `fields` maps other names of keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from data_prep.user_error import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
-# By reader: an object with one of these keys is a record. For all other readers, one with `text` is.
+# By reader: an object with one of these keys is a record. For all other readers, one with `text`
+# is.
 RECORD_KEYS = {
     "chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")
 }
@@ -76,11 +77,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 def iter_records(
     name: str, source: SourceConfig, report: Report, paths: Sequence[Path], keys: Sequence[str] = ()
 ) -> Iterator[tuple[Place, dict[str, object]]]:
-    """Yield every record of the files with its place; values that are not JSON objects are quarantined.
+    """Yield every record with its place; values that are not JSON objects are quarantined.
 
     Args:
-        keys: an object with one of these keys is a record; any other may contain the list of records.
-            Default: those of RECORD_KEYS.
+        keys: an object with one of these keys is a record; any other may contain the list of
+            records. Default: those of RECORD_KEYS.
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])
@@ -121,5 +122,5 @@ def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -
 
 
 def to_valid_text(value: object) -> str:
-    """Return a JSON string or number as text, with lone surrogates from its escapes replaced by U+FFFD."""
+    """Return a JSON string or number as text; lone surrogates in its escapes become U+FFFD."""
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

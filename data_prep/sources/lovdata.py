@@ -1,16 +1,17 @@
 """Reader of Lovdata's public data: acts and regulations, as tar.bz2 archives or single XML files.
 
 The files are XML-flavoured HTML, one act or regulation each: a header with its identity
-(`dl.data-document-key-info`) and `main.documentBody`. Each file is one document. Its group is the act itself
-(`refid`, e.g. lov/2005-06-17-101), so that an act's announcement in Lovtidend and its consolidated text are
-always on the same side of a split. Its date is the day on which the act was passed, which is part of its
-name.
+(`dl.data-document-key-info`) and `main.documentBody`. Each file is one document. Its group is the
+act itself (`refid`, e.g. lov/2005-06-17-101), so that an act's announcement in Lovtidend and its
+consolidated text are always on the same side of a split. Its date is the day on which the act was
+passed, which is part of its name.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points
-of annexes (`marginIdArticle`), tables row by row. Removed, and counted: the table of contents, footnotes and
-their marks, notes on amendments (`changesToParent`). In consolidated texts only, provisions not yet in force
-and their titles (`futureLegalArticle`, `futuretitle`) are removed too, with lead-ins that introduce nothing
-else ("§ 5 skal lyde:", "I lov … gjøres følgende endringer:"). In Lovtidend these are the amendment's text.
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks,
+numbered points of annexes (`marginIdArticle`), tables row by row. Removed, and counted: the table
+of contents, footnotes and their marks, notes on amendments (`changesToParent`). In consolidated
+texts only, provisions not yet in force and their titles (`futureLegalArticle`, `futuretitle`) are
+removed too, with lead-ins that introduce nothing else ("§ 5 skal lyde:", "I lov … gjøres følgende
+endringer:"). In Lovtidend these are the amendment's text.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ LEAD_IN_OF_SEVERAL = re.compile(
     re.IGNORECASE,
 )
 BLOCK_TAGS = {
-    "main", "section", "article", "div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li",
-    "table", "tr", "footer", "dl",
+    "main", "section", "article", "div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol",
+    "li", "table", "tr", "footer", "dl",
 }  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     refid = _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    # dateInForce comes last: an act of 2025 may enter into force in 2027, in Lovtidend it often does.
+    # dateInForce comes last: an act of 2025 may enter into force in 2027, in Lovtidend it often
+    # does.
     dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))
     is_consolidated = dokid and not dokid.startswith("LTI")  # LTI: an announcement in Lovtidend
     if is_consolidated:
@@ -102,7 +104,7 @@ def _classes(element: html.HtmlElement) -> set[str]:
 
 
 def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
-    """Remove provisions that are not in force, and the lead-ins that would introduce nothing without them."""
+    """Remove provisions that are not in force, and lead-ins that introduce nothing else."""
     future = list(_outermost(body, FUTURE_CLASSES))
     _Remover(body, future, report).remove()
     report.counts["provisions_not_in_force"] += len(future)
@@ -111,8 +113,8 @@ def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
 class _Remover:
     """Removal of elements, and of the lead-ins and containers that would be left empty.
 
-    Elements are only marked at first, and dropped from the tree at the end: their positions are needed to
-    find the lead-ins before them.
+    Elements are only marked at first, and dropped from the tree at the end: their positions are
+    needed to find the lead-ins before them.
     """
 
     def __init__(self, body: html.HtmlElement, elements: list[html.HtmlElement], report: Report) -> None:
@@ -167,7 +169,7 @@ class _Remover:
         return True
 
     def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
-        """Return the innermost block at an element's end; for a list, the last paragraph of its last item."""
+        """Return the innermost block at an element's end, as the last item of a list."""
         while True:
             kept = [child for child in element if self._has_text(child) or _has_tail(child)]
             if not kept or _has_tail(kept[-1]) or kept[-1].tag not in BLOCK_TAGS:
@@ -205,7 +207,7 @@ def _header(root: html.HtmlElement, name: str) -> str:
 
 
 def _text(body: html.HtmlElement, skipped: set[str]) -> str:
-    """Return running text: one line a block, a blank line before each heading and paragraph of the law."""
+    """Return running text: one line a block, blank lines before headings and paragraphs."""
     lines: list[str] = []
     _walk(body, skipped, lines, [])
     paragraphs = [" ".join(line.split()) if line else "" for line in lines]
@@ -255,7 +257,7 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """Return whether a block is the text of a list item or numbered point, whose mark is on the same line."""
+    """Return whether a block is the text of a list item or point, and continues its mark's line."""
     before = element.getprevious()
     if before is not None and MARK_CLASS in _classes(before):
         return True

@@ -1,7 +1,8 @@
 """Reader of Målfrid (Språkbanken): web pages and files of state institutions as JSON lines.
 
-A record has `lang`, `url` and the full text under `fulltext`, `text` or `content`, depending on the year;
-`fields: {text: …}` names another key. Pages of one site below one folder form a group, as they share text.
+A record has `lang`, `url` and the full text under `fulltext`, `text` or `content`, depending on the
+year; `fields: {text: …}` names another key. Pages of one site below one folder form a group, as
+they share text.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Reader of Markdown documentation, including sources of Jekyll and Hugo sites.
 
-Each file is one document; the files of a folder form a group. Kept: headings with their marks, lists, tables,
-footnotes, unchanged code, and titles and captions in template tags. Removed: front matter (its title becomes
-the first heading if the text has none), comments, HTML tags, template tags around text, tables of contents.
-Links and pictures are reduced to their text, rules of tables to their minimal form. A paragraph becomes one
-line, as on the page. Values that a template would insert are taken from the front matter, or else counted as
-left out.
+Each file is one document; the files of a folder form a group. Kept: headings with their marks,
+lists, tables, footnotes, unchanged code, and titles and captions in template tags. Removed: front
+matter (its title becomes the first heading if the text has none), comments, HTML tags, template
+tags around text, tables of contents. Links and pictures are reduced to their text, rules of tables
+to their minimal form. A paragraph becomes one line, as on the page. Values that a template would
+insert are taken from the front matter, or else counted as left out.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)\r?\n\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _TOML_KEY = re.compile(r"^(\w+)[ \t]*=[ \t]*([^ \t\n].*)$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+)[ \t]*:[ \t]*([^ \t\n].*)$", re.MULTILINE)
-# Repetitions end at the next opening of their own construct, or are bounded: otherwise a page that consists
-# of openings would take hours.
+# Repetitions end at the next opening of their own construct, or are bounded: otherwise a page that
+# consists of openings would take hours.
 _HIGHLIGHT = re.compile(
     r"\{%-?\s{0,20}highlight\s{0,20}(\w*+)[^%]{0,200}%\}((?:(?!\{%-?\s{0,20}(?:end)?highlight).){0,50000}+)"
     r"\{%-?\s{0,20}endhighlight\s{0,20}-?%\}",
     re.DOTALL,
 )
-# A fence closes with at least as many marks as it opens with; an unclosed one extends to the end of the text.
+# A fence closes with at least as many marks as it opens with; an unclosed one extends to the end of
+# the text.
 _FENCE = re.compile(
     r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
@@ -136,7 +137,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def simplify(text: str, report: Report) -> tuple[str, dict[str, str]]:
-    """Return the text that a reader of the rendered page would see, as Markdown, and its front matter."""
+    """Return the visible text of the rendered page, as Markdown, and the front matter."""
     text, front = _split_front_matter(text.replace("\r\n", "\n"))
     text = _HIGHLIGHT.sub(lambda match: f"```{match[1]}\n{match[2].strip(chr(10))}\n```", text)
     pieces = []
@@ -159,7 +160,7 @@ def _split_front_matter(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
-    """Return a text between fences without markup that a reader does not see; code in it stays unchanged."""
+    """Return text between fences without invisible markup; code in it is unchanged."""
     code: list[str] = []
 
     def set_aside(unchanged: str) -> str:
@@ -182,14 +183,15 @@ def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
 
 
 def _replace_line_breaks(line: str) -> str:
-    """Return a line with <br> replaced by line ends; in a table row, which they would end, by spaces."""
+    """Return a line with <br> replaced by line ends; by spaces in a table row."""
     return _LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line)
 
 
 def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> str:
     """Return a text with values of the front matter inserted, as for {{ page.title }}.
 
-    Other template tags are reduced to their titles and captions; values that are unknown are counted.
+    Other template tags are reduced to their titles and captions; values that are unknown are
+    counted.
     """
 
     def replace_value(match: re.Match[str]) -> str:
@@ -211,7 +213,7 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
 
 def _replace_block_tags(line: str) -> str:
-    """Return a line with tags of blocks replaced by line ends; in a table row by spaces and bullets."""
+    """Return a line with tags of blocks replaced by line ends; in a table row, by spaces."""
     is_row = line.lstrip().startswith("|")
     first = len(line) - len(line.lstrip())
     last = len(line.rstrip())
@@ -237,7 +239,7 @@ def _unwrap(text: str) -> str:
     A line end after two spaces or a backslash is kept, as it is a line break on the page.
     """
     lines: list[list[str]] = []  # the pieces of each line
-    continues = False  # whether the next line may be joined to the last one
+    continues = False  # true if the next line may be joined to the last one
     is_blank = False
     is_code = False
     for line in text.split("\n"):

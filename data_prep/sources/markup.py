@@ -1,4 +1,4 @@
-"""Safe parsing of XML and HTML (no network access, no entity expansion, bounded depth), and its text."""
+"""Safe parsing of XML and HTML: no network access, no entity expansion, bounded depth."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
     """Return the root element of an XML document. HTML's named characters, as &nbsp;, are replaced.
 
     Raises:
-        Unreadable: the document is not well-formed, is nested deeper than 256 elements, or uses entities that
-            it declares itself, which are not expanded.
+        Unreadable: the document is not well-formed, is nested deeper than 256 elements, or uses
+            entities that it declares itself, which are not expanded.
     """
     declared = _DECLARATION.match(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
@@ -55,8 +55,8 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
     """Return the root element of an HTML page, whose markup may be broken.
 
     Raises:
-        Unreadable: the bytes contain no markup, or are nested deeper than 256 elements, below which the
-            parser would drop text.
+        Unreadable: the bytes contain no markup, or are nested deeper than 256 elements, below which
+            the parser would drop text.
     """
     declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
@@ -87,7 +87,7 @@ def squeeze(parts: Iterable[str | bytes]) -> str:
 def iter_blocks(
     root: etree._Element, is_block: Callable[[etree._Element], bool], skips: Callable[[etree._Element], bool]
 ) -> Iterator[tuple[etree._Element, str]]:
-    """Yield running text in document order, split at block elements: the innermost block, and its text.
+    """Yield running text in document order: each innermost block element, and its text.
 
     Line breaks become spaces, and table cells are separated by " | ".
     """

@@ -1,10 +1,10 @@
-"""Reader of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type, publish_year and a
-language that fasttext detected.
+"""Reader of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type and publish_year.
 
-Only document types of the public sector are read, unless `doc_types` names others. Online newspapers were
-withdrawn under Språkbank-avtalen in December 2024 and are never read, not even from an old copy. The corpus
-writes an unknown year as 2021, so a date of 2021 carries no information. It splits long documents into parts
-without recording which parts belong together.
+Their language is the one that fasttext detected. Only document types of the public sector are read,
+unless `doc_types` names others. Online newspapers were withdrawn under Språkbank-avtalen in
+December 2024 and are never read, not even from an old copy. The corpus writes an unknown year as
+2021, so a date of 2021 carries no information. It splits long documents into parts without
+recording which parts belong together.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Reader of parallel texts: JSON lines with one key a language, as {"id", "path", "nob", "nno", "eng"}.
+"""Reader of parallel texts: JSON lines with one key a language, as {"id", "nob", "nno", "eng"}.
 
-All pieces of one letter, in all languages, form a group; `fields: {group: …}` or the key `path` names it.
+All pieces of one letter, in all languages, form a group; `fields: {group: …}` or the key `path`
+names it.
 
-A pair of texts is left out and counted if one of them is empty, if both are equal, or if they differ in the
-number of merge fields ({felt}): a model would learn to drop such fields.
+A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
+differ in the number of merge fields ({felt}): a model would learn to drop such fields.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def _find_fault(a: str, b: str) -> str:
 
 
 def _build_turns(text: str, target: str, a: str, b: str, form: str) -> list[Turn]:
-    """Return an instruction with `text`, in language `a`, and its answer `target`, in language `b`."""
+    """Return an instruction with `text` (language `a`), and its answer `target` (language `b`)."""
     instructions = REWRITE if a in REWRITE and b in REWRITE else TRANSLATE
     prompt = f"{instructions[b]}\n\n{text}"
     if form == "messages":

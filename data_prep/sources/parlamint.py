@@ -1,9 +1,9 @@
-"""Reader of ParlaMint corpora (TEI), tested with ParlaMint-NO: one file a day, plain or annotated (.ana).
+"""Reader of ParlaMint corpora (TEI), tested with ParlaMint-NO: one file a day, also annotated.
 
-A document is a debate section, or a speech (`unit: speech`); all documents of a day form a group. Kept:
-headings, the speaker's name from the note before a speech, the speeches paragraph by paragraph, and remarks
-in the minutes. Left out: the corpus's own annotations (gaps, descriptions of noise). Corpus roots and lists
-of persons contain no debates; they are counted and skipped.
+A document is a debate section, or a speech (`unit: speech`); all documents of a day form a group.
+Kept: headings, the speaker's name from the note before a speech, the speeches paragraph by
+paragraph, and remarks in the minutes. Left out: the corpus's own annotations (gaps, descriptions of
+noise). Corpus roots and lists of persons contain no debates; they are counted and skipped.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: s
 
 
 def _main_language(parts: list[Part], file_language: str) -> str:
-    """Return the language of most of the speeches' characters; the file's if no speech has a language."""
+    """Return the language of most characters of speeches; the file's if none has a language."""
     lengths = Counter[str]()
     for part in parts:
         lengths[part.language or file_language] += len(part.text) if part.language else 0
@@ -124,7 +124,7 @@ def _iter_parts(section: etree._Element) -> Iterator[Part]:
 
 
 def _paragraph_text(element: etree._Element) -> str:
-    """Return the text of a paragraph (<seg>), plain or annotated word by word, or of a note in a speech."""
+    """Return the text of a paragraph (<seg>), plain or annotated by word, or of a note."""
     if local_name(element) in SKIPPED_IN_SPEECH:
         return ""
     tokens = element.iter("{*}w", "{*}pc")

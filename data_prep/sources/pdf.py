@@ -1,11 +1,11 @@
 """Reader of PDF files with a text layer, by PDFium (extra `prep`): one document a file.
 
-The lines of a paragraph are joined; headings are recognized by their font. Words hyphenated at a line break
-are joined too: PDFium writes U+FFFE for such a hyphen, but also for one that is part of the word, as in
-"risiko- og" and "ID-porten". Line numbers in margins, lines at the top or foot of most pages (titles, page
-numbers) and tables of contents are removed and counted. If less than `min_kept` of the pages' letters is
-kept, all lines are used, and the document is counted. A file without text, which is a scan, is dropped;
-single pages without text are counted.
+The lines of a paragraph are joined; headings are recognized by their font. Words hyphenated at a
+line break are joined too: PDFium writes U+FFFE for such a hyphen, but also for one that is part of
+the word, as in "risiko- og" and "ID-porten". Line numbers in margins, lines at the top or foot of
+most pages (titles, page numbers) and tables of contents are removed and counted. If less than
+`min_kept` of the pages' letters is kept, all lines are used, and the document is counted. A file
+without text, which is a scan, is dropped; single pages without text are counted.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _extract_text(pages: list[Page], min_kept: float, report: Report) -> str:
-    """Return the running text, or all lines if the running text has too few of the pages' letters."""
+    """Return the running text; all lines if that has too few of the pages' letters."""
     unchanged_pages = [Page([*page.lines]) for page in pages]
     num_letters = sum(map(str.isalpha, "".join(line.text for page in pages for line in page.lines)))
     report.counts["pages_without_text"] += sum(page.is_picture for page in pages)
@@ -114,7 +114,7 @@ class RunningText:
 
 
 def extract_running_text(pages: list[Page]) -> RunningText:
-    """Return the paragraphs of all pages; running titles and tables of contents are removed from `pages`."""
+    """Return all paragraphs; remove running titles and tables of contents from `pages`."""
     num_titles = remove_running_titles(pages)
     num_contents = _remove_contents(pages)
     return RunningText(_join_lines(pages), num_titles, num_contents)
@@ -168,7 +168,7 @@ class _Shape:
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
-        """Return whether the line above has no room for the next word; without positions, whether it is long."""
+        """Return whether the line above is full: has no room for a word, or is long."""
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
         word_width = len(line.text.split()[0]) * (line.right - line.left) / len(line.text)
@@ -177,7 +177,7 @@ class _Shape:
         return above.right + word_width > self.right
 
     def is_heading(self, line: Line) -> bool:
-        """Return whether a line looks like a heading: larger than the text, or bold and not smaller."""
+        """Return whether a line looks like a heading: larger than text, or bold and not smaller."""
         if not line.placed or not self.size:
             return False
         return self.is_large(line) or (line.bold and line.size > 0.95 * self.size)
@@ -199,7 +199,7 @@ class _Shape:
         return above.y - line.y > PARAGRAPH_DISTANCE * max(self.pitch, line.size)
 
     def continues_heading(self, above: Line, line: Line) -> bool:
-        """Return whether two lines are one heading: by their size, or because the first line is full."""
+        """Return whether two lines are one heading, by their size or as the first line is full."""
         if not self.is_heading(above) or not self.is_heading(line):
             return False
         if _SECTION.match(line.text) or self.separates(above, line):
@@ -216,8 +216,9 @@ def _is_below(above: Line, line: Line) -> bool:
 def _join_lines(pages: list[Page]) -> str:
     """Return the lines of all pages joined to paragraphs.
 
-    A line continues a paragraph if the line above is full or ends within a word, and it does not begin a list
-    item. If positions are known, font and distance separate paragraphs, and join the lines of a heading.
+    A line continues a paragraph if the line above is full or ends within a word, and it does not
+    begin a list item. If positions are known, font and distance separate paragraphs, and join the
+    lines of a heading.
     """
     shape = _Shape.measure(pages)
     paragraphs: list[list[str]] = []  # the pieces of each
@@ -244,7 +245,7 @@ def _continues_sentence(above: Line, line: Line, shape: _Shape) -> bool:
 
 
 def _join_paragraphs(paragraphs: list[str]) -> str:
-    """Return paragraphs with blank lines between them, but not between list items, and words rejoined."""
+    """Return paragraphs as one text, with words rejoined; no blank lines between list items."""
     text = ""
     was_item = False
     for paragraph in paragraphs:

@@ -1,4 +1,4 @@
-"""Lines of a PDF with their positions and fonts, as PDFium finds them. Used by pdf.py and pdf_margins.py."""
+"""Lines of a PDF with their positions and fonts, read by PDFium. Used by reader pdf."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Line:
     """A line of text and, if they are known, its position on the page, in points, and its font.
 
     Attributes:
-        placed: whether its position is known.
+        placed: true if its position is known.
         left, right, y: its left and right edge, and its bottom.
         size: height of its letters.
         first_right, last_left: right edge of its first word, and left edge of its last.
@@ -51,7 +51,7 @@ class Page:
 
     Attributes:
         unmapped: number of characters that the file maps to no letter.
-        is_picture: whether the page has pictures and no text, as a scan has.
+        is_picture: true if the page has pictures and no text, as a scan has.
     """
 
     lines: list[Line] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Removal of a PDF's line numbers in margins, running titles and page numbers. Used by reader pdf."""
+"""Removal of a PDF's line numbers, running titles and page numbers. Used by reader pdf."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class _Number:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the line consists of the number only."""
+        """True if the line consists of the number only."""
         return self.line.text.isdecimal()
 
 
 def remove_line_numbers(pages: list[Page]) -> int:
     """Remove line numbers from the margins of pages, and return how many there were.
 
-    Line numbers are a column of numbers outside all text that increase in equal steps, as the lines do.
-    Numbers of lists, sections and tables are not: they begin where other lines of text begin.
+    Line numbers are a column of numbers outside all text that increase in equal steps, as the lines
+    do. Numbers of lists, sections and tables are not: they begin where other lines of text begin.
     """
     titles = _find_titles(pages)
     removed = 0
@@ -198,7 +198,7 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
 
 
 def _find_titles(pages: list[Page]) -> set[int]:
-    """Return the ids of lines at the top or foot of pages that recur on others, apart from their numbers."""
+    """Return the ids of lines at the top or foot of pages that recur with other numbers."""
     edges: list[Line] = []
     for page in pages:
         edges += _edge_lines([line for line in page.lines if not line.text.isdecimal()])
@@ -220,9 +220,10 @@ class _Edge:
 
 
 def remove_running_titles(pages: list[Page]) -> int:
-    """Remove page numbers and running titles at the top or foot of pages, and return how many there were.
+    """Remove page numbers and running titles from pages, and return how many there were.
 
-    A line that recurs with numbers that do not increase with the pages is text: "Sak 12/2020", "Sak 3/2021".
+    A line that recurs with numbers that do not increase with the pages is text: "Sak 12/2020", "Sak
+    3/2021".
     """
     edges: dict[str, list[_Edge]] = defaultdict(list)
     for number, page in enumerate(pages):
@@ -243,7 +244,7 @@ def remove_running_titles(pages: list[Page]) -> int:
 
 
 def _edge_lines(lines: list[Line]) -> list[Line]:
-    """Return the first and last lines of a page, both in the order of its text and by their positions."""
+    """Return the first and last lines of a page, by the order of its text and by position."""
     edge = lines[:EDGE_LINES] + lines[max(EDGE_LINES, len(lines) - EDGE_LINES) :]
     if all(line.placed for line in lines):
         placed = sorted(lines, key=lambda line: -line.y)
@@ -252,7 +253,7 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines are in one place on most pages, or on most of a chapter or of one side."""
+    """Return whether lines are in one place on most pages, of a chapter or a side at least."""
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
     if count < 3 or not _are_in_one_place(group):
@@ -273,7 +274,7 @@ def _are_in_one_place(group: list[_Edge]) -> bool:
 
 
 def _has_page_numbers(group: list[_Edge], body: float) -> bool:
-    """Return whether each number in the lines is equal on all pages, or increases with the pages."""
+    """Return whether each number in the lines is constant, or increases with the pages."""
     for index in range(len(group[0].numbers)):
         values = [edge.numbers[index] for edge in group]
         if len(set(values)) == 1:
@@ -285,14 +286,15 @@ def _has_page_numbers(group: list[_Edge], body: float) -> bool:
 
 
 def _is_large(group: list[_Edge], body: float) -> bool:
-    """Return whether lines are larger than text, as numbered chapter headings are that each begin a page."""
+    """Return whether lines are larger than text, as numbered headings of chapters are."""
     return any(edge.line.placed and edge.line.size > LARGER * body for edge in group)
 
 
 def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield the ids of lines that consist of a page number.
 
-    That is a labelled number, as "Side 3", or a bare one in a sequence that increases with the pages.
+    That is a labelled number, as "Side 3", or a bare one in a sequence that increases with the
+    pages.
     """
     with_numbers = [edge for group in edges.values() for edge in group if edge.numbers]
     bare = [edge for edge in with_numbers if _BARE_NUMBER.fullmatch(edge.line.text)]

@@ -1,12 +1,14 @@
-"""Reader of publications of regjeringen.no (NOU, Meld. St., Prop. …) as XHTML, and of the site's own pages.
+"""Reader of publications of regjeringen.no (NOU, Meld. St. …) as XHTML, and of its own pages.
 
-Each file is one document. A publication in several files has them in a folder, or with a common beginning of
-their names (…kap01, …kap02): with `group_by: folder` each folder is a group, with `file` each file.
+Each file is one document. A publication in several files has them in a folder, or with a common
+beginning of their names (…kap01, …kap02): with `group_by: folder` each folder is a group, with
+`file` each file.
 
-Kept: headings, set off from the text, paragraphs, lists, tables row by row. Left out: reference lists,
-navigation at the top, and notes, which have classes of their own; on pages of the site also its furniture,
-as share buttons, editors' names and related links (see furniture.py). If less than `min_kept` of a page's
-letters is left, it is read again without the classes that sites use for furniture, and counted.
+Kept: headings, set off from the text, paragraphs, lists, tables row by row. Left out: reference
+lists, navigation at the top, and notes, which have classes of their own; on pages of the site also
+its furniture, as share buttons, editors' names and related links (see furniture.py). If less than
+`min_kept` of a page's letters is left, it is read again without the classes that sites use for
+furniture, and counted.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
 SKIPPED_CLASSES = {"K-REFLISTE", "TOP", "K-NOTE-TBLNOTER", "K-NOTETEXT"}
 BLOCKS = HEADINGS | {
     "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption",
-    "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre", "details",
-    "summary", "address", "button",
+    "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre",
+    "details", "summary", "address", "button",
 }  # fmt: skip
 DATE_NAMES = ("dc.date", "dcterms.date", "date", "article:published_time")
 
@@ -95,7 +97,7 @@ def parse(raw: bytes, place: Place, license: str, options: Options, report: Repo
 
 
 def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
-    """Return a page's text without furniture; if less than `min_kept` of it is left, judge by tags alone."""
+    """Return a page's text without furniture, if at least `min_kept` of it is left."""
     body = root.find(".//body")
     if body is None:
         body = root
@@ -110,10 +112,10 @@ def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> st
 
 
 def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = True) -> str:
-    """Return text with one line a block, and blank lines except between list items and between table rows.
+    """Return text with one line a block, and blank lines except within lists and tables.
 
     Args:
-        labels: whether to keep labels at the edges of the text ("Skriv ut", "Redaktør: …").
+        labels: true to keep labels at the edges of the text ("Skriv ut", "Redaktør: …").
     """
 
     def skips(element: html.HtmlElement) -> bool:
@@ -123,7 +125,7 @@ def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = Tr
     if not labels:
         pieces = [pieces[number] for number in drop_labels([line for _, line in pieces])]
     lines: list[str] = []
-    was_close = False  # whether the last block was a list item or a table row
+    was_close = False  # true if the last block was a list item or a table row
     for block, line in pieces:
         inside = {local_name(a).lower() for a in (block, *block.iterancestors())}
         is_close = bool(inside & {"li", "tr", "caption"}) and not inside & HEADINGS

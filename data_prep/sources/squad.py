@@ -1,8 +1,8 @@
 """Reader of questions about texts in the format of SQuAD; tested with NorQuAD.
 
-A JSON file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]}. JSON
-lines have one question each, {"context", "question", "answers": {"text": […]}}, as data sets on the Hub do.
-All questions about one text form a group.
+A JSON file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]}.
+JSON lines have one question each, {"context", "question", "answers": {"text": […]}}, as data sets
+on the Hub do. All questions about one text form a group.
 """
 
 from __future__ import annotations

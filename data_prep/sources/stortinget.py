@@ -1,12 +1,14 @@
-"""Reader of minutes of Stortinget from data.stortinget.no (/eksport/publikasjon), in both XML formats.
+"""Reader of minutes of Stortinget from data.stortinget.no/eksport, in both XML formats.
 
-Until 2015-16: <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>.
-Since: <Forhandlinger> <Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>.
-A document is an item of the agenda, or a speech (`unit: speech`); text outside items is one document
-a meeting. All documents of a file form a group.
+Until 2015-16: <forhandling><mote><saker><sak><innlegg
+type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>. Since: <Forhandlinger>
+<Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>. A document is
+an item of the agenda, or a speech (`unit: speech`); text outside items is one document a meeting.
+All documents of a file form a group.
 
-Kept: an item's number and title; before each speech, the speaker, party and time as the minutes have them,
-and whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes, in order.
+Kept: an item's number and title; before each speech, the speaker, party and time as the minutes
+have them, and whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes,
+in order.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from data_prep.sources.markup import iter_blocks, local_name, parse_xml, squeeze
 SUFFIXES = (".xml",)
 SPEECHES = {"innlegg", "presinnl", "hovedinnlegg", "replikk", "presinnlegg"}
 INLINE = {
-    "uth", "i", "b", "u", "em", "sup", "sub", "hoy", "lav", "kursiv", "halvfet", "sperret", "entry", "td",
-    "th", "a_ref",
+    "uth", "i", "b", "u", "em", "sup", "sub", "hoy", "lav", "kursiv", "halvfet", "sperret",
+    "entry", "td", "th", "a_ref",
 }  # fmt: skip
 PUBLICATION = "https://data.stortinget.no/eksport/publikasjon?publikasjonid="
 # Names such as refs-202021-11-17 and s140213; other names have no address.
@@ -102,7 +104,7 @@ def _is_item(element: etree._Element) -> bool:
 
 
 def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
-    """Yield the documents of an item: the suffix of the document's id, after the item's, and its text."""
+    """Yield the documents of an item: the suffix to the item's id, and the text."""
     if unit == "item":
         if pieces:
             yield "", "\n\n".join(piece.text for piece in pieces)
@@ -121,7 +123,8 @@ def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
 def _read_pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -> list[Piece]:
     """Return the paragraphs of an element in order.
 
-    A speaker's name becomes the beginning of the paragraph after it, followed by the kind of speech.
+    A speaker's name becomes the beginning of the paragraph after it, followed by the kind of
+    speech.
     """
     pieces: list[Piece] = []
     name = ""

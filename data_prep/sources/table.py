@@ -1,7 +1,7 @@
 """Reader of tables with named columns (CSV, TSV and Parquet), one document a row.
 
-`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns is detected
-(comma, semicolon, tab, pipe, or the one that Excel's line `sep=;` names), and counted.
+`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns is
+detected (comma, semicolon, tab, pipe, or the one that Excel's line `sep=;` names), and counted.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PARQUET = "a Parquet file"
 ROWS = 256
 FIELDS = ("text", *OPTIONAL)
 LINE_BYTES = 200  # memory of a line besides its text
-# Limit on characters that are read again after an unclosed quote, as a multiple of those read once. Beyond
-# it, each line is read as a row; a file of stray quotes would otherwise take hours.
+# Limit on characters that are read again after an unclosed quote, as a multiple of those read once.
+# Beyond it, each line is read as a row; a file of stray quotes would otherwise take hours.
 MAX_REREAD_RATIO = 8
 
 
@@ -68,7 +68,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 class _Lines:
-    """The lines of a CSV file as input of csv.reader, which can be rewound to the second line of a row.
+    """The lines of a CSV file for csv.reader, which can be rewound to a row's second line.
 
     Attributes:
         row: the lines of the row that is being read, with their places.
@@ -107,7 +107,7 @@ class _Lines:
         self._row_size = 0
 
     def give_up_row(self, fault: str, rewind: bool = True) -> None:
-        """Quarantine the row; with `rewind`, only its first line, and read its other lines again as rows."""
+        """Quarantine the row; with `rewind`, only its first line, and re-read the others."""
         self._report.quarantine(self.row[0][0], fault)
         if rewind:
             self._rewound_lines.extendleft(reversed(self.row[1:]))
@@ -119,8 +119,9 @@ def csv_rows(
 ) -> Iterator[tuple[Place, dict[str, str]]]:
     """Yield rows as dicts by column name, with their places.
 
-    A row with more or fewer columns than the first line is quarantined. An unclosed quote would swallow all
-    rows after it: only its first line is quarantined, and the lines after that are read as rows.
+    A row with more or fewer columns than the first line is quarantined. An unclosed quote would
+    swallow all rows after it: only its first line is quarantined, and the lines after that are read
+    as rows.
 
     Args:
         delimiter: "" to detect it.
@@ -154,7 +155,8 @@ def csv_rows(
         elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
             yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
-            # Most lines between two stray quotes are rows by themselves; few lines of a long text are.
+            # Most lines between two stray quotes are rows by themselves; few lines of a long text
+            # are.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
             fault = f"{len(row)} columns, but the first line names {len(names)}"
             lines.give_up_row(fault, rewind=2 * sum(fitting) > len(fitting))
@@ -197,7 +199,7 @@ def _parquet_rows(
 def batch_rows(
     batch: pa.RecordBatch, file: Place, number: int, report: Report
 ) -> Iterator[tuple[Place, dict[str, object]]]:
-    """Yield the rows of a batch of an Arrow or Parquet file; one that Python cannot represent is quarantined.
+    """Yield the rows of an Arrow batch; one that Python cannot represent is quarantined.
 
     Args:
         number: rows of the file before this batch.

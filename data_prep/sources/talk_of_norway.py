@@ -1,8 +1,9 @@
-"""Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences.
+"""Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, and labelled sentences.
 
-A speech begins with the speaker's name and party, where the row has them. All speeches of a transcript, or
-of a day if no transcript is named, form a group. Sentences are CSV too, or text files with one a line, out
-of context; such a file's name ends in its written standard, as in …_nob.txt.
+A speech begins with the speaker's name and party, where the row has them. All speeches of a
+transcript, or of a day if no transcript is named, form a group. Sentences are CSV too, or text
+files with one a line, out of context; such a file's name ends in its written standard, as in
+…_nob.txt.
 """
 
 from __future__ import annotations

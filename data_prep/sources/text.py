@@ -1,4 +1,4 @@
-"""Reader of plain text files, one document each. The first line is the title if a blank line follows it."""
+"""Reader of plain text files, one document each; a first line before a blank one is its title."""
 
 from __future__ import annotations
 

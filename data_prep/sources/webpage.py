@@ -1,10 +1,10 @@
 """Reader of HTML pages of any site: the main text as Markdown, without menus, banners and footers.
 
-It needs trafilatura, of extra `prep`. The part of a page that is read is its main or article element, or else
-the smallest part with the text that trafilatura extracts; furniture is left out of it (see furniture.py). If
-less than `min_kept` of the page's letters is kept, the page is read in other ways, the last of which keeps
-all but what its tags mark as furniture. The ways are counted. Pages below one folder form a group, by
-their address if they state it, else by their path.
+It needs trafilatura, of extra `prep`. The part of a page that is read is its main or article
+element, or else the smallest part with the text that trafilatura extracts; furniture is left out of
+it (see furniture.py). If less than `min_kept` of the page's letters is kept, the page is read in
+other ways, the last of which keeps all but what its tags mark as furniture. The ways are counted.
+Pages below one folder form a group, by their address if they state it, else by their path.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Reading:
 
     Attributes:
         way: name of the way, as counted in the report.
-        page_letters: letters of the page, or of its main element, without navigation and lists of links.
+        page_letters: letters of the page, or of its main element, without navigation and lists of
+            links.
     """
 
     way: str
@@ -92,10 +93,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return a page's text, read in the first way that keeps `min_kept` of its letters, or the most of them.
+    """Return a page's text by the first way that keeps `min_kept` of its letters, or most of them.
 
     Args:
-        spare: the same page parsed a second time, as trafilatura modifies the tree that it is given.
+        spare: the same page parsed a second time, as trafilatura modifies the tree that it is
+            given.
     """
     best = Reading("", "", 0)
     for reading in _iter_readings(root, spare):
@@ -142,8 +144,8 @@ def _read_by_tags(root: html.HtmlElement) -> list[Block]:
 def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
     """Return the element that the page itself marks as its text; None if there is none.
 
-    That is its main element, or its longest article element if it has half of the extracted text: some pages
-    have an article element for each teaser.
+    That is its main element, or its longest article element if it has half of the extracted text:
+    some pages have an article element for each teaser.
     """
     main = find_main_element(body)
     if main is not None:
@@ -165,7 +167,7 @@ def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | Non
 
 
 def _count_page_letters(root: html.HtmlElement) -> int:
-    """Return the number of letters of a page outside navigation, buttons, forms and lists of links."""
+    """Return the number of letters of a page outside navigation, buttons, forms, lists of links."""
     furniture = Furniture(root, by_class=False)
 
     def skips(element: html.HtmlElement) -> bool:
@@ -177,9 +179,10 @@ def _count_page_letters(root: html.HtmlElement) -> int:
 def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
     """Return the blocks that are text, judged by the text that trafilatura extracted.
 
-    Selected are the extracted blocks; the other blocks in the smallest part of the page that contains most of
-    them, except links before the first or after the last of them; and, unless `strict`, running text, tables,
-    lists and fact boxes elsewhere, which trafilatura drops. Headings of selected blocks are selected too.
+    Selected are the extracted blocks; the other blocks in the smallest part of the page that
+    contains most of them, except links before the first or after the last of them; and, unless
+    `strict`, running text, tables, lists and fact boxes elsewhere, which trafilatura drops.
+    Headings of selected blocks are selected too.
     """
     are_extracted = _find_extracted(blocks, extracted)
     part = _smallest_part(blocks, are_extracted)
@@ -201,7 +204,7 @@ def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, stri
 
 
 def _find_extracted(blocks: list[Block], extracted: str) -> list[bool]:
-    """Return for each block whether its letters occur in the extracted text, in any order of blocks."""
+    """Return for each block whether its letters occur in the extracted text, in any order."""
     letters = "".join(filter(str.isalnum, extracted))
     are_extracted: list[bool] = []
     end = 0  # of the last block found

@@ -1,9 +1,9 @@
-"""Removal of proper names, addresses and codes from a text, before its language is identified by its words.
+"""Removal of names, addresses and codes from a text, before its language is identified.
 
-Names of agencies, places and persons keep their language in any text: `Sametinget`, `Kvam herad` and
-`Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or several in
-a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A single capitalized word at the beginning of
-a line or sentence is an ordinary word.
+Names of agencies, places and persons keep their language in any text: `Sametinget`, `Kvam herad`
+and `Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or
+several in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A single capitalized
+word at the beginning of a line or sentence is an ordinary word.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def remove_names(text: str) -> str:
 
 
 def remove_codes(text: str) -> str:
-    """Return a text without addresses and without words that contain digits or characters of code."""
+    """Return a text without addresses, and words with digits or characters of code."""
     lines = []
     for line in text.split("\n"):
         kept = [token for token in line.split() if token.isalpha() or not _CODE.search(token)]

@@ -1,9 +1,10 @@
 """Tables of log-odds that distinguish Bokmål from Nynorsk, and Danish and Swedish from Norwegian.
 
-The two standards share most of their words' stems, also with Danish. They are distinguished by small words
-(ikke, ikkje; av, af), endings of three and four letters (-ene, -ane; -jon, -hed) and beginnings of four
-(hvor-, kvar-). A table is a naive Bayes classifier over these features, similar to Cavnar and Trenkle's
-n-grams (1994). train.py computes the tables from the texts that README.md names.
+The two standards share most of their words' stems, also with Danish. They are distinguished by
+small words (ikke, ikkje; av, af), endings of three and four letters (-ene, -ane; -jon, -hed) and
+beginnings of four (hvor-, kvar-). A table is a naive Bayes classifier over these features, similar
+to Cavnar and Trenkle's n-grams (1994). train.py computes the tables from the texts that README.md
+names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MAX_CACHED_WORDS = 100_000
 
 
 def iter_features(word: str) -> Iterator[str]:
-    """Yield the features of a lower-case word: the word, its endings (-ing, -ning), its beginning (begi-)."""
+    """Yield a lower-case word's features: itself, endings (-ing, -ning) and beginning (begi-)."""
     yield word
     if len(word) > 3:
         yield f"-{word[-3:]}"
@@ -46,8 +47,8 @@ class Table:
     def score(self, words: Iterable[str]) -> float:
         """Return the log-odds that a text of these words is in the first language, in nats.
 
-        Below zero, it is rather in the other language. The words are treated as independent, so the score of
-        a long text overstates the certainty by far.
+        Below zero, it is rather in the other language. The words are treated as independent, so the
+        score of a long text overstates the certainty by far.
         """
         total = math.fsum(map(self._scores.__getitem__, words))
         if len(self._scores) > _MAX_CACHED_WORDS:

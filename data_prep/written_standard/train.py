@@ -2,12 +2,12 @@
 
     python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--messages FOLDER] [--out FOLDER]
 
---ton is a folder with sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a line).
---nav is a file of NAV's parallel letters (JSON lines with `path`, `nob`, `nno`). Three in ten of NAV's files
-are held out for testing; `python -m benchmarks.language` prints the figures. --messages is a folder with
-LibreOffice's translated messages, unpacked from Debian's packages libreoffice-l10n-da, -nb, -nn and -sv;
-without it, the tables of Danish and Swedish are not computed. The tables contain weights and no text, and
-equal input gives equal bytes.
+--ton is a folder with sentences_talk_of_norway_7k_nob.txt and …_nno.txt (parliament, one sentence a
+line). --nav is a file of NAV's parallel letters (JSON lines with `path`, `nob`, `nno`). Three in
+ten of NAV's files are held out for testing; `python -m benchmarks.language` prints the figures.
+--messages is a folder with LibreOffice's translated messages, unpacked from Debian's packages
+libreoffice-l10n-da, -nb, -nn and -sv; without it, the tables of Danish and Swedish are not
+computed. The tables contain weights and no text, and equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TEST_TENTHS = 3
 
 
 def is_test_file(path: str) -> bool:
-    """Return whether a file of NAV's letters is held out for testing, which depends only on its name."""
+    """Return whether a file of NAV's letters is held out for testing, by its name alone."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "big") % 10 < TEST_TENTHS
 
 
@@ -56,10 +56,10 @@ def count_features(texts: Iterable[str], times: int = 1) -> Counter[str]:
 
 
 def compute_log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, float]:
-    """Return the log-odds of each feature's frequency in `of` against its mean frequency in `against`.
+    """Return each feature's log-odds: its frequency in `of` against its mean in `against`.
 
-    They are rounded to hundredths and sorted by feature. Each corpus of `against` has the same weight in the
-    mean, whatever its size, so that the subject of a large one does not dominate.
+    They are rounded to hundredths and sorted by feature. Each corpus of `against` has the same
+    weight in the mean, whatever its size, so that the subject of a large one does not dominate.
     """
     corpora = (of, *against)
     all_features = set[str]().union(*corpora)
@@ -81,8 +81,9 @@ def compute_neighbour_log_odds(
 ) -> dict[str, float]:
     """Return the log-odds of a neighbour of Norwegian.
 
-    Features of the neighbour are weighted against all Norwegian texts. Features of Norwegian are weighted by
-    the parallel texts only, as the subjects of parliament and NAV are not evidence of Norwegian.
+    Features of the neighbour are weighted against all Norwegian texts. Features of Norwegian are
+    weighted by the parallel texts only, as the subjects of parliament and NAV are not evidence of
+    Norwegian.
 
     Args:
         of: the neighbour's counts.
@@ -109,7 +110,7 @@ def read_messages(folder: Path) -> dict[str, list[str]]:
 
 
 def _read_catalogue(folder: Path) -> dict[tuple[str, str], str]:
-    """Return a language's translations by file and message, without those equal to their English source."""
+    """Return a language's translations by file and message, if they differ from English."""
     found: dict[tuple[str, str], str] = {}
     for file in sorted(folder.glob("*.mo")):
         with file.open("rb") as stream:
@@ -126,7 +127,7 @@ def _read_catalogue(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def _digest(source: Path) -> str:
-    """Return the SHA-256 of a file, or of the joined SHA-256 of a folder's message files in order of names."""
+    """Return the SHA-256 of a file, or of the digests of a folder's message files by name."""
     if source.is_file():
         return sha256_file(source)
     digests = "".join(sha256_file(file) for file in sorted(source.glob("*.mo")))
