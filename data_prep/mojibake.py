@@ -156,8 +156,9 @@ def _judge_letter(original: str, second: str, before: str, after: str, second_be
         return Judgement.PERHAPS
     if after.isalpha():
         fits = after.islower() or original.isupper()
-        is_sure = fits and (is_odd or second not in _BETWEEN_LETTERS)
-        return Judgement.SURELY if is_sure else Judgement.PERHAPS
+        if fits and (is_odd or second not in _BETWEEN_LETTERS):
+            return Judgement.SURELY
+        return Judgement.PERHAPS
     if not before.isupper():
         return Judgement.PERHAPS
     if original.islower() and second_before.isalpha():  # at the end of a word in capitals
@@ -169,7 +170,9 @@ def _judge_symbol(original: str, second: str) -> Judgement:
     """Judge a pair with `â`: quotation marks, dashes, arrows and other symbols."""
     if not ("\u2000" <= original < "\u2500" or "\u25a0" <= original < "\u2c00"):
         return Judgement.RIGHT
-    return Judgement.SURELY if second == "€" or second not in _COMMON else Judgement.PERHAPS
+    if second == "€" or second not in _COMMON:
+        return Judgement.SURELY
+    return Judgement.PERHAPS
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
@@ -187,8 +190,10 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
     """Judge a pair with `Ä` or `Å`: Sámi's č, đ, ŋ, š, ŧ, ž …. `«BLÅ»` and `Å²` are right."""
     if original not in _EXTENDED:
         return Judgement.RIGHT
+    if before.islower() and after.islower():
+        return Judgement.SURELY
     if second in _COMMON:
-        return Judgement.SURELY if before.islower() and after.islower() else Judgement.RIGHT
+        return Judgement.RIGHT
     return Judgement.SURELY if before.islower() or after.islower() else Judgement.PERHAPS
 
 

@@ -235,9 +235,9 @@ def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
     Texts that are too short or not running text are None too.
     """
     findings: list[Finding | None] = [find_by_script(text) for text in texts]
-    running = [
-        _running_text(text) if finding is None else "" for text, finding in zip(texts, findings, strict=True)
-    ]
+    running: list[str] = []
+    for text, finding in zip(texts, findings, strict=True):
+        running.append(_running_text(text) if finding is None else "")
     ranked = [number for number, text in enumerate(running) if text]
     rankings = _rank_languages([running[number] for number in ranked])
     for number, ranking in zip(ranked, rankings, strict=True):
@@ -370,8 +370,9 @@ def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
     if near:
         return Finding(near)
     if lead >= MIN_LEAD:
-        is_list_of_names = ranking.code == "lat" and not _SENTENCE.search(text)  # of species, or of laws
-        return None if is_list_of_names else _name_language(ranking, size)
+        if ranking.code == "lat" and not _SENTENCE.search(text):
+            return None  # a list of names of species, or of laws
+        return _name_language(ranking, size)
     if first_of_six == "sme":
         is_unknown = lead > _SURELY_NORTH_SAMI and _count_marks(found)["sme"] < 2
     else:

@@ -56,7 +56,9 @@ def replace_blanks(text: str, field: str = "felt") -> str:
 
 def remove_code_blocks(text: str) -> str:
     """Return a text without the blocks that Markdown marks as code."""
-    return _FENCE.sub("\n", text) if "```" in text or "~~~" in text else text
+    if "```" not in text and "~~~" not in text:
+        return text
+    return _FENCE.sub("\n", text)
 
 
 def select_sentences(text: str, function_words: frozenset[str]) -> str:
@@ -75,9 +77,10 @@ def select_sentences(text: str, function_words: frozenset[str]) -> str:
         running = _ADDRESS.sub(" ", running)
     tokens = [token.strip(".,;:!?()").lower() for token in running.split()]
     num_words = sum(_IS_WORD.fullmatch(token) is not None for token in tokens)
-    if num_words < max(MIN_WORDS, num_code_words):
+    num_function_words = len(function_words.intersection(tokens))
+    if num_words < max(MIN_WORDS, num_code_words) or num_function_words < MIN_FUNCTION_WORDS:
         return text
-    return running if len(function_words.intersection(tokens)) >= MIN_FUNCTION_WORDS else text
+    return running
 
 
 def _is_row(line: str) -> bool:

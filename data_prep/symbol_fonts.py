@@ -94,7 +94,11 @@ def _repair_other_bullets(text: str) -> str:
     signs = _count_other_bullets(text)
     if not signs:
         return text
-    return _OTHER_BULLET.sub(lambda match: f"{match[1]}{BULLET} " if match[2] in signs else match[0], text)
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match[1]}{BULLET} " if match[2] in signs else match[0]
+
+    return _OTHER_BULLET.sub(replace, text)
 
 
 def _count_other_bullets(text: str) -> Counter[str]:

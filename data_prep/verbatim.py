@@ -52,7 +52,8 @@ def _iter_inline(text: str, start: int, end: int) -> Iterator[Span]:
     last_end = start  # of the last span
     while opening := _OPENING.search(text, start, end):
         start = opening.end()
-        span = _find_code(opening, end) if opening[0][0] == "`" else _find_url(opening, end)
+        find = _find_code if opening[0][0] == "`" else _find_url
+        span = find(opening, end)
         if span and span[0] >= last_end:
             yield span
             start = span[1]
@@ -75,7 +76,9 @@ def _find_url(opening: re.Match[str], end: int) -> Span | None:
     elif text[start - 1 : start].isalnum():
         return None
     body = _URL.match(text, opening.end(), end)
-    return (start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))) if body else None
+    if body is None:
+        return None
+    return start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))
 
 
 def _iter_blocks(text: str) -> Iterator[Span]:

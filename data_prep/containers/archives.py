@@ -113,7 +113,9 @@ class _Container:
             yield from self._iter_zip(seekable, place, depth + 1)
         else:
             text = transcode_to_utf8(stream, head)
-            yield Member(place, text, self.report, self.limits, path if text is stream else None)
+            if text is not stream:
+                path = None  # the file itself is not UTF-8
+            yield Member(place, text, self.report, self.limits, path)
 
     def _decompress(self, stream: io.BufferedReader, compression: str) -> BinaryIO:
         counting = CountingReader(stream)
@@ -203,7 +205,8 @@ class _Container:
                 return
             flags, method = struct.unpack("<HH", header[6:10])
             size, _, name_length, extra_length = struct.unpack("<IIHH", header[18:30])
-            name = raw.read(name_length).decode("utf-8" if flags & 0x800 else "cp437", "replace")
+            is_utf8 = bool(flags & 0x800)
+            name = raw.read(name_length).decode("utf-8" if is_utf8 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
             # Stop at an encrypted member, and at one whose size is written behind its data, where
             # it cannot be found.

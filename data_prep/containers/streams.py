@@ -269,7 +269,9 @@ class _Transcoded(io.RawIOBase):
 def transcode_to_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
     """Return a stream in UTF-8, if its first bytes are UTF-16 or UTF-32; else the same stream."""
     encoding = wide_encoding(head)
-    return io.BufferedReader(_Transcoded(stream, encoding), CHUNK) if encoding else stream
+    if encoding is None:
+        return stream
+    return io.BufferedReader(_Transcoded(stream, encoding), CHUNK)
 
 
 def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
@@ -307,4 +309,6 @@ def quarantine_rest(report: Report, place: Place, fault: Exception) -> None:
 
 def format_size(size: float) -> str:
     """Return a number of bytes for messages, as "1.5 MiB" or "300 bytes"."""
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size:.0f} bytes"
+    if size >= 2**20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size:.0f} bytes"

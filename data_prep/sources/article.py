@@ -115,7 +115,8 @@ class _Writer:
 
     def _append(self, block: html.HtmlElement, kind: Kind, text: str) -> None:
         if self._marker or self._indent:
-            kind = Kind.ITEM if kind in (Kind.TEXT, Kind.HEADING, Kind.DEFINITION) else kind
+            if kind in (Kind.TEXT, Kind.HEADING, Kind.DEFINITION):
+                kind = Kind.ITEM
             lead = self._marker or self._indent
             text = lead + text.replace("\n", "\n" + " " * len(lead))
             self._marker = ""
@@ -254,4 +255,6 @@ def _without_line_breaks(text: str | None) -> str:
 
 
 def _parse_number(value: str | None, default: int = 1) -> int:
-    return int(value) if value and value.isdecimal() and len(value) < 6 else default
+    if value and value.isdecimal() and len(value) < 6:
+        return int(value)
+    return default

@@ -217,7 +217,9 @@ class ConversationReader:
             turns = [*history, Turn(role="user", content=question, target=False), answer]
             if self._options.prompt_template:
                 turns = self._apply_prompt_template(turns, system)
-        used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
+        used = set(keys)
+        if form == "instruction":
+            used.add(self._keys["input"])
         self._count_unknown(record, self._known | used, "unknown_key_")
         mask = "assistant_masks" if form == "messages" else "completion_mask"
         return _prepend_system(turns, system), mask
@@ -272,9 +274,10 @@ class ConversationReader:
         return Turn(role=role, content=_as_string(content, content_key), target=False)
 
     def _get_turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
-        is_sharegpt = "from" in message and "role" not in message
-        role, content = ("from", "value") if is_sharegpt else ("role", "content")
-        return self._options.role_key or role, self._options.content_key or content
+        defaults = ("role", "content")
+        if "from" in message and "role" not in message:  # ShareGPT's form
+            defaults = ("from", "value")
+        return self._options.role_key or defaults[0], self._options.content_key or defaults[1]
 
     def _parse_role(self, message: dict[str, object], key: str) -> str:
         if key not in message:
@@ -338,7 +341,8 @@ class ConversationReader:
         for name in keys:
             if name in known or keys[name] is None:
                 continue
-            counted = prefix + (name if _NAME.fullmatch(name) else "(no plain name)")
+            shown = name if _NAME.fullmatch(name) else "(no plain name)"
+            counted = f"{prefix}{shown}"
             if counted not in self._unknown_names and len(self._unknown_names) >= MAX_NAMES:
                 counted = "unknown_keys_of_other_names"
             else:
@@ -353,7 +357,9 @@ def strip_html(text: str) -> str:
     """
     lines = _LINE.sub("\n", _PARAGRAPH.sub("\n\n", _NO_TEXT.sub("", text)))
     plain = html.unescape(_TAG.sub("", _CELL.sub("\t", _ITEM.sub("\n- ", lines))))
-    return text if plain == text else _BLANK_LINES.sub("\n\n", plain).strip()
+    if plain == text:
+        return text
+    return _BLANK_LINES.sub("\n\n", plain).strip()
 
 
 def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:

@@ -69,8 +69,10 @@ def parse_options(source: SourceConfig, kind: type[Options]) -> Options:
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(source.options) - set(known))
     if unknown:
-        choices = f"its options are {', '.join(known)}" if known else "it has none"
-        raise UserError(f"options.{unknown[0]}: unknown option of reader {source.reader}; {choices}")
+        raise UserError(
+            f"options.{unknown[0]}: unknown option of reader {source.reader}; its options are "
+            f"{', '.join(known)}"
+        )
     for name, value in source.options.items():
         default = getattr(kind(), name)
         is_int_for_float = isinstance(default, float) and isinstance(value, int)

@@ -110,14 +110,19 @@ def _documents(nodes: list[Node], place: Place, source: SourceConfig, report: Re
         if not any(node.terms.get("title") or node.documents for node in (head, *own_entries)):
             report.counts["without_public_titles"] += 1
             continue
-        paragraphs = [_describe_folder(head)] if head.kind in FOLDERS else []
+        paragraphs = []
+        group = head.id
+        if head.kind in FOLDERS:
+            paragraphs.append(_describe_folder(head))
+        elif head.parent:
+            group = head.parent
         paragraphs += [_describe_entry(entry) for entry in own_entries]
         yield Document(
             id=f"{id_from_place(place)}:{head.id}",
             text="\n\n".join(paragraph for paragraph in paragraphs if paragraph),
             source=place.source,
             license=source.license,
-            group=head.parent if head.kind in ENTRIES and head.parent else head.id,
+            group=group,
             title=head.terms.get("title", ""),
             date=_first_date(head.terms, ("date", "journaldato", "saksaar")),
         )
@@ -137,8 +142,7 @@ def _describe_folder(node: Node) -> str:
     number = _join_terms(terms, ("saksaar", "sakssekvensnummer")) or terms.get("moetenummer", "")
     if not any(map(str.isdigit, number)):
         number = ""
-    name = f"{FOLDERS[node.kind]} {number}".strip()
-    first_line = f"{name}: {terms['title']}" if terms.get("title") else name
+    first_line = _with_title(f"{FOLDERS[node.kind]} {number}".strip(), terms)
     details = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
     date = claims.parse_date(terms.get("date"))
     if date:
@@ -151,13 +155,19 @@ def _describe_entry(node: Node) -> str:
     kind = terms.get("type") or ENTRIES[node.kind]
     number = terms.get("journalpostnummer") or _join_terms(terms, ("moetesaksaar", "moetesakssekvensnummer"))
     date = _first_date(terms, ("dokumentetsDato", "journaldato"))
-    head = " ".join(part for part in (kind, number, f"({date})" if date else "") if part)
-    lines = [f"{head}: {terms['title']}" if terms.get("title") else head]
+    shown_date = f"({date})" if date else ""
+    lines = [_with_title(" ".join(part for part in (kind, number, shown_date) if part), terms)]
     lines += [f"{role}: {title}" for _, role, title in sorted(node.documents) if title != terms.get("title")]
     shield = [terms[key] for key in _SHIELD if terms.get(key)]
     if node.is_withheld and shield:
         lines.append(": ".join(shield))
-    return "\n".join(lines) if terms.get("title") or len(lines) > 1 else ""
+    if not terms.get("title") and len(lines) == 1:
+        return ""
+    return "\n".join(lines)
+
+
+def _with_title(name: str, terms: Mapping[str, str]) -> str:
+    return f"{name}: {terms['title']}" if terms.get("title") else name
 
 
 def _read_journal(root: etree._Element) -> Iterator[Node]:
@@ -185,7 +195,9 @@ def _read_journal(root: etree._Element) -> Iterator[Node]:
 def _leaf_values(element: etree._Element | None) -> dict[str, str]:
     """Return the texts of an element's childless children by name; of equal names, the first."""
     values: dict[str, str] = {}
-    for child in element if element is not None else ():
+    if element is None:
+        return values
+    for child in element:
         if len(child) == 0:
             values.setdefault(local_name(child), squeeze(child.itertext()))
     return values
@@ -301,8 +313,10 @@ def _collect_things(value: Any, things: dict[str, Thing], inside: str) -> None:
     if not isinstance(value, dict):
         return
     types = value.get("@type")
-    first_type = types[0] if isinstance(types, list) and types else types or ""
-    kind = _term(str(first_type)).lower()
+    if isinstance(types, list) and types:
+        kind = _term(str(types[0])).lower()
+    else:
+        kind = _term(str(types or "")).lower()
     identity = to_valid_text(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
     is_object = bool(kind) and "@value" not in value
     if is_object:
@@ -328,8 +342,9 @@ def _text(value: Any) -> str:
         value = value[0] if value else ""
     if isinstance(value, dict):
         value = value.get("@value", value.get("@id", ""))
-    text = to_valid_text(value) if isinstance(value, str | int | float) else ""
-    return text.removeprefix(NOARK)
+    if not isinstance(value, str | int | float):
+        return ""
+    return to_valid_text(value).removeprefix(NOARK)
 
 
 def _references(value: Any) -> list[str]:

@@ -195,7 +195,9 @@ def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
     ]
     main = max(marked, key=count, default=None)
-    return main if main is not None and count(main) > MIN_MAIN_SHARE * count(body) else None
+    if main is None or count(main) <= MIN_MAIN_SHARE * count(body):
+        return None
+    return main
 
 
 @dataclass(slots=True)

@@ -90,7 +90,9 @@ class ListFinder:
             return lists[self.choose(holding)]
         _refuse_map(value, self.form)
         empty = [path for path, elements in lists.items() if not elements and path[-1] in EMPTY_LISTS]
-        return [] if empty and len(empty) == len(lists) else None
+        if empty and len(empty) == len(lists):
+            return []
+        return None
 
     def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
         """Return the path of the only list of records, and count it by name in the report.
@@ -102,7 +104,9 @@ class ListFinder:
             names = _quote_names([".".join(path) for path in paths])
             raise NotJson(f"contains several lists of records, {names}; set options.records to one of them")
         name = ".".join(paths[0])
-        self._report.counts[f"list_found_{name if _COUNTABLE.fullmatch(name) else 'other'}"] += 1
+        if not _COUNTABLE.fullmatch(name):
+            name = "other"
+        self._report.counts[f"list_found_{name}"] += 1
         return paths[0]
 
 

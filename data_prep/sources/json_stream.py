@@ -433,5 +433,7 @@ class _Outline:
 
 def _begins_like_record(text: JsonText, form: Form) -> bool:
     """Return whether a broken element has one of a record's keys in its first line."""
-    line = text.peek(2000).partition("\n")[0] if text.peek(2) != "{\n" else text.peek(2000)
-    return bool(set(_KEY.findall(line)) & set(form.keys))
+    beginning = text.peek(2000)
+    if not beginning.startswith("{\n"):
+        beginning = beginning.partition("\n")[0]
+    return bool(set(_KEY.findall(beginning)) & set(form.keys))

@@ -76,7 +76,9 @@ class Shape:
 
 def _beginning(value: dict[str, object]) -> tuple[str, str]:
     match = _FIRST_KEYS.match(json.dumps(dict(list(value.items())[:2]), ensure_ascii=False))
-    return (match[1], match[2] or "") if match else ("", "")
+    if match is None:
+        return ("", "")
+    return (match[1], match[2] or "")
 
 
 def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:

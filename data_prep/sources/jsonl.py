@@ -94,8 +94,9 @@ def iter_records(
 
 
 def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
-    path = source.options.get("records", "")
-    return Form(tuple(keys), tuple(path.split(".")) if path else (), source.limits.max_record_bytes)
+    records = source.options.get("records", "")
+    path = tuple(records.split(".")) if records else ()
+    return Form(tuple(keys), path, source.limits.max_record_bytes)
 
 
 def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -> Description:

@@ -210,7 +210,7 @@ def _text(body: html.HtmlElement, skipped: set[str]) -> str:
     """Return running text: one line a block, blank lines before headings and paragraphs."""
     lines: list[str] = []
     _walk(body, skipped, lines, [])
-    paragraphs = [" ".join(line.split()) if line else "" for line in lines]
+    paragraphs = [" ".join(line.split()) for line in lines]
     pairs = zip(paragraphs, ["", *paragraphs], strict=False)
     return "\n".join(line for line, before in pairs if line or before).strip()
 
@@ -227,11 +227,11 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
         if line:
             lines.append(line)
 
-    tag = element.tag if isinstance(element.tag, str) else ""
-    classes = _classes(element) if tag else set()
-    if not tag or tag in SKIPPED_TAGS or classes & skipped:
+    tag = element.tag
+    if not isinstance(tag, str) or tag in SKIPPED_TAGS or _classes(element) & skipped:
         inline.append(element.tail or "")
         return
+    classes = _classes(element)
     is_heading = tag in HEADING_TAGS or bool(classes & HEADING_CLASSES)
     is_block = tag in BLOCK_TAGS or is_heading
     opens_paragraph = is_heading or bool(classes & PARAGRAPH_CLASSES)

@@ -50,4 +50,5 @@ def site_folder(url: str) -> str:
     except ValueError:  # brackets that do not enclose an IPv6 address
         return url
     folders = parts.path.split("/")
-    return f"{parts.netloc.removeprefix('www.')}/{folders[1] if len(folders) > 2 else ''}"
+    first_folder = folders[1] if len(folders) > 2 else ""
+    return f"{parts.netloc.removeprefix('www.')}/{first_folder}"

@@ -184,7 +184,8 @@ def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
 
 def _replace_line_breaks(line: str) -> str:
     """Return a line with <br> replaced by line ends; by spaces in a table row."""
-    return _LINE_BREAK.sub(" " if line.lstrip().startswith("|") else "\n", line)
+    is_row = line.lstrip().startswith("|")
+    return _LINE_BREAK.sub(" " if is_row else "\n", line)
 
 
 def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> str:
@@ -206,7 +207,10 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
     def replace_tag(match: re.Match[str]) -> str:
         text = ": ".join(double or single for double, single in _SHOWN.findall(match[0]))
-        return f"{text} " if text and match.string[match.end() : match.end() + 1].strip() else text
+        after = match.string[match.end() : match.end() + 1]
+        if text and after.strip():
+            text += " "
+        return text
 
     text = _VALUE.sub(replace_value, text)
     return _TEMPLATE.sub(replace_tag, _SHORTCODE.sub(replace_tag, text))
@@ -221,14 +225,20 @@ def _replace_block_tags(line: str) -> str:
     def replace_tags(match: re.Match[str]) -> str:
         tags = match[0].lower()
         is_item = _TAG_OF_ITEM.search(tags) is not None
+        bullet = "- "
         if is_row:
-            space = "" if line[match.start() - 1] in " |" else " "
-            return f"{space}• " if is_item else space
-        if match.start() <= first or match.end() >= last:
-            return "- " if is_item and match.end() < last else ""
-        if _TAG_OF_CELL.search(tags) and "<tr" not in tags:
-            return " | • " if is_item else " | "
-        return "\n- " if is_item else "\n"
+            bullet = "• "
+            separator = "" if line[match.start() - 1] in " |" else " "
+        elif match.end() >= last:
+            return ""
+        elif match.start() <= first:
+            separator = ""
+        elif _TAG_OF_CELL.search(tags) and "<tr" not in tags:
+            bullet = "• "
+            separator = " | "
+        else:
+            separator = "\n"
+        return f"{separator}{bullet}" if is_item else separator
 
     return _BLOCK_TAGS.sub(replace_tags, line)
 
@@ -262,8 +272,8 @@ def _remove_comments(text: str) -> str:
     end = 0  # of the last comment
     while True:
         start = text.find("<!--", end)
-        close = text.find("-->", start) if start >= 0 else -1
-        if close < 0:
+        close = text.find("-->", start)
+        if start < 0 or close < 0:
             break
         pieces.append(text[end:start])
         end = close + len("-->")

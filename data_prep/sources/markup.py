@@ -48,7 +48,9 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
 
 
 def _replace_html_entity(match: re.Match[str]) -> str:
-    return match[0] if match[1] in _XML_ENTITIES else html5.get(match[1], match[0])
+    if match[1] in _XML_ENTITIES:
+        return match[0]
+    return html5.get(match[1], match[0])
 
 
 def parse_html(raw: bytes, report: Report) -> html.HtmlElement:

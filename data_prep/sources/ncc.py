@@ -51,11 +51,12 @@ def list_files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     options = claims.parse_options(source, Options)
     for place, record in jsonl.iter_records(name, source, report, paths, ("doc_type", "text")):
-        doc_type, text = record.get("doc_type"), record.get("text")
-        if not isinstance(doc_type, str) or not isinstance(text, str):
-            report.quarantine(
-                place, f"no string under '{'text' if isinstance(doc_type, str) else 'doc_type'}'"
-            )
+        doc_type = record.get("doc_type")
+        text = record.get("text")
+        if not isinstance(doc_type, str):
+            report.quarantine(place, "no string under 'doc_type'")
+        elif not isinstance(text, str):
+            report.quarantine(place, "no string under 'text'")
         elif fnmatchcase(doc_type, WITHDRAWN):
             report.counts["withdrawn_newspapers"] += 1
         elif not any(fnmatchcase(doc_type, pattern) for pattern in options.doc_types):

@@ -96,8 +96,13 @@ def _main_language(parts: list[Part], file_language: str) -> str:
     """Return the language of most characters of speeches; the file's if none has a language."""
     lengths = Counter[str]()
     for part in parts:
-        lengths[part.language or file_language] += len(part.text) if part.language else 0
-    return lengths.most_common(1)[0][0] if any(lengths.values()) else file_language
+        if part.language:
+            lengths[part.language] += len(part.text)
+        else:
+            lengths[file_language] += 0
+    if not any(lengths.values()):
+        return file_language
+    return lengths.most_common(1)[0][0]
 
 
 def _iter_parts(section: etree._Element) -> Iterator[Part]:
@@ -130,7 +135,10 @@ def _paragraph_text(element: etree._Element) -> str:
     tokens = element.iter("{*}w", "{*}pc")
     words = [e for e in tokens if not any(local_name(above) == "w" for above in e.iterancestors())]
     if words:
-        return squeeze((w.text or "") + ("" if w.get("join") in ("right", "both") else " ") for w in words)
-    pieces = iter_blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)
+        pieces = []
+        for word in words:
+            pieces += [word.text or "", "" if word.get("join") in ("right", "both") else " "]
+        return squeeze(pieces)
+    blocks = iter_blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)
     # Plain text has names in elements of their own, with white space around them.
-    return _SPACE_BEFORE.sub("", " ".join(text for _, text in pieces))
+    return _SPACE_BEFORE.sub("", " ".join(text for _, text in blocks))

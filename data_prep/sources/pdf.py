@@ -154,17 +154,23 @@ class _Shape:
     @classmethod
     def measure(cls, pages: list[Page]) -> _Shape:
         lines = [line for page in pages for line in page.lines]
+        if not lines:
+            return cls(size=0.0, pitch=0.0, full=0, width=0, right=0)
         lengths = sorted(len(line.text) for line in lines)
         widths = sorted(line.right - line.left for line in lines)
         rights = sorted(line.right for line in lines)
-        steps = [round(a.y - b.y) for page in pages for a, b in pairwise(page.lines) if _is_below(a, b)]
+        steps = Counter[float]()
+        for page in pages:
+            for above, below in pairwise(page.lines):
+                if _is_below(above, below):
+                    steps[round(above.y - below.y)] += 1
         eighty = int(len(lines) * 0.8)
         return cls(
             size=body_size(lines),
-            pitch=Counter(steps).most_common(1)[0][0] if steps else 0.0,
-            full=lengths[eighty] * 0.75 if lines else 0,
-            width=widths[eighty] if lines else 0,
-            right=rights[eighty] if lines else 0,
+            pitch=steps.most_common(1)[0][0] if steps else 0.0,
+            full=lengths[eighty] * 0.75,
+            width=widths[eighty],
+            right=rights[eighty],
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
@@ -259,12 +265,15 @@ def _join_paragraphs(paragraphs: list[str]) -> str:
 
 def _join_word(match: re.Match[str]) -> str:
     """Return a word that was hyphenated at a line break, with its hyphen if that is part of it."""
-    before, after = match[1], match[2]
+    before = match[1]
+    after = match[2]
     if after in _COORDINATIONS:
         return f"{before}- {after}"
     has_hyphen_before = not before or before[-1].isdigit() or before.isupper()
     has_hyphen_after = after[:1].isupper() or after[:1].isdigit()
-    return f"{before}-{after}" if has_hyphen_before or has_hyphen_after else before + after
+    if has_hyphen_before or has_hyphen_after:
+        return f"{before}-{after}"
+    return before + after
 
 
 def _pdf_date(date: str) -> str:

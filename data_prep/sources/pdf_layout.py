@@ -109,7 +109,9 @@ class _Letters:
         if index < 0:
             return None
         left, bottom, right, top = self._page.get_charbox(index, loose=True)
-        return (left, bottom, right, top) if right > left or top > bottom else None
+        if right <= left and top <= bottom:
+            return None
+        return (left, bottom, right, top)
 
     def is_bold(self, number: int) -> bool:
         index = self._raw.FPDFText_GetCharIndexFromTextIndex(self._page, number)

@@ -81,12 +81,12 @@ def _find_numbers(page: Page, at_end: bool) -> list[_Number]:
         match = re.fullmatch(r"(\d{1,6})", line.text) or pattern.search(line.text)
         if not line.placed or match is None or (not at_end and match.start(1)):
             continue
-        if line.text.isdecimal():
-            left, right = line.left, line.right
-        elif at_end:
-            left, right = line.last_left, line.right
-        else:
-            left, right = line.left, line.first_right
+        left = line.left
+        right = line.right
+        if not line.text.isdecimal() and at_end:
+            left = line.last_left
+        elif not line.text.isdecimal():
+            right = line.first_right
         numbers.append(_Number(line, int(match[1]), left, right, at_end))
     return numbers
 
@@ -137,7 +137,8 @@ def _are_line_numbers(
         return False
     num_lines = 0
     for page, numbers in zip(pages, columns, strict=True):
-        num_lines += _count_text_lines(page, numbers) if numbers else 0
+        if numbers:
+            num_lines += _count_text_lines(page, numbers)
     num_after_last = (step - 1) * sum(map(bool, columns))  # lines that may follow the last number of a page
     if num_counted + num_after_last < 0.6 * num_lines or num_counted > 3 * max(1, num_lines):
         return False
@@ -152,7 +153,9 @@ def _iter_steps(numbers: list[_Number]) -> Iterator[int]:
 
 def _count_text_lines(page: Page, numbers: list[_Number]) -> int:
     num_bare = sum(number.is_bare for number in numbers)
-    return len(page.lines) - num_bare if num_bare else len({round(line.y) for line in page.lines})
+    if num_bare:
+        return len(page.lines) - num_bare
+    return len({round(line.y) for line in page.lines})
 
 
 def _are_outside_text(
@@ -323,7 +326,11 @@ def _is_apart(line: Line, lines: list[Line]) -> bool:
 
 
 def _mask_numbers(text: str) -> str:
-    return _TOKEN.sub(lambda match: "0" if _parse_numeral(match[0]) is not None else match[0], text)
+    return _TOKEN.sub(_mask_numeral, text)
+
+
+def _mask_numeral(match: re.Match[str]) -> str:
+    return match[0] if _parse_numeral(match[0]) is None else "0"
 
 
 def _iter_values(text: str) -> Iterator[int]:

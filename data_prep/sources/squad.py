@@ -60,7 +60,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
     num_seen = Counter[str]()
     for question in _iter_questions(name, source, report, paths):
         num_seen[question.id] += 1
-        answer = next((a for a in question.answers if a), options.unanswerable)
+        answer = next(filter(None, question.answers), options.unanswerable)
         if not answer:
             report.counts["unanswerable"] += 1
         elif question.answers and answer not in question.context:

@@ -153,10 +153,13 @@ def _is_block(element: etree._Element) -> bool:
 
 
 def _with_kind(name: str, speech: etree._Element) -> str:
-    tag = local_name(speech).lower()
-    kind = (speech.get("type") or "") if tag == "innlegg" else tag
+    kind = local_name(speech).lower()
+    if kind == "innlegg":
+        kind = speech.get("type") or ""
     name = name.rstrip(" :")
-    return f"{name}, {kind}:" if kind in ("hovedinnlegg", "replikk") else f"{name}:"
+    if kind in ("hovedinnlegg", "replikk"):
+        name += f", {kind}"
+    return f"{name}:"
 
 
 def _meeting_heading(meeting: etree._Element) -> str:

@@ -34,16 +34,20 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _speech(row: dict[str, str], place: Place, source: SourceConfig) -> Document:
-    speaker = row.get("rep_name") or " ".join(
-        row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key)
-    )
-    speaker = speaker or ("Presidenten" if row.get("speaker_role", "").lower() == "president" else "")
+    first_and_last = (row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key))
+    speaker = row.get("rep_name") or " ".join(first_and_last)
+    if not speaker and row.get("speaker_role", "").lower() == "president":
+        speaker = "Presidenten"
     party = row.get("party_id") or row.get("party_name") or ""
-    who = f"{speaker} ({party}): " if speaker and party else f"{speaker}: " if speaker else ""
+    lead = speaker
+    if speaker and party:
+        lead = f"{speaker} ({party})"
+    if speaker:
+        lead += ": "
     day = claims.parse_date(row.get("date"))
     return Document(
         id=row.get("id") or str(place),
-        text=who + row["text"],
+        text=lead + row["text"],
         source=place.source,
         license=source.license,
         date=day,

@@ -162,8 +162,11 @@ def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | Non
         if is_extracted:
             letters = count_letters(block.text)
             num_extracted += letters
-            num_inside += letters if _is_inside(block, article) else 0
-    return article if num_inside >= 0.5 * num_extracted else None
+            if _is_inside(block, article):
+                num_inside += letters
+    if num_inside < 0.5 * num_extracted:
+        return None
+    return article
 
 
 def _count_page_letters(root: html.HtmlElement) -> int:
@@ -245,6 +248,9 @@ def _smallest_part(blocks: list[Block], are_extracted: list[bool]) -> html.HtmlE
 
 def _document(text: str, about: Any, place: Place, claimed: str, source: SourceConfig) -> Document:
     document_id = id_from_place(place)
+    group = document_id.rpartition("/")[0] or document_id
+    if about.url:
+        group = site_folder(about.url)
     return Document(
         id=document_id,
         text=text,
@@ -254,7 +260,7 @@ def _document(text: str, about: Any, place: Place, claimed: str, source: SourceC
         url=about.url or "",
         date=claims.parse_date(about.date),
         language=claimed or claims.parse_language(about.language),
-        group=site_folder(about.url) if about.url else document_id.rpartition("/")[0] or document_id,
+        group=group,
     )
 
 
