@@ -1,8 +1,8 @@
 """Repair of UTF-8 decoded as Windows-1252 or Latin-1: `mÃ¥` is `må`. Used by stage normalise.
 
 A letter's bytes in UTF-8 become two or three characters, here a pair: `Ã¥`, `â€™`. Some pairs are
-correct text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit. Each pair is therefore
-judged by its neighbours, also in a text that has correct letters beside it: surely broken, perhaps
+correct text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit; and a text may have broken
+letters beside correct ones. Each pair is therefore judged by its neighbours: surely broken, perhaps
 broken, or right. Pairs that are perhaps broken are repaired only if the text has a pair that is
 surely broken.
 """

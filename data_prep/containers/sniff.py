@@ -84,7 +84,7 @@ def is_macos_metadata(name: str) -> bool:
 
 
 def decode_name(name: str) -> str:
-    """Return a file's name; bytes that are not UTF-8, as in old archives, are Windows-1252."""
+    """Return a file's name, with bytes that are not UTF-8 (in old archives) as Windows-1252."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 
 

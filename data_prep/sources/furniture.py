@@ -26,8 +26,8 @@ SHORT = 200  # letters up to which a part of the page is furniture by its class,
 SMALL_SHARE = 0.3  # share of the page's letters up to which a part is furniture by its class, or a form
 NEARLY_ALL = 0.8  # share of the page's letters from which a part is not furniture, whatever its class
 MIN_MAIN_SHARE = 0.1  # a main element with a smaller share of the page's letters is an unused template
-MOSTLY_LINKS = 0.6  # share of a part's letters that are in links
-ONLY_LINKS = 0.85  # the same
+MOSTLY_LINKS = 0.6  # share of a part's letters in links, above which it is mostly links
+ONLY_LINKS = 0.85  # share above which it is nothing but links
 AROUND_LINKS = 40  # maximum letters beside links for sharing and following, as in "Del denne siden på"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data_prep.document import Report, Unreadable
 
-MAX_DEPTH = 4  # of nested objects in which the list of records is searched for
+MAX_DEPTH = 4  # nested objects up to which the list of records is searched for
 # Usual names of lists of records: an object whose lists are all empty, and all named so, has no
 # records.
 EMPTY_LISTS = (

@@ -269,8 +269,7 @@ class _SequenceReader:
             fault: the reason why the object could not be read as one value.
 
         Returns:
-            The fault after which the rest of the object cannot be read; None if it was read to its
-                end.
+            The fault after which the rest of the object cannot be read; None if it was read whole.
         """
         text = self._text
         outline = _Outline(text, self._form, self._finder)

@@ -3,7 +3,7 @@
 The files are XML-flavoured HTML, one act or regulation each: a header with its identity
 (`dl.data-document-key-info`) and `main.documentBody`. Each file is one document. Its group is the
 act itself (`refid`, e.g. lov/2005-06-17-101), so that an act's announcement in Lovtidend and its
-consolidated text are always on the same side of a split. Its date is the day on which the act was
+consolidated text are always in the same part of a split. Its date is the day on which the act was
 passed, which is part of its name.
 
 Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks,

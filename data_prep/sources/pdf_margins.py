@@ -256,7 +256,7 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines are in one place on most pages, of a chapter or a side at least."""
+    """Return whether lines are in one place on most pages of the document, a chapter or a side."""
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
     if count < 3 or not _are_in_one_place(group):

@@ -97,7 +97,10 @@ def parse(raw: bytes, place: Place, license: str, options: Options, report: Repo
 
 
 def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
-    """Return a page's text without furniture, if at least `min_kept` of it is left."""
+    """Return a page's text without furniture.
+
+    If less than `min_kept` of it is left, only tags decide what is furniture, and the page is counted.
+    """
     body = root.find(".//body")
     if body is None:
         body = root

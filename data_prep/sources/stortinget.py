@@ -1,10 +1,12 @@
 """Reader of minutes of Stortinget from data.stortinget.no/eksport, in both XML formats.
 
-Until 2015-16: <forhandling><mote><saker><sak><innlegg
-type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>. Since: <Forhandlinger>
-<Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>. A document is
-an item of the agenda, or a speech (`unit: speech`); text outside items is one document a meeting.
-All documents of a file form a group.
+The formats are, until 2015-16 and since:
+
+    <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>
+    <Forhandlinger><Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A>
+
+A document is an item of the agenda, or a speech (`unit: speech`); text outside items is one
+document a meeting. All documents of a file form a group.
 
 Kept: an item's number and title; before each speech, the speaker, party and time as the minutes
 have them, and whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes,

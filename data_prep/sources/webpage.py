@@ -93,11 +93,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return a page's text by the first way that keeps `min_kept` of its letters, or most of them.
+    """Return a page's text by the first way that keeps `min_kept` of its letters.
+
+    If none does, that is the way that keeps most of them.
 
     Args:
-        spare: the same page parsed a second time, as trafilatura modifies the tree that it is
-            given.
+        spare: the same page, parsed a second time, as trafilatura modifies its input.
     """
     best = Reading("", "", 0)
     for reading in _iter_readings(root, spare):

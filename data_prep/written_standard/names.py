@@ -31,7 +31,7 @@ def remove_names(text: str) -> str:
 
 
 def remove_codes(text: str) -> str:
-    """Return a text without addresses, and words with digits or characters of code."""
+    """Return a text, line by line, without addresses and words with digits or code."""
     lines = []
     for line in text.split("\n"):
         kept = [token for token in line.split() if token.isalpha() or not _CODE.search(token)]
