@@ -250,7 +250,7 @@ class ConversationReader:
         refused += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
         refused += _find_other_flags(message, {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS})
         if refused:
-            raise Malformed("unsupported_record", f"a message with {', '.join(refused)}")
+            raise Malformed("unsupported_record", f"a message with unsupported keys: {', '.join(refused)}")
         role_key, content_key = self._get_turn_keys(message)
         role = self._parse_role(message, role_key)
         flag = _parse_flag(message)
@@ -301,8 +301,7 @@ class ConversationReader:
     def _parse_history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
-        is_list = isinstance(pairs, list)
-        if not is_list or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
             raise Malformed("unreadable_record", f"'{key}' is not a list of [question, answer] pairs")
         turns = []
         for question, answer in pairs:
@@ -379,7 +378,7 @@ def _refuse(record: dict[str, object]) -> None:
         refused.append("label")
     refused += _find_other_flags(record, {*REFUSED, *REFUSED_UNLESS_TRUE})
     if refused:
-        raise Malformed("unsupported_record", f"has {', '.join(refused)}")
+        raise Malformed("unsupported_record", f"has unsupported keys: {', '.join(refused)}")
 
 
 def _parse_flag(message: dict[str, object]) -> bool | None:
@@ -408,6 +407,10 @@ def _is_other_flag(name: str, value: object) -> bool:
 
 def _is_empty(value: object) -> bool:
     return value in (None, "", False, [], {}) or value in ("[]", "{}", "null")
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def _as_string(value: object, name: str) -> str:

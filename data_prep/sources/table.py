@@ -106,9 +106,9 @@ class _Lines:
         self.row = []
         self._row_size = 0
 
-    def give_up_row(self, fault: str, rewind: bool = True) -> None:
+    def give_up_row(self, reason: str, rewind: bool = True) -> None:
         """Quarantine the row; with `rewind`, only its first line, and re-read the others."""
-        self._report.quarantine(self.row[0][0], fault)
+        self._report.quarantine(self.row[0][0], reason)
         if rewind:
             self._rewound_lines.extendleft(reversed(self.row[1:]))
             self._rewound_size += self._row_size
@@ -158,8 +158,8 @@ def csv_rows(
             # Most lines between two stray quotes are rows by themselves; few lines of a long text
             # are.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
-            fault = f"{len(row)} columns, but the first line names {len(names)}"
-            lines.give_up_row(fault, rewind=2 * sum(fitting) > len(fitting))
+            reason = f"{len(row)} columns, but the first line names {len(names)}"
+            lines.give_up_row(reason, rewind=2 * sum(fitting) > len(fitting))
     if names is None:
         report.quarantine(member.place, "empty: there is no line with the names of columns")
 
