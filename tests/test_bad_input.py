@@ -250,7 +250,7 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
+        ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["source path /none: does not exist"]),
         (
             {"reader": "docx", "path": "/none", "license": "CC0-1.0"},
             ["sources.letters.reader is 'docx'", "lovdata"],
@@ -321,7 +321,7 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
             laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"},
         )
     )
-    assert "source laws: no document can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
+    assert "source laws: no document can be read; laws.tar.bz2: bzip2 data is truncated or corrupt" in line
 
 
 def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -344,7 +344,8 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
         )
     )
     assert (
-        "source letters: no document can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+        "source letters: no document can be read; a.jsonl.gz:line 1: gzip data is truncated or corrupt"
+        in line
     )
 
 
