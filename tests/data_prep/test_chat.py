@@ -1,4 +1,4 @@
-"""Conversations and instructions from raw records to the targets of a step."""
+"""Tests of the reader of conversations and instructions."""
 
 from __future__ import annotations
 
@@ -7,91 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
 from data_prep import pipeline
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
-from data_prep.document import Document, Place, Report, Turn
+from data_prep.document import Place, Report
 from data_prep.pipeline import Prepared
-from data_prep.shards import Corpus
-from data_prep.sources import chat, claims
-from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
-from data_prep.stages import TEXT_STAGES
-from data_prep.stages.normalise import Normalise
-from data_prep.tokens.tokeniser import Tokeniser
-from data_prep.tokens.tokenizer_files import place_files
-from tests.data_prep.chat_templates import CHATML, QWEN3
-from tests.data_prep.identity_numbers import numbers
-from tests.data_prep.sample import SAMPLE
+from data_prep.sources import chat
+from data_prep.stage_settings import ChatConfig, SplitConfig
+from tests.data_prep.conversations import (
+    ASKED,
+    FIRST,
+    MESSAGES,
+    TOLD,
+    TWO,
+    asked_and_told,
+    documents_of,
+    drops,
+    learned,
+    prepare,
+    quarantined,
+    rows,
+    turns_of,
+)
 
-ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i forrige uke?"
-TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
-MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": TOLD}]
 PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
 SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
-
-STAGES = [stage.name for stage in TEXT_STAGES]
-
-
-def prepare(
-    tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any
-) -> Prepared:
-    """Prepare records; source names that begin with `text` are read as running text."""
-    configs = {}
-    for name, records in sources.items():
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        is_text = name.startswith("text")
-        configs[name] = SourceConfig(
-            reader="jsonl" if is_text else "chat",
-            path=str(path),
-            license="CC0-1.0",
-            options={} if is_text else options or {},
-        )
-    settings = {
-        "tokenizer": TokenizerConfig(vocab_size=400),
-        "split": SplitConfig(validation_share=0),
-        **settings,
-    }
-    corpus = CorpusConfig(name="mine", sources=configs, **settings)
-    return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora")))
-
-
-def rows(prepared: Prepared) -> list[dict[str, Any]]:
-    return list(Corpus(prepared.folder).split("train"))
-
-
-def learned(prepared: Prepared) -> list[str]:
-    """What each row teaches, decoded."""
-    tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
-    mask = prepared.manifest.mask_column
-    return [
-        tokenizer.decode(
-            [t for t, m in zip(row["input_ids"], row[mask], strict=True) if m], skip_special_tokens=False
-        )
-        for row in rows(prepared)
-    ]
-
-
-def drops(prepared: Prepared) -> dict[str, str]:
-    stages = prepared.folder.with_name(".mine.stages")
-    return {
-        row["id"]: row["reason"]
-        for file in stages.glob("*/drops-*.parquet")
-        for row in pq.read_table(file).to_pylist()
-    }
-
-
-def quarantined(prepared: Prepared) -> dict[str, str]:
-    files = prepared.folder.with_name(".mine.stages").glob("*/quarantine-*.parquet")
-    return {
-        f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"]
-        for f in files
-        for row in pq.read_table(f).to_pylist()
-    }
 
 
 @dataclass(frozen=True)
@@ -191,22 +133,6 @@ def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tm
         f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)
     }
     assert learned(prepared) == [f"{TOLD}</s>"]
-
-
-def asked_and_told(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
-    """User and assistant in turn; `flags` go to the first answer."""
-    messages = [{"role": role, "content": content} for role, content in turns]
-    messages[1] |= flags
-    return messages
-
-
-FIRST = "Vi har åpent fra klokken ni til klokken fire alle hverdager."
-TWO = (
-    ("user", "Når åpner kontoret om morgenen?"),
-    ("assistant", FIRST),
-    ("user", ASKED),
-    ("assistant", TOLD),
-)
 
 
 @pytest.mark.parametrize("flag", ["loss", "train", "trainable", "training", "weight"])
@@ -445,22 +371,6 @@ def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -
             ChatConfig(system=system)
 
 
-def documents_of(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
-    """The documents that the reader makes of records."""
-    source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
-    reader = chat.ConversationReader(source, claims.options(source, chat.Options), report or Report())
-    found = [
-        reader.document(record, Place("chats", "x.jsonl", at=f"line {n}"))
-        for n, record in enumerate(records, start=1)
-    ]
-    return [document for document in found if document is not None]
-
-
-def turns_of(record: dict[str, Any], **options: Any) -> list[Turn]:
-    (document,) = documents_of(record, **options)
-    return document.turns
-
-
 def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     record = {"samtale": MESSAGES, "nr": 7, "sak": "24/17"}
     (tmp_path / "chats.json").write_text(json.dumps([record, 5], indent=2))
@@ -470,257 +380,3 @@ def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
     assert quarantined(prepared) == {"chats.json:record 2": "a JSON int, not an object"}
-
-
-def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
-    number, other = numbers(0, 80)[:2]
-    told = f"  Du heter søker {number[:6]} {number[6:]}, og   fristen er tre uker.\n\n  - Ã¸nske\u00ad\n "
-    messages = [
-        {"role": "system", "content": f"Sak {other}"},
-        MESSAGES[0],
-        {"role": "assistant", "content": told},
-    ]
-    english = [
-        {"role": "user", "content": "When is the deadline for an appeal?"},
-        {"role": "assistant", "content": "The deadline is three weeks after you received the decision."},
-    ]
-    same = [*messages[:2], {"role": "assistant", "content": told.replace("Du heter", "du\nHETER")}]
-    prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
-    (text,) = learned(prepared)
-    assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske\u00ad</s>", (
-        "its layout is its own"
-    )
-    everything = next(
-        prepared.folder.with_name(".mine.stages").glob("*-deidentify/part-00000-000.parquet")
-    ).read_bytes()
-    assert number[6:].encode() not in everything
-    (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
-    assert masked.counts == {"masked_synthetic": 2}
-    assert sorted(drops(prepared).values()) == ["exact_duplicate", "exact_duplicate", "language_eng"]
-
-
-def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
-    turns = [
-        Turn(role="", content="Fråga:\u00a0ja?\nSvar: ", target=False),
-        Turn(role="", content="\tJa", target=True),
-    ]
-    document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
-    config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
-    (done,) = Normalise().run(iter([document]), config, Report())
-    assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
-
-
-def corpus_config(folder: Path, **settings: Any) -> CorpusConfig:
-    sources = {"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")}
-    return CorpusConfig(name="x", sources=sources, tokenizer=TokenizerConfig(path=str(folder)), **settings)
-
-
-def tokeniser_of(config: CorpusConfig, tmp_path: Path) -> Tokeniser:
-    place_files(config, [], tmp_path / "tokenizer")
-    return Tokeniser(config, tmp_path / "tokenizer")
-
-
-def plain(prompt: str, completion: str) -> Document:
-    turns = [Turn(role="", content=prompt, target=False), Turn(role="", content=completion, target=True)]
-    return Document(
-        id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns, mask="completion_mask"
-    )
-
-
-def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path: Path) -> None:
-    """BOS as the tokenizer puts it, once; no token spans the border, even where one could."""
-    tokeniser = tokeniser_of(corpus_config(folder), tmp_path)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for prompt, completion in (
-        ("Frist", "en er 1. mars."),
-        ("Svar: ", " ja"),
-        ("assistant\n", "\nFristen</s>"),
-    ):
-        ((_, (row,)),) = tokeniser.rows([plain(prompt, completion)], Report())
-        prompt_ids = tokenizer.encode(prompt).ids
-        assert row.input_ids[: len(prompt_ids)] == prompt_ids
-        assert row.input_ids[0] == 0 != row.input_ids[1]
-        assert row.mask == [0] * len(prompt_ids) + [1] * (len(row.mask) - len(prompt_ids))
-        assert row.input_ids[-1] == 1
-        assert row.input_ids.count(1) == 1, "</s> spelled in a completion is text"
-        assert tokenizer.decode(row.input_ids[len(prompt_ids) : -1], skip_special_tokens=False) == completion
-
-
-def test_a_plain_completion_gets_no_space_that_is_not_there(spaced: Path, tmp_path: Path) -> None:
-    tokeniser = tokeniser_of(corpus_config(spaced), tmp_path)
-    tokenizer = Tokenizer.from_file(str(spaced / "tokenizer.json"))
-    ((_, (row,)),) = tokeniser.rows([plain("mars", "erer")], Report())
-    assert "".join(tokenizer.id_to_token(t) for t in row.input_ids) == "▁marserer</s>"
-
-
-def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(config))
-    (tmp_path / "plain" / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
-    tokeniser, report = tokeniser_of(corpus_config(tmp_path / "plain"), tmp_path), Report()
-    assert [document.id for document, _ in tokeniser.rows([plain("", ""), plain("a", "b")], report)] == ["1"]
-    assert report.drop_reasons() == {"no_supervised_tokens": 1}
-
-
-def test_a_mask_of_ones_alone_is_running_text(folder: Path, tmp_path: Path) -> None:
-    """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
-    source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
-    tokeniser = tokeniser_of(corpus_config(with_template(folder, tmp_path / "bare", source)), tmp_path)
-    text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
-    answer = Document(id="2", text="", source="s", license="CC0-1.0", group="2", mask="assistant_masks")
-    answer.turns = [Turn(role="assistant", content="Fristen er 1. mars.", target=True)]
-    (_, (running,)), (_, (answered,)) = tokeniser.rows([text, answer], Report())
-    assert set(running.mask) == {1}
-    assert answered.mask == [0] + [1] * (len(answered.input_ids) - 1)
-
-
-def with_template(folder: Path, copy: Path, source: Any) -> Path:
-    copy.mkdir()
-    (copy / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": source}))
-    return copy
-
-
-def test_the_template_is_the_tokenizers_own_unless_one_is_named(
-    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """From its config, by name or alone; the one used goes with the corpus, and so with the model."""
-    records = {"chats": [{"messages": MESSAGES}]}
-    own = TokenizerConfig(path=str(with_template(folder, tmp_path / "own", CHATML)))
-    assert learned(prepare(tmp_path, records, tokenizer=own)) == [f"{TOLD}<|im_end|>"]
-    several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
-    named = TokenizerConfig(path=str(with_template(folder, tmp_path / "named", several)))
-    assert learned(prepare(tmp_path, records, tokenizer=named)) == [f"{TOLD}<|im_end|>"]
-    assert "by_another_template" not in str(
-        prepare(tmp_path, records, tokenizer=own).manifest.stages[-1].counts
-    )
-    other = prepare(tmp_path, records, tokenizer=own, chat=ChatConfig(template="default"))
-    assert learned(other) == [f"{TOLD}</s>"]
-    assert other.manifest.stages[-1].counts == {"by_another_template_than_the_tokenizers_own": 1}
-    assert "takes the place of the chat template of" in caplog.text
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(other.folder / "tokenizer")
-    assert (
-        loaded.apply_chat_template(MESSAGES, tokenize=False)
-        == f"<s>user\n{ASKED}</s>\n<s>assistant\n{TOLD}</s>\n"
-    )
-    (tmp_path / "mine.jinja").write_text(CHATML)
-    mine = ChatConfig(template=str(tmp_path / "mine.jinja"))
-    assert learned(prepare(tmp_path, records, tokenizer=TokenizerConfig(path=str(folder)), chat=mine)) == [
-        f"{TOLD}<|im_end|>"
-    ]
-
-
-def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
-    records = {"chats": [{"messages": MESSAGES}]}
-    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
-    chat = ChatConfig(template=str(tmp_path / "mine.jinja"))
-    first = rows(prepare(tmp_path, records, chat=chat))
-    assert "tokenise" in prepare(tmp_path, records, chat=chat).skipped
-    (tmp_path / "mine.jinja").write_text(
-        "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
-    )
-    again = prepare(tmp_path, records, chat=chat)
-    assert again.skipped == ["read", *STAGES]
-    assert rows(again) != first
-
-
-def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path: Path, folder: Path) -> None:
-    given = TokenizerConfig(path=str(folder))
-    with pytest.raises(
-        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
-    ):
-        prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
-    assert not (tmp_path / "corpora" / ".mine.tmp").exists()
-    strings = {"chats": [{"prompt": ASKED, "completion": TOLD}]}
-    with pytest.raises(ValueError, match=r"has no chat template.*options.prompt_template"):
-        prepare(tmp_path, strings, tokenizer=given)
-    named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=given)
-    assert named.manifest.mask_column == "completion_mask"
-    assert named.manifest.tokenizer.end_of_turn is None
-    with pytest.raises(FileNotFoundError, match=r"corpus.chat.template /none.jinja does not exist"):
-        prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, chat=ChatConfig(template="/none.jinja"))
-    with pytest.raises(ValueError, match="choose one of answers, everything"):
-        ChatConfig(targets="all")
-
-
-def test_conversations_that_a_template_refuses_are_dropped_with_its_words(
-    tmp_path: Path, folder: Path
-) -> None:
-    strict = CHATML.replace(
-        "{%- for",
-        "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{%- for",
-        1,
-    )
-    given = TokenizerConfig(path=str(with_template(folder, tmp_path / "strict", strict)))
-    short = {"role": "assistant", "content": "Tre uker."}  # with the same answer it would be a near duplicate
-    refused = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
-    prepared = prepare(tmp_path, {"chats": [refused, {"messages": MESSAGES}]}, tokenizer=given)
-    assert drops(prepared) == {"chats.jsonl:1": "template_refuses"}
-    assert prepared.manifest.stages[-1].dropped == {"template_refuses": 1}
-    assert prepared.manifest.documents("train") == prepared.manifest.stages[-1].documents_out == 1
-    with pytest.raises(ValueError, match=r"corpus mine is empty.*template_refuses 1.*chat.template"):
-        prepare(tmp_path, {"chats": [refused]}, tokenizer=given)
-
-
-def test_a_template_that_rewrites_history_gives_a_row_a_turn_and_says_so(
-    tmp_path: Path, folder: Path
-) -> None:
-    given = TokenizerConfig(path=str(with_template(folder, tmp_path / "qwen", QWEN3)))
-    twice = {
-        "id": "a",
-        "messages": [*MESSAGES, {"role": "user", "content": "Og for klagen på den?"}, MESSAGES[1]],
-    }
-    prepared = prepare(tmp_path, {"chats": [twice]}, tokenizer=given)
-    assert [row["id"] for row in rows(prepared)] == ["a#1", "a"]
-    assert prepared.manifest.stages[-1].counts == {"rows_of_single_turns": 1}
-
-
-def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dropped(tmp_path: Path) -> None:
-    """Through to training: what a step's labels hold is the answers, and nothing else."""
-    from finetune.data.packs import PackedData
-    from finetune.models.loss import IGNORE
-    from tests.worlds import Alone
-
-    source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")
-    corpus = CorpusConfig(
-        name="mine", sources={"instructions": source}, split=SplitConfig(validation_share=0)
-    )
-    prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
-    records = [json.loads(line) for line in (SAMPLE / "instructions.jsonl").read_text().splitlines()]
-    bad = {r["id"]: r["planted"] for r in records if r["planted"] not in (None, "identity_number")}
-    assert sorted(drops(prepared).values()) == sorted(bad.values())
-
-    data = PackedData(
-        Corpus(prepared.folder),
-        "train",
-        sources=["instructions"],
-        sequence_length=512,
-        long_documents="auto",
-        shuffle_seed=None,
-        plan_folder=tmp_path / "plan",
-        world=Alone(0, 1, 0),
-    )
-    assert data.counts["documents"] == len(records) - len(bad)
-    tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
-    taught: dict[int, list[int]] = {}
-    for batch in data.step(0, data.num_packs, 1).micro_batches:
-        for label, document in zip(batch.labels.numpy()[0], batch.documents[0], strict=True):
-            if label != IGNORE:
-                taught.setdefault(int(document), []).append(int(label))
-    ids = list(np.asarray(Corpus(prepared.folder).split("train")["id"]))
-    for record in records:
-        if record["id"] in bad:
-            continue
-        messages = record.get("messages", [])
-        answers = [m["content"] for m in messages if m["role"] == "assistant"] or [
-            record.get("completion") or record["output"]
-        ]
-        text = tokenizer.decode(taught[ids.index(record["id"])], skip_special_tokens=False)
-        if record["planted"] == "identity_number":
-            assert "[fødselsnummer]" in text
-            continue
-        assert text == "".join(f"{answer.strip()}</s>" for answer in answers)

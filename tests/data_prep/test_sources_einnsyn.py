@@ -1,0 +1,169 @@
+"""Tests of the reader of public journals (eInnsyn)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.source_texts import GRAPH, NOARK, A, journal
+
+
+def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same statements with whole addresses and lists of values, as JSON-LD's expanded form has them."""
+
+    def name(key: str) -> str:
+        return key.replace("arkiv:", A)
+
+    def value(found: Any) -> list[Any]:
+        values = found if isinstance(found, list) else [found]
+        return [
+            {name(k): name(v) for k, v in v.items()} if isinstance(v, dict) else {"@value": v} for v in values
+        ]
+
+    types = [node["@type"] if isinstance(node["@type"], list) else [node["@type"]] for node in graph]
+    return [
+        {"@id": node["@id"], "@type": [name(t) for t in kinds]}
+        | {name(k): value(v) for k, v in node.items() if k[0] != "@"}
+        for node, kinds in zip(graph, types, strict=True)
+    ]
+
+
+JOURNAL = "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n{attachment}Unntatt offentlighet: Offl. § 13"
+
+
+def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(NOARK)
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.text == (
+        JOURNAL.format(attachment="")
+        + "\n\nJournalpost 2: Svar\n\nJournalpost 3: Kart\nHoveddokument: Kart over området"
+    )
+    assert "HEMMELIG" not in str(document)
+    assert (document.group, document.title, document.date) == ("sak-1", "Klage på vedtak", "2021")
+    assert not report.broken
+
+
+SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon></skjerming>"
+
+
+@pytest.mark.parametrize(
+    "around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
+)
+def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
+    tmp_path: Path, around: str
+) -> None:
+    titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
+    own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
+    shield = SHIELD if around == "dokumentbeskrivelse" else ""
+    xml = f"<systemID>b</systemID>{own}<dokumentbeskrivelse><tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
+    xml = f"<registrering xsi:type='journalpost'>{xml}</registrering>"
+    xml = f"<mappe xsi:type='saksmappe'><systemID>a</systemID><offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
+    for name in ("mappe", "klasse", "arkivdel"):
+        xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
+    (tmp_path / "a.xml").write_text(
+        f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>"
+    )
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.title == "Ny vei"
+    assert ("Tegning" in document.text) is (around == "")
+    assert not report.broken
+
+
+def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
+    folders = "".join(
+        f"<mappe xsi:type='saksmappe'><offentligTittel>Sak {n}</offentligTittel>"
+        f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel></registrering></mappe>"
+        for n in "ab"
+    )
+    (tmp_path / "a.xml").write_text(
+        f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{folders}</arkiv>"
+    )
+    documents, _ = read("einnsyn", tmp_path)
+    assert [d.text for d in documents] == [
+        "Sak: Sak a\n\nJournalpost: Brev a",
+        "Sak: Sak b\n\nJournalpost: Brev b",
+    ]
+
+
+@pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
+def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
+    graph = [{**GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5}, *GRAPH[1:]]
+    body: Any = {"@context": {"arkiv": A}, "@graph": graph}
+    if form == "expanded":
+        body = expanded(graph)
+    if form == "nested":  # a document within its entry, within its case
+        entry = {**GRAPH[1], "arkiv:dokumentbeskrivelse": [GRAPH[2]], "arkiv:skjerming": GRAPH[3]}
+        del entry["arkiv:parent"]
+        body = {"@context": {"arkiv": A}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
+    (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
+    (document,), report = read("einnsyn", tmp_path)
+    assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
+    assert "HEMMELIG" not in str(document)
+    assert (document.id, document.group) == ("a:sak-1", "sak-1")
+    assert not report.broken
+
+
+def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonld").write_text(json.dumps({"@graph": GRAPH[1:]}))
+    (tmp_path / "b.jsonld").write_text(json.dumps({"@graph": [{"@id": "x", "@type": "arkiv:Saksmappe"}]}))
+    (document,), report = read("einnsyn", tmp_path)
+    assert (document.id, document.group) == ("a:jp-1", "sak-1")
+    assert report.counts["without_public_titles"] == 1
+
+
+@pytest.mark.parametrize("version", ["3", "5"])
+@pytest.mark.parametrize("kind", ["offentligJournal", "loependeJournal"])
+def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withheld(
+    tmp_path: Path, kind: str, version: str
+) -> None:
+    (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
+    documents, report = read("einnsyn", tmp_path)
+    assert texts(documents) == [
+        "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\nUnntatt offentlighet: Offl. § 13\n\n"
+        "Journalpost 2 (2021-03-02): Svar",
+        "Sak 2021/45: Ny vei\nPlan\n\nJournalpost 1 (2021-03-02): Kart",
+    ]
+    assert "HEMMELIG" not in str(documents)
+    assert [(d.group, d.title, d.date) for d in documents] == [
+        ("958:2021/44", "Klage på vedtak", "2021"),
+        ("958:2021/45", "Ny vei", "2021"),
+    ]
+    assert not report.broken
+
+
+def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_ones(tmp_path: Path) -> None:
+    bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
+    (tmp_path / "a.xml").write_text(bare)
+    (tmp_path / "b.xml").write_text(
+        re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal"))
+    )
+    documents, report = read("einnsyn", tmp_path)
+    assert [d.title for d in documents] == ["Klage på vedtak"]
+    assert "HEMMELIG" not in str(documents)
+    assert report.counts["without_public_titles"] == 3
+
+
+def test_a_case_that_is_named_in_one_row_alone_has_its_name(tmp_path: Path) -> None:
+    text = journal("offentligJournal").replace("<offentligTittel>Klage på vedtak</offentligTittel>", "", 1)
+    (tmp_path / "a.xml").write_text(text)
+    assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
+
+
+# too deep for one of json.loads and what goes through its result
+DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
+
+
+@pytest.mark.parametrize(
+    "body", ["{", "[" * 5000, DEEP, '<arkiv><mappe xsi:type="saksmappe"/></arkiv>', "<rss/>"]
+)
+def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
+    (tmp_path / "a.jsonld").write_text(body)
+    (tmp_path / "b.xml").write_text(NOARK)
+    documents, report = read("einnsyn", tmp_path)
+    assert len(documents) == 1
+    assert [place for place, _ in faults(report)] == ["a.jsonld"]

@@ -1,0 +1,244 @@
+"""Tests that a broken element of a JSON list costs no other record."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from data_prep import reading
+from data_prep.config import SourceConfig
+from data_prep.document import Report
+from tests.data_prep.json_records import EXPECTED, RECORDS, dump
+from tests.data_prep.reading import faults, read, texts
+
+
+@dataclass
+class Fault:
+    """What is broken in a list of the records 1 to 4, and which of them are lost by it."""
+
+    id: str
+    broken: dict[int, str]
+    closed: bool = True
+
+
+FAULTS = [
+    Fault("two stray quotes", {2: '{"id": "2019/2", "text": "Den andre har et "galt" hermetegn."}'}),
+    Fault("one stray quote", {2: '{"id": "2019/2", "text": "Den andre har et "galt hermetegn."}'}),
+    Fault(
+        "quote and braces",
+        {2: '{"id": "2019/2", "text": "Et "galt },{ tegn", "meta": {"parts": [{"id": 1}]}}'},
+    ),
+    Fault("no value", {2: '{"id": "2019/2", "text": }'}),
+    Fault("no brace", {2: '{"id": "2019/2", "text": "Uten slutt."'}),
+    Fault("no quote at the end", {2: '{"id": "2019/2", "text": "Uten slutt.}'}),
+    Fault("an escape that is none", {2: '{"id": "2019/2", "text": "C:\\Temp"}'}),
+    Fault("a comment", {2: '// {"id": "2019/2"}'}),
+    Fault("the first", {1: '{"id": "2019/1", "text": "Et "galt" tegn"}'}),
+    Fault("the first, one quote", {1: '{"id": "2019/1", "text": "Et "galt tegn"}'}),
+    Fault("the last", {4: '{"id": "2019/4", "text": "Et "galt" tegn"}'}),
+    Fault(
+        "two in a row",
+        {2: '{"id": "2019/2", "text": "Et "galt tegn"}', 3: '{"id": "2019/3", "text": Et galt tegn"}'},
+    ),
+    Fault("every other", {1: '{"id": "2019/1", "text" "x"}', 3: '{"id": "2019/3" "text": "x"}'}),
+]
+LAYOUTS = {
+    "one a line": ("[\n", ",\n", "\n]", None),
+    "one line": ("[", ", ", "]", None),
+    "tight": ("[", ",", "]\n", None),
+    "pretty": ("[\n  ", ",\n  ", "\n]\n", 2),
+    "pretty, braces together": ("[\n  ", ", ", "\n]\n", 2),
+    "commas before": ("[\n  ", "\n, ", "\n]", None),
+    "object": ('{"count": 4, "items": [', ", ", '], "next": null}', None),
+    "object, one a line": (
+        '{\n"count": 4,\n"items": [\n',
+        ",\n",
+        '\n],\n"facets": [\n{"id": "x"}\n]\n}',
+        None,
+    ),
+    "object, pretty": (
+        '{\n  "count": 4,\n  "items": [\n    ',
+        ",\n    ",
+        '\n  ],\n  "facets": [\n    {"id": "x"}\n  ]\n}',
+        4,
+    ),
+    "nested": ('{"response": {"n": 4, "docs": [', ", ", ']}, "next": null}', None),
+    "nested, pretty": (
+        '{\n "response": {\n  "docs": [\n    ',
+        ",\n    ",
+        '\n  ],\n  "n": 4\n },\n "more": [\n    {"id": "x"}\n  ]\n}',
+        4,
+    ),
+    "lines": ("", "\n", "\n", None),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_a_broken_element_costs_itself_alone(tmp_path: Path, fault: Fault, layout: str) -> None:
+    opening, comma, closing, indent = LAYOUTS[layout]
+    parts = []
+    for number, record in enumerate(RECORDS, start=1):
+        part = fault.broken.get(number, dump(record, indent and 2))
+        if indent and number in fault.broken:
+            part = (
+                part.replace('{"id"', '{\n  "id"')
+                .replace(', "text"', ',\n  "text"')
+                .replace(' "text": "', ' "text": "')
+            )
+            part = part[:-1] + "\n}" if part.endswith("}") else part
+        parts.append(part.replace("\n", "\n" + " " * ((indent or 2) - 2 or 2) if indent else "\n"))
+    (tmp_path / "a.json").write_text(opening + comma.join(parts) + closing)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == [
+        text for number, text in enumerate(EXPECTED, start=1) if number not in fault.broken
+    ]
+    assert len(report.broken) == len(fault.broken)
+    word = "line" if layout == "lines" else "record"
+    assert [place for place, _ in faults(report)] == [f"a.json:{word} {number}" for number in fault.broken]
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "lines"])
+def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layout: str) -> None:
+    opening, comma, closing, indent = LAYOUTS[layout]
+    parts = [dump(record, indent and 2) for record in RECORDS]
+    parts[1] += " eller"
+    (tmp_path / "a.json").write_text(opening + comma.join(parts) + closing)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == EXPECTED
+    assert len(report.broken) == 1
+
+
+@pytest.mark.parametrize(
+    "tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"]
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_is_broken_beside_the_list_costs_no_record(
+    tmp_path: Path, tail: str, indent: int | None
+) -> None:
+    (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == EXPECTED
+    assert len(report.broken) == 1
+
+
+def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(
+            dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1)
+        )
+        assert texts(read("jsonl", tmp_path)[0]) == EXPECTED
+
+
+@pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
+def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> None:
+    text = joint.join(dump(record, None) for record in RECORDS)
+    around = {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}
+    for name, (before, behind) in around.items():
+        (tmp_path / f"{name}.json").write_text(before + text + behind)
+        documents, report = read("jsonl", tmp_path / f"{name}.json")
+        assert texts(documents) == EXPECTED
+        assert not report.broken
+
+
+@pytest.mark.parametrize(
+    "layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"]
+)
+@pytest.mark.parametrize("cut", [1, 40, 90])
+def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, layout: str, cut: int) -> None:
+    opening, comma, _, indent = LAYOUTS[layout]
+    margin = "\n" + " " * (indent or 0)
+    text = opening + comma.join(dump(record, indent and 2).replace("\n", margin) for record in RECORDS)
+    (tmp_path / "a.json").write_text(text[:-cut])
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == EXPECTED[:3]
+    assert len(report.broken) == 1
+    assert "the rest of the file cannot be read" in report.broken[0].error
+    assert report.counts["broken_off"] == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("in_object", [True, False])
+def test_a_packed_file_that_breaks_off_keeps_what_came_before(
+    tmp_path: Path, in_object: bool, indent: int | None
+) -> None:
+    random = Random(0)
+    records = [{"id": n, "text": "".join(random.choices("abcdefghij ", k=400))} for n in range(2000)]
+    body: Any = {"count": 2000, "response": {"docs": records}} if in_object else records
+    packed = gzip.compress(dump(body, indent).encode())
+    (tmp_path / "a.json.gz").write_bytes(packed)
+    documents, report = read("jsonl", tmp_path)
+    assert texts(documents) == [record["text"] for record in records]
+    assert not report.broken
+    (tmp_path / "a.json.gz").write_bytes(packed[: len(packed) // 2])
+    documents, report = read("jsonl", tmp_path)
+    assert 800 < len(documents) < 1200
+    assert texts(documents) == [record["text"] for record in records[: len(documents)]]
+    ((place, error),) = faults(report)
+    assert place == f"a.json.gz:record {len(documents) + 1}"
+    assert error.startswith("gzip breaks off or is broken")
+    assert report.counts["broken_off"] == 1
+
+
+def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
+    records = [{"text": "Liten."}, {"text": "x" * 3_000_000}, {"text": "Liten igjen."}]
+    for name, text in {
+        "a": dump(records, None),
+        "b": dump(records, 2),
+        "c": dump({"items": records}, 2),
+    }.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
+        assert texts(documents) == ["Liten.", "Liten igjen."]
+        assert faults(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
+
+
+def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:
+    """Each is looked over once or twice: what is looked for is not read to the end for every one."""
+    parts = ['{"id": "1", "text": "Et "galt tegn"}', '{"id": "2", "text": "Bra."}'] * 5000
+    (tmp_path / "a.json").write_text("[" + ",".join(parts) + "]")
+    source, report = SourceConfig(reader="jsonl", path=str(tmp_path), license="CC0-1.0"), Report()
+    assert sum(1 for _ in reading.read("s", source, report, reading.files(source))) == 5000
+    assert len(report.broken) == 5000
+
+
+def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
+    deep = '{"text": "Dyp.", "x": ' + "[" * 800 + '{"a": 1}' + "]" * 800 + "}"
+    for name, text in {"a": f"[{deep}, nei, {deep}]", "b": f'{{"items": [{deep}, nei, {deep}]}}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        documents, report = read("jsonl", tmp_path / f"{name}.json")
+        assert texts(documents) == ["Dyp.", "Dyp."]
+        assert len(report.broken) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("broken", ['{"id": "x" "text": "y"}', '{"id": "x", "text": "y}', "{'id': 'x'}"])
+def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_records(
+    tmp_path: Path, broken: str, indent: int | None
+) -> None:
+    whole = dump(
+        {"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent
+    )
+    path = tmp_path / "a.json"
+    path.write_text(whole.replace('"@"', broken))
+    documents, report = read("jsonl", path)
+    assert texts(documents) == EXPECTED
+    assert len(faults(report)) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("body", ["@", '{"count": 4, "items": @, "next": null}'])
+def test_a_stray_end_of_the_list_costs_none_of_the_records_behind_it(
+    tmp_path: Path, body: str, indent: int | None
+) -> None:
+    parts = [dump(record, indent) for record in RECORDS]
+    path = tmp_path / "a.json"
+    path.write_text(body.replace("@", "[" + parts[0] + "], " + ", ".join(parts[1:]) + "]"))
+    documents, report = read("jsonl", path)
+    assert texts(documents) == EXPECTED
+    assert len(faults(report)) == 1
