@@ -46,7 +46,10 @@ def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[l
 def pages(number: int) -> Iterator[Document]:
     for i in range(number):
         shared = "Alle sidene har denne setningen midt i."
-        body = f"Veileder nummer {i} om noe helt annet.\n\nDet står noe eget her: {i * 37}.\n\n{shared}\n\nSlutt {i}."
+        body = (
+            f"Veileder nummer {i} om noe helt annet.\n\nDet står noe eget her: {i * 37}.\n\n"
+            f"{shared}\n\nSlutt {i}."
+        )
         yield document(f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}", url=f"https://www.storvika.example/{i}")
 
 

@@ -192,9 +192,9 @@ def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> No
         for i, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
     ]
     first, last = (case.decoded(row.input_ids) for row in rows)
-    assert (
-        first
-        == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\nHm, 1.\n</think>\n\n{ANSWERS[0]}<|im_end|>"
+    assert first == (
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\nHm, 1.\n"
+        f"</think>\n\n{ANSWERS[0]}<|im_end|>"
     )
     assert "Hm, 1." not in last
     assert f"<|im_start|>assistant\n{ANSWERS[0]}<|im_end|>" in last
@@ -278,9 +278,8 @@ def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(
         return
     first, second = (case.decoded(row.input_ids) for row in rows)
     assert first == f"<s>[INST]Svar kort.\n\n{QUESTION}[/INST]{ANSWERS[0]}</s>"
-    assert (
-        second
-        == f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
+    assert second == (
+        f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
     )
 
 

@@ -20,9 +20,15 @@ from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages.decontaminate import Decontaminate
 from tests.data_prep.documents import config, document, through
 
-CONTEXT = "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna fikk is av kommunen."
+CONTEXT = (
+    "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna "
+    "fikk is av kommunen."
+)
 QUESTION = "Hvem åpnet den nye brua over Storelva i mai?"
-OURS = "Kommunestyret vedtok budsjettet for neste år etter en lang debatt der alle partiene tok ordet minst to ganger hver."
+OURS = (
+    "Kommunestyret vedtok budsjettet for neste år etter en lang debatt der alle partiene tok "
+    "ordet minst to ganger hver."
+)
 
 
 @pytest.fixture

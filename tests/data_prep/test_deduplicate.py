@@ -135,7 +135,10 @@ def test_the_first_is_kept_of_those_that_are_equally_good() -> None:
 
 def test_a_paragraph_that_many_share_stays_in_each_and_is_counted() -> None:
     rng = random.Random(4)
-    shared = "Loven gjelder fra den tid Kongen bestemmer og de enkelte bestemmelser kan settes i kraft til ulik tid."
+    shared = (
+        "Loven gjelder fra den tid Kongen bestemmer og de enkelte bestemmelser kan settes i kraft "
+        "til ulik tid."
+    )
     acts = [document(str(i), "\n".join([" ".join(prose(rng, 90)), shared, "Kort."])) for i in range(6)]
     acts.append(document("copy", acts[0].text))
     names, report = kept(acts, cuts=3)

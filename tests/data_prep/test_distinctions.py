@@ -20,16 +20,19 @@ ACT = """{title}
 
 § 1. Satser
 
-For transport av {goods} betales {rate} kroner per {unit}. Satsen gjelder fra 1. januar og justeres hvert år.
+For transport av {goods} betales {rate} kroner per {unit}. Satsen gjelder fra 1. januar og \
+justeres hvert år.
 
 § 2. Beregning
 
-Satsen beregnes av den som utfører oppdraget, og føres i oppgaven som sendes innen den femtende i måneden etter. Oppgaven skal
+Satsen beregnes av den som utfører oppdraget, og føres i oppgaven som sendes innen den femtende i \
+måneden etter. Oppgaven skal
 være undertegnet, og den skal vise hva som er fraktet og hvor langt.
 
 § 3. Klage
 
-Vedtak etter denne forskriften kan påklages til departementet innen tre uker. Klagen settes fram for den som har truffet
+Vedtak etter denne forskriften kan påklages til departementet innen tre uker. Klagen settes fram \
+for den som har truffet
 vedtaket, og den skal være begrunnet.
 
 § 4. Ikrafttredelse
@@ -46,21 +49,27 @@ RESERVE = """Forskrift om vern av {name} naturreservat, {place} kommune
 
 § 1. Formål
 
-Formålet er å ta vare på et område med gammel barskog, og på det biologiske mangfoldet i den. Området har særlig verdi på grunn
-av kontinuitet i gamle trær og død ved, og det er et levested for mange arter som ellers er blitt sjeldne.
+Formålet er å ta vare på et område med gammel barskog, og på det biologiske mangfoldet i den. \
+Området har særlig verdi på grunn
+av kontinuitet i gamle trær og død ved, og det er et levested for mange arter som ellers er \
+blitt sjeldne.
 
 § 2. Grenser
 
-Naturreservatet berører {farms}, og dekker {area} dekar. Grensene går fram av kart datert {date}. Kartet ligger i kommunen.
+Naturreservatet berører {farms}, og dekker {area} dekar. Grensene går fram av kart datert {date}. \
+Kartet ligger i kommunen.
 
 § 3. Vern
 
-Vegetasjonen er fredet mot skade og ødeleggelse. Det er forbudt å fjerne planter og sopp, og å plante eller så trær. Dyrelivet er
-fredet mot skade og unødig forstyrrelse. Området er vernet mot ethvert tiltak, som bygninger, anlegg, gjerder og veier.
+Vegetasjonen er fredet mot skade og ødeleggelse. Det er forbudt å fjerne planter og sopp, og å \
+plante eller så trær. Dyrelivet er
+fredet mot skade og unødig forstyrrelse. Området er vernet mot ethvert tiltak, som bygninger, \
+anlegg, gjerder og veier.
 
 § 4. Unntak
 
-Forbudene er ikke til hinder for sanking av bær og matsopp, jakt og fiske etter gjeldende lovverk, og beiting."""
+Forbudene er ikke til hinder for sanking av bær og matsopp, jakt og fiske etter gjeldende lovverk, \
+og beiting."""
 STORHAUG = {
     "name": "Storhaugen",
     "place": "Lillevik",
@@ -83,13 +92,16 @@ Vår ref.: {case}
 
 Vedtak om barnehageplass
 
-Vi viser til søknaden din. Du har fått tilbud om plass i {where} barnehage fra 15. august 2024. Faktura sendes ut den femtende i
+Vi viser til søknaden din. Du har fått tilbud om plass i {where} barnehage fra 15. august 2024. \
+Faktura sendes ut den femtende i
 hver måned, og prisen følger av det som kommunestyret har vedtatt.
 
-Du må svare på tilbudet innen to uker. Hvis du ikke svarer innen fristen, kan plassen bli gitt til andre. Du kan si opp plassen
+Du må svare på tilbudet innen to uker. Hvis du ikke svarer innen fristen, kan plassen bli gitt til \
+andre. Du kan si opp plassen
 med én måneds varsel, og tiden regnes fra den første i måneden etter at vi har mottatt oppsigelsen.
 
-Du kan klage på vedtaket innen tre uker etter at du har mottatt dette brevet. Klagen sendes til kommunen, og du må skrive hva du
+Du kan klage på vedtaket innen tre uker etter at du har mottatt dette brevet. Klagen sendes til \
+kommunen, og du må skrive hva du
 klager på og hvorfor du mener at vedtaket er feil."""
 KARI = {
     "who": "Kari Nordmann\nStorgata 3",
@@ -103,18 +115,28 @@ MINUTES = """Møteprotokoll
 Utvalg: Eldrerådet
 Møtedato: {date}
 
-Lederen ønsket velkommen og redegjorde for dagsorden. Innkalling og saksliste ble godkjent uten merknader. Protokollen fra forrige
-møte ble godkjent og undertegnet. Lederen orienterte om saker som er under arbeid, og medlemmene fikk stille spørsmål. Det ble
+Lederen ønsket velkommen og redegjorde for dagsorden. Innkalling og saksliste ble godkjent uten \
+merknader. Protokollen fra forrige
+møte ble godkjent og undertegnet. Lederen orienterte om saker som er under arbeid, og medlemmene \
+fikk stille spørsmål. Det ble
 ikke fattet vedtak i sakene som ble lagt fram til orientering. Møtet ble hevet klokka {end}."""
 PLAN = """Bestemmelser til reguleringsplan
 
-1. Bebyggelsen skal ha saltak med takvinkel mellom {low} og 38 grader. Gesimshøyde skal ikke overstige {height} meter over planert
+1. Bebyggelsen skal ha saltak med takvinkel mellom {low} og 38 grader. Gesimshøyde skal ikke \
+overstige {height} meter over planert
 terreng. Tillatt bebygd areal er {area} prosent av tomta.
 
-2. Garasje kan plasseres inntil én meter fra nabogrense når den ligger vinkelrett på veien. Farger og materialer skal være dempede
+2. Garasje kan plasseres inntil én meter fra nabogrense når den ligger vinkelrett på veien. Farger \
+og materialer skal være dempede
 og tilpasset omgivelsene. Ubebygde deler av tomta skal gis en tiltalende form."""
-JOURNAL = "Sak 2024/{case}: Tilsyn med {what} avløpsanlegg\n\nInngående dokument 3 ({date}): Svar på varsel om tilsyn\n"
-JOURNAL += "Avsender: {what} kommune\nSaksbehandler: Seksjon for tilsyn og kontroll\nHoveddokument: Svar på varsel om tilsyn"
+JOURNAL = (
+    "Sak 2024/{case}: Tilsyn med {what} avløpsanlegg\n\n"
+    "Inngående dokument 3 ({date}): Svar på varsel om tilsyn\n"
+)
+JOURNAL += (
+    "Avsender: {what} kommune\nSaksbehandler: Seksjon for tilsyn og kontroll\n"
+    "Hoveddokument: Svar på varsel om tilsyn"
+)
 
 
 def form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
@@ -217,7 +239,10 @@ def edited(text: str) -> str:
 
 
 TEXTS = [RESERVE.format(**STORHAUG), LETTER.format(**KARI), ACT.format(**TIMBER)]
-BANNER = "Vi bruker informasjonskapsler\nNettstedet bruker dem for å gi deg en bedre opplevelse. Du kan godta alle eller noen.\n\n"
+BANNER = (
+    "Vi bruker informasjonskapsler\nNettstedet bruker dem for å gi deg en bedre opplevelse. Du "
+    "kan godta alle eller noen.\n\n"
+)
 COPIES: dict[str, Callable[[str], str]] = {
     "capitals": str.upper,
     "small letters": str.lower,

@@ -17,7 +17,8 @@ from tests.data_prep.documents import config, document, through
 NASTY = [
     *re.findall(
         r"\S+",
-        "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// www. http 👩 amp; Ã oslash;",
+        "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// "
+        "www. http 👩 amp; Ã oslash;",
     ),
     *"\n \u00ad\ufffe\x00\t\u200b\r\x85\ufeff\f\u2028\u200d\x92\ud83d",
     "```\n",

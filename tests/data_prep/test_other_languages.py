@@ -20,119 +20,121 @@ from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 PARAGRAPHS = {
     "pol": (
-        "Gmina otrzymała Państwa wniosek o miejsce w przedszkolu i rozpatrzy go w ciągu trzech tygodni. "
-        "Jeżeli nie otrzymają Państwo odpowiedzi, prosimy o telefon do centrali. Od tej decyzji można się "
-        "odwołać przed upływem terminu."
+        "Gmina otrzymała Państwa wniosek o miejsce w przedszkolu i rozpatrzy go w ciągu trzech "
+        "tygodni. Jeżeli nie otrzymają Państwo odpowiedzi, prosimy o telefon do centrali. Od tej "
+        "decyzji można się odwołać przed upływem terminu."
     ),
     "ces": (
-        "Obec obdržela vaši žádost o místo ve školce a vyřídí ji do tří týdnů. Pokud od nás nedostanete "
-        "odpověď, zavolejte prosím na ústřednu. Proti tomuto rozhodnutí se můžete odvolat před uplynutím "
-        "lhůty."
+        "Obec obdržela vaši žádost o místo ve školce a vyřídí ji do tří týdnů. Pokud od nás "
+        "nedostanete odpověď, zavolejte prosím na ústřednu. Proti tomuto rozhodnutí se můžete "
+        "odvolat před uplynutím lhůty."
     ),
     "lit": (
-        "Savivaldybė gavo jūsų prašymą dėl vietos vaikų darželyje ir išnagrinės jį per tris savaites. Jei "
-        "negausite atsakymo, prašome skambinti bendruoju telefonu. Šį sprendimą galima apskųsti iki "
-        "nustatyto termino."
+        "Savivaldybė gavo jūsų prašymą dėl vietos vaikų darželyje ir išnagrinės jį per tris "
+        "savaites. Jei negausite atsakymo, prašome skambinti bendruoju telefonu. Šį sprendimą "
+        "galima apskųsti iki nustatyto termino."
     ),
     "lav": (
-        "Pašvaldība ir saņēmusi jūsu iesniegumu par vietu bērnudārzā un izskatīs to trīs nedēļu laikā. Ja "
-        "atbildi nesaņemat, lūdzu, zvaniet uz centrāli. Šo lēmumu var pārsūdzēt līdz noteiktajam termiņam."
+        "Pašvaldība ir saņēmusi jūsu iesniegumu par vietu bērnudārzā un izskatīs to trīs nedēļu "
+        "laikā. Ja atbildi nesaņemat, lūdzu, zvaniet uz centrāli. Šo lēmumu var pārsūdzēt līdz "
+        "noteiktajam termiņam."
     ),
     "deu": (
-        "Die Gemeinde hat Ihren Antrag auf einen Kindergartenplatz erhalten und wird ihn innerhalb von "
-        "drei Wochen bearbeiten. Wenn Sie nichts von uns hören, rufen Sie bitte die Zentrale an. Gegen den "
-        "Bescheid können Sie Beschwerde einlegen."
+        "Die Gemeinde hat Ihren Antrag auf einen Kindergartenplatz erhalten und wird ihn innerhalb "
+        "von drei Wochen bearbeiten. Wenn Sie nichts von uns hören, rufen Sie bitte die Zentrale "
+        "an. Gegen den Bescheid können Sie Beschwerde einlegen."
     ),
     "nld": (
-        "De gemeente heeft uw aanvraag voor een plaats in de kinderopvang ontvangen en zal deze binnen "
-        "drie weken behandelen. Als u niets van ons hoort, kunt u de centrale bellen. Tegen dit besluit "
-        "kunt u bezwaar maken."
+        "De gemeente heeft uw aanvraag voor een plaats in de kinderopvang ontvangen en zal deze "
+        "binnen drie weken behandelen. Als u niets van ons hoort, kunt u de centrale bellen. Tegen "
+        "dit besluit kunt u bezwaar maken."
     ),
     "fra": (
-        "La commune a reçu votre demande de place à la crèche et la traitera dans un délai de trois "
-        "semaines. Si vous n'avez pas de nos nouvelles, veuillez appeler le standard. Cette décision peut "
-        "faire l'objet d'un recours."
+        "La commune a reçu votre demande de place à la crèche et la traitera dans un délai de "
+        "trois semaines. Si vous n'avez pas de nos nouvelles, veuillez appeler le standard. Cette "
+        "décision peut faire l'objet d'un recours."
     ),
     "spa": (
-        "El ayuntamiento ha recibido su solicitud de plaza en la guardería y la tramitará en un plazo de "
-        "tres semanas. Si no recibe noticias nuestras, puede llamar a la centralita. Esta decisión puede "
-        "recurrirse antes de que venza el plazo."
+        "El ayuntamiento ha recibido su solicitud de plaza en la guardería y la tramitará en un "
+        "plazo de tres semanas. Si no recibe noticias nuestras, puede llamar a la centralita. Esta "
+        "decisión puede recurrirse antes de que venza el plazo."
     ),
     "fin": (
-        "Kunta on vastaanottanut hakemuksesi päiväkotipaikasta ja käsittelee sen kolmen viikon kuluessa. "
-        "Jos et kuule meistä, voit soittaa vaihteeseen. Päätökseen voi hakea muutosta ennen määräajan "
-        "päättymistä."
+        "Kunta on vastaanottanut hakemuksesi päiväkotipaikasta ja käsittelee sen kolmen viikon "
+        "kuluessa. Jos et kuule meistä, voit soittaa vaihteeseen. Päätökseen voi hakea muutosta "
+        "ennen määräajan päättymistä."
     ),
     "est": (
-        "Vald on saanud teie avalduse lasteaiakoha kohta ja vaatab selle läbi kolme nädala jooksul. Kui te "
-        "meilt vastust ei saa, palun helistage keskjaama. Selle otsuse peale saab esitada kaebuse enne "
-        "tähtaja möödumist."
+        "Vald on saanud teie avalduse lasteaiakoha kohta ja vaatab selle läbi kolme nädala "
+        "jooksul. Kui te meilt vastust ei saa, palun helistage keskjaama. Selle otsuse peale saab "
+        "esitada kaebuse enne tähtaja möödumist."
     ),
     "isl": (
-        "Sveitarfélagið hefur tekið við umsókn þinni um leikskólapláss og mun afgreiða hana innan þriggja "
-        "vikna. Ef þú heyrir ekki frá okkur getur þú hringt í skiptiborðið. Hægt er að kæra þessa ákvörðun "
-        "áður en fresturinn rennur út."
+        "Sveitarfélagið hefur tekið við umsókn þinni um leikskólapláss og mun afgreiða hana innan "
+        "þriggja vikna. Ef þú heyrir ekki frá okkur getur þú hringt í skiptiborðið. Hægt er að "
+        "kæra þessa ákvörðun áður en fresturinn rennur út."
     ),
     "fao": (
         "Kommunan hevur móttikið umsókn tína um pláss í barnagarðinum og fer at viðgera hana innan "
-        "tríggjar vikur. Um tú ikki hoyrir frá okkum, kanst tú ringja til okkara. Hesa avgerð kanst tú "
-        "kæra, áðrenn freistin er úti."
+        "tríggjar vikur. Um tú ikki hoyrir frá okkum, kanst tú ringja til okkara. Hesa avgerð "
+        "kanst tú kæra, áðrenn freistin er úti."
     ),
     "tur": (
         "Belediye, anaokulu yeri başvurunuzu aldı ve üç hafta içinde değerlendirecek. Bizden haber "
         "alamazsanız santrali arayabilirsiniz. Bu karara süre dolmadan önce itiraz edilebilir."
     ),
     "som": (
-        "Degmadu waxay heshay codsigaaga ku saabsan booska xannaanada carruurta, waxayna ka baaraandegi "
-        "doontaa saddex toddobaad gudahood. Haddii aadan naga maqlin, waxaad wici kartaa xarunta. "
-        "Go'aankan waa laga dacwoon karaa ka hor inta waqtigu dhammaan."
+        "Degmadu waxay heshay codsigaaga ku saabsan booska xannaanada carruurta, waxayna ka "
+        "baaraandegi doontaa saddex toddobaad gudahood. Haddii aadan naga maqlin, waxaad wici "
+        "kartaa xarunta. Go'aankan waa laga dacwoon karaa ka hor inta waqtigu dhammaan."
     ),
     "ukr": (
-        "Громада отримала вашу заяву про місце в дитячому садку і розгляне її протягом трьох тижнів. Якщо "
-        "ви не отримаєте відповіді, зателефонуйте на центральний номер. Це рішення можна оскаржити до "
-        "закінчення терміну."
+        "Громада отримала вашу заяву про місце в дитячому садку і розгляне її протягом трьох "
+        "тижнів. Якщо ви не отримаєте відповіді, зателефонуйте на центральний номер. Це рішення "
+        "можна оскаржити до закінчення терміну."
     ),
     "rus": (
-        "Муниципалитет получил ваше заявление о месте в детском саду и рассмотрит его в течение трёх "
-        "недель. Если вы не получите ответа, позвоните по общему номеру. Это решение можно обжаловать до "
-        "истечения срока."
+        "Муниципалитет получил ваше заявление о месте в детском саду и рассмотрит его в течение "
+        "трёх недель. Если вы не получите ответа, позвоните по общему номеру. Это решение можно "
+        "обжаловать до истечения срока."
     ),
     "ara": (
-        "استلمت البلدية طلبكم للحصول على مكان في روضة الأطفال وستعالجه خلال ثلاثة أسابيع. إذا لم تسمعوا "
-        "منا فيمكنكم الاتصال بالهاتف. يمكن الاعتراض على هذا القرار قبل انتهاء المهلة."
+        "استلمت البلدية طلبكم للحصول على مكان في روضة الأطفال وستعالجه خلال ثلاثة أسابيع. إذا لم "
+        "تسمعوا منا فيمكنكم الاتصال بالهاتف. يمكن الاعتراض على هذا القرار قبل انتهاء المهلة."
     ),
     "fas": (
-        "شهرداری درخواست شما برای جای مهدکودک را دریافت کرده است و ظرف سه هفته به آن رسیدگی می‌کند. اگر از "
-        "ما خبری نشد، می‌توانید با مرکز تماس بگیرید. می‌توان پیش از پایان مهلت به این تصمیم اعتراض کرد."
+        "شهرداری درخواست شما برای جای مهدکودک را دریافت کرده است و ظرف سه هفته به آن رسیدگی "
+        "می‌کند. اگر از ما خبری نشد، می‌توانید با مرکز تماس بگیرید. می‌توان پیش از پایان مهلت به "
+        "این تصمیم اعتراض کرد."
     ),
     "ell": (
-        "Ο δήμος έλαβε την αίτησή σας για θέση στον παιδικό σταθμό και θα την εξετάσει μέσα σε τρεις "
-        "εβδομάδες. Μπορείτε να υποβάλετε ένσταση."
+        "Ο δήμος έλαβε την αίτησή σας για θέση στον παιδικό σταθμό και θα την εξετάσει μέσα σε "
+        "τρεις εβδομάδες. Μπορείτε να υποβάλετε ένσταση."
     ),
     "zho": (
         "市政府已收到您的幼儿园申请，并将在三周内处理。如果您没有收到我们的回复，请致电总机。您可以在期限之前对该决定提出申诉。"
     ),
     "tir": ("ምምሕዳር ከተማ ንጥርኑፍ ሕቶኹም ተቐቢሉ ኣሎ፣ ኣብ ውሽጢ ሰለስተ ሰሙን ድማ ክውስኖ እዩ። መልሲ እንተዘይረኺብኩም ክትድውሉ ትኽእሉ ኢኹም።"),
     "smj": (
-        "Suohkan la oadtjum duv åhtsåmusáv mánájgárdesaje gáktuj ja gåhtju dav gålmån vahkon. Jus i gulá "
-        "mijás, de máhtá ringgit mijá guovdátjij. Dáv mærrádusáv la máhttelis gujddit åvddål ájggemierre "
-        "la nåhkåm."
+        "Suohkan la oadtjum duv åhtsåmusáv mánájgárdesaje gáktuj ja gåhtju dav gålmån vahkon. Jus "
+        "i gulá mijás, de máhtá ringgit mijá guovdátjij. Dáv mærrádusáv la máhttelis gujddit "
+        "åvddål ájggemierre la nåhkåm."
     ),
     "sma": (
-        "Tjïelte lea ohtsemem åådtjeme maanagïertesijjien bïjre jïh dam edtja gïetedidh golmen våhkoen "
-        "sisnjelen. Jis ih maam govlh mijjeste, maahtah ringkedh. Daam sjæjsjalimmiem maahta laejhtedh "
-        "aerebi mierie orreme."
+        "Tjïelte lea ohtsemem åådtjeme maanagïertesijjien bïjre jïh dam edtja gïetedidh golmen "
+        "våhkoen sisnjelen. Jis ih maam govlh mijjeste, maahtah ringkedh. Daam sjæjsjalimmiem "
+        "maahta laejhtedh aerebi mierie orreme."
     ),
     "fkv": (
-        "Kunta oon saanu sinun hakemuksen lastentarhan paikasta ja käsittellee sen kolmen viikon siältä. "
-        "Jos sie et kuule meiltä, sie saatat soittaat meile. Tästä päätöksestä saattaa valittaat ennen ko "
-        "aika oon ohitte, ja met vastaama sulle kirjalisesti."
+        "Kunta oon saanu sinun hakemuksen lastentarhan paikasta ja käsittellee sen kolmen viikon "
+        "siältä. Jos sie et kuule meiltä, sie saatat soittaat meile. Tästä päätöksestä saattaa "
+        "valittaat ennen ko aika oon ohitte, ja met vastaama sulle kirjalisesti."
     ),
 }
 FORMER_DANISH = (
     "Kommunebestyrelsen har at paase, at de til Skolevæsenet bevilgede Midler anvendes efter deres "
-    "Bestemmelse, og at Regnskabet aflægges inden Udgangen af Februar Maaned. Naar nogen afgaar ved Døden "
-    "uden at efterlade sig Livsarvinger, tilfalder Arven hans Forældre."
+    "Bestemmelse, og at Regnskabet aflægges inden Udgangen af Februar Maaned. Naar nogen afgaar "
+    "ved Døden uden at efterlade sig Livsarvinger, tilfalder Arven hans Forældre."
 )
 
 
@@ -157,20 +159,21 @@ PLAIN_BOKMAL = (
     ),
     Case(
         "plenary",
-        "Det er ikke tvil om at både ledelse og etat har en meget sentral rolle her, og det er mange gode sider ved det.",
+        "Det er ikke tvil om at både ledelse og etat har en meget sentral rolle her, og det "
+        "er mange gode sider ved det.",
     ),
 )
 NORWEGIAN_OF_NAMES = (
     Case(
         "municipalities",
-        "Oversendelse av klage på vedtak om byggetillatelse - Kvam herad, Statsforvaltaren i Vestland\n"
-        "Innkalling til møte med Møre og Romsdal fylkeskommune og Høgskulen i Volda\nSvar på søknad om "
-        "tilskudd - Voss herad, Vestland fylkeskommune",
+        "Oversendelse av klage på vedtak om byggetillatelse - Kvam herad, Statsforvaltaren i "
+        "Vestland\nInnkalling til møte med Møre og Romsdal fylkeskommune og Høgskulen i Volda\n"
+        "Svar på søknad om tilskudd - Voss herad, Vestland fylkeskommune",
     ),
     Case(
         "sami places",
-        "Søknad om dispensasjon for motorferdsel i Guovdageaidnu, Kárášjohka, Deatnu, Unjárga, Porsáŋgu og "
-        "Gáivuotna - Sametinget / Sámediggi, Finnmarkkuopmodat",
+        "Søknad om dispensasjon for motorferdsel i Guovdageaidnu, Kárášjohka, Deatnu, Unjárga, "
+        "Porsáŋgu og Gáivuotna - Sametinget / Sámediggi, Finnmarkkuopmodat",
     ),
     Case(
         "agencies",
@@ -179,21 +182,25 @@ NORWEGIAN_OF_NAMES = (
     ),
     Case(
         "a list of letters",
-        "2024/123-4 Søknad om byggeløyve gnr 12 bnr 3\n2024/124-1 Kontrakt - Universitetet i Bergen\n"
-        "2024/125-2 Referat frå møte i arbeidsgruppa\n2024/126-1 Anmodning om innsyn\n2024/127-8 Klage på "
-        "avslag - Sogndal kommune",
+        "2024/123-4 Søknad om byggeløyve gnr 12 bnr 3\n"
+        "2024/124-1 Kontrakt - Universitetet i Bergen\n"
+        "2024/125-2 Referat frå møte i arbeidsgruppa\n2024/126-1 Anmodning om innsyn\n"
+        "2024/127-8 Klage på avslag - Sogndal kommune",
     ),
     Case(
         "persons",
-        "Kowalski, Piotr; Nguyễn Văn An; Müller, Hans-Jürgen; Mohammed Abdi Hassan; Oleksandr Shevchenko; Łukasz Wiśniewski",
+        "Kowalski, Piotr; Nguyễn Văn An; Müller, Hans-Jürgen; Mohammed Abdi Hassan; Oleksandr "
+        "Shevchenko; Łukasz Wiśniewski",
     ),
     Case(
         "species",
-        "Abramis brama, Aristichthys nobilis, Carassius auratus, Ctenopharyngodon idella, Cyprinus carpio, Silurus glanis",
+        "Abramis brama, Aristichthys nobilis, Carassius auratus, Ctenopharyngodon idella, "
+        "Cyprinus carpio, Silurus glanis",
     ),
     Case(
         "prizes",
-        "blant annet to Oscar, tre Screen Actors Guild Awards, tre Golden Globes og tre British Academy Film Awards (BAFTA)",
+        "blant annet to Oscar, tre Screen Actors Guild Awards, tre Golden Globes og tre "
+        "British Academy Film Awards (BAFTA)",
     ),
     Case(
         "one sentence",
@@ -201,19 +208,23 @@ NORWEGIAN_OF_NAMES = (
     ),
     Case(
         "law",
-        "jf. forvaltningsloven § 17 første ledd, jf. offl. § 13 jf. fvl. § 13 nr. 1, jf. pbl. § 20-1 bokstav a og b",
+        "jf. forvaltningsloven § 17 første ledd, jf. offl. § 13 jf. fvl. § 13 nr. 1, jf. pbl. "
+        "§ 20-1 bokstav a og b",
     ),
     Case(
         "software",
-        "Access token utstedes av Maskinporten, og client_id settes som claim i JWT. Bruk scope, resource og audience.",
+        "Access token utstedes av Maskinporten, og client_id settes som claim i JWT. Bruk "
+        "scope, resource og audience.",
     ),
     Case(
         "codes",
-        '"jti": "eb6ab01e-5834-4ba0-a2a1-457bfd0f0a49", "nonce": "S6tRrJ3tWsilRZl7hqySoORosHDDq4l6du3dxDhXoWc"',
+        '"jti": "eb6ab01e-5834-4ba0-a2a1-457bfd0f0a49", "nonce": '
+        '"S6tRrJ3tWsilRZl7hqySoORosHDDq4l6du3dxDhXoWc"',
     ),
     Case(
         "chemicals",
-        "diklorfenoksyeddiksyre, natriumhydroksid, kaliumpermanganat, metylklorid, isopropanol, toluen, benzen, xylen",
+        "diklorfenoksyeddiksyre, natriumhydroksid, kaliumpermanganat, metylklorid, "
+        "isopropanol, toluen, benzen, xylen",
     ),
 )
 
@@ -250,8 +261,9 @@ def test_script_alone_tells_a_language_without_a_name() -> None:
 
 def test_text_that_no_table_knows_is_another_language_without_a_name() -> None:
     romani = (
-        "Le manuša bijandžovena slobode thaj jekhutne ando demnipe thaj ando hakaja. Von si dine godjasa "
-        "thaj konštiincasa thaj trebun te phiraven pen jekh karing avrende ando duxo le phralipnasko."
+        "Le manuša bijandžovena slobode thaj jekhutne ando demnipe thaj ando hakaja. Von si dine "
+        "godjasa thaj konštiincasa thaj trebun te phiraven pen jekh karing avrende ando duxo le "
+        "phralipnasko."
     )
     kept, said = through(Language(), [document(romani), document(romani, "b", language="nob")], config())
     assert not kept
@@ -414,7 +426,10 @@ def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> Non
 
 
 def test_names_are_taken_out_of_a_text() -> None:
-    text = "Brev til Universitetet i Oslo, Statens vegvesen og Møre og Romsdal fylkeskommune om saken. Vi svarer Kari i morgen."
+    text = (
+        "Brev til Universitetet i Oslo, Statens vegvesen og Møre og Romsdal fylkeskommune om "
+        "saken. Vi svarer Kari i morgen."
+    )
     assert without_names(text).split() == [
         "Brev",
         "til",
@@ -455,9 +470,15 @@ def test_the_benchmark_reads_declarations_and_prints_what_is_said_of_them(tmp_pa
     assert "| Polish (pol) | 1 | 100% | 100% | pol 1 |" in other_languages([("pol", PARAGRAPHS["pol"])])
 
 
-NORWEGIAN_PARAGRAPH = "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne får et brev om dette."
+NORWEGIAN_PARAGRAPH = (
+    "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne "
+    "får et brev om dette."
+)
 OTHER_PARAGRAPHS = [
-    "Savivaldybė nusprendė, kad darbai prasidės pavasarį, o gatvė bus uždaryta tris mėnesius. Gyventojai gaus laišką.",
+    (
+        "Savivaldybė nusprendė, kad darbai prasidės pavasarį, o gatvė bus uždaryta tris mėnesius. "
+        "Gyventojai gaus laišką."
+    ),
     "Şaredariyê biryar daye ku kar di biharê de dest pê bike û kolan ji bo sê mehan girtî bimîne.",
     "ናይ ከተማ ምምሕዳር ስራሕ ኣብ ጽድያ ክጅምር ወሲኑ ኣሎ። እቲ መንገዲ ንሰለስተ ወርሒ ተዓጽዩ ክጸንሕ እዩ።",
     "市政府已决定工程将于春季开始，道路将关闭三个月。居民将收到一封信。",
@@ -482,6 +503,9 @@ def test_short_norwegian_lines_beside_another_language_stay(other: str, between:
 
 
 def test_names_in_sami_leave_a_norwegian_sentence_norwegian() -> None:
-    text = "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i Kautokeino kommune."
+    text = (
+        "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i "
+        "Kautokeino kommune."
+    )
     kept, _ = through(Language(), [document(text)], config())
     assert [d.language for d in kept] == ["nob"]

@@ -30,8 +30,14 @@ SENTENCES = [
     "Vedtaket trer i kraft straks, med mindre noe annet er sagt i det.",
 ]
 TEXT = "\n\n".join(SENTENCES)
-LAW = "Lov om noe\n\n§ 1.\n\nFormål\n\nLoven skal gi trygghet.\n\n§ 2.\n\nVirkeområde\na. land\nb. sjø\n\n§ 3.\n\n(Opphevet)"
-AMENDMENT = "Forskrift om endring i forskrift om gebyr\n\nI\n\n§ 3 skal lyde:\n\nGebyret er kr 500.\n\nII\n\nDen trer i kraft."
+LAW = (
+    "Lov om noe\n\n§ 1.\n\nFormål\n\nLoven skal gi trygghet.\n\n§ 2.\n\nVirkeområde\na. land\n"
+    "b. sjø\n\n§ 3.\n\n(Opphevet)"
+)
+AMENDMENT = (
+    "Forskrift om endring i forskrift om gebyr\n\nI\n\n§ 3 skal lyde:\n\nGebyret er kr 500.\n\n"
+    "II\n\nDen trer i kraft."
+)
 
 LONG = "https://www.example.no/en/lang/adresse/uten/mellomrom og https://www.example.no/i/det "
 CODE = "if (og) { return [i] = {x: [1]}; } else { for (på) { y[i] = {}; } } \\ <a> = <b> {er} [av] "
@@ -78,15 +84,22 @@ CONTENTS = "\n".join(
 REFERENCES = "forordning (EU) 20{}/{}"
 EXAMPLE = """# Hente kontaktinformasjon
 
-Tjenesten svarer på spørsmål om en person, og er åpen for alle som har avtale. Kall den med et token fra ID-porten, som her:
+Tjenesten svarer på spørsmål om en person, og er åpen for alle som har avtale. Kall den med et \
+token fra ID-porten, som her:
 
 ```
-curl -H 'Authorization: Bearer eyJraWQiOiJjWmswME1rbTVIQzRnN3Z0NmNwUDVGSFpMS0pzdzhmQkFJdUZiUzRSVEQ0' https://www.example.no/v1
-{"personer": [{"personidentifikator": "12345678901", "kontaktinformasjon": {"epostadresse": "kari@example.no"}}]}
+curl -H 'Authorization: Bearer \
+eyJraWQiOiJjWmswME1rbTVIQzRnN3Z0NmNwUDVGSFpMS0pzdzhmQkFJdUZiUzRSVEQ0' https://www.example.no/v1
+{"personer": [{"personidentifikator": "12345678901", "kontaktinformasjon": {"epostadresse": \
+"kari@example.no"}}]}
 ```
 
-Svaret er en liste, og feil er beskrevet i det siste avsnittet. Ta kontakt med oss hvis noe mangler."""
-LETTER = "Hei {}\n\nDu har fått {} kroner fra og med {}. Det er {} prosent av det som du har rett til. Saken har nummer {}.\n\n{}"
+Svaret er en liste, og feil er beskrevet i det siste avsnittet. Ta kontakt med oss hvis \
+noe mangler."""
+LETTER = (
+    "Hei {}\n\nDu har fått {} kroner fra og med {}. Det er {} prosent av det som du har rett til. "
+    "Saken har nummer {}.\n\n{}"
+)
 FIELDS = [
     "{felt}",
     "{{ felt }}",
@@ -99,14 +112,18 @@ FIELDS = [
     "{navn.fornavn}",
     "{0}",
 ]
-TARIFF = "Forskrift om satser for frakt av dyr\n\nI\n\nI forskrift 1. mai 2020 nr. 12 om satser for frakt gjøres det en endring:\n"
+TARIFF = (
+    "Forskrift om satser for frakt av dyr\n\nI\n\nI forskrift 1. mai 2020 nr. 12 om satser for "
+    "frakt gjøres det en endring:\n"
+)
 TARIFF += "\n§ 5 skal lyde:\n\nSatser for frakt til anlegg i hver kommune, i kroner per dyr og med avgift:\n"
 TARIFF += (
     "\n".join(f"{3400 + n} | Sted{n} | {n},18 | {n + 3},94 | {2 * n},88" for n in range(60))
     + "\n\nII\n\nDen trer i kraft."
 )
 SAME_IN_MANY = "\n\n".join(
-    f"§ {n} tredje ledd skal lyde:\n\nTilskuddet begrenses til 37 584 kroner per termin av innbetalt skatt, trygdeavgift og "
+    f"§ {n} tredje ledd skal lyde:\n\nTilskuddet begrenses til 37 584 kroner per termin av "
+    f"innbetalt skatt, trygdeavgift og "
     "arbeidsgiveravgift for hver sysselsatt som det gis tilskudd for."
     for n in range(8, 16)
 )
@@ -129,7 +146,9 @@ REAL = {
     "repeated_words: references": f"{TEXT}\n\n{', '.join(REFERENCES.format(10 + n % 15, 7 * n + 100) for n in range(200))}",
     "repeated_lines: an amendment": f"{AMENDMENT}\n\n{SAME_IN_MANY}",
     "symbols: speech": "– Ja… nei… jeg vet ikke… kanskje, men…",
-    "long_words: a headline": "Arbeidsmiljøundersøkelsen gjennomføres: Kommunedirektørens personalpolitiske retningslinjer",
+    "long_words: a headline": (
+        "Arbeidsmiljøundersøkelsen gjennomføres: Kommunedirektørens personalpolitiske retningslinjer"
+    ),
     "lost_letters: icons": "\n".join(f"{chr(0xE800 + n)} {sentence}" for n, sentence in enumerate(SENTENCES)),
     "bullets: a list": normalise.normalise("\n".join(f"\uf0b7 {sentence}" for sentence in SENTENCES)),
     "bullets: a heading and a list": "Kommunen har disse oppgavene:\n"

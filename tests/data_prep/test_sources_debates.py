@@ -20,7 +20,8 @@ def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, e
     assert documents[1].text == (
         "Sak nr. 1\n\nInnstilling om fjellskogen\n\nPresidenten: Ordet går til saksordføreren.\n\n"
         "Kari Eksempel (Sp) [10:00:37], hovedinnlegg: Skogen er viktig.\n\nTakk.\n\n"
-        "Ola Dømme (A) [10:05:00], replikk: Kva kostar det?\n\nPer Prøve hadde her overtatt presidentplassen."
+        "Ola Dømme (A) [10:05:00], replikk: Kva kostar det?\n\n"
+        "Per Prøve hadde her overtatt presidentplassen."
     )
     assert documents[2].text == "Referat\n\nKari Eksempel (Sp): Ingen merknader."
     assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
@@ -38,9 +39,10 @@ def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -
     documents, _ = read("stortinget", tmp_path)
     assert texts(documents) == [
         "Møte tirsdag den 17. november 2020 kl. 10\n\nPresident: Per Prøve",
-        "Sak nr. 1 [10:00:12]\n\nInnstilling om ferjer\n\nPresidenten: Etter ønske fra komiteen er taletiden begrenset.\n\n"
-        "Kari Eksempel (H) [10:01:00], hovedinnlegg: Ferjene går for sjelden.\n\nPunkt:\n\nflere avganger\n\n"
-        "Ola Dømme (A) [10:04:00], replikk: Hva koster det?\n\nÅr | Kroner",
+        "Sak nr. 1 [10:00:12]\n\nInnstilling om ferjer\n\n"
+        "Presidenten: Etter ønske fra komiteen er taletiden begrenset.\n\n"
+        "Kari Eksempel (H) [10:01:00], hovedinnlegg: Ferjene går for sjelden.\n\nPunkt:\n\n"
+        "flere avganger\n\nOla Dømme (A) [10:04:00], replikk: Hva koster det?\n\nÅr | Kroner",
     ]
     assert {(d.group, d.date) for d in documents} == {("refs-202021-11-17", "2020-11-17")}
     assert (
@@ -64,16 +66,23 @@ def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -
         ("", "not well-formed XML"),
         ("bare tekst", "not well-formed XML"),
         (
-            '<!DOCTYPE f [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+            '<!DOCTYPE f [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">'
+            '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
             "<forhandling><mote><saker><sak><innlegg><a>&c;</a></innlegg></sak></saker></mote></forhandling>",
             "uses an entity of its own, &c;",
         ),
         (
-            '<!DOCTYPE f [<!ENTITY x SYSTEM "file:///etc/hostname">]><forhandling><mote><a>&x;</a></mote></forhandling>',
+            (
+                '<!DOCTYPE f [<!ENTITY x SYSTEM "file:///etc/hostname">]><forhandling><mote>'
+                "<a>&x;</a></mote></forhandling>"
+            ),
             "uses an entity of its own, &x;",
         ),
         (
-            '<!DOCTYPE f [<!ENTITY % p SYSTEM "http://127.0.0.1:9/x.dtd"> %p;]><forhandling><a>&y;</a></forhandling>',
+            (
+                '<!DOCTYPE f [<!ENTITY % p SYSTEM "http://127.0.0.1:9/x.dtd"> %p;]><forhandling>'
+                "<a>&y;</a></forhandling>"
+            ),
             "&y;",
         ),
     ],
@@ -98,8 +107,9 @@ def test_debates_keep_headings_and_speakers(tmp_path: Path) -> None:
     )
     documents, report = read("parlamint", tmp_path)
     assert texts(documents) == [
-        "Sak nr. 1 [10:00:00]\n\nSpørsmål om ferjer\n\nKari Eksempel (Sp) [10:00:37]: "
-        "Representanten Ola Dømme, frå fylket, spør.\n\nEg svarar gjerne, og eg svarar lenge.\n\nPresidenten: Neste.",
+        "Sak nr. 1 [10:00:00]\n\nSpørsmål om ferjer\n\n"
+        "Kari Eksempel (Sp) [10:00:37]: Representanten Ola Dømme, frå fylket, spør.\n\n"
+        "Eg svarar gjerne, og eg svarar lenge.\n\nPresidenten: Neste.",
         "Takk, president!",
     ]
     assert [d.language for d in documents] == ["nno", "nob"]

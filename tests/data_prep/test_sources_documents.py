@@ -24,8 +24,8 @@ def test_publications_keep_headings_lists_and_tables_and_nothing_around(tmp_path
         (tmp_path / "nou20150008" / name).write_text(XHTML)
     documents, _ = read("regjeringen", tmp_path, options={"group_by": "folder"})
     assert documents[0].text == (
-        "NOU 2015: 8 Framtida\n\n1 Innleiing\n\nSkulen endrar seg.1\n\n– leike\n– lære\n\nEtter lista.\n\n"
-        "Tabell 1\nÅr | Elevar\n2014 | 615 327"
+        "NOU 2015: 8 Framtida\n\n1 Innleiing\n\nSkulen endrar seg.1\n\n– leike\n– lære\n\n"
+        "Etter lista.\n\nTabell 1\nÅr | Elevar\n2014 | 615 327"
     )
     assert (documents[0].title, documents[0].date, documents[0].language) == (
         "NOU 2015: 8 Framtida",

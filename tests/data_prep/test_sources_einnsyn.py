@@ -33,7 +33,10 @@ def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-JOURNAL = "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n{attachment}Unntatt offentlighet: Offl. § 13"
+JOURNAL = (
+    "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n"
+    "{attachment}Unntatt offentlighet: Offl. § 13"
+)
 
 
 def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
@@ -60,9 +63,15 @@ def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
     titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
     own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
     shield = SHIELD if around == "dokumentbeskrivelse" else ""
-    xml = f"<systemID>b</systemID>{own}<dokumentbeskrivelse><tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
+    xml = (
+        f"<systemID>b</systemID>{own}<dokumentbeskrivelse>"
+        f"<tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
+    )
     xml = f"<registrering xsi:type='journalpost'>{xml}</registrering>"
-    xml = f"<mappe xsi:type='saksmappe'><systemID>a</systemID><offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
+    xml = (
+        f"<mappe xsi:type='saksmappe'><systemID>a</systemID>"
+        f"<offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
+    )
     for name in ("mappe", "klasse", "arkivdel"):
         xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
     (tmp_path / "a.xml").write_text(
@@ -77,7 +86,8 @@ def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
 def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
     folders = "".join(
         f"<mappe xsi:type='saksmappe'><offentligTittel>Sak {n}</offentligTittel>"
-        f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel></registrering></mappe>"
+        f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel>"
+        f"</registrering></mappe>"
         for n in "ab"
     )
     (tmp_path / "a.xml").write_text(
@@ -124,8 +134,8 @@ def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withh
     (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
     documents, report = read("einnsyn", tmp_path)
     assert texts(documents) == [
-        "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\nUnntatt offentlighet: Offl. § 13\n\n"
-        "Journalpost 2 (2021-03-02): Svar",
+        "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\n"
+        "Unntatt offentlighet: Offl. § 13\n\nJournalpost 2 (2021-03-02): Svar",
         "Sak 2021/45: Ny vei\nPlan\n\nJournalpost 1 (2021-03-02): Kart",
     ]
     assert "HEMMELIG" not in str(documents)

@@ -29,11 +29,14 @@ def test_a_law_is_read_from_wherever_it_lies(tmp_path: Path) -> None:
 
 AMENDMENT = LAW.replace("NL/lov", "LTI/lov").format(
     deep="""<article class="change"><article class="legalP">Nytt kapittel 2 skal lyde:</article>
-<span class="futuretitle">Kapittel 2.<br>Vern</span><article class="futureLegalArticle"><span class="futureLegalArticleHeader">
+<span class="futuretitle">Kapittel 2.<br>Vern</span><article class="futureLegalArticle">\
+<span class="futureLegalArticleHeader">
 <span>§ 2</span>. <span>Vern</span></span><article class="legalP">Vatn skal vernast.<sup
 class="footnotereference">1</sup></article></article>
-<span class="miscHeadline">Vedlegg</span><article class="marginIdArticle"><span class="data-marginOriginalId">1.</span>
-<article class="legalP">Reagens</article><article class="marginIdArticle"><span class="data-marginOriginalId">1.1.</span>Reint
+<span class="miscHeadline">Vedlegg</span><article class="marginIdArticle">\
+<span class="data-marginOriginalId">1.</span>
+<article class="legalP">Reagens</article><article class="marginIdArticle">\
+<span class="data-marginOriginalId">1.1.</span>Reint
 vatn.</article></article><article class="footnote">Note.</article></article>"""
 )
 
@@ -59,7 +62,10 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     assert "skal lyde" not in law.text, "it would introduce nothing"
 
 
-FUTURE = '<article class="futureLegalArticle"><span class="futureLegalArticleHeader">§ {n}</span><p>Ikkje i kraft.</p></article>'
+FUTURE = (
+    '<article class="futureLegalArticle"><span class="futureLegalArticleHeader">§ {n}</span>'
+    "<p>Ikkje i kraft.</p></article>"
+)
 F = FUTURE.format(n=7)
 TITLE = '<span class="futuretitle">Kapittel 4. Ikkje i kraft</span>'
 

@@ -14,14 +14,20 @@ from tests.data_prep.reading import faults, read
 # --- web pages
 # ------------------------------------------------------------------------------------------------------------------
 
-PARAGRAPH = "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig behandlet av rådmannen. "
+PARAGRAPH = (
+    "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig "
+    "behandlet av rådmannen. "
+)
 PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
 <meta property="og:url" content="https://www.kommune.no/barnehage/soek">
-<meta property="article:published_time" content="2023-03-01"></head><body><nav><ul><li><a href="/">Forsiden</a></li><li>
+<meta property="article:published_time" content="2023-03-01"></head><body><nav><ul><li>\
+<a href="/">Forsiden</a></li><li>
 <a href="/kart">Kart</a></li></ul></nav>
-<div class="cookie-banner">Vi bruker informasjonskapsler. Godta alle.</div><main><article><h1>Søke barnehage</h1>
+<div class="cookie-banner">Vi bruker informasjonskapsler. Godta alle.</div><main><article>\
+<h1>Søke barnehage</h1>
 <p>{PARAGRAPH * 2}</p><h2>Frister</h2>
-<p>{PARAGRAPH}<a href="/frist">Les om frister</a>.</p><ul><li>Hovedopptak er 1. mars.</li><li>Klagefrist er tre uker.</li>
+<p>{PARAGRAPH}<a href="/frist">Les om frister</a>.</p><ul><li>Hovedopptak er 1. mars.</li>\
+<li>Klagefrist er tre uker.</li>
 </ul></article></main>
 <footer>Telefon 00 00 00 00 | Personvern</footer></body></html>"""
 
@@ -60,7 +66,8 @@ dette -->
 {% include note.html content="Vi flyttar i mai." %}
 ## Steg 1 {#steg-1}
 
-![Skjermbilete](bilete.png) Skriv `<navn>` og <a href="mailto:x@y.no">x@y.no</a>, sjå <https://docs.no>.
+![Skjermbilete](bilete.png) Skriv `<navn>` og <a href="mailto:x@y.no">x@y.no</a>, sjå \
+<https://docs.no>.
 {: .tabell}
 
 ```bash
@@ -85,7 +92,8 @@ def test_markdown_keeps_headings_code_and_tables_and_reduces_the_rest(tmp_path: 
     (tmp_path / "docs" / "a.md").write_text(MARKDOWN)
     (document,), _ = read("markdown", tmp_path)
     assert document.text == (
-        "# Feilsøking\n\nSjå loggen, kosmos-[versjon].jar og regelen.\nNy linje.\n\nVi flyttar i mai.\n## Steg 1\n\n"
+        "# Feilsøking\n\nSjå loggen, kosmos-[versjon].jar og regelen.\nNy linje.\n\n"
+        "Vi flyttar i mai.\n## Steg 1\n\n"
         "Skjermbilete Skriv `<navn>` og x@y.no, sjå https://docs.no.\n\n"
         '```bash\n# ikkje ei overskrift\ncurl "$URL" | grep "[a](b)" <!-- blir -->\n```\n\n'
         "```xml\n<skjerming>JA</skjerming>\n```\n\n| A | B |\n|---|---|\n| 1 2 | <x> |"
@@ -141,10 +149,10 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
     (tmp_path / "a.md").write_text(WRAPPED)
     (document,), _ = read("markdown", tmp_path)
     assert document.text == (
-        "# Postkasse\n\nDigital post er brev som sendes *elektronisk* (se reglene).\nNy linje,\\\nog en til\n\n"
-        "- Den som sender, er avsender\n- Den som mottar\n1. 3. august er fristen\n\n"
-        "    innrykket kode\n    i to linjer\n\n> sitat\n> i to\n\n"
-        "A | B\n:---|---:\nen -------- | to\n\nOverskrift\n----------\n\n```\nkode\nsom står\n```\nslutt her"
+        "# Postkasse\n\nDigital post er brev som sendes *elektronisk* (se reglene).\nNy linje,\\\n"
+        "og en til\n\n- Den som sender, er avsender\n- Den som mottar\n1. 3. august er fristen\n\n"
+        "    innrykket kode\n    i to linjer\n\n> sitat\n> i to\n\nA | B\n:---|---:\n"
+        "en -------- | to\n\nOverskrift\n----------\n\n```\nkode\nsom står\n```\nslutt her"
     )
 
 
@@ -188,7 +196,8 @@ def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -
 
 def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
-        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\nVi har {{ antal }} saker, [sjå]({{site.url}}/x)."
+        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\n"
+        "Vi har {{ antal }} saker, [sjå]({{site.url}}/x)."
     )
     (tmp_path / "b.md").write_text('+++\ntitle = "Fjell"\ndate = 2020-01-02\n+++\n\nTekst.')
     documents, report = read("markdown", tmp_path)
@@ -329,7 +338,10 @@ def make_pdf(text: str) -> bytes:
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << "
+            b"/Font << /F1 5 0 R >> >> >>"
+        ),
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
         b"<< /Title (Brevet) /CreationDate (D:20150312101500) >>",

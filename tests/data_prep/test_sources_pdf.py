@@ -269,7 +269,8 @@ def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
     ]
     text, _ = text_of(tmp_path, [[*first, *rest]])
     assert text.startswith(
-        "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året og i hele kommunen."
+        "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele "
+        "året og i hele kommunen."
     )
 
 

@@ -281,7 +281,8 @@ def test_a_treebank_is_read_by_sentences_or_its_own_documents(tmp_path: Path) ->
         f"# sent_id = 1\n# text = Eg les.\n{words}\n# sent_id = 2\n# text = Du les.\n{words}\n{words}\n"
     )
     (tmp_path / "sv_prov-ud-dev.conllu").write_text(
-        f"# newdoc id = a\n# text = Ett.\n{words}\n# text = Två.\n{words}\n# newdoc id = b\n# text = Tre.\n{words}"
+        f"# newdoc id = a\n# text = Ett.\n{words}\n# text = Två.\n{words}\n# newdoc id = b\n"
+        f"# text = Tre.\n{words}"
     )
     documents, report = read("conllu", tmp_path)
     assert [(d.text, d.language) for d in documents] == [
@@ -297,7 +298,8 @@ def test_documents_of_a_treebank_begin_with_or_without_an_id(tmp_path: Path) -> 
     words = "1\tEg\teg\tPRON\t_\t_\t0\troot\t_\t_\n"
     (tmp_path / "nn_prov-ud-dev.conllu").write_text(
         f"# text = Åleine.\n{words}\n# newdoc\n# text = Ein.\n{words}\n# text = To.\n{words}\n"
-        f"# newdoc id = b\n{words}\n# text = Tre.\n{words}\n{words}\n# newdoc\n# text = Fire.\n{words}# \0\0\0\n"
+        f"# newdoc id = b\n{words}\n# text = Tre.\n{words}\n{words}\n# newdoc\n# text = Fire.\n"
+        f"{words}# \0\0\0\n"
     )
     documents, report = read("conllu", tmp_path)
     assert texts(documents) == ["Åleine.", "Ein. To.", "Tre.", "Fire."]

@@ -201,7 +201,10 @@ def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path)
 
 
 def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
-    line = r"source letters: 11 of 41 records cannot be read, more than max_broken_share 0.01 .* a.jsonl:line 31: not JSON"
+    line = (
+        r"source letters: 11 of 41 records cannot be read, more than max_broken_share 0.01 .* "
+        r"a.jsonl:line 31: not JSON"
+    )
     with pytest.raises(ValueError, match=line):
         prepare(tmp_path, good=30, broken=11)
     assert not (tmp_path / "corpora" / "x").exists()

@@ -14,16 +14,28 @@ from tests.data_prep.reading import read
 
 INTRO = (
     "Kommunen gir støtte til lag og foreninger som driver med friluftsliv for barn og unge, og "
-    "svarer på søknaden innen tre uker. "
-    "Støtten kan brukes til utstyr, turer og kurs, og må brukes i løpet av det året den er gitt for."
+    "svarer på søknaden innen tre uker. Støtten kan brukes til utstyr, turer og kurs, og må brukes "
+    "i løpet av det året den er gitt for."
 )
-CLOSING = "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på alle hverdager i uken."
-SITE_TOP = '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
-SITE_FOOT = "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p><p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
+CLOSING = (
+    "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på "
+    "alle hverdager i uken."
+)
+SITE_TOP = (
+    '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li>'
+    '<a href="/b">Skole</a></li></ul></nav></header>'
+)
+SITE_FOOT = (
+    "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p>"
+    "<p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
+)
 
 
 def page_of(article: str) -> str:
-    return f'<html lang="nb"><head><title>Støtte</title></head><body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>'
+    return (
+        f'<html lang="nb"><head><title>Støtte</title></head>'
+        f"<body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>"
+    )
 
 
 def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
@@ -120,7 +132,8 @@ KEPT = [
     Case("code", "<pre>konto = 1\n  navn = 2</pre>", ["```", "konto = 1", "  navn = 2", "```"]),
     Case(
         "links are content in a list of laws",
-        '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li><a href="https://lov.no/2">Naturloven</a></li></ul>',
+        '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li>'
+        '<a href="https://lov.no/2">Naturloven</a></li></ul>',
         ["- Friluftsloven", "- Naturloven"],
     ),
     Case(
@@ -228,7 +241,10 @@ def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, fu
     ],
 )
 def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
-    table = "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
+    table = (
+        "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li>"
+        "<li>revisor</li></ul></td></tr></table>"
+    )
     filled = body.format(intro=INTRO, closing=CLOSING, table=table)
     text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
@@ -286,7 +302,10 @@ def test_a_box_of_related_information_without_links_is_text(tmp_path: Path) -> N
         f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8)
     )
     box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{said}</p></div>'
-    links = '<div class="related-info"><h3>Sjå også</h3><p><a href="/b">Betaling for plass i barnehage</a></p></div>'
+    links = (
+        '<div class="related-info"><h3>Sjå også</h3><p>'
+        '<a href="/b">Betaling for plass i barnehage</a></p></div>'
+    )
     (tmp_path / "a.html").write_text(
         f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>"
     )
