@@ -53,7 +53,7 @@ def pages(number: int) -> Iterator[Document]:
         yield document(f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}", url=f"https://www.storvika.example/{i}")
 
 
-def test_menu_and_footer_go_and_shared_sentences_inside_stay(tmp_path: Path) -> None:
+def test_menus_and_footers_are_cut_and_sentences_shared_within_pages_stay(tmp_path: Path) -> None:
     every = list(pages(6))
     expected = [d.text.removeprefix(MENU).removesuffix(FOOTER).strip() for d in every]
     texts, report = cleaned([every[:2], every[2:]], tmp_path)
@@ -63,20 +63,20 @@ def test_menu_and_footer_go_and_shared_sentences_inside_stay(tmp_path: Path) -> 
     assert report.counts["lines_cut"] > 6
 
 
-def test_where_shards_end_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_boundaries_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = cleaned([list(pages(6))], tmp_path)[0]
     assert cleaned([[page] for page in pages(6)], tmp_path)[0] == one
     monkeypatch.setattr(boilerplate, "LINES_AT_ONCE", 3)  # nor how many lines are counted together
     assert cleaned([[page] for page in pages(6)], tmp_path)[0] == one
 
 
-def test_two_documents_are_no_site_and_a_copy_is_no_second_document(tmp_path: Path) -> None:
+def test_two_documents_are_not_a_site_and_copies_count_once(tmp_path: Path) -> None:
     two = [d.text for d in pages(2)]
     assert cleaned([list(pages(2))], tmp_path)[0] == two
     assert cleaned([of_host([two[0]] * 5)], tmp_path)[0] == [two[0]] * 5
 
 
-def test_near_copies_are_left_whole_for_the_stage_that_removes_them(tmp_path: Path) -> None:
+def test_near_copies_are_left_whole_for_deduplication(tmp_path: Path) -> None:
     links = " | ".join(["Tjenester", "Personvern", "Kontakt oss"] * 3)
     texts = [f"{links}\n\nSak {i}\n\n{links}" for i in range(5)]
     after, report = cleaned([of_host(texts)], tmp_path)
@@ -84,7 +84,7 @@ def test_near_copies_are_left_whole_for_the_stage_that_removes_them(tmp_path: Pa
     assert report.counts["left_mostly_repeated"] == 5
 
 
-def test_sites_are_told_apart_by_host(tmp_path: Path) -> None:
+def test_sites_are_distinguished_by_host(tmp_path: Path) -> None:
     texts = [d.text for d in pages(8)]
     apart = of_host(texts[:4], "a.example") + of_host(texts[4:], "b.example")
     assert cleaned([apart], tmp_path)[0] == texts, "four pages of each are too few"
@@ -93,7 +93,7 @@ def test_sites_are_told_apart_by_host(tmp_path: Path) -> None:
     )
 
 
-def test_documents_without_a_host_are_a_site_only_if_asked_for(tmp_path: Path) -> None:
+def test_documents_without_a_host_are_a_site_only_where_configured(tmp_path: Path) -> None:
     texts = [d.text for d in pages(6)]
     without = [document(text, str(i)) for i, text in enumerate(texts)]
     assert cleaned([without], tmp_path) == (texts, Report())
@@ -102,7 +102,7 @@ def test_documents_without_a_host_are_a_site_only_if_asked_for(tmp_path: Path) -
     assert report.counts["documents_cut"] == 6
 
 
-def test_a_line_of_a_part_of_the_pages_is_no_frame(tmp_path: Path) -> None:
+def test_a_line_on_a_minority_of_pages_is_not_boilerplate(tmp_path: Path) -> None:
     texts = [
         f"Veileder {i} om noe eget.\n\n{'Del på e-post | Skriv ut | Til toppen' if i % 4 else f'Ende {i}'}"
         for i in range(40)
@@ -147,7 +147,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("frame", ["", "Del på e-post | Skriv ut | Til toppen\n© Storvika kommune"])
-def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(
+def test_outcomes_and_closings_are_kept_though_all_pages_of_the_host_share_them(
     outcome: str, frame: str, tmp_path: Path
 ) -> None:
     texts = [
@@ -159,7 +159,7 @@ def test_how_a_document_ends_is_kept_though_all_pages_of_the_host_end_so(
         assert text.endswith(outcome), "the frame behind the outcome goes, the outcome stays"
 
 
-def test_how_a_document_begins_is_kept(tmp_path: Path) -> None:
+def test_openings_are_kept_though_all_pages_of_the_host_share_them(tmp_path: Path) -> None:
     ingress = "Med hjemmel i lov om havner har Storvika kommune fastsatt følgende forskrift."
     for begin in (
         ingress,
@@ -172,7 +172,7 @@ def test_how_a_document_begins_is_kept(tmp_path: Path) -> None:
         assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(MENU).strip() for text in texts]
 
 
-def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Path) -> None:
+def test_sentences_within_a_footer_are_cut_only_below_its_certain_start(tmp_path: Path) -> None:
     notice = "Vi bruker informasjonskapsler for å telle besøk."
     ruled = f"{'_' * 40}\nSlik klager du: Skriv til oss innen tre uker."
     links = f"Del på e-post | Skriv ut | Til toppen\n{notice}\nOrganisasjonsnummer 999 999 941"
@@ -195,7 +195,7 @@ def test_sentences_of_a_frame_go_where_it_surely_began_before_them(tmp_path: Pat
         "Til toppen\nNAV\nOm NAV | Presse | Jobb i NAV\n© NAV",
     ],
 )
-def test_feet_of_common_pages_go(frame: str, tmp_path: Path) -> None:
+def test_common_page_footers_are_cut(frame: str, tmp_path: Path) -> None:
     texts = [f"Saken gjelder støy fra skytefelt {i}.\n\n{frame}" for i in range(6)]
     assert cleaned([of_host(texts)], tmp_path)[0] == [
         f"Saken gjelder støy fra skytefelt {i}." for i in range(6)
@@ -210,12 +210,12 @@ def test_feet_of_common_pages_go(frame: str, tmp_path: Path) -> None:
         "Vi bruker informasjonskapsler på dette nettstedet.\nGodta alle\nBare nødvendige\nMeny",
     ],
 )
-def test_heads_of_common_pages_go_and_the_kind_of_the_document_stays(frame: str, tmp_path: Path) -> None:
+def test_common_page_headers_are_cut_and_the_document_type_stays(frame: str, tmp_path: Path) -> None:
     texts = [f"{frame}\n\nVedtak i klagesak\n\nSaken gjelder støy fra skytefelt {i}." for i in range(6)]
     assert cleaned([of_host(texts)], tmp_path)[0] == [text.removeprefix(frame).strip() for text in texts]
 
 
-def test_lines_cut_are_noted_with_counts_and_an_example(tmp_path: Path) -> None:
+def test_cut_lines_are_recorded_with_counts_and_an_example(tmp_path: Path) -> None:
     _, report = cleaned([list(pages(6))], tmp_path)
     cuts = {cut.text: cut for cut in report.cuts.values()}
     assert {line for part in (MENU, FOOTER) for line in part.split("\n") if line} == set(cuts)
@@ -231,7 +231,7 @@ def test_lines_cut_are_noted_with_counts_and_an_example(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["outcome-lines.jsonl", "act-titles.jsonl"])
 @pytest.mark.parametrize("url", ["", "https://nemnda.example/sak/"])
-def test_real_forms_are_kept_whole(name: str, url: str, tmp_path: Path) -> None:
+def test_real_outcomes_and_titles_are_kept_whole(name: str, url: str, tmp_path: Path) -> None:
     path = CASES / name
     if not path.is_file():
         pytest.skip(f"{path} is not there")
@@ -242,7 +242,7 @@ def test_real_forms_are_kept_whole(name: str, url: str, tmp_path: Path) -> None:
     assert (after, report.counts) == (texts, {})
 
 
-def test_laws_are_left_alone(tmp_path: Path) -> None:
+def test_laws_are_not_cut(tmp_path: Path) -> None:
     laws = [
         document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example")
         for i in range(9)
@@ -251,7 +251,7 @@ def test_laws_are_left_alone(tmp_path: Path) -> None:
     assert run([laws], tmp_path, config(reader="lovdata"))[0] == texts
 
 
-def test_an_address_that_is_none_is_of_no_site() -> None:
+def test_an_invalid_url_belongs_to_no_site() -> None:
     for url in ("http://[foo]/x", "storvika.example/side", "file:///a/b", ""):
         assert boilerplate.site_of(document("Tekst.", "a", url=url), config()) is None
     assert (
@@ -271,6 +271,8 @@ def test_an_address_that_is_none_is_of_no_site() -> None:
         ),
     ],
 )
-def test_a_site_that_would_be_ignored_is_refused(source: str, reader: str, fault: str) -> None:
+def test_a_setting_of_sites_that_would_have_no_effect_is_rejected(
+    source: str, reader: str, fault: str
+) -> None:
     with pytest.raises(ValueError, match=fault):
         config(reader=reader, boilerplate=BoilerplateConfig(sites=[source]))

@@ -119,7 +119,7 @@ def test_a_file_that_changes_while_it_is_read_fails_its_task(
     assert not (tmp_path / "corpora" / "x").exists()
 
 
-def test_an_arrow_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
+def test_an_arrow_file_truncated_while_it_is_read_does_not_crash_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = corpus(tmp_path)
@@ -135,7 +135,7 @@ def test_an_arrow_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
         pipeline.prepare(config)
 
 
-def test_what_was_changed_is_read_whole_by_the_next_prepare(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_whole_by_the_next_prepare(tmp_path: Path) -> None:
     config, file = corpus(tmp_path)
     pipeline.plan(config)
     os.truncate(file, file.stat().st_size // 4)
@@ -146,12 +146,12 @@ def test_what_was_changed_is_read_whole_by_the_next_prepare(tmp_path: Path) -> N
     assert counts["read_letters"] == 301
 
 
-def test_it_is_one_line_from_another_process_too() -> None:
+def test_the_error_survives_pickling_as_one_line() -> None:
     fault = pickle.loads(pickle.dumps(FileChanged("letters", "a.jsonl")))
     assert re.match(MESSAGE, str(fault))
 
 
-def test_a_fault_of_a_file_that_did_not_change_is_its_own(tmp_path: Path) -> None:
+def test_an_error_in_an_unchanged_file_is_reported_as_it_is(tmp_path: Path) -> None:
     config, file = corpus(tmp_path)
     file.rename(file.with_suffix(".csv"))
     config.corpus.sources["letters"].reader = "table"

@@ -58,7 +58,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.id)
-def test_each_form_teaches_its_answer_and_where_it_ends(tmp_path: Path, form: Form) -> None:
+def test_the_targets_of_each_form_are_the_answer_and_its_end(tmp_path: Path, form: Form) -> None:
     prepared = prepare(tmp_path, {"chats": [form.record]})
     assert prepared.manifest.mask_column == form.mask
     assert learned(prepared) == [f"{TOLD}</s>"]
@@ -67,7 +67,7 @@ def test_each_form_teaches_its_answer_and_where_it_ends(tmp_path: Path, form: Fo
     assert source.supervised_tokens["train/nob"] < source.tokens["train/nob"]
 
 
-def test_running_text_beside_conversations_is_all_targets(tmp_path: Path) -> None:
+def test_every_token_of_running_text_beside_conversations_is_a_target(tmp_path: Path) -> None:
     text = {"text": "Kommunestyret behandlet saken i møtet i går kveld og vedtok innstillingen."}
     plain = {"prompt": ASKED, "completion": TOLD.replace("tre", "seks")}
     prepared = prepare(tmp_path, {"text": [text], "chats": [{"messages": MESSAGES}, plain]})
@@ -81,7 +81,7 @@ def test_running_text_beside_conversations_is_all_targets(tmp_path: Path) -> Non
     assert prepare(tmp_path, {"text": [text]}).manifest.mask_column is None
 
 
-def test_a_corpus_may_learn_everything(tmp_path: Path) -> None:
+def test_with_targets_everything_there_is_no_mask(tmp_path: Path) -> None:
     thanked = {"messages": [*MESSAGES, {"role": "user", "content": "Takk skal du ha!"}]}
     flagged = {
         "messages": [
@@ -126,7 +126,7 @@ MALFORMED: list[tuple[Any, str]] = [
 ]
 
 
-def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tmp_path: Path) -> None:
+def test_malformed_records_are_dropped_with_a_reason_and_good_ones_kept(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [*(record for record, _ in MALFORMED), {"messages": MESSAGES}]})
     refused = drops(prepared) | dict.fromkeys(quarantined(prepared), "unreadable_record")
     assert refused == {
@@ -139,7 +139,7 @@ def test_malformed_records_are_dropped_with_a_reason_and_the_good_ones_arrive(tm
 @pytest.mark.parametrize(
     ("value", "expected"), [(False, [TOLD]), (0, [TOLD]), (True, [FIRST, TOLD]), (None, [FIRST, TOLD])]
 )
-def test_a_flag_of_a_turn_says_whether_it_is_learned(flag: str, value: Any, expected: list[str]) -> None:
+def test_a_flag_of_a_turn_decides_whether_it_is_a_target(flag: str, value: Any, expected: list[str]) -> None:
     turns = turns_of({"messages": asked_and_told(*TWO, **{flag: value})})
     assert [turn.content for turn in turns if turn.target] == expected
     assert len(turns) == 4
@@ -180,7 +180,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_texts_under_keys_that_sound_like_flags_are_unknown_keys() -> None:
+def test_keys_that_resemble_flags_but_hold_text_are_unknown_keys() -> None:
     report = Report()
     record = {
         "messages": asked_and_told(*TWO, training_set="våren", lossless=None),
@@ -193,7 +193,7 @@ def test_texts_under_keys_that_sound_like_flags_are_unknown_keys() -> None:
 
 
 @pytest.mark.parametrize(("record", "word"), REFUSED, ids=[word for _, word in REFUSED])
-def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, Any], word: str) -> None:
+def test_unsupported_keys_that_would_change_training_are_rejected(record: dict[str, Any], word: str) -> None:
     report = Report()
     assert documents_of(record, report=report) == []
     (drop,) = report.drops
@@ -201,7 +201,7 @@ def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, A
     assert word in drop.detail
 
 
-def test_a_preferred_answer_can_be_named_as_the_completion() -> None:
+def test_the_preferred_answer_can_be_mapped_to_the_completion() -> None:
     record = {"prompt": ASKED, "chosen": TOLD, "rejected": "Vet ikke."}
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", fields={"completion": "chosen"})
     document = chat.ConversationReader(source, chat.Options(), Report()).document(
@@ -211,7 +211,7 @@ def test_a_preferred_answer_can_be_named_as_the_completion() -> None:
     assert [turn.content for turn in document.turns] == [ASKED, TOLD]
 
 
-def test_a_system_and_a_history_beside_an_instruction_are_turns() -> None:
+def test_system_and_history_of_an_instruction_become_turns() -> None:
     """As LLaMA-Factory means them: answers in the history are learned too, unless they are to be context."""
     record = {
         "system": "Svar kort.",
@@ -227,7 +227,7 @@ def test_a_system_and_a_history_beside_an_instruction_are_turns() -> None:
     assert turns_of({"messages": MESSAGES, "system": "Svar kort."})[0].content == "Svar kort."
 
 
-def test_keys_and_roles_of_turns_can_be_named() -> None:
+def test_keys_and_roles_of_turns_can_be_mapped() -> None:
     options = {
         "role_key": "fra",
         "content_key": "tekst",
@@ -244,7 +244,7 @@ def test_keys_and_roles_of_turns_can_be_named() -> None:
         turns_of(record, prompt_template="Svar:")
 
 
-def test_unknown_keys_are_counted_by_name_and_within_bounds() -> None:
+def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     report = Report()
     messages = [MESSAGES[0], {**MESSAGES[1], "rangering": 3, "navn": None}]
     odd = {f"key{number}": 1 for number in range(30)}
@@ -265,7 +265,7 @@ def test_unknown_keys_are_counted_by_name_and_within_bounds() -> None:
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 
 
-def test_an_empty_answer_costs_its_turn_and_not_the_conversation(tmp_path: Path) -> None:
+def test_an_empty_answer_is_not_a_target_and_its_conversation_is_kept(tmp_path: Path) -> None:
     """null, "" and white space alike. What is empty stays where it stands, as context."""
     turns = [
         ("user", "Er dere der?"),
@@ -311,7 +311,7 @@ def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
     assert turns_of({"messages": messages})[1].content == answer
 
 
-def test_when_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> None:
+def test_when_no_record_can_be_read_the_error_gives_the_first_reason(tmp_path: Path) -> None:
     gpt = [MESSAGES[0], {"role": "saksbehandler", "content": TOLD}]
     with pytest.raises(
         ValueError, match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"
@@ -319,7 +319,7 @@ def test_when_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> No
         prepare(tmp_path, {"chats": [{"messages": gpt}, {"messages": MESSAGES[:1]}]})
 
 
-def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path) -> None:
+def test_prompts_and_completions_become_turns_unless_a_template_is_set(tmp_path: Path) -> None:
     record = {
         "prompt": "Hva gjør jeg når søknaden om foreldrepenger",
         "completion": "utbetaling er avvist av banken, og du må ringe.",
@@ -339,7 +339,7 @@ def test_prompts_and_completions_are_turns_unless_a_form_is_named(tmp_path: Path
     assert learned(named) == [f"{record['completion']}</s>"]
 
 
-def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -> None:
+def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
     nynorsk = [
         {"role": "user", "content": "Kva er fristen for å klage på vedtaket eg fekk frå kommunen?"},
         {
@@ -371,7 +371,7 @@ def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -
             ChatConfig(system=system)
 
 
-def test_a_json_array_and_other_names_are_read_too(tmp_path: Path) -> None:
+def test_a_json_array_with_other_field_names_is_read(tmp_path: Path) -> None:
     record = {"samtale": MESSAGES, "nr": 7, "sak": "24/17"}
     (tmp_path / "chats.json").write_text(json.dumps([record, 5], indent=2))
     fields = {"messages": "samtale", "id": "nr", "group": "sak"}

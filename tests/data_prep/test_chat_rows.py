@@ -34,7 +34,7 @@ from tests.data_prep.identity_numbers import numbers
 from tests.data_prep.sample import SAMPLE
 
 
-def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
+def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
     number, other = numbers(0, 80)[:2]
     told = f"  Du heter søker {number[:6]} {number[6:]}, og   fristen er tre uker.\n\n  - Ã¸nske\u00ad\n "
     messages = [
@@ -61,7 +61,7 @@ def test_every_stage_treats_every_turn(tmp_path: Path) -> None:
     assert sorted(drops(prepared).values()) == ["exact_duplicate", "exact_duplicate", "language_eng"]
 
 
-def test_white_space_between_a_plain_prompt_and_its_completion_stays() -> None:
+def test_white_space_between_a_plain_prompt_and_its_completion_is_kept() -> None:
     turns = [
         Turn(role="", content="Fråga:\u00a0ja?\nSvar: ", target=False),
         Turn(role="", content="\tJa", target=True),
@@ -89,7 +89,7 @@ def plain(prompt: str, completion: str) -> Document:
     )
 
 
-def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path: Path) -> None:
+def test_plain_prompts_are_tokenised_as_at_inference(folder: Path, tmp_path: Path) -> None:
     """BOS as the tokenizer puts it, once; no token spans the border, even where one could."""
     tokeniser = tokeniser_of(corpus_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -108,7 +108,7 @@ def test_plain_prompts_end_where_inference_would_end_them(folder: Path, tmp_path
         assert tokenizer.decode(row.input_ids[len(prompt_ids) : -1], skip_special_tokens=False) == completion
 
 
-def test_a_plain_completion_gets_no_space_that_is_not_there(spaced: Path, tmp_path: Path) -> None:
+def test_no_space_is_inserted_before_a_plain_completion(spaced: Path, tmp_path: Path) -> None:
     tokeniser = tokeniser_of(corpus_config(spaced), tmp_path)
     tokenizer = Tokenizer.from_file(str(spaced / "tokenizer.json"))
     ((_, (row,)),) = tokeniser.rows([plain("mars", "erer")], Report())
@@ -125,7 +125,7 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
     assert report.drop_reasons() == {"no_supervised_tokens": 1}
 
 
-def test_a_mask_of_ones_alone_is_running_text(folder: Path, tmp_path: Path) -> None:
+def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -> None:
     """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
     source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     tokeniser = tokeniser_of(corpus_config(with_template(folder, tmp_path / "bare", source)), tmp_path)
@@ -137,7 +137,7 @@ def test_a_mask_of_ones_alone_is_running_text(folder: Path, tmp_path: Path) -> N
     assert answered.mask == [0] + [1] * (len(answered.input_ids) - 1)
 
 
-def test_the_template_is_the_tokenizers_own_unless_one_is_named(
+def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From its config, by name or alone; the one used goes with the corpus, and so with the model."""
@@ -168,7 +168,7 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_named(
     ]
 
 
-def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
+def test_a_changed_template_rebuilds_the_corpus(tmp_path: Path) -> None:
     records = {"chats": [{"messages": MESSAGES}]}
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     chat = ChatConfig(template=str(tmp_path / "mine.jinja"))
@@ -182,7 +182,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
     assert rows(again) != first
 
 
-def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path: Path, folder: Path) -> None:
+def test_a_missing_template_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
     given = TokenizerConfig(path=str(folder))
     with pytest.raises(
         ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
@@ -201,7 +201,7 @@ def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path
         ChatConfig(targets="all")
 
 
-def test_conversations_that_a_template_refuses_are_dropped_with_its_words(
+def test_conversations_that_a_template_rejects_are_dropped_with_a_reason(
     tmp_path: Path, folder: Path
 ) -> None:
     strict = CHATML.replace(
@@ -220,9 +220,7 @@ def test_conversations_that_a_template_refuses_are_dropped_with_its_words(
         prepare(tmp_path, {"chats": [refused]}, tokenizer=given)
 
 
-def test_a_template_that_rewrites_history_gives_a_row_a_turn_and_says_so(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_rows_of_single_turns_are_counted(tmp_path: Path, folder: Path) -> None:
     given = TokenizerConfig(path=str(with_template(folder, tmp_path / "qwen", QWEN3)))
     twice = {
         "id": "a",
@@ -233,7 +231,7 @@ def test_a_template_that_rewrites_history_gives_a_row_a_turn_and_says_so(
     assert prepared.manifest.stages[-1].counts == {"rows_of_single_turns": 1}
 
 
-def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dropped(tmp_path: Path) -> None:
+def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Path) -> None:
     """Through to training: what a step's labels hold is the answers, and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE

@@ -213,7 +213,7 @@ def runs(row: Row) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("form", ENDS)
-def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Path, form: str) -> None:
+def test_targets_are_the_tokens_inference_must_generate(folder: Path, form: str) -> None:
     oracle = Oracle(folder, form)
     template = ChatTemplate(
         source(form), {"bos_token": "<s>", "eos_token": "</s>"}, ChatEncoder(folder / "tokenizer.json"), form

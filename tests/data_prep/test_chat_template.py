@@ -91,7 +91,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, family: str) -> None:
+def test_targets_are_the_answers_and_their_end_of_turn_tokens(folder: Path, family: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
     assert case.learned(case.row(*CHAT)) == [written.format(answer) for answer in ANSWERS]
@@ -101,7 +101,9 @@ def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, famil
 @pytest.mark.parametrize(
     "turns", [CHAT, CHAT[:2], [*CHAT, ("user", "Takk!")]], ids=["two", "one", "unanswered"]
 )
-def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: list[tuple[str, str]]) -> None:
+def test_tokens_equal_those_of_apply_chat_template(
+    folder: Path, family: str, turns: list[tuple[str, str]]
+) -> None:
     """The whole of a conversation up to its last answer is what apply_chat_template makes of it; BOS comes
     once, if at all."""
     from transformers import PreTrainedTokenizerFast
@@ -121,7 +123,7 @@ def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: l
     ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
+def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str) -> None:
     """Trimmed where the template trims; never with a character of the template's own, but what the family
     writes."""
     source, written = FAMILIES[family]
@@ -136,7 +138,7 @@ def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("marked", [CHATML_MARKED, CHATML_MARKED_SHORT, CHATML_MARKED_LONG])
-def test_without_markers_is_with_markers(folder: Path, marked: str) -> None:
+def test_templates_with_and_without_generation_markers_agree(folder: Path, marked: str) -> None:
     assert Case(folder, CHATML).rows(*CHAT) == Case(folder, marked).rows(*CHAT)
 
 
@@ -144,7 +146,7 @@ def test_without_markers_is_with_markers(folder: Path, marked: str) -> None:
 @pytest.mark.parametrize(
     "token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"]
 )
-def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: str) -> None:
+def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, token: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
     said = f"Skriv {token} eller {token}\nuser til slutt"
@@ -155,7 +157,7 @@ def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: 
         assert spelled.input_ids.count(number) == plain.input_ids.count(number)
 
 
-def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
+def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
     """Its own mask of a template with markers, and its own way to make text of control tokens in a
     content."""
     from transformers import PreTrainedTokenizerFast
@@ -179,7 +181,7 @@ def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
     assert ids == sanitised[: len(ids)]
 
 
-def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> None:
+def test_a_template_that_rewrites_history_gives_one_row_per_turn(folder: Path) -> None:
     """Each row is what the model would have seen when it wrote that turn."""
     case = Case(folder, QWEN3)
     thoughtful = [
@@ -217,14 +219,14 @@ OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>
         (QWEN3, THOUGHT, THOUGHT),
     ],
 )
-def test_thoughts_that_the_model_must_write_are_targets(
+def test_thoughts_that_the_model_must_generate_are_targets(
     folder: Path, source: str, answer: str, expected: str
 ) -> None:
     case = Case(folder, source)
     assert case.learned(case.row(CHAT[0], ("assistant", answer))) == [f"{expected}<|im_end|>"]
 
 
-def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
+def test_thought_markers_are_tokens_only_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
     """Special ones too. Elsewhere, spelled by a person, they are text as all control tokens are."""
     body = json.loads((folder / "tokenizer.json").read_text())
     for token in body["added_tokens"]:
@@ -253,7 +255,7 @@ def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp
         (CHATML.replace("<|im_end|>", "<|slutt|>"), ANSWERS[0], {"answers_whose_end_is_no_token": 1}),
     ],
 )
-def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_counted(
+def test_answers_whose_targets_deviate_from_the_template_are_counted(
     folder: Path, source: str, answer: str, counted: dict[str, int]
 ) -> None:
     counts = Counter[str]()
@@ -266,7 +268,7 @@ def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_count
 
 
 @pytest.mark.parametrize("turns", [CHAT, [("system", "Svar kort."), *CHAT]], ids=["plain", "system"])
-def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(
+def test_a_system_prompt_in_the_last_user_turn_gives_one_row_per_turn(
     folder: Path, turns: list[tuple[str, str]]
 ) -> None:
     case = Case(folder, SYSTEM_IN_LAST_TURN)
@@ -289,7 +291,7 @@ def test_arguments_reach_the_template(folder: Path) -> None:
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}<|im_end|>"] for answer in ANSWERS]
 
 
-def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: Path) -> None:
+def test_without_an_end_of_turn_token_eos_ends_every_answer(folder: Path) -> None:
     """After every answer: in a row that went on, nothing would end the first."""
     case = Case(folder, PLAIN)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
@@ -332,13 +334,13 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: unclear.id)
-def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Unclear) -> None:
+def test_conversations_with_uncertain_targets_are_rejected(folder: Path, unclear: Unclear) -> None:
     with pytest.raises(Refused, match=unclear.words) as refused:
         Case(folder, unclear.source).rows(*unclear.turns)
     assert refused.value.reason == unclear.reason
 
 
-def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
+def test_a_template_that_cannot_render_a_conversation_is_a_one_line_error(folder: Path) -> None:
     for source in (
         "{% for m in messages %}",
         "{{ missing.role }}",
@@ -354,14 +356,14 @@ def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(fol
         Case(folder, parts)
 
 
-def test_everything_is_the_whole_conversation(folder: Path) -> None:
+def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
     case = Case(folder, QWEN3)
     (row,) = case.rows(*CHAT, ("user", "Takk!"), everything=True)
     assert all(row.mask)
     assert case.decoded(row.input_ids).endswith("Takk!<|im_end|>\n")
 
 
-def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
+def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
     """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could
     span both."""
     case = Case(folder, CHATML)
@@ -377,7 +379,7 @@ def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
     assert case.learned(row) == [f"{answer}<|im_end|>"]
 
 
-def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
+def test_a_tokenizer_that_prepends_a_space_does_so_once(spaced: Path) -> None:
     """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]

@@ -22,7 +22,7 @@ from data_prep.sources import claims
         ("12345", ""),
     ],
 )
-def test_dates(claim: object, expected: str) -> None:
+def test_dates_are_parsed_from_every_notation(claim: object, expected: str) -> None:
     assert claims.date(claim) == expected
 
 
@@ -46,5 +46,5 @@ def test_dates(claim: object, expected: str) -> None:
         ("klingon", ""),
     ],
 )
-def test_languages(claim: object, expected: str) -> None:
+def test_languages_are_mapped_to_iso_639_3(claim: object, expected: str) -> None:
     assert claims.language(claim) == expected

@@ -74,7 +74,7 @@ def jsonl(count: int, text: str = "Vedtaket kan påklages.") -> bytes:
 
 @pytest.mark.parametrize("name", ["docs", "docs.lying.gz", "docs.lying.zip", "docs.tar"])
 @pytest.mark.parametrize("packing", [None, *PACK])
-def test_a_tar_archive_is_read_whatever_packs_it_and_whatever_it_is_called(
+def test_a_tar_archive_is_read_whatever_its_compression_and_name(
     tmp_path: Path, packing: str | None, name: str
 ) -> None:
     data = tar(LETTERS)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_a_tar_archive_is_read_whatever_packs_it_and_whatever_it_is_called(
 
 
 @pytest.mark.parametrize("packing", [None, *PACK])
-def test_json_lines_are_read_whatever_packs_them(tmp_path: Path, packing: str | None) -> None:
+def test_json_lines_are_read_whatever_their_compression(tmp_path: Path, packing: str | None) -> None:
     (tmp_path / f"a.jsonl{f'.{packing}' if packing else ''}").write_bytes(
         PACK[packing](jsonl(50)) if packing else jsonl(50)
     )
@@ -95,7 +95,7 @@ def test_json_lines_are_read_whatever_packs_them(tmp_path: Path, packing: str | 
     assert not report.broken
 
 
-def test_archives_in_archives_are_read_and_their_members_have_places(tmp_path: Path) -> None:
+def test_nested_archives_are_read_and_ids_name_the_member(tmp_path: Path) -> None:
     inner = zipped(
         {"c.txt.gz": gzip.compress(b"Inst i alt."), "bilde.png": b"\x89PNG....", "__MACOSX/._c.txt": b"\0\1"}
     )
@@ -109,7 +109,7 @@ def test_archives_in_archives_are_read_and_their_members_have_places(tmp_path: P
     assert not report.broken
 
 
-def test_a_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+def test_reading_a_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jsonl").write_bytes(
@@ -126,7 +126,7 @@ def test_a_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", PACK)
-def test_lines_before_a_break_are_kept(tmp_path: Path, packing: str) -> None:
+def test_lines_before_a_truncation_are_kept(tmp_path: Path, packing: str) -> None:
     import random
 
     noise = random.Random(0)
@@ -146,7 +146,7 @@ def test_lines_before_a_break_are_kept(tmp_path: Path, packing: str) -> None:
 
 @pytest.mark.parametrize("packing", [None, "gz", "zst"])
 @pytest.mark.parametrize("cut", [0, 100, 512, 700, 1024])
-def test_members_before_a_break_in_a_tar_archive_are_kept(
+def test_members_before_a_truncation_of_a_tar_archive_are_kept(
     tmp_path: Path, packing: str | None, cut: int
 ) -> None:
     """Cut at a member's border too, where tarfile takes the archive for a whole one."""
@@ -158,7 +158,7 @@ def test_members_before_a_break_in_a_tar_archive_are_kept(
     assert report.counts["broken_off"] == 1
 
 
-def test_a_broken_header_within_a_tar_archive_is_noticed(tmp_path: Path) -> None:
+def test_a_corrupt_header_within_a_tar_archive_is_detected(tmp_path: Path) -> None:
     data = bytearray(tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)}))
     data[2 * 1024 + 148 : 2 * 1024 + 156] = b"notcksum"
     (tmp_path / "a.tar").write_bytes(data)
@@ -168,7 +168,7 @@ def test_a_broken_header_within_a_tar_archive_is_noticed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
-def test_members_before_a_break_in_a_zip_archive_are_kept(tmp_path: Path, cut: float) -> None:
+def test_members_before_a_truncation_of_a_zip_archive_are_kept(tmp_path: Path, cut: float) -> None:
     names = {f"{n}.txt": f"Brev nummer {n}, med noe mer tekst." for n in range(10)}
     data = zipped(names)  # type: ignore[arg-type]
     directory = data.index(b"PK\x01\x02")
@@ -179,7 +179,7 @@ def test_members_before_a_break_in_a_zip_archive_are_kept(tmp_path: Path, cut: f
     assert "directory cannot be read" in report.broken[0].error
 
 
-def test_a_damaged_member_of_a_zip_archive_harms_no_other(tmp_path: Path) -> None:
+def test_a_damaged_member_of_a_zip_archive_does_not_affect_others(tmp_path: Path) -> None:
     data = bytearray(zipped({f"{n}.txt": f"Brev nummer {n}, med noe mer tekst." for n in range(3)}))
     at = data.index(b"1.txt") + 5
     data[at : at + 4] = b"\xff\xff\xff\xff"
@@ -193,7 +193,7 @@ def test_a_damaged_member_of_a_zip_archive_harms_no_other(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------------------------------
 
 
-def test_links_devices_and_names_that_leave_a_tar_archive_are_refused(tmp_path: Path) -> None:
+def test_links_devices_and_escaping_names_in_a_tar_archive_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("Hemmelig.")
     bad: dict[str, str | bytes | tarfile.TarInfo] = {
         "../ut.txt": "Ut.",
@@ -214,7 +214,7 @@ def test_links_devices_and_names_that_leave_a_tar_archive_are_refused(tmp_path: 
     assert not (tmp_path.parent / "ut.txt").exists()
 
 
-def test_links_and_names_that_leave_a_zip_archive_are_refused(tmp_path: Path) -> None:
+def test_links_and_escaping_names_in_a_zip_archive_are_rejected(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("lenke.txt")
     link.create_system, link.external_attr = 3, 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -226,7 +226,7 @@ def test_links_and_names_that_leave_a_zip_archive_are_refused(tmp_path: Path) ->
     assert [b.member for b in report.broken] == ["../ut.txt", "lenke.txt"]
 
 
-def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
+def test_an_encrypted_member_is_reported(tmp_path: Path) -> None:
     data = bytearray(zipped({"a.txt": "Lukket.", "b.txt": "Åpen."}))
     data[6] |= 1
     directory = data.index(b"PK\x01\x02")
@@ -243,7 +243,7 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zst"])
 @pytest.mark.parametrize("line", [b"\0" * 1000, b'{"text": "' + b"x" * 100_000 + b'"}\n'])
-def test_a_bomb_ends_at_the_ratio(tmp_path: Path, packing: str, line: bytes) -> None:
+def test_a_decompression_bomb_stops_at_max_ratio(tmp_path: Path, packing: str, line: bytes) -> None:
     bomb = PACK[packing](line * (60_000_000 // len(line)))
     (tmp_path / "a.jsonl").write_bytes(bomb)
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "God."}\n')
@@ -259,21 +259,21 @@ def test_a_bomb_ends_at_the_ratio(tmp_path: Path, packing: str, line: bytes) -> 
     assert peak < 40_000_000
 
 
-def test_a_bomb_in_a_zip_archive_harms_no_other_member(tmp_path: Path) -> None:
+def test_a_bomb_in_a_zip_archive_does_not_affect_other_members(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped({"bombe.txt": b"0" * 100_000_000, "god.txt": "God."}))
     documents, report = read("text", tmp_path, limits={"max_record_bytes": 2**27})
     assert texts(documents) == ["God."]
     assert [(b.member, "max_ratio" in b.error) for b in report.broken] == [("bombe.txt", True)]
 
 
-def test_a_file_unpacks_to_no_more_than_the_limit(tmp_path: Path) -> None:
+def test_unpacking_stops_at_max_unpacked_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(5000)))
     documents, report = read("jsonl", tmp_path, limits={"max_unpacked_bytes": 100_000})
     assert 500 < len(documents) < 4000
     assert "max_unpacked_bytes" in report.broken[0].error
 
 
-def test_archives_in_each_other_end_at_the_depth(tmp_path: Path) -> None:
+def test_nested_archives_stop_at_max_depth(tmp_path: Path) -> None:
     data = b"Inst."
     for _ in range(4):
         data = gzip.compress(data)
@@ -296,7 +296,7 @@ def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     assert "a name of 1024.0 MiB" in report.broken[0].error
 
 
-def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+def test_a_sparse_file_is_rejected(tmp_path: Path) -> None:
     header = tarfile.TarInfo("hull.txt")
     header.type, header.size = tarfile.GNUTYPE_SPARSE, 0
     buffer = bytearray(header.tobuf(tarfile.GNU_FORMAT))
@@ -309,7 +309,7 @@ def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
     assert "sparse" in report.broken[0].error
 
 
-def test_a_line_of_100_megabytes_is_stepped_over(tmp_path: Path) -> None:
+def test_a_line_of_100_megabytes_is_skipped(tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl").open("wb") as file:
         file.write(b'{"text": "En."}\n{"text": "')
         for _ in range(100):
@@ -344,7 +344,7 @@ def test_a_line_of_100_megabytes_is_stepped_over(tmp_path: Path) -> None:
         (b"\1\2\3\0\0\0\0\0" * 100, "NUL bytes"),
     ],
 )
-def test_a_lying_name_is_refused_and_the_good_files_arrive(tmp_path: Path, data: bytes, words: str) -> None:
+def test_content_that_contradicts_the_file_name_is_rejected(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "b.txt").write_text("God.")
     documents, report = read("text", tmp_path)
@@ -354,14 +354,14 @@ def test_a_lying_name_is_refused_and_the_good_files_arrive(tmp_path: Path, data:
     assert words in error
 
 
-def test_text_is_no_pdf(tmp_path: Path) -> None:
+def test_text_named_pdf_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("Bare tekst.")
     documents, report = read("pdf", tmp_path)
     assert not documents
     assert report.broken[0].error == "text by its first bytes, not a PDF"
 
 
-def test_sizes_in_the_header_of_a_zip_archive_are_not_believed(tmp_path: Path) -> None:
+def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) -> None:
     """The directory is gone and a header claims more than there is."""
     data = bytearray(zipped({"a.txt": "God.", "b.txt": "Lang."}))
     second = data.index(b"PK\x03\x04", 10)
@@ -376,7 +376,7 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_believed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("packing", [None, "gz", "bz2", "zst"])
-def test_a_disk_that_fails_is_no_broken_archive(
+def test_an_io_error_is_not_taken_for_a_broken_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str | None
 ) -> None:
     """Or the rest of it would be given up for good: the next run finds it read."""
@@ -394,7 +394,9 @@ def test_a_disk_that_fails_is_no_broken_archive(
         read("text", tmp_path)
 
 
-def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_for_temporary_files_is_reported_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: object, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -404,7 +406,7 @@ def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: p
         read("text", tmp_path)
 
 
-def test_names_of_an_old_tar_archive_are_letters(tmp_path: Path) -> None:
+def test_member_names_in_latin_1_are_decoded(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
         info = tarfile.TarInfo("søknad.txt")
         info.size = 5

@@ -45,7 +45,7 @@ def run(documents: list[object], path: Path, **settings: object) -> tuple[list[o
     return through(Decontaminate(), documents, config(decontaminate=rules))  # type: ignore[arg-type, return-value]
 
 
-def test_a_planted_overlap_is_found_and_nothing_else(squad: Path) -> None:
+def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
     planted = " ".join(
         CONTEXT.upper().replace(",", " –").split()[2:17]
     )  # fifteen words, in other letters and signs
@@ -62,7 +62,7 @@ def test_a_planted_overlap_is_found_and_nothing_else(squad: Path) -> None:
     assert {d.id: d.reason for d in said.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
 
 
-def test_cut_takes_the_paragraphs_and_drops_what_has_no_others(squad: Path) -> None:
+def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
     talk = [
         Turn(role="user", content=QUESTION, target=False),
         Turn(role="assistant", content="Hun.", target=True),
@@ -80,7 +80,7 @@ def test_cut_takes_the_paragraphs_and_drops_what_has_no_others(squad: Path) -> N
     assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", wanted)
 
 
-def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
+def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: Path) -> None:
     assert {CONTEXT, QUESTION, "Ordføreren"} <= set(texts(str(squad)))
     folder = tmp_path / "sets"
     folder.mkdir()
@@ -101,7 +101,7 @@ def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_a_cell_of_a_set_is_one_text_whatever_parts_the_columns(tmp_path: Path, separator: str) -> None:
+def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, separator: str) -> None:
     """Cut at its commas, each piece would have fewer words than are looked for."""
     cell = "Når, på hvilken måte, og av hvem, skal vedtaket, som er enkelt, påklages?"
     quoted = f'"{cell}"' if separator == "," else cell
@@ -112,7 +112,7 @@ def test_a_cell_of_a_set_is_one_text_whatever_parts_the_columns(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, "\udcff"])
-def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_path: Path) -> None:
+def test_an_unreadable_evaluation_set_is_a_one_line_error(body: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(body.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
         run([document(OURS)], tmp_path / "broken.json")
@@ -122,7 +122,7 @@ def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_
         )
 
 
-def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -> None:
+def test_ngram_hashes_are_equal_only_for_equal_word_sequences() -> None:
     numbers = word_numbers(["a", "b", "c", "d", "a", "b", "c", "e", "c", "b", "a"])
     hashes = ngram_hashes(numbers, 3)
     assert len(hashes) == 9
@@ -131,7 +131,7 @@ def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -
     assert len(ngram_hashes(numbers, 12)) == 0
 
 
-def test_no_law_is_in_norquad_and_its_own_contexts_are(real_corpora: Path) -> None:
+def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path) -> None:
     path = real_corpora / "norquad" / "data_evaluation_all_validation_dataset_flattened.json"
     contexts = sorted({text for text in texts(str(path)) if len(text) > 500})[:50]
     kept, said = run([document(OURS), *(document(text, str(i)) for i, text in enumerate(contexts))], path)

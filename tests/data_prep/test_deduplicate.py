@@ -62,7 +62,7 @@ def kept(documents: list[Document], cuts: int = 2, **settings: Any) -> tuple[set
     return {document.id for document in out}, report
 
 
-def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
+def test_copies_with_edited_words_are_found_and_nothing_else() -> None:
     rng = random.Random(0)
     originals = [prose(rng, rng.randrange(60, 400)) for _ in range(600)]
     planted = [
@@ -81,7 +81,7 @@ def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
     )
 
 
-def test_how_shards_are_cut_decides_nothing() -> None:
+def test_shard_boundaries_change_no_decision() -> None:
     rng = random.Random(1)
     originals = [prose(rng, 120) for _ in range(40)]
     documents = [
@@ -102,7 +102,7 @@ def test_how_shards_are_cut_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_best_is_kept_wherever_it_stands(turned: bool) -> None:
+def test_the_best_copy_is_kept_in_either_order(turned: bool) -> None:
     rng = random.Random(2)
     words = prose(rng, 300)
     longer, newer, fuller = (edited(rng, words, 0.01) for _ in range(3))
@@ -123,7 +123,7 @@ def test_the_best_is_kept_wherever_it_stands(turned: bool) -> None:
         assert kept(both)[0] == {better.id}
 
 
-def test_the_first_is_kept_of_those_that_are_equally_good() -> None:
+def test_the_first_of_equally_good_copies_is_kept() -> None:
     text = " ".join(prose(random.Random(3), 50))
     names, report = kept([document(name, text) for name in ("b", "a", "c")])
     assert names == {"b"}
@@ -133,7 +133,7 @@ def test_the_first_is_kept_of_those_that_are_equally_good() -> None:
     }
 
 
-def test_a_paragraph_that_many_share_stays_in_each_and_is_counted() -> None:
+def test_shared_paragraphs_are_kept_and_counted() -> None:
     rng = random.Random(4)
     shared = (
         "Loven gjelder fra den tid Kongen bestemmer og de enkelte bestemmelser kan settes i kraft "
@@ -148,7 +148,7 @@ def test_a_paragraph_that_many_share_stays_in_each_and_is_counted() -> None:
     )
 
 
-def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() -> None:
+def test_in_a_chain_of_edits_every_drop_resembles_a_kept_document() -> None:
     rng = random.Random(5)
     words = prose(rng, 400)
     chain = [words]
@@ -164,7 +164,7 @@ def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() ->
         assert len(sets[drop.id] & other) / len(sets[drop.id] | other) >= 0.6
 
 
-def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -> None:
+def test_questions_on_one_text_are_not_duplicates() -> None:
     text = " ".join(prose(random.Random(4), 200))
 
     def asked(name: str, question: str) -> Document:
@@ -181,7 +181,7 @@ def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -
     assert "b" in names
 
 
-def test_answers_tell_conversations_apart() -> None:
+def test_conversations_are_distinguished_by_their_answers() -> None:
     rng = random.Random(6)
 
     def conversation(name: str, asked: list[str], answer: list[str]) -> Document:
@@ -202,7 +202,7 @@ def test_answers_tell_conversations_apart() -> None:
     assert report.drops[0].id == "c"
 
 
-def test_documents_without_words_and_empty_shards() -> None:
+def test_documents_without_words_and_empty_shards_are_handled() -> None:
     names, report = kept(
         [document("a", "…"), document("b", "– –"), document("c", "Ja."), document("d", "ja")], cuts=4
     )
@@ -213,7 +213,7 @@ def test_documents_without_words_and_empty_shards() -> None:
     assert run_stage(Deduplicate(), [[], []], config())[0] == []
 
 
-def test_the_last_date_counts_however_it_is_written() -> None:
+def test_dates_are_compared_in_every_notation() -> None:
     assert [
         deduplicate._day(date) for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
     ] == [
@@ -225,7 +225,7 @@ def test_the_last_date_counts_however_it_is_written() -> None:
     ]
 
 
-def test_ngrams_are_the_sets_of_word_ngrams() -> None:
+def test_ngrams_equal_plain_python_sets() -> None:
     """Against plain Python, on texts of every length, over the borders of batches and chunks."""
     rng = random.Random(7)
     texts = [" ".join(prose(rng, n)) for n in [*range(12), 300, 5000]]

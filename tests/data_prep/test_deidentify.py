@@ -17,18 +17,18 @@ from tests.data_prep.stages import run_stage
 @pytest.mark.parametrize(
     ("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")]
 )
-def test_agrees_with_stdnum_on_what_stdnum_knows(day: int, month: int, kind: str) -> None:
+def test_kinds_agree_with_stdnum_where_it_has_the_rule(day: int, month: int, kind: str) -> None:
     for number in numbers(day, month):
         assert fodselsnummer.is_valid(number)
         assert identity_number_kind(number) == kind
 
 
 @pytest.mark.parametrize(("day", "month"), [(0, 80), (0, 65), (40, 80), (40, 65)])
-def test_knows_the_synthetic_series(day: int, month: int) -> None:
+def test_the_synthetic_series_are_recognised(day: int, month: int) -> None:
     assert all(identity_number_kind(number) == "synthetic" for number in numbers(day, month))
 
 
-def test_a_wrong_digit_in_the_second_check_is_refused() -> None:
+def test_a_wrong_second_check_digit_is_rejected() -> None:
     for number in numbers(0, 0):
         assert identity_number_kind(f"{number[:10]}{(int(number[10]) + 1) % 10}") is None
 
@@ -43,7 +43,7 @@ def test_the_rule_of_2032_accepts_more_first_check_digits() -> None:
     assert 2.5 < accepted / len(numbers(0, 0)) < 4
 
 
-def test_random_digits_hardly_ever_pass() -> None:
+def test_random_digits_rarely_pass() -> None:
     rng = random.Random(1)
     hits = sum(identity_number_kind(f"{rng.randrange(10**11):011d}") is not None for _ in range(200_000))
     assert hits / 200_000 < 0.005
@@ -52,7 +52,7 @@ def test_random_digits_hardly_ever_pass() -> None:
 @pytest.mark.parametrize(
     "written", ["{0}{1}", "{0} {1}", "{0}-{1}", "{0}\u00a0{1}", "f.nr.{0}{1}.", "({0} {1})"]
 )
-def test_masks_it_however_it_is_written(written: str) -> None:
+def test_an_identity_number_is_masked_in_every_notation(written: str) -> None:
     number = numbers(0, 80)[0]
     text = f"Søkeren, {written.format(number[:6], number[6:])} bor i Storvika."
     masked, found = mask(text, "[fødselsnummer]")
@@ -62,12 +62,12 @@ def test_masks_it_however_it_is_written(written: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["10203040506", "1234.56.78903", "999999941", "KID 00{0}", "{0}7"])
-def test_leaves_other_numbers_alone(number: str) -> None:
+def test_other_numbers_are_not_masked(number: str) -> None:
     text = f"Ref. {number.format(numbers(0, 80)[0])} gjelder."
     assert mask(text, "[fødselsnummer]") == (text, {})
 
 
-def test_names_of_documents_and_groups_are_masked_and_stay_apart() -> None:
+def test_ids_titles_and_groups_are_masked_and_stay_distinct() -> None:
     """Case numbers and file names hold identity numbers too, and they go into the shards."""
     first, second = numbers(0, 80)[:2]
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})

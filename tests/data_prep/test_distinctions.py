@@ -204,14 +204,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_documents_written_upon_each_other_are_kept(name: str) -> None:
+def test_documents_on_the_same_form_are_kept(name: str) -> None:
     if name == "an act on a part of what the other is on":  # else they are exact copies
         OTHERS[name][1].text += " Forskriften gjelder også på Svalbard."
     assert kept(OTHERS[name]) == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
-def test_they_are_dropped_where_that_is_asked_for_and_counted_where_not(name: str) -> None:
+def test_documents_on_the_same_form_are_dropped_only_without_tell_apart(name: str) -> None:
     assert len(kept(OTHERS[name], tell_apart=False)) == 1
     _, said = run_stage(Deduplicate(), [OTHERS[name]], config())
     assert said.counts["similar_but_kept"] == 1
@@ -266,11 +266,11 @@ COPIES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("text", TEXTS, ids=["reserve", "letter", "act"])
-def test_copies_are_found(text: str, copy: str) -> None:
+def test_edited_and_reprinted_copies_are_found(text: str, copy: str) -> None:
     assert len(kept([document(text, "0"), document(COPIES[copy](text), "1")])) == 1
 
 
-def test_a_site_s_name_behind_a_title_makes_no_other_document() -> None:
+def test_a_site_name_after_the_title_does_not_make_a_different_document() -> None:
     text = RESERVE.format(**STORHAUG)
     titles = [
         "Vern av Storhaugen",
@@ -290,7 +290,7 @@ def test_a_site_s_name_behind_a_title_makes_no_other_document() -> None:
     )
 
 
-def test_one_print_of_a_page_and_another_are_one() -> None:
+def test_prints_of_a_page_from_two_dates_are_copies() -> None:
     text = LETTER.format(**KARI)
     pages = [
         f"{text}\n\nPublisert: 12. mars 2024\nSist endret: {date}" for date in ("1. mai 2024", "3. juni 2025")
@@ -298,7 +298,7 @@ def test_one_print_of_a_page_and_another_are_one() -> None:
     assert len(kept([document(page, str(number)) for number, page in enumerate(pages)])) == 1
 
 
-def test_copies_are_found_among_many_documents_of_one_form() -> None:
+def test_copies_are_found_among_many_documents_on_one_form() -> None:
     """However many there are of a form, those with the same title, numbers and names are compared."""
     rng = random.Random(0)
     letters = [

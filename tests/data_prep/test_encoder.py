@@ -36,7 +36,7 @@ def file(folder: Path) -> Path:
     return folder / "tokenizer.json"
 
 
-def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
+def test_token_ids_equal_those_of_tokenizers(file: Path) -> None:
     plain = Tokenizer.from_file(str(file))
     plain.encode_special_tokens = True
     mixed = [text for pair in zip(TEXTS, ODD, strict=False) for text in pair] * 3
@@ -47,13 +47,15 @@ def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
         assert TextEncoder(file, library)([]) == []
 
 
-def test_texts_in_which_they_may_differ_are_left_to_tokenizers(file: Path) -> None:
+def test_texts_on_which_the_libraries_may_differ_are_left_to_tokenizers(file: Path) -> None:
     fast = TextEncoder(file, "gigatoken")
     assert all(fast.is_settled(text) for text in TEXTS)
     assert not any(fast.is_settled(text) for text in ODD)
 
 
-def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_library_gives_its_reason(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = choose(file, TEXTS)
     assert (chosen["library"], chosen["reason"]) == (
         "gigatoken",
@@ -74,7 +76,7 @@ def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
 
 
-def test_a_later_difference_stops_the_corpus(file: Path) -> None:
+def test_a_later_difference_stops_the_preparation(file: Path) -> None:
     class Lying:
         def encode_batch(self, texts: list[str], parallel: bool) -> ak.Array:
             return ak.from_regular(np.full((len(texts), 1), 7, np.uint32))
@@ -88,7 +90,7 @@ def test_a_later_difference_stops_the_corpus(file: Path) -> None:
     fast._gigatoken = honest
 
 
-def test_memory_is_given_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_released(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "RENEWED_AFTER", 50)
     fast = TextEncoder(file, "gigatoken")
     first = fast._gigatoken

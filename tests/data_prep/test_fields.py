@@ -25,13 +25,13 @@ from data_prep.fields import all_among, at_least, between, one_of
         (lambda: all_among("a.b", ["d", "c"], ("d", "e")), "a.b names 'c': choose among d, e"),
     ],
 )
-def test_a_refusal_names_key_value_and_remedy(check: Callable[[], None], line: str) -> None:
+def test_an_error_names_key_value_and_remedy(check: Callable[[], None], line: str) -> None:
     with pytest.raises(ValueError, match=r"^a\.b ") as refused:
         check()
     assert str(refused.value) == line
 
 
-def test_bounds_themselves_are_taken_unless_they_are_left_out() -> None:
+def test_bounds_are_accepted_unless_excluded() -> None:
     at_least("a.b", 1, 1)
     at_least("a.b", None, 1)
     between("a.b", 0, 0, 1, below_high=True)

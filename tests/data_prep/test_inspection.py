@@ -45,14 +45,14 @@ def test_a_document_is_followed_through_every_stage(seen: Inspection) -> None:
     assert views["split"].fields["split"][1] in ("train", "validation")
 
 
-def test_a_document_is_found_by_the_ids_of_its_repetitions_and_rows(seen: Inspection) -> None:
+def test_a_document_is_found_by_the_ids_of_its_copies_and_rows(seen: Inspection) -> None:
     ((source, name),) = seen.find("brev-037")
     for id in (f"{name}@3", f"{name}#2", f"{name}@3#2"):
         assert seen.find(id) == seen.find(f"{source}/{id}") == [(source, name)]
         assert seen.trace(source, id) == seen.trace(source, name)
 
 
-def test_lines_that_were_cut_are_listed_with_counts_and_an_example(folder: Path, seen: Inspection) -> None:
+def test_cut_lines_are_listed_with_counts_and_an_example(folder: Path, seen: Inspection) -> None:
     cuts = seen.cuts("guidance storvika.example.no")
     menu = next(cut for _, cut in cuts if cut.text.startswith("Hjem | Tjenester"))
     assert (menu.source, menu.documents, menu.example) == ("guidance", 4, "veileder-027")
@@ -69,7 +69,7 @@ def test_lines_that_were_cut_are_listed_with_counts_and_an_example(folder: Path,
         seen.cuts("minutes")
 
 
-def test_what_was_dropped_says_where_and_why(seen: Inspection) -> None:
+def test_drops_are_shown_with_stage_and_reason(seen: Inspection) -> None:
     (last,) = seen.trace("guidance", "veileder-032")[-1:]
     assert (last.stage, last.outcome) == ("language", "dropped")
     assert last.drop is not None
@@ -81,7 +81,7 @@ def test_what_was_dropped_says_where_and_why(seen: Inspection) -> None:
         seen.dropped("none such", 1)
 
 
-def test_the_pieces_of_a_row_are_its_text_and_all_but_the_first_token_are_targets(seen: Inspection) -> None:
+def test_the_pieces_of_a_row_are_its_text_and_all_but_the_first_are_targets(seen: Inspection) -> None:
     for source, name in seen.sample(5):
         (view,) = seen.tokens(source, name)
         whole = "".join(text for text, _, _ in view.pieces)
@@ -92,7 +92,7 @@ def test_the_pieces_of_a_row_are_its_text_and_all_but_the_first_token_are_target
     assert seen.sample(5) == seen.sample(5) != seen.sample(5, seed=1)
 
 
-def test_lengths_are_counted_and_drawn(seen: Inspection, tmp_path: Path) -> None:
+def test_lengths_are_counted_and_plotted(seen: Inspection, tmp_path: Path) -> None:
     lengths = seen.lengths()
     assert sum(len(values) for values in lengths.values()) == sum(
         seen.corpus.manifest.documents(s) for s in ("train", "validation")
@@ -102,7 +102,7 @@ def test_lengths_are_counted_and_drawn(seen: Inspection, tmp_path: Path) -> None
         assert draw_lengths(lengths, tmp_path / f"lengths{suffix}").read_bytes().startswith(magic)
 
 
-def test_the_card_adds_up_and_holds_no_text(folder: Path, seen: Inspection) -> None:
+def test_the_sums_of_the_card_are_right_and_it_holds_no_text(folder: Path, seen: Inspection) -> None:
     card = (folder / CARD).read_text()
     manifest = seen.corpus.manifest
     cells = [
@@ -129,7 +129,9 @@ def test_the_card_adds_up_and_holds_no_text(folder: Path, seen: Inspection) -> N
     assert not [s for s in sentences if s in card]
 
 
-def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_finetune_inspect_prints_every_view(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def said(*arguments: str) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main(["inspect", *arguments])
@@ -231,7 +233,7 @@ def test_find_follows_a_text_through_the_stages(
     assert None in fates.values(), "the one that was kept in its place"
 
 
-def test_find_is_bounded_counts_all_and_knows_our_letters(
+def test_find_is_limited_counts_all_and_folds_norwegian_letters(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
@@ -248,7 +250,7 @@ def test_find_is_bounded_counts_all_and_knows_our_letters(
     assert printed(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
 
 
-def test_find_reads_the_tokens_where_the_stages_are_gone(
+def test_find_reads_the_tokens_where_the_stages_are_missing(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = broken.with_name(".broken.stages")
@@ -261,7 +263,7 @@ def test_find_reads_the_tokens_where_the_stages_are_gone(
         stages.with_name("elsewhere").rename(stages)
 
 
-def test_a_damaged_file_of_a_stage_is_one_line_that_names_it(tmp_path: Path, folder: Path) -> None:
+def test_a_damaged_stage_file_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / folder.name)
     shutil.copytree(folder.with_name(f".{folder.name}.stages"), tmp_path / f".{folder.name}.stages")
     damaged = max((tmp_path / f".{folder.name}.stages").glob("*-quality/drops-*.parquet"))

@@ -34,12 +34,12 @@ TABLE = "\n".join(
 
 
 @pytest.mark.parametrize(("text", "code"), [(NOB, "nob"), (NNO, "nno"), (DAN, "dan")])
-def test_a_document_is_in_the_language_of_its_text_whatever_its_source_says(text: str, code: str) -> None:
+def test_the_text_decides_the_language_against_its_source(text: str, code: str) -> None:
     for claim in ("", "nob", "nno", "eng"):
         assert language.judge(text).language(claim, LanguageConfig()) == code
 
 
-def test_a_table_is_in_the_language_its_source_says() -> None:
+def test_a_table_has_the_language_that_its_source_claims() -> None:
     for claim in ("nob", "nno"):
         assert language.judge(TABLE).language(claim, LanguageConfig()) == claim
     assert language.judge(f"{NNO}\n\n{TABLE}").language("nob", LanguageConfig()) == "nno", (
@@ -47,7 +47,7 @@ def test_a_table_is_in_the_language_its_source_says() -> None:
     )
 
 
-def test_said_twice_is_said_the_same_and_both_together_are_mixed() -> None:
+def test_repetition_changes_no_language_and_two_standards_are_mixed() -> None:
     settings = LanguageConfig()
     for text, code in ((NOB, "nob"), (NNO, "nno"), (DAN, "dan")):
         assert language.judge("\n\n".join([text] * 5)).language("", settings) == code
@@ -58,13 +58,13 @@ def test_said_twice_is_said_the_same_and_both_together_are_mixed() -> None:
     )
 
 
-def test_stretches_hold_all_of_a_text_in_order() -> None:
+def test_stretches_hold_the_whole_text_in_order() -> None:
     for text in (NOB, TABLE, f"{NOB}\n\n{NNO}\n\nKort.", "a\n\n" * 400, "", "x" * 9000):
         assert "".join("".join(language.stretches(text)).split()) == "".join(text.split())
     assert max(map(len, language.stretches(TABLE * 20))) < 2 * language.LONGEST
 
 
-def test_what_is_kept_and_counted() -> None:
+def test_unwanted_languages_are_dropped_and_counted() -> None:
     documents = [
         document(text, id)
         for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()
@@ -82,7 +82,7 @@ def test_what_is_kept_and_counted() -> None:
     assert said.drop_reasons() == {"language_undecided": 1}
 
 
-def test_a_conversation_is_in_the_language_of_its_answers() -> None:
+def test_a_conversation_has_the_language_of_its_answers() -> None:
     def pair(question: str, answer: str, claim: str = "") -> Document:
         turns = [
             Turn(role="user", content=question, target=False),
@@ -106,14 +106,14 @@ def test_a_conversation_is_in_the_language_of_its_answers() -> None:
     assert [d.language for d in kept] == ["nno", "nob"], "a short answer is in the language of what was asked"
 
 
-def test_a_norwegian_sentence_that_could_be_danish_is_what_its_source_says() -> None:
+def test_the_claim_decides_a_sentence_that_could_be_norwegian_or_danish() -> None:
     sentence = "Norske barn har god demokratiforståelse, og de trives i skolen."
     for claim in ("nob", "dan"):
         assert language.judge(sentence).language(claim, LanguageConfig()) == claim
     assert language.judge(DAN).language("nob", LanguageConfig()) == "dan", "what is surely Danish is Danish"
 
 
-def test_the_table_is_what_its_script_makes_and_holds_no_text(
+def test_the_shipped_table_equals_the_output_of_its_script_and_holds_no_text(
     real_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nav = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
@@ -128,7 +128,7 @@ def test_the_table_is_what_its_script_makes_and_holds_no_text(
         assert all(re.fullmatch(r"-?[^\W\d_]+-?", feature) for feature in shipped_table(name).weights)
 
 
-def test_a_table_learns_what_tells_two_texts_apart() -> None:
+def test_weights_separate_two_standards() -> None:
     weights = train.log_odds(train.count(["ikkje heime"] * 5), [train.count(["ikke hjemme"] * 5)])
     assert weights["ikkje"] > 0 > weights["ikke"]
     assert train.log_odds(train.count(["heime"]), [train.count(["hjemme"])]) == {}, (
@@ -138,7 +138,7 @@ def test_a_table_learns_what_tells_two_texts_apart() -> None:
     assert shipped_table().score(words(NNO)) > 50 > -50 > shipped_table().score(words(NOB))
 
 
-def test_what_norwegian_texts_talk_about_is_no_sign_of_norwegian() -> None:
+def test_topics_of_norwegian_texts_are_not_evidence_of_norwegian() -> None:
     parallel = [train.count(["åpne filen av deg"] * 5), train.count(["opne fila av deg"] * 5)]
     danish, parliament = train.count(["åbne filen af dig"] * 5), train.count(["ministeren svarte dig"] * 5)
     weights = train.neighbour_log_odds(danish, parallel, [parliament])
@@ -147,7 +147,7 @@ def test_what_norwegian_texts_talk_about_is_no_sign_of_norwegian() -> None:
     assert weights["dig"] < train.log_odds(danish, parallel)["dig"], "parliament says it too"
 
 
-def test_tables_of_neighbours_come_from_messages_that_all_languages_translate(
+def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {
@@ -218,11 +218,11 @@ def write_messages(file: Path, translations: dict[str, str]) -> None:
         ("Rk", "nob"),
     ],
 )
-def test_a_few_words_are_norwegian_unless_they_say_otherwise(text: str, code: str) -> None:
+def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code: str) -> None:
     assert language.detect(text) == code
 
 
-def test_unseen_nav_files_and_gold_sentences_reach_the_marks(real_corpora: Path) -> None:
+def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
     """98.5% on NAV's files that the table was not trained on, and what facts say of sentences that nothing
     was tuned on."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"

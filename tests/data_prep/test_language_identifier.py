@@ -48,7 +48,7 @@ def texts() -> list[str]:
     return [text for pair in zip(mixed, ODD * 40, strict=False) for text in pair]
 
 
-def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
+def test_scores_equal_those_of_py3langid(identifier: LanguageIdentifier) -> None:
     for text, scores in zip(texts(), identifier.scores(texts()), strict=True):
         expected = dict(identifier.original.rank(text))
         assert identifier.codes == identifier.original.nb_classes
@@ -58,7 +58,7 @@ def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
         assert identifier.codes[scores.argmax()] == identifier.original.classify(text)[0]
 
 
-def test_a_text_scores_the_same_alone_and_in_any_company(
+def test_a_text_scores_the_same_alone_and_in_any_batch(
     identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = texts()

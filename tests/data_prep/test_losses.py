@@ -69,7 +69,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1))
 
 
-def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
+def test_drops_and_cuts_are_summed_by_source_and_reason() -> None:
     report = Report()
     report.drop(document("Ti tegn her", "a"), "too_short")
     report.drop(document("Kort", "b"), "too_short")
@@ -83,7 +83,7 @@ def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
     ]
 
 
-def test_each_stage_says_what_it_took_of_each_source(prepared: pipeline.Prepared) -> None:
+def test_each_stage_records_its_losses_by_source(prepared: pipeline.Prepared) -> None:
     manifest = Manifest.read(prepared.folder)
     taken = {
         (stage.name, loss.source, loss.reason): loss for stage in manifest.stages for loss in stage.losses
@@ -116,7 +116,7 @@ def test_card_and_console_show_shares_of_the_text(
     assert f"exact_duplicate {len(text(3)) / total:.1%}, too_short {8 / total:.1%}" in console
 
 
-def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
+def test_repeated_ids_and_sources_without_validation_are_warned_about(
     prepared: pipeline.Prepared, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warnings = prepared.manifest.warnings()
@@ -137,7 +137,7 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
     assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], "each has its own date"
 
 
-def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
+def test_a_source_whose_groups_all_fell_in_training_gets_its_own_warning() -> None:
     sources = {"laws": SourceInfo(license="CC0-1.0", attribution="", sha256="", documents={"train/nob": 3})}
     manifest = Manifest(
         name="x",
@@ -164,7 +164,7 @@ def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
     assert "by chance none of its groups was held out; take another corpus.split.seed" in line
 
 
-def test_a_manifest_from_before_is_read_and_keeps_its_digest(
+def test_a_manifest_without_losses_is_read_and_keeps_its_digest(
     prepared: pipeline.Prepared, tmp_path: Path
 ) -> None:
     body = json.loads((prepared.folder / "manifest.json").read_text())

@@ -76,7 +76,7 @@ def test_a_source_without_rules_is_used_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight", [0, 0.25, 1, 2.5])
-def test_a_weight_is_how_often_documents_are_used(tmp_path: Path, weight: float) -> None:
+def test_a_weight_is_the_mean_number_of_uses_of_a_document(tmp_path: Path, weight: float) -> None:
     chosen, report = mix(documents(), config(MixtureRule(weight=weight)), tmp_path)
     used = Counter(document.id.partition("@")[0] for document in chosen if document.split == "train")
     assert sum(used.values()) == pytest.approx(1800 * weight, abs=70)
@@ -87,7 +87,7 @@ def test_a_weight_is_how_often_documents_are_used(tmp_path: Path, weight: float)
     assert report.counts["train"] + report.counts["validation"] == len(chosen)
 
 
-def test_the_choice_depends_on_seed_and_document_alone(tmp_path: Path) -> None:
+def test_selection_depends_on_seed_and_document_alone(tmp_path: Path) -> None:
     made, half = documents(), config(MixtureRule(weight=0.5))
     chosen = ids(mix(made, half, tmp_path)[0])
     random.Random(1).shuffle(made)
@@ -97,7 +97,7 @@ def test_the_choice_depends_on_seed_and_document_alone(tmp_path: Path) -> None:
     assert ids(mix(made, config(MixtureRule(weight=0.5), seed=1), tmp_path)[0]) != chosen
 
 
-def test_the_first_rule_that_fits_standard_and_years_decides(tmp_path: Path) -> None:
+def test_the_first_rule_that_matches_standard_and_year_decides(tmp_path: Path) -> None:
     rules = [
         MixtureRule(languages=["nno"], years=[2000, 2030], weight=2),
         MixtureRule(languages=["nob", "nno"], years=[1995, 2009]),
@@ -119,7 +119,7 @@ def test_the_first_rule_that_fits_standard_and_years_decides(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("weight", [0.5, 1, 3])
 @pytest.mark.parametrize("target", [1, 5_000, 20_000, 10**9])
-def test_a_token_target_is_met_from_below_to_a_document(
+def test_a_token_target_is_met_from_below_within_one_document(
     tmp_path: Path, folder: Path, target: int, weight: float
 ) -> None:
     made = documents()
@@ -149,14 +149,14 @@ def num_tokens(chosen: list[Document], corpus: CorpusConfig, tmp_path: Path) -> 
     )
 
 
-def test_targets_do_not_depend_on_how_documents_are_cut_into_shards(tmp_path: Path, folder: Path) -> None:
+def test_selection_for_a_target_does_not_depend_on_shards(tmp_path: Path, folder: Path) -> None:
     made, corpus = documents(), config(MixtureRule(max_tokens=9000), tokenizer=folder)
     chosen = ids(mix(made, corpus, tmp_path)[0])
     random.Random(2).shuffle(made)
     assert ids(mix(made, corpus, tmp_path, shards=11)[0]) == chosen
 
 
-def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> None:
+def test_prepare_applies_the_mixture_of_the_corpus_file(tmp_path: Path, folder: Path) -> None:
     def source(reader: str, path: str, *rules: MixtureRule) -> SourceConfig:
         return SourceConfig(reader=reader, path=str(SAMPLE / path), license="CC0-1.0", mixture=list(rules))
 
@@ -200,7 +200,7 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
         ({"max_tokens": 0}, "must be at least 1"),
     ],
 )
-def test_wrong_rules_are_one_line(settings: dict[str, Any], words: str) -> None:
+def test_invalid_rules_are_rejected(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MixtureRule(**settings)
 

@@ -27,7 +27,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-def test_twice_is_once(clean: object) -> None:
+def test_cleaning_is_idempotent(clean: object) -> None:
     """Of 5,000 texts put together from all that is nasty."""
     assert callable(clean)
     rng = random.Random(1)
@@ -38,7 +38,7 @@ def test_twice_is_once(clean: object) -> None:
         assert clean(once) == once
 
 
-def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the
     letters it knows."""
     known = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
@@ -73,11 +73,11 @@ def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch
         ("av folke-\n\nregisteret", "av folke-\n\nregisteret"),
     ],
 )
-def test_words_that_a_line_end_parted_are_put_together(parted: str, whole: str) -> None:
+def test_words_hyphenated_at_a_line_end_are_joined(parted: str, whole: str) -> None:
     assert normalise(parted) == whole
 
 
-def test_parted_words_are_those_of_one_expression() -> None:
+def test_joining_equals_one_regular_expression() -> None:
     """It says the same more plainly, in quadratic time."""
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
@@ -108,13 +108,13 @@ def test_parted_words_are_those_of_one_expression() -> None:
         "&#807;&#769;" * 50_000,
     ],
 )
-def test_no_text_takes_forever(text: str) -> None:
+def test_normalising_takes_linear_time(text: str) -> None:
     """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took
     minutes."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
-def test_typography_stays_and_noise_goes() -> None:
+def test_typography_is_kept_and_noise_removed() -> None:
     assert normalise("«Vedtak» – § 3, jf. ‘a’…") == "«Vedtak» – § 3, jf. ‘a’…"
     assert normalise("a\u00a0 b \t c\r\n\r\n\r\n\r\nd\ufeff\x00") == "a b c\n\nd"
     assert normalise("SÃ¸knad om a\u030a") == "Søknad om å"
@@ -140,9 +140,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("clean", [normalise, repair])
 @pytest.mark.parametrize(("broken", "whole"), BROKEN)
-def test_letters_of_a_wrong_encoding_are_mended_beside_those_that_are_right(
-    broken: str, whole: str, clean: object
-) -> None:
+def test_mojibake_is_repaired_beside_correct_letters(broken: str, whole: str, clean: object) -> None:
     assert callable(clean)
     assert clean(broken).replace("\u00a0", " ") == whole
 
@@ -164,12 +162,12 @@ RIGHT = [
 
 @pytest.mark.parametrize("clean", [normalise, repair])
 @pytest.mark.parametrize("text", RIGHT)
-def test_text_that_is_right_stays(text: str, clean: object) -> None:
+def test_correct_text_is_not_changed(text: str, clean: object) -> None:
     assert callable(clean)
     assert clean(text) == text
 
 
-def test_real_text_that_is_right_keeps_its_letters(real_corpora: Path) -> None:
+def test_correct_real_text_is_not_changed(real_corpora: Path) -> None:
     read = 0
     for path in sorted(real_corpora.rglob("*")):
         if path.suffix in (".md", ".txt", ".xml", ".jsonl", ".json", ".csv", ".conllu"):
@@ -194,19 +192,19 @@ VERBATIM = [
 
 
 @pytest.mark.parametrize("code", VERBATIM)
-def test_code_and_urls_keep_what_was_written(code: str) -> None:
+def test_code_and_urls_are_kept_verbatim(code: str) -> None:
     assert normalise(f"For  &aring;pen:\n\n{code}\n\net  kom-\nmune") == f"For åpen:\n\n{code}\n\net kommune"
     if "\n" not in code:
         assert normalise(f"For  &aring;pen {code} et  kom-\nmune.") == f"For åpen {code} et kommune."
     assert normalise(code) == code
 
 
-def test_code_that_does_not_end_runs_to_the_end() -> None:
+def test_an_unclosed_code_fence_runs_to_the_end() -> None:
     assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
     assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is no code"
 
 
-def test_code_about_broken_letters_is_no_broken_letter() -> None:
+def test_mojibake_quoted_in_code_is_kept() -> None:
     about = 'Skriv `bokmÃ¥l` som det er:\n\n```\nfix("bÃ¥t")\n```'
     assert normalise(about) == repair(about) == about
     assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), "all of it was read with the wrong encoding"
@@ -223,7 +221,7 @@ def test_code_about_broken_letters_is_no_broken_letter() -> None:
         "https://a.example/?a=1&amp;b=2",
     ],
 )
-def test_conversations_keep_what_was_written(said: str) -> None:
+def test_conversations_are_kept_verbatim(said: str) -> None:
     chat = document(
         "",
         turns=[
@@ -236,7 +234,7 @@ def test_conversations_keep_what_was_written(said: str) -> None:
     assert not +report.counts
 
 
-def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_them() -> None:
+def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> None:
     assert (
         normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;")
         == "Søknad & vedtak fra «R&D» å"
@@ -254,12 +252,12 @@ def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_t
     assert report.counts["entities_decoded"] == 1
 
 
-def test_an_apostrophe_is_no_code_and_an_ampersand_before_a_semicolon_no_entity() -> None:
+def test_backticks_as_apostrophes_and_stray_ampersands_are_text() -> None:
     assert normalise("Per`s hus, s&oslash;r for Kari`s") == "Per`s hus, sør for Kari`s"
     assert normalise("AT&amp;T; R&amp;D; og &xyz;") == "AT&T; R&D; og &xyz;"
 
 
-def test_joiners_without_a_meaning_and_other_noise_go() -> None:
+def test_meaningless_joiners_and_other_noise_are_removed() -> None:
     assert normalise("a\u200db\u200cc\u200b d\u2060e 👩\u200d \u200d👩") == "abc de 👩 👩"
     assert normalise("eﬀekt ＡＢＣ ko\u00admune a\u030a") == "effekt ABC komune å"
 
@@ -301,6 +299,6 @@ def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
         "\n\n    a" * 20_000,
     ],
 )
-def test_code_and_broken_letters_are_found_in_linear_time(text: str) -> None:
+def test_finding_code_and_mojibake_takes_linear_time(text: str) -> None:
     verbatim.spans(text)
     normalise(text)

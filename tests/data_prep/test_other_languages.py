@@ -230,7 +230,7 @@ NORWEGIAN_OF_NAMES = (
 
 
 @pytest.mark.parametrize("code", PARAGRAPHS)
-def test_a_language_far_from_norwegian_is_dropped_by_its_name_whatever_is_claimed(code: str) -> None:
+def test_a_distant_language_is_dropped_by_name_whatever_is_claimed(code: str) -> None:
     first = PARAGRAPHS[code].split(". ")[0] + "."
     texts = [PARAGRAPHS[code], "\n\n".join([PARAGRAPHS[code]] * 2), first]
     documents = [
@@ -249,7 +249,7 @@ def test_a_language_far_from_norwegian_is_dropped_by_its_name_whatever_is_claime
     assert NAMES[code] in {drop.detail for drop in said.drops}
 
 
-def test_script_alone_tells_a_language_without_a_name() -> None:
+def test_an_unnamed_language_is_identified_by_its_script() -> None:
     for text, script in (
         ("ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᏂᏣᎳᎩ ᎤᏂᏬᏂᎯᏍᏗ ᎦᏚᏩᎩ ᎨᏒᎢ ᎠᎴ ᎠᏂᎦᏚᏩᎩ", "Cherokee"),
         ("ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵜⵓⵜⵍⴰⵢⵜ ⵏ ⵉⵎⴰⵣⵉⵖⵏ ⴷⴳ ⵜⴰⵎⵓⵔⵜ ⵏⵙⵏ", "Tifinagh"),
@@ -259,7 +259,7 @@ def test_script_alone_tells_a_language_without_a_name() -> None:
         assert [(drop.reason, drop.detail) for drop in said.drops] == [("language_und", f"{script} script")]
 
 
-def test_text_that_no_table_knows_is_another_language_without_a_name() -> None:
+def test_a_language_in_no_table_is_dropped_as_undetermined() -> None:
     romani = (
         "Le manuša bijandžovena slobode thaj jekhutne ando demnipe thaj ando hakaja. Von si dine "
         "godjasa thaj konštiincasa thaj trebun te phiraven pen jekh karing avrende ando duxo le "
@@ -272,7 +272,7 @@ def test_text_that_no_table_knows_is_another_language_without_a_name() -> None:
 
 
 @pytest.mark.parametrize("code", ["pol", "deu", "fin", "ukr", "ara", "som", "fra"])
-def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
+def test_the_norwegian_parts_of_a_mixed_page_are_kept(code: str) -> None:
     other = PARAGRAPHS[code]
     for mixture in (
         f"{NOB}\n\n{other}",
@@ -300,7 +300,7 @@ def test_a_mixed_page_keeps_its_norwegian_parts(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["pol", "fin", "ukr", "ara", "zho", "tur", "smj"])
-def test_a_mixed_page_of_two_sentences_each_keeps_its_norwegian_ones(code: str) -> None:
+def test_two_norwegian_sentences_beside_another_language_are_kept(code: str) -> None:
     norwegian = "Du kan søke hele året. Søknaden sender du på nettet, og du får svar innen tre uker."
     sentence = PARAGRAPHS[code].split(". ")[0]
     for mixture in (
@@ -315,7 +315,7 @@ def test_a_mixed_page_of_two_sentences_each_keeps_its_norwegian_ones(code: str) 
         assert [(one.language, one.text) for one in kept] == [("nob", norwegian)] * 2
 
 
-def test_paragraphs_stay_apart_where_another_language_was_cut() -> None:
+def test_paragraphs_stay_separate_where_another_language_was_cut() -> None:
     short = "Ring oss på telefon mandag til fredag."
     for gap in ("\n", "\n\n"):
         kept, _ = through(
@@ -324,7 +324,7 @@ def test_paragraphs_stay_apart_where_another_language_was_cut() -> None:
         assert kept[0].text == gap.join([NOB, f"{NOB} {short}", short])
 
 
-def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
+def test_quotations_tables_and_kept_languages_are_not_cut() -> None:
     polish = PARAGRAPHS["pol"]
     first = polish.split(". ")[0]
     quoted = f"{NOB}\n\n«{first}.»\n\n{NOB}\n\nZażółć gęślą jaźń i nie bój się."
@@ -347,7 +347,7 @@ def test_quotations_tables_and_what_is_kept_are_not_cut() -> None:
         LanguageConfig(other_parts="drop")
 
 
-def test_a_page_whose_norwegian_is_a_heading_is_dropped() -> None:
+def test_a_page_with_only_a_norwegian_heading_is_dropped() -> None:
     kept, said = through(
         Language(),
         [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")],
@@ -369,13 +369,13 @@ def test_a_conversation_is_not_cut() -> None:
 
 
 @pytest.mark.parametrize("case", PLAIN_BOKMAL, ids=lambda case: case.id)
-def test_bokmal_whose_words_danish_has_too_is_bokmal(case: Case) -> None:
+def test_bokmal_in_words_that_danish_shares_is_bokmal(case: Case) -> None:
     assert not any(map(is_danish_alone, language.words(case.text)))
     for claim in ("", "nob"):
         assert language.judge(case.text).language(claim, LanguageConfig()) == "nob"
 
 
-def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
+def test_modern_and_historical_danish_is_identified_by_its_own_words() -> None:
     assert {
         word
         for word in ("uge", "noget", "ansøgning", "afgørelse", "myndighed", "højere")
@@ -402,7 +402,7 @@ def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
 
 
 @pytest.mark.parametrize("case", NORWEGIAN_OF_NAMES, ids=lambda case: case.id)
-def test_names_have_no_vote_and_the_claim_holds_for_titles_and_lists(case: Case) -> None:
+def test_names_are_not_evidence_and_the_claim_holds_for_titles_and_lists(case: Case) -> None:
     for claim in ("nob", "nno"):
         kept, _ = through(Language(), [document(case.text, language=claim)], config())
         assert [one.language for one in kept] == [claim]
@@ -415,7 +415,7 @@ def test_running_text_overrules_a_claim() -> None:
             assert language.judge(text).language(claim, LanguageConfig()) == code
 
 
-def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> None:
+def test_the_claim_holds_where_the_text_has_no_evidence() -> None:
     documents = [
         document("Dzień dobry!", "short", language="pol"),
         document("Kraków 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38", language="ukr"),
@@ -425,7 +425,7 @@ def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> Non
     assert said.drop_reasons() == {"language_pol": 1, "language_ukr": 1}
 
 
-def test_names_are_taken_out_of_a_text() -> None:
+def test_names_are_removed_before_scoring() -> None:
     text = (
         "Brev til Universitetet i Oslo, Statens vegvesen og Møre og Romsdal fylkeskommune om "
         "saken. Vi svarer Kari i morgen."
@@ -444,7 +444,7 @@ def test_names_are_taken_out_of_a_text() -> None:
     assert without_codes("les https://a.no/b og id_1 f.eks.\npå linje") == "les og\npå linje"
 
 
-def test_every_code_of_py3langid_has_a_name() -> None:
+def test_every_py3langid_code_has_a_name() -> None:
     from data_prep.other_languages import _whole_set
 
     unknown = {code for code in _whole_set().codes if code not in ISO_639_3}
@@ -452,7 +452,7 @@ def test_every_code_of_py3langid_has_a_name() -> None:
     assert set(ISO_639_3.values()) <= set(NAMES)
 
 
-def test_hardly_any_gold_sentence_of_the_six_is_another_language(real_corpora: Path) -> None:
+def test_few_gold_sentences_of_the_six_languages_are_misidentified(real_corpora: Path) -> None:
     sentences = [(code, text) for code, text in ud_sentences(real_corpora / "ud") if len(text) >= 60]
     others = [
         text
@@ -462,7 +462,7 @@ def test_hardly_any_gold_sentence_of_the_six_is_another_language(real_corpora: P
     assert len(others) <= 0.001 * len(sentences), others
 
 
-def test_the_benchmark_reads_declarations_and_prints_what_is_said_of_them(tmp_path: Path) -> None:
+def test_the_benchmark_reads_declarations_and_prints_its_table(tmp_path: Path) -> None:
     (tmp_path / "pol.html").write_text(
         f"<html><body><p>{PARAGRAPHS['pol']}</p><li>Artykuł &amp; 1</li></body>", encoding="utf-8"
     )
@@ -491,7 +491,7 @@ OTHER_PARAGRAPHS = [
     "short",
     ["Vedtaket kan påklages innen tre uker.", "## Informasjon på andre språk", "Gebyret er 500 kroner."],
 )
-def test_short_norwegian_lines_beside_another_language_stay(other: str, between: str, short: str) -> None:
+def test_short_norwegian_lines_beside_another_language_are_kept(other: str, between: str, short: str) -> None:
     norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
     text = between.join([*norwegian[:2], other, *norwegian[2:]])
     kept, report = through(Language(), [document(text)], config())
@@ -502,7 +502,7 @@ def test_short_norwegian_lines_beside_another_language_stay(other: str, between:
     assert [cut.text for cut in report.cuts.values()] == [other]
 
 
-def test_names_in_sami_leave_a_norwegian_sentence_norwegian() -> None:
+def test_sami_place_names_leave_a_norwegian_sentence_norwegian() -> None:
     text = (
         "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i "
         "Kautokeino kommune."

@@ -49,7 +49,7 @@ def has_another_cache(expected: str, number: int) -> bool:
     return os.environ.get("HF_HOME") != expected
 
 
-def test_processes_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_have_the_current_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of the time when the server that they are forked from was started."""
     for folder in ("one", "two"):
         monkeypatch.setenv("HF_HOME", folder)
@@ -62,7 +62,7 @@ def end_by(number: int, task: int) -> bool:
     return True
 
 
-def test_a_process_that_was_killed_is_reported_with_its_signal() -> None:
+def test_a_killed_process_is_reported_with_its_signal() -> None:
     with (
         pytest.raises(ValueError, match=r"step look: a process was ended by SIGKILL; run it again"),
         Workers(2, ["look"]) as workers,
@@ -70,7 +70,7 @@ def test_a_process_that_was_killed_is_reported_with_its_signal() -> None:
         workers.run("look", end_by, (signal.SIGKILL,), [1, 1])  # type: ignore[arg-type]
 
 
-def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) -> None:
+def test_the_sample_is_split_into_many_shards(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     pipeline.run_task(work, "read")
     preparation = Preparation.load(work)
@@ -86,15 +86,15 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     ]
 
 
-def test_two_processes_make_the_same_corpus(expected: dict[str, str], tmp_path: Path) -> None:
+def test_two_processes_write_the_same_corpus(expected: dict[str, str], tmp_path: Path) -> None:
     assert checksums(pipeline.prepare(config(tmp_path, workers=2)).folder) == expected
 
 
-def test_where_shards_end_leaves_no_trace(expected: dict[str, str], tmp_path: Path) -> None:
+def test_shard_boundaries_leave_no_trace_in_the_corpus(expected: dict[str, str], tmp_path: Path) -> None:
     assert checksums(pipeline.prepare(config(tmp_path, shard_characters=16_000_000)).folder) == expected
 
 
-def test_the_order_in_which_tasks_end_leaves_no_trace(expected: dict[str, str], tmp_path: Path) -> None:
+def test_the_order_of_tasks_leaves_no_trace_in_the_corpus(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     for step in planned:
         shares = list(range(7 if step.cut else 1))
@@ -105,7 +105,7 @@ def test_the_order_in_which_tasks_end_leaves_no_trace(expected: dict[str, str], 
     assert pipeline.plan(config(tmp_path)) == [], "a corpus that is there needs no steps"
 
 
-def test_an_array_of_four_with_one_killed_midway_goes_on(expected: dict[str, str], tmp_path: Path) -> None:
+def test_an_array_of_four_resumes_after_one_task_was_killed(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     for step in planned:
         if step.name != "normalise":
@@ -123,7 +123,7 @@ def test_an_array_of_four_with_one_killed_midway_goes_on(expected: dict[str, str
 
 
 @pytest.mark.parametrize("stage", ["0-read", "3-language", "*-tokenise"])
-def test_killed_at_any_moment_it_goes_on(expected: dict[str, str], tmp_path: Path, stage: str) -> None:
+def test_a_killed_preparation_resumes(expected: dict[str, str], tmp_path: Path, stage: str) -> None:
     code = f"""
 import pickle
 from data_prep import pipeline
@@ -156,7 +156,7 @@ def await_markers(folder: Path, count: int, processes: list[subprocess.Popen[str
         time.sleep(0.005)
 
 
-def test_a_damaged_shard_is_made_again_and_nothing_else(expected: dict[str, str], tmp_path: Path) -> None:
+def test_only_a_damaged_shard_is_rebuilt(expected: dict[str, str], tmp_path: Path) -> None:
     pipeline.prepare(config(tmp_path))
     before = markers(tmp_path)
     part = tmp_path / ".sample.stages" / "3-language" / "part-00001-000.parquet"
@@ -183,7 +183,7 @@ def letters_and_minutes(folder: Path) -> PrepareConfig:
     return PrepareConfig(corpus=corpus, corpora_dir=str(folder), workers=1, shard_characters=SHARD)
 
 
-def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path) -> None:
+def test_only_a_changed_file_is_read_again(tmp_path: Path) -> None:
     prepared = letters_and_minutes(tmp_path)
     pipeline.prepare(prepared)
     before = markers(tmp_path)
@@ -218,7 +218,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_publishes_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_a_one_line_error(tmp_path: Path) -> None:
     """As a quota does it; the corpus that was there stays."""
 
     def limited() -> None:
@@ -249,7 +249,7 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "sample").exists()
 
 
-def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_a_one_line_error(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid():
@@ -266,7 +266,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_prepare_and_a_task_exclude_each_other(tmp_path: Path) -> None:
     work, _ = steps(tmp_path)
     with pipeline._alone(work), pytest.raises(ValueError, match="does the tasks itself"):
         pipeline.run_task(work, "read")
@@ -285,7 +285,7 @@ def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
         (["read", "--task", "4", "--of", "4"], "no task 4 of 4"),
     ],
 )
-def test_a_wrong_task_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_an_invalid_task_is_a_one_line_error(tmp_path: Path, arguments: list[str], words: str) -> None:
     work, _ = steps(tmp_path)
     process = python(work, *arguments)
     _, said = process.communicate()
@@ -294,7 +294,7 @@ def test_a_wrong_task_is_one_line(tmp_path: Path, arguments: list[str], words: s
     assert said.startswith("error: ")
 
 
-def test_steps_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+def test_steps_in_the_wrong_order_are_rejected(tmp_path: Path) -> None:
     work, _ = steps(tmp_path)
     pipeline.run_task(work, "read")
     with pytest.raises(ValueError, match="step normalise: shard 00000-000 is not done"):
@@ -304,7 +304,7 @@ def test_steps_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
         pipeline.run_task(work, "boilerplate.decide")
 
 
-def test_what_was_decided_before_a_change_decides_nothing_after_it(tmp_path: Path) -> None:
+def test_decisions_made_before_a_change_of_settings_are_not_used(tmp_path: Path) -> None:
     made = config(tmp_path)
     pipeline.prepare(made)
     made.corpus.deduplicate.similarity = 0.9
@@ -316,7 +316,7 @@ def test_what_was_decided_before_a_change_decides_nothing_after_it(tmp_path: Pat
         pipeline.run_task(work, "deduplicate.decide")
 
 
-def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
+def test_files_of_a_removed_source_are_deleted(tmp_path: Path) -> None:
     prepared = letters_and_minutes(tmp_path)
     with (tmp_path / "letters.jsonl").open("a") as file:
         file.write("nei\n")
@@ -343,9 +343,7 @@ def test_nothing_is_left_of_a_source_that_was_taken_out(tmp_path: Path) -> None:
             assert {document.source for document in StageFolder(folder).documents()} == {"letters"}
 
 
-def test_a_shard_that_cannot_be_written_whole_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partly_written_shard_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(documents: object) -> object:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

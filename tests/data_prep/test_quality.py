@@ -161,7 +161,7 @@ def reasons(text: str, **limits: object) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", DROPPED)
-def test_each_rule_drops_its_document_and_is_switched_off_alone(rule: str) -> None:
+def test_each_rule_drops_its_document_and_can_be_switched_off(rule: str) -> None:
     text, off = DROPPED[rule]
     limits = LIMITS.get(rule, {})
     assert rule in reasons(text, **limits)
@@ -178,7 +178,7 @@ def test_each_rule_drops_its_document_and_is_switched_off_alone(rule: str) -> No
         "Å få reise i båt i solskinn.",
     ],
 )
-def test_a_sentence_is_not_judged_as_a_page_is(text: str) -> None:
+def test_rules_for_pages_do_not_apply_to_sentences(text: str) -> None:
     """Dialogue opens with a dash, a quotation with an ellipsis, and å and i are words."""
     assert reasons(text) == set()
 
@@ -191,21 +191,21 @@ def test_law_and_guidance_break_no_rule(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_forms_letters_tables_and_examples_are_text(name: str) -> None:
+def test_forms_letters_tables_and_examples_are_kept(name: str) -> None:
     assert name.partition(":")[0] not in reasons(REAL[name])
     if name != "bullets: a heading and a list":  # which says everything three times
         assert reasons(REAL[name]) == set()
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_merge_fields_are_no_code_and_fields_alone_no_text(field: str) -> None:
+def test_merge_fields_are_not_code_and_text_of_fields_alone_is_dropped(field: str) -> None:
     assert reasons(LETTER.format(*[field] * 5, "")) == set()
     assert reasons(LETTER.format(*[field] * 5, " ".join([field] * 20))) == set()
     if field[0] in "{$<[":
         assert reasons(f"{field} - {field}\n\n{field} - {field}") == {"few_letters"}
 
 
-def test_programs_and_tables_without_sentences_are_still_dropped() -> None:
+def test_programs_and_tables_without_sentences_are_dropped() -> None:
     program = "\n".join(
         f"const x{n} = items.map((item) => {{ return item[{n}] + '{n}'; }});" for n in range(20)
     )
@@ -220,7 +220,7 @@ def test_programs_and_tables_without_sentences_are_still_dropped() -> None:
     )
 
 
-def test_sources_for_evaluation_are_not_judged_and_that_is_counted() -> None:
+def test_documents_of_evaluation_readers_are_exempt_and_counted() -> None:
     sentence = document("Nei, aldri!")
     kept, said = through(Quality(), [sentence], config(reader="conllu"))
     assert (len(kept), said.counts) == (1, {"not_judged_letters": 1})
@@ -232,7 +232,7 @@ def test_sources_for_evaluation_are_not_judged_and_that_is_counted() -> None:
         config(quality=QualityConfig(skip_readers=["nobody"]))
 
 
-def test_a_rule_is_named_with_what_it_measured_and_conversations_are_not_judged() -> None:
+def test_drops_name_rule_and_measurement_and_conversations_are_exempt() -> None:
     turns = [
         Turn(role="user", content="Hei", target=False),
         Turn(role="assistant", content="Ja.", target=True),
@@ -245,7 +245,7 @@ def test_a_rule_is_named_with_what_it_measured_and_conversations_are_not_judged(
     assert len(kept) == 3
 
 
-def test_of_real_law_none_is_dropped(real_corpora: Path) -> None:
+def test_real_laws_are_not_dropped(real_corpora: Path) -> None:
     """Neither acts nor regulations, whose tables and lists of references are part of them."""
     source = SourceConfig(reader="lovdata", path=str(real_corpora / "lovdata"), license="NLOD-2.0")
     settings = config(reader="lovdata")

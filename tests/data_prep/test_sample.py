@@ -48,7 +48,7 @@ def test_the_sample_is_large_varied_and_in_both_standards() -> None:
     assert 2.5 < texts["nob"] / texts["nno"] < 3.5
 
 
-def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
+def test_planted_duplicates_and_strays_are_dropped_and_nothing_else(prepared: pipeline.Prepared) -> None:
     """Of a planted pair either may be kept: the better one is."""
     expected = {r["id"]: f"language_{r['language']}" for r in raw() if r["language"] not in ("nob", "nno")}
     for path in (SAMPLE / "consultation_replies").glob("*.txt"):
@@ -74,7 +74,7 @@ def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared:
     )
 
 
-def test_planted_frames_are_cut_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
+def test_planted_boilerplate_is_cut_and_nothing_else(prepared: pipeline.Prepared) -> None:
     before, after = text_after(prepared, "normalise"), text_after(prepared, "boilerplate")
     changed = {name for name in before if before[name]["text"] != after[name]["text"]}
     assert changed == {r["id"] for r in raw() if r["planted"] == "boilerplate" and "url" in r}
@@ -83,7 +83,7 @@ def test_planted_frames_are_cut_and_nothing_else_is(prepared: pipeline.Prepared)
         assert len(after[name]["text"]) > 150
 
 
-def test_written_standards_are_told_apart(prepared: pipeline.Prepared) -> None:
+def test_written_standards_are_distinguished(prepared: pipeline.Prepared) -> None:
     gold = {r["id"]: r["language"] for r in raw()}
     gold |= {p.stem: p.stem.rpartition(".")[2] for p in (SAMPLE / "consultation_replies").glob("*.txt")}
     found = text_after(prepared, "language")
@@ -106,7 +106,7 @@ def test_broken_encodings_are_repaired(prepared: pipeline.Prepared) -> None:
     assert not {"\0", "\r", "\f", "\ufeff"} & set(found["svar-27.nno"]["text"])
 
 
-def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prepared) -> None:
+def test_every_identity_number_is_masked_and_no_decoy(prepared: pipeline.Prepared) -> None:
     import re
 
     before, after = text_after(prepared, "deduplicate"), text_after(prepared, "deidentify")
@@ -124,7 +124,7 @@ def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prep
     assert "1234.56.78903" in everything
 
 
-def test_a_group_is_on_one_side_and_every_source_and_standard_on_both(prepared: pipeline.Prepared) -> None:
+def test_a_group_is_in_one_split_and_every_source_and_standard_in_both(prepared: pipeline.Prepared) -> None:
     sides: dict[str, set[str]] = {}
     cells: set[tuple[str, str, str]] = set()
     for row in text_after(prepared, "split").values():
@@ -134,7 +134,7 @@ def test_a_group_is_on_one_side_and_every_source_and_standard_on_both(prepared: 
     assert len(cells) == 5 * 2 * 2
 
 
-def test_laws_keep_their_structure_and_lose_their_apparatus(prepared: pipeline.Prepared) -> None:
+def test_laws_keep_their_structure_and_lose_notes_and_metadata(prepared: pipeline.Prepared) -> None:
     laws = {
         name: row["text"]
         for name, row in text_after(prepared, "normalise").items()
@@ -149,7 +149,7 @@ def test_laws_keep_their_structure_and_lose_their_apparatus(prepared: pipeline.P
     assert "§ 11 a" in amending, "in an announcement, the new wording is the text"
 
 
-def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) -> None:
+def test_the_corpus_folder_loads_in_datasets(prepared: pipeline.Prepared) -> None:
     from datasets import load_dataset
 
     corpus = Corpus(prepared.folder)
@@ -165,7 +165,7 @@ def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) 
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 
-def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(
+def test_a_second_prepare_does_nothing_and_another_folder_gets_the_same_bytes(
     prepared: pipeline.Prepared, tmp_path: Path
 ) -> None:
     before = checksums(prepared.folder)
@@ -181,7 +181,7 @@ def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(
     assert cuts[0] == cuts[1] != []
 
 
-def test_a_changed_setting_runs_from_its_stage_on(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+def test_a_changed_setting_reruns_from_its_stage(prepared: pipeline.Prepared, tmp_path: Path) -> None:
     first = pipeline.prepare(sample_config(tmp_path))
     changed = pipeline.prepare(sample_config(tmp_path, split=SplitConfig(validation_share=0.5, seed=2)))
     assert changed.skipped == ["read", *STAGES[: STAGES.index("split")]]

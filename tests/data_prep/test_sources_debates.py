@@ -13,7 +13,7 @@ from tests.data_prep.source_texts import NEW, OLD, TEI, WORDS
 
 
 @pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1"])
-def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, encoding: str) -> None:
+def test_old_minutes_keep_speaker_kind_and_time(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "s140213.xml").write_bytes(OLD.format(encoding=encoding).encode(encoding))
     documents, report = read("stortinget", tmp_path)
     assert [d.id for d in documents] == ["s140213:1.0", "s140213:1.1", "s140213:1.2"]
@@ -34,7 +34,7 @@ def test_minutes_of_the_old_generation_keep_who_said_what_when(tmp_path: Path, e
     assert not report.broken
 
 
-def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -> None:
+def test_new_minutes_keep_speaker_kind_and_time(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text(NEW)
     documents, _ = read("stortinget", tmp_path)
     assert texts(documents) == [
@@ -87,7 +87,9 @@ def test_minutes_of_the_new_generation_keep_who_said_what_when(tmp_path: Path) -
         ),
     ],
 )
-def test_bad_markup_is_quarantined_and_the_good_files_arrive(tmp_path: Path, xml: str, error: str) -> None:
+def test_malformed_markup_is_quarantined_and_good_files_are_read(
+    tmp_path: Path, xml: str, error: str
+) -> None:
     (tmp_path / "a.xml").write_text(xml)
     (tmp_path / "b.xml").write_text(NEW)
     documents, report = read("stortinget", tmp_path)
@@ -121,6 +123,6 @@ def test_debates_keep_headings_and_speakers(tmp_path: Path) -> None:
     assert [(d.id, d.language) for d in speeches] == [("u1", "nno"), ("u2", "nob"), ("u3", "nob")]
 
 
-def test_annotated_debates_read_as_the_plain_ones(tmp_path: Path) -> None:
+def test_annotated_debates_give_the_text_of_plain_ones(tmp_path: Path) -> None:
     (tmp_path / "a.ana.xml").write_text(TEI.format(seg=WORDS))
     assert texts(read("parlamint", tmp_path)[0])[1] == "Takk, president!"

@@ -18,7 +18,7 @@ from tests.data_prep.source_texts import GRAPH, LAW, NEW, NOARK, OLD, TEI, WORDS
 # --- regjeringen.no
 
 
-def test_publications_keep_headings_lists_and_tables_and_nothing_around(tmp_path: Path) -> None:
+def test_publications_keep_headings_lists_and_tables_without_navigation(tmp_path: Path) -> None:
     (tmp_path / "nou20150008").mkdir()
     for name in ("kap01.xhtml", "kap02.html"):
         (tmp_path / "nou20150008" / name).write_text(XHTML)
@@ -37,7 +37,7 @@ def test_publications_keep_headings_lists_and_tables_and_nothing_around(tmp_path
     assert len({d.group for d in read("regjeringen", tmp_path)[0]}) == 2
 
 
-def test_a_publication_of_nothing_but_navigation_is_quarantined(tmp_path: Path) -> None:
+def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<html><body><div class="TOP">Meny</div></body></html>')
     (tmp_path / "b.html").write_text(XHTML)
     documents, report = read("regjeringen", tmp_path)
@@ -75,7 +75,7 @@ SHAPES: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_no_document_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, kind: str) -> None:
+def test_no_malformed_document_prevents_reading_good_ones(tmp_path: Path, kind: str) -> None:
     reader, good = SHAPES[kind]
     others = (
         (json.dumps(other).encode() for other in strange(json.loads(good)))

@@ -39,7 +39,7 @@ JOURNAL = (
 )
 
 
-def test_noark_journals_give_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
+def test_noark_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(NOARK)
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == (
@@ -57,7 +57,7 @@ SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriks
 @pytest.mark.parametrize(
     "around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
 )
-def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
+def test_a_document_title_is_read_only_where_nothing_around_it_is_withheld(
     tmp_path: Path, around: str
 ) -> None:
     titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
@@ -83,7 +83,7 @@ def test_a_documents_title_is_read_only_where_nothing_around_it_is_withheld(
     assert not report.broken
 
 
-def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
+def test_folders_without_an_id_stay_separate(tmp_path: Path) -> None:
     folders = "".join(
         f"<mappe xsi:type='saksmappe'><offentligTittel>Sak {n}</offentligTittel>"
         f"<registrering xsi:type='journalpost'><offentligTittel>Brev {n}</offentligTittel>"
@@ -101,7 +101,7 @@ def test_folders_without_an_id_stay_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
-def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
+def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
     graph = [{**GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5}, *GRAPH[1:]]
     body: Any = {"@context": {"arkiv": A}, "@graph": graph}
     if form == "expanded":
@@ -118,7 +118,7 @@ def test_json_ld_journals_give_public_titles_and_nothing_withheld(tmp_path: Path
     assert not report.broken
 
 
-def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None:
+def test_an_entry_without_its_case_belongs_to_the_group_of_the_case(tmp_path: Path) -> None:
     (tmp_path / "a.jsonld").write_text(json.dumps({"@graph": GRAPH[1:]}))
     (tmp_path / "b.jsonld").write_text(json.dumps({"@graph": [{"@id": "x", "@type": "arkiv:Saksmappe"}]}))
     (document,), report = read("einnsyn", tmp_path)
@@ -128,9 +128,7 @@ def test_an_entry_without_its_case_is_in_the_cases_group(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("version", ["3", "5"])
 @pytest.mark.parametrize("kind", ["offentligJournal", "loependeJournal"])
-def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withheld(
-    tmp_path: Path, kind: str, version: str
-) -> None:
+def test_archive_journals_yield_public_titles_by_case(tmp_path: Path, kind: str, version: str) -> None:
     (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
     documents, report = read("einnsyn", tmp_path)
     assert texts(documents) == [
@@ -146,7 +144,7 @@ def test_the_journals_of_an_archive_give_public_titles_by_case_and_nothing_withh
     assert not report.broken
 
 
-def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_ones(tmp_path: Path) -> None:
+def test_unredacted_titles_never_replace_missing_public_ones(tmp_path: Path) -> None:
     bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
     (tmp_path / "a.xml").write_text(bare)
     (tmp_path / "b.xml").write_text(
@@ -158,7 +156,7 @@ def test_a_journal_without_public_titles_is_counted_and_never_read_by_its_whole_
     assert report.counts["without_public_titles"] == 3
 
 
-def test_a_case_that_is_named_in_one_row_alone_has_its_name(tmp_path: Path) -> None:
+def test_a_case_title_given_in_one_row_applies_to_all_rows(tmp_path: Path) -> None:
     text = journal("offentligJournal").replace("<offentligTittel>Klage på vedtak</offentligTittel>", "", 1)
     (tmp_path / "a.xml").write_text(text)
     assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
@@ -171,7 +169,7 @@ DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 @pytest.mark.parametrize(
     "body", ["{", "[" * 5000, DEEP, '<arkiv><mappe xsi:type="saksmappe"/></arkiv>', "<rss/>"]
 )
-def test_a_broken_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
+def test_a_malformed_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     (tmp_path / "a.jsonld").write_text(body)
     (tmp_path / "b.xml").write_text(NOARK)
     documents, report = read("einnsyn", tmp_path)

@@ -49,7 +49,7 @@ def test_an_object_is_read_in_every_encoding(tmp_path: Path, encoding: str) -> N
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("joint", ["", "\n", ",\n"])
-def test_objects_one_after_another_are_each_read(tmp_path: Path, indent: int | None, joint: str) -> None:
+def test_concatenated_objects_are_all_read(tmp_path: Path, indent: int | None, joint: str) -> None:
     pages = [{"page": 1, "items": RECORDS[:2]}, {"page": 2, "items": RECORDS[2:3]}, RECORDS[3]]
     (tmp_path / "a.json").write_text(joint.join(dump(page, indent) for page in pages))
     documents, report = read("jsonl", tmp_path)
@@ -57,7 +57,7 @@ def test_objects_one_after_another_are_each_read(tmp_path: Path, indent: int | N
     assert not report.broken
 
 
-def test_one_pretty_printed_record_is_one_document_and_not_its_parts(tmp_path: Path) -> None:
+def test_a_pretty_printed_record_is_one_document(tmp_path: Path) -> None:
     record = {"comments": [{"text": "Enig."}, {"text": "Uenig."}], "text": "Saken gjelder støy."}
     (tmp_path / "a.json").write_text(dump(record, 2))
     (tmp_path / "b.jsonl").write_text(dump(record, None))
@@ -67,9 +67,7 @@ def test_one_pretty_printed_record_is_one_document_and_not_its_parts(tmp_path: P
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_records(
-    tmp_path: Path, indent: int | None
-) -> None:
+def test_lists_within_a_record_without_text_are_not_records(tmp_path: Path, indent: int | None) -> None:
     records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
     (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
     (tmp_path / "b.json").write_text(dump(records, indent))
@@ -84,7 +82,7 @@ def test_a_record_without_a_text_among_others_is_broken_and_its_parts_are_no_rec
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_named_list_is_read_and_no_other(tmp_path: Path, indent: int | None) -> None:
+def test_only_the_list_named_by_options_records_is_read(tmp_path: Path, indent: int | None) -> None:
     body = {
         "arkiv": [{"text": "Gammel."}],
         "text": "Om samlingen",
@@ -132,7 +130,7 @@ NO_LISTS = [
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("case", NO_LISTS, ids=lambda case: case.id)
-def test_an_object_without_a_plain_list_of_records_is_one_line(
+def test_an_object_without_a_unique_list_of_records_is_quarantined(
     tmp_path: Path, case: NoList, indent: int | None
 ) -> None:
     (tmp_path / "a.json").write_text(dump(case.body, indent))
@@ -142,7 +140,7 @@ def test_an_object_without_a_plain_list_of_records_is_one_line(
     assert found.startswith(case.error)
 
 
-def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
+def test_an_empty_list_of_records_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(dump({"data": {"items": []}, "page": 7}, 2))
     write_lines(tmp_path / "b.jsonl", [{"id": 7, "attachments": []}, {"text": "En."}])
     documents, report = read("jsonl", tmp_path)
@@ -150,7 +148,7 @@ def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
     assert faults(report) == [("b.jsonl:line 1", "no string under 'text'")]
 
 
-def test_the_setting_is_one_of_the_readers_and_names_keys(tmp_path: Path) -> None:
+def test_options_records_is_validated(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"options.records is 'a..b': give keys joined by dots"):
         read("jsonl", tmp_path, options={"records": "a..b"})
@@ -180,7 +178,7 @@ MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content
         ),
     ],
 )
-def test_every_reader_of_json_takes_its_records_from_an_object(
+def test_every_json_reader_finds_the_list_of_records_in_an_object(
     tmp_path: Path, reader: str, record: dict[str, Any]
 ) -> None:
     alone = write_lines(tmp_path / "a.jsonl", [record])
@@ -197,7 +195,7 @@ def test_every_reader_of_json_takes_its_records_from_an_object(
     ] == expected
 
 
-def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a record is held to max_record_bytes; a list that comes behind what was looked at is said."""
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
@@ -251,7 +249,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("lines", LINES, ids=lambda lines: lines.id)
-def test_lines_of_many_kinds(tmp_path: Path, lines: Lines) -> None:
+def test_json_lines_of_many_kinds_are_read(tmp_path: Path, lines: Lines) -> None:
     for ending in ("jsonl", "json", "ndjson"):
         (tmp_path / f"a.{ending}").write_text(lines.content)
         documents, report = read("jsonl", tmp_path / f"a.{ending}")

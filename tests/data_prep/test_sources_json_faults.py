@@ -80,7 +80,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
-def test_a_broken_element_costs_itself_alone(tmp_path: Path, fault: Fault, layout: str) -> None:
+def test_a_broken_element_loses_no_other_record(tmp_path: Path, fault: Fault, layout: str) -> None:
     opening, comma, closing, indent = LAYOUTS[layout]
     parts = []
     for number, record in enumerate(RECORDS, start=1):
@@ -104,7 +104,7 @@ def test_a_broken_element_costs_itself_alone(tmp_path: Path, fault: Fault, layou
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "lines"])
-def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layout: str) -> None:
+def test_stray_text_between_elements_is_one_broken_record(tmp_path: Path, layout: str) -> None:
     opening, comma, closing, indent = LAYOUTS[layout]
     parts = [dump(record, indent and 2) for record in RECORDS]
     parts[1] += " eller"
@@ -118,16 +118,14 @@ def test_what_stands_between_elements_is_one_broken_record(tmp_path: Path, layou
     "tail", [', "next": {"page": 2', ', "next": nei}', "", ', "more": [{"name": "x"', " eller"]
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_what_is_broken_beside_the_list_costs_no_record(
-    tmp_path: Path, tail: str, indent: int | None
-) -> None:
+def test_an_error_outside_the_list_loses_no_record(tmp_path: Path, tail: str, indent: int | None) -> None:
     (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
     assert len(report.broken) == 1
 
 
-def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
+def test_an_extra_closing_bracket_loses_no_record(tmp_path: Path) -> None:
     for indent in (None, 1):
         (tmp_path / "a.json").write_text(
             dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1)
@@ -136,7 +134,7 @@ def test_a_closing_bracket_too_many_costs_no_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
-def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> None:
+def test_extra_and_missing_commas_lose_nothing(tmp_path: Path, joint: str) -> None:
     text = joint.join(dump(record, None) for record in RECORDS)
     around = {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}
     for name, (before, behind) in around.items():
@@ -150,7 +148,9 @@ def test_commas_too_many_or_too_few_cost_nothing(tmp_path: Path, joint: str) -> 
     "layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"]
 )
 @pytest.mark.parametrize("cut", [1, 40, 90])
-def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, layout: str, cut: int) -> None:
+def test_records_before_a_truncation_are_kept_and_it_is_reported(
+    tmp_path: Path, layout: str, cut: int
+) -> None:
     opening, comma, _, indent = LAYOUTS[layout]
     margin = "\n" + " " * (indent or 0)
     text = opening + comma.join(dump(record, indent and 2).replace("\n", margin) for record in RECORDS)
@@ -164,7 +164,7 @@ def test_a_list_that_is_cut_keeps_what_came_before_and_says_so(tmp_path: Path, l
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("in_object", [True, False])
-def test_a_packed_file_that_breaks_off_keeps_what_came_before(
+def test_records_before_a_truncation_of_a_gzip_file_are_kept(
     tmp_path: Path, in_object: bool, indent: int | None
 ) -> None:
     random = Random(0)
@@ -185,7 +185,7 @@ def test_a_packed_file_that_breaks_off_keeps_what_came_before(
     assert report.counts["broken_off"] == 1
 
 
-def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) -> None:
     records = [{"text": "Liten."}, {"text": "x" * 3_000_000}, {"text": "Liten igjen."}]
     for name, text in {
         "a": dump(records, None),
@@ -198,7 +198,7 @@ def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
         assert faults(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
 
 
-def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:
+def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:
     """Each is looked over once or twice: what is looked for is not read to the end for every one."""
     parts = ['{"id": "1", "text": "Et "galt tegn"}', '{"id": "2", "text": "Bra."}'] * 5000
     (tmp_path / "a.json").write_text("[" + ",".join(parts) + "]")
@@ -207,7 +207,7 @@ def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:
     assert len(report.broken) == 5000
 
 
-def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
+def test_a_deeply_nested_element_is_one_record(tmp_path: Path) -> None:
     deep = '{"text": "Dyp.", "x": ' + "[" * 800 + '{"a": 1}' + "]" * 800 + "}"
     for name, text in {"a": f"[{deep}, nei, {deep}]", "b": f'{{"items": [{deep}, nei, {deep}]}}'}.items():
         (tmp_path / f"{name}.json").write_text(text)
@@ -218,7 +218,7 @@ def test_an_element_that_is_nested_deep_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("broken", ['{"id": "x" "text": "y"}', '{"id": "x", "text": "y}', "{'id': 'x'}"])
-def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_records(
+def test_a_broken_element_after_a_list_of_strings_loses_no_other_record(
     tmp_path: Path, broken: str, indent: int | None
 ) -> None:
     whole = dump(
@@ -233,7 +233,7 @@ def test_a_broken_element_costs_itself_where_a_list_of_words_stands_before_the_r
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("body", ["@", '{"count": 4, "items": @, "next": null}'])
-def test_a_stray_end_of_the_list_costs_none_of_the_records_behind_it(
+def test_records_after_a_stray_closing_bracket_are_read(
     tmp_path: Path, body: str, indent: int | None
 ) -> None:
     parts = [dump(record, indent) for record in RECORDS]

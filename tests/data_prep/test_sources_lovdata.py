@@ -17,7 +17,7 @@ from tests.data_prep.reading import faults, read
 from tests.data_prep.source_texts import LAW
 
 
-def test_a_law_is_read_from_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_law_is_read_with_its_metadata(tmp_path: Path) -> None:
     (tmp_path / "nl-1.xml").write_text(LAW.format(deep=""))
     documents, report = read("lovdata", tmp_path)
     (law,) = documents
@@ -125,7 +125,7 @@ KEPT = change(lead("§ 9 andre ledd skal lyde:"), lead("Ny tekst som gjeld.", "l
         ),
     ],
 )
-def test_what_introduces_a_provision_not_in_force_goes_with_it(
+def test_the_lead_in_of_a_provision_not_in_force_is_dropped_with_it(
     tmp_path: Path, markup: str, left: list[str]
 ) -> None:
     whole = LAW.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
@@ -147,7 +147,7 @@ def test_what_introduces_a_provision_not_in_force_goes_with_it(
     assert not report.counts["provisions_not_in_force"]
 
 
-def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> None:
+def test_real_acts_lose_only_notes_and_provisions_not_in_force(real_corpora: Path) -> None:
     """All letters of an act's body stand in the text, but for notes, and in consolidated acts what is not yet
     in force."""
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
@@ -170,7 +170,7 @@ def test_of_real_acts_nothing_is_lost_but_what_is_named(real_corpora: Path) -> N
         assert not whole - kept, f"{law.id} lost {(whole - kept).total()} letters"
 
 
-def test_an_act_is_of_the_year_it_was_made_not_of_the_one_it_is_in_force_from(tmp_path: Path) -> None:
+def test_the_date_of_an_act_is_that_of_its_adoption(tmp_path: Path) -> None:
     announced = LAW.replace("NL/lov", "LTI/lov").replace("2019-07-01", "2021-01-01")
     (tmp_path / "nl-1.xml").write_text(announced.format(deep=""))
     assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2019-05-03"]
@@ -179,7 +179,7 @@ def test_an_act_is_of_the_year_it_was_made_not_of_the_one_it_is_in_force_from(tm
     assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2021-01-01"]
 
 
-def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
+def test_markup_nested_too_deeply_is_quarantined_and_not_truncated(tmp_path: Path) -> None:
     """libxml2 leaves out in silence what is nested deeper than 256 elements."""
     (tmp_path / "a.xml").write_text(LAW.format(deep="<div>" * 400 + "Lenge, lenge nede." + "</div>" * 400))
     (tmp_path / "b.xml").write_text(LAW.format(deep="<div>" * 100 + "Langt nede." + "</div>" * 100))
@@ -189,7 +189,7 @@ def test_markup_that_is_too_deep_is_quarantined_not_cut(tmp_path: Path) -> None:
     assert "not read to its end" in report.broken[0].error
 
 
-def test_a_declared_encoding_of_half_characters_is_not_taken_at_its_word(tmp_path: Path) -> None:
+def test_a_declared_encoding_that_yields_surrogates_is_not_trusted(tmp_path: Path) -> None:
     body = LAW.format(deep="").replace("verne", "\\ud800").encode() + b"\xe5"
     (tmp_path / "a.xml").write_bytes(b'<?xml version="1.0" encoding="unicode_escape"?>' + body)
     (document,), report = read("lovdata", tmp_path)

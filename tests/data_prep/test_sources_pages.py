@@ -145,7 +145,7 @@ her
 """
 
 
-def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_path: Path) -> None:
+def test_wrapped_lines_of_a_markdown_paragraph_are_joined(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(WRAPPED)
     (document,), _ = read("markdown", tmp_path)
     assert document.text == (
@@ -190,11 +190,11 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
         ("Skriv <namn> og trykk <Ctrl>, der a < b.", "Skriv <namn> og trykk <Ctrl>, der a < b."),
     ],
 )
-def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -> None:
+def test_the_text_of_markup_within_markdown_is_kept(source: str, expected: str) -> None:
     assert markdown.reduce(source, Report())[0] == expected
 
 
-def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
+def test_template_values_are_filled_from_the_front_matter_or_counted(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
         "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\n"
         "Vi har {{ antal }} saker, [sjå]({{site.url}}/x)."
@@ -206,7 +206,7 @@ def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path
     assert (documents[1].text, documents[1].date) == ("# Fjell\n\nTekst.", "2020-01-02")
 
 
-def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> None:
+def test_the_title_is_not_added_to_markdown_that_has_a_heading(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Min tittel\n\nTekst.")
     (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")
     documents, _ = read("markdown", tmp_path)
@@ -248,18 +248,18 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
         "+++\n",
     ],
 )
-def test_no_page_of_markdown_takes_forever(opening: str) -> None:
+def test_markdown_is_reduced_in_linear_time(opening: str) -> None:
     """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
     text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 
 
-def test_front_matter_and_fences_do_not_take_forever() -> None:
+def test_front_matter_and_fences_are_read_in_linear_time() -> None:
     assert markdown.reduce("---\na: x" + " " * 200_000 + "x\n---\n", Report())[1]["a"].endswith("x")
     assert markdown.reduce("`" * 100_000 + "a" * 100_000, Report())[0].endswith("a")
 
 
-def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path) -> None:
+def test_markdown_with_an_invalid_character_reference_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(f"&#{'9' * 5000};")
     (tmp_path / "b.md").write_text("Tekst.")
     documents, report = read("markdown", tmp_path)
@@ -267,7 +267,7 @@ def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path
     assert faults(report) == [("a.md", "a numeric reference to no character")]
 
 
-def test_a_declaration_of_markup_does_not_take_forever() -> None:
+def test_an_xml_declaration_is_read_in_linear_time() -> None:
     markup.parse_html(b"<?xml " + b'encoding="a" ' * 40_000 + b"<p>Tekst", Report())
 
 
@@ -320,14 +320,14 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         ),
     ],
 )
-def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
+def test_pdf_words_hyphenated_at_a_line_end_are_joined(lines: list[str], expected: str) -> None:
     assert pdf.running_text([page(*lines)]) == expected
 
 
 @pytest.mark.parametrize(
     "line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000]
 )
-def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
+def test_the_lines_of_a_pdf_are_joined_in_linear_time(line: str) -> None:
     """Guards against rules in quadratic time."""
     assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
 
@@ -354,7 +354,7 @@ def make_pdf(text: str) -> bytes:
     return out + table + b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
 
 
-def test_pdf_files_are_read_scans_are_dropped_and_broken_ones_quarantined(tmp_path: Path) -> None:
+def test_pdf_scans_are_dropped_and_broken_files_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(make_pdf("Søknaden er innvilget."))
     (tmp_path / "b.pdf").write_bytes(make_pdf(""))
     (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nikke noe mer")

@@ -23,7 +23,7 @@ LETTER = [
 ]  # fmt: skip
 
 
-def test_parallel_texts_become_pairs_that_teach_the_other_written_standard(tmp_path: Path) -> None:
+def test_parallel_texts_become_conversations_that_translate_between_standards(tmp_path: Path) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, report = read("parallel", tmp_path)
     assert [d.id for d in documents] == [
@@ -61,7 +61,7 @@ def test_parallel_texts_become_translations_as_prompt_and_completion(tmp_path: P
     assert {t.role for d in documents for t in d.turns} == {""}
 
 
-def test_parallel_texts_become_whole_letters_in_each_language_of_one_group(tmp_path: Path) -> None:
+def test_parallel_texts_become_whole_letters_in_one_group(tmp_path: Path) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, _ = read("parallel", tmp_path, options={"form": "text"})
     assert [(d.group, d.language) for d in documents] == [
@@ -74,7 +74,7 @@ def test_parallel_texts_become_whole_letters_in_each_language_of_one_group(tmp_p
     assert documents[1].text == "Du kan få {felt} frå NAV.\n\nAFP-tillegg\n\nVi har avslått."
 
 
-def test_a_parallel_record_of_the_wrong_kind_is_quarantined(tmp_path: Path) -> None:
+def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "brev.jsonl", [{"id": "x", "nob": ["liste"]}, {"id": "y", "fra": "Bonjour"}, LETTER[4]]
     )
@@ -94,7 +94,7 @@ def question(asked: str, answer: str | None, number: int) -> dict[str, Any]:
     return {"question": asked, "id": number, "answers": answers, "is_impossible": answer is None}
 
 
-def test_squad_asks_of_a_text_and_teaches_the_answer(tmp_path: Path) -> None:
+def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -> None:
     asked = [
         question("Når?", "1. januar 2021", 7),
         question("Hvem?", None, 8),
@@ -129,7 +129,7 @@ def test_squad_asks_of_a_text_and_teaches_the_answer(tmp_path: Path) -> None:
     assert len({d.group for d in documents}) == 1
 
 
-def test_squad_is_read_a_question_a_line_too(tmp_path: Path) -> None:
+def test_squad_with_one_question_per_line_is_read(tmp_path: Path) -> None:
     line = {
         "id": "a",
         "title": "",
@@ -152,7 +152,7 @@ def test_squad_is_read_a_question_a_line_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "answers", [5, True, "1. januar 2021", [5], {"text": "1. januar 2021"}, {"text": None}]
 )
-def test_squad_answers_that_are_no_list_of_texts_are_quarantined(tmp_path: Path, answers: object) -> None:
+def test_malformed_squad_answers_are_quarantined(tmp_path: Path, answers: object) -> None:
     good = {"context": CONTEXT, "question": "Når?", "answers": ["1. januar 2021"]}
     write_lines(tmp_path / "a.jsonl", [{**good, "answers": answers}, good])
     (tmp_path / "b.json").write_text(

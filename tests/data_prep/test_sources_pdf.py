@@ -77,7 +77,7 @@ def test_line_numbers_are_left_out_and_counted(
     assert report.counts["line_numbers_left_out"] == sum(len(page) - 24 for page in pages)
 
 
-def test_line_numbers_within_a_parted_word_are_left_out(tmp_path: Path) -> None:
+def test_line_numbers_within_a_hyphenated_word_are_left_out(tmp_path: Path) -> None:
     """PDFium goes on in the next line where a hyphen ends one: what stands first there is the number."""
     lines = [
         f"{sentence(0, line)} og i hver kom-" if line % 2 == 0 else f"mune. {sentence(0, line)}."
@@ -92,7 +92,7 @@ def test_line_numbers_within_a_parted_word_are_left_out(tmp_path: Path) -> None:
     assert report.counts["line_numbers_left_out"] == 20
 
 
-def test_short_last_pages_and_headings_have_their_line_numbers_left_out_too(tmp_path: Path) -> None:
+def test_line_numbers_of_short_pages_and_headings_are_left_out(tmp_path: Path) -> None:
     first = [
         Piece(72, 760, "Plan for skog og fjell", 16, True),
         *column([sentence(0, n) for n in range(19)], top=746, size=10),
@@ -187,7 +187,7 @@ REAL_LINES = {
 
 
 @pytest.mark.parametrize("kind", REAL_LINES)
-def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
+def test_lines_that_resemble_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
     titles = REAL_LINES[kind]
     pages = [
         [
@@ -227,14 +227,14 @@ HEADINGS = {
 
 
 @pytest.mark.parametrize("kind", HEADINGS)
-def test_a_heading_of_several_lines_is_one_and_parted_from_the_paragraph(tmp_path: Path, kind: str) -> None:
+def test_a_heading_of_several_lines_is_one_paragraph_of_its_own(tmp_path: Path, kind: str) -> None:
     lines = HEADINGS[kind]
     after = column([sentence(0, line) for line in range(6)], top=600, size=10)
     text, _ = text_of(tmp_path, [[*lines, *column(BODY, top=lines[-1].y - 16, size=10), *after]])
     assert text.split("\n\n")[:2] == [" ".join(piece.text for piece in lines), " ".join(BODY)]
 
 
-def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path: Path) -> None:
+def test_a_heading_in_body_type_is_separated_by_its_distance(tmp_path: Path) -> None:
     heading = (
         "Kommunens plan for vern av vann og vassdrag og andre viktige saker i hele perioden fram til neste"
     )
@@ -243,7 +243,7 @@ def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path
     assert text.split("\n\n")[:2] == [heading, " ".join(BODY)]
 
 
-def test_two_headings_below_each_other_stay_two(tmp_path: Path) -> None:
+def test_consecutive_headings_stay_separate(tmp_path: Path) -> None:
     heads = [Piece(72, 760, "2 Vann", 14, True), Piece(72, 740, "2.1 Drikkevann", 12, True)]
     text, _ = text_of(
         tmp_path,
@@ -258,7 +258,7 @@ def test_two_headings_below_each_other_stay_two(tmp_path: Path) -> None:
     assert text.split("\n\n")[:3] == ["2 Vann", "2.1 Drikkevann", " ".join(BODY)]
 
 
-def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
+def test_a_bold_word_does_not_split_a_paragraph(tmp_path: Path) -> None:
     first = [
         Piece(72, 760, "Formål.", 10, True),
         Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10),
@@ -274,7 +274,7 @@ def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
     )
 
 
-def test_scanned_pages_among_others_are_counted(tmp_path: Path) -> None:
+def test_scanned_pages_are_counted(tmp_path: Path) -> None:
     text, report = text_of(tmp_path, [column(BODY), [], []], picture=True)
     assert text == " ".join(BODY)
     assert report.counts["pages_without_text"] == 2
@@ -282,7 +282,7 @@ def test_scanned_pages_among_others_are_counted(tmp_path: Path) -> None:
     assert report.counts["pages_without_text"] == 0, "an empty page is no scan"
 
 
-def test_a_document_that_would_lose_most_of_its_letters_keeps_all_lines(tmp_path: Path) -> None:
+def test_all_lines_are_kept_where_most_letters_would_be_lost(tmp_path: Path) -> None:
     """A form whose pages are alike but for one word: what comes again on each is nearly all of it."""
     form = ["Jeg søker om støtte til friluftsliv for barn og unge", "Jeg har lest vilkårene", "Sted og dato"]
     pages = [[*column([*form, f"Søker: {THEMES[n]}"])] for n in range(5)]

@@ -35,7 +35,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (f'{{"text": "x", "n": {"9" * 5000}}}', "not JSON that can be read"),
     ],
 )
-def test_a_broken_line_is_quarantined_with_its_place_and_the_others_arrive(
+def test_a_malformed_line_is_quarantined_with_its_place_and_others_are_read(
     tmp_path: Path, line: str, error: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "Først."}}\n{line}\n\n{{"text": "Sist."}}\n')
@@ -47,7 +47,7 @@ def test_a_broken_line_is_quarantined_with_its_place_and_the_others_arrive(
     assert "\n" not in found
 
 
-def test_an_array_is_read_element_by_element(tmp_path: Path) -> None:
+def test_an_array_is_streamed_element_by_element(tmp_path: Path) -> None:
     """Longer than what is read of the file at a time, with everything in it that could be taken for an
     end."""
     records = [{"id": n, "text": f'{n}: [{{"}}], "\\" ' + "æøå" * 5000} for n in range(40)]
@@ -60,7 +60,7 @@ def test_an_array_is_read_element_by_element(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", ['{"text": }]', '{"text": "åpen', "", "{]", '[[{"text": "x"}'])
-def test_elements_before_a_fault_in_an_array_are_kept_and_the_loss_is_said(tmp_path: Path, rest: str) -> None:
+def test_elements_before_an_error_in_an_array_are_kept_and_it_is_reported(tmp_path: Path, rest: str) -> None:
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}},\n{{"text": "To."}},\n{rest}')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En.", "To."]
@@ -71,7 +71,7 @@ def test_elements_before_a_fault_in_an_array_are_kept_and_the_loss_is_said(tmp_p
 
 
 @pytest.mark.parametrize("between", ["", "\n", " \n" * 50_000])
-def test_arrays_are_read_one_after_another(tmp_path: Path, between: str) -> None:
+def test_concatenated_arrays_are_read(tmp_path: Path, between: str) -> None:
     arrays = [[{"text": f"{n}: " + "å" * 30_000}, {"text": f"{n}."}] for n in range(3)]
     (tmp_path / "a.json").write_text(
         between.join([json.dumps(array, ensure_ascii=False) for array in [*arrays, []]]) + between
@@ -82,7 +82,7 @@ def test_arrays_are_read_one_after_another(tmp_path: Path, between: str) -> None
 
 
 @pytest.mark.parametrize("rest", ["]", "x" * 100_000])
-def test_what_stands_behind_an_array_and_is_none_is_said(tmp_path: Path, rest: str) -> None:
+def test_stray_text_after_an_array_is_reported(tmp_path: Path, rest: str) -> None:
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}}]\n{rest}')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En."]
@@ -93,14 +93,14 @@ def test_what_stands_behind_an_array_and_is_none_is_said(tmp_path: Path, rest: s
 
 
 @pytest.mark.parametrize(("rest", "num_faults"), [('{"text": "To."}', 2), (',[{"text": "To."}]', 0)])
-def test_records_behind_an_array_arrive(tmp_path: Path, rest: str, num_faults: int) -> None:
+def test_records_after_an_array_are_read(tmp_path: Path, rest: str, num_faults: int) -> None:
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}}]\n{rest}')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En.", "To."]
     assert len(report.broken) == num_faults
 
 
-def test_an_element_of_an_array_is_no_larger_than_a_record_may_be(tmp_path: Path) -> None:
+def test_an_array_element_over_max_record_bytes_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "Liten."}, {"text": "x" * 3_000_000}]))
     documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["Liten."]
@@ -121,7 +121,9 @@ def test_an_element_of_an_array_is_no_larger_than_a_record_may_be(tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("reader", ["text", "jsonl", "array", "table"])
-def test_encodings_are_told_from_the_bytes(tmp_path: Path, encoding: str, count: str, reader: str) -> None:
+def test_encodings_are_detected_from_the_bytes(
+    tmp_path: Path, encoding: str, count: str, reader: str
+) -> None:
     said = "Søkjaren på Ås får «løyve» – innan 14 dagar."
     content = {
         "text": said,
@@ -139,7 +141,7 @@ def test_encodings_are_told_from_the_bytes(tmp_path: Path, encoding: str, count:
         assert report.counts[count] == 1
 
 
-def test_a_stray_byte_and_a_stray_nul_cost_no_document(tmp_path: Path) -> None:
+def test_stray_bytes_and_nuls_lose_no_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(
         "Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet. " + b"x" * 100
     )
@@ -163,7 +165,7 @@ def ncc(doc_type: str, number: int = 1, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_ncc_reads_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path) -> None:
+def test_ncc_yields_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path) -> None:
     records = [
         ncc("maalfrid_regjeringen"),
         ncc("parliament", lang_fasttext="no"),
@@ -190,7 +192,7 @@ def test_ncc_reads_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path) 
     assert report.counts["withdrawn_newspapers"] == 2
 
 
-def test_ncc_confidence_is_a_string(tmp_path: Path) -> None:
+def test_ncc_confidence_is_parsed_from_a_string(tmp_path: Path) -> None:
     confidences = ["0.95", "0.1", 0.5, "1.00", None, "høy", [0.9]]
     write_lines(
         tmp_path / "a.json", [ncc("parliament", n, lang_fasttext_conf=c) for n, c in enumerate(confidences)]
@@ -204,7 +206,7 @@ def test_ncc_confidence_is_a_string(tmp_path: Path) -> None:
 # --- Målfrid
 
 
-def test_maalfrid_says_language_and_address_and_groups_by_the_sites_folder(tmp_path: Path) -> None:
+def test_maalfrid_has_language_and_url_and_groups_by_folder(tmp_path: Path) -> None:
     pages = [
         {"lang": "nob", "url": "https://www.eksempeltilsynet.no/tilsyn/a.html", "fulltext": TEXT},
         {
@@ -257,7 +259,7 @@ def test_a_saved_data_set_is_read_by_split_as_text_and_as_conversations(tmp_path
     assert "breaks off" in report.broken[0].error
 
 
-def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_data_set_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -275,7 +277,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: 
 # --- treebanks
 
 
-def test_a_treebank_is_read_by_sentences_or_its_own_documents(tmp_path: Path) -> None:
+def test_a_treebank_is_read_by_sentence_or_by_its_documents(tmp_path: Path) -> None:
     words = "1\tEg\teg\tPRON\t_\t_\t0\troot\t_\t_\n"
     (tmp_path / "no_nynorsk-ud-dev.conllu").write_text(
         f"# sent_id = 1\n# text = Eg les.\n{words}\n# sent_id = 2\n# text = Du les.\n{words}\n{words}\n"
@@ -294,7 +296,7 @@ def test_a_treebank_is_read_by_sentences_or_its_own_documents(tmp_path: Path) ->
     assert [error for _, error in faults(report)] == ["a sentence without its text (# text = …)"]
 
 
-def test_documents_of_a_treebank_begin_with_or_without_an_id(tmp_path: Path) -> None:
+def test_documents_of_a_treebank_may_lack_an_id(tmp_path: Path) -> None:
     words = "1\tEg\teg\tPRON\t_\t_\t0\troot\t_\t_\n"
     (tmp_path / "nn_prov-ud-dev.conllu").write_text(
         f"# text = Åleine.\n{words}\n# newdoc\n# text = Ein.\n{words}\n# text = To.\n{words}\n"
@@ -343,7 +345,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("reader", GOOD)
-def test_no_record_of_any_shape_keeps_the_good_ones_from_arriving(tmp_path: Path, reader: str) -> None:
+def test_no_malformed_record_prevents_reading_good_ones(tmp_path: Path, reader: str) -> None:
     last = {**GOOD[reader][0], "id": "siste"}
     records = [*GOOD[reader], *(record for shape in GOOD[reader] for record in strange(shape)), last]
     write_lines(tmp_path / "a.jsonl", records)

@@ -78,7 +78,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ),
     ],
 )
-def test_a_wrong_setting_is_one_line_before_anything_is_read(
+def test_an_invalid_setting_is_a_one_line_error_before_reading(
     tmp_path: Path, reader: str, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words) as raised:
@@ -101,12 +101,12 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
         ),
     ],
 )
-def test_a_name_that_nothing_has_is_refused(made: Callable[[], object], words: str) -> None:
+def test_an_unknown_name_is_rejected(made: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made()
 
 
-def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
+def test_every_bundled_corpus_file_is_valid(tmp_path: Path) -> None:
     """Each composes to the schema, and names only options that its reader has. Without data, that is all
     there is to refuse."""
     for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
@@ -122,7 +122,7 @@ def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
                 reading.files(source)
 
 
-def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
+def test_a_path_without_files_for_its_reader_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(
         FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"
@@ -131,7 +131,7 @@ def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["id", "group", "title", "date"])
-def test_what_a_record_says_of_itself_is_no_list(tmp_path: Path, key: str) -> None:
+def test_metadata_of_a_record_must_not_be_a_list(tmp_path: Path, key: str) -> None:
     deep: Any = "x"
     for _ in range(700):
         deep = [deep]
@@ -141,14 +141,14 @@ def test_what_a_record_says_of_itself_is_no_list(tmp_path: Path, key: str) -> No
     assert faults(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
 
 
-def test_a_row_of_a_table_that_never_ends_is_stepped_over(tmp_path: Path) -> None:
+def test_an_unterminated_table_row_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nEn.\n" + "x" * 3_000_000 + "\nTo.\n")
     documents, report = read("table", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["En.", "To."]
     assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
 
 
-def test_a_document_is_called_the_same_however_its_folder_is_named(
+def test_ids_do_not_depend_on_how_the_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("a", "b"):
@@ -164,7 +164,7 @@ def test_a_document_is_called_the_same_however_its_folder_is_named(
     assert list(reading.read("s", source, Report(), tasks)) == absolute
 
 
-def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
+def test_an_invalid_language_claim_is_ignored(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)]
     )
@@ -172,7 +172,7 @@ def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
     assert [document.language for document in documents] == ["nno", "", ""]
 
 
-def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "s\udcf8knad.jsonl").write_text('{"text": "En."}')
     with pytest.raises(ValueError, match=r"holds a file whose name is no UTF-8, .*søknad\.jsonl: rename it"):
         read("jsonl", tmp_path)
@@ -192,7 +192,7 @@ def prepare(tmp_path: Path, good: int, broken: int, **settings: Any) -> pipeline
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora"), workers=1))
 
 
-def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path) -> None:
+def test_broken_records_up_to_max_broken_share_are_quarantined(tmp_path: Path) -> None:
     counts = prepare(tmp_path, good=30, broken=10).manifest.stages[0].counts
     assert (counts["read_letters"], counts["quarantined_letters"]) == (30, 10)
     stage = StageFolder(tmp_path / "corpora" / ".x.stages" / "0-read")
@@ -200,7 +200,7 @@ def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path)
     assert places == [("letters", "a.jsonl", f"line {n}") for n in range(31, 41)]
 
 
-def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
+def test_broken_records_over_max_broken_share_stop_the_stage(tmp_path: Path) -> None:
     line = (
         r"source letters: 11 of 41 records cannot be read, more than max_broken_share 0.01 .* "
         r"a.jsonl:line 31: not JSON"
@@ -220,7 +220,7 @@ def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
         prepare(tmp_path, good=0, broken=1, max_broken_share=1.0)
 
 
-def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
+def test_a_source_without_documents_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="source letters: nothing of it can be read: its files hold no document"
     ):
@@ -232,7 +232,7 @@ def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["evaluation set", "tokenizer"])
-def test_what_a_late_step_would_refuse_is_refused_before_anything_is_read(tmp_path: Path, wrong: str) -> None:
+def test_settings_of_late_steps_are_checked_before_reading(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXT}))
     (tmp_path / "norquad.json").write_text("{")
     (tmp_path / "tokenizer.json").write_text(Tokenizer(BPE()).to_str())

@@ -20,7 +20,7 @@ from tests.data_prep.reading import faults, read, texts
 COLUMNS = {"text": "innhold", "id": "nr", "date": "publisert", "language": "målform", "group": "sak"}
 
 
-def test_a_table_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
+def test_the_columns_of_a_table_are_found_by_name(tmp_path: Path) -> None:
     rows = [
         {
             "nr": "1",
@@ -52,7 +52,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
         assert not report.broken
 
 
-def test_rows_that_do_not_fit_are_quarantined(tmp_path: Path) -> None:
+def test_rows_with_another_number_of_columns_are_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('id\ttext\n1\tGod.\n2\n3\tfor\tmange\n\n4\tGod og.\n5\t"åpent\n')
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God.", "God og."]
@@ -79,7 +79,7 @@ STRAY = '3,"Sitat uten slutt,b\n'
         ('3,"For\nog, ja:\nmange.",b,c\n4,God.,b\n', ["3"]),
     ],
 )
-def test_a_stray_quote_costs_its_own_row(tmp_path: Path, lines: str, lost: list[str]) -> None:
+def test_a_stray_quote_loses_only_its_own_row(tmp_path: Path, lines: str, lost: list[str]) -> None:
     (tmp_path / "a.csv").write_text(f"nr,text,b\n{lines}7,God og.,b\n")
     documents, report = read("table", tmp_path, limits={"max_record_bytes": 2**17})
     kept = [line for line in lines.splitlines() if line[0].isdigit() and line[0] not in lost]
@@ -89,7 +89,7 @@ def test_a_stray_quote_costs_its_own_row(tmp_path: Path, lines: str, lost: list[
     assert [numbers[place] for place, _ in faults(report)] == lost
 
 
-def test_a_table_of_stray_quotes_ends(tmp_path: Path) -> None:
+def test_a_table_of_stray_quotes_is_read_in_linear_time(tmp_path: Path) -> None:
     """Each line goes on in the next without end: to go back for every one would take hours."""
     (tmp_path / "a.csv").write_text("nr,text\n" + 'a","\n' * 20_000 + "7,God.\n")
     documents, report = read("table", tmp_path)
@@ -97,7 +97,7 @@ def test_a_table_of_stray_quotes_ends(tmp_path: Path) -> None:
     assert len(report.broken) == 20_000
 
 
-def test_a_stray_byte_and_a_stray_nul_of_a_table_are_counted(tmp_path: Path) -> None:
+def test_stray_bytes_and_nuls_of_a_table_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(
         "id,text\n1,Vedtak på ".encode() + "Ås".encode("cp1252") + b" er\0 fattet.\n"
     )
@@ -117,7 +117,7 @@ SUMS = [
 @pytest.mark.parametrize("ending", ["\r\n", "\n"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_the_separator_of_a_table_is_found(
+def test_the_delimiter_of_a_table_is_detected(
     tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any
 ) -> None:
     """Texts hold all of them, and sums have decimal commas, as Excel writes them in Norway."""
@@ -169,7 +169,7 @@ SHEETS = [
 
 
 @pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.id)
-def test_tables_as_they_come_from_spreadsheets(tmp_path: Path, sheet: Sheet) -> None:
+def test_tables_exported_from_spreadsheets_are_read(tmp_path: Path, sheet: Sheet) -> None:
     (tmp_path / "a.csv").write_bytes(sheet.content.encode())
     documents, report = read("table", tmp_path)
     assert texts(documents) == sheet.texts
@@ -177,27 +177,27 @@ def test_tables_as_they_come_from_spreadsheets(tmp_path: Path, sheet: Sheet) -> 
     assert report.counts[f"separator_{sheet.separator}"] == 1
 
 
-def test_rows_that_do_not_fit_a_found_separator_are_quarantined(tmp_path: Path) -> None:
+def test_rows_that_contradict_the_detected_delimiter_are_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id;text\n1;God, ja.\n2\n3;for;mange\n\n4;God og, ja.\n")
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God, ja.", "God og, ja."]
     assert [place for place, _ in faults(report)] == ["a.csv:line 3", "a.csv:line 4"]
 
 
-def test_a_separator_that_is_set_is_the_one(tmp_path: Path) -> None:
+def test_options_delimiter_overrides_detection(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sep=;\nid;a,text\n1;b,Ja\n")
     documents, report = read("table", tmp_path, options={"delimiter": ","})
     assert texts(documents) == ["Ja"]
     assert not [key for key in report.counts if key.startswith("separator_")]
 
 
-def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text;id;text\nEn;1;To\n")
     with pytest.raises(ValueError, match=r"has two columns 'text': rename"):
         read("table", tmp_path)
 
 
-def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Path) -> None:
+def test_a_truncated_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["En.", None, "To."]}), tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[:-10])
@@ -207,7 +207,7 @@ def test_a_cut_parquet_file_and_a_row_without_text_are_quarantined(tmp_path: Pat
 
 
 @pytest.mark.parametrize("reader", ["table", "huggingface"])
-def test_a_row_that_python_cannot_hold_is_quarantined(tmp_path: Path, reader: str) -> None:
+def test_a_row_that_python_cannot_represent_is_quarantined(tmp_path: Path, reader: str) -> None:
     text = pa.Array.from_buffers(
         pa.string(),
         3,
@@ -229,7 +229,7 @@ def test_a_row_that_python_cannot_hold_is_quarantined(tmp_path: Path, reader: st
     assert [place.rpartition(":")[2] for place, _ in faults(report)] == ["row 2", "row 3"]
 
 
-def test_a_column_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_column_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("innhold,nr\nx,1\n")
     with pytest.raises(ValueError, match=r"no column 'text' but innhold, nr: .* fields: \{text: innhold\}"):
         read("table", tmp_path)
@@ -261,7 +261,7 @@ def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_pat
     assert not report.broken
 
 
-def test_talk_of_norway_reads_labelled_lines(tmp_path: Path) -> None:
+def test_labelled_lines_of_talk_of_norway_are_read(tmp_path: Path) -> None:
     (tmp_path / "sentences_7k_nno.txt").write_text(
         "Regjeringa har lenge oversett åtvaringane.\n\nDet er mi meining.\n"
     )

@@ -151,7 +151,7 @@ KEPT = [
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 @pytest.mark.parametrize("place", ["in the middle", "at the end"])
-def test_all_of_the_text_arrives(tmp_path: Path, case: Case, place: str) -> None:
+def test_all_text_of_a_page_is_kept(tmp_path: Path, case: Case, place: str) -> None:
     after = f"<p>{CLOSING}</p>" if place == "in the middle" else ""
     text, report = text_of(
         tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
@@ -213,7 +213,7 @@ FURNITURE = [
 
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
+def test_furniture_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
     text, _ = text_of(
         tmp_path,
         page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
@@ -240,7 +240,7 @@ def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, fu
         "</p>{table}<p>{closing}</p></td></tr></table>",
     ],
 )
-def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
+def test_pages_without_a_main_element_are_read_whole(tmp_path: Path, body: str) -> None:
     table = (
         "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li>"
         "<li>revisor</li></ul></td></tr></table>"
@@ -253,7 +253,9 @@ def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str
 
 
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path: Path, reader: str) -> None:
+def test_a_page_that_would_lose_most_letters_falls_back_to_another_method(
+    tmp_path: Path, reader: str
+) -> None:
     """Here all text stands in parts of a class that is furniture elsewhere."""
     parts = "".join(
         f'<div class="promo"><p>{text}</p></div>'
@@ -265,7 +267,7 @@ def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path
     assert report.counts[way[reader]] == 1
 
 
-def test_letters_kept_are_counted_against_the_pages_own(tmp_path: Path) -> None:
+def test_kept_letters_are_counted_against_those_of_the_page(tmp_path: Path) -> None:
     _, report = text_of(
         tmp_path,
         page_of(
@@ -280,14 +282,14 @@ def test_letters_kept_are_counted_against_the_pages_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", ["webpage", "pdf", "regjeringen"])
-def test_a_share_is_between_0_and_1(tmp_path: Path, reader: str) -> None:
+def test_min_kept_must_be_between_0_and_1(tmp_path: Path, reader: str) -> None:
     (tmp_path / "a.html").write_text("x")
     with pytest.raises(ValueError, match=r"options.min_kept is 1.5: must be between 0 and 1"):
         read(reader, tmp_path, options={"min_kept": 1.5})
 
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
-def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case) -> None:
+def test_all_letters_of_a_page_of_regjeringen_are_kept(tmp_path: Path, case: Case) -> None:
     text, report = text_of(
         tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
     )
@@ -296,7 +298,7 @@ def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case)
     assert not report.counts["pages_read_by_tags"]
 
 
-def test_a_box_of_related_information_without_links_is_text(tmp_path: Path) -> None:
+def test_a_box_of_related_information_without_links_is_kept(tmp_path: Path) -> None:
     said = "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
     around = "".join(
         f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8)

@@ -20,7 +20,7 @@ FOLDERS = [
 ]  # fmt: skip
 
 
-def test_folders_of_stages_keep_their_names(tmp_path: Path) -> None:
+def test_stage_folders_keep_their_names(tmp_path: Path) -> None:
     """A stage that is renamed or moved is done again in every folder that was prepared before."""
     plan = PlanFile(corpus=config(), folder="x", cwd="/", tasks=[], shard_characters=1)
     preparation = Preparation(tmp_path, plan)

@@ -57,7 +57,7 @@ def on_terminal(command: list[str], columns: int) -> str:
     return written.decode()
 
 
-def test_a_terminal_shows_one_line_that_fits_and_warnings_above_it(tmp_path: Path) -> None:
+def test_a_terminal_shows_one_line_that_fits_with_warnings_above_it(tmp_path: Path) -> None:
     shown = on_terminal([sys.executable, str(write_program(tmp_path)), "30", "2"], columns=80)
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", shown)]
     assert max(len(line) for line in lines if "done in" not in line) <= 80
@@ -73,7 +73,7 @@ def test_a_terminal_shows_one_line_that_fits_and_warnings_above_it(tmp_path: Pat
     assert any(line.startswith("24 of 24 steps done in") for line in lines)
 
 
-def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path) -> None:
+def test_a_pipe_gets_a_few_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, str(write_program(tmp_path))]
     quick = subprocess.run(
         [*command, "30", "1"], capture_output=True, text=True, check=True

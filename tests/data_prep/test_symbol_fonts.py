@@ -32,13 +32,13 @@ from tests.data_prep.documents import config, document, through
         ("Les mer \uf061\nog \ue123 i kj\ue0f8p", "Les mer \uf061\nog \ue123 i kj\ue0f8p"),
     ],
 )
-def test_a_character_is_read_by_its_place(text: str, expected: str) -> None:
+def test_a_character_is_interpreted_by_its_context(text: str, expected: str) -> None:
     assert symbol_fonts.mend(text) == expected
     assert symbol_fonts.mend(expected) == expected
     assert normalise.normalise(text) == normalise.normalise(normalise.normalise(text))
 
 
-def test_a_list_with_bullets_of_word_is_kept_and_counted() -> None:
+def test_a_list_with_bullets_from_word_is_kept_and_counted() -> None:
     lines = [
         "Leverandøren skal rapportere hver måned",
         "Kommunen skal betale innen fristen",
