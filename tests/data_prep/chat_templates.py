@@ -1,4 +1,4 @@
-"""Invented chat templates, in the style of families that people fine-tune."""
+"""Invented chat templates in the style of families that are often fine-tuned."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CHATML_MARKED = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
-# the markers around the content alone, as some write them: the end of the turn must be learned all the same
+# Generation markers around the content alone: the end of the turn is a target all the same.
 CHATML_MARKED_SHORT = CHATML_MARKED.replace(
     "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
 )
 
-# the markers around the line break after the turn too, which the model never writes
+# Generation markers that include the line break after the turn, which the model never generates.
 CHATML_MARKED_LONG = CHATML_MARKED.replace(
     "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
 )
@@ -74,8 +74,8 @@ GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
 
-# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has
-# none
+# Leaves out the thoughts of turns before the last question, and gives the last answer an empty
+# thought where it has none.
 QWEN3 = """\
 {%- set ns = namespace(last=0) %}
 {%- for m in messages %}\
@@ -94,12 +94,12 @@ if '</think>' in m.content else '' %}
 {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}\
 {% endif %}{% endif %}"""
 
-# control tokens that swallow the line break after them
+# Control tokens that strip the line break after them.
 PHI = """\
 {%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}"""
 
-# no control token at all: the end of the sequence must stand for the end of the turn
+# Without any control token: the end of the sequence must end the turn.
 PLAIN = """\
 {%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""

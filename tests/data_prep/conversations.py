@@ -17,28 +17,34 @@ from data_prep.shards import Corpus
 from data_prep.sources import chat, claims
 from data_prep.stage_settings import SplitConfig, TokenizerConfig
 from data_prep.stages import TEXT_STAGES
+from tests.data_prep.reading import write_lines
 
-ASKED = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i forrige uke?"
-TOLD = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
-MESSAGES = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": TOLD}]
+QUESTION = "Hvor lang er fristen for å klage på vedtaket jeg fikk fra kommunen i forrige uke?"
+ANSWER = "Fristen er tre uker fra du fikk vedtaket, og klagen sender du til kommunen."
+MESSAGES = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 STAGES = [stage.name for stage in TEXT_STAGES]
 
 
 def prepare(
     tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any
 ) -> Prepared:
-    """Prepare records; source names that begin with `text` are read as running text."""
+    """Prepare a corpus of conversations.
+
+    Args:
+        sources: records by source name; a source whose name begins with `text` is running text.
+        options: options of the sources of conversations.
+        settings: settings of the corpus.
+    """
     configs = {}
     for name, records in sources.items():
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        is_text = name.startswith("text")
-        configs[name] = SourceConfig(
-            reader="jsonl" if is_text else "chat",
-            path=str(path),
-            license="CC0-1.0",
-            options={} if is_text else options or {},
-        )
+        write_lines(path, records)
+        if name.startswith("text"):
+            configs[name] = SourceConfig(reader="jsonl", path=str(path), license="CC0-1.0")
+        else:
+            configs[name] = SourceConfig(
+                reader="chat", path=str(path), license="CC0-1.0", options=options or {}
+            )
     settings = {
         "tokenizer": TokenizerConfig(vocab_size=400),
         "split": SplitConfig(validation_share=0),
@@ -48,23 +54,24 @@ def prepare(
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora")))
 
 
-def rows(prepared: Prepared) -> list[dict[str, Any]]:
+def train_rows(prepared: Prepared) -> list[dict[str, Any]]:
     return list(Corpus(prepared.folder).split("train"))
 
 
-def learned(prepared: Prepared) -> list[str]:
-    """What each row teaches, decoded."""
+def decode_targets(prepared: Prepared) -> list[str]:
+    """Return the decoded targets of each row."""
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     mask = prepared.manifest.mask_column
-    return [
-        tokenizer.decode(
-            [t for t, m in zip(row["input_ids"], row[mask], strict=True) if m], skip_special_tokens=False
-        )
-        for row in rows(prepared)
-    ]
+    decoded = []
+    for row in train_rows(prepared):
+        pairs = zip(row["input_ids"], row[mask], strict=True)
+        targets = [token for token, is_target in pairs if is_target]
+        decoded.append(tokenizer.decode(targets, skip_special_tokens=False))
+    return decoded
 
 
-def drops(prepared: Prepared) -> dict[str, str]:
+def read_drop_reasons(prepared: Prepared) -> dict[str, str]:
+    """Return the reason of each dropped document by its id."""
     stages = prepared.folder.with_name(".mine.stages")
     return {
         row["id"]: row["reason"]
@@ -73,48 +80,51 @@ def drops(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def quarantined(prepared: Prepared) -> dict[str, str]:
+def read_quarantine(prepared: Prepared) -> dict[str, str]:
+    """Return the error of each quarantined record by its place, `file:line`."""
     files = prepared.folder.with_name(".mine.stages").glob("*/quarantine-*.parquet")
     return {
         f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"]
-        for f in files
-        for row in pq.read_table(f).to_pylist()
+        for file in files
+        for row in pq.read_table(file).to_pylist()
     }
 
 
-def asked_and_told(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
-    """User and assistant in turn; `flags` go to the first answer."""
+def make_messages(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
+    """Return messages of (role, content) turns; `flags` are keys of the first answer."""
     messages = [{"role": role, "content": content} for role, content in turns]
     messages[1] |= flags
     return messages
 
 
-FIRST = "Vi har åpent fra klokken ni til klokken fire alle hverdager."
-TWO = (
+FIRST_ANSWER = "Vi har åpent fra klokken ni til klokken fire alle hverdager."
+TWO_EXCHANGES = (
     ("user", "Når åpner kontoret om morgenen?"),
-    ("assistant", FIRST),
-    ("user", ASKED),
-    ("assistant", TOLD),
+    ("assistant", FIRST_ANSWER),
+    ("user", QUESTION),
+    ("assistant", ANSWER),
 )
 
 
-def documents_of(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
-    """The documents that the reader makes of records."""
+def read_documents(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
+    """Return the documents that the reader of conversations yields of records."""
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
-    reader = chat.ConversationReader(source, claims.options(source, chat.Options), report or Report())
-    found = [
+    reader_options = claims.options(source, chat.Options)
+    reader = chat.ConversationReader(source, reader_options, report or Report())
+    documents = [
         reader.document(record, Place("chats", "x.jsonl", at=f"line {n}"))
         for n, record in enumerate(records, start=1)
     ]
-    return [document for document in found if document is not None]
+    return [document for document in documents if document is not None]
 
 
-def turns_of(record: dict[str, Any], **options: Any) -> list[Turn]:
-    (document,) = documents_of(record, **options)
+def read_turns(record: dict[str, Any], **options: Any) -> list[Turn]:
+    (document,) = read_documents(record, **options)
     return document.turns
 
 
-def with_template(folder: Path, copy: Path, source: Any) -> Path:
+def copy_with_template(folder: Path, copy: Path, source: Any) -> Path:
+    """Copy a tokenizer's folder, with a chat template in its config."""
     copy.mkdir()
     (copy / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""One paragraph of a letter in each Norwegian written standard and in Danish."""
+"""The same paragraph of a letter in both Norwegian written standards and in Danish."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from data_prep.document import Document, Report
 from data_prep.stage_settings import BoilerplateConfig
 from data_prep.stages import boilerplate
-from tests.data_prep.documents import config, document
+from tests.data_prep.documents import make_config, make_document
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 MENU = "Hopp til hovedinnhold\nHjem | Tjenester | Kontakt oss"
@@ -23,11 +23,11 @@ FOOTER = "Personvern og informasjonskapsler\n\nStorvika kommune – tett på hav
 
 def cleaned(shards: list[list[Document]], tmp_path: Path, **settings: Any) -> tuple[list[str], Report]:
     """Shard by shard, as the pipeline does it."""
-    return run(shards, tmp_path, config(boilerplate=BoilerplateConfig(**settings)))
+    return run(shards, tmp_path, make_config(boilerplate=BoilerplateConfig(**settings)))
 
 
 def of_host(texts: Sequence[str], host: str = "storvika.example") -> list[Document]:
-    return [document(text, f"side-{i}", url=f"https://{host}/{i}") for i, text in enumerate(texts)]
+    return [make_document(text, f"side-{i}", url=f"https://{host}/{i}") for i, text in enumerate(texts)]
 
 
 def run(shards: list[list[Document]], tmp_path: Path, chosen: object) -> tuple[list[str], Report]:
@@ -50,7 +50,9 @@ def pages(number: int) -> Iterator[Document]:
             f"Veileder nummer {i} om noe helt annet.\n\nDet står noe eget her: {i * 37}.\n\n"
             f"{shared}\n\nSlutt {i}."
         )
-        yield document(f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}", url=f"https://www.storvika.example/{i}")
+        yield make_document(
+            f"{MENU}\n\n{body}\n\n{FOOTER}", f"page-{i}", url=f"https://www.storvika.example/{i}"
+        )
 
 
 def test_menus_and_footers_are_cut_and_sentences_shared_within_pages_stay(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_sites_are_distinguished_by_host(tmp_path: Path) -> None:
 
 def test_documents_without_a_host_are_a_site_only_where_configured(tmp_path: Path) -> None:
     texts = [d.text for d in pages(6)]
-    without = [document(text, str(i)) for i, text in enumerate(texts)]
+    without = [make_document(text, str(i)) for i, text in enumerate(texts)]
     assert cleaned([without], tmp_path) == (texts, Report())
     after, report = cleaned([without], tmp_path, sites=["letters"])
     assert after == cleaned([of_host(texts)], tmp_path)[0] != texts
@@ -236,7 +238,7 @@ def test_real_outcomes_and_titles_are_kept_whole(name: str, url: str, tmp_path: 
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    made = [document(r["text"], r["id"], url=url and url + r["id"]) for r in records]
+    made = [make_document(r["text"], r["id"], url=url and url + r["id"]) for r in records]
     texts = [d.text for d in made]
     after, report = cleaned([made], tmp_path, min_documents=2, min_share=0.3, sites=["letters"])
     assert (after, report.counts) == (texts, {})
@@ -244,18 +246,20 @@ def test_real_outcomes_and_titles_are_kept_whole(name: str, url: str, tmp_path: 
 
 def test_laws_are_not_cut(tmp_path: Path) -> None:
     laws = [
-        document(f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example")
+        make_document(
+            f"Lov om {i}.\n\n§ 1. Noe om {i}.\n\nSide | Lov | Meny", str(i), url="https://l.example"
+        )
         for i in range(9)
     ]
     texts = [d.text for d in laws]
-    assert run([laws], tmp_path, config(reader="lovdata"))[0] == texts
+    assert run([laws], tmp_path, make_config(reader="lovdata"))[0] == texts
 
 
 def test_an_invalid_url_belongs_to_no_site() -> None:
     for url in ("http://[foo]/x", "storvika.example/side", "file:///a/b", ""):
-        assert boilerplate.site_of(document("Tekst.", "a", url=url), config()) is None
+        assert boilerplate.site_of(make_document("Tekst.", "a", url=url), make_config()) is None
     assert (
-        boilerplate.site_of(document("Tekst.", "a", url="https://www.B.example:80/x"), config())
+        boilerplate.site_of(make_document("Tekst.", "a", url="https://www.B.example:80/x"), make_config())
         == "letters b.example"
     )
 
@@ -275,4 +279,4 @@ def test_a_setting_of_sites_that_would_have_no_effect_is_rejected(
     source: str, reader: str, fault: str
 ) -> None:
     with pytest.raises(ValueError, match=fault):
-        config(reader=reader, boilerplate=BoilerplateConfig(sites=[source]))
+        make_config(reader=reader, boilerplate=BoilerplateConfig(sites=[source]))

@@ -17,28 +17,32 @@ from data_prep.pipeline import Prepared
 from data_prep.sources import chat
 from data_prep.stage_settings import ChatConfig, SplitConfig
 from tests.data_prep.conversations import (
-    ASKED,
-    FIRST,
+    ANSWER,
+    FIRST_ANSWER,
     MESSAGES,
-    TOLD,
-    TWO,
-    asked_and_told,
-    documents_of,
-    drops,
-    learned,
+    QUESTION,
+    TWO_EXCHANGES,
+    decode_targets,
+    make_messages,
     prepare,
-    quarantined,
-    rows,
-    turns_of,
+    read_documents,
+    read_drop_reasons,
+    read_quarantine,
+    read_turns,
+    train_rows,
 )
 
-PARTS = [{"type": "text", "text": TOLD[:9]}, {"type": "text", "text": TOLD[9:]}]
-SHAREGPT = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": TOLD}]
+PARTS = [{"type": "text", "text": ANSWER[:9]}, {"type": "text", "text": ANSWER[9:]}]
+SHAREGPT = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A record that asks and answers, and the column of its mask."""
+    """A record of one question and its answer in one of the supported forms.
+
+    Attributes:
+        mask: column of the corpus that marks its targets.
+    """
 
     id: str
     mask: str
@@ -49,10 +53,12 @@ FORMS = [
     Form("messages", "assistant_masks", {"messages": MESSAGES}),
     Form("turns", "completion_mask", {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}),
     Form("more turns", "completion_mask", {"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]}),
-    Form("texts", "completion_mask", {"prompt": f"{ASKED}\nSvar:", "completion": f" {TOLD}"}),
+    Form("texts", "completion_mask", {"prompt": f"{QUESTION}\nSvar:", "completion": f" {ANSWER}"}),
     Form("ShareGPT", "assistant_masks", {"conversations": SHAREGPT}),
-    Form("Alpaca", "completion_mask", {"instruction": "Svar innbyggeren.", "input": ASKED, "output": TOLD}),
-    Form("Alpaca without input", "completion_mask", {"instruction": ASKED, "input": "", "output": TOLD}),
+    Form(
+        "Alpaca", "completion_mask", {"instruction": "Svar innbyggeren.", "input": QUESTION, "output": ANSWER}
+    ),
+    Form("Alpaca without input", "completion_mask", {"instruction": QUESTION, "input": "", "output": ANSWER}),
     Form("parts", "assistant_masks", {"messages": [MESSAGES[0], {**MESSAGES[1], "content": PARTS}]}),
 ]
 
@@ -61,20 +67,18 @@ FORMS = [
 def test_the_targets_of_each_form_are_the_answer_and_its_end(tmp_path: Path, form: Form) -> None:
     prepared = prepare(tmp_path, {"chats": [form.record]})
     assert prepared.manifest.mask_column == form.mask
-    assert learned(prepared) == [f"{TOLD}</s>"]
+    assert decode_targets(prepared) == [f"{ANSWER}</s>"]
     source = prepared.manifest.sources["chats"]
-    assert source.supervised_tokens == {"train/nob": sum(rows(prepared)[0][form.mask])}
+    assert source.supervised_tokens == {"train/nob": sum(train_rows(prepared)[0][form.mask])}
     assert source.supervised_tokens["train/nob"] < source.tokens["train/nob"]
 
 
 def test_every_token_of_running_text_beside_conversations_is_a_target(tmp_path: Path) -> None:
     text = {"text": "Kommunestyret behandlet saken i møtet i går kveld og vedtok innstillingen."}
-    plain = {"prompt": ASKED, "completion": TOLD.replace("tre", "seks")}
+    plain = {"prompt": QUESTION, "completion": ANSWER.replace("tre", "seks")}
     prepared = prepare(tmp_path, {"text": [text], "chats": [{"messages": MESSAGES}, plain]})
-    assert prepared.manifest.mask_column == "assistant_masks", (
-        "one name for the corpus: that of its conversations"
-    )
-    by_source = {row["source"]: row for row in rows(prepared)}
+    assert prepared.manifest.mask_column == "assistant_masks", "the column of the conversations"
+    by_source = {row["source"]: row for row in train_rows(prepared)}
     assert set(by_source["text"]["assistant_masks"]) == {1}
     assert len(by_source["text"]["assistant_masks"]) == len(by_source["text"]["input_ids"])
     assert 0 in by_source["chats"]["assistant_masks"]
@@ -94,10 +98,10 @@ def test_with_targets_everything_there_is_no_mask(tmp_path: Path) -> None:
     assert prepared.manifest.stages[-1].counts == {"answers_learned_as_everything": 1}
     prepared = prepare(tmp_path, {"chats": [thanked]}, chat=ChatConfig(targets="everything"))
     assert prepared.manifest.mask_column is None
-    (row,) = rows(prepared)
+    (row,) = train_rows(prepared)
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     text = tokenizer.decode(row["input_ids"], skip_special_tokens=False)
-    assert text == f"<s>user\n{ASKED}</s>\n<s>assistant\n{TOLD}</s>\n<s>user\nTakk skal du ha!</s>\n"
+    assert text == f"<s>user\n{QUESTION}</s>\n<s>assistant\n{ANSWER}</s>\n<s>user\nTakk skal du ha!</s>\n"
 
 
 MALFORMED: list[tuple[Any, str]] = [
@@ -109,8 +113,8 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"messages": MESSAGES[:1]}, "no_answer"),
     ({"messages": [MESSAGES[0], {"role": "assistant"}]}, "unreadable_record"),
     ({"messages": [MESSAGES[0], {"role": "assistant", "content": 5}]}, "unreadable_record"),
-    ({"messages": [MESSAGES[0], {"role": "gpt", "content": TOLD}]}, "unknown_role"),
-    ({"messages": [MESSAGES[0], {"role": ["assistant"], "content": TOLD}]}, "unknown_role"),
+    ({"messages": [MESSAGES[0], {"role": "gpt", "content": ANSWER}]}, "unknown_role"),
+    ({"messages": [MESSAGES[0], {"role": ["assistant"], "content": ANSWER}]}, "unknown_role"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, MESSAGES[1]]}, "unsupported_record"),
     (
         {"messages": [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
@@ -118,63 +122,64 @@ MALFORMED: list[tuple[Any, str]] = [
     ),
     ({"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "Hm."}]}, "unsupported_record"),
     ({"messages": MESSAGES, "tools": [{"name": "kalender"}]}, "unsupported_record"),
-    ({"prompt": ASKED, "completion": MESSAGES[1:]}, "unreadable_record"),
-    ({"prompt": ASKED}, "unreadable_record"),
+    ({"prompt": QUESTION, "completion": MESSAGES[1:]}, "unreadable_record"),
+    ({"prompt": QUESTION}, "unreadable_record"),
     ({"prompt": MESSAGES[:1], "completion": MESSAGES[:1]}, "no_answer"),
-    ({"instruction": ASKED, "output": 5}, "unreadable_record"),
-    ({"instruction": ASKED, "output": " \u200b\n"}, "empty_answer"),
+    ({"instruction": QUESTION, "output": 5}, "unreadable_record"),
+    ({"instruction": QUESTION, "output": " \u200b\n"}, "empty_answer"),
 ]
 
 
 def test_malformed_records_are_dropped_with_a_reason_and_good_ones_kept(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, {"chats": [*(record for record, _ in MALFORMED), {"messages": MESSAGES}]})
-    refused = drops(prepared) | dict.fromkeys(quarantined(prepared), "unreadable_record")
-    assert refused == {
+    reasons = read_drop_reasons(prepared) | dict.fromkeys(read_quarantine(prepared), "unreadable_record")
+    assert reasons == {
         f"chats.jsonl:{number}": reason for number, (_, reason) in enumerate(MALFORMED, start=1)
     }
-    assert learned(prepared) == [f"{TOLD}</s>"]
+    assert decode_targets(prepared) == [f"{ANSWER}</s>"]
 
 
 @pytest.mark.parametrize("flag", ["loss", "train", "trainable", "training", "weight"])
 @pytest.mark.parametrize(
-    ("value", "expected"), [(False, [TOLD]), (0, [TOLD]), (True, [FIRST, TOLD]), (None, [FIRST, TOLD])]
+    ("value", "expected"),
+    [(False, [ANSWER]), (0, [ANSWER]), (True, [FIRST_ANSWER, ANSWER]), (None, [FIRST_ANSWER, ANSWER])],
 )
 def test_a_flag_of_a_turn_decides_whether_it_is_a_target(flag: str, value: Any, expected: list[str]) -> None:
-    turns = turns_of({"messages": asked_and_told(*TWO, **{flag: value})})
+    turns = read_turns({"messages": make_messages(*TWO_EXCHANGES, **{flag: value})})
     assert [turn.content for turn in turns if turn.target] == expected
     assert len(turns) == 4
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"messages": asked_and_told(*TWO, weight=0.5)}, "weight 0.5"),
-    ({"messages": asked_and_told(*TWO, train="false")}, "train 'false'"),
-    ({"messages": asked_and_told(*TWO, train=True, loss=False)}, "loss and train disagree"),
+REJECTED: list[tuple[dict[str, Any], str]] = [
+    ({"messages": make_messages(*TWO_EXCHANGES, weight=0.5)}, "weight 0.5"),
+    ({"messages": make_messages(*TWO_EXCHANGES, train="false")}, "train 'false'"),
+    ({"messages": make_messages(*TWO_EXCHANGES, train=True, loss=False)}, "loss and train disagree"),
     (
         {
-            "messages": asked_and_told(
-                *TWO, train_detail=[{"begin_offset": 0, "end_offset": 4, "train": False}]
+            "messages": make_messages(
+                *TWO_EXCHANGES, train_detail=[{"begin_offset": 0, "end_offset": 4, "train": False}]
             )
         },
         "train_detail",
     ),
-    ({"messages": asked_and_told(*TWO, mask=0)}, "mask"),
-    ({"messages": asked_and_told(*TWO, compute_loss=False)}, "compute_loss"),
-    ({"messages": asked_and_told(*TWO, Loss="false")}, "Loss"),
-    ({"messages": asked_and_told(*TWO, isTrainable=0)}, "isTrainable"),
-    ({"messages": asked_and_told(*TWO, no_loss=True)}, "no_loss"),
+    ({"messages": make_messages(*TWO_EXCHANGES, mask=0)}, "mask"),
+    ({"messages": make_messages(*TWO_EXCHANGES, compute_loss=False)}, "compute_loss"),
+    ({"messages": make_messages(*TWO_EXCHANGES, Loss="false")}, "Loss"),
+    ({"messages": make_messages(*TWO_EXCHANGES, isTrainable=0)}, "isTrainable"),
+    ({"messages": make_messages(*TWO_EXCHANGES, no_loss=True)}, "no_loss"),
     ({"messages": MESSAGES, "calculate_loss": "nei"}, "calculate_loss"),
-    ({"messages": [{"role": "user", "content": ASKED, "train": True}, MESSAGES[1]]}, "turn of the user"),
+    ({"messages": [{"role": "user", "content": QUESTION, "train": True}, MESSAGES[1]]}, "turn of the user"),
     ({"messages": MESSAGES, "train": False}, "train"),
     ({"messages": MESSAGES, "weight": 2}, "weight"),
     ({"messages": MESSAGES, "history": [["a", "b"]]}, "history"),
-    ({"messages": MESSAGES, "rejected": TOLD}, "rejected"),
-    ({"prompt": ASKED, "completion": TOLD, "label": False}, "label"),
+    ({"messages": MESSAGES, "rejected": ANSWER}, "rejected"),
+    ({"prompt": QUESTION, "completion": ANSWER, "label": False}, "label"),
     (
         {"messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES], "system": "Svar langt."},
         "system",
     ),
     (
-        {"conversations": [{"from": "human", "value": ASKED}, {"from": "function_call", "value": "{}"}]},
+        {"conversations": [{"from": "human", "value": QUESTION}, {"from": "function_call", "value": "{}"}]},
         "function_call",
     ),
 ]
@@ -183,48 +188,50 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_keys_that_resemble_flags_but_hold_text_are_unknown_keys() -> None:
     report = Report()
     record = {
-        "messages": asked_and_told(*TWO, training_set="våren", lossless=None),
+        "messages": make_messages(*TWO_EXCHANGES, training_set="våren", lossless=None),
         "weightings": "etter avdeling",
     }
-    (document,) = documents_of(record, report=report)
+    (document,) = read_documents(record, report=report)
     assert len(document.turns) == 4
     assert report.counts["unknown_key_weightings"] == 1
     assert report.counts["unknown_key_of_a_turn_training_set"] == 1
 
 
-@pytest.mark.parametrize(("record", "word"), REFUSED, ids=[word for _, word in REFUSED])
-def test_unsupported_keys_that_would_change_training_are_rejected(record: dict[str, Any], word: str) -> None:
+@pytest.mark.parametrize(("record", "detail"), REJECTED, ids=[detail for _, detail in REJECTED])
+def test_unsupported_keys_that_would_change_training_are_rejected(
+    record: dict[str, Any], detail: str
+) -> None:
     report = Report()
-    assert documents_of(record, report=report) == []
+    assert read_documents(record, report=report) == []
     (drop,) = report.drops
     assert drop.reason == "unsupported_record"
-    assert word in drop.detail
+    assert detail in drop.detail
 
 
 def test_the_preferred_answer_can_be_mapped_to_the_completion() -> None:
-    record = {"prompt": ASKED, "chosen": TOLD, "rejected": "Vet ikke."}
+    record = {"prompt": QUESTION, "chosen": ANSWER, "rejected": "Vet ikke."}
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", fields={"completion": "chosen"})
     document = chat.ConversationReader(source, chat.Options(), Report()).document(
         record, Place("chats", "x.jsonl")
     )
     assert document is not None
-    assert [turn.content for turn in document.turns] == [ASKED, TOLD]
+    assert [turn.content for turn in document.turns] == [QUESTION, ANSWER]
 
 
 def test_system_and_history_of_an_instruction_become_turns() -> None:
-    """As LLaMA-Factory means them: answers in the history are learned too, unless they are to be context."""
+    """As in LLaMA-Factory, answers in the history are targets unless `learn_history` is off."""
     record = {
         "system": "Svar kort.",
-        "instruction": ASKED,
+        "instruction": QUESTION,
         "input": "",
-        "output": TOLD,
-        "history": [["Er det åpent?", FIRST]],
+        "output": ANSWER,
+        "history": [["Er det åpent?", FIRST_ANSWER]],
     }
-    turns = turns_of(record)
+    turns = read_turns(record)
     assert [turn.role for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
-    assert [turn.content for turn in turns if turn.target] == [FIRST, TOLD]
-    assert [turn.content for turn in turns_of(record, learn_history=False) if turn.target] == [TOLD]
-    assert turns_of({"messages": MESSAGES, "system": "Svar kort."})[0].content == "Svar kort."
+    assert [turn.content for turn in turns if turn.target] == [FIRST_ANSWER, ANSWER]
+    assert [turn.content for turn in read_turns(record, learn_history=False) if turn.target] == [ANSWER]
+    assert read_turns({"messages": MESSAGES, "system": "Svar kort."})[0].content == "Svar kort."
 
 
 def test_keys_and_roles_of_turns_can_be_mapped() -> None:
@@ -233,22 +240,22 @@ def test_keys_and_roles_of_turns_can_be_mapped() -> None:
         "content_key": "tekst",
         "roles": {"kunde": "user", "saksbehandler": "assistant"},
     }
-    record = {"messages": [{"fra": "kunde", "tekst": ASKED}, {"fra": "saksbehandler", "tekst": TOLD}]}
-    assert [(turn.role, turn.content, turn.target) for turn in turns_of(record, **options)] == [
-        ("user", ASKED, False),
-        ("assistant", TOLD, True),
+    record = {"messages": [{"fra": "kunde", "tekst": QUESTION}, {"fra": "saksbehandler", "tekst": ANSWER}]}
+    assert [(turn.role, turn.content, turn.target) for turn in read_turns(record, **options)] == [
+        ("user", QUESTION, False),
+        ("assistant", ANSWER, True),
     ]
     with pytest.raises(ValueError, match=r"options.roles maps 'kunde' to 'bruker': choose one of system"):
-        turns_of(record, roles={"kunde": "bruker"})
+        read_turns(record, roles={"kunde": "bruker"})
     with pytest.raises(ValueError, match=r"options.prompt_template is 'Svar:': it must hold \{prompt\} once"):
-        turns_of(record, prompt_template="Svar:")
+        read_turns(record, prompt_template="Svar:")
 
 
 def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     report = Report()
     messages = [MESSAGES[0], {**MESSAGES[1], "rangering": 3, "navn": None}]
     odd = {f"key{number}": 1 for number in range(30)}
-    documents_of(
+    read_documents(
         {"messages": messages, "saksbehandler": "A"},
         {"messages": MESSAGES, "Kari Nordmann": 1, **odd},
         report=report,
@@ -257,31 +264,29 @@ def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     assert counts["unknown_key_of_a_turn_rangering"] == counts["unknown_key_saksbehandler"] == 1
     assert counts["unknown_key_(no plain name)"] == 1
     beside = Report()
-    documents_of({"messages": MESSAGES, "prompt": ASKED, "input": "Sak 24/17"}, report=beside)
-    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, (
-        "of another form: not used here"
-    )
+    read_documents({"messages": MESSAGES, "prompt": QUESTION, "input": "Sak 24/17"}, report=beside)
+    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "they belong to another form"
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 
 
 def test_an_empty_answer_is_not_a_target_and_its_conversation_is_kept(tmp_path: Path) -> None:
-    """null, "" and white space alike. What is empty stays where it stands, as context."""
+    """An answer of null, "" or white space stays in its place as context."""
     turns = [
         ("user", "Er dere der?"),
         ("assistant", "\u200b \n"),
         ("user", "Hallo?"),
         ("assistant", None),
-        *TWO[2:],
+        *TWO_EXCHANGES[2:],
     ]
-    prepared = prepare(tmp_path, {"chats": [{"messages": asked_and_told(*turns)}]})
-    assert learned(prepared) == [f"{TOLD}</s>"]
+    prepared = prepare(tmp_path, {"chats": [{"messages": make_messages(*turns)}]})
+    assert decode_targets(prepared) == [f"{ANSWER}</s>"]
     assert {"empty_answers": 2}.items() <= prepared.manifest.stages[1].counts.items()
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
-    text = tokenizer.decode(rows(prepared)[0]["input_ids"], skip_special_tokens=False)
+    text = tokenizer.decode(train_rows(prepared)[0]["input_ids"], skip_special_tokens=False)
     assert text.count("<s>assistant\n</s>") == 2
     with pytest.raises(ValueError, match="empty_answer 1"):
-        prepare(tmp_path, {"chats": [{"instruction": ASKED, "output": None}]})
+        prepare(tmp_path, {"chats": [{"instruction": QUESTION, "output": None}]})
 
 
 @pytest.mark.parametrize(
@@ -305,18 +310,18 @@ def test_an_empty_answer_is_not_a_target_and_its_conversation_is_kept(tmp_path: 
 def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
     messages = [{"role": "user", "content": "Hva betyr <b>?"}, {"role": "assistant", "content": answer}]
     report = Report()
-    (document,) = documents_of({"messages": messages}, report=report, strip_html=True)
+    (document,) = read_documents({"messages": messages}, report=report, strip_html=True)
     assert [turn.content for turn in document.turns] == ["Hva betyr <b>?", expected]
     assert report.counts["answers_with_html_stripped"] == (answer != expected)
-    assert turns_of({"messages": messages})[1].content == answer
+    assert read_turns({"messages": messages})[1].content == answer
 
 
 def test_when_no_record_can_be_read_the_error_gives_the_first_reason(tmp_path: Path) -> None:
-    gpt = [MESSAGES[0], {"role": "saksbehandler", "content": TOLD}]
+    unknown_role = [MESSAGES[0], {"role": "saksbehandler", "content": ANSWER}]
     with pytest.raises(
         ValueError, match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"
     ):
-        prepare(tmp_path, {"chats": [{"messages": gpt}, {"messages": MESSAGES[:1]}]})
+        prepare(tmp_path, {"chats": [{"messages": unknown_role}, {"messages": MESSAGES[:1]}]})
 
 
 def test_prompts_and_completions_become_turns_unless_a_template_is_set(tmp_path: Path) -> None:
@@ -325,18 +330,18 @@ def test_prompts_and_completions_become_turns_unless_a_template_is_set(tmp_path:
         "completion": "utbetaling er avvist av banken, og du må ringe.",
     }
 
-    def text(prepared: Prepared) -> str:
+    def decode(prepared: Prepared) -> str:
         tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
-        return tokenizer.decode(rows(prepared)[0]["input_ids"], skip_special_tokens=False)
+        return tokenizer.decode(train_rows(prepared)[0]["input_ids"], skip_special_tokens=False)
 
     prepared = prepare(tmp_path, {"chats": [record]})
-    assert text(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
+    assert decode(prepared) == f"<s>user\n{record['prompt']}</s>\n<s>assistant\n{record['completion']}</s>"
     assert prepared.manifest.tokenizer.end_of_turn == "</s>"
     named = prepare(tmp_path, {"chats": [record]}, {"prompt_template": "Spørsmål: {prompt}\nSvar: "})
-    assert text(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
+    assert decode(named) == f"Spørsmål: {record['prompt']}\nSvar: {record['completion']}</s>"
     assert named.manifest.stages[-1].counts == {"by_prompt_template": 1}
-    assert turns_of(record, prompt_template="{prompt}\\n\\n")[0].content == f"{record['prompt']}\n\n"
-    assert learned(named) == [f"{record['completion']}</s>"]
+    assert read_turns(record, prompt_template="{prompt}\\n\\n")[0].content == f"{record['prompt']}\n\n"
+    assert decode_targets(named) == [f"{record['completion']}</s>"]
 
 
 def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
@@ -347,7 +352,7 @@ def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
             "content": "Fristen er tre veker frå du fekk vedtaket, og klaga sender du til kommunen.",
         },
     ]
-    own = [{"role": "system", "content": "Vær høflig."}, *asked_and_told(*TWO)]
+    own = [{"role": "system", "content": "Vær høflig."}, *make_messages(*TWO_EXCHANGES)]
     by_standard = ChatConfig(system={"nob": "Svar på bokmål.", "nno": "Svar på nynorsk."})
     records = [
         {"id": "nob", "messages": MESSAGES},
@@ -358,7 +363,7 @@ def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     begins = {
         row["id"]: tokenizer.decode(row["input_ids"], skip_special_tokens=False).split("</s>")[0]
-        for row in rows(prepared)
+        for row in train_rows(prepared)
     }
     assert begins == {
         "nob": "<s>system\nSvar på bokmål.",
@@ -366,8 +371,8 @@ def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
         "own": "<s>system\nVær høflig.",
     }
     assert prepared.manifest.stages[-1].counts == {"system_nno": 1, "system_nob": 1, "system_of_its_own": 1}
-    for system, fault in (({"nn": "Svar."}, "names 'nn'"), ({"nno": " "}, "nno is empty")):
-        with pytest.raises(ValueError, match=f"chat.system.*{fault}"):
+    for system, error in (({"nn": "Svar."}, "names 'nn'"), ({"nno": " "}, "nno is empty")):
+        with pytest.raises(ValueError, match=f"chat.system.*{error}"):
             ChatConfig(system=system)
 
 
@@ -378,5 +383,5 @@ def test_a_json_array_with_other_field_names_is_read(tmp_path: Path) -> None:
     source = SourceConfig(reader="chat", path=str(tmp_path / "chats.json"), license="CC0-1.0", fields=fields)
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
-    assert [(row["id"], row["group"]) for row in rows(prepared)] == [("7", "24/17")]
-    assert quarantined(prepared) == {"chats.json:record 2": "a JSON int, not an object"}
+    assert [(row["id"], row["group"]) for row in train_rows(prepared)] == [("7", "24/17")]
+    assert read_quarantine(prepared) == {"chats.json:record 2": "a JSON int, not an object"}

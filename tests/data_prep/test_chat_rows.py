@@ -20,22 +20,22 @@ from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.tokens.tokenizer_files import place_files
 from tests.data_prep.chat_templates import CHATML, QWEN3
 from tests.data_prep.conversations import (
-    ASKED,
+    ANSWER,
     MESSAGES,
+    QUESTION,
     STAGES,
-    TOLD,
-    drops,
-    learned,
+    copy_with_template,
+    decode_targets,
     prepare,
-    rows,
-    with_template,
+    read_drop_reasons,
+    train_rows,
 )
-from tests.data_prep.identity_numbers import numbers
+from tests.data_prep.identity_numbers import valid_numbers
 from tests.data_prep.sample import SAMPLE
 
 
 def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
-    number, other = numbers(0, 80)[:2]
+    number, other = valid_numbers(0, 80)[:2]
     told = f"  Du heter søker {number[:6]} {number[6:]}, og   fristen er tre uker.\n\n  - Ã¸nske\u00ad\n "
     messages = [
         {"role": "system", "content": f"Sak {other}"},
@@ -48,7 +48,7 @@ def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
     ]
     same = [*messages[:2], {"role": "assistant", "content": told.replace("Du heter", "du\nHETER")}]
     prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
-    (text,) = learned(prepared)
+    (text,) = decode_targets(prepared)
     assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske\u00ad</s>", (
         "its layout is its own"
     )
@@ -58,7 +58,11 @@ def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
     assert number[6:].encode() not in everything
     (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
     assert masked.counts == {"masked_synthetic": 2}
-    assert sorted(drops(prepared).values()) == ["exact_duplicate", "exact_duplicate", "language_eng"]
+    assert sorted(read_drop_reasons(prepared).values()) == [
+        "exact_duplicate",
+        "exact_duplicate",
+        "language_eng",
+    ]
 
 
 def test_white_space_between_a_plain_prompt_and_its_completion_is_kept() -> None:
@@ -128,7 +132,7 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
 def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -> None:
     """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
     source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
-    tokeniser = tokeniser_of(corpus_config(with_template(folder, tmp_path / "bare", source)), tmp_path)
+    tokeniser = tokeniser_of(corpus_config(copy_with_template(folder, tmp_path / "bare", source)), tmp_path)
     text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
     answer = Document(id="2", text="", source="s", license="CC0-1.0", group="2", mask="assistant_masks")
     answer.turns = [Turn(role="assistant", content="Fristen er 1. mars.", target=True)]
@@ -142,16 +146,16 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_set(
 ) -> None:
     """From its config, by name or alone; the one used goes with the corpus, and so with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
-    own = TokenizerConfig(path=str(with_template(folder, tmp_path / "own", CHATML)))
-    assert learned(prepare(tmp_path, records, tokenizer=own)) == [f"{TOLD}<|im_end|>"]
+    own = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "own", CHATML)))
+    assert decode_targets(prepare(tmp_path, records, tokenizer=own)) == [f"{ANSWER}<|im_end|>"]
     several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
-    named = TokenizerConfig(path=str(with_template(folder, tmp_path / "named", several)))
-    assert learned(prepare(tmp_path, records, tokenizer=named)) == [f"{TOLD}<|im_end|>"]
+    named = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "named", several)))
+    assert decode_targets(prepare(tmp_path, records, tokenizer=named)) == [f"{ANSWER}<|im_end|>"]
     assert "by_another_template" not in str(
         prepare(tmp_path, records, tokenizer=own).manifest.stages[-1].counts
     )
     other = prepare(tmp_path, records, tokenizer=own, chat=ChatConfig(template="default"))
-    assert learned(other) == [f"{TOLD}</s>"]
+    assert decode_targets(other) == [f"{ANSWER}</s>"]
     assert other.manifest.stages[-1].counts == {"by_another_template_than_the_tokenizers_own": 1}
     assert "takes the place of the chat template of" in caplog.text
     from transformers import AutoTokenizer
@@ -159,27 +163,27 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     loaded = AutoTokenizer.from_pretrained(other.folder / "tokenizer")
     assert (
         loaded.apply_chat_template(MESSAGES, tokenize=False)
-        == f"<s>user\n{ASKED}</s>\n<s>assistant\n{TOLD}</s>\n"
+        == f"<s>user\n{QUESTION}</s>\n<s>assistant\n{ANSWER}</s>\n"
     )
     (tmp_path / "mine.jinja").write_text(CHATML)
     mine = ChatConfig(template=str(tmp_path / "mine.jinja"))
-    assert learned(prepare(tmp_path, records, tokenizer=TokenizerConfig(path=str(folder)), chat=mine)) == [
-        f"{TOLD}<|im_end|>"
-    ]
+    assert decode_targets(
+        prepare(tmp_path, records, tokenizer=TokenizerConfig(path=str(folder)), chat=mine)
+    ) == [f"{ANSWER}<|im_end|>"]
 
 
 def test_a_changed_template_rebuilds_the_corpus(tmp_path: Path) -> None:
     records = {"chats": [{"messages": MESSAGES}]}
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     chat = ChatConfig(template=str(tmp_path / "mine.jinja"))
-    first = rows(prepare(tmp_path, records, chat=chat))
+    first = train_rows(prepare(tmp_path, records, chat=chat))
     assert "tokenise" in prepare(tmp_path, records, chat=chat).skipped
     (tmp_path / "mine.jinja").write_text(
         "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
     )
     again = prepare(tmp_path, records, chat=chat)
     assert again.skipped == ["read", *STAGES]
-    assert rows(again) != first
+    assert train_rows(again) != first
 
 
 def test_a_missing_template_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
@@ -189,7 +193,7 @@ def test_a_missing_template_is_a_one_line_error(tmp_path: Path, folder: Path) ->
     ):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()
-    strings = {"chats": [{"prompt": ASKED, "completion": TOLD}]}
+    strings = {"chats": [{"prompt": QUESTION, "completion": ANSWER}]}
     with pytest.raises(ValueError, match=r"has no chat template.*options.prompt_template"):
         prepare(tmp_path, strings, tokenizer=given)
     named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=given)
@@ -209,11 +213,11 @@ def test_conversations_that_a_template_rejects_are_dropped_with_a_reason(
         "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{%- for",
         1,
     )
-    given = TokenizerConfig(path=str(with_template(folder, tmp_path / "strict", strict)))
+    given = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "strict", strict)))
     short = {"role": "assistant", "content": "Tre uker."}  # with the same answer it would be a near duplicate
     refused = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
     prepared = prepare(tmp_path, {"chats": [refused, {"messages": MESSAGES}]}, tokenizer=given)
-    assert drops(prepared) == {"chats.jsonl:1": "template_refuses"}
+    assert read_drop_reasons(prepared) == {"chats.jsonl:1": "template_refuses"}
     assert prepared.manifest.stages[-1].dropped == {"template_refuses": 1}
     assert prepared.manifest.documents("train") == prepared.manifest.stages[-1].documents_out == 1
     with pytest.raises(ValueError, match=r"corpus mine is empty.*template_refuses 1.*chat.template"):
@@ -221,13 +225,13 @@ def test_conversations_that_a_template_rejects_are_dropped_with_a_reason(
 
 
 def test_rows_of_single_turns_are_counted(tmp_path: Path, folder: Path) -> None:
-    given = TokenizerConfig(path=str(with_template(folder, tmp_path / "qwen", QWEN3)))
+    given = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "qwen", QWEN3)))
     twice = {
         "id": "a",
         "messages": [*MESSAGES, {"role": "user", "content": "Og for klagen på den?"}, MESSAGES[1]],
     }
     prepared = prepare(tmp_path, {"chats": [twice]}, tokenizer=given)
-    assert [row["id"] for row in rows(prepared)] == ["a#1", "a"]
+    assert [row["id"] for row in train_rows(prepared)] == ["a#1", "a"]
     assert prepared.manifest.stages[-1].counts == {"rows_of_single_turns": 1}
 
 
@@ -244,7 +248,7 @@ def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Pat
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     records = [json.loads(line) for line in (SAMPLE / "instructions.jsonl").read_text().splitlines()]
     bad = {r["id"]: r["planted"] for r in records if r["planted"] not in (None, "identity_number")}
-    assert sorted(drops(prepared).values()) == sorted(bad.values())
+    assert sorted(read_drop_reasons(prepared).values()) == sorted(bad.values())
 
     data = PackedData(
         Corpus(prepared.folder),

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from data_prep.containers.streams import zstd
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import broken_places, read, texts
 
 LETTERS = {"a.txt": "Vedtaket kan påklages innen tre uker.", "mappe/b.txt": "Kommunen svarar på søknaden."}
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -138,7 +138,7 @@ def test_lines_before_a_truncation_are_kept(tmp_path: Path, packing: str) -> Non
     documents, report = read("jsonl", tmp_path)
     assert [d.id for d in documents] == [str(n) for n in range(len(documents))]
     assert (0 if packing == "bz2" else 10_000) < len(documents) < 22_500  # bzip2 packs blocks of 900 kB
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert place == f"a.jsonl:line {len(documents) + 1}"
     assert "breaks off" in error
     assert report.counts["broken_off"] == 1
@@ -186,7 +186,7 @@ def test_a_damaged_member_of_a_zip_archive_does_not_affect_others(tmp_path: Path
     (tmp_path / "a.zip").write_bytes(data)
     documents, report = read("text", tmp_path)
     assert [d.id for d in documents] == ["a.zip:0", "a.zip:2"]
-    assert faults(report)[0][0] == "a.zip:1.txt"
+    assert broken_places(report)[0][0] == "a.zip:1.txt"
 
 
 # --- what must not be touched
@@ -323,7 +323,7 @@ def test_a_line_of_100_megabytes_is_skipped(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert texts(documents) == ["En.", "To."]
     assert [d.id for d in documents] == ["a.jsonl:1", "a.jsonl:3"]
-    assert faults(report) == [
+    assert broken_places(report) == [
         ("a.jsonl:line 2", "a line of 95.4 MiB: raise limits.max_record_bytes if this is no fault")
     ]
     assert peak < 20_000_000
@@ -349,7 +349,7 @@ def test_content_that_contradicts_the_file_name_is_rejected(tmp_path: Path, data
     (tmp_path / "b.txt").write_text("God.")
     documents, report = read("text", tmp_path)
     assert texts(documents) == ["God."]
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert place == "a.txt"
     assert words in error
 

@@ -18,7 +18,7 @@ from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers
 from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages.decontaminate import Decontaminate
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
 CONTEXT = (
     "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna "
@@ -42,7 +42,7 @@ def squad(tmp_path: Path) -> Path:
 
 def run(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
     rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)  # type: ignore[arg-type]
-    return through(Decontaminate(), documents, config(decontaminate=rules))  # type: ignore[arg-type, return-value]
+    return run_shard_stage(Decontaminate(), documents, make_config(decontaminate=rules))  # type: ignore[arg-type, return-value]
 
 
 def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
@@ -51,15 +51,15 @@ def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
     )  # fifteen words, in other letters and signs
     twelve = " ".join(CONTEXT.split()[2:14])
     documents = [
-        document(OURS, "ours"),
-        document(f"{OURS} {planted} {OURS}", "planted"),
-        document(f"{OURS} {twelve}. {OURS}", "twelve"),
-        document(f"Vi spør: {QUESTION}", "question"),
-        document("Ordføreren. Brua.", "answer"),
+        make_document(OURS, "ours"),
+        make_document(f"{OURS} {planted} {OURS}", "planted"),
+        make_document(f"{OURS} {twelve}. {OURS}", "twelve"),
+        make_document(f"Vi spør: {QUESTION}", "question"),
+        make_document("Ordføreren. Brua.", "answer"),
     ]
-    kept, said = run(list(documents), squad)
+    kept, report = run(list(documents), squad)
     assert [d.id for d in kept] == ["ours", "twelve", "answer"]  # type: ignore[attr-defined]
-    assert {d.id: d.reason for d in said.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
+    assert {d.id: d.reason for d in report.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
 
 
 def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
@@ -68,15 +68,15 @@ def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
         Turn(role="assistant", content="Hun.", target=True),
     ]
     documents = [
-        document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."),
-        document(CONTEXT, "all"),
-        document("", "chat", turns=talk),
+        make_document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."),
+        make_document(CONTEXT, "all"),
+        make_document("", "chat", turns=talk),
     ]
-    kept, said = run(list(documents), squad, action="cut")
+    kept, report = run(list(documents), squad, action="cut")
     assert [d.text for d in kept] == [f"{OURS}\n\nSlutt."]  # type: ignore[attr-defined]
-    assert said.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
-    assert [d.id for d in said.drops] == ["all", "chat"]  # type: ignore[attr-defined]
-    ((cut,), wanted) = said.cuts.values(), " ".join(CONTEXT.split())  # type: ignore[attr-defined]
+    assert report.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
+    assert [d.id for d in report.drops] == ["all", "chat"]  # type: ignore[attr-defined]
+    ((cut,), wanted) = report.cuts.values(), " ".join(CONTEXT.split())  # type: ignore[attr-defined]
     assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", wanted)
 
 
@@ -107,7 +107,7 @@ def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, se
     quoted = f'"{cell}"' if separator == "," else cell
     (tmp_path / "a.csv").write_text(f"nr{separator}tekst\n1{separator}{quoted}\n")
     assert cell in list(texts(str(tmp_path)))
-    kept, _ = run([document(f"{OURS} {cell}")], tmp_path / "a.csv")
+    kept, _ = run([make_document(f"{OURS} {cell}")], tmp_path / "a.csv")
     assert not kept
 
 
@@ -115,10 +115,10 @@ def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, se
 def test_an_unreadable_evaluation_set_is_a_one_line_error(body: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(body.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
-        run([document(OURS)], tmp_path / "broken.json")
+        run([make_document(OURS)], tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Decontaminate().settings(
-            config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
+            make_config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
         )
 
 
@@ -134,6 +134,8 @@ def test_ngram_hashes_are_equal_only_for_equal_word_sequences() -> None:
 def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path) -> None:
     path = real_corpora / "norquad" / "data_evaluation_all_validation_dataset_flattened.json"
     contexts = sorted({text for text in texts(str(path)) if len(text) > 500})[:50]
-    kept, said = run([document(OURS), *(document(text, str(i)) for i, text in enumerate(contexts))], path)
+    kept, report = run(
+        [make_document(OURS), *(make_document(text, str(i)) for i, text in enumerate(contexts))], path
+    )
     assert [d.text for d in kept] == [OURS]  # type: ignore[attr-defined]
-    assert len(said.drops) == len(contexts) > 10  # type: ignore[attr-defined]
+    assert len(report.drops) == len(contexts) > 10  # type: ignore[attr-defined]

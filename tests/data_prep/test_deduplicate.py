@@ -16,7 +16,7 @@ from data_prep.document import Document, Report, Turn
 from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 from data_prep.stages.deduplicate import Deduplicate
-from tests.data_prep.stages import run_stage
+from tests.data_prep.stages import run_corpus_stage
 
 STARTS, MIDDLES = (
     ["kom", "søk", "ved", "for", "be", "ut", "å"],
@@ -56,7 +56,7 @@ def edited(rng: random.Random, words: list[str], share: float) -> list[str]:
 
 def kept(documents: list[Document], cuts: int = 2, **settings: Any) -> tuple[set[str], Report]:
     size = -(-len(documents) // cuts)
-    out, report = run_stage(
+    out, report = run_corpus_stage(
         Deduplicate(), [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings)
     )
     return {document.id for document in out}, report
@@ -208,9 +208,9 @@ def test_documents_without_words_and_empty_shards_are_handled() -> None:
     )
     assert names == {"a", "b", "c"}
     assert report.drop_reasons() == {"near_duplicate": 1}
-    out, report = run_stage(Deduplicate(), [[], [document("a", "Ja.")], []], config())
+    out, report = run_corpus_stage(Deduplicate(), [[], [document("a", "Ja.")], []], config())
     assert [d.id for d in out] == ["a"]
-    assert run_stage(Deduplicate(), [[], []], config())[0] == []
+    assert run_corpus_stage(Deduplicate(), [[], []], config())[0] == []
 
 
 def test_dates_are_compared_in_every_notation() -> None:

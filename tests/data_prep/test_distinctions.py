@@ -13,8 +13,8 @@ from data_prep.document import Document
 from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages.deduplicate import Deduplicate
 from data_prep.stages.near_duplicates import MAX_COMPARED
-from tests.data_prep.documents import config, document
-from tests.data_prep.stages import run_stage
+from tests.data_prep.documents import make_config, make_document
+from tests.data_prep.stages import run_corpus_stage
 
 ACT = """{title}
 
@@ -141,14 +141,14 @@ JOURNAL += (
 
 def form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
     return [
-        document(text.format(**filling), str(number), title=filling["title"] if title else "")
+        make_document(text.format(**filling), str(number), title=filling["title"] if title else "")
         for number, filling in enumerate(fillings)
     ]
 
 
 def kept(documents: list[Document], **settings: object) -> list[str]:
     rules = DeduplicateConfig(**settings)  # type: ignore[arg-type]
-    return [d.id for d in run_stage(Deduplicate(), [documents], config(deduplicate=rules))[0]]
+    return [d.id for d in run_corpus_stage(Deduplicate(), [documents], make_config(deduplicate=rules))[0]]
 
 
 UNTITLED = ACT.partition("\n\n")[2]
@@ -158,8 +158,10 @@ OTHERS = {
     "acts without titles": form(UNTITLED, TIMBER, MILK),
     "acts with another rate": form(ACT, TIMBER, TIMBER | {"rate": "428"}),
     "an act on a part of what the other is on": [
-        document(RESERVE.format(**STORHAUG), "0", title="Forskrift om rammeplan for lærerutdanning"),
-        document(RESERVE.format(**STORHAUG), "1", title="Forskrift om rammeplan for samisk lærerutdanning"),
+        make_document(RESERVE.format(**STORHAUG), "0", title="Forskrift om rammeplan for lærerutdanning"),
+        make_document(
+            RESERVE.format(**STORHAUG), "1", title="Forskrift om rammeplan for samisk lærerutdanning"
+        ),
     ],
     "protected areas": form(RESERVE, STORHAUG, GRANLI),
     "protected areas, with one name for the regulation": form(RESERVE.partition("\n\n")[2], STORHAUG, GRANLI),
@@ -213,8 +215,8 @@ def test_documents_on_the_same_form_are_kept(name: str) -> None:
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
 def test_documents_on_the_same_form_are_dropped_only_without_tell_apart(name: str) -> None:
     assert len(kept(OTHERS[name], tell_apart=False)) == 1
-    _, said = run_stage(Deduplicate(), [OTHERS[name]], config())
-    assert said.counts["similar_but_kept"] == 1
+    _, report = run_corpus_stage(Deduplicate(), [OTHERS[name]], make_config())
+    assert report.counts["similar_but_kept"] == 1
 
 
 def slipped(text: str) -> str:
@@ -267,7 +269,7 @@ COPIES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("text", TEXTS, ids=["reserve", "letter", "act"])
 def test_edited_and_reprinted_copies_are_found(text: str, copy: str) -> None:
-    assert len(kept([document(text, "0"), document(COPIES[copy](text), "1")])) == 1
+    assert len(kept([make_document(text, "0"), make_document(COPIES[copy](text), "1")])) == 1
 
 
 def test_a_site_name_after_the_title_does_not_make_a_different_document() -> None:
@@ -281,7 +283,7 @@ def test_a_site_name_after_the_title_does_not_make_a_different_document() -> Non
         len(
             kept(
                 [
-                    document(f"{text} {number}", str(number), title=title)
+                    make_document(f"{text} {number}", str(number), title=title)
                     for number, title in enumerate(titles)
                 ]
             )
@@ -295,7 +297,7 @@ def test_prints_of_a_page_from_two_dates_are_copies() -> None:
     pages = [
         f"{text}\n\nPublisert: 12. mars 2024\nSist endret: {date}" for date in ("1. mai 2024", "3. juni 2025")
     ]
-    assert len(kept([document(page, str(number)) for number, page in enumerate(pages)])) == 1
+    assert len(kept([make_document(page, str(number)) for number, page in enumerate(pages)])) == 1
 
 
 def test_copies_are_found_among_many_documents_on_one_form() -> None:
@@ -310,7 +312,7 @@ def test_copies_are_found_among_many_documents_on_one_form() -> None:
         )
         for n in range(3 * MAX_COMPARED)
     ]
-    documents = [document(text, str(n)) for n, text in enumerate(letters)]
-    copies = [document(edited(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]
+    documents = [make_document(text, str(n)) for n, text in enumerate(letters)]
+    copies = [make_document(edited(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]
     names = kept([*documents, *copies])
     assert len(names) == len(documents)

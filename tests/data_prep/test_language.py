@@ -24,7 +24,7 @@ from data_prep.stages import language
 from data_prep.stages.language import Language
 from data_prep.written_standard import train
 from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 TABLE = "\n".join(
@@ -66,20 +66,22 @@ def test_stretches_hold_the_whole_text_in_order() -> None:
 
 def test_unwanted_languages_are_dropped_and_counted() -> None:
     documents = [
-        document(text, id)
+        make_document(text, id)
         for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()
     ]
-    kept, said = through(Language(), documents, config())
+    kept, report = run_shard_stage(Language(), documents, make_config())
     assert [d.language for d in kept] == ["nob", "nno", "nor"]
-    assert said.drop_reasons() == {"language_dan": 1}
-    assert said.counts["nor"] == 1
-    kept, said = through(
-        Language(), [document(f"{NOB}\n\n{NNO}")], config(language=LanguageConfig(keep=["nno"]))
+    assert report.drop_reasons() == {"language_dan": 1}
+    assert report.counts["nor"] == 1
+    kept, report = run_shard_stage(
+        Language(), [make_document(f"{NOB}\n\n{NNO}")], make_config(language=LanguageConfig(keep=["nno"]))
     )
-    assert said.drop_reasons() == {"language_nor": 1}, "half of it is not wanted"
-    kept, said = through(Language(), [document("Hei!", language="nno"), document("Hei!")], config())
+    assert report.drop_reasons() == {"language_nor": 1}, "half of it is not wanted"
+    kept, report = run_shard_stage(
+        Language(), [make_document("Hei!", language="nno"), make_document("Hei!")], make_config()
+    )
     assert [d.language for d in kept] == ["nno"]
-    assert said.drop_reasons() == {"language_undecided": 1}
+    assert report.drop_reasons() == {"language_undecided": 1}
 
 
 def test_a_conversation_has_the_language_of_its_answers() -> None:
@@ -88,9 +90,9 @@ def test_a_conversation_has_the_language_of_its_answers() -> None:
             Turn(role="user", content=question, target=False),
             Turn(role="assistant", content=answer, target=True),
         ]
-        return document("", turns=turns, language=claim)
+        return make_document("", turns=turns, language=claim)
 
-    settings = config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
+    settings = make_config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
     asked = [
         pair(NOB, NNO),
         pair(NOB, NNO, "nno"),
@@ -98,11 +100,11 @@ def test_a_conversation_has_the_language_of_its_answers() -> None:
         pair(NNO * 4, DAN),
         pair(NOB, "Berre ein fjerdedel", "nno"),
     ]
-    kept, said = through(Language(), asked, settings)
+    kept, report = run_shard_stage(Language(), asked, settings)
     assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
-    assert said.counts["nor"] == 0
+    assert report.counts["nor"] == 0
     names = "Flora, Eunomia, Koronis, Eos, Themis, Vesta, Hungaria og Phocaea-familiene"
-    kept, _ = through(Language(), [pair(NNO, "17. mai"), pair(NOB, names)], settings)
+    kept, _ = run_shard_stage(Language(), [pair(NNO, "17. mai"), pair(NOB, names)], settings)
     assert [d.language for d in kept] == ["nno", "nob"], "a short answer is in the language of what was asked"
 
 
@@ -150,13 +152,13 @@ def test_topics_of_norwegian_texts_are_not_evidence_of_norwegian() -> None:
 def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = {
+    report = {
         "nb": ["Åpne <b>~filen</b> %1 av deg", "Bare bokmål"],
         "nn": ["Opne <b>~fila</b> %1 av deg", "only"],
         "da": ["Åbne <b>~filen</b> %1 af dig"],
         "sv": ["Öppna <b>~filen</b> %1 av dig"],
     }
-    for locale, texts in said.items():
+    for locale, texts in report.items():
         folder = tmp_path / train.MESSAGES.format(locale)
         folder.mkdir(parents=True)
         write_messages(folder / "a.mo", dict(zip(["open", "only"], texts, strict=False)))

@@ -17,7 +17,7 @@ from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, TokenizerInf
 from data_prep.stage_files import losses
 from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
 from finetune.cli.corpus_tables import print_corpus
-from tests.data_prep.documents import document
+from tests.data_prep.documents import make_document
 
 SENTENCES = [
     "Kommunen skal sørge for at alle som bor der får hjelp når de trenger det.",
@@ -71,11 +71,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
 
 def test_drops_and_cuts_are_summed_by_source_and_reason() -> None:
     report = Report()
-    report.drop(document("Ti tegn her", "a"), "too_short")
-    report.drop(document("Kort", "b"), "too_short")
-    report.cut(document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
-    report.cut(document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
-    report.cut(document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
+    report.drop(make_document("Ti tegn her", "a"), "too_short")
+    report.drop(make_document("Kort", "b"), "too_short")
+    report.cut(make_document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
+    report.cut(make_document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
+    report.cut(make_document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
     assert losses(report) == [
         Loss(source="laws", reason="frame", cut=1, characters=5),
         Loss(source="letters", reason="frame", cut=2, characters=17),

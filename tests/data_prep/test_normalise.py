@@ -12,7 +12,7 @@ from data_prep import mojibake, verbatim
 from data_prep.document import Turn
 from data_prep.stages import normalise as stage
 from data_prep.stages.normalise import Normalise, normalise, repair
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
 NASTY = [
     *re.findall(
@@ -222,14 +222,14 @@ def test_mojibake_quoted_in_code_is_kept() -> None:
     ],
 )
 def test_conversations_are_kept_verbatim(said: str) -> None:
-    chat = document(
+    chat = make_document(
         "",
         turns=[
             Turn(role="user", content="Hei", target=False),
             Turn(role="assistant", content=said, target=True),
         ],
     )
-    (kept,), report = through(Normalise(), [chat], config("chat"))
+    (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
     assert kept.turns[1].content == said
     assert not +report.counts
 
@@ -247,7 +247,9 @@ def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> No
     ):
         assert normalise(about) == about
     page = "Et hardt mellomrom skrives &nbsp;, og R&amp;D og s&oslash;knad er feil."
-    (kept,), report = through(Normalise(), [document(page, title="A &amp; B")], config("markdown"))
+    (kept,), report = run_shard_stage(
+        Normalise(), [make_document(page, title="A &amp; B")], make_config("markdown")
+    )
     assert kept.text == "Et hardt mellomrom skrives &nbsp;, og R&D og søknad er feil."
     assert report.counts["entities_decoded"] == 1
 
@@ -274,16 +276,18 @@ def test_each_kind_of_change_is_counted_by_documents() -> None:
         "words_joined": "kom-\nmune",
         "white_space_changed": "a  b",
     }
-    documents = [document(text, kind) for kind, text in texts.items()]
-    _, report = through(Normalise(), [*documents, document("Helt vanlig tekst – «ja».", "plain")], config())
+    documents = [make_document(text, kind) for kind, text in texts.items()]
+    _, report = run_shard_stage(
+        Normalise(), [*documents, make_document("Helt vanlig tekst – «ja».", "plain")], make_config()
+    )
     assert report.counts == {**dict.fromkeys(texts, 1), "changed": len(texts)}
 
 
 def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
-    chat = document(
+    chat = make_document(
         "", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)]
     )
-    (kept,), report = through(Normalise(), [chat], config("chat"))
+    (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
     assert kept.turns[0].content == "    def f():\n        pass"
     assert report.counts["white_space_changed"] == 1
 

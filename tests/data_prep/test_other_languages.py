@@ -15,7 +15,7 @@ from data_prep.stages import language
 from data_prep.stages.language import Language
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_codes, without_names
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
 PARAGRAPHS = {
@@ -234,19 +234,19 @@ def test_a_distant_language_is_dropped_by_name_whatever_is_claimed(code: str) ->
     first = PARAGRAPHS[code].split(". ")[0] + "."
     texts = [PARAGRAPHS[code], "\n\n".join([PARAGRAPHS[code]] * 2), first]
     documents = [
-        document(text, f"{claim}{n}", language=claim)
+        make_document(text, f"{claim}{n}", language=claim)
         for n, text in enumerate(texts)
         for claim in ("", "nob", "nno")
     ]
-    kept, said = through(Language(), documents, config())
+    kept, report = run_shard_stage(Language(), documents, make_config())
     assert not kept
-    assert set(said.drop_reasons()) <= {
+    assert set(report.drop_reasons()) <= {
         f"language_{code}",
         "language_und",
         "language_fin" if code == "fkv" else "",
     }
-    assert said.drop_reasons()[f"language_{code}"] >= 6, "only a short sentence may go without a name"
-    assert NAMES[code] in {drop.detail for drop in said.drops}
+    assert report.drop_reasons()[f"language_{code}"] >= 6, "only a short sentence may go without a name"
+    assert NAMES[code] in {drop.detail for drop in report.drops}
 
 
 def test_an_unnamed_language_is_identified_by_its_script() -> None:
@@ -254,9 +254,9 @@ def test_an_unnamed_language_is_identified_by_its_script() -> None:
         ("ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᎠᏂᏣᎳᎩ ᎤᏂᏬᏂᎯᏍᏗ ᎦᏚᏩᎩ ᎨᏒᎢ ᎠᎴ ᎠᏂᎦᏚᏩᎩ", "Cherokee"),
         ("ⵜⴰⵎⴰⵣⵉⵖⵜ ⴷ ⵜⵓⵜⵍⴰⵢⵜ ⵏ ⵉⵎⴰⵣⵉⵖⵏ ⴷⴳ ⵜⴰⵎⵓⵔⵜ ⵏⵙⵏ", "Tifinagh"),
     ):
-        kept, said = through(Language(), [document(text * 2)], config())
+        kept, report = run_shard_stage(Language(), [make_document(text * 2)], make_config())
         assert not kept
-        assert [(drop.reason, drop.detail) for drop in said.drops] == [("language_und", f"{script} script")]
+        assert [(drop.reason, drop.detail) for drop in report.drops] == [("language_und", f"{script} script")]
 
 
 def test_a_language_in_no_table_is_dropped_as_undetermined() -> None:
@@ -265,10 +265,12 @@ def test_a_language_in_no_table_is_dropped_as_undetermined() -> None:
         "godjasa thaj konštiincasa thaj trebun te phiraven pen jekh karing avrende ando duxo le "
         "phralipnasko."
     )
-    kept, said = through(Language(), [document(romani), document(romani, "b", language="nob")], config())
+    kept, report = run_shard_stage(
+        Language(), [make_document(romani), make_document(romani, "b", language="nob")], make_config()
+    )
     assert not kept
-    assert said.drop_reasons() == {"language_und": 2}
-    assert all(drop.detail for drop in said.drops)
+    assert report.drop_reasons() == {"language_und": 2}
+    assert all(drop.detail for drop in report.drops)
 
 
 @pytest.mark.parametrize("code", ["pol", "deu", "fin", "ukr", "ara", "som", "fra"])
@@ -281,10 +283,10 @@ def test_the_norwegian_parts_of_a_mixed_page_are_kept(code: str) -> None:
         f"{other}\n\n{other}\n\n{NOB}",
         f"{NNO}\n\n{other}\n\n{NNO}",
     ):
-        kept, said = through(
+        kept, report = run_shard_stage(
             Language(),
-            [document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
-            config(),
+            [make_document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
+            make_config(),
         )
         assert len(kept) == 2, mixture
         for one in kept:
@@ -292,10 +294,12 @@ def test_the_norwegian_parts_of_a_mixed_page_are_kept(code: str) -> None:
             assert one.text == "\n\n".join(
                 text for text in mixture.replace(other, "").strip().split("\n\n") if text
             )
-        assert said.counts["documents_cut"] == 2
-        assert said.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
+        assert report.counts["documents_cut"] == 2
+        assert report.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
     whole = LanguageConfig(other_parts="keep")
-    kept, said = through(Language(), [document(f"{NOB} {NOB}\n\n{other}")], config(language=whole))
+    kept, report = run_shard_stage(
+        Language(), [make_document(f"{NOB} {NOB}\n\n{other}")], make_config(language=whole)
+    )
     assert [one.text for one in kept] == [f"{NOB} {NOB}\n\n{other}"]
 
 
@@ -307,10 +311,10 @@ def test_two_norwegian_sentences_beside_another_language_are_kept(code: str) -> 
         f"{norwegian}\n\n{sentence}.",
         f"{PARAGRAPHS[code]}\n\n{PARAGRAPHS[code]}\n\n{norwegian}",
     ):
-        kept, _ = through(
+        kept, _ = run_shard_stage(
             Language(),
-            [document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
-            config(),
+            [make_document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
+            make_config(),
         )
         assert [(one.language, one.text) for one in kept] == [("nob", norwegian)] * 2
 
@@ -318,8 +322,10 @@ def test_two_norwegian_sentences_beside_another_language_are_kept(code: str) -> 
 def test_paragraphs_stay_separate_where_another_language_was_cut() -> None:
     short = "Ring oss på telefon mandag til fredag."
     for gap in ("\n", "\n\n"):
-        kept, _ = through(
-            Language(), [document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))], config()
+        kept, _ = run_shard_stage(
+            Language(),
+            [make_document(gap.join([NOB, PARAGRAPHS["pol"], f"{NOB} {short}", short]))],
+            make_config(),
         )
         assert kept[0].text == gap.join([NOB, f"{NOB} {short}", short])
 
@@ -334,13 +340,13 @@ def test_quotations_tables_and_kept_languages_are_not_cut() -> None:
         f"{NOB}\n\n{table}\n\n{NOB}",
         f"{NOB} {NOB}\n\nPlease read the whole letter before you call us at the office.",
     ):
-        kept, said = through(Language(), [document(text)], config())
+        kept, report = run_shard_stage(Language(), [make_document(text)], make_config())
         assert [one.text for one in kept] == [text]
-        assert not said.counts["documents_cut"]
-    kept, said = through(
+        assert not report.counts["documents_cut"]
+    kept, report = run_shard_stage(
         Language(),
-        [document(f"{DAN}\n\n{polish}")],
-        config(language=LanguageConfig(keep=["nob", "nno", "dan"])),
+        [make_document(f"{DAN}\n\n{polish}")],
+        make_config(language=LanguageConfig(keep=["nob", "nno", "dan"])),
     )
     assert [one.text for one in kept] == [DAN]
     with pytest.raises(ValueError, match="other_parts is 'drop'"):
@@ -348,13 +354,13 @@ def test_quotations_tables_and_kept_languages_are_not_cut() -> None:
 
 
 def test_a_page_with_only_a_norwegian_heading_is_dropped() -> None:
-    kept, said = through(
+    kept, report = run_shard_stage(
         Language(),
-        [document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")],
-        config(),
+        [make_document(f"Informasjon til foreldre\n\n{PARAGRAPHS['pol']}\n\n{PARAGRAPHS['pol']}")],
+        make_config(),
     )
     assert not kept
-    assert said.drop_reasons() == {"language_pol": 1}
+    assert report.drop_reasons() == {"language_pol": 1}
 
 
 def test_a_conversation_is_not_cut() -> None:
@@ -364,7 +370,7 @@ def test_a_conversation_is_not_cut() -> None:
         Turn(role="user", content=PARAGRAPHS["pol"], target=False),
         Turn(role="assistant", content=NOB, target=True),
     ]
-    kept, _ = through(Language(), [document("", turns=turns)], config())
+    kept, _ = run_shard_stage(Language(), [make_document("", turns=turns)], make_config())
     assert [turn.content for turn in kept[0].turns] == [PARAGRAPHS["pol"], NOB]
 
 
@@ -404,7 +410,7 @@ def test_modern_and_historical_danish_is_identified_by_its_own_words() -> None:
 @pytest.mark.parametrize("case", NORWEGIAN_OF_NAMES, ids=lambda case: case.id)
 def test_names_are_not_evidence_and_the_claim_holds_for_titles_and_lists(case: Case) -> None:
     for claim in ("nob", "nno"):
-        kept, _ = through(Language(), [document(case.text, language=claim)], config())
+        kept, _ = run_shard_stage(Language(), [make_document(case.text, language=claim)], make_config())
         assert [one.language for one in kept] == [claim]
         assert kept[0].text == case.text
 
@@ -417,12 +423,12 @@ def test_running_text_overrules_a_claim() -> None:
 
 def test_the_claim_holds_where_the_text_has_no_evidence() -> None:
     documents = [
-        document("Dzień dobry!", "short", language="pol"),
-        document("Kraków 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38", language="ukr"),
+        make_document("Dzień dobry!", "short", language="pol"),
+        make_document("Kraków 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38", language="ukr"),
     ]
-    kept, said = through(Language(), documents, config())
+    kept, report = run_shard_stage(Language(), documents, make_config())
     assert not kept
-    assert said.drop_reasons() == {"language_pol": 1, "language_ukr": 1}
+    assert report.drop_reasons() == {"language_pol": 1, "language_ukr": 1}
 
 
 def test_names_are_removed_before_scoring() -> None:
@@ -494,7 +500,7 @@ OTHER_PARAGRAPHS = [
 def test_short_norwegian_lines_beside_another_language_are_kept(other: str, between: str, short: str) -> None:
     norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
     text = between.join([*norwegian[:2], other, *norwegian[2:]])
-    kept, report = through(Language(), [document(text)], config())
+    kept, report = run_shard_stage(Language(), [make_document(text)], make_config())
     assert [line for line in kept[0].text.split("\n") if line] == norwegian
     assert len(text) == len(kept[0].text) + sum(cut.characters for cut in report.shortened), (
         "the numbers add up"
@@ -507,5 +513,5 @@ def test_sami_place_names_leave_a_norwegian_sentence_norwegian() -> None:
         "Møtet holdes i Guovdageaidnu, og befaringen går til Máze, Láhpoluoppal og Šuoššjávri i "
         "Kautokeino kommune."
     )
-    kept, _ = through(Language(), [document(text)], config())
+    kept, _ = run_shard_stage(Language(), [make_document(text)], make_config())
     assert [d.language for d in kept] == ["nob"]

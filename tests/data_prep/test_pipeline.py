@@ -25,7 +25,7 @@ from data_prep.plan import Preparation
 from data_prep.stage_files import StageFolder
 from data_prep.stage_settings import TokenizerConfig
 from data_prep.workers import Workers
-from tests.data_prep.documents import document
+from tests.data_prep.documents import make_document
 from tests.data_prep.sample import SAMPLE, SHARD, checksums, markers
 from tests.data_prep.sample import sharded_sample_config as config
 
@@ -352,5 +352,5 @@ def test_a_partly_written_shard_is_deleted(tmp_path: Path, monkeypatch: pytest.M
         pytest.raises(OSError, match="No space left"),
         stage_files.shard_file(tmp_path / "part.parquet") as file,
     ):
-        file.add(document("Kort."))
+        file.add(make_document("Kort."))
     assert not list(tmp_path.iterdir())

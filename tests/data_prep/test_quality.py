@@ -15,7 +15,7 @@ from data_prep.document import Report, Turn
 from data_prep.stage_settings import QualityConfig
 from data_prep.stages import normalise, quality
 from data_prep.stages.quality import Quality
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
 SENTENCES = [
     "Kommunen skal sørge for at alle som bor der får hjelp når de trenger det.",
@@ -221,15 +221,15 @@ def test_programs_and_tables_without_sentences_are_dropped() -> None:
 
 
 def test_documents_of_evaluation_readers_are_exempt_and_counted() -> None:
-    sentence = document("Nei, aldri!")
-    kept, said = through(Quality(), [sentence], config(reader="conllu"))
-    assert (len(kept), said.counts) == (1, {"not_judged_letters": 1})
-    kept, said = through(
-        Quality(), [sentence], config(reader="conllu", quality=QualityConfig(skip_readers=[]))
+    sentence = make_document("Nei, aldri!")
+    kept, report = run_shard_stage(Quality(), [sentence], make_config(reader="conllu"))
+    assert (len(kept), report.counts) == (1, {"not_judged_letters": 1})
+    kept, report = run_shard_stage(
+        Quality(), [sentence], make_config(reader="conllu", quality=QualityConfig(skip_readers=[]))
     )
-    assert (kept, said.drop_reasons()) == ([], {"too_short": 1})
+    assert (kept, report.drop_reasons()) == ([], {"too_short": 1})
     with pytest.raises(ValueError, match="skip_readers names 'nobody'"):
-        config(quality=QualityConfig(skip_readers=["nobody"]))
+        make_config(quality=QualityConfig(skip_readers=["nobody"]))
 
 
 def test_drops_name_rule_and_measurement_and_conversations_are_exempt() -> None:
@@ -237,18 +237,26 @@ def test_drops_name_rule_and_measurement_and_conversations_are_exempt() -> None:
         Turn(role="user", content="Hei", target=False),
         Turn(role="assistant", content="Ja.", target=True),
     ]
-    documents = [document(TEXT, "good"), document("For kort", "short"), document("", "chat", turns=turns)]
-    kept, said = through(Quality(), documents, config())
+    documents = [
+        make_document(TEXT, "good"),
+        make_document("For kort", "short"),
+        make_document("", "chat", turns=turns),
+    ]
+    kept, report = run_shard_stage(Quality(), documents, make_config())
     assert [d.id for d in kept] == ["good", "chat"]
-    assert [(d.id, d.reason, d.detail) for d in said.drops] == [("short", "too_short", "2")]
-    kept, _ = through(Quality(), documents, config(quality=QualityConfig(skip_sources=["letters"])))
+    assert [(d.id, d.reason, d.detail) for d in report.drops] == [("short", "too_short", "2")]
+    kept, _ = run_shard_stage(
+        Quality(), documents, make_config(quality=QualityConfig(skip_sources=["letters"]))
+    )
     assert len(kept) == 3
 
 
 def test_real_laws_are_not_dropped(real_corpora: Path) -> None:
     """Neither acts nor regulations, whose tables and lists of references are part of them."""
     source = SourceConfig(reader="lovdata", path=str(real_corpora / "lovdata"), license="NLOD-2.0")
-    settings = config(reader="lovdata")
+    settings = make_config(reader="lovdata")
     read = list(islice(reading.read("letters", source, Report(), reading.files(source)), 400))
-    _, said = through(Quality(), normalise.Normalise().run(iter(read), settings, Report()), settings)
-    assert said.drops == []
+    _, report = run_shard_stage(
+        Quality(), normalise.Normalise().run(iter(read), settings, Report()), settings
+    )
+    assert report.drops == []

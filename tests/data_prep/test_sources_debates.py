@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import broken_places, read, texts
 from tests.data_prep.source_texts import NEW, OLD, TEI, WORDS
 
 # --- Stortinget
@@ -94,7 +94,7 @@ def test_malformed_markup_is_quarantined_and_good_files_are_read(
     (tmp_path / "b.xml").write_text(NEW)
     documents, report = read("stortinget", tmp_path)
     assert len(documents) == 2
-    ((place, found),) = faults(report)
+    ((place, found),) = broken_places(report)
     assert place == "a.xml"
     assert error in found
 

@@ -12,7 +12,7 @@ from lxml import etree
 from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from tests.data_prep.reading import faults, read, strange
+from tests.data_prep.reading import broken_places, corrupt_each_value, read
 from tests.data_prep.source_texts import GRAPH, LAW, NEW, NOARK, OLD, TEI, WORDS, XHTML, journal
 
 # --- regjeringen.no
@@ -42,7 +42,7 @@ def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> Non
     (tmp_path / "b.html").write_text(XHTML)
     documents, report = read("regjeringen", tmp_path)
     assert len(documents) == 1
-    assert faults(report) == [("a.html", "no text outside of what is left out")]
+    assert broken_places(report) == [("a.html", "no text outside of what is left out")]
 
 
 # --- documents of any shape
@@ -78,7 +78,7 @@ SHAPES: dict[str, tuple[str, bytes]] = {
 def test_no_malformed_document_prevents_reading_good_ones(tmp_path: Path, kind: str) -> None:
     reader, good = SHAPES[kind]
     others = (
-        (json.dumps(other).encode() for other in strange(json.loads(good)))
+        (json.dumps(other).encode() for other in corrupt_each_value(json.loads(good)))
         if kind == "JSON-LD"
         else lacking(good)
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import broken_places, read, texts
 from tests.data_prep.source_texts import GRAPH, NOARK, A, journal
 
 
@@ -174,4 +174,4 @@ def test_a_malformed_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     (tmp_path / "b.xml").write_text(NOARK)
     documents, report = read("einnsyn", tmp_path)
     assert len(documents) == 1
-    assert [place for place, _ in faults(report)] == ["a.jsonld"]
+    assert [place for place, _ in broken_places(report)] == ["a.jsonld"]

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.sources import json_text
 from tests.data_prep.json_records import EXPECTED, RECORDS, dump
-from tests.data_prep.reading import faults, read, texts, write_lines
+from tests.data_prep.reading import broken_places, read, texts, write_lines
 
 # --- an object that holds the list of records
 
@@ -77,7 +77,7 @@ def test_lists_within_a_record_without_text_are_not_records(tmp_path: Path, inde
     for name in "abcd":
         documents, report = read("jsonl", tmp_path / f"{name}.json")
         assert texts(documents) == ["En.", "To."]
-        ((_, error),) = faults(report)
+        ((_, error),) = broken_places(report)
         assert error.startswith("not JSON" if name == "d" else "no string under 'text'")
 
 
@@ -136,7 +136,7 @@ def test_an_object_without_a_unique_list_of_records_is_quarantined(
     (tmp_path / "a.json").write_text(dump(case.body, indent))
     documents, report = read("jsonl", tmp_path, options=case.options)
     assert not documents
-    ((_, found),) = faults(report)
+    ((_, found),) = broken_places(report)
     assert found.startswith(case.error)
 
 
@@ -145,7 +145,7 @@ def test_an_empty_list_of_records_is_not_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "b.jsonl", [{"id": 7, "attachments": []}, {"text": "En."}])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En."]
-    assert faults(report) == [("b.jsonl:line 1", "no string under 'text'")]
+    assert broken_places(report) == [("b.jsonl:line 1", "no string under 'text'")]
 
 
 def test_options_records_is_validated(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a.json").write_text(dump({"items": records, "more": records[:3]}, 2))
     documents, report = read("jsonl", tmp_path / "a.json", limits={"max_record_bytes": 2**16})
     assert len(documents) == 100
-    assert [error for _, error in faults(report)] == [
+    assert [error for _, error in broken_places(report)] == [
         "a second list of 3 records, 'more': name the one to read by options.records"
     ]
     documents, report = read(

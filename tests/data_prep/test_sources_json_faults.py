@@ -14,7 +14,7 @@ from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
 from tests.data_prep.json_records import EXPECTED, RECORDS, dump
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import broken_places, read, texts
 
 
 @dataclass
@@ -100,7 +100,9 @@ def test_a_broken_element_loses_no_other_record(tmp_path: Path, fault: Fault, la
     ]
     assert len(report.broken) == len(fault.broken)
     word = "line" if layout == "lines" else "record"
-    assert [place for place, _ in faults(report)] == [f"a.json:{word} {number}" for number in fault.broken]
+    assert [place for place, _ in broken_places(report)] == [
+        f"a.json:{word} {number}" for number in fault.broken
+    ]
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "lines"])
@@ -179,7 +181,7 @@ def test_records_before_a_truncation_of_a_gzip_file_are_kept(
     documents, report = read("jsonl", tmp_path)
     assert 800 < len(documents) < 1200
     assert texts(documents) == [record["text"] for record in records[: len(documents)]]
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert place == f"a.json.gz:record {len(documents) + 1}"
     assert error.startswith("gzip breaks off or is broken")
     assert report.counts["broken_off"] == 1
@@ -195,7 +197,7 @@ def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) ->
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
         assert texts(documents) == ["Liten.", "Liten igjen."]
-        assert faults(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
+        assert broken_places(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
 
 
 def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_a_broken_element_after_a_list_of_strings_loses_no_other_record(
     path.write_text(whole.replace('"@"', broken))
     documents, report = read("jsonl", path)
     assert texts(documents) == EXPECTED
-    assert len(faults(report)) == 1
+    assert len(broken_places(report)) == 1
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -241,4 +243,4 @@ def test_records_after_a_stray_closing_bracket_are_read(
     path.write_text(body.replace("@", "[" + parts[0] + "], " + ", ".join(parts[1:]) + "]"))
     documents, report = read("jsonl", path)
     assert texts(documents) == EXPECTED
-    assert len(faults(report)) == 1
+    assert len(broken_places(report)) == 1

@@ -13,7 +13,7 @@ from lxml import etree
 
 from data_prep.document import Report
 from data_prep.sources import lovdata, markup
-from tests.data_prep.reading import faults, read
+from tests.data_prep.reading import broken_places, read
 from tests.data_prep.source_texts import LAW
 
 
@@ -185,7 +185,7 @@ def test_markup_nested_too_deeply_is_quarantined_and_not_truncated(tmp_path: Pat
     (tmp_path / "b.xml").write_text(LAW.format(deep="<div>" * 100 + "Langt nede." + "</div>" * 100))
     documents, report = read("lovdata", tmp_path)
     assert [d.text.endswith("Langt nede.") for d in documents] == [True]
-    assert faults(report)[0][0] == "a.xml"
+    assert broken_places(report)[0][0] == "a.xml"
     assert "not read to its end" in report.broken[0].error
 
 

@@ -9,7 +9,7 @@ import pytest
 from data_prep.document import Report
 from data_prep.sources import markdown, markup, pdf
 from data_prep.sources.pdf_layout import Line, Page
-from tests.data_prep.reading import faults, read
+from tests.data_prep.reading import broken_places, read
 
 # --- web pages
 # ------------------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_markdown_with_an_invalid_character_reference_is_quarantined(tmp_path: P
     (tmp_path / "b.md").write_text("Tekst.")
     documents, report = read("markdown", tmp_path)
     assert [d.text for d in documents] == ["Tekst."]
-    assert faults(report) == [("a.md", "a numeric reference to no character")]
+    assert broken_places(report) == [("a.md", "a numeric reference to no character")]
 
 
 def test_an_xml_declaration_is_read_in_linear_time() -> None:
@@ -363,4 +363,4 @@ def test_pdf_scans_are_dropped_and_broken_files_quarantined(tmp_path: Path) -> N
         ("a", "Søknaden er innvilget.", "Brevet", "2015-03-12")
     ]
     assert [(drop.id, drop.reason) for drop in report.drops] == [("b", "no_text_layer")]
-    assert [place for place, _ in faults(report)] == ["c.pdf"]
+    assert [place for place, _ in broken_places(report)] == ["c.pdf"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.data_prep.reading import faults, read, write_lines
+from tests.data_prep.reading import broken_places, read, write_lines
 from tests.data_prep.source_texts import CONTEXT
 
 # --- parallel texts
@@ -80,7 +80,7 @@ def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
     )
     documents, report = read("parallel", tmp_path)
     assert len(documents) == 2
-    assert [error for _, error in faults(report)] == [
+    assert [error for _, error in broken_places(report)] == [
         "'nob' is a list, not a string",
         "no text under any of nob, nno, eng, sme, dan, swe",
     ]
@@ -116,7 +116,7 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
     ]
     assert (documents[0].id, documents[0].title, documents[0].mask) == ("spm:7", "Embete", "assistant_masks")
     assert report.counts["unanswerable"] == 1
-    assert [error.partition(":")[0] for _, error in faults(report)] == [
+    assert [error.partition(":")[0] for _, error in broken_places(report)] == [
         "the answer is not in the text",
         "a paragraph without questions (qas)",
         "not an object with paragraphs",
@@ -143,7 +143,7 @@ def test_squad_with_one_question_per_line_is_read(tmp_path: Path) -> None:
     )
     documents, report = read("squad", tmp_path)
     assert [d.id for d in documents] == ["spm:a", "spm:a:2"]
-    assert [error for _, error in faults(report)] == [
+    assert [error for _, error in broken_places(report)] == [
         "no text under 'question'",
         "answers that are no list of texts",
     ]
@@ -161,4 +161,4 @@ def test_malformed_squad_answers_are_quarantined(tmp_path: Path, answers: object
     documents, report = read("squad", tmp_path)
     assert len(documents) == 2
     error = "answers that are no list of texts"
-    assert faults(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]
+    assert broken_places(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]

@@ -12,7 +12,7 @@ import pytest
 from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from tests.data_prep.reading import faults, read, strange, texts, write_lines
+from tests.data_prep.reading import broken_places, corrupt_each_value, read, texts, write_lines
 from tests.data_prep.source_texts import CONTEXT
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
@@ -41,7 +41,7 @@ def test_a_malformed_line_is_quarantined_with_its_place_and_others_are_read(
     (tmp_path / "a.jsonl").write_text(f'{{"text": "Først."}}\n{line}\n\n{{"text": "Sist."}}\n')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["Først.", "Sist."]
-    ((place, found),) = faults(report)
+    ((place, found),) = broken_places(report)
     assert place == "a.jsonl:line 2"
     assert found.startswith(error)
     assert "\n" not in found
@@ -64,7 +64,7 @@ def test_elements_before_an_error_in_an_array_are_kept_and_it_is_reported(tmp_pa
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}},\n{{"text": "To."}},\n{rest}')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En.", "To."]
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert place == "a.json:record 3"
     assert "the rest of the file cannot be read" in error
     assert report.counts["broken_off"] == 1
@@ -86,7 +86,7 @@ def test_stray_text_after_an_array_is_reported(tmp_path: Path, rest: str) -> Non
     (tmp_path / "a.json").write_text(f'[{{"text": "En."}}]\n{rest}')
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En."]
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert place == "a.json:record 2"
     assert error.startswith("behind an array stands ")
     assert report.counts["broken_off"] == 1
@@ -104,7 +104,7 @@ def test_an_array_element_over_max_record_bytes_is_quarantined(tmp_path: Path) -
     (tmp_path / "a.json").write_text(json.dumps([{"text": "Liten."}, {"text": "x" * 3_000_000}]))
     documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["Liten."]
-    ((place, error),) = faults(report)
+    ((place, error),) = broken_places(report)
     assert (place, error[:28]) == ("a.json:record 2", "over limits.max_record_bytes")
 
 
@@ -200,7 +200,7 @@ def test_ncc_confidence_is_parsed_from_a_string(tmp_path: Path) -> None:
     documents, report = read("ncc", tmp_path, options={"min_confidence": 0.5})
     assert [d.id for d in documents] == [f"parliament/{n:07d}" for n in (0, 2, 3, 4)]
     assert report.counts["below_min_confidence"] == 1
-    assert [place for place, _ in faults(report)] == ["a.json:line 6", "a.json:line 7"]
+    assert [place for place, _ in broken_places(report)] == ["a.json:line 6", "a.json:line 7"]
 
 
 # --- Målfrid
@@ -224,7 +224,7 @@ def test_maalfrid_has_language_and_url_and_groups_by_folder(tmp_path: Path) -> N
     assert [d.language for d in documents] == ["nob", "nno", "sme", "nob"]
     assert [d.group for d in documents][:3] == ["eksempeltilsynet.no/tilsyn"] * 2 + ["eksempeltilsynet.no/"]
     assert documents[0].url == documents[0].id == pages[0]["url"]
-    assert [error for _, error in faults(report)] == [
+    assert [error for _, error in broken_places(report)] == [
         "no string under 'fulltext or text or content'",
         "no string under 'url'",
     ]
@@ -293,7 +293,7 @@ def test_a_treebank_is_read_by_sentence_or_by_its_documents(tmp_path: Path) -> N
         ("Ett. Två.", "swe"),
         ("Tre.", "swe"),
     ]
-    assert [error for _, error in faults(report)] == ["a sentence without its text (# text = …)"]
+    assert [error for _, error in broken_places(report)] == ["a sentence without its text (# text = …)"]
 
 
 def test_documents_of_a_treebank_may_lack_an_id(tmp_path: Path) -> None:
@@ -306,7 +306,9 @@ def test_documents_of_a_treebank_may_lack_an_id(tmp_path: Path) -> None:
     documents, report = read("conllu", tmp_path)
     assert texts(documents) == ["Åleine.", "Ein. To.", "Tre.", "Fire."]
     assert documents[2].id == "nn_prov-ud-dev:b"
-    assert [place for place, _ in faults(report)] == [f"nn_prov-ud-dev.conllu:line {n}" for n in (11, 17, 22)]
+    assert [place for place, _ in broken_places(report)] == [
+        f"nn_prov-ud-dev.conllu:line {n}" for n in (11, 17, 22)
+    ]
 
 
 # --- records of any shape
@@ -347,7 +349,11 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("reader", GOOD)
 def test_no_malformed_record_prevents_reading_good_ones(tmp_path: Path, reader: str) -> None:
     last = {**GOOD[reader][0], "id": "siste"}
-    records = [*GOOD[reader], *(record for shape in GOOD[reader] for record in strange(shape)), last]
+    records = [
+        *GOOD[reader],
+        *(record for shape in GOOD[reader] for record in corrupt_each_value(shape)),
+        last,
+    ]
     write_lines(tmp_path / "a.jsonl", records)
     (tmp_path / "b.json").write_text(json.dumps(records))
     source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()

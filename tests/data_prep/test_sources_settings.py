@@ -25,8 +25,8 @@ from data_prep.stage_settings import (
     QualityConfig,
     TokenizerConfig,
 )
-from tests.data_prep.documents import config as corpus_of
-from tests.data_prep.reading import faults, read, texts, write_lines
+from tests.data_prep.documents import make_config as corpus_of
+from tests.data_prep.reading import broken_places, read, texts, write_lines
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
@@ -138,14 +138,14 @@ def test_metadata_of_a_record_must_not_be_a_list(tmp_path: Path, key: str) -> No
     write_lines(tmp_path / "a.jsonl", [{"text": "En.", key: deep}, {"text": "To.", key: 2019}])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["To."]
-    assert faults(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
+    assert broken_places(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
 
 
 def test_an_unterminated_table_row_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nEn.\n" + "x" * 3_000_000 + "\nTo.\n")
     documents, report = read("table", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["En.", "To."]
-    assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
+    assert [place for place, _ in broken_places(report)] == ["a.csv:line 3"]
 
 
 def test_ids_do_not_depend_on_how_the_folder_is_named(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data_prep.reading import faults, read, texts
+from tests.data_prep.reading import broken_places, read, texts
 
 # --- tables
 
@@ -56,7 +56,7 @@ def test_rows_with_another_number_of_columns_are_quarantined(tmp_path: Path) -> 
     (tmp_path / "a.tsv").write_text('id\ttext\n1\tGod.\n2\n3\tfor\tmange\n\n4\tGod og.\n5\t"åpent\n')
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God.", "God og."]
-    assert [place for place, _ in faults(report)] == ["a.tsv:line 3", "a.tsv:line 4", "a.tsv:line 7"]
+    assert [place for place, _ in broken_places(report)] == ["a.tsv:line 3", "a.tsv:line 4", "a.tsv:line 7"]
 
 
 STRAY = '3,"Sitat uten slutt,b\n'
@@ -86,7 +86,7 @@ def test_a_stray_quote_loses_only_its_own_row(tmp_path: Path, lines: str, lost: 
     assert len(documents) == len(kept) + 1
     assert documents[-1].text == "God og."
     numbers = {f"a.csv:line {n}": line[0] for n, line in enumerate(lines.splitlines(), start=2)}
-    assert [numbers[place] for place, _ in faults(report)] == lost
+    assert [numbers[place] for place, _ in broken_places(report)] == lost
 
 
 def test_a_table_of_stray_quotes_is_read_in_linear_time(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_rows_that_contradict_the_detected_delimiter_are_quarantined(tmp_path: P
     (tmp_path / "a.csv").write_text("id;text\n1;God, ja.\n2\n3;for;mange\n\n4;God og, ja.\n")
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God, ja.", "God og, ja."]
-    assert [place for place, _ in faults(report)] == ["a.csv:line 3", "a.csv:line 4"]
+    assert [place for place, _ in broken_places(report)] == ["a.csv:line 3", "a.csv:line 4"]
 
 
 def test_options_delimiter_overrides_detection(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_truncated_parquet_file_and_a_row_without_text_are_quarantined(tmp_pat
     (tmp_path / "b.parquet").write_bytes(whole[:-10])
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["En.", "To."]
-    assert [place for place, _ in faults(report)] == ["a.parquet:row 2", "b.parquet:row 1"]
+    assert [place for place, _ in broken_places(report)] == ["a.parquet:row 2", "b.parquet:row 1"]
 
 
 @pytest.mark.parametrize("reader", ["table", "huggingface"])
@@ -226,7 +226,7 @@ def test_a_row_that_python_cannot_represent_is_quarantined(tmp_path: Path, reade
         (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
     documents, report = read(reader, tmp_path)
     assert texts(documents) == ["a"]
-    assert [place.rpartition(":")[2] for place, _ in faults(report)] == ["row 2", "row 3"]
+    assert [place.rpartition(":")[2] for place, _ in broken_places(report)] == ["row 2", "row 3"]
 
 
 def test_a_missing_column_is_a_one_line_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import symbol_fonts
 from data_prep.stages import normalise, quality
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_list_with_bullets_from_word_is_kept_and_counted() -> None:
         "Kommunen skal betale innen fristen",
         "Partene møtes to ganger i året",
     ]
-    made = document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
-    normalised, said = through(normalise.Normalise(), [made], config())
+    made = make_document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
+    normalised, report = run_shard_stage(normalise.Normalise(), [made], make_config())
     assert normalised[0].text.split("\n")[1:] == [f"• {line}" for line in lines]
-    assert said.counts["symbol_font_characters"] == 3
-    kept, _ = through(quality.Quality(), normalised, config())
+    assert report.counts["symbol_font_characters"] == 3
+    kept, _ = run_shard_stage(quality.Quality(), normalised, make_config())
     assert len(kept) == 1
