@@ -1,4 +1,4 @@
-"""Tests of conversations after reading: through the stages to the rows of a corpus and the targets of a step."""
+"""Tests of conversations after reading: stages, tokens and targets of the rows of a corpus."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ from tests.data_prep.sample import SAMPLE
 
 def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
     number, other = valid_numbers(0, 80)[:2]
-    told = f"  Du heter søker {number[:6]} {number[6:]}, og   fristen er tre uker.\n\n  - Ã¸nske\u00ad\n "
+    answer = f"  Du heter søker {number[:6]} {number[6:]}, og   fristen er tre uker.\n\n  - Ã¸nske\u00ad\n "
     messages = [
         {"role": "system", "content": f"Sak {other}"},
         MESSAGES[0],
-        {"role": "assistant", "content": told},
+        {"role": "assistant", "content": answer},
     ]
     english = [
         {"role": "user", "content": "When is the deadline for an appeal?"},
         {"role": "assistant", "content": "The deadline is three weeks after you received the decision."},
     ]
-    same = [*messages[:2], {"role": "assistant", "content": told.replace("Du heter", "du\nHETER")}]
-    prepared = prepare(tmp_path, {"chats": [{"messages": m} for m in (messages, english, messages, same)]})
+    copy = [*messages[:2], {"role": "assistant", "content": answer.replace("Du heter", "du\nHETER")}]
+    conversations = [{"messages": turns} for turns in (messages, english, messages, copy)]
+    prepared = prepare(tmp_path, {"chats": conversations})
     (text,) = decode_targets(prepared)
-    assert text == "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske\u00ad</s>", (
-        "its layout is its own"
-    )
-    everything = next(
-        prepared.folder.with_name(".mine.stages").glob("*-deidentify/part-00000-000.parquet")
-    ).read_bytes()
-    assert number[6:].encode() not in everything
-    (masked,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
-    assert masked.counts == {"masked_synthetic": 2}
+    expected = "Du heter søker [fødselsnummer], og   fristen er tre uker.\n\n  - ønske\u00ad</s>"
+    assert text == expected, "the layout of an answer is kept"
+    stages = prepared.folder.with_name(".mine.stages")
+    shard = next(stages.glob("*-deidentify/part-00000-000.parquet"))
+    assert number[6:].encode() not in shard.read_bytes()
+    (deidentify,) = [info for info in prepared.manifest.stages if info.name == "deidentify"]
+    assert deidentify.counts == {"masked_synthetic": 2}
     assert sorted(read_drop_reasons(prepared).values()) == [
         "exact_duplicate",
         "exact_duplicate",
@@ -72,21 +71,21 @@ def test_white_space_between_a_plain_prompt_and_its_completion_is_kept() -> None
     ]
     document = Document(id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns)
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")})
-    (done,) = Normalise().run(iter([document]), config, Report())
-    assert [turn.content for turn in done.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
+    (normalised,) = Normalise().run(iter([document]), config, Report())
+    assert [turn.content for turn in normalised.turns] == ["Fråga:\u00a0ja?\nSvar: ", "\tJa"]
 
 
-def corpus_config(folder: Path, **settings: Any) -> CorpusConfig:
+def make_config(folder: Path, **settings: Any) -> CorpusConfig:
     sources = {"s": SourceConfig(reader="chat", path="x", license="CC0-1.0")}
     return CorpusConfig(name="x", sources=sources, tokenizer=TokenizerConfig(path=str(folder)), **settings)
 
 
-def tokeniser_of(config: CorpusConfig, tmp_path: Path) -> Tokeniser:
+def make_tokeniser(config: CorpusConfig, tmp_path: Path) -> Tokeniser:
     place_files(config, [], tmp_path / "tokenizer")
     return Tokeniser(config, tmp_path / "tokenizer")
 
 
-def plain(prompt: str, completion: str) -> Document:
+def make_plain_document(prompt: str, completion: str) -> Document:
     turns = [Turn(role="", content=prompt, target=False), Turn(role="", content=completion, target=True)]
     return Document(
         id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns, mask="completion_mask"
@@ -94,28 +93,28 @@ def plain(prompt: str, completion: str) -> Document:
 
 
 def test_plain_prompts_are_tokenised_as_at_inference(folder: Path, tmp_path: Path) -> None:
-    """BOS as the tokenizer puts it, once; no token spans the border, even where one could."""
-    tokeniser = tokeniser_of(corpus_config(folder), tmp_path)
+    """BOS comes once, as the tokenizer sets it, and no token spans prompt and completion."""
+    tokeniser = make_tokeniser(make_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for prompt, completion in (
         ("Frist", "en er 1. mars."),
         ("Svar: ", " ja"),
         ("assistant\n", "\nFristen</s>"),
     ):
-        ((_, (row,)),) = tokeniser.rows([plain(prompt, completion)], Report())
+        ((_, (row,)),) = tokeniser.rows([make_plain_document(prompt, completion)], Report())
         prompt_ids = tokenizer.encode(prompt).ids
         assert row.input_ids[: len(prompt_ids)] == prompt_ids
         assert row.input_ids[0] == 0 != row.input_ids[1]
         assert row.mask == [0] * len(prompt_ids) + [1] * (len(row.mask) - len(prompt_ids))
         assert row.input_ids[-1] == 1
-        assert row.input_ids.count(1) == 1, "</s> spelled in a completion is text"
+        assert row.input_ids.count(1) == 1, "</s> spelled in a completion is text, not a token"
         assert tokenizer.decode(row.input_ids[len(prompt_ids) : -1], skip_special_tokens=False) == completion
 
 
 def test_no_space_is_inserted_before_a_plain_completion(spaced: Path, tmp_path: Path) -> None:
-    tokeniser = tokeniser_of(corpus_config(spaced), tmp_path)
+    tokeniser = make_tokeniser(make_config(spaced), tmp_path)
     tokenizer = Tokenizer.from_file(str(spaced / "tokenizer.json"))
-    ((_, (row,)),) = tokeniser.rows([plain("mars", "erer")], Report())
+    ((_, (row,)),) = tokeniser.rows([make_plain_document("mars", "erer")], Report())
     assert "".join(tokenizer.id_to_token(t) for t in row.input_ids) == "▁marserer</s>"
 
 
@@ -124,36 +123,38 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(config))
     (tmp_path / "plain" / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
-    tokeniser, report = tokeniser_of(corpus_config(tmp_path / "plain"), tmp_path), Report()
-    assert [document.id for document, _ in tokeniser.rows([plain("", ""), plain("a", "b")], report)] == ["1"]
+    tokeniser = make_tokeniser(make_config(tmp_path / "plain"), tmp_path)
+    report = Report()
+    documents = [make_plain_document("", ""), make_plain_document("a", "b")]
+    rows = tokeniser.rows(documents, report)
+    assert [document.id for document, _ in rows] == ["1"]
     assert report.drop_reasons() == {"no_supervised_tokens": 1}
 
 
 def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -> None:
-    """Training may cut running text anywhere: an answer to nothing at all must not look like it."""
+    """Training may cut running text anywhere, so an answer without a prompt needs another mask."""
     source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
-    tokeniser = tokeniser_of(corpus_config(copy_with_template(folder, tmp_path / "bare", source)), tmp_path)
+    tokeniser = make_tokeniser(make_config(copy_with_template(folder, tmp_path / "bare", source)), tmp_path)
     text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
     answer = Document(id="2", text="", source="s", license="CC0-1.0", group="2", mask="assistant_masks")
     answer.turns = [Turn(role="assistant", content="Fristen er 1. mars.", target=True)]
-    (_, (running,)), (_, (answered,)) = tokeniser.rows([text, answer], Report())
-    assert set(running.mask) == {1}
-    assert answered.mask == [0] + [1] * (len(answered.input_ids) - 1)
+    (_, (text_row,)), (_, (answer_row,)) = tokeniser.rows([text, answer], Report())
+    assert set(text_row.mask) == {1}
+    assert answer_row.mask == [0] + [1] * (len(answer_row.input_ids) - 1)
 
 
 def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From its config, by name or alone; the one used goes with the corpus, and so with the model."""
+    """The template that was used is saved with the corpus, and so with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
     own = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "own", CHATML)))
     assert decode_targets(prepare(tmp_path, records, tokenizer=own)) == [f"{ANSWER}<|im_end|>"]
     several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
     named = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "named", several)))
     assert decode_targets(prepare(tmp_path, records, tokenizer=named)) == [f"{ANSWER}<|im_end|>"]
-    assert "by_another_template" not in str(
-        prepare(tmp_path, records, tokenizer=own).manifest.stages[-1].counts
-    )
+    counts = prepare(tmp_path, records, tokenizer=own).manifest.stages[-1].counts
+    assert "by_another_template" not in str(counts)
     other = prepare(tmp_path, records, tokenizer=own, chat=ChatConfig(template="default"))
     assert decode_targets(other) == [f"{ANSWER}</s>"]
     assert other.manifest.stages[-1].counts == {"by_another_template_than_the_tokenizers_own": 1}
@@ -161,15 +162,13 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(other.folder / "tokenizer")
-    assert (
-        loaded.apply_chat_template(MESSAGES, tokenize=False)
-        == f"<s>user\n{QUESTION}</s>\n<s>assistant\n{ANSWER}</s>\n"
-    )
+    rendered = loaded.apply_chat_template(MESSAGES, tokenize=False)
+    assert rendered == f"<s>user\n{QUESTION}</s>\n<s>assistant\n{ANSWER}</s>\n"
     (tmp_path / "mine.jinja").write_text(CHATML)
     mine = ChatConfig(template=str(tmp_path / "mine.jinja"))
-    assert decode_targets(
-        prepare(tmp_path, records, tokenizer=TokenizerConfig(path=str(folder)), chat=mine)
-    ) == [f"{ANSWER}<|im_end|>"]
+    bare = TokenizerConfig(path=str(folder))
+    prepared = prepare(tmp_path, records, tokenizer=bare, chat=mine)
+    assert decode_targets(prepared) == [f"{ANSWER}<|im_end|>"]
 
 
 def test_a_changed_template_rebuilds_the_corpus(tmp_path: Path) -> None:
@@ -181,22 +180,22 @@ def test_a_changed_template_rebuilds_the_corpus(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text(
         "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
     )
-    again = prepare(tmp_path, records, chat=chat)
-    assert again.skipped == ["read", *STAGES]
-    assert train_rows(again) != first
+    second = prepare(tmp_path, records, chat=chat)
+    assert second.skipped == ["read", *STAGES]
+    assert train_rows(second) != first
 
 
 def test_a_missing_template_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
-    given = TokenizerConfig(path=str(folder))
+    tokenizer = TokenizerConfig(path=str(folder))
     with pytest.raises(
         ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
     ):
-        prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
+        prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=tokenizer)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()
     strings = {"chats": [{"prompt": QUESTION, "completion": ANSWER}]}
     with pytest.raises(ValueError, match=r"has no chat template.*options.prompt_template"):
-        prepare(tmp_path, strings, tokenizer=given)
-    named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=given)
+        prepare(tmp_path, strings, tokenizer=tokenizer)
+    named = prepare(tmp_path, strings, {"prompt_template": "{prompt}\n\n"}, tokenizer=tokenizer)
     assert named.manifest.mask_column == "completion_mask"
     assert named.manifest.tokenizer.end_of_turn is None
     with pytest.raises(FileNotFoundError, match=r"corpus.chat.template /none.jinja does not exist"):
@@ -213,30 +212,31 @@ def test_conversations_that_a_template_rejects_are_dropped_with_a_reason(
         "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{%- for",
         1,
     )
-    given = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "strict", strict)))
-    short = {"role": "assistant", "content": "Tre uker."}  # with the same answer it would be a near duplicate
-    refused = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
-    prepared = prepare(tmp_path, {"chats": [refused, {"messages": MESSAGES}]}, tokenizer=given)
+    tokenizer = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "strict", strict)))
+    # with the answer of MESSAGES it would be dropped as a near duplicate
+    short = {"role": "assistant", "content": "Tre uker."}
+    rejected = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
+    prepared = prepare(tmp_path, {"chats": [rejected, {"messages": MESSAGES}]}, tokenizer=tokenizer)
     assert read_drop_reasons(prepared) == {"chats.jsonl:1": "template_refuses"}
     assert prepared.manifest.stages[-1].dropped == {"template_refuses": 1}
     assert prepared.manifest.documents("train") == prepared.manifest.stages[-1].documents_out == 1
     with pytest.raises(ValueError, match=r"corpus mine is empty.*template_refuses 1.*chat.template"):
-        prepare(tmp_path, {"chats": [refused]}, tokenizer=given)
+        prepare(tmp_path, {"chats": [rejected]}, tokenizer=tokenizer)
 
 
 def test_rows_of_single_turns_are_counted(tmp_path: Path, folder: Path) -> None:
-    given = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "qwen", QWEN3)))
-    twice = {
+    tokenizer = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "qwen", QWEN3)))
+    repeated = {
         "id": "a",
         "messages": [*MESSAGES, {"role": "user", "content": "Og for klagen på den?"}, MESSAGES[1]],
     }
-    prepared = prepare(tmp_path, {"chats": [twice]}, tokenizer=given)
+    prepared = prepare(tmp_path, {"chats": [repeated]}, tokenizer=tokenizer)
     assert [row["id"] for row in train_rows(prepared)] == ["a#1", "a"]
     assert prepared.manifest.stages[-1].counts == {"rows_of_single_turns": 1}
 
 
 def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Path) -> None:
-    """Through to training: what a step's labels hold is the answers, and nothing else."""
+    """The labels of the training steps, decoded, are the answers and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE
     from tests.worlds import Alone
@@ -247,8 +247,8 @@ def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Pat
     )
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     records = [json.loads(line) for line in (SAMPLE / "instructions.jsonl").read_text().splitlines()]
-    bad = {r["id"]: r["planted"] for r in records if r["planted"] not in (None, "identity_number")}
-    assert sorted(read_drop_reasons(prepared).values()) == sorted(bad.values())
+    planted = {r["id"]: r["planted"] for r in records if r["planted"] not in (None, "identity_number")}
+    assert sorted(read_drop_reasons(prepared).values()) == sorted(planted.values())
 
     data = PackedData(
         Corpus(prepared.folder),
@@ -260,22 +260,22 @@ def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Pat
         plan_folder=tmp_path / "plan",
         world=Alone(0, 1, 0),
     )
-    assert data.counts["documents"] == len(records) - len(bad)
+    assert data.counts["documents"] == len(records) - len(planted)
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
-    taught: dict[int, list[int]] = {}
+    targets: dict[int, list[int]] = {}
     for batch in data.step(0, data.num_packs, 1).micro_batches:
         for label, document in zip(batch.labels.numpy()[0], batch.documents[0], strict=True):
             if label != IGNORE:
-                taught.setdefault(int(document), []).append(int(label))
+                targets.setdefault(int(document), []).append(int(label))
     ids = list(np.asarray(Corpus(prepared.folder).split("train")["id"]))
     for record in records:
-        if record["id"] in bad:
+        if record["id"] in planted:
             continue
         messages = record.get("messages", [])
         answers = [m["content"] for m in messages if m["role"] == "assistant"] or [
             record.get("completion") or record["output"]
         ]
-        text = tokenizer.decode(taught[ids.index(record["id"])], skip_special_tokens=False)
+        text = tokenizer.decode(targets[ids.index(record["id"])], skip_special_tokens=False)
         if record["planted"] == "identity_number":
             assert "[fødselsnummer]" in text
             continue

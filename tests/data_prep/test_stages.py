@@ -15,8 +15,8 @@ from data_prep.stages.tokenise import Tokenise
 from tests.data_prep.documents import make_config
 
 FOLDERS = [
-    "0-read", "1-normalise", "2-boilerplate", "3-language", "4-quality", "5-deduplicate", "6-decontaminate", "7-deidentify",
-    "8-split", "9-mixture", "10-tokenise",
+    "0-read", "1-normalise", "2-boilerplate", "3-language", "4-quality", "5-deduplicate",
+    "6-decontaminate", "7-deidentify", "8-split", "9-mixture", "10-tokenise",
 ]  # fmt: skip
 
 
