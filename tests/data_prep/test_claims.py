@@ -1,4 +1,4 @@
-"""Tests of the dates and languages that sources claim."""
+"""Tests of the parsing of dates and languages that sources claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation sets are kept out: a planted overlap is found, and nothing else."""
+"""Tests of decontamination: planted overlaps with evaluation sets are found, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXT = (
     "fikk is av kommunen."
 )
 QUESTION = "Hvem åpnet den nye brua over Storelva i mai?"
-OURS = (
+OWN_TEXT = (
     "Kommunestyret vedtok budsjettet for neste år etter en lang debatt der alle partiene tok "
     "ordet minst to ganger hver."
 )
@@ -40,44 +40,44 @@ def squad(tmp_path: Path) -> Path:
     return path
 
 
-def run(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
+def run_decontaminate(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
     rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)  # type: ignore[arg-type]
     return run_shard_stage(Decontaminate(), documents, make_config(decontaminate=rules))  # type: ignore[arg-type, return-value]
 
 
 def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
-    planted = " ".join(
-        CONTEXT.upper().replace(",", " –").split()[2:17]
-    )  # fifteen words, in other letters and signs
+    # fifteen words of the context, in capitals and with other punctuation
+    planted = " ".join(CONTEXT.upper().replace(",", " –").split()[2:17])
     twelve = " ".join(CONTEXT.split()[2:14])
     documents = [
-        make_document(OURS, "ours"),
-        make_document(f"{OURS} {planted} {OURS}", "planted"),
-        make_document(f"{OURS} {twelve}. {OURS}", "twelve"),
+        make_document(OWN_TEXT, "ours"),
+        make_document(f"{OWN_TEXT} {planted} {OWN_TEXT}", "planted"),
+        make_document(f"{OWN_TEXT} {twelve}. {OWN_TEXT}", "twelve"),
         make_document(f"Vi spør: {QUESTION}", "question"),
         make_document("Ordføreren. Brua.", "answer"),
     ]
-    kept, report = run(list(documents), squad)
+    kept, report = run_decontaminate(list(documents), squad)
     assert [d.id for d in kept] == ["ours", "twelve", "answer"]  # type: ignore[attr-defined]
     assert {d.id: d.reason for d in report.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
 
 
 def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
-    talk = [
+    turns = [
         Turn(role="user", content=QUESTION, target=False),
         Turn(role="assistant", content="Hun.", target=True),
     ]
     documents = [
-        make_document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."),
+        make_document(f"{OWN_TEXT}\n\n{CONTEXT}\n\nSlutt."),
         make_document(CONTEXT, "all"),
-        make_document("", "chat", turns=talk),
+        make_document("", "chat", turns=turns),
     ]
-    kept, report = run(list(documents), squad, action="cut")
-    assert [d.text for d in kept] == [f"{OURS}\n\nSlutt."]  # type: ignore[attr-defined]
+    kept, report = run_decontaminate(list(documents), squad, action="cut")
+    assert [d.text for d in kept] == [f"{OWN_TEXT}\n\nSlutt."]  # type: ignore[attr-defined]
     assert report.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
     assert [d.id for d in report.drops] == ["all", "chat"]  # type: ignore[attr-defined]
-    ((cut,), wanted) = report.cuts.values(), " ".join(CONTEXT.split())  # type: ignore[attr-defined]
-    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", wanted)
+    (cut,) = report.cuts.values()  # type: ignore[attr-defined]
+    text = " ".join(CONTEXT.split())
+    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", text)
 
 
 def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: Path) -> None:
@@ -102,12 +102,12 @@ def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, separator: str) -> None:
-    """Cut at its commas, each piece would have fewer words than are looked for."""
+    """Split at its commas, the cell would yield pieces with fewer words than an n-gram."""
     cell = "Når, på hvilken måte, og av hvem, skal vedtaket, som er enkelt, påklages?"
     quoted = f'"{cell}"' if separator == "," else cell
     (tmp_path / "a.csv").write_text(f"nr{separator}tekst\n1{separator}{quoted}\n")
     assert cell in list(texts(str(tmp_path)))
-    kept, _ = run([make_document(f"{OURS} {cell}")], tmp_path / "a.csv")
+    kept, _ = run_decontaminate([make_document(f"{OWN_TEXT} {cell}")], tmp_path / "a.csv")
     assert not kept
 
 
@@ -115,7 +115,7 @@ def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, se
 def test_an_unreadable_evaluation_set_is_a_one_line_error(body: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(body.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
-        run([make_document(OURS)], tmp_path / "broken.json")
+        run_decontaminate([make_document(OWN_TEXT)], tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Decontaminate().settings(
             make_config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
@@ -134,8 +134,8 @@ def test_ngram_hashes_are_equal_only_for_equal_word_sequences() -> None:
 def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path) -> None:
     path = real_corpora / "norquad" / "data_evaluation_all_validation_dataset_flattened.json"
     contexts = sorted({text for text in texts(str(path)) if len(text) > 500})[:50]
-    kept, report = run(
-        [make_document(OURS), *(make_document(text, str(i)) for i, text in enumerate(contexts))], path
+    kept, report = run_decontaminate(
+        [make_document(OWN_TEXT), *(make_document(text, str(i)) for i, text in enumerate(contexts))], path
     )
-    assert [d.text for d in kept] == [OURS]  # type: ignore[attr-defined]
+    assert [d.text for d in kept] == [OWN_TEXT]  # type: ignore[attr-defined]
     assert len(report.drops) == len(contexts) > 10  # type: ignore[attr-defined]

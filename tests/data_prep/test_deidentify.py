@@ -1,4 +1,4 @@
-"""Identity numbers, with python-stdnum as the oracle where it knows the rule."""
+"""Tests of identity numbers, with python-stdnum as the oracle for the kinds that it supports."""
 
 from __future__ import annotations
 
@@ -68,21 +68,21 @@ def test_other_numbers_are_not_masked(number: str) -> None:
 
 
 def test_ids_titles_and_groups_are_masked_and_stay_distinct() -> None:
-    """Case numbers and file names hold identity numbers too, and they go into the shards."""
+    """Case numbers and file names may hold identity numbers, and are written into the shards."""
     first, second = valid_numbers(0, 80)[:2]
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})
-    made = [
+    documents = [
         Document(
             id=f"{n}/{i}", text="Tekst.", title=f"Sak {n}", source="s", license="CC0-1.0", group=f"sak-{n}"
         )
         for n in (first, second)
         for i in range(2)
     ]
-    done, report = run_corpus_stage(Deidentify(), [made[:1], made[1:]], config)
-    everything = " ".join(f"{d.id} {d.title} {d.group}" for d in done)
-    assert first not in everything
-    assert second not in everything
-    assert len({d.id for d in done}) == 4
-    assert [d.group for d in done[:2]] == [done[0].group] * 2
-    assert done[0].group != done[2].group
+    masked_documents, report = run_corpus_stage(Deidentify(), [documents[:1], documents[1:]], config)
+    names = " ".join(f"{d.id} {d.title} {d.group}" for d in masked_documents)
+    assert first not in names
+    assert second not in names
+    assert len({d.id for d in masked_documents}) == 4
+    assert [d.group for d in masked_documents[:2]] == [masked_documents[0].group] * 2
+    assert masked_documents[0].group != masked_documents[2].group
     assert report.counts["masked_in_names"] == 4

@@ -1,5 +1,7 @@
-"""Documents written upon each other are told apart, and copies of one are not, whatever printers and scans
-did to them."""
+"""Tests of near duplicates on one form: different documents on it are kept, and copies are dropped.
+
+Copies are found whatever printing and scanning changed in them.
+"""
 
 from __future__ import annotations
 
@@ -139,36 +141,41 @@ JOURNAL += (
 )
 
 
-def form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
-    return [
-        make_document(text.format(**filling), str(number), title=filling["title"] if title else "")
-        for number, filling in enumerate(fillings)
-    ]
+def fill_form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
+    """Return one document per filling of a form; with `title`, under the title of the filling."""
+    documents = []
+    for number, filling in enumerate(fillings):
+        documents.append(make_document(text.format(**filling), str(number)))
+        if title:
+            documents[-1].title = filling["title"]
+    return documents
 
 
-def kept(documents: list[Document], **settings: object) -> list[str]:
+def deduplicate_ids(documents: list[Document], **settings: object) -> list[str]:
     rules = DeduplicateConfig(**settings)  # type: ignore[arg-type]
     return [d.id for d in run_corpus_stage(Deduplicate(), [documents], make_config(deduplicate=rules))[0]]
 
 
 UNTITLED = ACT.partition("\n\n")[2]
-OTHERS = {
-    "acts with titles": form(ACT, TIMBER, MILK, title=True),
-    "acts whose title is the first line": form(ACT, TIMBER, MILK),
-    "acts without titles": form(UNTITLED, TIMBER, MILK),
-    "acts with another rate": form(ACT, TIMBER, TIMBER | {"rate": "428"}),
-    "an act on a part of what the other is on": [
+DISTINCT = {
+    "acts with titles": fill_form(ACT, TIMBER, MILK, title=True),
+    "acts whose title is the first line": fill_form(ACT, TIMBER, MILK),
+    "acts without titles": fill_form(UNTITLED, TIMBER, MILK),
+    "acts with another rate": fill_form(ACT, TIMBER, TIMBER | {"rate": "428"}),
+    "an act on a part of the subject of the other": [
         make_document(RESERVE.format(**STORHAUG), "0", title="Forskrift om rammeplan for lærerutdanning"),
         make_document(
             RESERVE.format(**STORHAUG), "1", title="Forskrift om rammeplan for samisk lærerutdanning"
         ),
     ],
-    "protected areas": form(RESERVE, STORHAUG, GRANLI),
-    "protected areas, with one name for the regulation": form(RESERVE.partition("\n\n")[2], STORHAUG, GRANLI),
-    "letters to two persons": form(LETTER, KARI, OLA),
-    "letters to two persons on one day": form(LETTER, KARI, KARI | {"who": "Ola Hansen\nLia 8"}),
-    "letters on two places": form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
-    "a decision of 360 words on another place and day": form(
+    "protected areas": fill_form(RESERVE, STORHAUG, GRANLI),
+    "protected areas, with one name for the regulation": fill_form(
+        RESERVE.partition("\n\n")[2], STORHAUG, GRANLI
+    ),
+    "letters to two persons": fill_form(LETTER, KARI, OLA),
+    "letters to two persons on one day": fill_form(LETTER, KARI, KARI | {"who": "Ola Hansen\nLia 8"}),
+    "letters on two places": fill_form(LETTER, KARI, KARI | {"where": "Tusenfryd", "case": "24/02001-1"}),
+    "a decision of 360 words on another place and day": fill_form(
         "Vedtak om kamp\n\nListen endres {day} 2025 for lokalet {place} i byen.\n\n"
         + " ".join(
             f"Vilkår {n} om {chr(97 + n % 26)}{chr(97 + n // 26)}steder er oppfylt." for n in range(70)
@@ -176,28 +183,28 @@ OTHERS = {
         {"day": "19. mai", "place": "Valhall"},
         {"day": "18. juni", "place": "Storgården"},
     ),
-    "minutes": form(
+    "minutes": fill_form(
         MINUTES, {"date": "3. mai 2024", "end": "14.30"}, {"date": "7. juni 2024", "end": "15.10"}
     ),
-    "plans": form(
+    "plans": fill_form(
         PLAN, {"low": "22", "height": "6", "area": "25"}, {"low": "27", "height": "7,5", "area": "30"}
     ),
-    "journal posts": form(
+    "journal posts": fill_form(
         JOURNAL,
         {"case": "101", "what": "Lillevik", "date": "2024-03-01"},
         {"case": "102", "what": "Sørdal", "date": "2024-03-04"},
     ),
-    "regulations whose title lines alone differ": form(
+    "regulations whose title lines alone differ": fill_form(
         "Forskrift om fredning av {fish} i Lillevik\n\n"
         + RESERVE.partition("\n\n")[2].format(**STORHAUG)
         + " Også laks og ørret.",
         {"fish": "laks"},
         {"fish": "ørret"},
     ),
-    "decisions that differ in their outcome alone": form(
+    "decisions that differ in their outcome alone": fill_form(
         LETTER.format(**KARI) + "\n\nVedtaket {x}.", {"x": "stadfestes"}, {"x": "oppheves"}
     ),
-    "few words": form(
+    "few words": fill_form(
         "Gebyret betales av den som søker om {x} etter alkoholloven.",
         {"x": "skjenkeløyve"},
         {"x": "salgsløyve"},
@@ -205,22 +212,22 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_documents_on_the_same_form_are_kept(name: str) -> None:
-    if name == "an act on a part of what the other is on":  # else they are exact copies
-        OTHERS[name][1].text += " Forskriften gjelder også på Svalbard."
-    assert kept(OTHERS[name]) == ["0", "1"]
+    if name == "an act on a part of the subject of the other":  # otherwise they are exact copies
+        DISTINCT[name][1].text += " Forskriften gjelder også på Svalbard."
+    assert deduplicate_ids(DISTINCT[name]) == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
 def test_documents_on_the_same_form_are_dropped_only_without_tell_apart(name: str) -> None:
-    assert len(kept(OTHERS[name], tell_apart=False)) == 1
-    _, report = run_corpus_stage(Deduplicate(), [OTHERS[name]], make_config())
+    assert len(deduplicate_ids(DISTINCT[name], tell_apart=False)) == 1
+    _, report = run_corpus_stage(Deduplicate(), [DISTINCT[name]], make_config())
     assert report.counts["similar_but_kept"] == 1
 
 
-def slipped(text: str) -> str:
-    """As a bad scan: in every thirtieth word a letter is another."""
+def add_scan_errors(text: str) -> str:
+    """Replace a letter in every thirtieth word, as a poor scan does."""
     rng = random.Random(0)
     words = text.split(" ")
     for place in range(7, len(words), 30):
@@ -230,8 +237,8 @@ def slipped(text: str) -> str:
     return " ".join(words)
 
 
-def edited(text: str) -> str:
-    """3% of the words replaced, left out or doubled; titles, numbers and names are left alone."""
+def edit_words(text: str) -> str:
+    """Replace, remove or double 3% of the words, but no words of titles, numbers or names."""
     rng = random.Random(0)
     words = re.split(r"(\s+)", text)
     plain = [place for place, word in enumerate(words) if place > 20 and re.fullmatch("[a-zæøå]{3,}", word)]
@@ -258,8 +265,8 @@ COPIES: dict[str, Callable[[str], str]] = {
     "a paragraph more": lambda text: (
         f"{text}\n\nPå nettsidene finner du skjema og svar på det mange spør om. Ring 22 33 44 55."
     ),
-    "a scan": slipped,
-    "edited": edited,
+    "a scan": add_scan_errors,
+    "edited": edit_words,
     "a date written otherwise": lambda text: text.replace("3. mai 2024", "03.05.2024").replace(
         "1 412", "1412"
     ),
@@ -269,7 +276,8 @@ COPIES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("text", TEXTS, ids=["reserve", "letter", "act"])
 def test_edited_and_reprinted_copies_are_found(text: str, copy: str) -> None:
-    assert len(kept([make_document(text, "0"), make_document(COPIES[copy](text), "1")])) == 1
+    documents = [make_document(text, "0"), make_document(COPIES[copy](text), "1")]
+    assert len(deduplicate_ids(documents)) == 1
 
 
 def test_a_site_name_after_the_title_does_not_make_a_different_document() -> None:
@@ -279,17 +287,10 @@ def test_a_site_name_after_the_title_does_not_make_a_different_document() -> Non
         "Vern av Storhaugen – Lillevik kommune",
         "VERN AV STORHAUGEN (verneforskrift)",
     ]
-    assert (
-        len(
-            kept(
-                [
-                    make_document(f"{text} {number}", str(number), title=title)
-                    for number, title in enumerate(titles)
-                ]
-            )
-        )
-        == 1
-    )
+    documents = [
+        make_document(f"{text} {number}", str(number), title=title) for number, title in enumerate(titles)
+    ]
+    assert len(deduplicate_ids(documents)) == 1
 
 
 def test_prints_of_a_page_from_two_dates_are_copies() -> None:
@@ -297,11 +298,12 @@ def test_prints_of_a_page_from_two_dates_are_copies() -> None:
     pages = [
         f"{text}\n\nPublisert: 12. mars 2024\nSist endret: {date}" for date in ("1. mai 2024", "3. juni 2025")
     ]
-    assert len(kept([make_document(page, str(number)) for number, page in enumerate(pages)])) == 1
+    documents = [make_document(page, str(number)) for number, page in enumerate(pages)]
+    assert len(deduplicate_ids(documents)) == 1
 
 
 def test_copies_are_found_among_many_documents_on_one_form() -> None:
-    """However many there are of a form, those with the same title, numbers and names are compared."""
+    """Documents with the same title, numbers and names are compared, however many share a form."""
     rng = random.Random(0)
     letters = [
         LETTER.format(
@@ -313,6 +315,6 @@ def test_copies_are_found_among_many_documents_on_one_form() -> None:
         for n in range(3 * MAX_COMPARED)
     ]
     documents = [make_document(text, str(n)) for n, text in enumerate(letters)]
-    copies = [make_document(edited(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]
-    names = kept([*documents, *copies])
+    copies = [make_document(edit_words(text), f"copy-{n}") for n, text in enumerate(letters) if n % 16 == 15]
+    names = deduplicate_ids([*documents, *copies])
     assert len(names) == len(documents)

@@ -1,5 +1,4 @@
-"""Running text is encoded by gigatoken only where it gives what tokenizers gives, and found out where it does
-not."""
+"""Tests of the encoder of running text: gigatoken is used only where its tokens equal those of tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from data_prep.tokens import encoder
 from data_prep.tokens.encoder import TextEncoder, choose
 
 gigatoken = pytest.importorskip("gigatoken", reason="the extra `fast` is not installed")
-ak = pytest.importorskip("awkward", reason="gigatoken brings it")
+ak = pytest.importorskip("awkward", reason="a dependency of gigatoken")
 
 TEXTS = [
     "Fristen er 1. mars.",
@@ -32,7 +31,7 @@ ODD = ["<s>slik</s>", "før <|im_start|> etter", "日本語 🫨", "Ａ\u0301", 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """A byte-level BPE that puts <s> before a text; see conftest."""
+    """Return a byte-level BPE tokenizer that prepends <s>; see conftest.py."""
     return folder / "tokenizer.json"
 
 
@@ -41,9 +40,8 @@ def test_token_ids_equal_those_of_tokenizers(file: Path) -> None:
     plain.encode_special_tokens = True
     mixed = [text for pair in zip(TEXTS, ODD, strict=False) for text in pair] * 3
     for library in ("gigatoken", "tokenizers"):
-        assert [ids.tolist() for ids in TextEncoder(file, library)(mixed)] == [
-            plain.encode(text).ids for text in mixed
-        ]
+        encoded = [ids.tolist() for ids in TextEncoder(file, library)(mixed)]
+        assert encoded == [plain.encode(text).ids for text in mixed]
         assert TextEncoder(file, library)([]) == []
 
 
@@ -77,17 +75,17 @@ def test_the_choice_of_library_gives_its_reason(
 
 
 def test_a_later_difference_stops_the_preparation(file: Path) -> None:
-    class Lying:
+    class WrongTokens:
         def encode_batch(self, texts: list[str], parallel: bool) -> ak.Array:
             return ak.from_regular(np.full((len(texts), 1), 7, np.uint32))
 
     fast = TextEncoder(file, "gigatoken")
-    honest: Any = fast._gigatoken
+    original: Any = fast._gigatoken
     assert fast(TEXTS)
-    fast._gigatoken = Lying()
+    fast._gigatoken = WrongTokens()
     with pytest.raises(ValueError, match="library=tokenizers"):
         fast(TEXTS)
-    fast._gigatoken = honest
+    fast._gigatoken = original
 
 
 def test_memory_is_released(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

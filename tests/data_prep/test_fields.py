@@ -1,4 +1,4 @@
-"""The checks of settings: what each refuses names key, value and remedy."""
+"""Tests of the checks of settings: each error names key, value and remedy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from data_prep.fields import all_among, at_least, between, one_of
     ],
 )
 def test_an_error_names_key_value_and_remedy(check: Callable[[], None], line: str) -> None:
-    with pytest.raises(ValueError, match=r"^a\.b ") as refused:
+    with pytest.raises(ValueError, match=r"^a\.b ") as raised:
         check()
-    assert str(refused.value) == line
+    assert str(raised.value) == line
 
 
 def test_bounds_are_accepted_unless_excluded() -> None:
