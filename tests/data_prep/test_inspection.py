@@ -224,8 +224,8 @@ def test_find_is_limited_counts_all_and_folds_norwegian_letters(
         shown = run_inspect(capsys, str(broken), "--find", text, "--sample", "2")
         assert shown.count("read to mixture, kept") == 2
         assert f"30 documents hold '{text}', 2 shown (--sample N)" in shown
-    decomposed = unicodedata.normalize("NFC", "PA\u030a vei")
-    assert pattern_of("på").search(decomposed), "å may be written as a and a combining ring"
+    composed = unicodedata.normalize("NFC", "PA\u030a vei")
+    assert pattern_of("på").search(composed), "å written as a and a combining ring is found once composed"
     assert "1 quarantined record\n" in run_inspect(capsys, str(broken), "--find", "øksfjord")
     assert run_inspect(capsys, str(broken), "--find", "none such").startswith(
         "2 error: --find: no document holds 'none such'"

@@ -1,4 +1,4 @@
-"""Language and written standard, by stretches of text, with the source's word weighed."""
+"""Tests of language and written standard: the text decides, stretch by stretch, with the claim as evidence."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ def test_the_text_decides_the_language_against_its_source(text: str, code: str) 
 def test_a_table_has_the_language_that_its_source_claims() -> None:
     for claim in ("nob", "nno"):
         assert language.judge(TABLE).language(claim, LanguageConfig()) == claim
-    assert language.judge(f"{NNO}\n\n{TABLE}").language("nob", LanguageConfig()) == "nno", (
-        "what clear text there is decides"
-    )
+    judgement = language.judge(f"{NNO}\n\n{TABLE}")
+    assert judgement.language("nob", LanguageConfig()) == "nno", "the clear part of the text decides"
 
 
 def test_repetition_changes_no_language_and_two_standards_are_mixed() -> None:
@@ -53,9 +52,8 @@ def test_repetition_changes_no_language_and_two_standards_are_mixed() -> None:
         assert language.judge("\n\n".join([text] * 5)).language("", settings) == code
     for text in (f"{NOB}\n\n{NNO}", "\n\n".join([NNO, NOB, NOB])):
         assert language.judge(text).language("nob", settings) == "nor"
-    assert language.judge("\n\n".join([NOB] * 12 + [NNO])).language("", settings) == "nob", (
-        "one paragraph of thirteen is a quotation"
-    )
+    judgement = language.judge("\n\n".join([NOB] * 12 + [NNO]))
+    assert judgement.language("", settings) == "nob", "one paragraph of thirteen is a quotation"
 
 
 def test_stretches_hold_the_whole_text_in_order() -> None:
@@ -65,10 +63,8 @@ def test_stretches_hold_the_whole_text_in_order() -> None:
 
 
 def test_unwanted_languages_are_dropped_and_counted() -> None:
-    documents = [
-        make_document(text, id)
-        for id, text in {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}.items()
-    ]
+    texts = {"nob": NOB, "nno": NNO, "dan": DAN, "both": f"{NOB}\n\n{NNO}"}
+    documents = [make_document(text, id) for id, text in texts.items()]
     kept, report = run_shard_stage(Language(), documents, make_config())
     assert [d.language for d in kept] == ["nob", "nno", "nor"]
     assert report.drop_reasons() == {"language_dan": 1}
@@ -76,7 +72,7 @@ def test_unwanted_languages_are_dropped_and_counted() -> None:
     kept, report = run_shard_stage(
         Language(), [make_document(f"{NOB}\n\n{NNO}")], make_config(language=LanguageConfig(keep=["nno"]))
     )
-    assert report.drop_reasons() == {"language_nor": 1}, "half of it is not wanted"
+    assert report.drop_reasons() == {"language_nor": 1}, "half of it is in an unwanted standard"
     kept, report = run_shard_stage(
         Language(), [make_document("Hei!", language="nno"), make_document("Hei!")], make_config()
     )
@@ -85,7 +81,7 @@ def test_unwanted_languages_are_dropped_and_counted() -> None:
 
 
 def test_a_conversation_has_the_language_of_its_answers() -> None:
-    def pair(question: str, answer: str, claim: str = "") -> Document:
+    def make_pair(question: str, answer: str, claim: str = "") -> Document:
         turns = [
             Turn(role="user", content=question, target=False),
             Turn(role="assistant", content=answer, target=True),
@@ -93,26 +89,26 @@ def test_a_conversation_has_the_language_of_its_answers() -> None:
         return make_document("", turns=turns, language=claim)
 
     settings = make_config(language=LanguageConfig(keep=["nob", "nno", "dan"]))
-    asked = [
-        pair(NOB, NNO),
-        pair(NOB, NNO, "nno"),
-        pair(NNO, NOB),
-        pair(NNO * 4, DAN),
-        pair(NOB, "Berre ein fjerdedel", "nno"),
+    conversations = [
+        make_pair(NOB, NNO),
+        make_pair(NOB, NNO, "nno"),
+        make_pair(NNO, NOB),
+        make_pair(NNO * 4, DAN),
+        make_pair(NOB, "Berre ein fjerdedel", "nno"),
     ]
-    kept, report = run_shard_stage(Language(), asked, settings)
+    kept, report = run_shard_stage(Language(), conversations, settings)
     assert [d.language for d in kept] == ["nno", "nno", "nob", "dan", "nno"]
     assert report.counts["nor"] == 0
     names = "Flora, Eunomia, Koronis, Eos, Themis, Vesta, Hungaria og Phocaea-familiene"
-    kept, _ = run_shard_stage(Language(), [pair(NNO, "17. mai"), pair(NOB, names)], settings)
-    assert [d.language for d in kept] == ["nno", "nob"], "a short answer is in the language of what was asked"
+    kept, _ = run_shard_stage(Language(), [make_pair(NNO, "17. mai"), make_pair(NOB, names)], settings)
+    assert [d.language for d in kept] == ["nno", "nob"], "a short answer has the language of its question"
 
 
 def test_the_claim_decides_a_sentence_that_could_be_norwegian_or_danish() -> None:
     sentence = "Norske barn har god demokratiforståelse, og de trives i skolen."
     for claim in ("nob", "dan"):
         assert language.judge(sentence).language(claim, LanguageConfig()) == claim
-    assert language.judge(DAN).language("nob", LanguageConfig()) == "dan", "what is surely Danish is Danish"
+    assert language.judge(DAN).language("nob", LanguageConfig()) == "dan"
 
 
 def test_the_shipped_table_equals_the_output_of_its_script_and_holds_no_text(
@@ -133,32 +129,32 @@ def test_the_shipped_table_equals_the_output_of_its_script_and_holds_no_text(
 def test_weights_separate_two_standards() -> None:
     weights = train.log_odds(train.count(["ikkje heime"] * 5), [train.count(["ikke hjemme"] * 5)])
     assert weights["ikkje"] > 0 > weights["ikke"]
-    assert train.log_odds(train.count(["heime"]), [train.count(["hjemme"])]) == {}, (
-        "what is seen once may be a name"
-    )
+    weights = train.log_odds(train.count(["heime"]), [train.count(["hjemme"])])
+    assert weights == {}, "a word that occurs once may be a name"
     assert list(features("kommunane")) == ["kommunane", "-ane", "komm-", "-nane"]
     assert shipped_table().score(words(NNO)) > 50 > -50 > shipped_table().score(words(NOB))
 
 
 def test_topics_of_norwegian_texts_are_not_evidence_of_norwegian() -> None:
     parallel = [train.count(["åpne filen av deg"] * 5), train.count(["opne fila av deg"] * 5)]
-    danish, parliament = train.count(["åbne filen af dig"] * 5), train.count(["ministeren svarte dig"] * 5)
+    danish = train.count(["åbne filen af dig"] * 5)
+    parliament = train.count(["ministeren svarte dig"] * 5)
     weights = train.neighbour_log_odds(danish, parallel, [parliament])
     assert weights["af"] > 0 > weights["av"]
     assert "ministeren" not in weights
-    assert weights["dig"] < train.log_odds(danish, parallel)["dig"], "parliament says it too"
+    assert weights["dig"] < train.log_odds(danish, parallel)["dig"], "the word occurs in parliament too"
 
 
 def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = {
+    messages = {
         "nb": ["Åpne <b>~filen</b> %1 av deg", "Bare bokmål"],
         "nn": ["Opne <b>~fila</b> %1 av deg", "only"],
         "da": ["Åbne <b>~filen</b> %1 af dig"],
         "sv": ["Öppna <b>~filen</b> %1 av dig"],
     }
-    for locale, texts in report.items():
+    for locale, texts in messages.items():
         folder = tmp_path / train.MESSAGES.format(locale)
         folder.mkdir(parents=True)
         write_messages(folder / "a.mo", dict(zip(["open", "only"], texts, strict=False)))
@@ -175,17 +171,8 @@ def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(train, "MIN_COUNT", 1)
-    arguments = [
-        "--ton",
-        str(tmp_path),
-        "--nav",
-        str(tmp_path / "nav"),
-        "--messages",
-        str(tmp_path),
-        "--out",
-        str(out),
-    ]
-    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    corpora = ["--ton", str(tmp_path), "--nav", str(tmp_path / "nav"), "--messages", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["train", *corpora, "--out", str(out)])
     train.main()
     assert "\naf\t" in (out / NEIGHBOURS["dan"]).read_text(encoding="utf-8")
     assert "\növ" not in (out / NEIGHBOURS["swe"]).read_text(encoding="utf-8")
@@ -194,14 +181,16 @@ def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
 
 
 def write_messages(file: Path, translations: dict[str, str]) -> None:
-    """A catalogue as GNU gettext's msgfmt writes it."""
+    """Write a message catalogue in the format of GNU gettext's msgfmt."""
     entries = {"": "Content-Type: text/plain; charset=UTF-8\n", **translations}
     pairs = sorted((source.encode(), text.encode()) for source, text in entries.items())
-    tables, body, start = [b"", b""], b"", 28 + 16 * len(pairs)
+    tables = [b"", b""]
+    body = b""
+    start = 28 + 16 * len(pairs)
     for column in (0, 1):
-        for pair in pairs:
-            tables[column] += struct.pack("<II", len(pair[column]), start + len(body))
-            body += pair[column] + b"\0"
+        for make_pair in pairs:
+            tables[column] += struct.pack("<II", len(make_pair[column]), start + len(body))
+            body += make_pair[column] + b"\0"
     head = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
     file.write_bytes(head + b"".join(tables) + body)
 
@@ -225,8 +214,8 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """98.5% on NAV's files that the table was not trained on, and what facts say of sentences that nothing
-    was tuned on."""
+    """98.5% on NAV's files that the table was not trained on; bounds for gold sentences, which nothing was
+    tuned on, are those that were measured."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(confusion(nav_pairs(file), table_alone)) >= 0.985
     assert accuracy(confusion(told_apart(file), language.detect)) >= 0.985

@@ -1,5 +1,4 @@
-"""py3langid's automaton, walked through many texts at once: the same scores as its own, whoever else is
-walked through."""
+"""Tests of py3langid's automaton applied to many make_texts at once: the scores equal py3langid's own."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ ODD = [
     "日本語のテキスト",
     "\x00\x00",
     "å",
-    'Statsråden sa:\n"Alt er bra."',  # py3langid's feature number 0, which is no zero
+    'Statsråden sa:\n"Alt er bra."',  # contains py3langid's feature with index 0, which must not be taken for "none"
 ]
 
 
@@ -39,17 +38,18 @@ def identifier() -> LanguageIdentifier:
     return LanguageIdentifier(CODES)
 
 
-def texts() -> list[str]:
-    """Of all lengths, cut anywhere, and what is odd."""
+def make_texts() -> list[str]:
+    """Return make_texts of all lengths, truncated at random, alternating with odd ones."""
     rng = random.Random(0)
-    mixed = [
-        " ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))[: rng.randrange(1, 400)] for _ in range(300)
-    ]
+    mixed = []
+    for _ in range(300):
+        text = " ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))
+        mixed.append(text[: rng.randrange(1, 400)])
     return [text for pair in zip(mixed, ODD * 40, strict=False) for text in pair]
 
 
 def test_scores_equal_those_of_py3langid(identifier: LanguageIdentifier) -> None:
-    for text, scores in zip(texts(), identifier.scores(texts()), strict=True):
+    for text, scores in zip(make_texts(), identifier.scores(make_texts()), strict=True):
         expected = dict(identifier.original.rank(text))
         assert identifier.codes == identifier.original.nb_classes
         np.testing.assert_allclose(
@@ -61,7 +61,7 @@ def test_scores_equal_those_of_py3langid(identifier: LanguageIdentifier) -> None
 def test_a_text_scores_the_same_alone_and_in_any_batch(
     identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = texts()
+    many = make_texts()
     together = identifier.scores(many)
     assert len(many) > FEW
     assert np.array_equal(together, np.concatenate([identifier.scores([text]) for text in many]))

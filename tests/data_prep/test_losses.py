@@ -1,5 +1,4 @@
-"""What stages took from the text, by source and reason, and what sources lack: in manifest, card and
-console."""
+"""Tests of losses by stage, source and reason, and of warnings about sources, in manifest, card and console."""
 
 from __future__ import annotations
 
@@ -26,16 +25,16 @@ SENTENCES = [
     "Departementet gir forskrift om gebyr, og om hvem som skal betale det.",
 ]
 
-NONE = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
+NO_TOKENIZER = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
 
 
-def text(number: int) -> str:
+def make_text(number: int) -> str:
     return "\n\n".join(
         [f"Vedtak {number} om sak {7 * number}", *SENTENCES[number % 4 :], *SENTENCES[: number % 4]]
     )
 
 
-def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfig:
+def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfig:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return SourceConfig(reader="jsonl", path=str(path), license="CC0-1.0", language="nob")
@@ -43,21 +42,23 @@ def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfi
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Letters with a copy, ids that are not unique and a short one; notes of one group; minutes that are all
-    kept."""
+    """Return a corpus of three sources, each with its own losses.
+
+    Letters hold repeated ids, a copy and a short document; notes are one group; minutes are all kept.
+    """
     folder = tmp_path_factory.mktemp("raw")
     letters = [
-        {"id": str(n % 15), "text": text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)
+        {"id": str(n % 15), "text": make_text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)
     ]
     letters += [
-        {"id": "copy", "text": text(3).upper(), "group": "3", "date": "1990"},
+        {"id": "copy", "text": make_text(3).upper(), "group": "3", "date": "1990"},
         {"id": "short", "text": "Ring oss", "group": "short"},
     ]
-    notes = [{"id": str(n), "text": text(100 + n), "group": "all"} for n in range(5)]
-    minutes = [{"id": str(n), "text": text(200 + n), "group": str(n)} for n in range(40)]
+    notes = [{"id": str(n), "text": make_text(100 + n), "group": "all"} for n in range(5)]
+    minutes = [{"id": str(n), "text": make_text(200 + n), "group": str(n)} for n in range(40)]
     sources = {
-        name: write(folder, name, made)
-        for name, made in (("letters", letters), ("notes", notes), ("minutes", minutes))
+        name: write_source(folder, name, records)
+        for name, records in (("letters", letters), ("notes", notes), ("minutes", minutes))
     }
     corpus = CorpusConfig(
         name="losses",
@@ -92,13 +93,16 @@ def test_each_stage_records_its_losses_by_source(prepared: pipeline.Prepared) ->
         source="letters", reason="too_short", documents=1, characters=8
     )
     copy = taken["deduplicate", "letters", "exact_duplicate"]
-    assert (copy.documents, copy.characters) == (1, len(text(3)))
+    assert (copy.documents, copy.characters) == (1, len(make_text(3)))
     assert {source for _, source, _ in taken} == {"letters"}
     read = {
         name: (source.documents_read, source.characters_read) for name, source in manifest.sources.items()
     }
-    assert read["letters"] == (22, sum(len(text(n)) for n in range(20)) + len(text(3)) + len("Ring oss"))
-    assert read["notes"] == (5, sum(len(text(100 + n)) for n in range(5)))
+    assert read["letters"] == (
+        22,
+        sum(len(make_text(n)) for n in range(20)) + len(make_text(3)) + len("Ring oss"),
+    )
+    assert read["notes"] == (5, sum(len(make_text(100 + n)) for n in range(5)))
 
 
 def test_card_and_console_show_shares_of_the_text(
@@ -107,13 +111,13 @@ def test_card_and_console_show_shares_of_the_text(
     total = prepared.manifest.sources["letters"].characters_read
     card = (prepared.folder / CARD).read_text()
     assert (
-        f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {len(text(3))} | "
-        f"{len(text(3)) / total:.2%} |"
+        f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {len(make_text(3))} | "
+        f"{len(make_text(3)) / total:.2%} |"
     ) in card
     assert f"| quality | too_short | letters | 1 | 4.55% | 0 | 8 | {8 / total:.2%} |" in card
     print_corpus(prepared)
     console = capsys.readouterr().err
-    assert f"exact_duplicate {len(text(3)) / total:.1%}, too_short {8 / total:.1%}" in console
+    assert f"exact_duplicate {len(make_text(3)) / total:.1%}, too_short {8 / total:.1%}" in console
 
 
 def test_repeated_ids_and_sources_without_validation_are_warned_about(
@@ -128,13 +132,17 @@ def test_repeated_ids_and_sources_without_validation_are_warned_about(
     assert warnings[1].endswith(
         "corpus.sources.notes.fields.group, or raise corpus.split.validation_share (now 0.2)"
     )
-    assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, "none is lost by its id"
+    assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, (
+        "no document is dropped for its id"
+    )
     card = (prepared.folder / CARD).read_text()
     print_corpus(prepared)
     console = capsys.readouterr().err
     assert all(line in card and line in console for line in warnings)
     years = [line.split(" | ")[1:3] for line in card.splitlines() if line.startswith("| letters | 20")]
-    assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], "each has its own date"
+    assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], (
+        "documents with repeated ids keep their own dates"
+    )
 
 
 def test_a_source_whose_groups_all_fell_in_training_gets_its_own_warning() -> None:
@@ -144,12 +152,12 @@ def test_a_source_whose_groups_all_fell_in_training_gets_its_own_warning() -> No
         fingerprint="",
         mask_column=None,
         unigram_loss=None,
-        tokenizer=NONE,
+        tokenizer=NO_TOKENIZER,
         splits={},
         sources=sources,
         stages=[],
     )
-    assert manifest.warnings() == [], "where nothing is held out, nothing is missing"
+    assert manifest.warnings() == [], "without a held-out share no validation documents are expected"
     split = StageInfo(
         name="split",
         version=1,

@@ -1,4 +1,4 @@
-"""Normalising: what it mends, what it leaves and counts, and that twice is once."""
+"""Tests of normalising: repairs, text that is kept, counts, and idempotence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.stages import normalise as stage
 from data_prep.stages.normalise import Normalise, normalise, repair
 from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
-NASTY = [
+FRAGMENTS = [
     *re.findall(
         r"\S+",
         "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// "
@@ -28,21 +28,20 @@ NASTY = [
 
 @pytest.mark.parametrize("clean", [normalise, repair])
 def test_cleaning_is_idempotent(clean: object) -> None:
-    """Of 5,000 texts put together from all that is nasty."""
+    """Tested on 5,000 random concatenations of FRAGMENTS."""
     assert callable(clean)
     rng = random.Random(1)
     for _ in range(5000):
-        text = "".join(rng.choices(NASTY, k=rng.randint(1, 14)))
+        text = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 14)))
         assert "".join(verbatim.split(text)) == text
         once = clean(text)
         assert clean(once) == once
 
 
 def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the
-    letters it knows."""
-    known = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
-    odd = [letter for letter in known if ord(letter) > 126] + list(" aA")
+    """Random texts of its letters that the short cut takes for plain are changed by no rule."""
+    letters = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
+    odd = [letter for letter in letters if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
     drawn = ["".join(rng.choices(odd, k=rng.randint(1, 8))) for _ in range(20_000)]
     plain = [text for text in drawn if stage._is_plain(text)]
@@ -55,7 +54,7 @@ def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("parted", "whole"),
+    ("hyphenated", "joined"),
     [
         ("kommu-\nnen vedtok", "kommunen vedtok"),
         ("Kommune-\nstyret", "Kommunestyret"),
@@ -73,25 +72,23 @@ def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.Monke
         ("av folke-\n\nregisteret", "av folke-\n\nregisteret"),
     ],
 )
-def test_words_hyphenated_at_a_line_end_are_joined(parted: str, whole: str) -> None:
-    assert normalise(parted) == whole
+def test_words_hyphenated_at_a_line_end_are_joined(hyphenated: str, joined: str) -> None:
+    assert normalise(hyphenated) == joined
 
 
 def test_joining_equals_one_regular_expression() -> None:
-    """It says the same more plainly, in quadratic time."""
+    """The expression is the plain definition of the rule, and takes quadratic time."""
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
     sample = Path(stage.__file__).parents[1] / "sample"
-    known = [
-        file.read_text(errors="replace")
-        for file in sorted(sample.rglob("*.*"))
-        if file.suffix in (".jsonl", ".txt")
-    ]
+    files = [file for file in sorted(sample.rglob("*.*")) if file.suffix in (".jsonl", ".txt")]
+    texts = [file.read_text(errors="replace") for file in files]
     drawn = [
         "".join(rng.choices(["a", "B", "-", "-\n", "_", " ", "1", "ø", "\t", "\n", "."], k=20))
         for _ in range(20_000)
     ]
-    for text in [*known, *(text.replace("s", "-\n").replace("\\n", "\n") for text in known), *drawn]:
+    hyphenated = [text.replace("s", "-\n").replace("\\n", "\n") for text in texts]
+    for text in [*texts, *hyphenated, *drawn]:
         found = stage._parted_replaced(text, lambda first, second: f"<{first}|{second}>")
         assert found == plain.sub(r"<\1|\2>", text)
 
@@ -109,8 +106,7 @@ def test_joining_equals_one_regular_expression() -> None:
     ],
 )
 def test_normalising_takes_linear_time(text: str) -> None:
-    """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took
-    minutes."""
+    """A rule in quadratic time would take minutes, as joining words did on 100 KB of base64url."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
@@ -120,7 +116,7 @@ def test_typography_is_kept_and_noise_removed() -> None:
     assert normalise("SÃ¸knad om a\u030a") == "Søknad om å"
 
 
-BROKEN = [
+MOJIBAKE = [
     ("«Vi mÃ¥ fÃ¥»", "«Vi må få»"),
     ("“NÃ¥ er det Ã¸st – Ã…lesund”", "“Nå er det øst – Ålesund”"),
     ("§ 3: kommunenÂ\u00a0skal sørge for bÃ¥de a og b", "§ 3: kommunen skal sørge for både a og b"),
@@ -139,13 +135,13 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-@pytest.mark.parametrize(("broken", "whole"), BROKEN)
-def test_mojibake_is_repaired_beside_correct_letters(broken: str, whole: str, clean: object) -> None:
+@pytest.mark.parametrize(("broken", "repaired"), MOJIBAKE)
+def test_mojibake_is_repaired_beside_correct_letters(broken: str, repaired: str, clean: object) -> None:
     assert callable(clean)
-    assert clean(broken).replace("\u00a0", " ") == whole
+    assert clean(broken).replace("\u00a0", " ") == repaired
 
 
-RIGHT = [
+CORRECT = [
     "«PÅ» og «BLÅ», HVA ER «Å»?",
     "«på»… IDÉ»… og 5 Å², 3 Å³, Ø²",
     "A IRMÃ» e a MAÇû… SÃO PAULO, AMANHû. «Ã» e «Â»",
@@ -161,7 +157,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-@pytest.mark.parametrize("text", RIGHT)
+@pytest.mark.parametrize("text", CORRECT)
 def test_correct_text_is_not_changed(text: str, clean: object) -> None:
     assert callable(clean)
     assert clean(text) == text
@@ -201,17 +197,19 @@ def test_code_and_urls_are_kept_verbatim(code: str) -> None:
 
 def test_an_unclosed_code_fence_runs_to_the_end() -> None:
     assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
-    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is no code"
+    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is not a code fence"
 
 
 def test_mojibake_quoted_in_code_is_kept() -> None:
     about = 'Skriv `bokmÃ¥l` som det er:\n\n```\nfix("bÃ¥t")\n```'
     assert normalise(about) == repair(about) == about
-    assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), "all of it was read with the wrong encoding"
+    assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), (
+        "mojibake in prose shows that the whole text was decoded wrongly"
+    )
 
 
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [
         "Skriv &lt;strong&gt; og &amp;nbsp;, `&lt;i&gt;` og R&amp;D.",
         "1\u00a0000\u00a0kr, or\u00addeling, e\u0301, ﬁn, ＡＢ, a\u200bb, می‌خواهم",
@@ -221,16 +219,16 @@ def test_mojibake_quoted_in_code_is_kept() -> None:
         "https://a.example/?a=1&amp;b=2",
     ],
 )
-def test_conversations_are_kept_verbatim(said: str) -> None:
+def test_conversations_are_kept_verbatim(content: str) -> None:
     chat = make_document(
         "",
         turns=[
             Turn(role="user", content="Hei", target=False),
-            Turn(role="assistant", content=said, target=True),
+            Turn(role="assistant", content=content, target=True),
         ],
     )
     (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
-    assert kept.turns[1].content == said
+    assert kept.turns[1].content == content
     assert not +report.counts
 
 
@@ -239,7 +237,7 @@ def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> No
         normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;")
         == "Søknad & vedtak fra «R&D» å"
     )
-    assert normalise("s&amp;oslash;knad") == "søknad", "surely escaped twice"
+    assert normalise("s&amp;oslash;knad") == "søknad", "it was escaped twice"
     for about in (
         "Skriv &amp;lt; for mindre enn.",
         "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.",
