@@ -1,5 +1,4 @@
-"""What a corpus file may say of a source, what a record may say of itself, and how much of a source may be
-broken."""
+"""Tests of the settings of sources, of metadata in records, and of the share of broken records."""
 
 from __future__ import annotations
 
@@ -31,12 +30,11 @@ from tests.data_prep.reading import broken_places, read, texts, write_lines
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
 
-# --- what a corpus file may say
-# ------------------------------------------------------------------------------------------------
+# --- settings of a corpus file
 
 
 @pytest.mark.parametrize(
-    ("reader", "settings", "words"),
+    ("reader", "settings", "message"),
     [
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
         ("text", {"fields": {"text": "body"}}, "fields.text: reader text reads no named fields"),
@@ -79,15 +77,15 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
     ],
 )
 def test_an_invalid_setting_is_a_one_line_error_before_reading(
-    tmp_path: Path, reader: str, settings: dict[str, Any], words: str
+    tmp_path: Path, reader: str, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=words) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         read(reader, tmp_path, **settings)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("make", "message"),
     [
         (lambda: LanguageConfig(keep=["nob", "nb"]), "language.keep names 'nb': choose among nob, nno"),
         (lambda: MixtureRule(languages=["nn"]), "mixture.languages names 'nn': choose among nob, nno"),
@@ -101,21 +99,17 @@ def test_an_invalid_setting_is_a_one_line_error_before_reading(
         ),
     ],
 )
-def test_an_unknown_name_is_rejected(made: Callable[[], object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        made()
+def test_an_unknown_name_is_rejected(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_every_bundled_corpus_file_is_valid(tmp_path: Path) -> None:
-    """Each composes to the schema, and names only options that its reader has. Without data, that is all
-    there is to refuse."""
+    """Each has the schema and valid options, so the only error is that its data are missing."""
     for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
-        text = re.sub(
-            r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?", str(tmp_path), file.read_text()
-        )
-        corpus = from_settings(
-            CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x")))
-        )
+        placeholders = r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?"
+        text = re.sub(placeholders, str(tmp_path), file.read_text()).replace("${corpora_dir}", "x")
+        corpus = from_settings(CorpusConfig, OmegaConf.to_container(OmegaConf.create(text)))
         assert file.stem == corpus.name
         for source in corpus.sources.values():
             with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"):
@@ -160,7 +154,7 @@ def test_ids_do_not_depend_on_how_the_folder_is_named(
     absolute, _ = read("markdown", tmp_path / "docs")
     assert documents == absolute
     source = SourceConfig(reader="markdown", path="docs", license="CC0-1.0")
-    tasks = [path.absolute() for path in reading.files(source)]  # as a plan writes them down
+    tasks = [path.absolute() for path in reading.files(source)]  # a plan records absolute paths
     assert list(reading.read("s", source, Report(), tasks)) == absolute
 
 
@@ -178,15 +172,13 @@ def test_a_file_name_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> Non
         read("jsonl", tmp_path)
 
 
-# --- how much may be broken
-# ------------------------------------------------------------------------------------------------
+# --- the share of broken records
 
 
 def prepare(tmp_path: Path, good: int, broken: int, **settings: Any) -> pipeline.Prepared:
-    lines = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) for n in range(good)] + [
-        "nei"
-    ] * broken
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    records = [{"text": f"{TEXT} Sak nummer {n}."} for n in range(good)]
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *["nei"] * broken]))
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0", **settings)
     corpus = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora"), workers=1))
@@ -208,12 +200,8 @@ def test_broken_records_over_max_broken_share_stop_the_stage(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=line):
         prepare(tmp_path, good=30, broken=11)
     assert not (tmp_path / "corpora" / "x").exists()
-    assert (
-        prepare(tmp_path, good=30, broken=11, max_broken_share=0.5)
-        .manifest.stages[0]
-        .counts["quarantined_letters"]
-        == 11
-    )
+    prepared = prepare(tmp_path, good=30, broken=11, max_broken_share=0.5)
+    assert prepared.manifest.stages[0].counts["quarantined_letters"] == 11
     with pytest.raises(
         ValueError, match=r"source letters: nothing of it can be read; a.jsonl:line 1: not JSON"
     ):
@@ -227,8 +215,7 @@ def test_a_source_without_documents_is_a_one_line_error(tmp_path: Path) -> None:
         prepare(tmp_path, good=0, broken=0)
 
 
-# --- what would be refused at the end is refused at the beginning
-# ---------------------------------------------------------
+# --- checks before reading
 
 
 @pytest.mark.parametrize("wrong", ["evaluation set", "tokenizer"])
@@ -243,10 +230,9 @@ def test_settings_of_late_steps_are_checked_before_reading(tmp_path: Path, wrong
         "tokenizer": {"tokenizer": TokenizerConfig(path=str(tmp_path))},
     }[wrong]
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0")
-    config = PrepareConfig(
-        corpus=CorpusConfig(name="x", sources={"s": source}, **settings), corpora_dir=str(tmp_path / "c")
-    )
-    for begin in (pipeline.prepare, pipeline.plan):
+    corpus = CorpusConfig(name="x", sources={"s": source}, **settings)
+    config = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "c"))
+    for start in (pipeline.prepare, pipeline.plan):
         with pytest.raises(ValueError, match=r"norquad\.json cannot be read|names no eos_token"):
-            begin(config)
+            start(config)
     assert not (tmp_path / "c" / ".x.stages" / "0-read").exists()

@@ -1,5 +1,4 @@
-"""Web pages of agencies: all of the text arrives, and nothing of what stands around it. All of it is
-invented."""
+"""Tests that the text of web pages is read whole, and the furniture of the site is left out. All of it is invented."""
 
 from __future__ import annotations
 
@@ -31,14 +30,14 @@ SITE_FOOT = (
 )
 
 
-def page_of(article: str) -> str:
+def make_page(article: str) -> str:
     return (
         f'<html lang="nb"><head><title>Støtte</title></head>'
         f"<body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>"
     )
 
 
-def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
+def read_text(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
     (tmp_path / "a.html").write_text(page)
     documents, report = read(reader, tmp_path, options=options)
     return documents[0].text, report
@@ -46,7 +45,7 @@ def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: objec
 
 @dataclass
 class Case:
-    """A part of a page, and the lines that it is read as."""
+    """A part of a page and the expected lines of its text."""
 
     id: str
     html: str
@@ -82,7 +81,7 @@ KEPT = [
         ["Frist", "1. mars", "Beløp", "10 000 kroner"],
     ),
     Case(
-        "what can be unfolded",
+        "details to unfold",
         "<details><summary>Hvem kan søke?</summary><p>Alle lag.</p></details>",
         ["Hvem kan søke?", "Alle lag."],
     ),
@@ -137,7 +136,7 @@ KEPT = [
         ["- Friluftsloven", "- Naturloven"],
     ),
     Case(
-        "words of furniture in running text",
+        "terms of furniture in running text",
         "<p>Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen.</p>",
         ["Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen."],
     ),
@@ -153,16 +152,13 @@ KEPT = [
 @pytest.mark.parametrize("place", ["in the middle", "at the end"])
 def test_all_text_of_a_page_is_kept(tmp_path: Path, case: Case, place: str) -> None:
     after = f"<p>{CLOSING}</p>" if place == "in the middle" else ""
-    text, report = text_of(
-        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
+    text, report = read_text(
+        tmp_path, make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
     )
     assert text.startswith(f"# Støtte\n\n{INTRO}\n\n")
     assert text.endswith(CLOSING) == bool(after)
-    lines = [
-        line
-        for line in text.split("\n")
-        if line and line not in (INTRO, CLOSING) and not line.startswith(("# S", "|---"))
-    ]
+    lines = [line for line in text.split("\n") if line and line not in (INTRO, CLOSING)]
+    lines = [line for line in lines if not line.startswith(("# S", "|---"))]
     assert lines == case.lines
     assert report.counts["pages_read_by_main_element"] == 1
     assert report.counts["page_letters_kept"] >= report.counts["page_letters"] > 0
@@ -214,15 +210,15 @@ FURNITURE = [
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
 def test_furniture_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
-    text, _ = text_of(
+    text, _ = read_text(
         tmp_path,
-        page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
+        make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
         reader,
     )
     assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
-    text, _ = text_of(
+    text, _ = read_text(
         tmp_path,
-        page_of(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"),
+        make_page(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"),
         reader,
     )
     assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
@@ -246,7 +242,7 @@ def test_pages_without_a_main_element_are_read_whole(tmp_path: Path, body: str) 
         "<li>revisor</li></ul></td></tr></table>"
     )
     filled = body.format(intro=INTRO, closing=CLOSING, table=table)
-    text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
+    text, _ = read_text(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
     assert "Bolig" not in text
     assert "redaktør" not in text
@@ -256,21 +252,21 @@ def test_pages_without_a_main_element_are_read_whole(tmp_path: Path, body: str) 
 def test_a_page_that_would_lose_most_letters_falls_back_to_another_method(
     tmp_path: Path, reader: str
 ) -> None:
-    """Here all text stands in parts of a class that is furniture elsewhere."""
+    """All text of this page is in elements of a class that marks furniture on other pages."""
     parts = "".join(
         f'<div class="promo"><p>{text}</p></div>'
         for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])
     )
-    text, report = text_of(tmp_path, page_of(parts), reader)
+    text, report = read_text(tmp_path, make_page(parts), reader)
     assert text.split("\n\n")[:3] == [INTRO, CLOSING, INTRO.replace("uker", "dager")]
     way = {"webpage": "pages_read_by_tags_of_main_element", "regjeringen": "pages_read_by_tags"}
     assert report.counts[way[reader]] == 1
 
 
 def test_kept_letters_are_counted_against_those_of_the_page(tmp_path: Path) -> None:
-    _, report = text_of(
+    _, report = read_text(
         tmp_path,
-        page_of(
+        make_page(
             f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>"
         ),
     )
@@ -290,8 +286,8 @@ def test_min_kept_must_be_between_0_and_1(tmp_path: Path, reader: str) -> None:
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 def test_all_letters_of_a_page_of_regjeringen_are_kept(tmp_path: Path, case: Case) -> None:
-    text, report = text_of(
-        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
+    text, report = read_text(
+        tmp_path, make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
     )
     own = html.fromstring(f"<div>{case.html}</div>").text_content()
     assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))
@@ -299,11 +295,13 @@ def test_all_letters_of_a_page_of_regjeringen_are_kept(tmp_path: Path, case: Cas
 
 
 def test_a_box_of_related_information_without_links_is_kept(tmp_path: Path) -> None:
-    said = "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
+    text_of_box = (
+        "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
+    )
     around = "".join(
         f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8)
     )
-    box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{said}</p></div>'
+    box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{text_of_box}</p></div>'
     links = (
         '<div class="related-info"><h3>Sjå også</h3><p>'
         '<a href="/b">Betaling for plass i barnehage</a></p></div>'
@@ -312,6 +310,6 @@ def test_a_box_of_related_information_without_links_is_kept(tmp_path: Path) -> N
         f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>"
     )
     (document,), _ = read("webpage", tmp_path / "a.html")
-    assert said in document.text
+    assert text_of_box in document.text
     assert "Viktig å vite" in document.text
     assert "Betaling for plass" not in document.text

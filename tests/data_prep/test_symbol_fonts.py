@@ -1,5 +1,4 @@
-"""Characters of Symbol and Wingdings, as Word and PDFs hold them: bullets become •, formulas what they show,
-the rest stays."""
+"""Tests of characters of Symbol and Wingdings from Word and PDF: bullets, formulas and unknown characters."""
 
 from __future__ import annotations
 
