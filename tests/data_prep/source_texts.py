@@ -6,7 +6,7 @@ from typing import Any
 
 # --- Lovdata
 
-LAW = """<html lang="nn"><head></head><body><header class="documentHeader">\
+LOVDATA_ACT = """<html lang="nn"><head></head><body><header class="documentHeader">\
 <dl class="data-document-key-info">
 <dd class="dokid">NL/lov/2019-05-03-907</dd><dd class="refid">lov/2019-05-03-907</dd>\
 <dd class="title">Lov om vatn</dd>
@@ -21,7 +21,7 @@ LAW = """<html lang="nn"><head></head><body><header class="documentHeader">\
 
 # --- Stortinget
 
-OLD = """<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE forhandling SYSTEM "forhandl_xml.dtd">
+OLD_MINUTES = """<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE forhandling SYSTEM "forhandl_xml.dtd">
 <forhandling><mote sakid="7"><formalia><dato>Møte torsdag den 13. februar 2014 kl. 10</dato>
 <president>President: Per Prøve</president></formalia>
 <saker><sak sakid="101"><sakhode><saknr>Sak nr. 1</saknr>\
@@ -36,7 +36,7 @@ OLD = """<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE forhandling SYSTEM
 </innlegg></sak>
 </saker></mote></forhandling>"""
 
-NEW = """<?xml version="1.0" encoding="UTF-8"?>
+NEW_MINUTES = """<?xml version="1.0" encoding="UTF-8"?>
 <Forhandlinger Id="refs-202021-11-17-2" Status="Komplett">\
 <Mote Id="refs-202021-11-17-3" moteID="10"><Startseksjon><Motestart>
 <Tittel>Møte tirsdag den 17. november 2020 kl. 10</Tittel><President>\
@@ -57,7 +57,7 @@ sjelden.</A><A>Punkt:</A>
 
 # --- ParlaMint
 
-TEI = """<?xml version="1.0" encoding="UTF-8"?>
+PARLAMINT_DEBATE = """<?xml version="1.0" encoding="UTF-8"?>
 <TEI xmlns="http://www.tei-c.org/ns/1.0" xml:lang="nb" xml:id="ParlaMint-NO_2022-05-10"><teiHeader>\
 <fileDesc><sourceDesc><bibl>
 <idno type="URI" subtype="parliament">https://data.stortinget.no/x</idno>\
@@ -74,12 +74,14 @@ TEI = """<?xml version="1.0" encoding="UTF-8"?>
 <desc>applause</desc></vocal></u></div>
 <div type="debateSection"><u who="#person.OLD" ana="#regular" xml:id="u3" xml:lang="nb">{seg}</u>\
 </div></body></text></TEI>"""
-WORDS = '<seg><s><w join="right">Takk</w><pc>,</pc><w join="right">president</w><pc>!</pc></s></seg>'
+ANNOTATED_WORDS = (
+    '<seg><s><w join="right">Takk</w><pc>,</pc><w join="right">president</w><pc>!</pc></s></seg>'
+)
 
 
 # --- regjeringen.no
 
-XHTML = """<?xml version="1.0" encoding="utf-8"?>\
+PUBLICATION = """<?xml version="1.0" encoding="utf-8"?>\
 <html xmlns="http://www.w3.org/1999/xhtml" lang="nn"><head>
 <title>NOU 2015: 8</title>
 <meta name="dc.date" content="2015-06-15"/><link rel="canonical" \
@@ -98,7 +100,7 @@ href="https://www.regjeringen.no/nou-2015-8"/></head>
 
 # --- eInnsyn
 
-NOARK = """<?xml version="1.0" encoding="utf-8"?>
+NOARK_EXPORT = """<?xml version="1.0" encoding="utf-8"?>
 <arkiv xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" \
 xmlns="http://www.arkivverket.no/standarder/noark5/arkivstruktur">
 <systemID>arkiv</systemID><tittel>HEMMELIG arkiv</tittel>
@@ -133,21 +135,21 @@ xmlns="http://www.arkivverket.no/standarder/noark5/arkivstruktur">
 </dokumentbeskrivelse>
 <journalpostnummer>3</journalpostnummer></registrering></mappe></arkiv>"""
 
-A = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
+ARKIV = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
 
 
-def node(name: str, kind: str | list[str], **terms: Any) -> dict[str, Any]:
+def make_node(name: str, kind: str | list[str], **terms: Any) -> dict[str, Any]:
     return {"@id": f"http://namespace/{name}", "@type": kind} | {
         f"arkiv:{term}": value for term, value in terms.items()
     }
 
 
-def to(name: str) -> dict[str, str]:
+def reference(name: str) -> dict[str, str]:
     return {"@id": f"http://namespace/{name}"}
 
 
-GRAPH: list[dict[str, Any]] = [
-    node(
+JSON_LD_GRAPH: list[dict[str, Any]] = [
+    make_node(
         "sak-1",
         "arkiv:Saksmappe",
         offentligTittel="Klage på vedtak",
@@ -158,20 +160,20 @@ GRAPH: list[dict[str, Any]] = [
         sakssekvensnummer=44,
         administrativEnhet="Plan",
     ),
-    node(
+    make_node(
         "jp-1",
         ["arkiv:Journalpost"],
         offentligTittel="Klage",
         offentligTittel_SENSITIV="HEMMELIG",
-        parent=to("sak-1"),
+        parent=reference("sak-1"),
         journalposttype={"@id": "arkiv:inngåendeDokument"},
         journalpostnummer={"@value": "1"},
-        skjerming=to("sk-1"),
+        skjerming=reference("sk-1"),
         journaldato={"@type": "xsd:date", "@value": "2021-03-02"},
-        korrespondansepart=to("k-1"),
-        dokumentbeskrivelse=[to("d-1")],
+        korrespondansepart=reference("k-1"),
+        dokumentbeskrivelse=[reference("d-1")],
     ),
-    node(
+    make_node(
         "d-1",
         "arkiv:Dokumentbeskrivelse",
         tittel="Vedlegg om vei",
@@ -179,10 +181,10 @@ GRAPH: list[dict[str, Any]] = [
         dokumentnummer=2,
         tilknyttetRegistreringSom={"@id": "arkiv:vedlegg"},
     ),
-    node(
+    make_node(
         "sk-1", "arkiv:Skjerming", tilgangsrestriksjon="Unntatt offentlighet", skjermingshjemmel="Offl. § 13"
     ),
-    node(
+    make_node(
         "k-1",
         "arkiv:Korrespondansepart",
         korrespondansepartNavn="HEMMELIG",
@@ -191,13 +193,13 @@ GRAPH: list[dict[str, Any]] = [
 ]
 
 
-HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato>
+JOURNAL_HEAD = """<journalhode><journalStartDato>2021-01-01</journalStartDato>
 <journalSluttDato>2021-12-31</journalSluttDato>
 <seleksjon>HEMMELIG utvalg</seleksjon><antallJournalposter>{count}</antallJournalposter>\
 <arkivskaper>
 <arkivskaperID>958</arkivskaperID>
 <arkivskaperNavn>Eksempel kommune</arkivskaperNavn></arkivskaper></journalhode>"""
-ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID>\
+JOURNAL_ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID>\
 <tittel>HEMMELIG Person</tittel>{class_shield}</klasse>
 <saksmappe><saksaar>2021</saksaar><sakssekvensnummer>{case}</sakssekvensnummer>{case_title}
 <offentligTittel>{public_case}</offentligTittel>
@@ -215,23 +217,26 @@ ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID>\
 </journalregistrering>"""
 
 
-def journal(kind: str, version: str = "5") -> str:
-    """Three entries of two cases, in the form of the schemas: the public journal has no `tittel` but a class'
-    own."""
-    running = kind == "loependeJournal"
+def make_journal(kind: str, version: str = "5") -> str:
+    """Return a journal of three entries on two cases, in the form of its Noark 5 schema.
+
+    A public journal (`offentligJournal`) has no `tittel` except those of classes.
+    """
     hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
-    common = {
-        "class_shield": hidden if running else "",
-        "case_title": "<tittel>HEMMELIG sak</tittel>" if running else "",
-        "title": "<tittel>HEMMELIG post</tittel>" if running else "",
-        "party_shield": hidden if running else "",
-        "case_shield": hidden if running else "",
-    }
+    common = {"class_shield": "", "case_title": "", "title": "", "party_shield": "", "case_shield": ""}
+    if kind == "loependeJournal":
+        common = {
+            "class_shield": hidden,
+            "case_title": "<tittel>HEMMELIG sak</tittel>",
+            "title": "<tittel>HEMMELIG post</tittel>",
+            "party_shield": hidden,
+            "case_shield": hidden,
+        }
     degree = "<grad>HEMMELIG</grad>" if version == "5" else "<gradering>HEMMELIG</gradering>"
     law = "<skjermingshjemmel>Offl. § 13</skjermingshjemmel>"
     shield = f"<tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriksjon>{degree}{law}"
     rows = [
-        ROW.format(
+        JOURNAL_ROW.format(
             case=44,
             public_case="Klage på vedtak",
             id="jp-1",
@@ -242,7 +247,7 @@ def journal(kind: str, version: str = "5") -> str:
             shield=shield,
             **common,
         ),
-        ROW.format(
+        JOURNAL_ROW.format(
             case=45,
             public_case="Ny vei",
             id="jp-2",
@@ -253,7 +258,7 @@ def journal(kind: str, version: str = "5") -> str:
             shield="",
             **common,
         ),
-        ROW.format(
+        JOURNAL_ROW.format(
             case=44,
             public_case="Klage på vedtak",
             id="jp-3",
@@ -266,10 +271,10 @@ def journal(kind: str, version: str = "5") -> str:
         ),
     ]
     space = f"http://www.arkivverket.no/standarder/noark5/{kind}"
-    body = HEAD.format(count=3) + "".join(rows)
+    body = JOURNAL_HEAD.format(count=3) + "".join(rows)
     return f'<?xml version="1.0" encoding="utf-8"?><{kind} xmlns="{space}">{body}</{kind}>'
 
 
 # --- SQuAD
 
-CONTEXT = "Fylkesmannen ble statsforvalter 1. januar 2021. Navnet er kjønnsnøytralt."
+SQUAD_CONTEXT = "Fylkesmannen ble statsforvalter 1. januar 2021. Navnet er kjønnsnøytralt."

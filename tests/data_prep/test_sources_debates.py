@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.reading import broken_places, read, texts
-from tests.data_prep.source_texts import NEW, OLD, TEI, WORDS
+from tests.data_prep.source_texts import ANNOTATED_WORDS, NEW_MINUTES, OLD_MINUTES, PARLAMINT_DEBATE
 
 # --- Stortinget
 
 
 @pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1"])
 def test_old_minutes_keep_speaker_kind_and_time(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "s140213.xml").write_bytes(OLD.format(encoding=encoding).encode(encoding))
+    (tmp_path / "s140213.xml").write_bytes(OLD_MINUTES.format(encoding=encoding).encode(encoding))
     documents, report = read("stortinget", tmp_path)
     assert [d.id for d in documents] == ["s140213:1.0", "s140213:1.1", "s140213:1.2"]
     assert documents[1].text == (
@@ -27,15 +27,14 @@ def test_old_minutes_keep_speaker_kind_and_time(tmp_path: Path, encoding: str) -
     assert {(d.group, d.date) for d in documents} == {("s140213", "2014-02-13")}
     assert {d.url.partition("=")[2] for d in documents} == {"s140213"}
     (tmp_path / "s140213.xml").rename(tmp_path / "kopi.xml")
-    assert {d.url for d in read("stortinget", tmp_path)[0]} == {""}, (
-        "Stortinget knows no publication of that name"
-    )
+    urls = {d.url for d in read("stortinget", tmp_path)[0]}
+    assert urls == {""}, "the file name is not a publication id of Stortinget"
     assert [d.title for d in documents[1:]] == ["Innstilling om fjellskogen", "Referat"]
     assert not report.broken
 
 
 def test_new_minutes_keep_speaker_kind_and_time(tmp_path: Path) -> None:
-    (tmp_path / "x.xml").write_text(NEW)
+    (tmp_path / "x.xml").write_text(NEW_MINUTES)
     documents, _ = read("stortinget", tmp_path)
     assert texts(documents) == [
         "Møte tirsdag den 17. november 2020 kl. 10\n\nPresident: Per Prøve",
@@ -45,9 +44,8 @@ def test_new_minutes_keep_speaker_kind_and_time(tmp_path: Path) -> None:
         "flere avganger\n\nOla Dømme (A) [10:04:00], replikk: Hva koster det?\n\nÅr | Kroner",
     ]
     assert {(d.group, d.date) for d in documents} == {("refs-202021-11-17", "2020-11-17")}
-    assert (
-        documents[1].url == "https://data.stortinget.no/eksport/publikasjon?publikasjonid=refs-202021-11-17"
-    )
+    export = "https://data.stortinget.no/eksport/publikasjon"
+    assert documents[1].url == f"{export}?publikasjonid=refs-202021-11-17"
     speeches, _ = read("stortinget", tmp_path, options={"unit": "speech"})
     assert [text.partition(",")[0].partition(":")[0] for text in texts(speeches)] == [
         "Presidenten",
@@ -91,7 +89,7 @@ def test_malformed_markup_is_quarantined_and_good_files_are_read(
     tmp_path: Path, xml: str, error: str
 ) -> None:
     (tmp_path / "a.xml").write_text(xml)
-    (tmp_path / "b.xml").write_text(NEW)
+    (tmp_path / "b.xml").write_text(NEW_MINUTES)
     documents, report = read("stortinget", tmp_path)
     assert len(documents) == 2
     ((place, found),) = broken_places(report)
@@ -103,7 +101,9 @@ def test_malformed_markup_is_quarantined_and_good_files_are_read(
 
 
 def test_debates_keep_headings_and_speakers(tmp_path: Path) -> None:
-    (tmp_path / "ParlaMint-NO_2022-05-10.xml").write_text(TEI.format(seg="<seg>Takk, president!</seg>"))
+    (tmp_path / "ParlaMint-NO_2022-05-10.xml").write_text(
+        PARLAMINT_DEBATE.format(seg="<seg>Takk, president!</seg>")
+    )
     (tmp_path / "ParlaMint-NO-listPerson.xml").write_text(
         '<listPerson xmlns="http://www.tei-c.org/ns/1.0"><person/></listPerson>'
     )
@@ -124,5 +124,5 @@ def test_debates_keep_headings_and_speakers(tmp_path: Path) -> None:
 
 
 def test_annotated_debates_give_the_text_of_plain_ones(tmp_path: Path) -> None:
-    (tmp_path / "a.ana.xml").write_text(TEI.format(seg=WORDS))
+    (tmp_path / "a.ana.xml").write_text(PARLAMINT_DEBATE.format(seg=ANNOTATED_WORDS))
     assert texts(read("parlamint", tmp_path)[0])[1] == "Takk, president!"

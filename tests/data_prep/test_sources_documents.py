@@ -13,7 +13,17 @@ from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
 from tests.data_prep.reading import broken_places, corrupt_each_value, read
-from tests.data_prep.source_texts import GRAPH, LAW, NEW, NOARK, OLD, TEI, WORDS, XHTML, journal
+from tests.data_prep.source_texts import (
+    ANNOTATED_WORDS,
+    JSON_LD_GRAPH,
+    LOVDATA_ACT,
+    NEW_MINUTES,
+    NOARK_EXPORT,
+    OLD_MINUTES,
+    PARLAMINT_DEBATE,
+    PUBLICATION,
+    make_journal,
+)
 
 # --- regjeringen.no
 
@@ -21,7 +31,7 @@ from tests.data_prep.source_texts import GRAPH, LAW, NEW, NOARK, OLD, TEI, WORDS
 def test_publications_keep_headings_lists_and_tables_without_navigation(tmp_path: Path) -> None:
     (tmp_path / "nou20150008").mkdir()
     for name in ("kap01.xhtml", "kap02.html"):
-        (tmp_path / "nou20150008" / name).write_text(XHTML)
+        (tmp_path / "nou20150008" / name).write_text(PUBLICATION)
     documents, _ = read("regjeringen", tmp_path, options={"group_by": "folder"})
     assert documents[0].text == (
         "NOU 2015: 8 Framtida\n\n1 Innleiing\n\nSkulen endrar seg.1\n\n– leike\n– lære\n\n"
@@ -39,7 +49,7 @@ def test_publications_keep_headings_lists_and_tables_without_navigation(tmp_path
 
 def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<html><body><div class="TOP">Meny</div></body></html>')
-    (tmp_path / "b.html").write_text(XHTML)
+    (tmp_path / "b.html").write_text(PUBLICATION)
     documents, report = read("regjeringen", tmp_path)
     assert len(documents) == 1
     assert broken_places(report) == [("a.html", "no text outside of what is left out")]
@@ -62,15 +72,15 @@ def lacking(markup: bytes) -> Iterator[bytes]:
 
 
 SHAPES: dict[str, tuple[str, bytes]] = {
-    "law": ("lovdata", LAW.format(deep="").replace("<br>", "<br/>").encode()),
-    "old minutes": ("stortinget", OLD.format(encoding="UTF-8").encode()),
-    "new minutes": ("stortinget", NEW.replace("&nbsp;", " ").encode()),
-    "debate": ("parlamint", TEI.format(seg=WORDS).encode()),
-    "publication": ("regjeringen", XHTML.encode()),
-    "journal": ("einnsyn", NOARK.encode()),
-    "public journal": ("einnsyn", journal("offentligJournal").encode()),
-    "running journal": ("einnsyn", journal("loependeJournal").encode()),
-    "JSON-LD": ("einnsyn", json.dumps({"@graph": GRAPH}).encode()),
+    "law": ("lovdata", LOVDATA_ACT.format(deep="").replace("<br>", "<br/>").encode()),
+    "old minutes": ("stortinget", OLD_MINUTES.format(encoding="UTF-8").encode()),
+    "new minutes": ("stortinget", NEW_MINUTES.replace("&nbsp;", " ").encode()),
+    "debate": ("parlamint", PARLAMINT_DEBATE.format(seg=ANNOTATED_WORDS).encode()),
+    "publication": ("regjeringen", PUBLICATION.encode()),
+    "journal": ("einnsyn", NOARK_EXPORT.encode()),
+    "public journal": ("einnsyn", make_journal("offentligJournal").encode()),
+    "running journal": ("einnsyn", make_journal("loependeJournal").encode()),
+    "JSON-LD": ("einnsyn", json.dumps({"@graph": JSON_LD_GRAPH}).encode()),
 }
 
 

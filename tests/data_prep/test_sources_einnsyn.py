@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from tests.data_prep.reading import broken_places, read, texts
-from tests.data_prep.source_texts import GRAPH, NOARK, A, journal
+from tests.data_prep.source_texts import ARKIV, JSON_LD_GRAPH, NOARK_EXPORT, make_journal
 
 
 def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same statements with whole addresses and lists of values, as JSON-LD's expanded form has them."""
 
     def name(key: str) -> str:
-        return key.replace("arkiv:", A)
+        return key.replace("arkiv:", ARKIV)
 
     def value(found: Any) -> list[Any]:
         values = found if isinstance(found, list) else [found]
@@ -40,7 +40,7 @@ JOURNAL = (
 
 
 def test_noark_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text(NOARK)
+    (tmp_path / "a.xml").write_text(NOARK_EXPORT)
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == (
         JOURNAL.format(attachment="")
@@ -102,14 +102,21 @@ def test_folders_without_an_id_stay_separate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
 def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
-    graph = [{**GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5}, *GRAPH[1:]]
-    body: Any = {"@context": {"arkiv": A}, "@graph": graph}
+    graph = [
+        {**JSON_LD_GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5},
+        *JSON_LD_GRAPH[1:],
+    ]
+    body: Any = {"@context": {"arkiv": ARKIV}, "@graph": graph}
     if form == "expanded":
         body = expanded(graph)
     if form == "nested":  # a document within its entry, within its case
-        entry = {**GRAPH[1], "arkiv:dokumentbeskrivelse": [GRAPH[2]], "arkiv:skjerming": GRAPH[3]}
+        entry = {
+            **JSON_LD_GRAPH[1],
+            "arkiv:dokumentbeskrivelse": [JSON_LD_GRAPH[2]],
+            "arkiv:skjerming": JSON_LD_GRAPH[3],
+        }
         del entry["arkiv:parent"]
-        body = {"@context": {"arkiv": A}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
+        body = {"@context": {"arkiv": ARKIV}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
     (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
@@ -119,7 +126,7 @@ def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Pat
 
 
 def test_an_entry_without_its_case_belongs_to_the_group_of_the_case(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonld").write_text(json.dumps({"@graph": GRAPH[1:]}))
+    (tmp_path / "a.jsonld").write_text(json.dumps({"@graph": JSON_LD_GRAPH[1:]}))
     (tmp_path / "b.jsonld").write_text(json.dumps({"@graph": [{"@id": "x", "@type": "arkiv:Saksmappe"}]}))
     (document,), report = read("einnsyn", tmp_path)
     assert (document.id, document.group) == ("a:jp-1", "sak-1")
@@ -129,7 +136,7 @@ def test_an_entry_without_its_case_belongs_to_the_group_of_the_case(tmp_path: Pa
 @pytest.mark.parametrize("version", ["3", "5"])
 @pytest.mark.parametrize("kind", ["offentligJournal", "loependeJournal"])
 def test_archive_journals_yield_public_titles_by_case(tmp_path: Path, kind: str, version: str) -> None:
-    (tmp_path / f"{kind}.xml").write_text(journal(kind, version))
+    (tmp_path / f"{kind}.xml").write_text(make_journal(kind, version))
     documents, report = read("einnsyn", tmp_path)
     assert texts(documents) == [
         "Sak 2021/44: Klage på vedtak\nPlan\n\nJournalpost 1 (2021-02-27): Klage\n"
@@ -145,10 +152,10 @@ def test_archive_journals_yield_public_titles_by_case(tmp_path: Path, kind: str,
 
 
 def test_unredacted_titles_never_replace_missing_public_ones(tmp_path: Path) -> None:
-    bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", journal("loependeJournal"))
+    bare = re.sub("<offentligTittel>.*?</offentligTittel>", "", make_journal("loependeJournal"))
     (tmp_path / "a.xml").write_text(bare)
     (tmp_path / "b.xml").write_text(
-        re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", journal("loependeJournal"))
+        re.sub("<offentligTittel>(Kart|Ny vei)</offentligTittel>", "", make_journal("loependeJournal"))
     )
     documents, report = read("einnsyn", tmp_path)
     assert [d.title for d in documents] == ["Klage på vedtak"]
@@ -157,7 +164,9 @@ def test_unredacted_titles_never_replace_missing_public_ones(tmp_path: Path) -> 
 
 
 def test_a_case_title_given_in_one_row_applies_to_all_rows(tmp_path: Path) -> None:
-    text = journal("offentligJournal").replace("<offentligTittel>Klage på vedtak</offentligTittel>", "", 1)
+    text = make_journal("offentligJournal").replace(
+        "<offentligTittel>Klage på vedtak</offentligTittel>", "", 1
+    )
     (tmp_path / "a.xml").write_text(text)
     assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
 
@@ -171,7 +180,7 @@ DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 )
 def test_a_malformed_delivery_is_quarantined(tmp_path: Path, body: str) -> None:
     (tmp_path / "a.jsonld").write_text(body)
-    (tmp_path / "b.xml").write_text(NOARK)
+    (tmp_path / "b.xml").write_text(NOARK_EXPORT)
     documents, report = read("einnsyn", tmp_path)
     assert len(documents) == 1
     assert [place for place, _ in broken_places(report)] == ["a.jsonld"]

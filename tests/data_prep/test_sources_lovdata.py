@@ -14,11 +14,11 @@ from lxml import etree
 from data_prep.document import Report
 from data_prep.sources import lovdata, markup
 from tests.data_prep.reading import broken_places, read
-from tests.data_prep.source_texts import LAW
+from tests.data_prep.source_texts import LOVDATA_ACT
 
 
 def test_a_law_is_read_with_its_metadata(tmp_path: Path) -> None:
-    (tmp_path / "nl-1.xml").write_text(LAW.format(deep=""))
+    (tmp_path / "nl-1.xml").write_text(LOVDATA_ACT.format(deep=""))
     documents, report = read("lovdata", tmp_path)
     (law,) = documents
     assert law.text == "Lov om vatn\n\nKapittel 1. Føremål\n\n§ 1. Føremål\n\nLova skal verne vatn."
@@ -27,7 +27,7 @@ def test_a_law_is_read_with_its_metadata(tmp_path: Path) -> None:
     assert not report.broken
 
 
-AMENDMENT = LAW.replace("NL/lov", "LTI/lov").format(
+AMENDMENT = LOVDATA_ACT.replace("NL/lov", "LTI/lov").format(
     deep="""<article class="change"><article class="legalP">Nytt kapittel 2 skal lyde:</article>
 <span class="futuretitle">Kapittel 2.<br>Vern</span><article class="futureLegalArticle">\
 <span class="futureLegalArticleHeader">
@@ -128,7 +128,7 @@ KEPT = change(lead("§ 9 andre ledd skal lyde:"), lead("Ny tekst som gjeld.", "l
 def test_the_lead_in_of_a_provision_not_in_force_is_dropped_with_it(
     tmp_path: Path, markup: str, left: list[str]
 ) -> None:
-    whole = LAW.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
+    whole = LOVDATA_ACT.format(deep=f'<section class="section"><h2>Sluttføresegner</h2>{markup}</section>')
     (tmp_path / "nl-1.xml").write_text(whole)
     (law,), report = read("lovdata", tmp_path)
     expected = [re.sub("<[^>]+>", "", part) for part in left]
@@ -171,7 +171,7 @@ def test_real_acts_lose_only_notes_and_provisions_not_in_force(real_corpora: Pat
 
 
 def test_the_date_of_an_act_is_that_of_its_adoption(tmp_path: Path) -> None:
-    announced = LAW.replace("NL/lov", "LTI/lov").replace("2019-07-01", "2021-01-01")
+    announced = LOVDATA_ACT.replace("NL/lov", "LTI/lov").replace("2019-07-01", "2021-01-01")
     (tmp_path / "nl-1.xml").write_text(announced.format(deep=""))
     assert [law.date for law in read("lovdata", tmp_path)[0]] == ["2019-05-03"]
     unnamed = announced.replace("2019-05-03-907", "x").replace("dateInForce", "dateOfPublication")
@@ -181,8 +181,10 @@ def test_the_date_of_an_act_is_that_of_its_adoption(tmp_path: Path) -> None:
 
 def test_markup_nested_too_deeply_is_quarantined_and_not_truncated(tmp_path: Path) -> None:
     """libxml2 leaves out in silence what is nested deeper than 256 elements."""
-    (tmp_path / "a.xml").write_text(LAW.format(deep="<div>" * 400 + "Lenge, lenge nede." + "</div>" * 400))
-    (tmp_path / "b.xml").write_text(LAW.format(deep="<div>" * 100 + "Langt nede." + "</div>" * 100))
+    (tmp_path / "a.xml").write_text(
+        LOVDATA_ACT.format(deep="<div>" * 400 + "Lenge, lenge nede." + "</div>" * 400)
+    )
+    (tmp_path / "b.xml").write_text(LOVDATA_ACT.format(deep="<div>" * 100 + "Langt nede." + "</div>" * 100))
     documents, report = read("lovdata", tmp_path)
     assert [d.text.endswith("Langt nede.") for d in documents] == [True]
     assert broken_places(report)[0][0] == "a.xml"
@@ -190,7 +192,7 @@ def test_markup_nested_too_deeply_is_quarantined_and_not_truncated(tmp_path: Pat
 
 
 def test_a_declared_encoding_that_yields_surrogates_is_not_trusted(tmp_path: Path) -> None:
-    body = LAW.format(deep="").replace("verne", "\\ud800").encode() + b"\xe5"
+    body = LOVDATA_ACT.format(deep="").replace("verne", "\\ud800").encode() + b"\xe5"
     (tmp_path / "a.xml").write_bytes(b'<?xml version="1.0" encoding="unicode_escape"?>' + body)
     (document,), report = read("lovdata", tmp_path)
     assert "\\ud800" in document.text

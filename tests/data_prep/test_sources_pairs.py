@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.data_prep.reading import broken_places, read, write_lines
-from tests.data_prep.source_texts import CONTEXT
+from tests.data_prep.source_texts import SQUAD_CONTEXT
 
 # --- parallel texts
 
@@ -90,7 +90,7 @@ def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
 
 
 def question(asked: str, answer: str | None, number: int) -> dict[str, Any]:
-    answers = [] if answer is None else [{"text": answer, "answer_start": CONTEXT.find(answer)}]
+    answers = [] if answer is None else [{"text": answer, "answer_start": SQUAD_CONTEXT.find(answer)}]
     return {"question": asked, "id": number, "answers": answers, "is_impossible": answer is None}
 
 
@@ -104,7 +104,7 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
         "data": [
             {
                 "title": "Embete",
-                "paragraphs": [{"context": CONTEXT, "qas": asked}, {"context": "Uten spørsmål."}],
+                "paragraphs": [{"context": SQUAD_CONTEXT, "qas": asked}, {"context": "Uten spørsmål."}],
             },
             5,
         ]
@@ -112,7 +112,7 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
     (tmp_path / "spm.json").write_text(json.dumps(body, indent=1))
     documents, report = read("squad", tmp_path)
     assert [[t.content for t in d.turns] for d in documents] == [
-        [f"{CONTEXT}\n\nSpørsmål: Når?", "1. januar 2021"]
+        [f"{SQUAD_CONTEXT}\n\nSpørsmål: Når?", "1. januar 2021"]
     ]
     assert (documents[0].id, documents[0].title, documents[0].mask) == ("spm:7", "Embete", "assistant_masks")
     assert report.counts["unanswerable"] == 1
@@ -133,13 +133,13 @@ def test_squad_with_one_question_per_line_is_read(tmp_path: Path) -> None:
     line = {
         "id": "a",
         "title": "",
-        "context": CONTEXT,
+        "context": SQUAD_CONTEXT,
         "question": "Når?",
         "answers": {"text": ["1. januar 2021"], "answer_start": [0]},
     }
     write_lines(
         tmp_path / "spm.jsonl",
-        [line, {"context": CONTEXT}, {**line, "id": "b", "answers": {"text": [3]}}, line],
+        [line, {"context": SQUAD_CONTEXT}, {**line, "id": "b", "answers": {"text": [3]}}, line],
     )
     documents, report = read("squad", tmp_path)
     assert [d.id for d in documents] == ["spm:a", "spm:a:2"]
@@ -153,10 +153,12 @@ def test_squad_with_one_question_per_line_is_read(tmp_path: Path) -> None:
     "answers", [5, True, "1. januar 2021", [5], {"text": "1. januar 2021"}, {"text": None}]
 )
 def test_malformed_squad_answers_are_quarantined(tmp_path: Path, answers: object) -> None:
-    good = {"context": CONTEXT, "question": "Når?", "answers": ["1. januar 2021"]}
+    good = {"context": SQUAD_CONTEXT, "question": "Når?", "answers": ["1. januar 2021"]}
     write_lines(tmp_path / "a.jsonl", [{**good, "answers": answers}, good])
     (tmp_path / "b.json").write_text(
-        json.dumps([{"paragraphs": [{"context": CONTEXT, "qas": [{**good, "answers": answers}, good]}]}])
+        json.dumps(
+            [{"paragraphs": [{"context": SQUAD_CONTEXT, "qas": [{**good, "answers": answers}, good]}]}]
+        )
     )
     documents, report = read("squad", tmp_path)
     assert len(documents) == 2

@@ -13,7 +13,7 @@ from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
 from tests.data_prep.reading import broken_places, corrupt_each_value, read, texts, write_lines
-from tests.data_prep.source_texts import CONTEXT
+from tests.data_prep.source_texts import SQUAD_CONTEXT
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
@@ -340,8 +340,8 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "maalfrid": [{"url": "http://a.no/b/c", "lang": "nob", "fulltext": TEXT, "date": 2014}],
     "parallel": [{"id": "a", "path": "b", "nob": "Jeg", "nno": "Eg"}],
     "squad": [
-        {**ANSWERED, "context": CONTEXT},
-        {"paragraphs": [{"context": CONTEXT, "qas": [ANSWERED]}], "title": "t"},
+        {**ANSWERED, "context": SQUAD_CONTEXT},
+        {"paragraphs": [{"context": SQUAD_CONTEXT, "qas": [ANSWERED]}], "title": "t"},
     ],
 }
 
