@@ -55,19 +55,19 @@ def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> Non
     assert broken_places(report) == [("a.html", "no text outside of what is left out")]
 
 
-# --- documents of any shape
+# --- damaged documents of all readers
 
 
-def lacking(markup: bytes) -> Iterator[bytes]:
-    """A document without each of its elements in turn, and each of their attributes."""
-    for number, whole in enumerate(etree.fromstring(markup).iter()):
-        for key in ("", *whole.attrib):
+def remove_each_part(markup: bytes) -> Iterator[bytes]:
+    """Yield a document without each of its elements in turn, and without each of their attributes."""
+    for number, original in enumerate(etree.fromstring(markup).iter()):
+        for key in ("", *original.attrib):
             element = list(etree.fromstring(markup).iter())[number]
-            above = element.getparent()
+            parent = element.getparent()
             if key:
                 del element.attrib[key]
-            elif above is not None:
-                above.remove(element)
+            elif parent is not None:
+                parent.remove(element)
             yield etree.tostring(element.getroottree())
 
 
@@ -87,16 +87,15 @@ SHAPES: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("kind", SHAPES)
 def test_no_malformed_document_prevents_reading_good_ones(tmp_path: Path, kind: str) -> None:
     reader, good = SHAPES[kind]
-    others = (
-        (json.dumps(other).encode() for other in corrupt_each_value(json.loads(good)))
-        if kind == "JSON-LD"
-        else lacking(good)
-    )
-    for number, content in enumerate([*others, good]):
+    if kind == "JSON-LD":
+        damaged = [json.dumps(graph).encode() for graph in corrupt_each_value(json.loads(good))]
+    else:
+        damaged = list(remove_each_part(good))
+    for number, content in enumerate([*damaged, good]):
         (tmp_path / f"{number:05d}.xml").write_bytes(content)
-    source, report = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0"), Report()
+    source = SourceConfig(reader=reader, path=str(tmp_path), license="CC0-1.0")
     *_, last = reading.files(source)
-    documents = list(reading.read("s", source, report, reading.files(source)))
-    whole = list(reading.read("s", source, Report(), [last]))
-    assert whole
-    assert documents[-len(whole) :] == whole
+    documents = list(reading.read("s", source, Report(), reading.files(source)))
+    expected = list(reading.read("s", source, Report(), [last]))
+    assert expected
+    assert documents[-len(expected) :] == expected

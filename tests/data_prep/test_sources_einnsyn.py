@@ -13,27 +13,31 @@ from tests.data_prep.reading import broken_places, read, texts
 from tests.data_prep.source_texts import ARKIV, JSON_LD_GRAPH, NOARK_EXPORT, make_journal
 
 
-def expanded(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same statements with whole addresses and lists of values, as JSON-LD's expanded form has them."""
+def expand(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the graph in JSON-LD's expanded form: full IRIs, and values in lists."""
 
-    def name(key: str) -> str:
+    def expand_name(key: str) -> str:
         return key.replace("arkiv:", ARKIV)
 
-    def value(found: Any) -> list[Any]:
-        values = found if isinstance(found, list) else [found]
-        return [
-            {name(k): name(v) for k, v in v.items()} if isinstance(v, dict) else {"@value": v} for v in values
-        ]
+    def as_list(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
 
-    types = [node["@type"] if isinstance(node["@type"], list) else [node["@type"]] for node in graph]
-    return [
-        {"@id": node["@id"], "@type": [name(t) for t in kinds]}
-        | {name(k): value(v) for k, v in node.items() if k[0] != "@"}
-        for node, kinds in zip(graph, types, strict=True)
-    ]
+    def expand_value(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {"@value": value}
+        return {expand_name(key): expand_name(inner) for key, inner in value.items()}
+
+    nodes = []
+    for node in graph:
+        types = [expand_name(kind) for kind in as_list(node["@type"])]
+        nodes.append({"@id": node["@id"], "@type": types})
+        for key, values in node.items():
+            if not key.startswith("@"):
+                nodes[-1][expand_name(key)] = [expand_value(value) for value in as_list(values)]
+    return nodes
 
 
-JOURNAL = (
+EXPECTED_TEXT = (
     "Sak 2021/44: Klage på vedtak\nPlan\n\nInngående dokument 1 (2021-03-02): Klage\n"
     "{attachment}Unntatt offentlighet: Offl. § 13"
 )
@@ -43,7 +47,7 @@ def test_noark_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path)
     (tmp_path / "a.xml").write_text(NOARK_EXPORT)
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == (
-        JOURNAL.format(attachment="")
+        EXPECTED_TEXT.format(attachment="")
         + "\n\nJournalpost 2: Svar\n\nJournalpost 3: Kart\nHoveddokument: Kart over området"
     )
     assert "HEMMELIG" not in str(document)
@@ -55,14 +59,14 @@ SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriks
 
 
 @pytest.mark.parametrize(
-    "around", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
+    "withheld", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
 )
 def test_a_document_title_is_read_only_where_nothing_around_it_is_withheld(
-    tmp_path: Path, around: str
+    tmp_path: Path, withheld: str
 ) -> None:
     titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
-    own = titles.get(around, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
-    shield = SHIELD if around == "dokumentbeskrivelse" else ""
+    own = titles.get(withheld, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
+    shield = SHIELD if withheld == "dokumentbeskrivelse" else ""
     xml = (
         f"<systemID>b</systemID>{own}<dokumentbeskrivelse>"
         f"<tittel>Tegning</tittel>{shield}</dokumentbeskrivelse>"
@@ -73,13 +77,13 @@ def test_a_document_title_is_read_only_where_nothing_around_it_is_withheld(
         f"<offentligTittel>Ny vei</offentligTittel>{xml}</mappe>"
     )
     for name in ("mappe", "klasse", "arkivdel"):
-        xml = f"<{name}>{xml}{SHIELD if around == name else ''}</{name}>"
+        xml = f"<{name}>{xml}{SHIELD if withheld == name else ''}</{name}>"
     (tmp_path / "a.xml").write_text(
         f"<arkiv xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>{xml}</arkiv>"
     )
     (document,), report = read("einnsyn", tmp_path)
     assert document.title == "Ny vei"
-    assert ("Tegning" in document.text) is (around == "")
+    assert ("Tegning" in document.text) is (withheld == "")
     assert not report.broken
 
 
@@ -100,16 +104,16 @@ def test_folders_without_an_id_stay_separate(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("form", ["compact", "nested", "expanded"])
+@pytest.mark.parametrize("form", ["compact", "nested", "expand"])
 def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Path, form: str) -> None:
     graph = [
         {**JSON_LD_GRAPH[0], "x:kind": ["a term that we have a name like"], "inside": 5},
         *JSON_LD_GRAPH[1:],
     ]
     body: Any = {"@context": {"arkiv": ARKIV}, "@graph": graph}
-    if form == "expanded":
-        body = expanded(graph)
-    if form == "nested":  # a document within its entry, within its case
+    if form == "expand":
+        body = expand(graph)
+    if form == "nested":  # the document is within its entry, and the entry within its case
         entry = {
             **JSON_LD_GRAPH[1],
             "arkiv:dokumentbeskrivelse": [JSON_LD_GRAPH[2]],
@@ -119,7 +123,7 @@ def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Pat
         body = {"@context": {"arkiv": ARKIV}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
     (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
     (document,), report = read("einnsyn", tmp_path)
-    assert document.text == JOURNAL.format(attachment="Vedlegg: Vedlegg om vei\n")
+    assert document.text == EXPECTED_TEXT.format(attachment="Vedlegg: Vedlegg om vei\n")
     assert "HEMMELIG" not in str(document)
     assert (document.id, document.group) == ("a:sak-1", "sak-1")
     assert not report.broken
@@ -171,7 +175,7 @@ def test_a_case_title_given_in_one_row_applies_to_all_rows(tmp_path: Path) -> No
     assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
 
 
-# too deep for one of json.loads and what goes through its result
+# nested too deeply for json.loads, or for the recursion over its result
 DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data_prep.sources import json_text
-from tests.data_prep.json_records import EXPECTED, RECORDS, dump
+from tests.data_prep.json_records import EXPECTED, RECORDS, dump_json
 from tests.data_prep.reading import broken_places, read, texts, write_lines
 
-# --- an object that holds the list of records
+# --- objects that hold the list of records
 
 
 @pytest.mark.parametrize("indent", [None, 0, 2, "\t"])
@@ -29,7 +29,7 @@ from tests.data_prep.reading import broken_places, read, texts, write_lines
 def test_the_list_of_records_in_an_object_is_found(
     tmp_path: Path, body: dict[str, Any], indent: int | None
 ) -> None:
-    (tmp_path / "a.json").write_text(dump(body, indent))
+    (tmp_path / "a.json").write_text(dump_json(body, indent))
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
     assert documents[0].id == "2019/1"
@@ -40,7 +40,7 @@ def test_the_list_of_records_in_an_object_is_found(
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_an_object_is_read_in_every_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.json").write_bytes(
-        dump({"items": [{"text": "Søknad på Ås"}]}, 2).replace("\n", "\r\n").encode(encoding)
+        dump_json({"items": [{"text": "Søknad på Ås"}]}, 2).replace("\n", "\r\n").encode(encoding)
     )
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["Søknad på Ås"]
@@ -51,7 +51,7 @@ def test_an_object_is_read_in_every_encoding(tmp_path: Path, encoding: str) -> N
 @pytest.mark.parametrize("joint", ["", "\n", ",\n"])
 def test_concatenated_objects_are_all_read(tmp_path: Path, indent: int | None, joint: str) -> None:
     pages = [{"page": 1, "items": RECORDS[:2]}, {"page": 2, "items": RECORDS[2:3]}, RECORDS[3]]
-    (tmp_path / "a.json").write_text(joint.join(dump(page, indent) for page in pages))
+    (tmp_path / "a.json").write_text(joint.join(dump_json(page, indent) for page in pages))
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
     assert not report.broken
@@ -59,8 +59,8 @@ def test_concatenated_objects_are_all_read(tmp_path: Path, indent: int | None, j
 
 def test_a_pretty_printed_record_is_one_document(tmp_path: Path) -> None:
     record = {"comments": [{"text": "Enig."}, {"text": "Uenig."}], "text": "Saken gjelder støy."}
-    (tmp_path / "a.json").write_text(dump(record, 2))
-    (tmp_path / "b.jsonl").write_text(dump(record, None))
+    (tmp_path / "a.json").write_text(dump_json(record, 2))
+    (tmp_path / "b.jsonl").write_text(dump_json(record, None))
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["Saken gjelder støy."] * 2
     assert not report.broken
@@ -69,11 +69,13 @@ def test_a_pretty_printed_record_is_one_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize("indent", [None, 2])
 def test_lists_within_a_record_without_text_are_not_records(tmp_path: Path, indent: int | None) -> None:
     records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
-    (tmp_path / "a.json").write_text("\n".join(dump(record, indent) for record in records))
-    (tmp_path / "b.json").write_text(dump(records, indent))
-    (tmp_path / "c.json").write_text(dump({"items": records}, indent))
-    broken = dump(records[1], indent)[:-1] + ' "x"'
-    (tmp_path / "d.json").write_text("\n".join([dump(records[0], indent), broken, dump(records[2], indent)]))
+    (tmp_path / "a.json").write_text("\n".join(dump_json(record, indent) for record in records))
+    (tmp_path / "b.json").write_text(dump_json(records, indent))
+    (tmp_path / "c.json").write_text(dump_json({"items": records}, indent))
+    broken = dump_json(records[1], indent)[:-1] + ' "x"'
+    (tmp_path / "d.json").write_text(
+        "\n".join([dump_json(records[0], indent), broken, dump_json(records[2], indent)])
+    )
     for name in "abcd":
         documents, report = read("jsonl", tmp_path / f"{name}.json")
         assert texts(documents) == ["En.", "To."]
@@ -88,14 +90,14 @@ def test_only_the_list_named_by_options_records_is_read(tmp_path: Path, indent: 
         "text": "Om samlingen",
         "svar": {"saker": [{"text": "Ny."}, {"text": "Nyest."}]},
     }
-    (tmp_path / "a.json").write_text(dump(body, indent))
+    (tmp_path / "a.json").write_text(dump_json(body, indent))
     assert texts(read("jsonl", tmp_path, options={"records": "svar.saker"})[0]) == ["Ny.", "Nyest."]
-    assert texts(read("jsonl", tmp_path)[0]) == ["Om samlingen"], "an object with the text is a record"
+    assert texts(read("jsonl", tmp_path)[0]) == ["Om samlingen"], "an object with a text is itself a record"
 
 
 @dataclass(frozen=True)
 class NoList:
-    """A JSON object from which no list of records can be taken, and a part of the error."""
+    """A JSON object without a unique list of records, and how its error begins."""
 
     id: str
     body: dict[str, Any]
@@ -133,7 +135,7 @@ NO_LISTS = [
 def test_an_object_without_a_unique_list_of_records_is_quarantined(
     tmp_path: Path, case: NoList, indent: int | None
 ) -> None:
-    (tmp_path / "a.json").write_text(dump(case.body, indent))
+    (tmp_path / "a.json").write_text(dump_json(case.body, indent))
     documents, report = read("jsonl", tmp_path, options=case.options)
     assert not documents
     ((_, found),) = broken_places(report)
@@ -141,7 +143,7 @@ def test_an_object_without_a_unique_list_of_records_is_quarantined(
 
 
 def test_an_empty_list_of_records_is_not_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(dump({"data": {"items": []}, "page": 7}, 2))
+    (tmp_path / "a.json").write_text(dump_json({"data": {"items": []}, "page": 7}, 2))
     write_lines(tmp_path / "b.jsonl", [{"id": 7, "attachments": []}, {"text": "En."}])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["En."]
@@ -181,30 +183,29 @@ MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content
 def test_every_json_reader_finds_the_list_of_records_in_an_object(
     tmp_path: Path, reader: str, record: dict[str, Any]
 ) -> None:
-    alone = write_lines(tmp_path / "a.jsonl", [record])
-    expected = [(d.text, d.turns) for d in read(reader, alone)[0]]
+    lines = write_lines(tmp_path / "a.jsonl", [record])
+    expected = [(d.text, d.turns) for d in read(reader, lines)[0]]
     assert expected
     for name, indent in (("b.json", None), ("c.json", 2)):
-        (tmp_path / name).write_text(dump({"count": 1, "data": [record]}, indent))
+        (tmp_path / name).write_text(dump_json({"count": 1, "data": [record]}, indent))
         documents, report = read(reader, tmp_path / name)
         assert [(d.text, d.turns) for d in documents] == expected
         assert not report.broken
-    (tmp_path / "d.json").write_text(dump({"a": {"b": [record]}, "data": [record]}, 2))
-    assert [
-        (d.text, d.turns) for d in read(reader, tmp_path / "d.json", options={"records": "a.b"})[0]
-    ] == expected
+    (tmp_path / "d.json").write_text(dump_json({"a": {"b": [record]}, "data": [record]}, 2))
+    documents, _ = read(reader, tmp_path / "d.json", options={"records": "a.b"})
+    assert [(d.text, d.turns) for d in documents] == expected
 
 
 def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a record is held to max_record_bytes; a list that comes behind what was looked at is said."""
+    """max_record_bytes limits each record alone; a second list beyond the search window is reported."""
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):
-        (tmp_path / name).write_text(dump({"count": 100, "items": records, "next": {"page": 2}}, indent))
+        (tmp_path / name).write_text(dump_json({"count": 100, "items": records, "next": {"page": 2}}, indent))
         documents, report = read("jsonl", tmp_path / name, limits={"max_record_bytes": 2**16})
         assert texts(documents) == [record["text"] for record in records]
         assert not report.broken
-    (tmp_path / "a.json").write_text(dump({"items": records, "more": records[:3]}, 2))
+    (tmp_path / "a.json").write_text(dump_json({"items": records, "more": records[:3]}, 2))
     documents, report = read("jsonl", tmp_path / "a.json", limits={"max_record_bytes": 2**16})
     assert len(documents) == 100
     assert [error for _, error in broken_places(report)] == [
@@ -221,7 +222,7 @@ def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of JSON, the texts that are read, and the places that are broken."""
+    """Lines of JSON, and the texts and broken places that are expected."""
 
     id: str
     content: str
@@ -236,7 +237,7 @@ LINES = [
     Lines("two a line with a comma", '{"text": "a"} , {"text": "b"}\n{"text": "c"}\n', ["a", "b", "c"]),
     Lines("comments", '# merknad\n{"text": "a"}\n// {"text": "b"}\n', ["a"], ["line 1", "line 3"]),
     Lines("a brace left out", '{"text": "a"\n{"text": "b"}\n', ["b"], ["line 1"]),
-    Lines("a record cut off", '{"id": 1,\n{"text": "b"}\n', ["b"], ["line 1"]),
+    Lines("a truncated record", '{"id": 1,\n{"text": "b"}\n', ["b"], ["line 1"]),
     Lines(
         "lists of records",
         '{"items": [{"text": "a"}]}\n{"items": [{"text": "b"}, 5]}\n{"text": "c"}\n',

@@ -1,4 +1,4 @@
-"""Tests that a broken element of a JSON list costs no other record."""
+"""Tests that a broken element of a JSON list loses no other record."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ import pytest
 from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Report
-from tests.data_prep.json_records import EXPECTED, RECORDS, dump
+from tests.data_prep.json_records import EXPECTED, RECORDS, dump_json
 from tests.data_prep.reading import broken_places, read, texts
 
 
 @dataclass
 class Fault:
-    """What is broken in a list of the records 1 to 4, and which of them are lost by it."""
+    """Broken elements of a list of the records 1 to 4.
+
+    Attributes:
+        broken: JSON text by the number of the record that it replaces.
+    """
 
     id: str
     broken: dict[int, str]
-    closed: bool = True
 
 
 FAULTS = [
@@ -36,7 +39,7 @@ FAULTS = [
     Fault("no value", {2: '{"id": "2019/2", "text": }'}),
     Fault("no brace", {2: '{"id": "2019/2", "text": "Uten slutt."'}),
     Fault("no quote at the end", {2: '{"id": "2019/2", "text": "Uten slutt.}'}),
-    Fault("an escape that is none", {2: '{"id": "2019/2", "text": "C:\\Temp"}'}),
+    Fault("an invalid escape", {2: '{"id": "2019/2", "text": "C:\\Temp"}'}),
     Fault("a comment", {2: '// {"id": "2019/2"}'}),
     Fault("the first", {1: '{"id": "2019/1", "text": "Et "galt" tegn"}'}),
     Fault("the first, one quote", {1: '{"id": "2019/1", "text": "Et "galt tegn"}'}),
@@ -47,6 +50,7 @@ FAULTS = [
     ),
     Fault("every other", {1: '{"id": "2019/1", "text" "x"}', 3: '{"id": "2019/3" "text": "x"}'}),
 ]
+# by layout: opening, separator, closing, indentation of the records
 LAYOUTS = {
     "one a line": ("[\n", ",\n", "\n]", None),
     "one line": ("[", ", ", "]", None),
@@ -84,31 +88,32 @@ def test_a_broken_element_loses_no_other_record(tmp_path: Path, fault: Fault, la
     opening, comma, closing, indent = LAYOUTS[layout]
     parts = []
     for number, record in enumerate(RECORDS, start=1):
-        part = fault.broken.get(number, dump(record, indent and 2))
-        if indent and number in fault.broken:
-            part = (
-                part.replace('{"id"', '{\n  "id"')
-                .replace(', "text"', ',\n  "text"')
-                .replace(' "text": "', ' "text": "')
-            )
-            part = part[:-1] + "\n}" if part.endswith("}") else part
-        parts.append(part.replace("\n", "\n" + " " * ((indent or 2) - 2 or 2) if indent else "\n"))
+        if number not in fault.broken:
+            part = dump_json(record, indent and 2)
+        elif indent:
+            part = fault.broken[number].replace('{"id"', '{\n  "id"').replace(', "text"', ',\n  "text"')
+            if part.endswith("}"):
+                part = part[:-1] + "\n}"
+        else:
+            part = fault.broken[number]
+        if indent:
+            part = part.replace("\n", "\n" + " " * (indent - 2 or 2))
+        parts.append(part)
     (tmp_path / "a.json").write_text(opening + comma.join(parts) + closing)
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == [
         text for number, text in enumerate(EXPECTED, start=1) if number not in fault.broken
     ]
     assert len(report.broken) == len(fault.broken)
-    word = "line" if layout == "lines" else "record"
-    assert [place for place, _ in broken_places(report)] == [
-        f"a.json:{word} {number}" for number in fault.broken
-    ]
+    unit = "line" if layout == "lines" else "record"
+    places = [place for place, _ in broken_places(report)]
+    assert places == [f"a.json:{unit} {number}" for number in fault.broken]
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "lines"])
 def test_stray_text_between_elements_is_one_broken_record(tmp_path: Path, layout: str) -> None:
     opening, comma, closing, indent = LAYOUTS[layout]
-    parts = [dump(record, indent and 2) for record in RECORDS]
+    parts = [dump_json(record, indent and 2) for record in RECORDS]
     parts[1] += " eller"
     (tmp_path / "a.json").write_text(opening + comma.join(parts) + closing)
     documents, report = read("jsonl", tmp_path)
@@ -121,7 +126,7 @@ def test_stray_text_between_elements_is_one_broken_record(tmp_path: Path, layout
 )
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_error_outside_the_list_loses_no_record(tmp_path: Path, tail: str, indent: int | None) -> None:
-    (tmp_path / "a.json").write_text(dump({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
+    (tmp_path / "a.json").write_text(dump_json({"n": 4, "items": RECORDS}, indent).rstrip("\n}") + tail)
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED
     assert len(report.broken) == 1
@@ -130,14 +135,14 @@ def test_an_error_outside_the_list_loses_no_record(tmp_path: Path, tail: str, in
 def test_an_extra_closing_bracket_loses_no_record(tmp_path: Path) -> None:
     for indent in (None, 1):
         (tmp_path / "a.json").write_text(
-            dump({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1)
+            dump_json({"items": RECORDS}, indent).replace('{"id": "2019/3"', ']{"id": "2019/3"', 1)
         )
         assert texts(read("jsonl", tmp_path)[0]) == EXPECTED
 
 
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
 def test_extra_and_missing_commas_lose_nothing(tmp_path: Path, joint: str) -> None:
-    text = joint.join(dump(record, None) for record in RECORDS)
+    text = joint.join(dump_json(record, None) for record in RECORDS)
     around = {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}
     for name, (before, behind) in around.items():
         (tmp_path / f"{name}.json").write_text(before + text + behind)
@@ -155,7 +160,7 @@ def test_records_before_a_truncation_are_kept_and_it_is_reported(
 ) -> None:
     opening, comma, _, indent = LAYOUTS[layout]
     margin = "\n" + " " * (indent or 0)
-    text = opening + comma.join(dump(record, indent and 2).replace("\n", margin) for record in RECORDS)
+    text = opening + comma.join(dump_json(record, indent and 2).replace("\n", margin) for record in RECORDS)
     (tmp_path / "a.json").write_text(text[:-cut])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == EXPECTED[:3]
@@ -172,7 +177,7 @@ def test_records_before_a_truncation_of_a_gzip_file_are_kept(
     random = Random(0)
     records = [{"id": n, "text": "".join(random.choices("abcdefghij ", k=400))} for n in range(2000)]
     body: Any = {"count": 2000, "response": {"docs": records}} if in_object else records
-    packed = gzip.compress(dump(body, indent).encode())
+    packed = gzip.compress(dump_json(body, indent).encode())
     (tmp_path / "a.json.gz").write_bytes(packed)
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == [record["text"] for record in records]
@@ -190,9 +195,9 @@ def test_records_before_a_truncation_of_a_gzip_file_are_kept(
 def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) -> None:
     records = [{"text": "Liten."}, {"text": "x" * 3_000_000}, {"text": "Liten igjen."}]
     for name, text in {
-        "a": dump(records, None),
-        "b": dump(records, 2),
-        "c": dump({"items": records}, 2),
+        "a": dump_json(records, None),
+        "b": dump_json(records, 2),
+        "c": dump_json({"items": records}, 2),
     }.items():
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
@@ -201,7 +206,7 @@ def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) ->
 
 
 def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:
-    """Each is looked over once or twice: what is looked for is not read to the end for every one."""
+    """Each element is scanned at most twice, and never up to the end of the file."""
     parts = ['{"id": "1", "text": "Et "galt tegn"}', '{"id": "2", "text": "Bra."}'] * 5000
     (tmp_path / "a.json").write_text("[" + ",".join(parts) + "]")
     source, report = SourceConfig(reader="jsonl", path=str(tmp_path), license="CC0-1.0"), Report()
@@ -223,7 +228,7 @@ def test_a_deeply_nested_element_is_one_record(tmp_path: Path) -> None:
 def test_a_broken_element_after_a_list_of_strings_loses_no_other_record(
     tmp_path: Path, broken: str, indent: int | None
 ) -> None:
-    whole = dump(
+    whole = dump_json(
         {"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent
     )
     path = tmp_path / "a.json"
@@ -238,7 +243,7 @@ def test_a_broken_element_after_a_list_of_strings_loses_no_other_record(
 def test_records_after_a_stray_closing_bracket_are_read(
     tmp_path: Path, body: str, indent: int | None
 ) -> None:
-    parts = [dump(record, indent) for record in RECORDS]
+    parts = [dump_json(record, indent) for record in RECORDS]
     path = tmp_path / "a.json"
     path.write_text(body.replace("@", "[" + parts[0] + "], " + ", ".join(parts[1:]) + "]"))
     documents, report = read("jsonl", path)
