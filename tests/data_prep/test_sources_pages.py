@@ -1,4 +1,4 @@
-"""Readers of pages: the web's, Markdown, PDF. All of it is invented."""
+"""Tests of the readers of web pages, Markdown and PDF. All of it is invented."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from data_prep.sources.pdf_layout import Line, Page
 from tests.data_prep.reading import broken_places, read
 
 # --- web pages
-# ------------------------------------------------------------------------------------------------------------------
 
 PARAGRAPH = (
     "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig "
@@ -52,7 +51,6 @@ def test_a_page_is_its_main_text_with_its_headings(tmp_path: Path) -> None:
 
 
 # --- Markdown
-# -------------------------------------------------------------------------------------------------------------------
 
 MARKDOWN = """---
 title: "Feilsøking"
@@ -249,7 +247,7 @@ def test_the_title_is_not_added_to_markdown_that_has_a_heading(tmp_path: Path) -
     ],
 )
 def test_markdown_is_reduced_in_linear_time(opening: str) -> None:
-    """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
+    """An unclosed opening once took quadratic time: minutes for 200 kB, days for 64 MB."""
     text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 
@@ -272,11 +270,10 @@ def test_an_xml_declaration_is_read_in_linear_time() -> None:
 
 
 # --- PDF
-# ------------------------------------------------------------------------------------------------------------------------
 
 
-def page(*lines: str) -> Page:
-    """A page whose lines have no known places."""
+def make_page(*lines: str) -> Page:
+    """Return a page of lines without coordinates."""
     return Page([Line(line) for line in lines])
 
 
@@ -286,15 +283,15 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         "på neste linje. Ferdig.",
     ]
     words = ("en", "to", "tre", "fire", "fem")
-    own = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
+    bodies = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
     pages = [
-        page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5")
+        make_page("Kommunens årsmelding", *bodies[n], f"{n + 1} Avsnitt", *bodies[n], f"Side {n + 1} av 5")
         for n in range(5)
     ]
     text = pdf.running_text(pages)
     assert "årsmelding" not in text
     assert "Side" not in text
-    paragraphs = [" ".join(lines) for lines in own]
+    paragraphs = [" ".join(lines) for lines in bodies]
     assert text.split("\n\n") == [
         part for n in range(5) for part in (paragraphs[n], f"{n + 1} Avsnitt", paragraphs[n])
     ]
@@ -321,19 +318,19 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
     ],
 )
 def test_pdf_words_hyphenated_at_a_line_end_are_joined(lines: list[str], expected: str) -> None:
-    assert pdf.running_text([page(*lines)]) == expected
+    assert pdf.running_text([make_page(*lines)]) == expected
 
 
 @pytest.mark.parametrize(
     "line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000]
 )
 def test_the_lines_of_a_pdf_are_joined_in_linear_time(line: str) -> None:
-    """Guards against rules in quadratic time."""
-    assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
+    """No rule may take quadratic time."""
+    assert pdf.running_text([make_page(*line.split("\n"))]).startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:
-    """A PDF of one page, with or without a line of text."""
+    """Return a PDF of one page, which an empty text leaves without a text layer."""
     stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode("latin-1") if text else b""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -346,12 +343,14 @@ def make_pdf(text: str) -> bytes:
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
         b"<< /Title (Brevet) /CreationDate (D:20150312101500) >>",
     ]
-    out, offsets = b"%PDF-1.4\n", []
+    out = b"%PDF-1.4\n"
+    offsets = []
     for number, body in enumerate(objects, start=1):
         offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"xref\n0 7\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + table + b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    trailer = b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+    return out + b"xref\n0 7\n0000000000 65535 f \n" + table + trailer
 
 
 def test_pdf_scans_are_dropped_and_broken_files_quarantined(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the readers of parallel texts and SQuAD."""
+"""Tests of the readers of parallel texts and of SQuAD."""
 
 from __future__ import annotations
 
@@ -32,20 +32,16 @@ def test_parallel_texts_become_conversations_that_translate_between_standards(tm
         "brev-4:nob-nno",
         "brev-4:nno-nob",
     ]
-    asked, answered = documents[0].turns
-    assert (asked.role, asked.target, answered.role, answered.target) == ("user", False, "assistant", True)
-    assert asked.content == "Skriv om teksten til nynorsk:\n\nDu kan få {felt} fra NAV."
-    assert answered.content == "Du kan få {felt} frå NAV."
+    prompt, answer = documents[0].turns
+    assert (prompt.role, prompt.target, answer.role, answer.target) == ("user", False, "assistant", True)
+    assert prompt.content == "Skriv om teksten til nynorsk:\n\nDu kan få {felt} fra NAV."
+    assert answer.content == "Du kan få {felt} frå NAV."
     assert [d.language for d in documents] == ["nno", "nob", "nno", "nob"]
     assert [d.group for d in documents] == ["mal/A.kt"] * 2 + ["mal/B.kt"] * 2
     assert {d.mask for d in documents} == {"assistant_masks"}
     counts = report.counts
-    assert (
-        counts["pairs_of_the_same_text"]
-        == counts["pairs_with_other_merge_fields"]
-        == counts["pairs_with_an_empty_side"]
-        == 2
-    )
+    kinds = ("pairs_of_the_same_text", "pairs_with_other_merge_fields", "pairs_with_an_empty_side")
+    assert [counts[kind] for kind in kinds] == [2, 2, 2]
 
 
 def test_parallel_texts_become_translations_as_prompt_and_completion(tmp_path: Path) -> None:
@@ -89,22 +85,22 @@ def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
 # --- SQuAD
 
 
-def question(asked: str, answer: str | None, number: int) -> dict[str, Any]:
+def make_question(question: str, answer: str | None, number: int) -> dict[str, Any]:
     answers = [] if answer is None else [{"text": answer, "answer_start": SQUAD_CONTEXT.find(answer)}]
-    return {"question": asked, "id": number, "answers": answers, "is_impossible": answer is None}
+    return {"question": question, "id": number, "answers": answers, "is_impossible": answer is None}
 
 
 def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -> None:
-    asked = [
-        question("Når?", "1. januar 2021", 7),
-        question("Hvem?", None, 8),
-        question("Hva?", "finnes ikke i teksten", 9),
+    questions = [
+        make_question("Når?", "1. januar 2021", 7),
+        make_question("Hvem?", None, 8),
+        make_question("Hva?", "finnes ikke i teksten", 9),
     ]
     body = {
         "data": [
             {
                 "title": "Embete",
-                "paragraphs": [{"context": SQUAD_CONTEXT, "qas": asked}, {"context": "Uten spørsmål."}],
+                "paragraphs": [{"context": SQUAD_CONTEXT, "qas": questions}, {"context": "Uten spørsmål."}],
             },
             5,
         ]

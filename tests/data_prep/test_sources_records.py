@@ -48,8 +48,7 @@ def test_a_malformed_line_is_quarantined_with_its_place_and_others_are_read(
 
 
 def test_an_array_is_streamed_element_by_element(tmp_path: Path) -> None:
-    """Longer than what is read of the file at a time, with everything in it that could be taken for an
-    end."""
+    """Elements are longer than a chunk of reading, and hold brackets and quotes within strings."""
     records = [{"id": n, "text": f'{n}: [{{"}}], "\\" ' + "æøå" * 5000} for n in range(40)]
     for name, indent in (("tett.json", None), ("luftig.json", 2)):
         path = tmp_path / name
@@ -124,18 +123,18 @@ def test_an_array_element_over_max_record_bytes_is_quarantined(tmp_path: Path) -
 def test_encodings_are_detected_from_the_bytes(
     tmp_path: Path, encoding: str, count: str, reader: str
 ) -> None:
-    said = "Søkjaren på Ås får «løyve» – innan 14 dagar."
+    sentence = "Søkjaren på Ås får «løyve» – innan 14 dagar."
     content = {
-        "text": said,
-        "jsonl": json.dumps({"text": said}, ensure_ascii=False) + "\n",
-        "array": json.dumps([{"text": said}], ensure_ascii=False),
-        "table": f'id;text\n1;"{said}"\n',
+        "text": sentence,
+        "jsonl": json.dumps({"text": sentence}, ensure_ascii=False) + "\n",
+        "array": json.dumps([{"text": sentence}], ensure_ascii=False),
+        "table": f'id;text\n1;"{sentence}"\n',
     }[reader]
     ending = {"text": "txt", "jsonl": "jsonl", "array": "json", "table": "csv"}[reader]
     (tmp_path / f"a.{ending}").write_bytes(content.encode(encoding))
     options = {"options": {"delimiter": ";"}} if reader == "table" else {}
     documents, report = read("jsonl" if reader == "array" else reader, tmp_path, **options)
-    assert texts(documents) == [said]
+    assert texts(documents) == [sentence]
     assert not report.broken
     if count and reader != "array":
         assert report.counts[count] == 1
@@ -311,14 +310,14 @@ def test_documents_of_a_treebank_may_lack_an_id(tmp_path: Path) -> None:
     ]
 
 
-# --- records of any shape
+# --- damaged records of all readers
 
 MESSAGES = [
     {"role": "user", "content": "Når?"},
     {"role": "assistant", "content": [{"type": "text", "text": "Nå."}]},
 ]
 ANSWERED = {"question": "Når?", "answers": [{"text": "1. januar 2021", "answer_start": 0}], "id": "q"}
-GOOD: dict[str, list[dict[str, Any]]] = {
+VALID_RECORDS: dict[str, list[dict[str, Any]]] = {
     "jsonl": [
         {
             "text": TEXT,
@@ -346,12 +345,12 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("reader", GOOD)
+@pytest.mark.parametrize("reader", VALID_RECORDS)
 def test_no_malformed_record_prevents_reading_good_ones(tmp_path: Path, reader: str) -> None:
-    last = {**GOOD[reader][0], "id": "siste"}
+    last = {**VALID_RECORDS[reader][0], "id": "siste"}
     records = [
-        *GOOD[reader],
-        *(record for shape in GOOD[reader] for record in corrupt_each_value(shape)),
+        *VALID_RECORDS[reader],
+        *(record for shape in VALID_RECORDS[reader] for record in corrupt_each_value(shape)),
         last,
     ]
     write_lines(tmp_path / "a.jsonl", records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ def test_the_columns_of_a_table_are_found_by_name(tmp_path: Path) -> None:
         },
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
-    lines = [",".join(rows[0])] + [
-        ",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in rows
-    ]
+    lines = [",".join(rows[0])]
+    for row in rows:
+        cells = ['"' + value.replace('"', '""') + '"' for value in row.values()]
+        lines.append(",".join(cells))
     (tmp_path / "a.csv").write_text("\r\n".join(lines))
     for name in ("a.csv", "b.parquet"):
         documents, report = read("table", tmp_path / name, fields=COLUMNS)
@@ -65,16 +67,14 @@ STRAY = '3,"Sitat uten slutt,b\n'
 @pytest.mark.parametrize(
     ("lines", "lost"),
     [
-        (STRAY, ["3"]),  # until the file ends
-        (STRAY + "4,God.,b\n" * 2000, ["3"]),  # until a row has its longest
-        (
-            STRAY + '4,God.,"b"\n' + STRAY.replace("3", "5") + "6,God.,b\n",
-            ["3", "5"],
-        ),  # until a quote that closes nothing
-        (
-            STRAY + "4,God.,b\n5,God.,b\n" + '6,Slutt",b,c\n',
-            ["3", "6"],
-        ),  # until one that closes, in a row with other columns
+        # the open quote runs to the end of the file
+        (STRAY, ["3"]),
+        # the open quote runs to the size limit of a row
+        (STRAY + "4,God.,b\n" * 2000, ["3"]),
+        # the open quote runs to a quote that does not end a cell
+        (STRAY + '4,God.,"b"\n' + STRAY.replace("3", "5") + "6,God.,b\n", ["3", "5"]),
+        # the open quote runs to one that ends a cell, in a row with another number of columns
+        (STRAY + "4,God.,b\n5,God.,b\n" + '6,Slutt",b,c\n', ["3", "6"]),
         ('3,"God\nog, ja,\nlang.",b\n', []),
         ('3,"For\nog, ja:\nmange.",b,c\n4,God.,b\n', ["3"]),
     ],
@@ -90,7 +90,7 @@ def test_a_stray_quote_loses_only_its_own_row(tmp_path: Path, lines: str, lost: 
 
 
 def test_a_table_of_stray_quotes_is_read_in_linear_time(tmp_path: Path) -> None:
-    """Each line goes on in the next without end: to go back for every one would take hours."""
+    """Each row seems to continue in the next; rereading the file for every row would take hours."""
     (tmp_path / "a.csv").write_text("nr,text\n" + 'a","\n' * 20_000 + "7,God.\n")
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God."]
@@ -120,7 +120,7 @@ SUMS = [
 def test_the_delimiter_of_a_table_is_detected(
     tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any
 ) -> None:
-    """Texts hold all of them, and sums have decimal commas, as Excel writes them in Norway."""
+    """Texts contain all four delimiters, and numbers have decimal commas as Norwegian Excel writes them."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(SUMS[0]), delimiter=separator, quoting=quoting, lineterminator=ending)
     writer.writeheader()
@@ -138,7 +138,7 @@ def test_the_delimiter_of_a_table_is_detected(
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as a spreadsheet writes it, its texts, and the separator that is found."""
+    """A table as a spreadsheet exports it, and the expected texts and delimiter."""
 
     id: str
     content: str
@@ -208,15 +208,8 @@ def test_a_truncated_parquet_file_and_a_row_without_text_are_quarantined(tmp_pat
 
 @pytest.mark.parametrize("reader", ["table", "huggingface"])
 def test_a_row_that_python_cannot_represent_is_quarantined(tmp_path: Path, reader: str) -> None:
-    text = pa.Array.from_buffers(
-        pa.string(),
-        3,
-        [
-            None,
-            pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])),
-            pa.py_buffer(b"a\xffc"),
-        ],
-    )
+    offsets = pa.py_buffer(struct.pack("<4i", 0, 1, 2, 3))
+    text = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffc")])
     rows = pa.table({"text": text, "date": pa.array([0, 0, 2**31 - 1], pa.date32())})
     if reader == "table":
         pq.write_table(rows, tmp_path / "a.parquet")
