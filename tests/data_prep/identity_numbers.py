@@ -9,7 +9,7 @@ WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
 
 
 def with_check_digits(nine: str) -> str | None:
-    """Return nine digits with both check digits by the rule until 2032, or None where there are none."""
+    """Return nine digits with check digits by the rule until 2032; None where there are none."""
     first = -sum(int(d) * w for d, w in zip(nine, WEIGHTS_1, strict=True)) % 11
     if first == 10:
         return None

@@ -33,7 +33,7 @@ def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
     """Return a PDF file of A4 pages.
 
     Args:
-        picture: whether a page without pieces holds a picture, as a scanned page does.
+        picture: put a picture on each page without pieces, as on a scanned page.
     """
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",

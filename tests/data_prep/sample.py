@@ -57,6 +57,6 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def markers(corpora_dir: Path) -> dict[Path, int]:
-    """Return the time (ns) at which each shard of each stage was done, by the path of its marker."""
+    """Return the time (ns) at which each shard was done, by the path of its marker."""
     paths = (corpora_dir / ".sample.stages").glob("*/done-*.json")
     return {path: path.stat().st_mtime_ns for path in paths}

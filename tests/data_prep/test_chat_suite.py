@@ -186,9 +186,9 @@ class Oracle:
         self.tokenizer.chat_template = read_template(form)
 
     def expected(self, conversation: Conversation) -> list[Expected] | None:
-        """Return the turns that are targets, or None where the template cannot express the conversation.
+        """Return the turns that are targets, or None.
 
-        That is where the template rejects it, or opens thoughts that an answer does not have.
+        None means that the template rejects the conversation, or opens thoughts that an answer lacks.
         """
         try:
             return [self._turn(conversation.messages, i) for i in conversation.targets]

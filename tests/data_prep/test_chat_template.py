@@ -1,4 +1,4 @@
-"""Tests of the targets of chat templates: decoded, they are the assistant's contents and the ends of turns.
+"""Tests that the targets of chat templates are the assistant's contents and the ends of turns.
 
 The templates are invented, in the style of families that are often fine-tuned.
 """
@@ -102,7 +102,7 @@ def test_targets_are_the_answers_and_their_end_of_turn_tokens(folder: Path, fami
 def test_tokens_equal_those_of_apply_chat_template(
     folder: Path, family: str, turns: list[tuple[str, str]]
 ) -> None:
-    """The tokens up to the last answer equal those of apply_chat_template; BOS comes at most once."""
+    """Tokens up to the last answer equal those of apply_chat_template, with at most one BOS."""
     from transformers import PreTrainedTokenizerFast
 
     source, _ = FAMILIES[family]
@@ -155,7 +155,7 @@ def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, t
 
 
 def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
-    """Compared are the mask that transformers derives from generation markers, and its sanitising."""
+    """transformers has its own mask of generation markers, and its own sanitising."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -357,7 +357,7 @@ def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> Non
 
 
 def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
-    """The answer begins with a token of its own, as at inference, even where one could span both."""
+    """The answer begins with its own token, as at inference, even where one could span both."""
     case = Case(folder, CHATML)
     answer = "\n\n" + ANSWERS[0]
     prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
@@ -371,7 +371,7 @@ def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
 
 
 def test_a_tokenizer_that_prepends_a_space_does_so_once(spaced: Path) -> None:
-    """Pieces after the first get no space of their own (tokenizers such as those of Llama 2 and Mistral)."""
+    """Pieces after the first get no space. Llama 2 and Mistral have such tokenizers."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
     encoder = ChatEncoder(spaced / "tokenizer.json")

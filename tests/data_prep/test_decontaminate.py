@@ -6,6 +6,7 @@ import gzip
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.containers.streams import zstd
-from data_prep.document import Turn
+from data_prep.document import Document, Report, Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_numbers
 from data_prep.stage_settings import DecontaminateConfig
@@ -40,9 +41,11 @@ def squad(tmp_path: Path) -> Path:
     return path
 
 
-def run_decontaminate(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
-    rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)  # type: ignore[arg-type]
-    return run_shard_stage(Decontaminate(), documents, make_config(decontaminate=rules))  # type: ignore[arg-type, return-value]
+def run_decontaminate(
+    documents: list[Document], path: Path, **settings: Any
+) -> tuple[list[Document], Report]:
+    rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)
+    return run_shard_stage(Decontaminate(), documents, make_config(decontaminate=rules))
 
 
 def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
@@ -56,9 +59,9 @@ def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
         make_document(f"Vi spør: {QUESTION}", "question"),
         make_document("Ordføreren. Brua.", "answer"),
     ]
-    kept, report = run_decontaminate(list(documents), squad)
-    assert [d.id for d in kept] == ["ours", "twelve", "answer"]  # type: ignore[attr-defined]
-    assert {d.id: d.reason for d in report.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
+    kept, report = run_decontaminate(documents, squad)
+    assert [d.id for d in kept] == ["ours", "twelve", "answer"]
+    assert {d.id: d.reason for d in report.drops} == {"planted": "in_norquad", "question": "in_norquad"}
 
 
 def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
@@ -71,11 +74,11 @@ def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
         make_document(CONTEXT, "all"),
         make_document("", "chat", turns=turns),
     ]
-    kept, report = run_decontaminate(list(documents), squad, action="cut")
-    assert [d.text for d in kept] == [f"{OWN_TEXT}\n\nSlutt."]  # type: ignore[attr-defined]
-    assert report.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
-    assert [d.id for d in report.drops] == ["all", "chat"]  # type: ignore[attr-defined]
-    (cut,) = report.cuts.values()  # type: ignore[attr-defined]
+    kept, report = run_decontaminate(documents, squad, action="cut")
+    assert [d.text for d in kept] == [f"{OWN_TEXT}\n\nSlutt."]
+    assert report.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}
+    assert [d.id for d in report.drops] == ["all", "chat"]
+    (cut,) = report.cuts.values()
     text = " ".join(CONTEXT.split())
     assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", text)
 
@@ -137,5 +140,5 @@ def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path)
     kept, report = run_decontaminate(
         [make_document(OWN_TEXT), *(make_document(text, str(i)) for i, text in enumerate(contexts))], path
     )
-    assert [d.text for d in kept] == [OWN_TEXT]  # type: ignore[attr-defined]
-    assert len(report.drops) == len(contexts) > 10  # type: ignore[attr-defined]
+    assert [d.text for d in kept] == [OWN_TEXT]
+    assert len(report.drops) == len(contexts) > 10

@@ -1,4 +1,4 @@
-"""Tests of deduplication on invented text: copies are found, the best one is kept, shared text is counted."""
+"""Tests of deduplication: copies are found, the best one is kept, and shared text is counted."""
 
 from __future__ import annotations
 

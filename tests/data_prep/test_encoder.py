@@ -1,4 +1,4 @@
-"""Tests of the encoder of running text: gigatoken is used only where its tokens equal those of tokenizers."""
+"""Tests that gigatoken encodes running text only where its tokens equal those of tokenizers."""
 
 from __future__ import annotations
 

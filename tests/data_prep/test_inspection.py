@@ -1,4 +1,4 @@
-"""Tests of `finetune inspect` on the prepared sample: traces, drops, tokens, lengths and the card."""
+"""Tests of `finetune inspect` on the sample: traces, drops, tokens, lengths and the card."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_finetune_inspect_prints_every_view(
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a corpus whose source has unreadable records in a plain file, a gzip file and an archive."""
+    """Return a corpus with unreadable records in a plain file, a gzip file and an archive."""
     folder = tmp_path_factory.mktemp("broken")
     raw = folder / "raw"
     raw.mkdir()

@@ -1,4 +1,4 @@
-"""Tests of language and written standard: the text decides, stretch by stretch, with the claim as evidence."""
+"""Tests of language and written standard, judged by stretches of text and the source's claim."""
 
 from __future__ import annotations
 
@@ -214,8 +214,7 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """98.5% on NAV's files that the table was not trained on; bounds for gold sentences, which nothing was
-    tuned on, are those that were measured."""
+    """The table was not trained on these NAV files, and nothing was tuned on the gold sentences."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(confusion(nav_pairs(file), table_alone)) >= 0.985
     assert accuracy(confusion(told_apart(file), language.detect)) >= 0.985

@@ -1,4 +1,4 @@
-"""Tests of py3langid's automaton applied to many make_texts at once: the scores equal py3langid's own."""
+"""Tests that py3langid's automaton, applied to many texts at once, gives py3langid's own scores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ ODD = [
     "日本語のテキスト",
     "\x00\x00",
     "å",
-    'Statsråden sa:\n"Alt er bra."',  # contains py3langid's feature with index 0, which must not be taken for "none"
+    # has the feature with index 0 of py3langid, which must not be taken for "no feature"
+    'Statsråden sa:\n"Alt er bra."',
 ]
 
 

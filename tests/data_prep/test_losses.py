@@ -1,4 +1,4 @@
-"""Tests of losses by stage, source and reason, and of warnings about sources, in manifest, card and console."""
+"""Tests of losses by stage, source and reason, and of warnings, in manifest, card and console."""
 
 from __future__ import annotations
 

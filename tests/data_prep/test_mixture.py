@@ -1,4 +1,4 @@
-"""Tests of the mixture: selection depends on document and seed alone, and token targets are met from below."""
+"""Tests of the mixture: selection is a function of document and seed, and targets are upper bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of languages far from Norwegian, mixed pages, names, and Bokmål in words that Danish shares."""
+"""Tests of languages far from Norwegian, mixed pages, names, and Bokmål that resembles Danish."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,9 +43,9 @@ def plan_steps(corpora_dir: Path) -> tuple[Path, list[pipeline.Step]]:
     return corpora_dir / ".sample.stages", pipeline.plan(config(corpora_dir))
 
 
-def start_pipeline(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+def start_pipeline(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "data_prep.pipeline", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
 def has_another_cache(expected: str, number: int) -> bool:
@@ -172,7 +173,7 @@ def test_only_a_damaged_shard_is_rebuilt(expected: dict[str, str], tmp_path: Pat
 
 
 def copy_letters_and_minutes(folder: Path) -> PrepareConfig:
-    """Return the settings of a corpus of copies of two files of the sample, which a test may change."""
+    """Return the settings of a corpus of two files of the sample, copied so that a test may change them."""
     sources = {}
     for name in ("letters", "minutes"):
         shutil.copy(SAMPLE / f"{name}.jsonl", folder)
@@ -201,10 +202,10 @@ def test_only_a_changed_file_is_read_again(tmp_path: Path) -> None:
 # --- disk errors and concurrent processes
 
 
-def run_prepare(tmp_path: Path, workers: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
+def run_prepare(tmp_path: Path, workers: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
     settings = [f"corpora_dir={tmp_path}", f"workers={workers}", f"shard_characters={SHARD}"]
     arguments = [sys.executable, "-m", "finetune.cli.main", "prepare", "corpus=sample", *settings]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, **options)
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,4 +1,4 @@
-"""Tests of the rules of quality: each drops its document, and laws and guidance pass all of them."""
+"""Tests of the rules of quality: each drops its document; laws and guidance pass all of them."""
 
 from __future__ import annotations
 

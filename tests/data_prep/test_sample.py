@@ -1,4 +1,4 @@
-"""Tests of `prepare` on the bundled sample: every planted defect is handled, and nothing else is changed."""
+"""Tests of `prepare` on the bundled sample: planted defects are handled, other text is unchanged."""
 
 from __future__ import annotations
 

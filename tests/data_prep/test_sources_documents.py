@@ -59,7 +59,7 @@ def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> Non
 
 
 def remove_each_part(markup: bytes) -> Iterator[bytes]:
-    """Yield a document without each of its elements in turn, and without each of their attributes."""
+    """Yield a document without each of its elements in turn, and each of their attributes."""
     for number, original in enumerate(etree.fromstring(markup).iter()):
         for key in ("", *original.attrib):
             element = list(etree.fromstring(markup).iter())[number]

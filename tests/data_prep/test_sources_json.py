@@ -197,7 +197,7 @@ def test_every_json_reader_finds_the_list_of_records_in_an_object(
 
 
 def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """max_record_bytes limits each record alone; a second list beyond the search window is reported."""
+    """max_record_bytes limits each record; a second list beyond the search window is reported."""
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):

@@ -161,8 +161,10 @@ def test_the_lead_in_of_a_provision_not_in_force_is_dropped_with_it(
 
 
 def test_real_acts_lose_only_notes_and_provisions_not_in_force(real_corpora: Path) -> None:
-    """The text holds all letters of an act's body except those of notes and, in consolidated acts, of
-    provisions not in force."""
+    """The text has all letters of an act except those of notes and provisions not in force.
+
+    Provisions not in force are left out of consolidated acts alone.
+    """
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
     with tarfile.open(archive) as tar:
         files = [tar.extractfile(member) for member in islice(tar, 300)]

@@ -14,8 +14,8 @@ from tests.data_prep.source_texts import SQUAD_CONTEXT
 # --- parallel texts
 
 LETTER = [
-    {"id": "brev-0", "path": "mal/A.kt", "nob": "Du kan få {felt} fra NAV.", "nno": "Du kan få {felt} frå NAV.",
-     "eng": "You may get {felt}."},
+    {"id": "brev-0", "path": "mal/A.kt", "nob": "Du kan få {felt} fra NAV.",
+     "nno": "Du kan få {felt} frå NAV.", "eng": "You may get {felt}."},
     {"id": "brev-1", "path": "mal/A.kt", "nob": "AFP-tillegg", "nno": "AFP-tillegg"},
     {"id": "brev-2", "path": "mal/A.kt", "nob": "Vi har {felt} avslått.", "nno": "Vi har avslått."},
     {"id": "brev-3", "path": "mal/B.kt", "nob": "Bare bokmål her."},

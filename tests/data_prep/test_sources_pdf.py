@@ -1,4 +1,4 @@
-"""Tests of PDF layout: line numbers, page numbers, running titles and headings. All of it is invented."""
+"""Tests of PDF layout, on invented files: line and page numbers, running titles, headings."""
 
 from __future__ import annotations
 

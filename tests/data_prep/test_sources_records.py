@@ -1,4 +1,4 @@
-"""Tests of readers of records: JSON lines and arrays, NCC, Målfrid, Hugging Face data sets and treebanks."""
+"""Tests of readers of records: JSON lines and arrays, NCC, Målfrid, Hugging Face, treebanks."""
 
 from __future__ import annotations
 

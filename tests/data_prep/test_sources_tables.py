@@ -120,7 +120,7 @@ SUMS = [
 def test_the_delimiter_of_a_table_is_detected(
     tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any
 ) -> None:
-    """Texts contain all four delimiters, and numbers have decimal commas as Norwegian Excel writes them."""
+    """Texts contain all four delimiters, and numbers decimal commas, as Norwegian Excel writes them."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(SUMS[0]), delimiter=separator, quoting=quoting, lineterminator=ending)
     writer.writeheader()
@@ -239,7 +239,8 @@ def test_a_missing_column_is_a_one_line_error(tmp_path: Path) -> None:
 def test_talk_of_norway_keeps_speaker_and_party_and_groups_by_transcript(tmp_path: Path) -> None:
     (tmp_path / "ton.csv").write_text(
         "id,rep_name,party_id,date,transcript,speaker_role,debate_title,language,text\n"
-        'tale1,Kari Eksempel,SP,2011-02-10,s110210,representative,Landbruk,nno,"Eg vil takke komiteen, president."\n'
+        "tale1,Kari Eksempel,SP,2011-02-10,s110210,representative,Landbruk,nno,"
+        '"Eg vil takke komiteen, president."\n'
         "tale2,,,2011-02-10,s110210,President,Landbruk,nob,Neste taler er statsråden.\n"
     )
     documents, report = read("talk_of_norway", tmp_path)

@@ -1,4 +1,4 @@
-"""Tests that the text of web pages is read whole, and the furniture of the site is left out. All of it is invented."""
+"""Tests that web pages, all invented, are read whole without the furniture of their site."""
 
 from __future__ import annotations
 

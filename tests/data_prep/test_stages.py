@@ -1,4 +1,4 @@
-"""Tests of the stages: names and order, which are part of the files on disk, and settings, which are plain data."""
+"""Tests of names, order and settings of the stages, which are recorded on disk."""
 
 from __future__ import annotations
 

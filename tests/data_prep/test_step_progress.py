@@ -1,4 +1,4 @@
-"""Tests of progress: one live line on a terminal, a few plain lines elsewhere, and no lost warning."""
+"""Tests of progress: a live line on a terminal, a few plain lines elsewhere, no lost warning."""
 
 from __future__ import annotations
 
