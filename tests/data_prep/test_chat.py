@@ -77,7 +77,7 @@ def test_every_token_of_running_text_beside_conversations_is_a_target(tmp_path: 
     text = {"text": "Kommunestyret behandlet saken i møtet i går kveld og vedtok innstillingen."}
     plain = {"prompt": QUESTION, "completion": ANSWER.replace("tre", "seks")}
     prepared = prepare(tmp_path, {"text": [text], "chats": [{"messages": MESSAGES}, plain]})
-    assert prepared.manifest.mask_column == "assistant_masks", "the column of the conversations"
+    assert prepared.manifest.mask_column == "assistant_masks", "conversations decide the name of the mask column"
     by_source = {row["source"]: row for row in train_rows(prepared)}
     assert set(by_source["text"]["assistant_masks"]) == {1}
     assert len(by_source["text"]["assistant_masks"]) == len(by_source["text"]["input_ids"])
@@ -265,7 +265,7 @@ def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     assert counts["unknown_key_(no plain name)"] == 1
     beside = Report()
     read_documents({"messages": MESSAGES, "prompt": QUESTION, "input": "Sak 24/17"}, report=beside)
-    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "they belong to another form"
+    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "these keys belong to another form"
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 

@@ -220,7 +220,7 @@ def test_thoughts_that_the_model_must_generate_are_targets(
 
 
 def test_thought_markers_are_tokens_only_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
-    """Also where they are special tokens. Spelled elsewhere in a content they are text."""
+    """This holds for special tokens too; markers elsewhere in a content are text."""
     body = json.loads((folder / "tokenizer.json").read_text())
     for token in body["added_tokens"]:
         token["special"] = token["special"] or "think" in token["content"]
@@ -285,7 +285,7 @@ def test_arguments_reach_the_template(folder: Path) -> None:
 
 
 def test_without_an_end_of_turn_token_eos_ends_every_answer(folder: Path) -> None:
-    """In one row of several answers, nothing would end the first of them."""
+    """Each answer has a row of its own: within a longer row nothing would end the first answer."""
     case = Case(folder, PLAIN)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
@@ -363,7 +363,7 @@ def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
     prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
     whole_ids = case.tokenizer.encode(prompt + answer, add_special_tokens=False).ids
     prompt_ids = case.tokenizer.encode(prompt, add_special_tokens=False).ids
-    assert whole_ids[: len(prompt_ids)] != prompt_ids, "here one token would span both"
+    assert whole_ids[: len(prompt_ids)] != prompt_ids, "a token would span prompt and answer"
     row = case.row(("user", "?"), ("assistant", answer))
     assert row.input_ids[: len(prompt_ids)] == prompt_ids
     assert row.mask[: len(prompt_ids) + 1] == [0] * len(prompt_ids) + [1]

@@ -41,7 +41,7 @@ def draw_words(rng: random.Random, length: int) -> list[str]:
 
 
 def edit_words(rng: random.Random, words: list[str], share: float) -> list[str]:
-    """Replace, remove or follow by another each word with the probability `share`."""
+    """With the probability `share`, replace a word, remove it, or insert another after it."""
     out: list[str] = []
     for word in words:
         if rng.random() >= share:
@@ -230,7 +230,7 @@ def test_dates_are_compared_in_every_notation() -> None:
 
 
 def test_ngrams_equal_plain_python_sets() -> None:
-    """Compared on texts of every length, across the borders of batches and chunks."""
+    """Texts of every length are compared, across the borders of batches and chunks."""
     rng = random.Random(7)
     texts = [" ".join(draw_words(rng, n)) for n in [*range(12), 300, 5000]]
     texts += [

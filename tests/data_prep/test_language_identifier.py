@@ -40,7 +40,7 @@ def identifier() -> LanguageIdentifier:
 
 
 def make_texts() -> list[str]:
-    """Return make_texts of all lengths, truncated at random, alternating with odd ones."""
+    """Return texts of all lengths, truncated at random, alternating with odd ones."""
     rng = random.Random(0)
     mixed = []
     for _ in range(300):

@@ -39,7 +39,7 @@ def test_cleaning_is_idempotent(clean: object) -> None:
 
 
 def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random texts of its letters that the short cut takes for plain are changed by no rule."""
+    """No rule changes a random text that the short cut takes for plain."""
     letters = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
     odd = [letter for letter in letters if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
@@ -77,7 +77,7 @@ def test_words_hyphenated_at_a_line_end_are_joined(hyphenated: str, joined: str)
 
 
 def test_joining_equals_one_regular_expression() -> None:
-    """The expression is the plain definition of the rule, and takes quadratic time."""
+    """The regular expression defines the rule, but takes quadratic time."""
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
     sample = Path(stage.__file__).parents[1] / "sample"
