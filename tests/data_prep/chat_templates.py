@@ -21,7 +21,8 @@ CHATML_MARKED = """\
 
 # Generation markers around the content alone: the end of the turn is a target all the same.
 CHATML_MARKED_SHORT = CHATML_MARKED.replace(
-    "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
+    "{{ m.content + '<|im_end|>' }}{% endgeneration %}",
+    "{{ m.content }}{% endgeneration %}<|im_end|>",
 )
 
 # Generation markers that include the line break after the turn, which the model never generates.

@@ -26,7 +26,10 @@ STAGES = [stage.name for stage in TEXT_STAGES]
 
 
 def prepare(
-    tmp_path: Path, sources: dict[str, list[Any]], options: dict[str, Any] | None = None, **settings: Any
+    tmp_path: Path,
+    sources: dict[str, list[Any]],
+    options: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Prepared:
     """Prepare a corpus of conversations.
 

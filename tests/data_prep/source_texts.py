@@ -182,7 +182,10 @@ JSON_LD_GRAPH: list[dict[str, Any]] = [
         tilknyttetRegistreringSom={"@id": "arkiv:vedlegg"},
     ),
     make_node(
-        "sk-1", "arkiv:Skjerming", tilgangsrestriksjon="Unntatt offentlighet", skjermingshjemmel="Offl. § 13"
+        "sk-1",
+        "arkiv:Skjerming",
+        tilgangsrestriksjon="Unntatt offentlighet",
+        skjermingshjemmel="Offl. § 13",
     ),
     make_node(
         "k-1",
@@ -223,7 +226,13 @@ def make_journal(kind: str, version: str = "5") -> str:
     A public journal (`offentligJournal`) has no `tittel` except those of classes.
     """
     hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
-    common = {"class_shield": "", "case_title": "", "title": "", "party_shield": "", "case_shield": ""}
+    common = {
+        "class_shield": "",
+        "case_title": "",
+        "title": "",
+        "party_shield": "",
+        "case_shield": "",
+    }
     if kind == "loependeJournal":
         common = {
             "class_shield": hidden,

@@ -52,13 +52,23 @@ class Form:
 FORMS = [
     Form("messages", "assistant_masks", {"messages": MESSAGES}),
     Form("turns", "completion_mask", {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}),
-    Form("more turns", "completion_mask", {"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]}),
+    Form(
+        "more turns",
+        "completion_mask",
+        {"prompt": MESSAGES + MESSAGES[:1], "completion": MESSAGES[1:]},
+    ),
     Form("texts", "completion_mask", {"prompt": f"{QUESTION}\nSvar:", "completion": f" {ANSWER}"}),
     Form("ShareGPT", "assistant_masks", {"conversations": SHAREGPT}),
     Form(
-        "Alpaca", "completion_mask", {"instruction": "Svar innbyggeren.", "input": QUESTION, "output": ANSWER}
+        "Alpaca",
+        "completion_mask",
+        {"instruction": "Svar innbyggeren.", "input": QUESTION, "output": ANSWER},
     ),
-    Form("Alpaca without input", "completion_mask", {"instruction": QUESTION, "input": "", "output": ANSWER}),
+    Form(
+        "Alpaca without input",
+        "completion_mask",
+        {"instruction": QUESTION, "input": "", "output": ANSWER},
+    ),
     Form("parts", "assistant_masks", {"messages": [MESSAGES[0], {**MESSAGES[1], "content": PARTS}]}),
 ]
 
@@ -77,7 +87,9 @@ def test_every_token_of_running_text_beside_conversations_is_a_target(tmp_path: 
     text = {"text": "Kommunestyret behandlet saken i møtet i går kveld og vedtok innstillingen."}
     plain = {"prompt": QUESTION, "completion": ANSWER.replace("tre", "seks")}
     prepared = prepare(tmp_path, {"text": [text], "chats": [{"messages": MESSAGES}, plain]})
-    assert prepared.manifest.mask_column == "assistant_masks", "conversations decide the name of the mask column"
+    assert prepared.manifest.mask_column == "assistant_masks", (
+        "conversations decide the name of the mask column"
+    )
     by_source = {row["source"]: row for row in train_rows(prepared)}
     assert set(by_source["text"]["assistant_masks"]) == {1}
     assert len(by_source["text"]["assistant_masks"]) == len(by_source["text"]["input_ids"])
@@ -115,12 +127,18 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"messages": [MESSAGES[0], {"role": "assistant", "content": 5}]}, "unreadable_record"),
     ({"messages": [MESSAGES[0], {"role": "gpt", "content": ANSWER}]}, "unknown_role"),
     ({"messages": [MESSAGES[0], {"role": ["assistant"], "content": ANSWER}]}, "unknown_role"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, MESSAGES[1]]}, "unsupported_record"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, MESSAGES[1]]},
+        "unsupported_record",
+    ),
     (
         {"messages": [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
         "unsupported_record",
     ),
-    ({"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "Hm."}]}, "unsupported_record"),
+    (
+        {"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "Hm."}]},
+        "unsupported_record",
+    ),
     ({"messages": MESSAGES, "tools": [{"name": "kalender"}]}, "unsupported_record"),
     ({"prompt": QUESTION, "completion": MESSAGES[1:]}, "unreadable_record"),
     ({"prompt": QUESTION}, "unreadable_record"),
@@ -142,7 +160,12 @@ def test_malformed_records_are_dropped_with_a_reason_and_good_ones_kept(tmp_path
 @pytest.mark.parametrize("flag", ["loss", "train", "trainable", "training", "weight"])
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(False, [ANSWER]), (0, [ANSWER]), (True, [FIRST_ANSWER, ANSWER]), (None, [FIRST_ANSWER, ANSWER])],
+    [
+        (False, [ANSWER]),
+        (0, [ANSWER]),
+        (True, [FIRST_ANSWER, ANSWER]),
+        (None, [FIRST_ANSWER, ANSWER]),
+    ],
 )
 def test_a_flag_of_a_turn_decides_whether_it_is_a_target(flag: str, value: Any, expected: list[str]) -> None:
     turns = read_turns({"messages": make_messages(*TWO_EXCHANGES, **{flag: value})})
@@ -153,7 +176,10 @@ def test_a_flag_of_a_turn_decides_whether_it_is_a_target(flag: str, value: Any, 
 REJECTED: list[tuple[dict[str, Any], str]] = [
     ({"messages": make_messages(*TWO_EXCHANGES, weight=0.5)}, "weight 0.5"),
     ({"messages": make_messages(*TWO_EXCHANGES, train="false")}, "train 'false'"),
-    ({"messages": make_messages(*TWO_EXCHANGES, train=True, loss=False)}, "loss and train disagree"),
+    (
+        {"messages": make_messages(*TWO_EXCHANGES, train=True, loss=False)},
+        "loss and train disagree",
+    ),
     (
         {
             "messages": make_messages(
@@ -168,18 +194,29 @@ REJECTED: list[tuple[dict[str, Any], str]] = [
     ({"messages": make_messages(*TWO_EXCHANGES, isTrainable=0)}, "isTrainable"),
     ({"messages": make_messages(*TWO_EXCHANGES, no_loss=True)}, "no_loss"),
     ({"messages": MESSAGES, "calculate_loss": "nei"}, "calculate_loss"),
-    ({"messages": [{"role": "user", "content": QUESTION, "train": True}, MESSAGES[1]]}, "turn of the user"),
+    (
+        {"messages": [{"role": "user", "content": QUESTION, "train": True}, MESSAGES[1]]},
+        "turn of the user",
+    ),
     ({"messages": MESSAGES, "train": False}, "train"),
     ({"messages": MESSAGES, "weight": 2}, "weight"),
     ({"messages": MESSAGES, "history": [["a", "b"]]}, "history"),
     ({"messages": MESSAGES, "rejected": ANSWER}, "rejected"),
     ({"prompt": QUESTION, "completion": ANSWER, "label": False}, "label"),
     (
-        {"messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES], "system": "Svar langt."},
+        {
+            "messages": [{"role": "system", "content": "Svar kort."}, *MESSAGES],
+            "system": "Svar langt.",
+        },
         "system",
     ),
     (
-        {"conversations": [{"from": "human", "value": QUESTION}, {"from": "function_call", "value": "{}"}]},
+        {
+            "conversations": [
+                {"from": "human", "value": QUESTION},
+                {"from": "function_call", "value": "{}"},
+            ]
+        },
         "function_call",
     ),
 ]
@@ -265,7 +302,9 @@ def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     assert counts["unknown_key_(no plain name)"] == 1
     beside = Report()
     read_documents({"messages": MESSAGES, "prompt": QUESTION, "input": "Sak 24/17"}, report=beside)
-    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, "these keys belong to another form"
+    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, (
+        "these keys belong to another form"
+    )
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)
     assert not any("Nordmann" in name or "navn" in name for name in counts)
 
@@ -308,7 +347,10 @@ def test_an_empty_answer_is_not_a_target_and_its_conversation_is_kept(tmp_path: 
     ],
 )
 def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
-    messages = [{"role": "user", "content": "Hva betyr <b>?"}, {"role": "assistant", "content": answer}]
+    messages = [
+        {"role": "user", "content": "Hva betyr <b>?"},
+        {"role": "assistant", "content": answer},
+    ]
     report = Report()
     (document,) = read_documents({"messages": messages}, report=report, strip_html=True)
     assert [turn.content for turn in document.turns] == ["Hva betyr <b>?", expected]
@@ -319,7 +361,8 @@ def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
 def test_when_no_record_can_be_read_the_error_gives_the_first_reason(tmp_path: Path) -> None:
     unknown_role = [MESSAGES[0], {"role": "saksbehandler", "content": ANSWER}]
     with pytest.raises(
-        ValueError, match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"
+        ValueError,
+        match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'",
     ):
         prepare(tmp_path, {"chats": [{"messages": unknown_role}, {"messages": MESSAGES[:1]}]})
 
@@ -370,7 +413,11 @@ def test_a_system_prompt_is_set_by_written_standard(tmp_path: Path) -> None:
         "nno": "<s>system\nSvar på nynorsk.",
         "own": "<s>system\nVær høflig.",
     }
-    assert prepared.manifest.stages[-1].counts == {"system_nno": 1, "system_nob": 1, "system_of_its_own": 1}
+    assert prepared.manifest.stages[-1].counts == {
+        "system_nno": 1,
+        "system_nob": 1,
+        "system_of_its_own": 1,
+    }
     for system, error in (({"nn": "Svar."}, "names 'nn'"), ({"nno": " "}, "nno is empty")):
         with pytest.raises(ValueError, match=f"chat.system.*{error}"):
             ChatConfig(system=system)

@@ -44,9 +44,15 @@ def test_every_stage_processes_every_turn(tmp_path: Path) -> None:
     ]
     english = [
         {"role": "user", "content": "When is the deadline for an appeal?"},
-        {"role": "assistant", "content": "The deadline is three weeks after you received the decision."},
+        {
+            "role": "assistant",
+            "content": "The deadline is three weeks after you received the decision.",
+        },
     ]
-    copy = [*messages[:2], {"role": "assistant", "content": answer.replace("Du heter", "du\nHETER")}]
+    copy = [
+        *messages[:2],
+        {"role": "assistant", "content": answer.replace("Du heter", "du\nHETER")},
+    ]
     conversations = [{"messages": turns} for turns in (messages, english, messages, copy)]
     prepared = prepare(tmp_path, {"chats": conversations})
     (text,) = decode_targets(prepared)
@@ -86,9 +92,18 @@ def make_tokeniser(config: CorpusConfig, tmp_path: Path) -> Tokeniser:
 
 
 def make_plain_document(prompt: str, completion: str) -> Document:
-    turns = [Turn(role="", content=prompt, target=False), Turn(role="", content=completion, target=True)]
+    turns = [
+        Turn(role="", content=prompt, target=False),
+        Turn(role="", content=completion, target=True),
+    ]
     return Document(
-        id="1", text="", source="s", license="CC0-1.0", group="1", turns=turns, mask="completion_mask"
+        id="1",
+        text="",
+        source="s",
+        license="CC0-1.0",
+        group="1",
+        turns=turns,
+        mask="completion_mask",
     )
 
 
@@ -188,7 +203,8 @@ def test_a_changed_template_rebuilds_the_corpus(tmp_path: Path) -> None:
 def test_a_missing_template_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
     tokenizer = TokenizerConfig(path=str(folder))
     with pytest.raises(
-        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
+        ValueError,
+        match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`",
     ):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=tokenizer)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()

@@ -116,18 +116,27 @@ CONVERSATIONS = [
     ),
     Conversation("empty answer", [("user", Q), ("assistant", ""), ("user", Q2), ("assistant", A2)], {1}),
     Conversation(
-        "flags", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")], {1}
+        "flags",
+        [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")],
+        {1},
     ),
     Conversation("long", LONG),
     Conversation(
-        "control words", [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")]
+        "control words",
+        [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")],
     ),
     Conversation(
-        "layout", [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)]
+        "layout",
+        [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)],
     ),
     Conversation(
         "tool",
-        [("user", Q), ("assistant", "Jeg ser etter."), ("tool", '{"frist": "1. mars"}'), ("assistant", A)],
+        [
+            ("user", Q),
+            ("assistant", "Jeg ser etter."),
+            ("tool", '{"frist": "1. mars"}'),
+            ("assistant", A),
+        ],
     ),
 ]
 

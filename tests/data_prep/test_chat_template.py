@@ -79,7 +79,10 @@ FAMILIES = {
     "chatml-marked": (CHATML_MARKED, "{}<|im_end|>"),
     "chatml-marked-short": (CHATML_MARKED_SHORT, "{}<|im_end|>"),
     "chatml-marked-long": (CHATML_MARKED_LONG, "{}<|im_end|>"),
-    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "<|im_start|>assistant\n{}<|im_end|>"),
+    "chatml-without-generation-prompt": (
+        CHATML_WITHOUT_PROMPT,
+        "<|im_start|>assistant\n{}<|im_end|>",
+    ),
     "llama3": (LLAMA3, "{}<|eot_id|>"),
     "mistral": (MISTRAL, " {}</s>"),
     "gemma": (GEMMA, "{}<end_of_turn>"),
@@ -117,7 +120,17 @@ def test_tokens_equal_those_of_apply_chat_template(
 
 @pytest.mark.parametrize(
     "answer",
-    ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"],
+    [
+        "a",
+        "assistant",
+        "<|",
+        "Ja\n",
+        "  innrykk\n\n- liste",
+        "Så\n\n\nslutt",
+        "🎉 ø",
+        "\n\nSvar",
+        "user\n",
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str) -> None:
@@ -127,7 +140,12 @@ def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str
     kept = answer.strip() if "trim" in source else answer
     if family == "phi":
         kept = answer.lstrip()  # <|assistant|> strips white space after it
-    turns = [("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0])]
+    turns = [
+        ("user", "assistant\na"),
+        ("assistant", answer),
+        ("user", answer),
+        ("assistant", ANSWERS[0]),
+    ]
     learned = case.learned(case.row(*turns))
     assert learned == [written.format(kept), written.format(ANSWERS[0])]
 
@@ -139,7 +157,8 @@ def test_templates_with_and_without_generation_markers_agree(folder: Path, marke
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"]
+    "token",
+    ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"],
 )
 def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, token: str) -> None:
     source, written = FAMILIES[family]
@@ -203,7 +222,11 @@ OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>
 @pytest.mark.parametrize(
     ("source", "answer", "expected"),
     [
-        (CHATML_WITHOUT_PROMPT, THOUGHT + ANSWERS[0], f"<|im_start|>assistant\n{THOUGHT}{ANSWERS[0]}"),
+        (
+            CHATML_WITHOUT_PROMPT,
+            THOUGHT + ANSWERS[0],
+            f"<|im_start|>assistant\n{THOUGHT}{ANSWERS[0]}",
+        ),
         (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], THOUGHT + ANSWERS[0]),
         (DROPS_THOUGHTS, "<think>\n\n</think>\n\nJa", "<think>\n\n</think>\n\nJa"),
         (DROPS_THOUGHTS, "<think>Ja</think>Ja", "<think>Ja</think>Ja"),
@@ -245,7 +268,11 @@ def test_thought_markers_are_tokens_only_where_they_mark_thoughts(folder: Path, 
             {"answers_that_the_template_marks_otherwise": 1},
         ),
         (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], {"thoughts_that_the_template_leaves_out": 1}),
-        (CHATML.replace("<|im_end|>", "<|slutt|>"), ANSWERS[0], {"answers_whose_end_is_no_token": 1}),
+        (
+            CHATML.replace("<|im_end|>", "<|slutt|>"),
+            ANSWERS[0],
+            {"answers_whose_end_is_no_token": 1},
+        ),
     ],
 )
 def test_answers_whose_targets_deviate_from_the_template_are_counted(
@@ -307,10 +334,18 @@ OPENS_THOUGHT = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\
 WITHOUT_FIRST = LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}")
 UNCERTAIN = [
     Uncertain(
-        "no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"
+        "no system",
+        GEMMA,
+        [("system", "Svar kort."), *CHAT],
+        "template_refuses",
+        "System role not supported",
     ),
     Uncertain(
-        "answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"
+        "answers in a row",
+        MISTRAL,
+        [CHAT[0], CHAT[1], CHAT[1]],
+        "template_refuses",
+        "roles must alternate",
     ),
     Uncertain(
         "upper",

@@ -24,7 +24,10 @@ import pytest
 from data_prep.containers.streams import zstd
 from tests.data_prep.reading import broken_places, read, texts
 
-LETTERS = {"a.txt": "Vedtaket kan påklages innen tre uker.", "mappe/b.txt": "Kommunen svarar på søknaden."}
+LETTERS = {
+    "a.txt": "Vedtaket kan påklages innen tre uker.",
+    "mappe/b.txt": "Kommunen svarar på søknaden.",
+}
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
@@ -97,7 +100,11 @@ def test_json_lines_are_read_whatever_their_compression(tmp_path: Path, compress
 
 def test_nested_archives_are_read_and_ids_name_the_member(tmp_path: Path) -> None:
     inner = make_zip(
-        {"c.txt.gz": gzip.compress(b"Inst i alt."), "bilde.png": b"\x89PNG....", "__MACOSX/._c.txt": b"\0\1"}
+        {
+            "c.txt.gz": gzip.compress(b"Inst i alt."),
+            "bilde.png": b"\x89PNG....",
+            "__MACOSX/._c.txt": b"\0\1",
+        }
     )
     (tmp_path / "alt.tar").write_bytes(make_tar({"ytre.txt": "Ytterst.", "indre.zip": inner}))
     documents, report = read("text", tmp_path)

@@ -61,7 +61,10 @@ def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
     ]
     kept, report = run_decontaminate(documents, squad)
     assert [d.id for d in kept] == ["ours", "twelve", "answer"]
-    assert {d.id: d.reason for d in report.drops} == {"planted": "in_norquad", "question": "in_norquad"}
+    assert {d.id: d.reason for d in report.drops} == {
+        "planted": "in_norquad",
+        "question": "in_norquad",
+    }
 
 
 def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
@@ -99,7 +102,19 @@ def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: 
     pq.write_table(table, folder / "g.parquet")
     with pa.ipc.new_stream(str(folder / "h.arrow"), table.schema) as stream:
         stream.write_table(table)
-    expected = [CONTEXT, "question", "answer", QUESTION, "ja", CONTEXT, "b", "en", "to", "tre", "fire"]
+    expected = [
+        CONTEXT,
+        "question",
+        "answer",
+        QUESTION,
+        "ja",
+        CONTEXT,
+        "b",
+        "en",
+        "to",
+        "tre",
+        "fire",
+    ]
     assert list(texts(str(folder))) == [*expected, *["fem", "seks", "sju"] * 2]
 
 
@@ -138,7 +153,11 @@ def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path)
     path = real_corpora / "norquad" / "data_evaluation_all_validation_dataset_flattened.json"
     contexts = sorted({text for text in texts(str(path)) if len(text) > 500})[:50]
     kept, report = run_decontaminate(
-        [make_document(OWN_TEXT), *(make_document(text, str(i)) for i, text in enumerate(contexts))], path
+        [
+            make_document(OWN_TEXT),
+            *(make_document(text, str(i)) for i, text in enumerate(contexts)),
+        ],
+        path,
     )
     assert [d.text for d in kept] == [OWN_TEXT]
     assert len(report.drops) == len(contexts) > 10

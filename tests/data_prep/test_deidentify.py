@@ -73,7 +73,12 @@ def test_ids_titles_and_groups_are_masked_and_stay_distinct() -> None:
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})
     documents = [
         Document(
-            id=f"{n}/{i}", text="Tekst.", title=f"Sak {n}", source="s", license="CC0-1.0", group=f"sak-{n}"
+            id=f"{n}/{i}",
+            text="Tekst.",
+            title=f"Sak {n}",
+            source="s",
+            license="CC0-1.0",
+            group=f"sak-{n}",
         )
         for n in (first, second)
         for i in range(2)

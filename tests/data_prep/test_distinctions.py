@@ -46,7 +46,12 @@ TIMBER = {
     "rate": "412",
     "unit": "lastet tonn",
 }
-MILK = {"title": "Forskrift om transport av melk", "goods": "melk", "rate": "388", "unit": "tusen liter"}
+MILK = {
+    "title": "Forskrift om transport av melk",
+    "goods": "melk",
+    "rate": "388",
+    "unit": "tusen liter",
+}
 RESERVE = """Forskrift om vern av {name} naturreservat, {place} kommune
 
 § 1. Formål
@@ -111,7 +116,12 @@ KARI = {
     "case": "24/01234-2",
     "where": "Solbakken",
 }
-OLA = {"who": "Ola Hansen\nLia 8", "date": "5. mars 2024", "case": "24/01399-2", "where": "Solbakken"}
+OLA = {
+    "who": "Ola Hansen\nLia 8",
+    "date": "5. mars 2024",
+    "case": "24/01399-2",
+    "where": "Solbakken",
+}
 MINUTES = """Møteprotokoll
 
 Utvalg: Eldrerådet
@@ -165,7 +175,9 @@ DISTINCT = {
     "an act on a part of the subject of the other": [
         make_document(RESERVE.format(**STORHAUG), "0", title="Forskrift om rammeplan for lærerutdanning"),
         make_document(
-            RESERVE.format(**STORHAUG), "1", title="Forskrift om rammeplan for samisk lærerutdanning"
+            RESERVE.format(**STORHAUG),
+            "1",
+            title="Forskrift om rammeplan for samisk lærerutdanning",
         ),
     ],
     "protected areas": fill_form(RESERVE, STORHAUG, GRANLI),
@@ -187,7 +199,9 @@ DISTINCT = {
         MINUTES, {"date": "3. mai 2024", "end": "14.30"}, {"date": "7. juni 2024", "end": "15.10"}
     ),
     "plans": fill_form(
-        PLAN, {"low": "22", "height": "6", "area": "25"}, {"low": "27", "height": "7,5", "area": "30"}
+        PLAN,
+        {"low": "22", "height": "6", "area": "25"},
+        {"low": "27", "height": "7,5", "area": "30"},
     ),
     "journal posts": fill_form(
         JOURNAL,

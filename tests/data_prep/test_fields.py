@@ -18,9 +18,18 @@ from data_prep.fields import all_among, at_least, between, one_of
         (lambda: between("a.b", 1.5, 0, 1), "a.b is 1.5: must be between 0 and 1"),
         (lambda: between("a.b", -1, 0, 1), "a.b is -1: must be between 0 and 1"),
         (lambda: between("a.b", math.nan, 0, 1), "a.b is nan: must be between 0 and 1"),
-        (lambda: between("a.b", math.nan, 0, 1, above_low=True), "a.b is nan: must be above 0 and at most 1"),
-        (lambda: between("a.b", 0, 0, 1, above_low=True), "a.b is 0: must be above 0 and at most 1"),
-        (lambda: between("a.b", 1.0, 0, 1, below_high=True), "a.b is 1.0: must be at least 0 and below 1"),
+        (
+            lambda: between("a.b", math.nan, 0, 1, above_low=True),
+            "a.b is nan: must be above 0 and at most 1",
+        ),
+        (
+            lambda: between("a.b", 0, 0, 1, above_low=True),
+            "a.b is 0: must be above 0 and at most 1",
+        ),
+        (
+            lambda: between("a.b", 1.0, 0, 1, below_high=True),
+            "a.b is 1.0: must be at least 0 and below 1",
+        ),
         (lambda: one_of("a.b", "c", ("d", "e")), "a.b is 'c': choose one of d, e"),
         (lambda: all_among("a.b", ["d", "c"], ("d", "e")), "a.b names 'c': choose among d, e"),
     ],

@@ -23,7 +23,13 @@ from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.stages.language import Language
 from data_prep.written_standard import train
-from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words
+from data_prep.written_standard.table import (
+    NEIGHBOURS,
+    STANDARDS_TABLE,
+    features,
+    shipped_table,
+    words,
+)
 from tests.data_prep.documents import make_config, make_document, run_shard_stage
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
@@ -70,7 +76,9 @@ def test_unwanted_languages_are_dropped_and_counted() -> None:
     assert report.drop_reasons() == {"language_dan": 1}
     assert report.counts["nor"] == 1
     kept, report = run_shard_stage(
-        Language(), [make_document(f"{NOB}\n\n{NNO}")], make_config(language=LanguageConfig(keep=["nno"]))
+        Language(),
+        [make_document(f"{NOB}\n\n{NNO}")],
+        make_config(language=LanguageConfig(keep=["nno"])),
     )
     assert report.drop_reasons() == {"language_nor": 1}, "half of it is in an unwanted standard"
     kept, report = run_shard_stage(
@@ -117,7 +125,15 @@ def test_the_shipped_table_equals_the_output_of_its_script_and_holds_no_text(
     nav = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     monkeypatch.setattr(
         "sys.argv",
-        ["train", "--ton", str(real_corpora / "stortinget-ton"), "--nav", str(nav), "--out", str(tmp_path)],
+        [
+            "train",
+            "--ton",
+            str(real_corpora / "stortinget-ton"),
+            "--nav",
+            str(nav),
+            "--out",
+            str(tmp_path),
+        ],
     )
     train.main()
     shipped = Path(train.__file__).with_name(STANDARDS_TABLE)

@@ -54,7 +54,11 @@ def test_scores_equal_those_of_py3langid(identifier: LanguageIdentifier) -> None
         expected = dict(identifier.original.rank(text))
         assert identifier.codes == identifier.original.nb_classes
         np.testing.assert_allclose(
-            scores, [expected[code] for code in identifier.codes], rtol=1e-5, atol=1e-3, err_msg=repr(text)
+            scores,
+            [expected[code] for code in identifier.codes],
+            rtol=1e-5,
+            atol=1e-3,
+            err_msg=repr(text),
         )
         assert identifier.codes[scores.argmax()] == identifier.original.classify(text)[0]
 

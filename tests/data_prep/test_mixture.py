@@ -172,7 +172,10 @@ def test_prepare_applies_the_mixture_of_the_corpus_file(tmp_path: Path, folder: 
 
     sources = {
         "letters": source(
-            "jsonl", "letters.jsonl", MixtureRule(languages=["nno"], weight=3), MixtureRule(languages=["nob"])
+            "jsonl",
+            "letters.jsonl",
+            MixtureRule(languages=["nno"], weight=3),
+            MixtureRule(languages=["nob"]),
         ),
         "minutes": source("jsonl", "minutes.jsonl", MixtureRule(max_tokens=3000)),
         "laws": source("lovdata", "laws"),

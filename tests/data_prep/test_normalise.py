@@ -67,7 +67,10 @@ def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.Monke
             "sosial-\nkontoret. Et sosial-kontor, altså sosial-kontoret",
             "sosial-kontoret. Et sosial-kontor, altså sosial-kontoret",
         ),
-        ("kom\u00ad\nmunen og fyl\ufffe\nket og ord\u00addeling", "kommunen og fylket og orddeling"),
+        (
+            "kom\u00ad\nmunen og fyl\ufffe\nket og ord\u00addeling",
+            "kommunen og fylket og orddeling",
+        ),
         ("- ett punkt\n- et annet", "- ett punkt\n- et annet"),
         ("av folke-\n\nregisteret", "av folke-\n\nregisteret"),
     ],
@@ -276,14 +279,17 @@ def test_each_kind_of_change_is_counted_by_documents() -> None:
     }
     documents = [make_document(text, kind) for kind, text in texts.items()]
     _, report = run_shard_stage(
-        Normalise(), [*documents, make_document("Helt vanlig tekst – «ja».", "plain")], make_config()
+        Normalise(),
+        [*documents, make_document("Helt vanlig tekst – «ja».", "plain")],
+        make_config(),
     )
     assert report.counts == {**dict.fromkeys(texts, 1), "changed": len(texts)}
 
 
 def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
     chat = make_document(
-        "", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)]
+        "",
+        turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)],
     )
     (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
     assert kept.turns[0].content == "    def f():\n        pass"

@@ -267,7 +267,9 @@ def test_a_language_in_no_table_is_dropped_as_undetermined() -> None:
         "phralipnasko."
     )
     kept, report = run_shard_stage(
-        Language(), [make_document(romani), make_document(romani, "b", language="nob")], make_config()
+        Language(),
+        [make_document(romani), make_document(romani, "b", language="nob")],
+        make_config(),
     )
     assert not kept
     assert report.drop_reasons() == {"language_und": 2}
@@ -382,7 +384,8 @@ def test_bokmal_in_words_that_danish_shares_is_bokmal(case: Case) -> None:
 def test_modern_and_historical_danish_is_identified_by_its_own_words() -> None:
     danish = ("uge", "noget", "ansøgning", "afgørelse", "myndighed", "højere")
     assert [word for word in danish if not is_danish_alone(word)] == []
-    norwegian = "brukt hjalp dybde feigt opne individ affære aften nødvendige vinduet væske skapet".split()
+    norwegian = ["brukt", "hjalp", "dybde", "feigt", "opne", "individ", "affære", "aften"]
+    norwegian += ["nødvendige", "vinduet", "væske", "skapet"]
     assert [word for word in norwegian if is_danish_alone(word)] == []
     for text in (DAN, FORMER_DANISH):
         assert language.judge(text).language("", LanguageConfig()) == "dan"
@@ -463,10 +466,19 @@ OTHER_PARAGRAPHS = [
 @pytest.mark.parametrize("between", ["\n", "\n\n"])
 @pytest.mark.parametrize(
     "short",
-    ["Vedtaket kan påklages innen tre uker.", "## Informasjon på andre språk", "Gebyret er 500 kroner."],
+    [
+        "Vedtaket kan påklages innen tre uker.",
+        "## Informasjon på andre språk",
+        "Gebyret er 500 kroner.",
+    ],
 )
 def test_short_norwegian_lines_beside_another_language_are_kept(other: str, between: str, short: str) -> None:
-    norwegian = [NORWEGIAN_PARAGRAPH.format("gata"), short, short, NORWEGIAN_PARAGRAPH.format("veien")]
+    norwegian = [
+        NORWEGIAN_PARAGRAPH.format("gata"),
+        short,
+        short,
+        NORWEGIAN_PARAGRAPH.format("veien"),
+    ]
     text = between.join([*norwegian[:2], other, *norwegian[2:]])
     kept, report = run_shard_stage(Language(), [make_document(text)], make_config())
     assert [line for line in kept[0].text.split("\n") if line] == norwegian

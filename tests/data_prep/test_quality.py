@@ -58,9 +58,18 @@ DROPPED = {
     "bullets": ("\n".join(f"- {sentence}" for sentence in SENTENCES), {"max_bullet_lines": None}),
     "ellipses": (TEXT.replace(".\n", " …\n").replace(".", ""), {"max_ellipsis_lines": None}),
     "code": (CODE * 2, {"max_code_share": None}),
-    "lorem_ipsum": ("Lorem ipsum dolor sit amet og i på av er det som for.", {"max_lorem_ipsum": None}),
-    "lost_letters": (TEXT.replace("ø", "\ufffd").replace("å", "\ufffd"), {"max_broken_share": None}),
-    "repeated_lines": ("\n".join([*SENTENCES, *SENTENCES, *SENTENCES]), {"max_duplicate_lines": None}),
+    "lorem_ipsum": (
+        "Lorem ipsum dolor sit amet og i på av er det som for.",
+        {"max_lorem_ipsum": None},
+    ),
+    "lost_letters": (
+        TEXT.replace("ø", "\ufffd").replace("å", "\ufffd"),
+        {"max_broken_share": None},
+    ),
+    "repeated_lines": (
+        "\n".join([*SENTENCES, *SENTENCES, *SENTENCES]),
+        {"max_duplicate_lines": None},
+    ),
     "repeated_paragraphs": (
         "\n\n".join([TEXT.replace("\n\n", "\n")] * 3),
         {"max_duplicate_paragraphs": None},
@@ -69,7 +78,10 @@ DROPPED = {
         TEXT + " forordning (EU) 2020/1, forordning (EU) 2021/2," * 60,
         {"max_top_ngrams": None},
     ),
-    "repeated_passages": (" ".join([TEXT.replace("\n\n", " ")] * 4), {"max_duplicate_ngrams": None}),
+    "repeated_passages": (
+        " ".join([TEXT.replace("\n\n", " ")] * 4),
+        {"max_duplicate_ngrams": None},
+    ),
 }
 LIMITS = {"too_long": {"max_words": 50}}
 
@@ -185,7 +197,8 @@ def test_rules_for_pages_do_not_apply_to_sentences(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [TEXT, LAW, AMENDMENT, "- ett\n- to\n- tre\n" + TEXT, f"# Overskrift\n\n## Innhold\n\n{TEXT}"]
+    "text",
+    [TEXT, LAW, AMENDMENT, "- ett\n- to\n- tre\n" + TEXT, f"# Overskrift\n\n## Innhold\n\n{TEXT}"],
 )
 def test_law_and_guidance_break_no_rule(text: str) -> None:
     assert broken_rules(text) == set()

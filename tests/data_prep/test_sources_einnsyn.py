@@ -59,12 +59,17 @@ SHIELD = "<skjerming><tilgangsrestriksjon>Unntatt offentlighet</tilgangsrestriks
 
 
 @pytest.mark.parametrize(
-    "withheld", ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"]
+    "withheld",
+    ["", "arkivdel", "klasse", "mappe", "dokumentbeskrivelse", "same", "missing", "empty"],
 )
 def test_a_document_title_is_read_only_where_nothing_around_it_is_withheld(
     tmp_path: Path, withheld: str
 ) -> None:
-    titles = {"same": "<tittel>Kart</tittel>", "missing": "", "empty": "<tittel/><offentligTittel/>"}
+    titles = {
+        "same": "<tittel>Kart</tittel>",
+        "missing": "",
+        "empty": "<tittel/><offentligTittel/>",
+    }
     own = titles.get(withheld, "<tittel>Kart</tittel><offentligTittel>Kart</offentligTittel>")
     shield = SHIELD if withheld == "dokumentbeskrivelse" else ""
     xml = (
@@ -120,7 +125,10 @@ def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Pat
             "arkiv:skjerming": JSON_LD_GRAPH[3],
         }
         del entry["arkiv:parent"]
-        body = {"@context": {"arkiv": ARKIV}, "@graph": [{**graph[0], "arkiv:registrering": [entry]}]}
+        body = {
+            "@context": {"arkiv": ARKIV},
+            "@graph": [{**graph[0], "arkiv:registrering": [entry]}],
+        }
     (tmp_path / "a.jsonld").write_text(json.dumps(body, ensure_ascii=False, indent=1))
     (document,), report = read("einnsyn", tmp_path)
     assert document.text == EXPECTED_TEXT.format(attachment="Vedlegg: Vedlegg om vei\n")

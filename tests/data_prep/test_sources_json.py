@@ -68,7 +68,11 @@ def test_a_pretty_printed_record_is_one_document(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_lists_within_a_record_without_text_are_not_records(tmp_path: Path, indent: int | None) -> None:
-    records = [{"id": 1, "text": "En."}, {"id": 2, "comments": [{"text": "Enig."}]}, {"id": 3, "text": "To."}]
+    records = [
+        {"id": 1, "text": "En."},
+        {"id": 2, "comments": [{"text": "Enig."}]},
+        {"id": 3, "text": "To."},
+    ]
     (tmp_path / "a.json").write_text("\n".join(dump_json(record, indent) for record in records))
     (tmp_path / "b.json").write_text(dump_json(records, indent))
     (tmp_path / "c.json").write_text(dump_json({"items": records}, indent))
@@ -111,7 +115,11 @@ NO_LISTS = [
         {"a": RECORDS, "b": RECORDS},
         "holds several lists of records, 'a', 'b': name the one to read by options.records",
     ),
-    NoList("two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "holds several lists of records, 'x.a', 'b'"),
+    NoList(
+        "two depths",
+        {"x": {"a": RECORDS}, "b": RECORDS},
+        "holds several lists of records, 'x.a', 'b'",
+    ),
     NoList(
         "another name",
         {"items": RECORDS},
@@ -169,12 +177,18 @@ MESSAGES = [{"role": "user", "content": "Når?"}, {"role": "assistant", "content
         ("ncc", {"id": "1", "doc_type": "parliament", "text": "Møte er satt."}),
         ("maalfrid", {"url": "http://a.no/b/c", "lang": "nob", "fulltext": "Om oss."}),
         ("parallel", {"id": "a", "nob": "Jeg vil.", "nno": "Eg vil."}),
-        ("squad", {"id": "a", "context": "Det skjedde i 1814.", "question": "Når?", "answers": ["1814"]}),
+        (
+            "squad",
+            {"id": "a", "context": "Det skjedde i 1814.", "question": "Når?", "answers": ["1814"]},
+        ),
         (
             "squad",
             {
                 "paragraphs": [
-                    {"context": "I 1814.", "qas": [{"id": 1, "question": "Når?", "answers": ["1814"]}]}
+                    {
+                        "context": "I 1814.",
+                        "qas": [{"id": 1, "question": "Når?", "answers": ["1814"]}],
+                    }
                 ]
             },
         ),
@@ -212,7 +226,10 @@ def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "a second list of 3 records, 'more': name the one to read by options.records"
     ]
     documents, report = read(
-        "jsonl", tmp_path / "a.json", options={"records": "more"}, limits={"max_record_bytes": 2**20}
+        "jsonl",
+        tmp_path / "a.json",
+        options={"records": "more"},
+        limits={"max_record_bytes": 2**20},
     )
     assert [d.text for d in documents] == [record["text"] for record in records[:3]]
 

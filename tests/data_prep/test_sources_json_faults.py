@@ -46,7 +46,10 @@ FAULTS = [
     Fault("the last", {4: '{"id": "2019/4", "text": "Et "galt" tegn"}'}),
     Fault(
         "two in a row",
-        {2: '{"id": "2019/2", "text": "Et "galt tegn"}', 3: '{"id": "2019/3", "text": Et galt tegn"}'},
+        {
+            2: '{"id": "2019/2", "text": "Et "galt tegn"}',
+            3: '{"id": "2019/3", "text": Et galt tegn"}',
+        },
     ),
     Fault("every other", {1: '{"id": "2019/1", "text" "x"}', 3: '{"id": "2019/3" "text": "x"}'}),
 ]
@@ -143,7 +146,12 @@ def test_an_extra_closing_bracket_loses_no_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("joint", [" ", "\n", ",,", ",\n,", ",\n"])
 def test_extra_and_missing_commas_lose_nothing(tmp_path: Path, joint: str) -> None:
     text = joint.join(dump_json(record, None) for record in RECORDS)
-    around = {"a": ("[", "]"), "b": ("[", ",]"), "c": ('{"items": [', "]}"), "d": ('{"items":\n[', ",]}")}
+    around = {
+        "a": ("[", "]"),
+        "b": ("[", ",]"),
+        "c": ('{"items": [', "]}"),
+        "d": ('{"items":\n[', ",]}"),
+    }
     for name, (before, behind) in around.items():
         (tmp_path / f"{name}.json").write_text(before + text + behind)
         documents, report = read("jsonl", tmp_path / f"{name}.json")
@@ -152,7 +160,8 @@ def test_extra_and_missing_commas_lose_nothing(tmp_path: Path, joint: str) -> No
 
 
 @pytest.mark.parametrize(
-    "layout", ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"]
+    "layout",
+    ["one a line", "one line", "pretty", "object", "object, pretty", "nested", "nested, pretty"],
 )
 @pytest.mark.parametrize("cut", [1, 40, 90])
 def test_records_before_a_truncation_are_kept_and_it_is_reported(
@@ -216,7 +225,10 @@ def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:
 
 def test_a_deeply_nested_element_is_one_record(tmp_path: Path) -> None:
     deep = '{"text": "Dyp.", "x": ' + "[" * 800 + '{"a": 1}' + "]" * 800 + "}"
-    for name, text in {"a": f"[{deep}, nei, {deep}]", "b": f'{{"items": [{deep}, nei, {deep}]}}'}.items():
+    for name, text in {
+        "a": f"[{deep}, nei, {deep}]",
+        "b": f'{{"items": [{deep}, nei, {deep}]}}',
+    }.items():
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json")
         assert texts(documents) == ["Dyp.", "Dyp."]
@@ -229,7 +241,8 @@ def test_a_broken_element_after_a_list_of_strings_loses_no_other_record(
     tmp_path: Path, broken: str, indent: int | None
 ) -> None:
     whole = dump_json(
-        {"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]}, indent
+        {"keywords": ["a [1]", 'b "2"', 3], "none": [], "items": [RECORDS[0], "@", *RECORDS[1:]]},
+        indent,
     )
     path = tmp_path / "a.json"
     path.write_text(whole.replace('"@"', broken))

@@ -22,7 +22,11 @@ def test_a_law_is_read_with_its_metadata(tmp_path: Path) -> None:
     documents, report = read("lovdata", tmp_path)
     (law,) = documents
     assert law.text == "Lov om vatn\n\nKapittel 1. Føremål\n\n§ 1. Føremål\n\nLova skal verne vatn."
-    assert (law.id, law.group, law.language) == ("NL/lov/2019-05-03-907", "lov/2019-05-03-907", "nno")
+    assert (law.id, law.group, law.language) == (
+        "NL/lov/2019-05-03-907",
+        "lov/2019-05-03-907",
+        "nno",
+    )
     assert (law.date, law.url) == ("2019-05-03", "https://lovdata.no/lov/2019-05-03-907")
     assert not report.broken
 
@@ -100,7 +104,10 @@ IN_FORCE = make_change(
         (make_change(LEAD_IN, NOT_IN_FORCE), []),
         (
             make_change(
-                make_article("Nytt kapittel 4 skal lyde:"), TITLE_NOT_IN_FORCE, NOT_IN_FORCE, NOT_IN_FORCE
+                make_article("Nytt kapittel 4 skal lyde:"),
+                TITLE_NOT_IN_FORCE,
+                NOT_IN_FORCE,
+                NOT_IN_FORCE,
             ),
             [],
         ),
@@ -127,7 +134,11 @@ IN_FORCE = make_change(
         ),
         (
             SEVERAL_CHANGES + LEAD_IN + NOT_IN_FORCE + SEVERAL_CHANGES.replace("elvar", "vatn") + IN_FORCE,
-            [SEVERAL_CHANGES.replace("elvar", "vatn"), "§ 9 andre ledd skal lyde:", "Ny tekst som gjeld."],
+            [
+                SEVERAL_CHANGES.replace("elvar", "vatn"),
+                "§ 9 andre ledd skal lyde:",
+                "Ny tekst som gjeld.",
+            ],
         ),
         (make_article(SEVERAL_CHANGES + make_change(LEAD_IN, NOT_IN_FORCE), "document-change"), []),
         (make_list(LEAD_IN + NOT_IN_FORCE, "Står."), ["2. Står."]),

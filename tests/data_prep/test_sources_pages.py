@@ -169,7 +169,10 @@ def test_wrapped_lines_of_a_markdown_paragraph_are_joined(tmp_path: Path) -> Non
             "Ein | To\nTre | Fire",
         ),
         ("<dl><dt>Frist</dt><dd>1. mars</dd></dl>", "Frist\n1. mars"),
-        ("<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>", "Fakta\nVedteke i 2012."),
+        (
+            "<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>",
+            "Fakta\nVedteke i 2012.",
+        ),
         ("<details><summary>Meir</summary>Gøymd.</details>", "Meir\nGøymd."),
         ("{{% notice info %}}\nViktig.\n{{% /notice %}}", "Viktig."),
         ('{{< figure src="a.png" caption="Kart over vegen" >}}', "Kart over vegen"),
@@ -312,7 +315,12 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         (["Gjelder Nord\ufffe", "Norge alene."], "Gjelder Nord-Norge alene."),
         (["• en", "• to"], "• en\n• to"),
         (
-            ["Innholdsfortegnelse", "1 Innledning ........ 3", "2 Mer . . . . . 17", "Selve teksten."],
+            [
+                "Innholdsfortegnelse",
+                "1 Innledning ........ 3",
+                "2 Mer . . . . . 17",
+                "Selve teksten.",
+            ],
             "Selve teksten.",
         ),
     ],

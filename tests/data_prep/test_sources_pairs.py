@@ -23,7 +23,9 @@ LETTER = [
 ]  # fmt: skip
 
 
-def test_parallel_texts_become_conversations_that_translate_between_standards(tmp_path: Path) -> None:
+def test_parallel_texts_become_conversations_that_translate_between_standards(
+    tmp_path: Path,
+) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, report = read("parallel", tmp_path)
     assert [d.id for d in documents] == [
@@ -33,7 +35,12 @@ def test_parallel_texts_become_conversations_that_translate_between_standards(tm
         "brev-4:nno-nob",
     ]
     prompt, answer = documents[0].turns
-    assert (prompt.role, prompt.target, answer.role, answer.target) == ("user", False, "assistant", True)
+    assert (prompt.role, prompt.target, answer.role, answer.target) == (
+        "user",
+        False,
+        "assistant",
+        True,
+    )
     assert prompt.content == "Skriv om teksten til nynorsk:\n\nDu kan få {felt} fra NAV."
     assert answer.content == "Du kan få {felt} frå NAV."
     assert [d.language for d in documents] == ["nno", "nob", "nno", "nob"]
@@ -51,7 +58,10 @@ def test_parallel_texts_become_translations_as_prompt_and_completion(tmp_path: P
     )
     assert [[t.content for t in d.turns] for d in documents] == [
         ["Oversett teksten til bokmål:\n\nYou may get {felt}.\n\n", "Du kan få {felt} fra NAV."],
-        ["Translate the text into English:\n\nDu kan få {felt} fra NAV.\n\n", "You may get {felt}."],
+        [
+            "Translate the text into English:\n\nDu kan få {felt} fra NAV.\n\n",
+            "You may get {felt}.",
+        ],
     ]
     assert {d.mask for d in documents} == {"completion_mask"}
     assert {t.role for d in documents for t in d.turns} == {""}
@@ -72,7 +82,8 @@ def test_parallel_texts_become_whole_letters_in_one_group(tmp_path: Path) -> Non
 
 def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
     write_lines(
-        tmp_path / "brev.jsonl", [{"id": "x", "nob": ["liste"]}, {"id": "y", "fra": "Bonjour"}, LETTER[4]]
+        tmp_path / "brev.jsonl",
+        [{"id": "x", "nob": ["liste"]}, {"id": "y", "fra": "Bonjour"}, LETTER[4]],
     )
     documents, report = read("parallel", tmp_path)
     assert len(documents) == 2
@@ -100,7 +111,10 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
         "data": [
             {
                 "title": "Embete",
-                "paragraphs": [{"context": SQUAD_CONTEXT, "qas": questions}, {"context": "Uten spørsmål."}],
+                "paragraphs": [
+                    {"context": SQUAD_CONTEXT, "qas": questions},
+                    {"context": "Uten spørsmål."},
+                ],
             },
             5,
         ]
@@ -110,7 +124,11 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
     assert [[t.content for t in d.turns] for d in documents] == [
         [f"{SQUAD_CONTEXT}\n\nSpørsmål: Når?", "1. januar 2021"]
     ]
-    assert (documents[0].id, documents[0].title, documents[0].mask) == ("spm:7", "Embete", "assistant_masks")
+    assert (documents[0].id, documents[0].title, documents[0].mask) == (
+        "spm:7",
+        "Embete",
+        "assistant_masks",
+    )
     assert report.counts["unanswerable"] == 1
     assert [error.partition(":")[0] for _, error in broken_places(report)] == [
         "the answer is not in the text",
@@ -118,7 +136,9 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
         "not an object with paragraphs",
     ]
     documents, _ = read(
-        "squad", tmp_path, options={"form": "prompt_completion", "unanswerable": "Teksten sier det ikke."}
+        "squad",
+        tmp_path,
+        options={"form": "prompt_completion", "unanswerable": "Teksten sier det ikke."},
     )
     assert [d.turns[1].content for d in documents] == ["1. januar 2021", "Teksten sier det ikke."]
     assert documents[0].turns[0].content.endswith("Når?\nSvar: ")

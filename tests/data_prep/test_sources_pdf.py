@@ -132,7 +132,11 @@ LISTS = {
         for n in range(1, 9)
         for piece in (
             Piece(50, 800 - 56 * n, str(n)),
-            *column([make_sentence(n, 0), make_sentence(n, 1), "slik er det."], top=800 - 56 * n, size=10),
+            *column(
+                [make_sentence(n, 0), make_sentence(n, 1), "slik er det."],
+                top=800 - 56 * n,
+                size=10,
+            ),
         )
     ],
 }
@@ -158,7 +162,14 @@ PAGE_NUMBERS = {
     "4 (6)": [f"{number} (6)" for number in range(1, 7)],
     "a title and a number": [f"Forord {number}" for number in ROMAN],
     "a number and a title": [f"{number} Årsmelding 2020" for number in range(7, 13)],
-    "left and right": ["NOU 2020: 1", "Om vann", "NOU 2020: 1", "Om vann", "NOU 2020: 1", "Om vann"],
+    "left and right": [
+        "NOU 2020: 1",
+        "Om vann",
+        "NOU 2020: 1",
+        "Om vann",
+        "NOU 2020: 1",
+        "Om vann",
+    ],
 }
 
 
@@ -213,7 +224,13 @@ HEADINGS = {
         Piece(72, 741, "2020 til 2030 med kart", 16),
     ],
     "bold and no larger": [
-        Piece(72, 760, "Kommunens plan for vern av vann og vassdrag og andre saker i perioden for", 11, True),
+        Piece(
+            72,
+            760,
+            "Kommunens plan for vern av vann og vassdrag og andre saker i perioden for",
+            11,
+            True,
+        ),
         Piece(72, 746, "Troms og Finnmark", 11, True),
     ],
     "numbered": [
@@ -255,7 +272,12 @@ def test_consecutive_headings_stay_separate(tmp_path: Path) -> None:
 def test_a_bold_word_does_not_split_a_paragraph(tmp_path: Path) -> None:
     first = [
         Piece(72, 760, "Formål.", 10, True),
-        Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10),
+        Piece(
+            115,
+            760,
+            "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året",
+            10,
+        ),
     ]
     rest = [
         *column(["og i hele kommunen."], top=746, size=10),
@@ -278,7 +300,11 @@ def test_scanned_pages_are_counted(tmp_path: Path) -> None:
 
 def test_all_lines_are_kept_where_most_letters_would_be_lost(tmp_path: Path) -> None:
     """The pages of this form differ in one word, so nearly all lines look like running titles."""
-    form = ["Jeg søker om støtte til friluftsliv for barn og unge", "Jeg har lest vilkårene", "Sted og dato"]
+    form = [
+        "Jeg søker om støtte til friluftsliv for barn og unge",
+        "Jeg har lest vilkårene",
+        "Sted og dato",
+    ]
     pages = [[*column([*form, f"Søker: {THEMES[n]}"])] for n in range(5)]
     text, report = read_text(tmp_path, pages)
     assert text.count("Jeg har lest vilkårene") == 5

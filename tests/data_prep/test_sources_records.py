@@ -194,7 +194,8 @@ def test_ncc_yields_the_public_sector_and_no_withdrawn_newspaper(tmp_path: Path)
 def test_ncc_confidence_is_parsed_from_a_string(tmp_path: Path) -> None:
     confidences = ["0.95", "0.1", 0.5, "1.00", None, "høy", [0.9]]
     write_lines(
-        tmp_path / "a.json", [ncc("parliament", n, lang_fasttext_conf=c) for n, c in enumerate(confidences)]
+        tmp_path / "a.json",
+        [ncc("parliament", n, lang_fasttext_conf=c) for n, c in enumerate(confidences)],
     )
     documents, report = read("ncc", tmp_path, options={"min_confidence": 0.5})
     assert [d.id for d in documents] == [f"parliament/{n:07d}" for n in (0, 2, 3, 4)]
@@ -213,7 +214,11 @@ def test_maalfrid_has_language_and_url_and_groups_by_folder(tmp_path: Path) -> N
             "url": "https://eksempeltilsynet.no/tilsyn/b.pdf",
             "text": "Kommunen har handsama søknaden.",
         },
-        {"lang": "sme", "url": "https://eksempeltilsynet.no/", "content": "Gielda lea meannudan ohcama."},
+        {
+            "lang": "sme",
+            "url": "https://eksempeltilsynet.no/",
+            "content": "Gielda lea meannudan ohcama.",
+        },
         {"lang": "nob", "url": "https://eksempeltilsynet.no/om/oss"},
         {"lang": "nob", "fulltext": "Uten adresse."},
         {"lang": "nob", "url": "http://[merkelig", "fulltext": "Rar adresse."},
@@ -316,7 +321,11 @@ MESSAGES = [
     {"role": "user", "content": "Når?"},
     {"role": "assistant", "content": [{"type": "text", "text": "Nå."}]},
 ]
-ANSWERED = {"question": "Når?", "answers": [{"text": "1. januar 2021", "answer_start": 0}], "id": "q"}
+ANSWERED = {
+    "question": "Når?",
+    "answers": [{"text": "1. januar 2021", "answer_start": 0}],
+    "id": "q",
+}
 VALID_RECORDS: dict[str, list[dict[str, Any]]] = {
     "jsonl": [
         {

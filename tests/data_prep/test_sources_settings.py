@@ -44,7 +44,11 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
             {"options": {"unit": "paragraph"}},
             "options.unit is 'paragraph': choose one of item, speech",
         ),
-        ("parlamint", {"options": {"unit": 3}}, "options.unit is 3: reader parlamint takes a str there"),
+        (
+            "parlamint",
+            {"options": {"unit": 3}},
+            "options.unit is 3: reader parlamint takes a str there",
+        ),
         (
             "ncc",
             {"options": {"doc_types": ["parliament", "newspapers_online_nb"]}},
@@ -87,8 +91,14 @@ def test_an_invalid_setting_is_a_one_line_error_before_reading(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LanguageConfig(keep=["nob", "nb"]), "language.keep names 'nb': choose among nob, nno"),
-        (lambda: MixtureRule(languages=["nn"]), "mixture.languages names 'nn': choose among nob, nno"),
+        (
+            lambda: LanguageConfig(keep=["nob", "nb"]),
+            "language.keep names 'nb': choose among nob, nno",
+        ),
+        (
+            lambda: MixtureRule(languages=["nn"]),
+            "mixture.languages names 'nn': choose among nob, nno",
+        ),
         (
             lambda: corpus_of(boilerplate=BoilerplateConfig(readers=["web"])),
             "boilerplate.readers names 'web': choose among jsonl",
@@ -119,7 +129,8 @@ def test_every_bundled_corpus_file_is_valid(tmp_path: Path) -> None:
 def test_a_path_without_files_for_its_reader_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(
-        FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"
+        FileNotFoundError,
+        match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive",
     ):
         read("jsonl", tmp_path)
 
@@ -160,7 +171,8 @@ def test_ids_do_not_depend_on_how_the_folder_is_named(
 
 def test_an_invalid_language_claim_is_ignored(tmp_path: Path) -> None:
     write_lines(
-        tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)]
+        tmp_path / "a.jsonl",
+        [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)],
     )
     documents, _ = read("jsonl", tmp_path)
     assert [document.language for document in documents] == ["nno", "", ""]

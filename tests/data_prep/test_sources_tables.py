@@ -18,7 +18,13 @@ from tests.data_prep.reading import broken_places, read, texts
 
 # --- tables
 
-COLUMNS = {"text": "innhold", "id": "nr", "date": "publisert", "language": "målform", "group": "sak"}
+COLUMNS = {
+    "text": "innhold",
+    "id": "nr",
+    "date": "publisert",
+    "language": "målform",
+    "group": "sak",
+}
 
 
 def test_the_columns_of_a_table_are_found_by_name(tmp_path: Path) -> None:
@@ -58,7 +64,11 @@ def test_rows_with_another_number_of_columns_are_quarantined(tmp_path: Path) -> 
     (tmp_path / "a.tsv").write_text('id\ttext\n1\tGod.\n2\n3\tfor\tmange\n\n4\tGod og.\n5\t"åpent\n')
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God.", "God og."]
-    assert [place for place, _ in broken_places(report)] == ["a.tsv:line 3", "a.tsv:line 4", "a.tsv:line 7"]
+    assert [place for place, _ in broken_places(report)] == [
+        "a.tsv:line 3",
+        "a.tsv:line 4",
+        "a.tsv:line 7",
+    ]
 
 
 STRAY = '3,"Sitat uten slutt,b\n'
@@ -155,7 +165,12 @@ SHEETS = [
     Sheet("that line in quotes", '"sep=|"\r\nid|text\r\n1|Ja; nei\r\n', ["Ja; nei"], "pipe"),
     Sheet("another separator", "SEP=#\nid#text\n1#Ja\n", ["Ja"], "other"),
     Sheet("a header alone", "id;text\n", []),
-    Sheet("one column", "text\nJa, nei; kanskje\n\nNei | ja\n", ["Ja, nei; kanskje", "Nei | ja"], "none"),
+    Sheet(
+        "one column",
+        "text\nJa, nei; kanskje\n\nNei | ja\n",
+        ["Ja, nei; kanskje", "Nei | ja"],
+        "none",
+    ),
     Sheet("one column in quotes", 'text\n"Ja, ""nei""\nog ja"\n', ['Ja, "nei"\nog ja'], "none"),
     Sheet("decimal commas", DECIMALS, ["Ja", "Nei"]),
     Sheet("semicolons in texts", PROSE, ["Ja; nei; ja; nei", "Ja; ja; ja; ja"], "comma"),
@@ -163,7 +178,11 @@ SHEETS = [
     Sheet("empty lines first", "\n\nid;text\n1;Ja\n", ["Ja"]),
     Sheet("empty columns last", "id;text\n1;Ja;;\n2;Nei\n", ["Ja", "Nei"]),
     Sheet("line ends of old Macs", "id;text\r1;Ja\r2;Nei\r", ["Ja", "Nei"]),
-    Sheet("many rows", "id;text\n" + "".join(f"{n};{text}\n" for n, text in enumerate(NUMBERED)), NUMBERED),
+    Sheet(
+        "many rows",
+        "id;text\n" + "".join(f"{n};{text}\n" for n, text in enumerate(NUMBERED)),
+        NUMBERED,
+    ),
     Sheet("a long row", f"id;text\n1;{LONG}\n", [LONG]),
 ]
 
@@ -263,4 +282,8 @@ def test_labelled_lines_of_talk_of_norway_are_read(tmp_path: Path) -> None:
         "date,language,text\n2001-06-14,nob,Det gjelder bl.a. de som er syke.\n"
     )
     documents, _ = read("talk_of_norway", tmp_path)
-    assert [(d.language, d.date) for d in documents] == [("nob", "2001-06-14"), ("nno", ""), ("nno", "")]
+    assert [(d.language, d.date) for d in documents] == [
+        ("nob", "2001-06-14"),
+        ("nno", ""),
+        ("nno", ""),
+    ]

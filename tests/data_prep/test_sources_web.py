@@ -287,7 +287,9 @@ def test_min_kept_must_be_between_0_and_1(tmp_path: Path, reader: str) -> None:
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 def test_all_letters_of_a_page_of_regjeringen_are_kept(tmp_path: Path, case: Case) -> None:
     text, report = read_text(
-        tmp_path, make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
+        tmp_path,
+        make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"),
+        "regjeringen",
     )
     own = html.fromstring(f"<div>{case.html}</div>").text_content()
     assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))

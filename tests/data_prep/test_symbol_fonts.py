@@ -12,8 +12,14 @@ from tests.data_prep.documents import make_config, make_document, run_shard_stag
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Avtalen gjelder:\n\uf0b7 Drift\n\uf0b7\tVedlikehold", "Avtalen gjelder:\n• Drift\n• Vedlikehold"),
-        ("\uf0a7 ett\n\uf0d8 to\n\uf076 tre\n\uf06e fire\n\uf0e8 fem", "• ett\n• to\n• tre\n• fire\n• fem"),
+        (
+            "Avtalen gjelder:\n\uf0b7 Drift\n\uf0b7\tVedlikehold",
+            "Avtalen gjelder:\n• Drift\n• Vedlikehold",
+        ),
+        (
+            "\uf0a7 ett\n\uf0d8 to\n\uf076 tre\n\uf06e fire\n\uf0e8 fem",
+            "• ett\n• to\n• tre\n• fire\n• fem",
+        ),
         (
             "Krav:\n\uf0b7\nPartene møtes\n\uf0b7\nEn av dem betaler",
             "Krav:\n• Partene møtes\n• En av dem betaler",
@@ -22,8 +28,14 @@ from tests.data_prep.documents import make_config, make_document, run_shard_stag
             "\uf0fc Søknad\n\uf06f Attest\n\uf0fe Kvittering\n\uf0fb Kart",
             "✓ Søknad\n☐ Attest\n☑ Kvittering\n✗ Kart",
         ),
-        ("Dosen er 5 \uf06dg, \uf0a3 10 \uf0b1 2 ved 20 \uf0b0C", "Dosen er 5 µg, ≤ 10 ± 2 ved 20 °C"),
-        ("vinkelen \uf061 mellom \uf044x og \uf062, \uf053x\uf0b22", "vinkelen α mellom Δx og β, Σx″2"),
+        (
+            "Dosen er 5 \uf06dg, \uf0a3 10 \uf0b1 2 ved 20 \uf0b0C",
+            "Dosen er 5 µg, ≤ 10 ± 2 ved 20 °C",
+        ),
+        (
+            "vinkelen \uf061 mellom \uf044x og \uf062, \uf053x\uf0b22",
+            "vinkelen α mellom Δx og β, Σx″2",
+        ),
         ("Velg Fil \uf0e0 Lagre \uf04a", "Velg Fil → Lagre ☺"),
         ("\uf06c = 3 og \uf06d/2", "λ = 3 og µ/2"),
         ("Legg ved:\n\ue001 pass\n\ue001\tattest", "Legg ved:\n• pass\n• attest"),
