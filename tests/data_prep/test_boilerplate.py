@@ -64,9 +64,9 @@ def make_storvika_pages(number: int) -> Iterator[Document]:
 
 
 def test_menus_and_footers_are_cut_and_sentences_shared_within_pages_stay(tmp_path: Path) -> None:
-    every = list(make_storvika_pages(6))
-    expected = [d.text.removeprefix(MENU).removesuffix(FOOTER).strip() for d in every]
-    texts, report = remove_boilerplate([every[:2], every[2:]], tmp_path)
+    documents = list(make_storvika_pages(6))
+    expected = [d.text.removeprefix(MENU).removesuffix(FOOTER).strip() for d in documents]
+    texts, report = remove_boilerplate([documents[:2], documents[2:]], tmp_path)
     assert texts == expected
     assert "Alle sidene har denne setningen" in texts[0]
     assert report.counts["documents_cut"] == 6
@@ -74,10 +74,10 @@ def test_menus_and_footers_are_cut_and_sentences_shared_within_pages_stay(tmp_pa
 
 
 def test_shard_boundaries_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = remove_boilerplate([list(make_storvika_pages(6))], tmp_path)[0]
-    assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == one
+    in_one_shard = remove_boilerplate([list(make_storvika_pages(6))], tmp_path)[0]
+    assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == in_one_shard
     monkeypatch.setattr(boilerplate, "LINES_AT_ONCE", 3)  # nor does the size of a batch of lines
-    assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == one
+    assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == in_one_shard
 
 
 def test_two_documents_are_not_a_site_and_copies_count_once(tmp_path: Path) -> None:

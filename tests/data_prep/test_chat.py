@@ -300,9 +300,9 @@ def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
     counts = report.counts
     assert counts["unknown_key_of_a_turn_rangering"] == counts["unknown_key_saksbehandler"] == 1
     assert counts["unknown_key_(no plain name)"] == 1
-    beside = Report()
-    read_documents({"messages": MESSAGES, "prompt": QUESTION, "input": "Sak 24/17"}, report=beside)
-    assert +beside.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, (
+    other_report = Report()
+    read_documents({"messages": MESSAGES, "prompt": QUESTION, "input": "Sak 24/17"}, report=other_report)
+    assert +other_report.counts == {"unknown_key_prompt": 1, "unknown_key_input": 1}, (
         "these keys belong to another form"
     )
     assert counts["unknown_keys_of_other_names"] == 30 - (20 - 3)

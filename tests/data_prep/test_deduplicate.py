@@ -74,9 +74,9 @@ def test_copies_with_edited_words_are_found_and_nothing_else() -> None:
     rng.shuffle(documents)
     _, report = deduplicate_documents(documents, num_shards=5)
     dropped = [(drop.id.split("-")[1], drop.detail.split("-")[1]) for drop in report.drops]
-    right = {one for one, other in dropped if one == other and int(one) < 300}
-    assert len(right) >= 0.93 * len(planted)
-    assert len(right) >= 0.98 * len(dropped)
+    correct = {one for one, other in dropped if one == other and int(one) < 300}
+    assert len(correct) >= 0.93 * len(planted)
+    assert len(correct) >= 0.98 * len(dropped)
     assert {drop.reason for drop in report.drops} >= {"near_duplicate"}
     assert set(deduplicate_documents(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, (
         "some copies have no edit"
@@ -188,19 +188,19 @@ def test_questions_on_one_text_are_not_duplicates() -> None:
 def test_conversations_are_distinguished_by_their_answers() -> None:
     rng = random.Random(6)
 
-    def make_conversation(name: str, asked: list[str], answer: list[str]) -> Document:
+    def make_conversation(name: str, question: list[str], answer: list[str]) -> Document:
         turns = [
-            Turn(role="user", content=" ".join(asked), target=False),
+            Turn(role="user", content=" ".join(question), target=False),
             Turn(role="assistant", content=" ".join(answer), target=True),
         ]
         return Document(id=name, text="", source="s", license="CC0-1.0", group=name, turns=turns)
 
-    asked = draw_words(rng, 200)
+    question = draw_words(rng, 200)
     answer = draw_words(rng, 3)
     documents = [
-        make_conversation("a", asked, answer),
-        make_conversation("b", asked, draw_words(rng, 3)),
-        make_conversation("c", asked[:-2], answer),
+        make_conversation("a", question, answer),
+        make_conversation("b", question, draw_words(rng, 3)),
+        make_conversation("c", question[:-2], answer),
     ]
     names, report = deduplicate_documents(documents)
     assert names == {"a", "b"}, "another answer makes another document, however long the shared question"

@@ -189,17 +189,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = run_inspect(capsys, str(broken), "--dropped", "quarantined")
-    assert "s: a.jsonl:line 11: quarantined: not JSON" in shown
-    assert '{"text": "avbrutt Øksfjord\n' in shown
-    assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in shown
+    output = run_inspect(capsys, str(broken), "--dropped", "quarantined")
+    assert "s: a.jsonl:line 11: quarantined: not JSON" in output
+    assert '{"text": "avbrutt Øksfjord\n' in output
+    assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in output
     assert (
         "s: c.zip:in/d.jsonl:line 1: quarantined: no string under 'text'\n"
         '{"id": "zip", "tekst": "feil felt"}\n'
-    ) in shown
-    assert shown.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
-    every = run_inspect(capsys, str(broken), "--dropped", "--sample", "1")
-    assert every.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
+    ) in output
+    assert output.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
+    output = run_inspect(capsys, str(broken), "--dropped", "--sample", "1")
+    assert output.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
     assert "the reasons are quarantined" in run_inspect(capsys, str(broken), "--dropped", "none such")
     assert "quarantined" not in run_inspect(capsys, str(broken), "--find", "sak 3 om")
 
@@ -223,9 +223,9 @@ def test_find_is_limited_counts_all_and_folds_norwegian_letters(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
-        shown = run_inspect(capsys, str(broken), "--find", text, "--sample", "2")
-        assert shown.count("read to mixture, kept") == 2
-        assert f"30 documents hold '{text}', 2 shown (--sample N)" in shown
+        output = run_inspect(capsys, str(broken), "--find", text, "--sample", "2")
+        assert output.count("read to mixture, kept") == 2
+        assert f"30 documents hold '{text}', 2 shown (--sample N)" in output
     composed = unicodedata.normalize("NFC", "PA\u030a vei")
     assert pattern_of("på").search(composed), "å written as a and a combining ring is found once composed"
     assert "1 quarantined record\n" in run_inspect(capsys, str(broken), "--find", "øksfjord")
@@ -241,9 +241,9 @@ def test_find_reads_the_tokens_where_the_stages_are_missing(
     stages = broken.with_name(".broken.stages")
     stages.rename(stages.with_name("elsewhere"))
     try:
-        shown = run_inspect(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
-        assert re.search(r"s/d7: tokenise \((train|validation)\), kept", shown)
-        assert "1 document holds" in shown
+        output = run_inspect(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
+        assert re.search(r"s/d7: tokenise \((train|validation)\), kept", output)
+        assert "1 document holds" in output
     finally:
         stages.with_name("elsewhere").rename(stages)
 

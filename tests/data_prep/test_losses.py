@@ -86,15 +86,15 @@ def test_drops_and_cuts_are_summed_by_source_and_reason() -> None:
 
 def test_each_stage_records_its_losses_by_source(prepared: pipeline.Prepared) -> None:
     manifest = Manifest.read(prepared.folder)
-    taken = {
+    by_reason = {
         (stage.name, loss.source, loss.reason): loss for stage in manifest.stages for loss in stage.losses
     }
-    assert taken["quality", "letters", "too_short"] == Loss(
+    assert by_reason["quality", "letters", "too_short"] == Loss(
         source="letters", reason="too_short", documents=1, characters=8
     )
-    copy = taken["deduplicate", "letters", "exact_duplicate"]
+    copy = by_reason["deduplicate", "letters", "exact_duplicate"]
     assert (copy.documents, copy.characters) == (1, len(make_text(3)))
-    assert {source for _, source, _ in taken} == {"letters"}
+    assert {source for _, source, _ in by_reason} == {"letters"}
     read = {
         name: (source.documents_read, source.characters_read) for name, source in manifest.sources.items()
     }

@@ -134,13 +134,13 @@ def test_a_token_target_is_met_from_below_within_one_document(
     documents = make_documents()
     corpus = make_config(MixtureRule(max_tokens=target, weight=weight), tokenizer=folder)
     chosen, _ = run_mixture(documents, corpus, tmp_path)
-    everything, _ = run_mixture(documents, make_config(MixtureRule(weight=weight)), tmp_path)
+    unlimited, _ = run_mixture(documents, make_config(MixtureRule(weight=weight)), tmp_path)
     tokens = count_tokens(chosen, corpus, tmp_path)
-    available = count_tokens(everything, corpus, tmp_path)
+    available = count_tokens(unlimited, corpus, tmp_path)
     assert tokens <= target
     # at most one document is missing: 150 tokens, used up to three times
     assert tokens == available or tokens > target - 3 * 150
-    assert ids(chosen) <= ids(everything)
+    assert ids(chosen) <= ids(unlimited)
     if target < available:
         held_out = sum(document.split == "validation" for document in chosen)
         assert held_out == pytest.approx(200 * min(weight, 1) * target / available, abs=25)

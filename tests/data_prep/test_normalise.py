@@ -34,16 +34,16 @@ def test_cleaning_is_idempotent(clean: object) -> None:
     for _ in range(5000):
         text = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 14)))
         assert "".join(verbatim.split(text)) == text
-        once = clean(text)
-        assert clean(once) == once
+        cleaned = clean(text)
+        assert clean(cleaned) == cleaned
 
 
 def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rule changes a random text that the short cut takes for plain."""
     letters = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
-    odd = [letter for letter in letters if ord(letter) > 126] + list(" aA")
+    unusual = [letter for letter in letters if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
-    drawn = ["".join(rng.choices(odd, k=rng.randint(1, 8))) for _ in range(20_000)]
+    drawn = ["".join(rng.choices(unusual, k=rng.randint(1, 8))) for _ in range(20_000)]
     plain = [text for text in drawn if stage._is_plain(text)]
     assert len(plain) > 1000
     monkeypatch.setattr(stage, "_is_plain", lambda text: False)

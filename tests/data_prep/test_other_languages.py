@@ -292,17 +292,19 @@ def test_the_norwegian_parts_of_a_mixed_page_are_kept(code: str) -> None:
             make_config(),
         )
         assert len(kept) == 2, mixture
-        for one in kept:
-            assert one.language == ("nno" if NNO in mixture else "nob")
+        for document in kept:
+            assert document.language == ("nno" if NNO in mixture else "nob")
             norwegian = [text for text in mixture.replace(other, "").strip().split("\n\n") if text]
-            assert one.text == "\n\n".join(norwegian)
+            assert document.text == "\n\n".join(norwegian)
         assert report.counts["documents_cut"] == 2
-        assert report.counts[f"characters_cut_{code}"] == sum(len(mixture) - len(one.text) for one in kept)
+        assert report.counts[f"characters_cut_{code}"] == sum(
+            len(mixture) - len(document.text) for document in kept
+        )
     keep = LanguageConfig(other_parts="keep")
     kept, report = run_shard_stage(
         Language(), [make_document(f"{NOB} {NOB}\n\n{other}")], make_config(language=keep)
     )
-    assert [one.text for one in kept] == [f"{NOB} {NOB}\n\n{other}"]
+    assert [document.text for document in kept] == [f"{NOB} {NOB}\n\n{other}"]
 
 
 @pytest.mark.parametrize("code", ["pol", "fin", "ukr", "ara", "zho", "tur", "smj"])
@@ -318,7 +320,7 @@ def test_two_norwegian_sentences_beside_another_language_are_kept(code: str) -> 
             [make_document(mixture, claim or "none", language=claim) for claim in ("", "nob")],
             make_config(),
         )
-        assert [(one.language, one.text) for one in kept] == [("nob", norwegian)] * 2
+        assert [(document.language, document.text) for document in kept] == [("nob", norwegian)] * 2
 
 
 def test_paragraphs_stay_separate_where_another_language_was_cut() -> None:
@@ -343,14 +345,14 @@ def test_quotations_tables_and_kept_languages_are_not_cut() -> None:
         f"{NOB} {NOB}\n\nPlease read the whole letter before you call us at the office.",
     ):
         kept, report = run_shard_stage(Language(), [make_document(text)], make_config())
-        assert [one.text for one in kept] == [text]
+        assert [document.text for document in kept] == [text]
         assert not report.counts["documents_cut"]
     kept, report = run_shard_stage(
         Language(),
         [make_document(f"{DAN}\n\n{polish}")],
         make_config(language=LanguageConfig(keep=["nob", "nno", "dan"])),
     )
-    assert [one.text for one in kept] == [DAN]
+    assert [document.text for document in kept] == [DAN]
     with pytest.raises(ValueError, match="other_parts is 'drop'"):
         LanguageConfig(other_parts="drop")
 
@@ -396,7 +398,7 @@ def test_modern_and_historical_danish_is_identified_by_its_own_words() -> None:
 def test_names_are_not_evidence_and_the_claim_holds_for_titles_and_lists(case: Case) -> None:
     for claim in ("nob", "nno"):
         kept, _ = run_shard_stage(Language(), [make_document(case.text, language=claim)], make_config())
-        assert [one.language for one in kept] == [claim]
+        assert [document.language for document in kept] == [claim]
         assert kept[0].text == case.text
 
 

@@ -190,8 +190,8 @@ def test_only_a_changed_file_is_read_again(tmp_path: Path) -> None:
     with (tmp_path / "minutes.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "text": text}) + "\n")
     assert pipeline.prepare(settings).skipped == []
-    same = {path.parent.name for path, when in markers(tmp_path).items() if before.get(path) == when}
-    assert same == {"0-read", "1-normalise"}, "later stages depend on all documents of a site"
+    unchanged = {path.parent.name for path, when in markers(tmp_path).items() if before.get(path) == when}
+    assert unchanged == {"0-read", "1-normalise"}, "later stages depend on all documents of a site"
     assert all(
         when == before[path]
         for path, when in markers(tmp_path).items()
@@ -208,12 +208,12 @@ def run_prepare(tmp_path: Path, workers: int = 1, **options: Any) -> subprocess.
     return subprocess.run(arguments, capture_output=True, text=True, check=False, **options)
 
 
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
     """Return the only error line of a command that must have exited with code 2."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
     return lines[0]
 
 
@@ -234,8 +234,8 @@ def test_a_full_disk_is_a_one_line_error_and_publishes_nothing(tmp_path: Path) -
         assert not (disk / "sample").exists()
         assert not list(disk.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-        done = run_prepare(disk)
-        assert done.returncode == 0, done.stderr
+        result = run_prepare(disk)
+        assert result.returncode == 0, result.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
 

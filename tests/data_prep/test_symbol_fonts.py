@@ -55,8 +55,8 @@ def test_a_list_with_bullets_from_word_is_kept_and_counted() -> None:
         "Kommunen skal betale innen fristen",
         "Partene møtes to ganger i året",
     ]
-    made = make_document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
-    normalised, report = run_shard_stage(normalise.Normalise(), [made], make_config())
+    letter = make_document("Avtalen gjelder:\n" + "\n".join(f"\uf0b7 {line}" for line in lines))
+    normalised, report = run_shard_stage(normalise.Normalise(), [letter], make_config())
     assert normalised[0].text.split("\n")[1:] == [f"• {line}" for line in lines]
     assert report.counts["symbol_font_characters"] == 3
     kept, _ = run_shard_stage(quality.Quality(), normalised, make_config())
