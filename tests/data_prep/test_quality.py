@@ -134,8 +134,8 @@ TARIFF += (
 )
 SAME_IN_MANY = "\n\n".join(
     f"§ {n} tredje ledd skal lyde:\n\nTilskuddet begrenses til 37 584 kroner per termin av "
-    f"innbetalt skatt, trygdeavgift og "
-    "arbeidsgiveravgift for hver sysselsatt som det gis tilskudd for."
+    "innbetalt skatt, trygdeavgift og arbeidsgiveravgift for hver sysselsatt som det gis "
+    "tilskudd for."
     for n in range(8, 16)
 )
 

@@ -48,9 +48,7 @@ def test_the_sample_is_large_varied_and_in_both_standards() -> None:
     assert 2.5 < texts["nob"] / texts["nno"] < 3.5
 
 
-def test_planted_duplicates_and_strays_are_dropped_and_nothing_else(
-    prepared: pipeline.Prepared,
-) -> None:
+def test_only_planted_duplicates_and_languages_are_dropped(prepared: pipeline.Prepared) -> None:
     """Of a planted pair the better copy is kept, which may be either."""
     expected = {
         r["id"]: f"language_{r['language']}"
@@ -136,9 +134,7 @@ def test_every_identity_number_is_masked_and_no_decoy(prepared: pipeline.Prepare
     assert "1234.56.78903" in text
 
 
-def test_a_group_is_in_one_split_and_every_source_and_standard_in_both(
-    prepared: pipeline.Prepared,
-) -> None:
+def test_a_group_is_in_one_split_and_each_source_in_both(prepared: pipeline.Prepared) -> None:
     splits: dict[str, set[str]] = {}
     cells: set[tuple[str, str, str]] = set()
     for row in read_stage(prepared, "split").values():

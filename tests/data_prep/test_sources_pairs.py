@@ -23,9 +23,7 @@ LETTER = [
 ]  # fmt: skip
 
 
-def test_parallel_texts_become_conversations_that_translate_between_standards(
-    tmp_path: Path,
-) -> None:
+def test_parallel_texts_become_translations_between_standards(tmp_path: Path) -> None:
     write_lines(tmp_path / "brev.jsonl", LETTER)
     documents, report = read("parallel", tmp_path)
     assert [d.id for d in documents] == [
@@ -35,12 +33,8 @@ def test_parallel_texts_become_conversations_that_translate_between_standards(
         "brev-4:nno-nob",
     ]
     prompt, answer = documents[0].turns
-    assert (prompt.role, prompt.target, answer.role, answer.target) == (
-        "user",
-        False,
-        "assistant",
-        True,
-    )
+    assert (prompt.role, prompt.target) == ("user", False)
+    assert (answer.role, answer.target) == ("assistant", True)
     assert prompt.content == "Skriv om teksten til nynorsk:\n\nDu kan få {felt} fra NAV."
     assert answer.content == "Du kan få {felt} frå NAV."
     assert [d.language for d in documents] == ["nno", "nob", "nno", "nob"]

@@ -270,11 +270,9 @@ def test_kept_letters_are_counted_against_those_of_the_page(tmp_path: Path) -> N
             f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>"
         ),
     )
-    assert (
-        report.counts["page_letters"]
-        == report.counts["page_letters_kept"]
-        == sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
-    )
+    num_letters = sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
+    assert report.counts["page_letters"] == num_letters
+    assert report.counts["page_letters_kept"] == num_letters
 
 
 @pytest.mark.parametrize("reader", ["webpage", "pdf", "regjeringen"])
