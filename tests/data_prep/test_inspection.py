@@ -89,7 +89,7 @@ def test_drops_are_shown_with_stage_and_reason(inspection: Inspection) -> None:
         inspection.dropped("none such", 1)
 
 
-def test_the_pieces_of_a_row_are_its_text_and_targets(inspection: Inspection) -> None:
+def test_pieces_of_a_row_join_to_its_text_and_all_but_the_first_are_targets(inspection: Inspection) -> None:
     for source, name in inspection.sample(5):
         (view,) = inspection.tokens(source, name)
         whole = "".join(text for text, _, _ in view.pieces)

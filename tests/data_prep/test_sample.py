@@ -134,7 +134,7 @@ def test_every_identity_number_is_masked_and_no_decoy(prepared: pipeline.Prepare
     assert "1234.56.78903" in text
 
 
-def test_a_group_is_in_one_split_and_each_source_in_both(prepared: pipeline.Prepared) -> None:
+def test_a_group_is_in_one_split_and_each_source_and_standard_in_both(prepared: pipeline.Prepared) -> None:
     splits: dict[str, set[str]] = {}
     cells: set[tuple[str, str, str]] = set()
     for row in read_stage(prepared, "split").values():
