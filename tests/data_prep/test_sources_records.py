@@ -104,7 +104,8 @@ def test_an_array_element_over_max_record_bytes_is_quarantined(tmp_path: Path) -
     documents, report = read("jsonl", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["Liten."]
     ((place, error),) = broken_places(report)
-    assert (place, error[:28]) == ("a.json:record 2", "over limits.max_record_bytes")
+    assert place == "a.json:record 2"
+    assert error.startswith("over limits.max_record_bytes")
 
 
 @pytest.mark.parametrize(
