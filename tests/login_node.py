@@ -1,4 +1,4 @@
-"""The command line on a login node: a Python that lacks what finetune[train] adds."""
+"""Runs the command line as on a login node: in a Python without the packages of finetune[train]."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-# a Python that has what `pip install finetune` brings, and not what finetune[train] adds
+# A Python with the packages of `pip install finetune`, without those that finetune[train] adds.
 LOGIN_NODE = """\
 import json, sys
 from importlib import metadata
-absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow", "safetensors", "bitsandbytes")
+absent = "torch deepspeed transformers peft accelerate datasets mlflow safetensors bitsandbytes".split()
 sys.modules.update(dict.fromkeys(absent))
 version = metadata.version
 metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
@@ -25,8 +25,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line one after the other in a Python without torch; return the lines of both
-    streams."""
+    """Run calls of the command line in turn, and return the lines of stdout and stderr together."""
     command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False

@@ -1,8 +1,7 @@
-"""Calls of the command line in a process where each import of torch, or of what imports it, fails and is
-noted.
+"""Runs the command line in a process where each import of torch, or of a package that imports it, fails.
 
-`call` starts the process, `main` runs in it. The modules have specs, so that those who ask take them for
-installed.
+`call` starts the process, and `main` runs in it. Failed imports are recorded. The packages have import
+specs, so that code that looks for them finds them installed.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets",
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a call has ended.
+class CallResult:
+    """The result of a call.
 
     Attributes:
-        imports: the heavy modules that it tried to import.
+        imports: heavy modules that it tried to import.
     """
 
     arguments: list[str]
@@ -37,8 +36,8 @@ class Ended:
     imports: list[str]
 
 
-class Refusal(MetaPathFinder, Loader):
-    """Finds the heavy modules, notes who is imported, and fails."""
+class FailingImporter(MetaPathFinder, Loader):
+    """An importer of the heavy modules that records each import and fails."""
 
     def __init__(self) -> None:
         self.imports: list[str] = []
@@ -53,19 +52,24 @@ class Refusal(MetaPathFinder, Loader):
         raise ModuleNotFoundError(f"No module named {module.__name__!r}", name=module.__name__)
 
 
-def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Ended]:
-    """Run calls in one process whose working directory is `folder`, where further modules are found too."""
+def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[CallResult]:
+    """Run calls of the command line in one process, and return their results.
+
+    Args:
+        folder: working directory of the process, from which modules can be imported too.
+        modules: modules in `folder` that are added as verbs of the same names.
+    """
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"
     command = [sys.executable, "-c", code, json.dumps(calls), *modules]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    return [Ended(**json.loads(line)) for line in done.stdout.splitlines()]
+    return [CallResult(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
-    refusal = Refusal()
-    sys.meta_path.insert(0, refusal)
+    importer = FailingImporter()
+    sys.meta_path.insert(0, importer)
     from finetune.cli import verbs
     from finetune.cli.main import main as finetune
 
@@ -80,6 +84,6 @@ def main() -> None:
             except SystemExit as end:
                 code = end.code
         output.seek(0)
-        ended = Ended(arguments, int(str(code or 0)), output.read(), list(refusal.imports))
-        refusal.imports.clear()
-        print(json.dumps(asdict(ended)))  # noqa: T201
+        result = CallResult(arguments, int(str(code or 0)), output.read(), list(importer.imports))
+        importer.imports.clear()
+        print(json.dumps(asdict(result)))  # noqa: T201
