@@ -199,7 +199,7 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
     inputs = PackInputs(**{name: tensor.to(GPU) for name, tensor in vars(batch()).items()})
     losses = packed.losses(inputs)
     losses.total.backward()
-    return losses.each, {
+    return losses.per_token, {
         name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None
     }
 
@@ -262,7 +262,7 @@ def test_kernels_change_no_loss_and_no_gradient(
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied).to(GPU)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))

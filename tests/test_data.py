@@ -67,21 +67,21 @@ def test_a_global_step_is_the_same_packs_on_any_number_of_ranks(
     corpus: Path, tmp_path: Path, size: int, micro: int
 ) -> None:
     for step in (0, 1, 5, 9):  # over the end of the first epoch
-        whole = rows(list(open_data(corpus, tmp_path).step(step, 8, 8).micro_batches))
+        whole = rows(list(open_data(corpus, tmp_path).load_batch(step, 8, 8).micro_batches))
         shared = [
-            list(open_data(corpus, tmp_path, rank, size).step(step, 8, micro).micro_batches)
+            list(open_data(corpus, tmp_path, rank, size).load_batch(step, 8, micro).micro_batches)
             for rank in range(size)
         ]
         assert sorted(row for batches in shared for row in rows(batches)) == sorted(whole)
         checksums = sum(batch.checksum for batches in shared for batch in batches)
         assert checksums == sum(
-            b.checksum for b in open_data(corpus, tmp_path).step(step, 8, 1).micro_batches
+            b.checksum for b in open_data(corpus, tmp_path).load_batch(step, 8, 1).micro_batches
         )
 
 
 def test_an_epoch_trains_every_token_but_first_ones_once(corpus: Path, tmp_path: Path) -> None:
     data = open_data(corpus, tmp_path)
-    step = data.step(0, data.num_packs, 1)
+    step = data.load_batch(0, data.num_packs, 1)
     seen: dict[int, int] = {}
     for batch in step.micro_batches:
         for document in batch.documents[(batch.labels != IGNORE).numpy()]:
@@ -92,7 +92,7 @@ def test_an_epoch_trains_every_token_but_first_ones_once(corpus: Path, tmp_path:
 
 
 def test_labels_are_the_next_token_of_the_same_document(corpus: Path, tmp_path: Path) -> None:
-    for batch in open_data(corpus, tmp_path).step(0, 4, 4).micro_batches:
+    for batch in open_data(corpus, tmp_path).load_batch(0, 4, 4).micro_batches:
         ids, labels, positions = batch.input_ids.numpy(), batch.labels.numpy(), batch.position_ids.numpy()
         rows_, columns = np.nonzero(labels != IGNORE)
         assert (labels[rows_, columns] == ids[rows_, columns + 1]).all()
@@ -110,13 +110,13 @@ def test_a_loss_mask_removes_targets(corpus: Path, masked: Path, tmp_path: Path)
     masks = Corpus(masked).split("train")["completion_mask"]
     expected = {(document, place) for document, place in targets_of(full) if masks[document][place]}
     assert targets_of(part) == expected
-    assert part.step(0, part.num_packs, 1).segments["supervised"].min() > 0
+    assert part.load_batch(0, part.num_packs, 1).segments["supervised"].min() > 0
 
 
 def targets_of(data: PackedData) -> set[tuple[int, int]]:
     """(document, place) of every target of an epoch."""
     found = set()
-    step = data.step(0, data.num_packs, 1)
+    step = data.load_batch(0, data.num_packs, 1)
     for segment, start, length in step.segments[["document", "start", "length"]].tolist():
         found |= {
             (segment, place)
@@ -146,7 +146,7 @@ def test_evaluation_sees_every_document_once_and_ranks_take_equally_many_batches
 
 def test_left_out_sources_are_left_out(corpus: Path, tmp_path: Path) -> None:
     data = open_data(corpus, tmp_path, sources=["laws"])
-    step = data.step(0, data.num_packs, 4)
+    step = data.load_batch(0, data.num_packs, 4)
     assert set(data.sources[np.unique(step.segments["document"])]) == {"laws"}
 
 

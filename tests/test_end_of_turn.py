@@ -20,7 +20,7 @@ from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
 from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
-from finetune.models.save import save, weights
+from finetune.models.save import gather_weights, save
 from finetune.runs import base_model
 from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
@@ -111,7 +111,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
     folder: Path, learned: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus, saved = Corpus(folder / "corpora" / "chats"), tmp_path / "model"
-    save(learned, weights(learned), saved)  # type: ignore[arg-type]
+    save(learned, gather_weights(learned), saved)  # type: ignore[arg-type]
     shutil.copytree(corpus.folder / "tokenizer", saved, dirs_exist_ok=True)
     question, answer = next(iter(ANSWERS.items()))
     assert write(saved, question).startswith(f"{answer}<|im_end|>")
@@ -149,7 +149,7 @@ def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path:
 
     merged = pretrained.load(base_model.Base("mine", folder / "base", (adapter,)), torch.float32)
     assert merged.generation_config.eos_token_id == merged.config.eos_token_id == [1, end]  # type: ignore[union-attr]
-    save(merged, weights(merged), tmp_path / "merged")
+    save(merged, gather_weights(merged), tmp_path / "merged")
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [1, end]
 
 

@@ -104,8 +104,8 @@ def test_isolation_catches_a_cache() -> None:
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
 def test_a_step_that_is_no_number_is_bad(loss: float, norm: float) -> None:
     check = guards.StepCheck(spike_stds=0)
-    assert "gradient norm" in (check.fault(loss, norm) or "")
-    assert check.fault(3.0, 1e-30) is None
+    assert "gradient norm" in (check.find_fault(loss, norm) or "")
+    assert check.find_fault(3.0, 1e-30) is None
 
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
@@ -126,7 +126,7 @@ def test_a_step_that_deepspeed_skipped_is_bad() -> None:
     engine._stage, engine._engine = 1, Skipping()
     update = engine.step()
     assert update.skipped
-    fault = guards.StepCheck(spike_stds=0).fault(2.5, update.grad_norm, update.skipped)
+    fault = guards.StepCheck(spike_stds=0).find_fault(2.5, update.grad_norm, update.skipped)
     assert "skipped the update" in (fault or "")
 
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_gives_back_other_weights_is_caught() -> None:
 
 
 def test_a_step_that_teaches_nothing_is_bad() -> None:
-    assert "the gradient is zero" in (guards.StepCheck(spike_stds=0).fault(3.0, 0.0) or "")
+    assert "the gradient is zero" in (guards.StepCheck(spike_stds=0).find_fault(3.0, 0.0) or "")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -215,12 +215,12 @@ def test_a_spike_is_told_from_noise_and_from_a_falling_loss() -> None:
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).tolist()
     check = guards.StepCheck(spike_stds=8)
     falling = [3 + 6 * 0.97**step + 0.1 * noise[step] for step in range(400)]
-    assert not any(check.fault(loss, 1.0) for loss in falling)
-    assert "spike" in (check.fault(5.0, 1.0) or "")
-    assert check.fault(3.1, 1.0) is None, "the spike itself must not count among the last steps"
+    assert not any(check.find_fault(loss, 1.0) for loss in falling)
+    assert "spike" in (check.find_fault(5.0, 1.0) or "")
+    assert check.find_fault(3.1, 1.0) is None, "the spike itself must not count among the last steps"
     restless = guards.StepCheck(spike_stds=8)  # few targets a step, as in fine-tuning on short answers
-    assert not any(restless.fault(2 + 1.5 * abs(value), 1.0) for value in noise)
-    assert guards.StepCheck(spike_stds=0).fault(1e9, 1.0) is None
+    assert not any(restless.find_fault(2 + 1.5 * abs(value), 1.0) for value in noise)
+    assert guards.StepCheck(spike_stds=0).find_fault(1e9, 1.0) is None
 
 
 def test_a_base_that_guesses_is_refused_and_one_that_knows_is_not() -> None:
@@ -233,11 +233,11 @@ def test_a_base_that_guesses_is_refused_and_one_that_knows_is_not() -> None:
 
 def test_targets_must_be_there_and_be_those_of_the_plan() -> None:
     with pytest.raises(checks.GuardError, match="no token to learn from"):
-        guards.check_planned(0, 1)
+        guards.check_planned_targets(0, 1)
     with pytest.raises(checks.GuardError, match="the plan 11"):
-        guards.check_targets(10, 11, 1)
-    guards.check_targets(10, 10, 1)
-    guards.check_planned(10, 1)
+        guards.check_counted_targets(10, 11, 1)
+    guards.check_counted_targets(10, 10, 1)
+    guards.check_planned_targets(10, 1)
 
 
 def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
     settings = METHODS[method]
     trained = adapted(tmp_path / "base", settings if "peft_type" in settings else {**LORA, **settings})
     moved(trained)
-    state = dict(save.weights(trained, trainable_only=True))
+    state = dict(save.gather_weights(trained, trainable_only=True))
     save.save(trained, state.items(), tmp_path / "adapter")
     checks.check_saved(tmp_path / "adapter", state, None)
     checks.check_reloads(tmp_path / "adapter", trained, state)
@@ -287,7 +287,7 @@ def test_an_adapter_that_peft_cannot_save_is_one_line(tmp_path: Path) -> None:
     step."""
     trained = adapted(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"cannot save this one: .*save_projection` to `False`"):
-        save.save(trained, save.weights(trained, trainable_only=True), tmp_path / "adapter")
+        save.save(trained, save.gather_weights(trained, trainable_only=True), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("fault", ["renamed", "altered", "other scaling"])
@@ -386,7 +386,7 @@ job.run_job({str(tmp_path)!r})
 
 def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
     whole = tiny()
-    save.save(whole, save.weights(whole), tmp_path)
+    save.save(whole, save.gather_weights(whole), tmp_path)
     model.load(base.resolve(str(tmp_path), tmp_path), torch.float32)
     weights = load_file(tmp_path / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
@@ -448,7 +448,7 @@ def test_an_adapter_on_an_adapter_names_a_base_with_the_first_one_merged(tmp_pat
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        save.save(adapter, save.weights(adapter, trainable_only=True), folder)
+        save.save(adapter, save.gather_weights(adapter, trainable_only=True), folder)
         return adapter.eval()
 
     trained(config, first.adapter, tmp_path / "unused")

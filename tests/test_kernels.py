@@ -22,8 +22,8 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
     packed.model.zero_grad()
     losses = packed.losses(batch())
     losses.total.backward()
-    assert float(losses.total) == pytest.approx(float(losses.each.sum()), rel=1e-6)
-    return losses.each, {
+    assert float(losses.total) == pytest.approx(float(losses.per_token.sum()), rel=1e-6)
+    return losses.per_token, {
         name: p.grad.clone() for name, p in packed.model.named_parameters() if p.grad is not None
     }
 
@@ -87,7 +87,7 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(
     monkeypatch: pytest.MonkeyPatch, chunk: int, tied: bool
 ) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": chunk})
-    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
     each, grads = gradients(PackedModel(model))
@@ -105,7 +105,7 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(
 
 def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     seen = []
     honest = loss.linear
 
@@ -127,7 +127,7 @@ def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     losses = packed.losses(replace(batch(), target_positions=nothing, targets=nothing))
     losses.total.backward()
-    assert len(losses.each) == 0
+    assert len(losses.per_token) == 0
     assert all(not p.grad.any() for p in packed.model.parameters() if p.grad is not None)
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_caps_its_logits_keeps_its_own_way(cap: float) -> None:
 def test_a_loss_that_is_not_of_the_logits_is_refused() -> None:
     packed = PackedModel(causal_model())
     honest = packed.losses
-    packed.losses = lambda inputs: replace(honest(inputs), each=honest(inputs).each + 0.1)  # type: ignore[method-assign]
+    packed.losses = lambda inputs: replace(honest(inputs), per_token=honest(inputs).per_token + 0.1)  # type: ignore[method-assign]
     with pytest.raises(checks.GuardError, match="differ"):
         checks.check_target_losses(packed, VOCAB_SIZE)
 

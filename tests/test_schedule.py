@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.training.schedule import Schedule, describe_leap
+from finetune.training.schedule import Schedule, describe_lr_jump
 
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
@@ -58,13 +58,13 @@ def described(schedule: str, step: int, old: int, new: int) -> str:
     config = TrainConfig(
         data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0
     )
-    return describe_leap(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
+    return describe_lr_jump(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_a_resume_with_more_steps_that_raises_the_learning_rate_is_described_with_both(schedule: str) -> None:
     assert described(schedule, 100, 100, 400).startswith(
-        "the learning rate leaps from 0.1 at step 100 of 100 to "
+        "the learning rate jumps from 0.1 at step 100 of 100 to "
     )
     assert described(schedule, 100, 100, 100) == described(schedule, 0, 100, 400) == ""
 

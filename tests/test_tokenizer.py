@@ -35,7 +35,7 @@ def test_a_trained_tokenizer_reads_back_in_models_of_most_types(
     trained: Path, tmp_path: Path, model_type: str
 ) -> None:
     folder = saved(tmp_path / "model", model_type)
-    tokenizer.place(trained, folder)
+    tokenizer.copy_files(trained, folder)
     text = "Ein ny setning om 1 250 000 kr:\n\n\tdet er ikkje så lett!</s>"
     assert (
         AutoTokenizer.from_pretrained(folder)(text).input_ids
@@ -50,7 +50,7 @@ def test_a_type_that_is_read_by_a_class_of_its_own_is_refused(
     with pytest.raises(
         ValueError, match=r"would not read back: Qwen.*Tokenizer gives .* where the corpus has .*model_type"
     ):
-        tokenizer.place(trained, saved(tmp_path / "model", model_type))
+        tokenizer.copy_files(trained, saved(tmp_path / "model", model_type))
 
 
 def test_a_class_that_gives_other_ids_is_replaced_in_the_copy(trained: Path, tmp_path: Path) -> None:
@@ -60,6 +60,6 @@ def test_a_class_that_gives_other_ids_is_replaced_in_the_copy(trained: Path, tmp
     stated = {**json.loads((trained / tokenizer.CONFIG).read_text()), "tokenizer_class": "Qwen2Tokenizer"}
     (source / tokenizer.CONFIG).write_text(json.dumps(stated))
     folder = saved(tmp_path / "model", "gemma")
-    tokenizer.place(source, folder)
+    tokenizer.copy_files(source, folder)
     assert json.loads((folder / tokenizer.CONFIG).read_text())["tokenizer_class"] == tokenizer.GENERIC
     assert tokenizer.find_difference(folder) is None

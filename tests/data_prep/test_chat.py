@@ -707,7 +707,7 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
     assert data.counts["documents"] == len(records) - len(bad)
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     taught: dict[int, list[int]] = {}
-    for batch in data.step(0, data.num_packs, 1).micro_batches:
+    for batch in data.load_batch(0, data.num_packs, 1).micro_batches:
         for label, document in zip(batch.labels.numpy()[0], batch.documents[0], strict=True):
             if label != IGNORE:
                 taught.setdefault(int(document), []).append(int(label))

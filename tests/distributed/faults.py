@@ -118,7 +118,7 @@ def die_in_step(call: Call, run: Any, data: Any, lr: float) -> Any:
 
 
 def poison(call: Call, run: Any, data: Any, lr: float, *, factor: float) -> Any:
-    poisoned = run.data.step(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
+    poisoned = run.data.load_batch(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
     if data.segments.tobytes() != poisoned.segments.tobytes():
         return call.original(run, data, lr)
     normalise_loss = pkgutil.resolve_name(NORMALISE_LOSS)

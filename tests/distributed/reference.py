@@ -11,7 +11,7 @@ import torch
 
 from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
-from finetune.data.packing import pack, segments_of
+from finetune.data.packing import pack, cut_segments
 from finetune.models import build as models
 from finetune.training.schedule import Schedule
 
@@ -38,7 +38,7 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
             for epoch in range(index + 1):
                 if epoch not in plans:
                     plans[epoch] = pack(
-                        segments_of(lengths, config.data.sequence_length),
+                        cut_segments(lengths, config.data.sequence_length),
                         config.data.sequence_length,
                         config.seed,
                         epoch,

@@ -57,7 +57,7 @@ def held_out_loss(
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.iter_epoch(micro_batch_size):
-            losses = packed.losses(batch.to(world.device)).each
+            losses = packed.losses(batch.to(world.device)).per_token
             group = torch.from_numpy(
                 group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]]
             )
