@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.data.packing import pack, cut_segments
+from finetune.data.packing import cut_segments, pack
 
 
 def random_lengths(seed: int, count: int = 400, longest: int = 700) -> np.ndarray:
@@ -17,15 +17,15 @@ def test_every_token_but_a_documents_first_is_a_target_once(sequence_length: int
     lengths = random_lengths(1)
     segments = cut_segments(lengths, sequence_length)
     for document, length in enumerate(lengths):
-        mine = segments[segments["document"] == document]
-        targets = [t for s in mine for t in range(s["start"] + 1, s["start"] + s["length"])]
+        of_document = segments[segments["document"] == document]
+        targets = [t for s in of_document for t in range(s["start"] + 1, s["start"] + s["length"])]
         assert targets == list(range(1, length))
     assert (segments["length"] <= sequence_length).all()
     assert segments["supervised"].sum() == np.maximum(lengths - 1, 0).sum()
 
 
 @pytest.mark.parametrize("epoch", [None, 0, 1, 7])
-def test_a_plan_holds_every_segment_once_and_no_pack_overflows(epoch: int | None) -> None:
+def test_a_plan_has_every_segment_once_and_no_pack_overflows(epoch: int | None) -> None:
     segments = cut_segments(random_lengths(2), 128)
     plan = pack(segments, 128, seed=5, epoch=epoch)
     fields = ["document", "start", "length", "supervised"]
@@ -36,7 +36,7 @@ def test_a_plan_holds_every_segment_once_and_no_pack_overflows(epoch: int | None
     assert (np.diff(plan["pack"]) >= 0).all()
 
 
-def test_every_epoch_has_as_many_packs_in_another_order() -> None:
+def test_every_epoch_has_the_same_number_of_packs_in_another_order() -> None:
     segments = cut_segments(random_lengths(3), 128)
     plans = [pack(segments, 128, seed=5, epoch=epoch) for epoch in range(4)]
     assert len({plan["pack"].max() for plan in plans}) == 1

@@ -683,7 +683,7 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
     """Through to training: what a step's labels hold is the answers, and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE
-    from tests.worlds import Alone
+    from tests.worlds import IsolatedWorld
 
     source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")
     corpus = CorpusConfig(
@@ -702,7 +702,7 @@ def test_the_bundled_instructions_teach_their_answers_and_what_was_planted_is_dr
         long_documents="auto",
         shuffle_seed=None,
         plan_folder=tmp_path / "plan",
-        world=Alone(0, 1, 0),
+        world=IsolatedWorld(0, 1, 0),
     )
     assert data.counts["documents"] == len(records) - len(bad)
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))

@@ -110,8 +110,8 @@ SAME = [
     Same("offload-lora-zero3", "lora", OFFLOADED),
 ]
 REFUSED = {
-    "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
-    "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
+    "stage3_zeropp": "zero.zero_quantized_weights: it needs CUDA",
+    "stage3_superoffload": "zero.offload_optimizer.super_offload: it needs CUDA",
 }
 MOE = {
     "model_type": "qwen3_moe",
@@ -151,12 +151,12 @@ HYBRID = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention
 # found out by weights that have learned something: random ones hide a leak below rounding
 LEAKY = {"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}
 ENDED = [
-    Ended("blown-up", "the held-out loss after step 1 is nan", {"lr": 1e38, "max_steps": 1}),
-    Ended("hybrid", "documents in a pack see each other", LEAKY),
+    Ended("blown-up", "step 1: the held-out loss is nan", {"lr": 1e38, "max_steps": 1}),
+    Ended("hybrid", "packed documents attend to each other", LEAKY),
 ]
 DAMAGE = {
-    "missing": "lacks 1 weights of its kind, e.g. model.norm.weight",
-    "misshapen": "lacks 1 weights of its kind, e.g. model.norm.weight",
+    "missing": "1 weights are missing or have another shape, e.g. model.norm.weight",
+    "misshapen": "1 weights are missing or have another shape, e.g. model.norm.weight",
     "unexpected": "holds 1 weights that its architecture has no place for, e.g. model.norm.bias",
     "truncated": "cannot be read",
 }
@@ -288,7 +288,7 @@ def test_no_false_alarm_in_bf16(runs: dict[str, RunFolder]) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=case_id)
 def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder], fault: AtStage) -> None:
-    expected = f"1 of 21 weights are not those of the base's files, e.g. {DAMAGED} on 2 of 2 ranks"
+    expected = f"1 of 21 loaded weights differ from the base's files, e.g. {DAMAGED} on 2 of 2 ranks"
     assert expected in error_of(runs[fault.id])
 
 

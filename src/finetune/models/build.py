@@ -82,7 +82,9 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
 
 
 def check(config: TrainConfig) -> None:
-    """Check before a job starts, without weights, that a run's base, adapter and corpus fit together.
+    """Check before a job starts that a run's base, adapter and corpus fit together.
+
+    No weights are read.
 
     Raises:
         UserError: `build` would raise it in the job.
@@ -123,7 +125,7 @@ def _make_partitioner(config: TrainConfig) -> Partitioner | None:
 
 
 def _check_zero(zero: Mapping[str, Any]) -> None:
-    """Check settings that DeepSpeed rejects only after the model is loaded, or compiles minutes for.
+    """Check settings that DeepSpeed would reject late, or after minutes of compiling.
 
     Raises:
         UserError: a setting needs a GPU, or a library that is not installed.
@@ -153,7 +155,7 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
 
 
 def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
-    """Save a base with adapters merged into it, and its tokenizer, in `folder`; name the model after that.
+    """Save a base with merged adapters, and its tokenizer, in `folder`; make that the model's name.
 
     A resumed run has the folder already. Runs with equal merged bases share the files
     (shared_bases.py).
@@ -175,7 +177,7 @@ def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_mai
 
 
 def _compute_digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
-    """Return on rank 0 a digest of the files that a saved model would have; every rank must call it."""
+    """Return on rank 0 a digest of a saved model's content; every rank must call it."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
     for name, tensor in gather_weights(model):
         if is_main:

@@ -114,7 +114,7 @@ def check_logits(
 def check_isolation(
     logits: Logits, vocab_size: int, device: torch.device = CPU, tolerance: float = 1e-3
 ) -> None:
-    """Check that the tokens of one document in a pack do not change the logits of the other documents.
+    """Check that one document of a pack does not change the logits of the others.
 
     The pack has three documents and 48 tokens; it is run twice, the second time with other tokens
     in the first document. The check runs on the real model, device, precision and attention, in
@@ -244,7 +244,7 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
 
 
 def _make_probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a pack [1, 48] of three documents with 16, 20 and 12 random tokens, and its positions."""
+    """Return a pack [1, 48] of three documents (16, 20, 12 random tokens), and its positions."""
     ids = torch.randint(vocab_size, (1, 48), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)])[None]
     return ids.to(device), positions.to(device)
@@ -260,7 +260,7 @@ def _run_one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> to
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise GuardError if a trained tensor contains NaN or Inf; meta tensors, which have no data, pass."""
+    """Raise GuardError if a trained tensor contains NaN or Inf; meta tensors are not checked."""
     if not tensor.is_meta and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise GuardError(f"{name} contains NaN or Inf after training, and nothing is saved; lower lr")
 
@@ -268,7 +268,7 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
 def check_saved(
     folder: Path, expected: dict[str, torch.Tensor], initial: dict[str, torch.Tensor] | None
 ) -> None:
-    """Check that the files in `folder` hold all trained numbers, and that training changed an adapter.
+    """Check that the files in `folder` hold all trained numbers, and a changed adapter.
 
     Args:
         expected: full tensors that were to be saved.
@@ -280,7 +280,8 @@ def check_saved(
     saved = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            saved += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+            saved += sum(math.prod(shape) for shape in shapes)
     wanted = sum(tensor.numel() for tensor in expected.values())
     if saved < wanted or wanted == 0:
         raise GuardError(

@@ -71,7 +71,7 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Add an adapter's ends of sequence, from its generation config, to a model that it was merged into."""
+    """Add the ends of sequence of an adapter to a model that it was merged into."""
     if not (adapter / GENERATION).is_file():
         return
     adapter_ids = _as_list(_read_json(adapter / GENERATION).get("eos_token_id"))

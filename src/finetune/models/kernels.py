@@ -136,7 +136,8 @@ def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     if args or kwargs or self.disable_adapters or not x.dtype == a.dtype == base.weight.dtype:
         return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
     function = _MergedLora if can_use_onednn(x) else _Lora
-    return function.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = function.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Lora(torch.autograd.Function):
@@ -245,7 +246,8 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    return _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -283,7 +285,9 @@ def _is_plain_swiglu(module: nn.Module) -> bool:
 
 
 def _swiglu_forward(self: Any, x: Tensor) -> Tensor:
-    return self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+    product = _SwiGlu.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+    out: Tensor = self.down_proj(product)
+    return out
 
 
 class _SwiGlu(torch.autograd.Function):

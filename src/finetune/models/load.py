@@ -94,7 +94,7 @@ def load(
 
 @contextlib.contextmanager
 def _as_user_error(problem: str) -> Iterator[None]:
-    """Raise UserError if a library rejects a model's files, so that the job is not restarted in vain."""
+    """Raise UserError if a library rejects a model's files, so that the job is not restarted."""
     try:
         yield
     except UserError:
@@ -105,7 +105,7 @@ def _as_user_error(problem: str) -> Iterator[None]:
 
 
 def load_for_evaluation(base: Base) -> Model:
-    """Load a base model in its own precision over all devices, in evaluation mode, its adapters merged."""
+    """Load a base for evaluation: over all devices, in the precision of its files."""
     model = load(base, "auto", device_map="auto")
     model.eval()
     return model
@@ -185,12 +185,12 @@ def _check_loaded(
 
 
 def _module_kind(name: str) -> str:
-    """Return the path of a tensor's module with its numbers replaced, so that all layers have the same."""
+    """Return the path of a tensor's module, with numbers replaced so that layers share it."""
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
 def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partitioner) -> Model | None:
-    """Load the base on rank 0 tensor by tensor; each is partitioned over the ranks before the next is read.
+    """Load the base tensor by tensor; rank 0 reads each, and all ranks keep their slices of it.
 
     transformers' own way under ZeRO-3 holds the full model on rank 0, and some versions left
     weights random (transformers #43257, #45313). Here every parameter must come from the files, in
@@ -265,7 +265,7 @@ def _build_skeleton(base: Base, dtype: torch.dtype | str) -> Model:
 
 
 def build_placeholder(architecture: PretrainedConfig, writable: bool = False) -> Model:
-    """Build a model in which every matrix is a single zero, expanded, so that it takes almost no memory.
+    """Build a model in which every matrix is one expanded zero, which takes almost no memory.
 
     Args:
         writable: give each weight its own memory instead.
@@ -296,7 +296,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
-    """Return whether transformers renames, merges or splits tensors of the files to get the parameters.
+    """Return whether transformers renames, merges or splits tensors of the files when it loads them.
 
     Args:
         names: the model's names for its tensors; by default those of its state dict.
@@ -318,7 +318,7 @@ def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | No
 def match_base_files(
     model: Model, base: Base | None
 ) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """Return the files of a run's base, and the parameters that must equal their tensors, by name in them.
+    """Return the files of a run's base and the parameters that must equal them, by name in the files.
 
     Returns:
         None if there is nothing to compare: the model is built from scratch, or the base's weights
@@ -345,11 +345,11 @@ def match_base_files(
 
 
 def _find_weights_changed_by_adapter(model: Model) -> set[str]:
-    """Return the base's weights that the adapter's initialisation changes (PiSSA, OLoRA), by base name."""
+    """Return the names of the base's weights that the adapter's initialisation changes."""
     if not isinstance(model, PeftModel):
         return set()
     initialisation = str(getattr(model.active_peft_config, "init_lora_weights", None)).lower()
-    if not initialisation.startswith(("pissa", "olora")):
+    if not initialisation.startswith(("pissa", "olora")):  # these subtract from the base's weights
         return set()
     modules = model.get_base_model().named_modules()
     return {f"{name}.weight" for name, module in modules if isinstance(module, BaseTunerLayer)}

@@ -45,14 +45,14 @@ class TargetLosses:
 
 @dataclass(frozen=True)
 class _Supervised:
-    """Supervised positions in the flattened packs, [targets], and the token that each should predict."""
+    """Supervised positions in the flattened packs and the tokens to predict there, both [targets]."""
 
     positions: Tensor
     targets: Tensor
 
 
 class TargetHead:
-    """Wrapper of a causal model's LM head, which returns losses instead of logits while `losses` runs.
+    """Wrapper of a causal model's LM head that returns losses instead of logits inside `losses`.
 
     It replaces the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a
     partitioned head is gathered when it is needed. If the head is more than a linear layer (LoRA,

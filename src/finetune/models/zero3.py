@@ -26,7 +26,7 @@ import deepspeed as deepspeed
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run, for its engine and for partitioning before there is an engine."""
+    """Return DeepSpeed's config of a run, for its engine and for partitioning before that."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -165,10 +165,10 @@ class _ParameterModule(torch.nn.Module):
 
 
 def move_unpartitioned_to_device(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Move parameters and buffers that are not partitioned (an adapter's) to the device, the former as `dtype`.
+    """Move the parameters that are not partitioned (an adapter's), and all buffers, to the device.
 
-    DeepSpeed leaves that to the caller if the model is already partitioned when its engine is
-    created.
+    The parameters also get `dtype`. DeepSpeed leaves that to the caller if the model is already
+    partitioned when its engine is created.
     """
     for parameter in model.parameters():
         if not is_partitioned(parameter):

@@ -220,7 +220,7 @@ class Checkpoints:
         return StepLoss(step=layout.step_of(folder), loss=loss)
 
     def _find_best(self, current: int) -> Path | None:
-        """Return the best checkpoint that verifies; that of step `current` is not read, so not verified."""
+        """Return the best checkpoint that verifies; that of `current` need not, as it is not read."""
         for _, folder in checkpoint_files.by_loss(self.folder):
             if layout.step_of(folder) == current:
                 return folder
@@ -287,7 +287,7 @@ class Checkpoints:
         return None
 
     def publish(self, temporary: Path, final: Path) -> None:
-        """Write the manifest of a finished folder, sync all of it to disk, and rename it to `final`."""
+        """Write the manifest of a finished folder, sync it to disk, and rename it to `final`."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -311,7 +311,7 @@ class Checkpoints:
         return [path for path in published if path not in kept]
 
     def _remove_outdated(self) -> None:
-        """Remove the checkpoints that were renamed for removal; a failed removal is tried again next time."""
+        """Remove the checkpoints renamed for removal; the next call retries failed removals."""
         for old in self.folder.glob(".old-*"):
             shutil.rmtree(old, ignore_errors=True)
 

@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 def export(run: RunFolder, step: int) -> Path:
-    """Write the weights of a checkpoint into the run's folder of exports, with the checks of a result.
+    """Write the weights of a checkpoint into the run's folder of exports.
+
+    The written files are checked like the result of a run.
 
     Returns:
         The folder of the exported model or adapter.
@@ -67,7 +69,7 @@ def export(run: RunFolder, step: int) -> Path:
 
 
 def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Return the checkpoint's tensors that a saved `skeleton` consists of, in the run's precision."""
+    """Return the checkpoint's values for the tensors of `skeleton`, in the run's precision."""
     saved = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
     wanted = [
         name for name, tensor in load.named_tensors(skeleton).items() if _is_saved(skeleton, name, tensor)
@@ -87,7 +89,7 @@ def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[
 
 
 def _is_saved(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is saved: any of a full model, and the adapter's own of an adapted one."""
+    """Return whether a tensor is saved; of a model with an adapter, only the adapter's are."""
     return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 

@@ -197,7 +197,7 @@ class Engine:
         self._engine.destroy()
 
     def _unpartitioned_grad_norm(self) -> float | None:
-        """Return the gradient norm at stage 0 in fp32, where DeepSpeed clips without reporting it."""
+        """Return the gradient norm at stage 0 in fp32, where DeepSpeed does not report it."""
         if self._stage != 0 or self._engine.bfloat16_enabled():
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -222,7 +222,7 @@ def _join_partitions(folder: Path, joined: Path) -> None:
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices with weight decay; biases and norms, of any shape, without."""
+    """Return AdamW's groups: matrices with weight decay; biases and norms without."""
     decayed: list[torch.nn.Parameter] = []
     not_decayed: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():

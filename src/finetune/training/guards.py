@@ -18,8 +18,9 @@ FIRST_LOSS_SHARE = 0.9
 
 
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
-    """Check that a pretrained base predicts clearly better than chance, ln(vocabulary) nats a token.
+    """Check that a pretrained base predicts clearly better than chance.
 
+    Chance is ln(vocabulary) nats a token.
     Random weights start at ln(vocabulary) or above. Gemma 3 270M scored 0.21 to 0.47 of it on nine
     kinds of Norwegian and English text, and 0.66 to 0.78 on the same tokens in random order.
 
@@ -89,7 +90,7 @@ def check_planned_targets(planned: int, step: int) -> None:
 
 
 def check_counted_targets(counted: int, planned: int, step: int) -> None:
-    """Raise GuardError if the ranks trained on another number of tokens than the loss was divided by."""
+    """Raise GuardError if the ranks' supervised tokens are not those that divided the loss."""
     if counted != planned:
         raise GuardError(
             f"step {step}: the ranks trained on {counted} supervised tokens, and the plan has "

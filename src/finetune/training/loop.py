@@ -87,7 +87,7 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
             losses = run.engine.packed.losses(batch.to(device))
         with clock.device_phase("backward"):
             run.engine.backward(normalise_loss(losses.total, data.num_targets, run.world.size))
-        loss_sum += losses.each.sum(dtype=torch.float64)
+        loss_sum += losses.per_token.sum(dtype=torch.float64)
         targets += batch.num_targets
         tokens += batch.num_tokens
         checksum += batch.checksum

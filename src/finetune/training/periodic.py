@@ -113,7 +113,7 @@ def evaluate(run: Run) -> HeldOut | None:
 
 
 def is_checkpoint_due(run: Run, progress: Progress) -> bool:
-    """Return whether to save now: at the last step, before a stop, by the interval, or at a new best loss."""
+    """Return whether to save: after the last step, before a stop, by interval, at a new best loss."""
     if progress.step == run.num_steps or progress.stop_reason:
         return True
     every = run.config.checkpoint_every
@@ -127,7 +127,7 @@ def is_checkpoint_due(run: Run, progress: Progress) -> bool:
 
 
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
-    """Save a checkpoint, and warn if the time that a job is given before it is killed is too short for one.
+    """Save a checkpoint; warn if a job that is asked to stop has too little time for that.
 
     Args:
         step_seconds: duration of the last step; a job that is asked to stop finishes its step

@@ -43,7 +43,7 @@ class Regression:
 
 
 def choose_result(run: Run, progress: Progress) -> Result:
-    """Load the result's weights into the engine: the last, or with result=best those of the best checkpoint.
+    """Load the result's weights into the engine: the last ones, or the best with result=best.
 
     Raises:
         GuardError: a checkpoint does not restore the weights that were evaluated.
@@ -61,13 +61,13 @@ def choose_result(run: Run, progress: Progress) -> Result:
         run.warn(regression.message)
         run.spool.log(progress.step, {regression.metric: 1})
     if result.held_out:
-        metrics = {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss}
+        metrics: dict[str, float] = {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss}
         run.spool.log(progress.step, metrics)
     return result
 
 
 def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
-    """Yield the baselines that the result is worse than: the initial model and token frequencies."""
+    """Yield the baselines that the result is worse than: the initial model, token frequencies."""
     if result.held_out is None:
         return
     loss = result.held_out.loss
@@ -114,7 +114,7 @@ def save_result(run: Run) -> None:
 def _record_tensors(
     state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep_values: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of `state` and record them in `written`, with their values or as meta tensors."""
+    """Yield the tensors of `state`; record them in `written`, with values or as meta tensors."""
     for name, tensor in state:
         checks.check_finite(name, tensor)
         written[name] = tensor if keep_values else tensor.to("meta")
@@ -166,7 +166,7 @@ def read_initial_evaluation(run: Run) -> HeldOut | None:
 
 
 def _utilisation(run: Run, progress: Progress) -> float | None:
-    """Return the model FLOPs utilisation over all steps; None without a FLOPs formula or without steps."""
+    """Return the model FLOPs utilisation over all steps; None without a formula or steps."""
     if not (progress.tokens and progress.seconds and run.flops_per_token):
         return None
     return progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops

@@ -77,7 +77,7 @@ class Run:
             logger.warning(message)
 
     def batch_index(self, step: int) -> int:
-        """Return the index of the batch of `step`: batches are used in order, without the skipped ones."""
+        """Return the index of the batch of `step`; skipped batches are left out of the order."""
         index = step
         for skipped in sorted(self.skipped_batches):
             index += skipped <= index

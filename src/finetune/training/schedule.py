@@ -85,7 +85,12 @@ class Schedule:
 
 
 def describe_lr_jump(step: int, old_num_steps: int, schedule: Schedule) -> str | None:
-    """Describe the jump of the learning rate if a run of `old_num_steps` resumes after `step` with a schedule.
+    """Describe the jump of the learning rate when a run resumes with another number of steps.
+
+    Args:
+        step: number of steps done.
+        old_num_steps: number of steps planned before.
+        schedule: the schedule that the run resumes with.
 
     Returns:
         None if the change is at most MAX_JUMP of the learning rate.

@@ -1,4 +1,4 @@
-"""Set-up of a run on a rank: its parts are built and checked, and its start or resume is prepared."""
+"""Set-up of a run on a rank: building and checking its parts, and its start or resume."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def set_up_run(
     torch.manual_seed(config.seed + world.rank)
 
     engine.set_eval_mode()
-    files = load.files_to_compare(model, base)
+    files = load.match_base_files(model, base)
     if files:
         checks.check_weights(*files, gathered, world)
     raise_if_stopping()
@@ -117,7 +117,7 @@ def set_up_run(
 
 
 def raise_if_any_rank_stops(watchdog: Watchdog, world: World, stop_flag: StopFlag) -> None:
-    """Raise StopTraining on all ranks if one was asked to stop; a collective, so all ranks must call it."""
+    """Raise StopTraining on all ranks if one was asked to stop; all ranks must call it."""
     watchdog.beat()
     reason = StopReason(world.all_reduce_max(stop_flag.reason()))
     if reason:
@@ -127,7 +127,7 @@ def raise_if_any_rank_stops(watchdog: Watchdog, world: World, stop_flag: StopFla
 def _check_inputs(
     base: Base | None, corpus: Corpus, folder: RunFolder, world: World
 ) -> dict[str, str | None]:
-    """Compare base and corpus with those that the run noted at its submission; return their digests."""
+    """Compare base and corpus with those of the submission; return their digests."""
     # on every rank, so that all of them raise an error in the files
     digests = run_inputs.compute_digests(base, corpus)
     noted = run_inputs.note_inputs(folder, digests) if world.is_main else None
@@ -137,7 +137,7 @@ def _check_inputs(
 def _plan_packs(
     corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
 ) -> tuple[PackedData, PackedData]:
-    """Plan the training and validation packs; if the run resumes, check that its plans are still the same."""
+    """Plan the training and validation packs; if the run resumes, check its plans."""
     plan_split = partial(
         PackedData,
         corpus,
@@ -158,7 +158,7 @@ def _plan_packs(
 
 
 def _check_model(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
-    """Choose an attention that isolates packed documents, check the losses of the LM head, return the choice."""
+    """Choose an attention that isolates packed documents; check the losses of the LM head."""
     attention = checks.choose_attention(packed, requested, vocab_size, world.device)
     checks.check_target_losses(packed, vocab_size, world.device)
     return attention
@@ -219,7 +219,7 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
 
 
 def _start(run: Run, progress: Progress) -> None:
-    """Check that the result can be saved, evaluate the initial model, and save what a rewind may load."""
+    """Check that the result can be saved, evaluate the initial model, save it for a rewind."""
     if run.initial_adapter is not None and run.world.is_main:
         # an adapter that PEFT cannot restore must be found now, not at the end of the run
         with tempfile.TemporaryDirectory() as name:

@@ -82,8 +82,9 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def flops_per_token(model: nn.Module) -> float:
-    """Return the model FLOPs of training on one token, without attention's products of queries and keys.
+    """Return the model FLOPs of training on one token.
 
+    The matrix products of queries and keys in attention are left out, as they depend on the length.
     Each weight of a matrix product costs 2 FLOPs forward, 2 backward towards the inputs, and 2 more
     towards the weight if it is trained: the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and 4 N
     for an adapter on frozen weights. The input embedding is a lookup and does not count. Recomputed
@@ -178,7 +179,7 @@ class Clock:
                 self.seconds[name] += value
 
     def breakdown(self) -> dict[str, float]:
-        """Return the seconds by phase, the rest of the time as `other`, and `total`, all attempts included."""
+        """Return the seconds by phase, with `other` for the rest and `total`, over all attempts."""
         total = time.perf_counter() - self._began
         other = max(0.0, total - sum(self.seconds.values()))
         return {**self.seconds, "other": other, "total": total}

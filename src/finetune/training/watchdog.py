@@ -12,7 +12,7 @@ from types import TracebackType
 
 
 class Watchdog:
-    """Context manager that ends this process if `beat` is not called for a while, after a stack dump.
+    """Context manager that dumps stacks and ends this process if `beat` is not called for a while.
 
     A hung rank blocks its peers in their next collective, so no rank makes progress and each dumps
     its own stacks: from faulthandler's C-level timer, which needs no lock that the hung thread may
