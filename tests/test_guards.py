@@ -267,11 +267,22 @@ def test_an_unchanged_adapter_is_caught_and_a_changed_one_is_not(tmp_path: Path)
 
 
 METHODS = {
-    "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
     "saved_modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
-    "vera": {"peft_type": "VERA", "target_modules": ["q_proj", "v_proj"], "r": 8, "save_projection": False},
-    "ia3": {"peft_type": "IA3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-}  # fmt: skip
+    "vera": {
+        "peft_type": "VERA",
+        "target_modules": ["q_proj", "v_proj"],
+        "r": 8,
+        "save_projection": False,
+    },
+    "ia3": {
+        "peft_type": "IA3",
+        "target_modules": ["k_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+    },
+}
 
 
 @pytest.mark.parametrize("method", METHODS)

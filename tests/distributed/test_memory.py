@@ -128,7 +128,7 @@ def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_p
 def test_loaded_whole_the_same_model_does_not_fit(base: tuple[Path, int], tmp_path: Path) -> None:
     folder, size = base
     corpus = write_corpus(tmp_path / "tiny", num_documents=16, longest=24, seed=5)
-    case = large_run(tmp_path, folder, corpus, fault="loaded_whole")
+    case = large_run(tmp_path, folder, corpus, fault="loaded_complete")
     codes, logs = train_under_limit(tmp_path / "ranks", case, int(SHARE * size), timeout=500)
     assert all(codes)
     assert any("allocate memory" in log or "MemoryError" in log for log in logs), logs[0][-2000:]
