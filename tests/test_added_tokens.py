@@ -1,4 +1,4 @@
-"""Tokens added to a base's tokenizer: how they are encoded, and which extensions a base accepts."""
+"""Tokens added to a base's tokenizer: their encoding, and the extensions that a base accepts."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ ROOT = Path(__file__).parents[1]
 GPU = torch.device("cuda")
 ONE_RANK: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
 BF16: dict[str, Any] = {"precision": "bf16", **ONE_RANK}
-# A GPU sums in another order than a CPU, and Adam's first steps depend on the sign of a gradient alone.
+# A GPU sums in another order than a CPU, and Adam's first steps depend on the sign of a gradient
+# alone.
 CPU_LOSS_TOLERANCE = 1e-4
 GPU_WEIGHT_TOLERANCE = 1e-3
 BF16_LOSS_TOLERANCE = 0.05

@@ -77,7 +77,9 @@ def test_a_global_batch_has_the_same_packs_on_any_number_of_ranks(
     on_each_rank = [open_data(corpus, tmp_path, rank, size) for rank in range(size)]
     for index in (0, 1, 5, 9):  # over the end of the first epoch
         expected = packs_of(load_micro_batches(on_one_rank, index, 8))
-        batches = [batch for data in on_each_rank for batch in load_micro_batches(data, index, micro)]
+        batches = []
+        for data in on_each_rank:
+            batches += load_micro_batches(data, index, micro)
         assert sorted(packs_of(batches)) == sorted(expected)
         checksum = sum(batch.checksum for batch in load_micro_batches(on_one_rank, index, 1))
         assert sum(batch.checksum for batch in batches) == checksum
@@ -194,7 +196,7 @@ def mask_of_turns(length: int) -> list[int]:
 
 
 def mask_some(corpus: Path, folder: Path, mask: Callable[[int], list[int]]) -> Path:
-    """Copy the training rows of a corpus, with a loss mask that `mask` returns for a row's length."""
+    """Copy the training rows of a corpus with loss masks; `mask` returns that of a row's length."""
     source = Corpus(corpus)
     writer = ShardWriter(folder, "train", "assistant_masks", shard_tokens=4000)
     rows = [{**row, "assistant_masks": mask(len(row["input_ids"]))} for row in source.split("train")]

@@ -1,4 +1,4 @@
-"""Saved models stop at the end of a turn: ChatML on a base whose end of sequence is another token."""
+"""Saved models stop at the end of a turn, here ChatML's on a base with another end of sequence."""
 
 from __future__ import annotations
 

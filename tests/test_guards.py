@@ -115,7 +115,7 @@ def test_a_step_with_nan_or_inf_is_bad(loss: float, norm: float) -> None:
 
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
-    """DeepSpeed skips an update if gradients are not finite, and then reports the norm of the last one."""
+    """DeepSpeed skips updates with gradients that are not finite, and reports an older norm then."""
     from finetune.training.engine import Engine
 
     class Skipping:
@@ -297,7 +297,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
 
 
 def test_an_adapter_that_peft_cannot_save_is_a_user_error(tmp_path: Path) -> None:
-    """VeRA's projections, which layers share, lose their name. A run finds out before its first step."""
+    """VeRA's projections are shared by layers and lose their name. A run tries it before step 1."""
     trained = adapted_model(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"PEFT cannot save it: .*save_projection` to `False`"):
         save.save(trained, save.gather_weights(trained, trainable_only=True), tmp_path / "adapter")
@@ -431,7 +431,7 @@ def test_settings_that_would_silently_build_another_model_are_rejected(
 
 
 def test_an_adapter_on_an_adapter_names_a_base_into_which_the_first_is_merged(tmp_path: Path) -> None:
-    """PEFT must load the weights that the second adapter was trained on, not those of the first base."""
+    """PEFT must load the weights that the second adapter was trained on, not the first base's."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

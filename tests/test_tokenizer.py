@@ -1,4 +1,4 @@
-"""The tokenizer of a saved folder: AutoTokenizer gives the ids that training used, or an error is raised."""
+"""The tokenizer of a saved folder: AutoTokenizer gives the ids of training, or saving is an error."""
 
 from __future__ import annotations
 

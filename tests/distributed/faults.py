@@ -1,4 +1,4 @@
-"""Planted faults: each breaks the subject of one test, which must fail for it. Ranks plant them by name."""
+"""Planted faults by name: each breaks the subject of a test, which must notice it."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ TABLE = [
     ),
     Fault(
         "killed_at_step",
-        "every rank gets SIGKILL before the update of one of the steps 17 to 24, by the folder's path",
+        "every rank gets SIGKILL in a step from 17 to 24, which depends on the folder's path",
         TRAIN_STEP,
         die_in_step,
     ),

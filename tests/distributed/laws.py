@@ -1,8 +1,8 @@
 """Trainings whose results must be equal, and their comparison.
 
-Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128, so that
-some are split. It uses gradient accumulation, a warm-up and a cosine schedule, weight decay, clipping that
-takes effect, and unequal numbers of targets on the ranks; fp32, no dropout.
+Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128,
+so that some are split. It uses gradient accumulation, a warm-up and a cosine schedule, weight
+decay, clipping that takes effect, and unequal numbers of targets on the ranks; fp32, no dropout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tests.models import LLAMA, LORA
 
 STEPS = 24
 LONG = 42  # steps of runs that are killed and resumed
-# Other partitions sum in another order in fp32. Measured on x86-64: losses within 2e-8, weights within 9e-7.
+# Other partitions sum in another order in fp32. Measured on x86-64: losses within 2e-8, weights
+# within 9e-7.
 LOSS_TOLERANCE = 2e-6
 WEIGHT_TOLERANCE = 2e-5
 

@@ -47,13 +47,16 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
                     break
                 index -= num_packs
             segments = plans[epoch][plans[epoch]["pack"] == index]
-            pieces += [documents[s["document"]][s["start"] : s["start"] + s["length"]] for s in segments]
+            for segment in segments:
+                start = segment["start"]
+                pieces.append(documents[segment["document"]][start : start + segment["length"]])
         loss_sum = torch.zeros(())
         targets = 0
         for piece in pieces:
             ids = torch.from_numpy(piece).long()[None]
             out = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            loss_sum = loss_sum + torch.nn.functional.cross_entropy(out.float(), ids[0, 1:], reduction="sum")
+            loss = torch.nn.functional.cross_entropy(out.float(), ids[0, 1:], reduction="sum")
+            loss_sum = loss_sum + loss
             targets += ids.shape[1] - 1
         optimizer.zero_grad()
         (loss_sum / targets).backward()

@@ -1,4 +1,4 @@
-"""Laws of a run over several attempts: equal rewinds, unchanged inputs, and a summary of all attempts."""
+"""Laws of a run over several attempts: equal rewinds, unchanged inputs, one summary of all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
     uninterrupted = make_run(folder, "uninterrupted", law_config(law_corpus, **settings))
     interrupted = make_run(folder, "interrupted", law_config(law_corpus, **settings))
-    stopping = make_run(folder, "stopping", law_config(law_corpus, **{**settings, "on_bad_step": "stop"}))
+    with_stop = {**settings, "on_bad_step": "stop"}
+    stopping = make_run(folder, "stopping", law_config(law_corpus, **with_stop))
     shutil.copytree(law_corpus.parent / "base", folder / "base")
     adapter = {**settings, "adapter": LORA, "model": ModelConfig(path=str(folder / "base"))}
     base_changed = make_run(folder, "base-changed", law_config(law_corpus, **adapter))
@@ -73,7 +74,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def make_older(run: RunFolder) -> None:
-    """Remove from a run and its newest checkpoint the totals and digests that old versions did not write."""
+    """Remove from a run and its newest checkpoint what old versions did not write: totals, digests."""
     (run.path / "inputs.json").unlink()
     checkpoint = max(run.checkpoints.glob("step-*"))
     state_file = checkpoint / "state.json"
@@ -129,7 +130,7 @@ def test_a_checkpoint_of_a_version_without_totals_resumes(runs: dict[str, RunFol
 
 
 def test_a_base_that_changed_between_attempts_is_rejected(runs: dict[str, RunFolder]) -> None:
-    """An adapter's checkpoint does not contain the base: on other weights it would be another model."""
+    """An adapter's checkpoint lacks the base: on other weights it would be another model."""
     run = runs["base-changed"]
     assert run.read_json("first.json") == {"state": "interrupted"}
     error = run.read_json("outcome.json")["error"]  # type: ignore[index]

@@ -1,7 +1,7 @@
 """Laws of training, on real processes: equal global batches give equal losses and weights.
 
-They hold for every ZeRO stage, number of ranks and micro-batch size, and after interruptions. laws.py has
-the trainings and their comparison.
+They hold for every ZeRO stage, number of ranks and micro-batch size, and after interruptions.
+laws.py has the trainings and their comparison.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from tests.distributed.worker import Case, Launched
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]  # fixtures train for minutes
 
-# bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam's first steps depend on
-# the sign of a gradient alone: weights differed by 8e-5.
+# bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam's first steps
+# depend on the sign of a gradient alone: weights differed by 8e-5.
 QLORA_WEIGHT_TOLERANCE = 5e-4
 FAULTY = ["mean_of_means", "positions_not_reset"]
 
@@ -58,7 +58,7 @@ def training_id(training: Training) -> str:
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return all runs: by two ranks in micro-batches of 2, and by one rank in micro-batches of 4."""
+    """Return all runs: on two ranks with micro-batches of 2, on one rank with micro-batches of 4."""
     folder = tmp_path_factory.mktemp("laws")
     two = [make_run(folder, training.id, training.config(law_corpus)) for training in MATRIX]
     two.append(make_run(folder, "micro1", law_config(law_corpus, micro_batch_size=1)))
@@ -128,7 +128,8 @@ def test_the_logged_held_out_loss_is_that_of_the_saved_model(
 ) -> None:
     """The loss is computed again from the files, document by document, without packing.
 
-    QLoRA is left out: its adapter is merged into the base's own weights, which differ from those in 4 bits.
+    QLoRA is left out: its adapter is merged into the base's own weights, which differ from those in
+    4 bits.
     """
     from data_prep.shards import Corpus
     from finetune.models import load as pretrained
@@ -255,7 +256,7 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Return runs that were rewound at a poisoned batch, and one that skips that batch from the start."""
+    """Return runs that were rewound at a poisoned batch, and one that skips it from the start."""
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
     config = law_config(law_corpus, **settings)

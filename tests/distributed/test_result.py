@@ -1,4 +1,4 @@
-"""The result of a run, on real processes: the weights with the best held-out loss, also after an interruption.
+"""The result of a run, on real processes: the weights with the best held-out loss.
 
 Any kept checkpoint can be used as a base by its step.
 """
@@ -123,7 +123,7 @@ def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None
 def test_an_interruption_changes_neither_the_best_step_nor_its_weights(
     runs: dict[str, RunFolder],
 ) -> None:
-    """The run is interrupted where an evaluation is due, which is made up for, and resumed by two ranks."""
+    """The run is interrupted where an evaluation is due, and resumed by two ranks, which evaluate."""
     uninterrupted = summary_of(runs["uninterrupted"])
     interrupted = summary_of(runs["interrupted"])
     assert interrupted.result_step == uninterrupted.result_step

@@ -1,4 +1,4 @@
-"""Laws of stopping early, on two ranks of which one is asked to: both stop after the same step or batch.
+"""Laws of stopping early: if one of two ranks is asked to, both stop after the same step or batch.
 
 No finished step is lost, and the resumed run equals an uninterrupted one.
 """
@@ -20,7 +20,12 @@ from tests.distributed.laws import assert_same, law_config, make_run, runs_by_na
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 # Steps in the checkpoint with which each fault stops its run.
-FAULTS = {"term_in_evaluation": 4, "term_in_last_evaluation": 24, "usr2_while_loading": 0, "usr2_in_step": 13}
+FAULTS = {
+    "term_in_evaluation": 4,
+    "term_in_last_evaluation": 24,
+    "usr2_while_loading": 0,
+    "usr2_in_step": 13,
+}
 STOPPED = [*FAULTS, "deadline", "stop_file", "stop_file_and_deadline"]
 
 

@@ -1,8 +1,9 @@
 """Launcher of the distributed tests: worker processes that train cases one after another.
 
-Importing torch and DeepSpeed takes longer than a tiny run. Cases of a world size therefore share a process
-group, and all ranks are forked from one server, which only imports these libraries. Each case is an
-ordinary run folder given to `finetune.training.train.train`; the run's own files are the result.
+Importing torch and DeepSpeed takes longer than a tiny run. Cases of a world size therefore share a
+process group, and all ranks are forked from one server, which only imports these libraries. Each
+case is an ordinary run folder given to `finetune.training.train.train`; the run's own files are the
+result.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _run_fork(folder: Path, rank: int, world_size: int) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """Train the cases as the rank that the environment variables name; end the process if one fails."""
+    """Train the cases as the rank in the environment variables; end the process if one fails."""
     try:
         _train_cases(folder)
     except BaseException:
