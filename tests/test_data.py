@@ -217,7 +217,7 @@ def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accep
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
     lost = training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1
-    error = r"truncated|cut off .*data\.long_documents=split.*data\.max_lost_share=0\.\d+"
+    error = r"truncated to one pack .*data\.long_documents=split.*data\.max_lost_share=0\.\d+"
     with pytest.raises(ValueError, match=error):
         check_losses(lost, DataConfig(**settings))
     check_losses(lost, DataConfig(**settings, max_lost_share=1.0))

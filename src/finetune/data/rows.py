@@ -46,12 +46,12 @@ class Fate(IntEnum):
 
 # Reason why tokens are lost, as tables show it, and the setting that changes it.
 LOSSES = {
-    Fate.TRUNCATED: ("running text cut off after one pack", "data.long_documents=split"),
+    Fate.TRUNCATED: ("running text truncated to one pack", "data.long_documents=split"),
     Fate.DROPPED: ("running text longer than a pack, dropped", "data.long_documents=split"),
     Fate.CUT: ("conversations cut after the last answer that fits", "a larger data.sequence_length"),
     Fate.CONVERSATION_DROPPED: ("conversations longer than a pack, dropped", "data.long_conversations=cut"),
     Fate.NO_ANSWER_FITS: (
-        "conversations of which no whole answer fits, dropped",
+        "conversations without a complete answer that fits, dropped",
         "a larger data.sequence_length",
     ),
     Fate.NO_TARGET: ("rows without any target", "corpus.chat.targets of `finetune prepare`"),
@@ -60,7 +60,7 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class LongRows:
-    """The treatment of rows longer than a pack.
+    """The settings for rows longer than a pack.
 
     Attributes:
         sequence_length: tokens of a pack.

@@ -19,7 +19,8 @@ from data_prep.shards import TokenizerInfo
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.models.load import DTYPES, Model, build_placeholder, enlarge_vocabulary, is_partitioned, load
+from finetune.models.load import DTYPES, build_placeholder, load
+from finetune.models.parameters import Model, enlarge_vocabulary, is_partitioned
 from finetune.models.save import gather_weights, save
 from finetune.models.tokenizer import FILES, copy_files
 from finetune.runs import base_model, layout, shared_bases
@@ -64,8 +65,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
             enlarge_vocabulary(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
     if config.activation_checkpointing:
-        # the re-entrant kind computes no gradients if the embeddings are frozen, as under an
-        # adapter
+        # the re-entrant kind computes no gradients if the embeddings are frozen (under an adapter)
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if config.adapter:
         # seeded again: the adapter is the same however many random numbers the base used
@@ -110,7 +110,7 @@ def check(config: TrainConfig) -> None:
     try:
         adapted = _add_adapter(model, adapter, low_cpu_mem_usage=True)
     except (RuntimeError, NotImplementedError, ImportError):
-        return  # needs real weights or a GPU: `build` in the job finds out
+        return  # it needs real weights or a GPU; `build` checks it in the job
     if num_added:
         _check_added_tokens_are_trained(adapted, num_added)
 

@@ -187,9 +187,9 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
     """Check that the logits of a pack are those of its documents run one by one, up to rounding.
 
     In bf16 (8 bits) two correct implementations differ by 0.0017 of the logits' size a layer:
-    random Llamas of 16 and 32 layers (1B and 8B) differed by 2.4% and 5.4%. In the 1B model,
-    documents that attend to each other made 110%, and attention scores that are 1.1 times too large
-    13%.
+    random Llamas of 16 and 32 layers (1B and 8B) differed by 2.4% and 5.4%. In the 1B model the
+    difference was 110% if documents attended to each other, and 13% with attention scores that were
+    1.1 times too large.
 
     Args:
         packed: [1, tokens, vocabulary] logits of the pack.

@@ -1,7 +1,6 @@
 """Base models loaded from files: complete, or under ZeRO-3 partitioned tensor by tensor.
 
-This module also merges the adapters that earlier runs trained on a base, and adds rows for added
-tokens.
+Adapters that earlier runs trained on a base are merged into it.
 
 DeepSpeed is imported only where a model is partitioned: its import takes seconds, and an evaluation
 does not need it.
@@ -30,6 +29,14 @@ from transformers.utils import logging as transformers_logging
 from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import end_of_turn
+from finetune.models.parameters import (
+    Model,
+    enlarge_vocabulary,
+    is_partitioned,
+    named_tensors,
+    replace_parameter,
+    tied_names,
+)
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
@@ -37,14 +44,13 @@ from finetune.runs.base_model import Base
 if TYPE_CHECKING:
     from finetune.models.zero3 import Partitioner
 
-# its bar would be a second one below ours, and clutter the ranks' logs
+# its progress bar would appear beside ours and clutter the ranks' logs
 transformers_logging.disable_progress_bar()
 logger = logging.getLogger(__name__)
 
-Model = torch.nn.Module
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DIGITS = re.compile(r"\d+")
-# what PEFT inserts into the names of the base's parameters
+# inserted by PEFT into the names of the base's parameters
 _PEFT_INFIX = re.compile(r"\.(base_layer|original_module)\.")
 
 
@@ -80,8 +86,7 @@ def load(
         model = _load_partitioned(base, dtype, partitioner)
     if model is None:
         model = _load_complete(base, dtype, device_map, quantization)
-    # an adapter names its base after this; the path of a cache folder would mean nothing to its
-    # readers
+    # adapters store this as the name of their base; the path of a cache folder would not identify it
     model.name_or_path = base.name  # type: ignore[assignment]
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
@@ -241,7 +246,7 @@ def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partiti
                 tensor = torch.empty(target.shape, dtype=target.dtype, device=world.device)
             full = tensor.to(world.device, target.dtype)
             if isinstance(target, torch.nn.Parameter):
-                _replace_parameter(model, target, partition(full))
+                replace_parameter(model, target, partition(full))
             else:
                 torch.distributed.broadcast(full, 0)
                 target.copy_(full)
@@ -409,81 +414,3 @@ def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
         config = adapted.get_base_model().config
         config.tie_word_embeddings = False
         config.get_text_config().tie_word_embeddings = False
-
-
-def enlarge_vocabulary(model: Model, num_rows: int, partitioner: Partitioner | None) -> None:
-    """Give the embeddings and the LM head at least `num_rows` rows.
-
-    New rows are the mean of the old ones, so that their logits stay within the range of the others
-    (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models).
-    """
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if embeddings.num_embeddings >= num_rows:
-        return
-    logger.info("enlarging the vocabulary from %d to %d rows", embeddings.num_embeddings, num_rows)
-    owners = [embeddings] if head is None else [embeddings, head]
-    for parameter in dict.fromkeys(p for owner in owners for p in owner.parameters()):
-        if not is_partitioned(model):
-            enlarged = torch.nn.Parameter(_append_mean_rows(parameter.detach(), num_rows))
-            _replace_parameter(model, parameter, enlarged)
-            continue
-        from finetune.models import zero3
-
-        assert partitioner is not None
-        with zero3.gathered([parameter]):
-            full = _append_mean_rows(parameter.detach(), num_rows)
-        with partitioner.partition() as partition:
-            _replace_parameter(model, parameter, partition(full))
-    embeddings.num_embeddings = num_rows
-    if head is not None:
-        head.out_features = num_rows
-    model.config.get_text_config().vocab_size = num_rows  # type: ignore[union-attr, operator]
-    if hasattr(model, "vocab_size"):
-        model.vocab_size = num_rows  # type: ignore[assignment]
-
-
-def _append_mean_rows(old: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Return `old`, [n, …], with copies of its mean row appended: [num_rows, …].
-
-    The mean is summed in float64 and in pieces, so that it is the same on every device and with any
-    number of threads.
-    """
-    total = torch.zeros(old.shape[1:], dtype=torch.float64)
-    for piece in torch.split(old.cpu(), 4096):
-        total += piece.double().sum(0)
-    mean = (total / len(old)).to(old)
-    return torch.cat([old, mean.expand(num_rows - len(old), *old.shape[1:])])
-
-
-def named_tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Return the parameters and saved buffers, each once, by the first of its names."""
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-    tensors.update({name: buffers[name] for name in model.state_dict() if name in buffers})
-    return tensors
-
-
-def tied_names(model: Model) -> dict[str, str]:
-    """Return the first name of each tied parameter by its other names."""
-    first_names: dict[int, str] = {}
-    ties = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = first_names.setdefault(id(parameter), name)
-        if first != name:
-            ties[name] = first
-    return ties
-
-
-def _replace_parameter(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-    """Replace a parameter wherever the model has it; a tied one has several places."""
-    new.requires_grad_(old.requires_grad)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is old:
-                module._parameters[name] = new
-
-
-def is_partitioned(model: Model) -> bool:
-    """Return whether the model is partitioned (ZeRO-3), by DeepSpeed's mark (see zero3.py)."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 
 from finetune.models.attention import ONE_ROW
-from finetune.models.load import Model
 from finetune.models.loss import TargetHead, TargetLosses
+from finetune.models.parameters import Model
 
 
 @dataclass(frozen=True)

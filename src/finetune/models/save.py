@@ -14,7 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import safetensors_io
-from finetune.models.load import Model, named_tensors, tied_names
+from finetune.models.parameters import Model, named_tensors, tied_names
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from data_prep.shards import Manifest
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.models import checks, end_of_turn, load, save, tokenizer, zero3
-from finetune.models.load import Model
+from finetune.models.parameters import Model, named_tensors
 from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
 
@@ -71,9 +71,7 @@ def export(run: RunFolder, step: int) -> Path:
 def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
     """Return the checkpoint's values for the tensors of `skeleton`, in the run's precision."""
     saved = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
-    wanted = [
-        name for name, tensor in load.named_tensors(skeleton).items() if _is_saved(skeleton, name, tensor)
-    ]
+    wanted = [name for name, tensor in named_tensors(skeleton).items() if _is_saved(skeleton, name, tensor)]
     missing = sorted(set(wanted) - saved.keys())
     if missing:
         raise UserError(

@@ -171,9 +171,9 @@ class Engine:
         """Load the files that `save` wrote at the same ZeRO stage.
 
         Args:
-            same_ranks: as many ranks saved them. Otherwise, above stage 0, the partitions are first
-                joined on disk into DeepSpeed's universal checkpoint, from which each rank takes its
-                share.
+            same_ranks: the same number of ranks saved them. Otherwise, above stage 0, the
+                partitions are first joined on disk into DeepSpeed's universal checkpoint, from
+                which each rank takes its share.
         """
         universal = not same_ranks and self._stage > 0
         if universal:
@@ -216,7 +216,8 @@ def _join_partitions(folder: Path, joined: Path) -> None:
     done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"{folder}: DeepSpeed could not convert it for another number of ranks:\n{done.stderr[-3000:]}"
+            f"{folder}: DeepSpeed could not convert it for another number of "
+            f"ranks:\n{done.stderr[-3000:]}"
         )
     (joined.parent / "latest_universal").unlink(missing_ok=True)
 

@@ -28,11 +28,10 @@ logger = logging.getLogger(__name__)
 def train_steps(run: Run, progress: Progress) -> Progress:
     """Train from `progress.step` to the last step, or until a rank is asked to stop.
 
-    Steps are numbered from 0: after step s, s + 1 steps are done. Logs and messages count steps
-    done.
+    Steps are numbered from 0. Metrics and messages count the steps done, so they start at 1.
 
     Returns:
-        The progress at the end. After a rewind it is another object than the argument.
+        The progress at the end; after a rewind, it is another object than the argument.
     """
     config = run.config
     while progress.step < run.num_steps and not progress.stop_reason:

@@ -78,7 +78,7 @@ def log_held_out(run: Run, num_done: int) -> HeldOut | None:
     Raises:
         StopTraining: a rank was asked to stop; all ranks broke the evaluation off after the same
             batch.
-        GuardError: the loss is NaN or Inf, or packed documents see each other.
+        GuardError: the loss is NaN or Inf, or packed documents attend to each other.
     """
     held_out = evaluate(run)
     if held_out:

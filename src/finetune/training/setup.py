@@ -81,13 +81,7 @@ def set_up_run(
         engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world
     )
     peak, flops_per_token = _find_speed_limits(model, load.DTYPES[config.precision], world)
-    logger.info(
-        "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)",
-        attention,
-        kernels_in_use,
-        peak.flops / 1e12,
-        peak.origin,
-    )
+    logger.info("attention: %s; kernels: %s", attention, kernels_in_use)
     raise_if_stopping()
     return Run(
         config=config,
@@ -168,6 +162,7 @@ def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World)
     """Return the device's peak, and the model FLOPs of a token (None where no formula holds)."""
     world.barrier()  # ranks that share a CPU measure at the same time
     peak = throughput.find_peak(world.device, dtype)
+    logger.info("peak: %.2f TFLOP/s a rank (%s)", peak.flops / 1e12, peak.origin)
     try:
         return peak, throughput.flops_per_token(model)
     except ValueError as fault:
