@@ -115,9 +115,9 @@ class StepData:
 class PackedData:
     """A split of a corpus as packs.
 
-    Training reads epoch after epoch as one endless sequence of packs: global batch b is packs [b·B,
-    (b+1)·B) of it, whatever the number of ranks, and each rank takes its micro-batches from that by
-    index. Evaluation reads one epoch in fixed order.
+    Training reads epoch after epoch as one endless sequence of packs. With B packs a batch, global
+    batch b has packs b·B to (b+1)·B - 1, whatever the number of ranks, and each rank takes its
+    micro-batches from these by index. Evaluation reads one epoch in fixed order.
 
     Args:
         sources: documents of other sources are left out.
