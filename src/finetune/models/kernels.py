@@ -136,7 +136,9 @@ def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     if args or kwargs or self.disable_adapters or not x.dtype == a.dtype == base.weight.dtype:
         return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
     function = _MergedLora if can_use_onednn(x) else _Lora
-    out: Tensor = function.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+    out: Tensor = function.apply(  # type: ignore[no-untyped-call]
+        x, base.weight, base.bias, a, b, self.scaling[name]
+    )
     return out
 
 
@@ -246,7 +248,9 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    out: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    out: Tensor = _RmsNorm.apply(  # type: ignore[no-untyped-call]
+        hidden_states, self.weight, self.variance_epsilon
+    )
     return out
 
 
