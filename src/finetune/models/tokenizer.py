@@ -68,10 +68,10 @@ def copy_files(tokenizer: Path, folder: Path) -> None:
     difference = find_difference(folder)
     if difference:
         raise UserError(
-            f"the tokenizer saved with this model would not read back: {difference}; transformers "
-            "chooses this class by the model's type: choose another "
-            "model.from_scratch.model_type, or a corpus made with that model's own tokenizer "
-            "(corpus.tokenizer.path)"
+            "data.corpus: its tokenizer would not read back from this model's folder: "
+            f"{difference}, because transformers chooses the class by the model's type; choose "
+            "another model.from_scratch.model_type, or a corpus made with that model's own "
+            "tokenizer (corpus.tokenizer.path)"
         )
     logger.warning(
         "%s: tokenizer_class is %s now, as %s gives other ids than the corpus has",

@@ -144,7 +144,7 @@ def rewind(run: Run, step: int, fault: str) -> Progress:
     """
     if run.config.on_bad_step == "stop":
         raise GuardError(
-            f"step {step + 1}: {fault}; the last checkpoint is from before this step: lower lr, "
+            f"step {step + 1}: {fault}, and the last checkpoint is from before this step; lower lr, "
             "inspect the data, or set on_bad_step=rewind"
         )
     if len(run.skipped_batches) >= run.config.max_rewinds:
