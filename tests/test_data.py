@@ -16,7 +16,7 @@ import torch
 from data_prep.shards import Corpus, Manifest, ShardWriter
 from finetune.config.train import DataConfig
 from finetune.data.packs import PADDING, MicroBatch, PackedData
-from finetune.data.rows import Fate, check_losses, training_account
+from finetune.data.rows import Fate, check_losses, read_training_account
 from finetune.models.loss import IGNORE, normalise_loss
 from tests.corpora import write_corpus
 from tests.worlds import IsolatedWorld
@@ -215,14 +215,14 @@ def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path
 def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accepted(corpus: Path) -> None:
     """The error names the reason and the settings."""
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
-    lost = training_account(Corpus(corpus), DataConfig(**settings))
+    lost = read_training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1
     error = r"truncated to one pack .*data\.long_documents=split.*data\.max_lost_share=0\.\d+"
     with pytest.raises(ValueError, match=error):
         check_losses(lost, DataConfig(**settings))
     check_losses(lost, DataConfig(**settings, max_lost_share=1.0))
     split = DataConfig(**{**settings, "long_documents": "auto"})
-    check_losses(training_account(Corpus(corpus), split), DataConfig(**settings))
+    check_losses(read_training_account(Corpus(corpus), split), DataConfig(**settings))
 
 
 def test_a_run_whose_plan_treated_long_rows_differently_is_not_resumed(corpus: Path, tmp_path: Path) -> None:

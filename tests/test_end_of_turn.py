@@ -134,7 +134,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
         assert json.loads((saved / name).read_text())["eos_token_id"] == [1, end]
     assert AutoTokenizer.from_pretrained(saved).eos_token == "<|im_end|>"
     reloaded = AutoModelForCausalLM.from_pretrained(saved)
-    assert end_of_turn.new_stop(corpus.manifest.tokenizer, reloaded) is None, "it is declared already"
+    assert end_of_turn.find_new_stop(corpus.manifest.tokenizer, reloaded) is None, "it is declared already"
 
 
 def test_an_adapters_end_of_turn_is_declared_and_inherited_by_a_merged_model(
@@ -145,7 +145,7 @@ def test_an_adapters_end_of_turn_is_declared_and_inherited_by_a_merged_model(
     adapter = tmp_path / "adapter"
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     adapted = get_peft_model(base, get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
-    assert end_of_turn.new_stop(tokenizer, adapted) == "<|im_end|>"
+    assert end_of_turn.find_new_stop(tokenizer, adapted) == "<|im_end|>"
     adapted.save_pretrained(str(adapter))
     shutil.copytree(folder / "corpora" / "chats" / "tokenizer", adapter, dirs_exist_ok=True)
     end_of_turn.declare(adapter, tokenizer, adapted)

@@ -263,7 +263,7 @@ def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows)
     return build_account(rows, sources_of_rows, languages_of_rows)
 
 
-def training_account(corpus: Corpus, data: DataConfig) -> Account:
+def read_training_account(corpus: Corpus, data: DataConfig) -> Account:
     """Return the account of a run's training tokens, before it starts."""
     sources = [source for source in corpus.manifest.sources if data.trains_on(source)]
     return read_account(corpus, "train", sources, LongRows.of(data))

@@ -128,7 +128,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
             rows.check_losses(
-                rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data
+                rows.read_training_account(run_inputs.open_corpus(point.data), point.data), point.data
             )
     if after is None:
         _check_models(points)

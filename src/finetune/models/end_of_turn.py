@@ -26,7 +26,7 @@ TEMPLATE = "chat_template.jinja"
 logger = logging.getLogger(__name__)
 
 
-def new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
+def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
     """Return the corpus' end of turn if the base does not stop at it; None otherwise.
 
     Args:
@@ -45,7 +45,7 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
     who load it by hand.
     """
     base = _unwrap(model)
-    token = new_stop(tokenizer, model)
+    token = find_new_stop(tokenizer, model)
     has_config = (folder / CONFIG).is_file()
     if token is None:
         if not has_config and tokenizer.end_of_turn_id is not None:

@@ -216,8 +216,7 @@ def _join_partitions(folder: Path, joined: Path) -> None:
     done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"{folder}: DeepSpeed could not convert it for another number of "
-            f"ranks:\n{done.stderr[-3000:]}"
+            f"{folder}: DeepSpeed could not convert it for another number of ranks:\n{done.stderr[-3000:]}"
         )
     (joined.parent / "latest_universal").unlink(missing_ok=True)
 

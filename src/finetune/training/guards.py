@@ -20,9 +20,9 @@ FIRST_LOSS_SHARE = 0.9
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
     """Check that a pretrained base predicts clearly better than chance.
 
-    Chance is ln(vocabulary) nats a token.
-    Random weights start at ln(vocabulary) or above. Gemma 3 270M scored 0.21 to 0.47 of it on nine
-    kinds of Norwegian and English text, and 0.66 to 0.78 on the same tokens in random order.
+    Chance is ln(vocabulary) nats a token; random weights start there or above. Gemma 3 270M scored
+    0.21 to 0.47 of it on nine kinds of Norwegian and English text, and 0.66 to 0.78 on the same
+    tokens in random order.
 
     Raises:
         GuardError: the first loss is above FIRST_LOSS_SHARE of chance, or NaN.
@@ -40,7 +40,7 @@ def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
 class StepCheck:
     """Detector of steps that ruin the weights or do not change them.
 
-    Such a step has a loss or a gradient norm that is NaN or Inf, a gradient of zeros alone, or a
+    Such a step has a loss or a gradient norm that is NaN or Inf, a gradient that is all zeros, or a
     loss far above those of the last steps (a spike).
 
     Args:
@@ -81,7 +81,7 @@ class StepCheck:
 
 
 def check_planned_targets(planned: int, step: int) -> None:
-    """Raise GuardError if a step has no supervised tokens, whose number divides its loss."""
+    """Raise GuardError if a step has no supervised tokens: its loss is divided by their number."""
     if planned == 0:
         raise GuardError(
             f"step {step}: the batch has no supervised tokens; check the corpus' loss mask, or "
@@ -90,7 +90,7 @@ def check_planned_targets(planned: int, step: int) -> None:
 
 
 def check_counted_targets(counted: int, planned: int, step: int) -> None:
-    """Raise GuardError if the ranks' supervised tokens are not those that divided the loss."""
+    """Raise GuardError if the loss was not divided by the supervised tokens that the ranks had."""
     if counted != planned:
         raise GuardError(
             f"step {step}: the ranks trained on {counted} supervised tokens, and the plan has "
@@ -101,7 +101,7 @@ def check_counted_targets(counted: int, planned: int, step: int) -> None:
 def check_restored(step: int, loss: float, expected: float) -> None:
     """Raise GuardError if restored weights have another held-out loss than when they were saved.
 
-    Rounding is allowed for: 1% of the loss.
+    A difference of 1% is taken for rounding.
     """
     if not abs(loss - expected) <= 0.01 * max(1.0, abs(expected)):
         raise GuardError(

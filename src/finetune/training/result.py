@@ -152,7 +152,7 @@ def write_summary(run: Run, progress: Progress, result: Result) -> None:
         after=result.held_out,
         best=run.checkpoints.find_best_loss(),
         last=StepLoss(step=progress.step, loss=result.last.loss) if result.last else None,
-        new_stop=end_of_turn.new_stop(run.corpus.tokenizer, model),
+        new_stop=end_of_turn.find_new_stop(run.corpus.tokenizer, model),
         warnings=run.folder.warnings(),
         result=str(run.folder.adapter if save.is_adapter(model) else run.folder.model),
     )
