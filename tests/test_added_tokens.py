@@ -43,7 +43,7 @@ def test_an_added_token_is_one_token_and_decodes_to_itself(tmp_path: Path) -> No
 
 def test_adding_a_token_that_exists_is_rejected(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    with pytest.raises(ValueError, match="'w7', which the tokenizer has already"):
+    with pytest.raises(ValueError, match="'w7', which the tokenizer already has"):
         make(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
     with pytest.raises(ValueError, match=r"give its folder as tokenizer\.path"):
         TokenizerConfig(add_tokens=["ny"])
@@ -54,7 +54,7 @@ def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Pa
     base = base_model.resolve(str(write_base(tmp_path / "base")), tmp_path)
     corpus = Corpus(write_corpus(tmp_path / "corpus", 20, 40, seed=0, added_tokens=3))
     run_inputs.check_tokenizer(base, corpus, may_extend=True)
-    assert run_inputs.num_added_tokens(base, corpus.folder) == 3
+    assert run_inputs.count_added_tokens(base, corpus.folder) == 3
     with pytest.raises(ValueError, match="is not the one corpus"):
         run_inputs.check_tokenizer(
             base, corpus

@@ -134,7 +134,7 @@ def test_a_base_that_changed_between_attempts_is_rejected(runs: dict[str, RunFol
     run = runs["base-changed"]
     assert run.read_json("first.json") == {"state": "interrupted"}
     error = run.read_json("outcome.json")["error"]  # type: ignore[index]
-    expected = f"base {run.config().model.path} is not what it was when run {run.id} was submitted"
+    expected = f"base {run.config().model.path} has changed since run {run.id} was submitted"
     assert error.startswith(expected)
     assert len(steps(run)) == 17
 
@@ -145,7 +145,7 @@ def test_a_corpus_that_changed_between_attempts_is_rejected_until_it_is_restored
     """The rejected attempt leaves nothing of the other corpus behind, such as its pack plan."""
     run = runs["corpus-changed"]
     error = run.read_json("second.json")["error"]  # type: ignore[index]
-    expected = f"corpus {run.config().data.corpus} is not what it was when run {run.id} was submitted"
+    expected = f"corpus {run.config().data.corpus} has changed since run {run.id} was submitted"
     assert error.startswith(expected)
     assert run.read_json("outcome.json") == {"state": "completed"}
     assert len(steps(run)) == 24

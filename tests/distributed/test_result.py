@@ -142,5 +142,5 @@ def test_a_kept_checkpoint_can_be_used_as_a_base_by_its_step(runs: dict[str, Run
 
 
 def test_a_step_without_a_checkpoint_is_a_user_error(runs: dict[str, RunFolder]) -> None:
-    with pytest.raises(ValueError, match=f"no checkpoint of step 3: it keeps steps .*{STEPS}"):
+    with pytest.raises(ValueError, match=f"no checkpoint of step 3; its checkpoints: steps .*{STEPS}"):
         base.resolve("run:uninterrupted@3", runs["uninterrupted"].path.parent)

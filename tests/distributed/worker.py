@@ -143,7 +143,7 @@ def _train_cases(folder: Path) -> None:
     for case in [Case(**fields) for fields in json.loads((folder / "cases.json").read_text())]:
         outcome: dict[str, str] = {}
         stop_flag = StopFlag(case.run.stop_file, case.deadline)
-        stop_flag.listen()
+        stop_flag.install_signal_handlers()
         try:
             with FAULTS[case.fault].plant() if case.fault else nullcontext():
                 outcome["state"] = train(case.run.config(), case.run, world, stop_flag)

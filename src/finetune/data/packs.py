@@ -304,7 +304,7 @@ def _format_counts(counts: dict[str, int]) -> str:
 
 def _save(path: Path, array: NDArray[np.void]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with layout.replacing(path) as temporary, temporary.open("wb") as file:
+    with layout.replace_atomically(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 

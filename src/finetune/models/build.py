@@ -60,7 +60,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
         model = load(base, dtype, partitioner=partitioner, quantization=config.model.quantization)
         if base.adapters and config.adapter:
             _save_merged_base(model, base.tokenizer_folder, merged_base, is_main)
-        num_added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
+        num_added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
         if num_added:
             enlarge_vocabulary(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
@@ -92,7 +92,7 @@ def check(config: TrainConfig) -> None:
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
     vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
-    num_added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
+    num_added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
     try:
         model = build_placeholder(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
@@ -165,7 +165,7 @@ def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_mai
         digest = _compute_digest(model, tokenizer_folder, is_main)
         is_linked = is_main and shared_bases.link(folder, digest)
         if not world.broadcast_object(is_linked):
-            temporary = layout.unfinished(folder)
+            temporary = layout.temporary_folder(folder)
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             save(model, gather_weights(model), temporary, is_main)

@@ -130,7 +130,7 @@ class Checkpoints:
         """
         began = time.monotonic()
         final = checkpoint_files.folder_of(self.folder, step)
-        temporary = layout.unfinished(final)
+        temporary = layout.temporary_folder(final)
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -202,18 +202,18 @@ class Checkpoints:
 
     def is_best(self, loss: float) -> bool:
         """Return on all ranks whether a held-out loss is below those of all checkpoints."""
-        by_loss = checkpoint_files.by_loss(self.folder) if self.world.is_main else []
+        by_loss = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not by_loss or loss < by_loss[0][0]))
 
     def held_out_loss(self, step: int) -> float:
         """Return on all ranks the held-out loss of a checkpoint that was evaluated."""
         folder = checkpoint_files.folder_of(self.folder, step)
-        loss = checkpoint_files.held_out_loss(folder) if self.world.is_main else None
+        loss = checkpoint_files.read_held_out_loss(folder) if self.world.is_main else None
         return float(self.world.broadcast_object(loss))
 
     def find_best_loss(self) -> StepLoss | None:
         """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
-        by_loss = checkpoint_files.by_loss(self.folder)
+        by_loss = checkpoint_files.rank_by_loss(self.folder)
         if not by_loss:
             return None
         loss, folder = by_loss[0]
@@ -221,7 +221,7 @@ class Checkpoints:
 
     def _find_best(self, current: int) -> Path | None:
         """Return the best checkpoint that verifies; that of `current` need not, as it is not read."""
-        for _, folder in checkpoint_files.by_loss(self.folder):
+        for _, folder in checkpoint_files.rank_by_loss(self.folder):
             if layout.step_of(folder) == current:
                 return folder
             fault = checkpoint_files.find_fault(folder)
@@ -255,13 +255,13 @@ class Checkpoints:
     def is_evaluated(self, step: int) -> bool:
         """Return on all ranks whether the weights of this checkpoint were evaluated."""
         folder = checkpoint_files.folder_of(self.folder, step)
-        evaluated = self.world.is_main and checkpoint_files.held_out_loss(folder) is not None
+        evaluated = self.world.is_main and checkpoint_files.read_held_out_loss(folder) is not None
         return bool(self.world.broadcast_object(evaluated))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
         """Add a held-out loss to a checkpoint that is published already."""
         if self.world.is_main:
-            checkpoint_files.note_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
+            checkpoint_files.record_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
 
     def find_newest(self) -> Path | None:
         """Return the newest checkpoint that verifies; damaged newer ones are reported and renamed.
@@ -307,7 +307,7 @@ class Checkpoints:
         """
         published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if checkpoint_files.read_state(path)]
-        kept = (*readable[: self.keep], checkpoint_files.best(self.folder))
+        kept = (*readable[: self.keep], checkpoint_files.find_best(self.folder))
         return [path for path in published if path not in kept]
 
     def _remove_outdated(self) -> None:

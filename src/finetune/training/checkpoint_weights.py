@@ -56,7 +56,7 @@ def export(run: RunFolder, step: int) -> Path:
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
     state = _read_state(checkpoint, skeleton, config)
     folder = run.export(step)
-    temporary = layout.unfinished(folder)
+    temporary = layout.temporary_folder(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     save.save(skeleton, state.items(), temporary)
     checks.check_saved(temporary, state, initial=None)

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import asdict
 
-from finetune.evaluation.held_out import as_metrics, held_out_loss
+from finetune.evaluation.held_out import evaluate_held_out_loss, to_metrics
 from finetune.models.checks import GuardError, check_isolation
 from finetune.runs import layout
 from finetune.runs.stop import StopTraining
@@ -86,7 +86,7 @@ def log_held_out(run: Run, num_done: int) -> HeldOut | None:
             raise GuardError(
                 f"step {num_done}: the held-out loss is {held_out.loss}; lower lr, or check the base"
             )
-        run.spool.log(num_done, as_metrics(held_out))
+        run.spool.log(num_done, to_metrics(held_out))
         if num_done == 0 and run.world.is_main:
             run.folder.write_json(layout.BEFORE, asdict(held_out))
     check_isolation(run.engine.packed.logits, run.vocab_size, run.world.device)
@@ -102,7 +102,7 @@ def evaluate(run: Run) -> HeldOut | None:
     """
     run.engine.set_eval_mode()
     with run.clock.host_phase("evaluation"):
-        return held_out_loss(
+        return evaluate_held_out_loss(
             run.engine.packed,
             run.validation,
             run.config.micro_batch_size,

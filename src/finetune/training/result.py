@@ -94,7 +94,7 @@ def save_result(run: Run) -> None:
     is_main = run.world.is_main
     is_adapter = save.is_adapter(model)
     final = run.folder.adapter if is_adapter else run.folder.model
-    temporary = layout.unfinished(final)
+    temporary = layout.temporary_folder(final)
     if is_main:
         shutil.rmtree(temporary, ignore_errors=True)  # from an attempt that was killed while it saved
     written: dict[str, torch.Tensor] = {}

@@ -55,7 +55,7 @@ def set_up_run(
     """
     raise_if_stopping = partial(raise_if_any_rank_stops, watchdog, world, stop_flag)
     corpus = run_inputs.open_corpus(config.data)
-    base = base_model.of_run(config)
+    base = base_model.resolve_for_run(config)
     # before packs are planned: the run folder must not be left with plans of another corpus
     identity = _check_inputs(base, corpus, folder, world)
     if not config.adapter:
@@ -124,7 +124,7 @@ def _check_inputs(
     """Compare base and corpus with those of the submission; return their digests."""
     # on every rank, so that all of them raise an error in the files
     digests = run_inputs.compute_digests(base, corpus)
-    noted = run_inputs.note_inputs(folder, digests) if world.is_main else None
+    noted = run_inputs.record_inputs(folder, digests) if world.is_main else None
     return dict(world.broadcast_object(noted))
 
 
@@ -141,7 +141,9 @@ def _plan_packs(
         plan_folder=folder.plan,
         world=world,
     )
-    data = plan_split("train", sources=run_inputs.training_sources(settings, corpus), shuffle_seed=seed)
+    data = plan_split(
+        "train", sources=run_inputs.select_training_sources(settings, corpus), shuffle_seed=seed
+    )
     validation = plan_split("validation", sources=list(corpus.manifest.sources), shuffle_seed=None)
     if folder.has_checkpoint:
         data.check_plan()
