@@ -255,7 +255,7 @@ def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Pat
     """The labels of the training steps, decoded, are the answers and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE
-    from tests.worlds import Alone
+    from tests.worlds import IsolatedWorld
 
     source = SourceConfig(reader="chat", path=str(SAMPLE / "instructions.jsonl"), license="CC0-1.0")
     corpus = CorpusConfig(
@@ -274,12 +274,12 @@ def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Pat
         long_documents="auto",
         shuffle_seed=None,
         plan_folder=tmp_path / "plan",
-        world=Alone(0, 1, 0),
+        world=IsolatedWorld(0, 1, 0),
     )
     assert data.counts["documents"] == len(records) - len(planted)
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     targets: dict[int, list[int]] = {}
-    for batch in data.step(0, data.num_packs, 1).micro_batches:
+    for batch in data.load_batch(0, data.num_packs, 1).micro_batches:
         for label, document in zip(batch.labels.numpy()[0], batch.documents[0], strict=True):
             if label != IGNORE:
                 targets.setdefault(int(document), []).append(int(label))
