@@ -414,7 +414,7 @@ def test_the_guard_ends_with_the_batch_script(batch: Batch) -> None:
     )
     try:
         with pytest.raises(subprocess.TimeoutExpired):
-            guard.wait(batch_script.LOOK_SECONDS * 2)
+            guard.wait(batch_script.POLL_SECONDS * 2)
         script.kill()
         script.wait()
         assert guard.wait(60) == 0
@@ -448,7 +448,7 @@ def test_a_run_that_ended_while_it_was_put_back_does_not_run_again(
     assert batch.begin() == code
     assert batch.causes() == [state]
     batch.job = "8"
-    assert batch.begin() == batch_script.GO, "a person submitted it again"
+    assert batch.begin() == batch_script.PROCEED, "a person submitted it again"
 
 
 def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -> None:
@@ -463,7 +463,7 @@ def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -
     assert batch.told() == again
     assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
     batch.job = "8"
-    assert batch.begin() == batch_script.GO
+    assert batch.begin() == batch_script.PROCEED
     assert [attempt.job for attempt in attempts.of_submission(attempts.read(batch.run), "8")] == ["7", "8"]
 
 
@@ -536,7 +536,7 @@ def test_a_controller_that_does_not_answer_ends_the_run_in_words(
     batch.log.with_name("log.slow").touch()
     batch.begin()
     assert batch.end(143, on_interrupt="resubmit") == batch_script.FAILED
-    assert "it cannot come back: sbatch did not answer within" in (batch.run / "failure.json").read_text()
+    assert "it cannot be restarted: sbatch did not answer within" in (batch.run / "failure.json").read_text()
 
 
 def test_what_the_guard_could_not_release_is_released_at_the_end(batch: Batch) -> None:
@@ -575,7 +575,7 @@ def test_a_power_cut_ends_a_run_that_shall_not_come_back(batch: Batch) -> None:
     batch.say(n2=DOWN["down"])
     assert batch.call("begin", on_interrupt="stop") == 1
     assert batch.causes() == [DEAD_NODE]
-    assert "when a person resumes it" in json.loads((batch.run / "failure.json").read_text())["error"]
+    assert "`finetune retry` resumes it" in json.loads((batch.run / "failure.json").read_text())["error"]
 
 
 def test_a_person_who_submits_again_grants_new_restarts(batch: Batch) -> None:

@@ -220,7 +220,7 @@ STATES = {
     JobState.BOOT_FAIL: Known(r"(?!)", "its node did not boot", "submit it again"),
 }
 
-_HELPER = re.compile(rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit strikes)[^\n]*\n", re.MULTILINE)
+_HELPER = re.compile(rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: (?!the time limit )[^\n]*\n", re.MULTILINE)
 _START_WORDS = "Starting with JobEnvironment("  # the first line of a rank, from submitit
 _STARTED = re.compile(rb"^[^\n]*Starting with JobEnvironment\(", re.MULTILINE)
 _SRUN = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): ([^\n]+)")
