@@ -12,7 +12,7 @@ from data_prep.shards import Corpus
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.distributed import World
 from finetune.job.preflight import PreflightError, node_name
-from finetune.job.staging import staged
+from finetune.job.staging import stage_corpus
 from finetune.runs.folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0)
@@ -37,7 +37,7 @@ def test_training_reads_the_copy_which_is_gone_afterwards(
 ) -> None:
     monkeypatch.setenv("JOB_DISK", str(tmp_path / "disk"))
     config = config_of(law_corpus, "$JOB_DISK/scratch")
-    with staged(config, run, ALONE) as local:
+    with stage_corpus(config, run, ALONE) as local:
         copy = local.data.corpus_folder
         assert copy == tmp_path / "disk" / "scratch" / "finetune-run-1" / node_name()
         Corpus(copy).verify()
@@ -55,9 +55,9 @@ def test_two_nodes_that_share_the_folder_do_not_share_a_copy(
     moment."""
     config = config_of(law_corpus, str(tmp_path / "scratch"))
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")
-    with staged(config, run, ALONE) as slower:
+    with stage_corpus(config, run, ALONE) as slower:
         monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-1")
-        with staged(config, run, ALONE) as faster:
+        with stage_corpus(config, run, ALONE) as faster:
             assert faster.data.corpus_folder.name == "gpu-1-1"
         Corpus(slower.data.corpus_folder).verify()
     assert not list((tmp_path / "scratch").iterdir())
@@ -65,7 +65,7 @@ def test_two_nodes_that_share_the_folder_do_not_share_a_copy(
 
 def test_without_being_asked_nothing_is_copied(law_corpus: Path, run: RunFolder, tmp_path: Path) -> None:
     config = config_of(law_corpus, str(tmp_path / "disk"), stage=False)
-    with staged(config, run, ALONE) as local:
+    with stage_corpus(config, run, ALONE) as local:
         assert local is config
     assert not (tmp_path / "disk").exists()
 
@@ -82,7 +82,7 @@ def test_what_a_killed_attempt_left_is_replaced_unless_it_is_whole(
     else:
         manifest = json.loads((left / "manifest.json").read_text())
         (left / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another corpus"}))
-    with staged(config_of(law_corpus, str(tmp_path / "disk")), run, ALONE) as local:
+    with stage_corpus(config_of(law_corpus, str(tmp_path / "disk")), run, ALONE) as local:
         assert Corpus(local.data.corpus_folder).manifest.digest == Corpus(law_corpus).manifest.digest
         Corpus(local.data.corpus_folder).verify()
 
@@ -96,7 +96,7 @@ def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
     shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
     with (
         pytest.raises(PreflightError, match="n3 could not copy the corpus") as fault,
-        staged(config_of(broken, str(tmp_path / "disk")), run, ALONE),
+        stage_corpus(config_of(broken, str(tmp_path / "disk")), run, ALONE),
     ):
         pass
     assert fault.value.nodes == ("n3",)
@@ -106,7 +106,7 @@ def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
 def test_a_variable_that_the_job_lacks_is_named(law_corpus: Path, run: RunFolder) -> None:
     with (
         pytest.raises(ValueError, match="NO_SUCH_DISK"),
-        staged(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE),
+        stage_corpus(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE),
     ):
         pass
 

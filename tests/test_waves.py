@@ -17,7 +17,7 @@ import pytest
 
 from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
 from finetune.job import slurm_queue, wave_files, waves
-from finetune.job.slurm_command import Refused
+from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import QueuedJob
 from finetune.job.wave_files import Limit, Plan, SweepSubmission
 from finetune.launch import places
@@ -66,7 +66,7 @@ class Slurm:
             first, _, last = span.partition("-")
             indices += range(int(first), int(last or first) + 1)
         if len(self.jobs) + len(indices) > self.limit:
-            raise Refused(REFUSAL)
+            raise CommandError(REFUSAL)
         array = str(100 + self.calls)
         for index in indices:
             job = QueuedJob(array, str(index), "PENDING", "0", "debug", "few", "nn1k", "sweep", options[-1])
@@ -215,11 +215,11 @@ def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(
     sweep = Sweep(tmp_path, num_points=2, limit=9, after="77")
     slurm.states["77"] = "FAILED"
     assert waves.submit_waiting(tmp_path, ending="7") == 0
-    assert sweep.submission.problem() == "job 77, which was to make the corpus, has failed"
+    assert sweep.submission.problem() == "job 77, which should have built the corpus, failed"
     assert sweep.submission.is_paused
     assert sweep.submission.awaits_failed_job()
     sweep.submission.start_without_awaiting()
-    sweep.submission.go_on()
+    sweep.submission.resume()
     assert waves.submit_waiting(tmp_path) == 2
     assert slurm.dependencies == []
 
@@ -358,14 +358,14 @@ COUNTS = {
     "the tightest": Count([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 2, ending="1_0"),
     "points that run at once": Count([Limit(99, "")], 3, parallel=5),
     "the one that ends makes room": Count([Limit(99, "")], 1, parallel=2, ending="1_0"),
-    "no limit is known": Count([], wave_files.BLIND_POINTS, ending="1_0"),
+    "no limit is known": Count([], wave_files.POINTS_WITHOUT_LIMITS, ending="1_0"),
 }
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
 def test_a_wave_fills_the_places_that_its_queue_has(case: Count) -> None:
     plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
-    assert plan.places(QUEUE, case.ending) == case.expected
+    assert plan.free_places(QUEUE, case.ending) == case.expected
 
 
 ANSWERS = {

@@ -148,7 +148,7 @@ class Job:
 
 
 def begin(run: Path, job: Job) -> int:
-    """Open an attempt and return the exit code: whether the ranks may start.
+    """Open an attempt; return PROCEED if the ranks may start, else the exit code.
 
     If the previous attempt's batch script could not close that attempt, it is closed here.
     """
@@ -362,7 +362,7 @@ def resubmit(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
     scontrol("release", raw_id, check=True)
 
 
-# --- how an attempt ended -----------------------------------------------------------------------
+# --- the end of an attempt -----------------------------------------------------------------------
 
 
 def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) -> Ending:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from data_prep.user_error import UserError
 from finetune.job import wave_files
-from finetune.job.slurm_command import Refused, run_command
+from finetune.job.slurm_command import CommandError, run_command
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Started
 from finetune.runs.state import ALIVE_STATES, FAILED_STATES, JOB_AT_WORK, JOB_WAITS, JobState, RunState
@@ -238,5 +238,5 @@ def slurm_lines(*command: str) -> list[str] | None:
     """What the command printed, or None if it failed, is not there, or does not answer."""
     try:
         return run_command(*command, seconds=SECONDS).splitlines()
-    except Refused:
+    except CommandError:
         return None

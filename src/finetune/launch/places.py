@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.config.cluster import ClusterConfig
 from finetune.job import slurm_queue, waves
-from finetune.job.slurm_command import Refused
+from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import QueuedJob
 from finetune.job.wave_files import Limit, Plan, SweepSubmission, open_submissions
 from finetune.launch import observe
@@ -128,7 +128,7 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
             if pause and _is_cancelled(submission, jobs):
                 submission.pause()
         submitted = waves.submit_waiting(runs_dir)
-    except (Refused, ValueError, OSError) as fault:
+    except (CommandError, ValueError, OSError) as fault:
         if not quiet:
             print(f"warning: points that wait for a place were not submitted: {fault}", file=sys.stderr)  # noqa: T201
         return

@@ -26,7 +26,7 @@ from submitit.core.utils import DelayedSubmission
 from data_prep.user_error import UserError
 from finetune.config.cluster import ClusterConfig
 from finetune.job import rank, slurm_queue, waves
-from finetune.job.slurm_command import Refused, run_command
+from finetune.job.slurm_command import CommandError, run_command
 from finetune.job.wave_files import Plan, SweepSubmission
 from finetune.launch import places
 from finetune.launch.environment import environment_lines
@@ -86,7 +86,7 @@ def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
     jobs = _queue()
     count = len(runs)
     if len(blocks) > 1 or any(limit.free(jobs) < len(runs) for limit in known):
-        count = max(1, min(plan.places(jobs), size, len(runs) - 1))
+        count = max(1, min(plan.free_places(jobs), size, len(runs) - 1))
     _, count = _submit(blocks, name, code, after, count, plan)
     return "" if count == len(runs) else places.describe(plan, jobs, len(runs), count)
 
@@ -128,7 +128,7 @@ def _submit(
             _write_waiting(blocks, job_id, count, plan)
         if job_id:
             slurm_command("scontrol", "release", job_id)
-        SweepSubmission(first).settle(job_id)
+        SweepSubmission(first).mark_released(job_id)
     except BaseException as fault:
         if job_id:
             with contextlib.suppress(ValueError):
@@ -163,7 +163,7 @@ def _submit_held(
             if plan is None or not slurm_queue.TOO_MANY.search(str(refusal)):
                 raise
             count //= 2
-            if count == 0 and not waves.movers(_queue(), script.parents[3]):
+            if count == 0 and not waves.submitting_jobs(_queue(), script.parents[3]):
                 raise
             if count == 0:
                 return "", 0
@@ -183,7 +183,7 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
 def _queue() -> list[slurm_queue.QueuedJob]:
     """Return this user's jobs in the queue; none where Slurm does not say: then it refuses what is too
     much."""
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(CommandError):
         return slurm_queue.queue()
     return []
 
@@ -366,8 +366,8 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     require_program(command[0])
     try:
         return run_command(*command, seconds=SLURM_SECONDS, environment=_environment_for_jobs(), stdin=stdin)
-    except Refused as refusal:
-        if refusal.is_silent:
+    except CommandError as refusal:
+        if refusal.is_timeout:
             raise SlurmError(f"{refusal}: try again later", str(refusal)) from None
         lines = [
             re.sub(r"^\S+: (error|fatal): ", "", line) for line in refusal.output.splitlines() if line.strip()

@@ -244,7 +244,7 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
             if submission.awaits_failed_job():  # then somebody must have made the corpus in another way
                 _check_inputs(run, run.config())
                 submission.start_without_awaiting()
-            submission.go_on()
+            submission.resume()
         if mine:
             places.move_sweeps_on(folder, pause=False)
             moved += [run for run in mine if run.id not in wave_files.waiting_points(folder)]
