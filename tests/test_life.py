@@ -99,7 +99,7 @@ def test_srun_is_asked_first(
 def pruned(run: RunFolder, failed: bool = True) -> list[str]:
     """What `prune --yes` removes, below the runs' folder."""
     runs_dir, removed = run.path.parent, []
-    for path, _ in end.prunable([run], runs_dir, failed):
+    for path, _ in end.find_prunable([run], runs_dir, failed):
         removed.append(str(path.relative_to(runs_dir)))
         end.remove(path)
     return removed
@@ -240,10 +240,10 @@ def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
     reading = "COMPLETED" if prepared.state else ""
     monkeypatch.setattr(observe, "states", lambda ids: {"8": reading, "9": prepared.state})
     if not prepared.error:
-        assert prepare_jobs.dependency("prepare-1", str(corpora), [corpus]) == prepared.waits_for
+        assert prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpus]) == prepared.waits_for
         return
     with pytest.raises(ValueError, match=prepared.error):
-        prepare_jobs.dependency("prepare-1", str(corpora), [corpus])
+        prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpus])
 
 
 def test_a_training_does_not_wait_for_another_corpus(
@@ -252,7 +252,7 @@ def test_a_training_does_not_wait_for_another_corpus(
     monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
     corpora = prepare_run.parents[2]
     with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
-        prepare_jobs.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
+        prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
 
 
 COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}

@@ -90,16 +90,16 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
 
 def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
     jupiter = profiles()["jupiter"]
-    assert prepare_jobs.lay_out(32, STEPS, jupiter) == Layout(32, 32)
+    assert prepare_jobs.choose_layout(32, STEPS, jupiter) == Layout(32, 32)
     script = render(jupiter, Share("read", 32, 32))
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
-    assert prepare_jobs.lay_out(32, STEPS, elsewhere) == Layout(32, 1), (
+    assert prepare_jobs.choose_layout(32, STEPS, elsewhere) == Layout(32, 1), (
         "what is known of whole nodes is known of the training's"
     )
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
-    assert prepare_jobs.lay_out(32, STEPS, small) == Layout(32, 11), (
+    assert prepare_jobs.choose_layout(32, STEPS, small) == Layout(32, 11), (
         "12 tasks of 8G fit a node: three nodes, evenly"
     )
 

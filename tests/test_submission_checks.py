@@ -14,7 +14,7 @@ import pytest
 from finetune.config.cluster import ClusterConfig
 from finetune.launch import checks
 from finetune.launch.environment import profiles
-from finetune.launch.torch_build import TorchBuild, installed_torch, lacks
+from finetune.launch.torch_build import TorchBuild, installed_torch, lacks_support
 
 Stub = Callable[[str, str], None]
 CONTAINER = "apptainer exec --nv finetune.sif python3"
@@ -240,14 +240,14 @@ BUILDS = [
 @pytest.mark.parametrize(("version", "lacking"), BUILDS)
 def test_which_architectures_a_build_of_torch_lacks(version: str, lacking: str) -> None:
     build = TorchBuild.of(version)
-    assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks(build, gpu)] == lacking.split()
+    assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks_support(build, gpu)] == lacking.split()
 
 
 @pytest.mark.parametrize(
     "version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"]
 )
 def test_a_build_of_somebody_else_is_not_judged(version: str) -> None:
-    assert lacks(TorchBuild.of(version), "sm_60") is None
+    assert lacks_support(TorchBuild.of(version), "sm_60") is None
 
 
 def test_the_installed_torch_is_found_without_importing_it() -> None:

@@ -118,7 +118,7 @@ def test_a_queue_that_takes_few_jobs_gets_few(
         known = replace(
             CLUSTER, prepare=jobs, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=34)})
         )
-        layout = prepare_jobs.lay_out(
+        layout = prepare_jobs.choose_layout(
             32, steps, known
         )  # one job is there, 11 are for steps that cannot be cut: 22 for 11 arrays
         assert layout == Layout(8, 4), "two jobs an array, and four times 1G to a node of 8000M"
@@ -127,6 +127,6 @@ def test_a_queue_that_takes_few_jobs_gets_few(
         with pytest.raises(
             ValueError, match="its queue takes 1 jobs of a user, and 1 of yours are there; wait"
         ):
-            prepare_jobs.lay_out(32, steps, full)
+            prepare_jobs.choose_layout(32, steps, full)
         assert run.cancel().startswith("cancelled")
         assert not run.is_alive()

@@ -226,7 +226,9 @@ def _blame_dead_nodes(ending: Ending, attempt: Attempt) -> Ending:
 
 def _exit_code(ending: Ending) -> int:
     """Return the exit code of `begin` for a run that must not start."""
-    return DONE if ending.cause == EndingCause.COMPLETED else FAILED
+    if ending.cause == EndingCause.COMPLETED:
+        return DONE
+    return FAILED
 
 
 def guard(run: Path, job: Job) -> int:
@@ -274,7 +276,9 @@ def end(run: Path, job: Job) -> int:
     if decision.failed:
         record_failure(run, decision.reason)
     clean_up(run, len(job.nodes))
-    return PROCEED if ending.cause == EndingCause.COMPLETED else FAILED
+    if ending.cause == EndingCause.COMPLETED:
+        return PROCEED
+    return FAILED
 
 
 def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) -> int:
@@ -351,7 +355,8 @@ def resubmit(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
         raise RuntimeError(f"`scontrol show job {job.id}` does not report the job's script")
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
-    options += [f"--exclude={','.join(excluded)}"] if excluded else []
+    if excluded:
+        options.append(f"--exclude={','.join(excluded)}")
     command = ["sbatch", "--parsable", "--hold", f"--dependency=afterany:{job.id}", *options, script[1]]
     raw_id = sbatch(command)
     new_id = f"{raw_id}_{index}" if index else raw_id
@@ -421,14 +426,18 @@ def _stated_cause(
 def last_step(run: Path, attempt: Attempt) -> int:
     """Return the last step that an attempt wrote into the run's metrics; 0 if none."""
     steps = training_steps(run)
-    return steps[-1].step if steps and steps[-1].time_ms >= attempt.time * 1000 else 0
+    if steps and steps[-1].time_ms >= attempt.time * 1000:
+        return steps[-1].step
+    return 0
 
 
 def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
     """Return the nodes without a rank's presence file (preflight.py), if other nodes have one."""
     present = {path.name for path in (run / layout.JOBS / layout.PRESENT).glob("*")}
     absent = tuple(node for node in attempt.nodes if node not in present)
-    return absent if 0 < len(absent) < len(attempt.nodes) else ()
+    if 0 < len(absent) < len(attempt.nodes):
+        return absent
+    return ()
 
 
 # --- files left behind --------------------------------------------------------------------------

@@ -220,7 +220,9 @@ def find_suspects(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
                 count.update({nodes[to], nodes[source]})
     most = max(count.values(), default=0)
     suspects = {node for node, number in count.items() if number == most}
-    return suspects if most and 2 * len(suspects) < len(set(nodes)) else set()
+    if most and 2 * len(suspects) < len(set(nodes)):
+        return suspects
+    return set()
 
 
 def check_free_space(folder: Path, needed: int) -> None:

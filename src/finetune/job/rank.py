@@ -88,7 +88,9 @@ def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: St
 def _deadline(config: TrainConfig) -> float | None:
     """Return the time (seconds since the epoch) to stop at even without a signal; None: no limit."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")  # the batch script sets it where Slurm does not
-    return int(end) - config.cluster.signal_lead_s if end.isdigit() else None
+    if end.isdigit():
+        return int(end) - config.cluster.signal_lead_s
+    return None
 
 
 def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironment) -> None:
@@ -210,7 +212,9 @@ def _failure_kind(error: BaseException) -> FailureKind:
     """Return the kind of an error, by which batch_script.py decides about a restart."""
     if isinstance(error, preflight.PreflightError):
         return FailureKind.PREFLIGHT
-    return FailureKind.MISTAKE if _is_mistake(error) else FailureKind.CRASH
+    if _is_mistake(error):
+        return FailureKind.MISTAKE
+    return FailureKind.CRASH
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -35,7 +35,9 @@ class QueuedJob:
 
     @property
     def id(self) -> str:
-        return f"{self.array}_{self.index}" if self.index.isdigit() else self.array
+        if self.index.isdigit():
+            return f"{self.array}_{self.index}"
+        return self.array
 
     @property
     def is_held(self) -> bool:

@@ -317,7 +317,8 @@ def _spans(indices: list[int]) -> str:
             spans[-1][1] = index
         else:
             spans.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    return ",".join(texts)
 
 
 def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
