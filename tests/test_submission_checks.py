@@ -1,4 +1,4 @@
-"""Checks before a submission: which failures refuse it, and which are reported as not checked."""
+"""Checks before a submission: failures that refuse it, and checks that are reported as not made."""
 
 from __future__ import annotations
 
@@ -303,4 +303,5 @@ def test_gpus_that_torch_may_support_are_not_refused(
     monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
     stub("sinfo", "exit 0")
     plain = replace(profiles()[build.profile], host_python="true", modules=[], clean_modules=None)
-    assert checks.check(replace(plain, **build.settings), 1) == list(build.unchecked)  # type: ignore[arg-type]
+    cluster = replace(plain, **build.settings)  # type: ignore[arg-type]
+    assert checks.check(cluster, 1) == list(build.unchecked)

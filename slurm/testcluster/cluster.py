@@ -86,7 +86,10 @@ def install() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster on this machine, with its files in `base`, which its command lines contain."""
+    """A cluster on this machine.
+
+    Its files are in `base`, and its processes have that path in their command lines.
+    """
 
     name: str = "default"
     layout: Layout = Layout()

@@ -9,7 +9,10 @@ ACCOUNT = "nn9999k"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a quality of service; as at sites, a partition's limits on users are in one."""
+    """Limits of a quality of service.
+
+    As at sites, a partition with limits on a user's jobs has its own quality of service.
+    """
 
     max_time: str | None = None
     max_gpus: int | None = None

@@ -76,13 +76,13 @@ def limit(cluster: Cluster, site: Site) -> None:
 
 
 @dataclass(frozen=True)
-class DressedCluster(Cluster):
+class SiteCluster(Cluster):
     """A test cluster that imitates a site, with a login node."""
 
     site: Site = LUMI
 
     @classmethod
-    def of(cls, site: Site, name: str) -> DressedCluster:
+    def of(cls, site: Site, name: str) -> SiteCluster:
         return cls(name=name, layout=site.layout, site=site)
 
     @property
@@ -137,7 +137,7 @@ class DressedCluster(Cluster):
         return [*enter, "-c", f'cd {shlex.quote(folder or site.home)} && exec "$@"', "bash", *command]
 
 
-def _write_disk(cluster: DressedCluster) -> None:
+def _write_disk(cluster: SiteCluster) -> None:
     """Write the site's folders, and its programs into /site."""
     site = cluster.site
     disk = cluster.path
@@ -176,7 +176,7 @@ def _write_image(image: Path) -> None:
     (image / "base-prefix").write_text(f"{sys.base_prefix}\n")
 
 
-def _write_login_environment(cluster: DressedCluster) -> None:
+def _write_login_environment(cluster: SiteCluster) -> None:
     """Write `finetune` as a login node has it: without torch, if jobs have another Python.
 
     It is this Python with those packages hidden; other tests cover the installation on a login
@@ -218,7 +218,7 @@ def _write_login_environment(cluster: DressedCluster) -> None:
     _write(folder / "bin" / "finetune", textwrap.dedent(script))
 
 
-def _write_root_script(cluster: DressedCluster) -> None:
+def _write_root_script(cluster: SiteCluster) -> None:
     """Write the script that gives a process the site's root: this machine's folders and the site's.
 
     On nodes, the folder of this Python's environment, which the login node has, is empty: only
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("site", choices=sorted(SITES))
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a command for the login node")
     options = parser.parse_args()
-    cluster = DressedCluster.of(SITES[options.site], options.name or options.site)
+    cluster = SiteCluster.of(SITES[options.site], options.name or options.site)
     try:
         if options.verb == "up":
             cluster.up()

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm.testcluster.site_profiles import SITES
-from slurm.testcluster.sites import DressedCluster
+from slurm.testcluster.sites import SiteCluster
 
 PAGES = Path(__file__).parents[2] / "docs" / "sites"
 SECONDS = 600.0  # time limit of a command, which may wait for a run
@@ -47,7 +47,7 @@ class Command:
 
 @dataclass
 class File:
-    """A file that the page tells the user to write."""
+    """A file that the user writes, according to the page."""
 
     path: str
     text: str
@@ -56,7 +56,7 @@ class File:
 class Shell:
     """A shell on the login node of a test cluster."""
 
-    def __init__(self, cluster: DressedCluster, **variables: str) -> None:
+    def __init__(self, cluster: SiteCluster, **variables: str) -> None:
         command = cluster.login("bash", "--noprofile", "--norc")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -152,7 +152,7 @@ def _normalised(line: str) -> str:
     return " ".join(line.split())
 
 
-def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
+def walk(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
     """Run a page to its end, or to the first command that fails.
 
     Returns:
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the present outputs into the page")
     options = parser.parse_args()
     page = PAGES / f"{options.site}.md"
-    cluster = DressedCluster.of(SITES[options.site], f"walk-{options.site}")
+    cluster = SiteCluster.of(SITES[options.site], f"walk-{options.site}")
     cluster.up(owner=os.getpid())
     try:
         faults, text = walk(cluster, page.read_text(encoding="utf-8"), write=options.write)

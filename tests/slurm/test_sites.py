@@ -18,7 +18,7 @@ from finetune.runs.state import EndingCause
 from finetune.tracking.spool import steps_done
 from slurm.testcluster.cluster import Cluster, unavailable_reason
 from slurm.testcluster.site_profiles import DENIED, JUPITER, LUMI, MARENOSTRUM5, OLIVIA, SAGA, SITES, Site
-from slurm.testcluster.sites import DressedCluster, limit, union
+from slurm.testcluster.sites import SiteCluster, limit, union
 from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
@@ -32,7 +32,7 @@ SCRIPTS = Path(__file__).parents[1] / "sbatch"
 class Login:
     """A login node, and a folder on it that the nodes share."""
 
-    cluster: DressedCluster
+    cluster: SiteCluster
     folder: str
 
     @property
@@ -88,7 +88,7 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
     reason = unavailable_reason()
     if reason:
         pytest.skip(reason)
-    cluster = DressedCluster.of(site, f"tests-{site.name}-{os.getpid()}")
+    cluster = SiteCluster.of(site, f"tests-{site.name}-{os.getpid()}")
     cluster.up(owner=os.getpid())
     try:
         login = Login(cluster, project)
@@ -212,7 +212,7 @@ def test_the_commands_on_a_sites_page_print_what_the_page_shows(site: str) -> No
     reason = unavailable_reason()
     if reason:
         pytest.skip(reason)
-    cluster = DressedCluster.of(SITES[site], f"tests-page-{site}-{os.getpid()}")
+    cluster = SiteCluster.of(SITES[site], f"tests-page-{site}-{os.getpid()}")
     cluster.up(owner=os.getpid())
     try:
         faults, _ = walk(cluster, (PAGES / f"{site}.md").read_text(encoding="utf-8"))

@@ -47,7 +47,8 @@ def test_a_sweep_is_one_array_and_a_failed_point_fails_everywhere(
 ) -> None:
     done, runs = sweep
     assert len(runs) == 6
-    (array,) = {str(run.read_json("submission.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
+    jobs = [str((run.read_json("submission.json") or {})["job_id"]) for run in runs]
+    (array,) = {job.partition("_")[0] for job in jobs}
     shapes = [(run, run.config().model.from_scratch) for run in runs]
     (bad,) = [run for run, shape in shapes if shape["hidden_size"] % shape["num_attention_heads"]]
     for run in runs:

@@ -3,14 +3,10 @@
 It opens and closes the run's attempts, and carries out the decision of runs/attempts.py after a
 time limit, a preemption or a death: requeue, resubmit, or end.
 
-    trap : TERM     # after a requeue from outside, the script must live long enough to run `end`
-    python -m finetune.job.batch_script begin RUN …
-        # exits with 0: start the ranks; 64: the run is complete; 75: requeued; 1: must not run
-    python -m finetune.job.batch_script guard RUN … &
-        # in case the time limit is reached before the ranks have left
-    srun …
-    python -m finetune.job.batch_script end RUN --code $? …
-        # its exit code is the job's
+    begin RUN    before srun; exits with 0: start the ranks; 64: the run is complete; 75: requeued;
+                 1: the run must not start
+    guard RUN    beside srun; restarts the job if its time limit is reached before the ranks leave
+    end RUN      after srun; its exit code is the job's
 
 A job that has ended for good submits sweep points that wait for its place in the queue
 (job/waves.py).
@@ -116,7 +112,7 @@ class Job:
         return state in ("", JobState.RUNNING) or self.is_over_time()
 
     def is_over_time(self) -> bool:
-        """Return whether Slurm is ending the job at its time limit, to kill it after KillWait."""
+        """Return whether Slurm is ending the job at its time limit, which it does within KillWait."""
         state, reason = self._state()
         return state in (JobState.COMPLETING, JobState.TIMEOUT) and reason == "TimeLimit"
 
@@ -318,7 +314,7 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) ->
 
 
 def _resubmit_or_release(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
-    """Submit the job again; if `guard` has done so, release the new job should it be held."""
+    """Submit the job again unless `guard` has; release a job that `guard` has left held."""
     with resubmit_lock(run, job):
         submitted = attempts.read(run)[-1].next_job
         if submitted is None:

@@ -181,7 +181,7 @@ def _check_sums(world: World, nodes: list[str]) -> None:
 
 
 def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
-    """Return integers that differ by rank; float32 holds their sum over thousands of ranks."""
+    """Return integers that differ by rank; float32 holds the sum of thousands of ranks exactly."""
     import torch
 
     return ((torch.arange(size, device=device) * 7 + rank * 13) % 1021).float()

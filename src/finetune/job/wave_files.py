@@ -66,7 +66,7 @@ class Plan:
     """The content of waves.json.
 
     Attributes:
-        name: of the jobs in Slurm's queue; all submissions of a sweep share it.
+        name: the jobs' name in Slurm's queue; all submissions of a sweep share it.
         parallel: cluster.array_parallelism, the most points of the sweep in the queue while some
             wait.
         code: digest of the code that the jobs import.
@@ -129,7 +129,7 @@ class SweepSubmission:
         """Record that these points wait; from now on any process may submit them.
 
         Args:
-            tasks: of a held job, with all files they need.
+            tasks: the ids of a held job's tasks, whose files are complete.
         """
         for name in (WAITING, CLAIMED, SUBMITTED):
             (self.folder / name).mkdir()
@@ -140,7 +140,7 @@ class SweepSubmission:
         layout.write_json(self.folder / layout.WAVES, asdict(plan))
 
     def withdraw(self, index: int) -> bool:
-        """Take a point out of the waiting ones; return False if it does not wait any more."""
+        """Withdraw a point from the waiting ones; return False if it does not wait any more."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / WAITING / str(index)).unlink()
             return True
@@ -165,7 +165,7 @@ class SweepSubmission:
         return 0
 
     def _has_run(self, index: int) -> bool:
-        """Return whether the run folder of a point exists; take the point out if it does not."""
+        """Return whether the run folder of a point exists; withdraw the point if it does not."""
         found = (self.run(index) / layout.JOBS / layout.WAITING_PICKLE).is_file()
         if not found:
             self.withdraw(index)
@@ -240,7 +240,7 @@ class SweepSubmission:
         return held
 
     def withdraw_all(self, indices: list[int]) -> list[int]:
-        """Take points out, with held jobs that a killed process left; return those that waited."""
+        """Withdraw points and cancel a killed process' held jobs for them; return those withdrawn."""
         withdrawn = [index for index in indices if self.withdraw(index)]
         ids = {str(index) for index in withdrawn}
         with contextlib.suppress(CommandError):

@@ -105,7 +105,7 @@ def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[st
 
 @contextlib.contextmanager
 def lock(runs_dir: Path) -> Iterator[None]:
-    """Hold the lock of a runs folder's sweeps: a file that one process can create, on any node.
+    """Hold the lock of a runs folder's sweeps, a file that processes on any node respect.
 
     Raises:
         TimeoutError: another process holds it for longer than LOCK_SECONDS.

@@ -141,8 +141,8 @@ def _kill_local(run: RunFolder) -> None:
 def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
     """Find files that can be removed.
 
-    These are, of completed runs, all but their result, best checkpoint and metrics; code that no
-    run's job imports; and merged bases that no run uses.
+    These are all files of completed runs except their result, best checkpoint and metrics; code
+    that no run's job imports; and merged bases that no run uses.
 
     Args:
         failed: include whole folders of runs that failed, died or were cancelled, unless another
@@ -194,7 +194,7 @@ def _checkpoints(run: RunFolder) -> list[Path]:
 
 
 def _export_used_by(run: RunFolder) -> Path | None:
-    """Return the export of another run that is this run's base; None if its base is none."""
+    """Return the export of another run that this run has as its base; None if it has none."""
     with contextlib.suppress(ValueError, OSError):
         config = run.config()
         name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))

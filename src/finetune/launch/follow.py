@@ -37,7 +37,7 @@ MOST_WARNINGS = 20  # shown while a run is followed; `finetune logs` shows all
 
 @dataclass(frozen=True)
 class Controller:
-    """The process here that controls a run's ranks: submitit's, their parent, or srun."""
+    """The process on this machine that controls a run's ranks: submitit's controller, or srun."""
 
     process: psutil.Process
     is_done: Callable[[], bool]

@@ -3,8 +3,8 @@
 hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and other shell
 scripts, which run an image's Python at a path such as /LUMI_TYKKY_ab12c that exists only inside the
 container. Inside, PREFIX/_bin, with links into that Python's folder, is mounted over PREFIX/bin. So
-PREFIX/bin/python is, inside, a link that shows which wrapper started this Python, and outside the
-command for jobs.
+inside, PREFIX/bin/python is a link that shows which wrapper started this Python; outside, the same
+path is the command for jobs.
 """
 
 from __future__ import annotations

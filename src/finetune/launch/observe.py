@@ -121,7 +121,7 @@ def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
 
 
 def states(job_ids: list[str]) -> dict[str, str]:
-    """Return Slurm's state of each job; an array has its last task's, a forgotten job "".
+    """Return the state of each job: of an array, that of its last task to end; "" if forgotten.
 
     Raises:
         UserError: Slurm does not answer.

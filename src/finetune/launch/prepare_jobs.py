@@ -131,7 +131,7 @@ def choose_layout(
     jobs.
 
     Args:
-        num_tasks: of each step that can be split into tasks.
+        num_tasks: number of tasks of each step that can be split.
         most_jobs: limit of the queue; None: as documented in the profile.
     """
     site = cluster.site
@@ -169,7 +169,7 @@ def _free_places(cluster: ClusterConfig) -> int | None:
     Raises:
         UserError: it takes none.
     """
-    most = _as_jobs(cluster).queue_limits().max_submitted
+    most = _preparation_profile(cluster).queue_limits().max_submitted
     if most is None:
         return None
     wanted = cluster.prepare
@@ -237,7 +237,7 @@ def check(cluster: ClusterConfig) -> list[str]:
             f"cluster.prepare.account: '{wanted.account}' is not an account of {cluster.name}; "
             f"set one like {example}"
         )
-    longest = _as_jobs(cluster).queue_limits().max_timeout_min
+    longest = _preparation_profile(cluster).queue_limits().max_timeout_min
     if longest is not None and wanted.timeout_min > longest:
         raise UserError(
             f"cluster.prepare.timeout_min: must be at most {longest}, the limit of the queue, "
@@ -252,7 +252,10 @@ def check(cluster: ClusterConfig) -> list[str]:
         raise UserError(
             f"{fault}; lower cluster.prepare.tasks_per_job, which requests jobs of {per_job} tasks"
         ) from None
-    return [*not_checked, *checks.check_partition(_as_jobs(cluster, wanted.timeout_min), "cluster.prepare")]
+    return [
+        *not_checked,
+        *checks.check_partition(_preparation_profile(cluster, wanted.timeout_min), "cluster.prepare"),
+    ]
 
 
 def _architecture(cluster: ClusterConfig) -> str:
@@ -260,7 +263,7 @@ def _architecture(cluster: ClusterConfig) -> str:
     return cluster.prepare.architecture or cluster.site.login_architecture or platform.machine()
 
 
-def _as_jobs(cluster: ClusterConfig, timeout_min: int = 1) -> ClusterConfig:
+def _preparation_profile(cluster: ClusterConfig, timeout_min: int = 1) -> ClusterConfig:
     """Return the profile with the settings for preparations in place of those for training.
 
     Args:
@@ -306,7 +309,7 @@ def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: Cluster
         name: of the corpus.
         work: the folder of its stages and its plan.
         steps: their names in order, and whether each can be split into tasks.
-        num_tasks: of each step that can be split, if the queue takes as many.
+        num_tasks: number of tasks of each step that can be split, if the queue takes as many.
 
     Raises:
         UserError: Slurm refuses; nothing is queued then.
@@ -367,7 +370,7 @@ def _script(
         "#!/bin/bash",
         *_options(folder, group, cluster, before),
         *(f"export {name}=1" for name in _THREADS),
-        *environment_lines(_as_jobs(cluster)),
+        *environment_lines(_preparation_profile(cluster)),
         slurm.code_line(code),
         *([] if wanted.python else [check_line(PYTHON_SETTING)]),
         f'task() {{ {python} -m data_prep.pipeline {shlex.quote(str(work.absolute()))} "$@"; }}',

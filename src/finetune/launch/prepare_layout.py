@@ -13,8 +13,8 @@ class Layout:
     """The split of a preparation into jobs.
 
     Attributes:
-        num_tasks: of each step that can be split.
-        per_job: tasks that run side by side in a job.
+        num_tasks: number of tasks of each step that can be split.
+        per_job: number of tasks that run side by side in a job.
         is_one_job: all steps run in one job, one after the other.
     """
 

@@ -52,8 +52,8 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
     """Submit the runs as one job (one run) or one job array (several; task i is runs[i]).
 
     Args:
-        folder: of this submission; gets the rendered script and, for an array, points/<index>.
-        name: of the job in Slurm's queue.
+        folder: of the submission, for the rendered script and an array's points/<index>.
+        name: the job's name in Slurm's queue.
         code: folder from which the job imports our packages.
         after: id of a job that must complete first.
 
@@ -153,8 +153,7 @@ def _submit_held(
 
     Returns:
         the job id and the number of points; "" and 0 if Slurm takes none now, but other jobs will
-            submit them
-        when they end.
+        submit them when they end.
     """
     wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     while True:

@@ -112,8 +112,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
 
     Returns:
         True if the points go to Slurm's queue, and the id of the job that builds their corpus, if
-            it is still
-        to be built.
+        it is still to be built.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -165,7 +164,9 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
             f"or start a new run from it with model=run:{run.id}"
         )
     if now.alive:
-        raise UserError(f"run {run.id} is in use: it is {now.describe()}")
+        raise UserError(
+            f"run {run.id} is in use: it is {now.describe()}; `finetune cancel {run.id}` stops it"
+        )
     if run.summary() and not run.has_checkpoint:  # it would start from step 0 and overwrite its result
         raise UserError(
             f"run {run.id} has no checkpoint left to resume from; "
@@ -283,7 +284,7 @@ def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         return False
     if config.debug:
         raise UserError(
-            f"debug: true on {config.cluster.name} needs an allocation; "
+            f"debug=true: needs an allocation on {config.cluster.name}; "
             f"run `salloc …` first, or choose cluster=local"
         )
     for unchecked in checks.check(config.cluster, num_points):
@@ -403,10 +404,10 @@ def _check_together(points: list[TrainConfig]) -> None:
     if len(points) == 1:
         return
     if first.debug:
-        raise UserError("debug: is for a single run; leave -m out")
+        raise UserError("debug=true: works for a single run only; leave -m out")
     if first.detach and first.cluster.scheduler == "local":
         raise UserError(
-            "detach: true with a sweep would start all its points at once on this machine; "
+            "detach=true: with a sweep, all its points would start at once on this machine; "
             "leave one of the two out"
         )
 
