@@ -276,7 +276,7 @@ def test_retry_skips_a_point_while_the_shell_that_will_start_it_lives(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started_again: list[RunFolder] = []
-    monkeypatch.setattr(submit, "_start_again", started_again.extend)
+    monkeypatch.setattr(submit, "_restart", started_again.extend)
     monkeypatch.setattr(submit, "_check_inputs", lambda *_: None)
     point = {"provenance": {"sweep": "grid"}}
     first, second, third = (make(name, files=point) for name in "abc")

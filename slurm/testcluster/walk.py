@@ -131,12 +131,12 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 def missing_line(expected: list[str], printed: str) -> str | None:
     """Return the first expected line that is missing from the output; None if none is."""
-    lines = [_normalised(line) for line in printed.splitlines()]
+    lines = [_normalise(line) for line in printed.splitlines()]
     position = 0
     for line in expected:
         if line.strip() in ("", "…"):
             continue
-        pattern = re.compile(".*".join(re.escape(part) for part in _normalised(line).split("…")))
+        pattern = re.compile(".*".join(re.escape(part) for part in _normalise(line).split("…")))
         while position < len(lines) and not pattern.fullmatch(lines[position]):
             position += 1
         if position == len(lines):
@@ -145,7 +145,7 @@ def missing_line(expected: list[str], printed: str) -> str | None:
     return None
 
 
-def _normalised(line: str) -> str:
+def _normalise(line: str) -> str:
     """Return a line with numbers, ids and spaces replaced that differ between runs."""
     line = re.sub(r"-\d{8}-\d{6}-\w+", "-ID", line)
     line = re.sub(r"\d[\d.,:]*", "0", line)
@@ -177,7 +177,7 @@ def walk(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[
             line = missing_line(step.expected, printed)
             if line is not None and not write:
                 faults.append(f"{step.text}: missing from its output: {line}\n{printed[-1000:]}")
-            shown = _shortened(printed)
+            shown = _shorten(printed)
             lines[step.first + moved : step.last + moved] = shown
             moved += len(shown) - len(step.expected)
     finally:
@@ -185,7 +185,7 @@ def walk(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[
     return faults, "\n".join(lines) + "\n"
 
 
-def _shortened(printed: str) -> list[str]:
+def _shorten(printed: str) -> list[str]:
     """Return an output as a page shows it: the end of a long one, in lines that fit."""
     lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
     if len(lines) > MOST_LINES:

@@ -69,7 +69,7 @@ def write_rank_stand_in(folder: Path, seconds: float, failing_seed: int | None =
     return [f"cluster.python={program}", f"cluster.host_python={sys.executable}"]
 
 
-def starts(folder: Path) -> list[tuple[str, str]]:
+def read_starts(folder: Path) -> list[tuple[str, str]]:
     """Return run and array of every job that was started."""
     path = folder / "started"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -131,7 +131,7 @@ def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) ->
             box.finetune("status")
         time.sleep(0.5)
     seen.seconds = time.monotonic() - began
-    seen.sizes = Counter(array for _, array in starts(box.folder))
+    seen.sizes = Counter(array for _, array in read_starts(box.folder))
     return seen
 
 
@@ -166,7 +166,7 @@ def main() -> None:
             seen = watch_to_the_end(box, runs, help_stalled=options.limit == 1)
         finally:
             box.cluster.down()
-        times = Counter(run for run, _ in starts(box.folder))
+        times = Counter(run for run, _ in read_starts(box.folder))
         completed = sum(run.state() == "completed" for run in runs)
     once = sum(number == 1 for number in times.values())
     repeated = sum(number > 1 for number in times.values())

@@ -70,7 +70,7 @@ def test_a_sweep_over_the_limits_completes_in_waves_after_its_shell_was_killed(l
         "completed",
     ]
     assert most <= 3
-    started = Counter(run for run, _ in waves.starts(shell.folder))
+    started = Counter(run for run, _ in waves.read_starts(shell.folder))
     assert started == Counter(run.id for run in runs if run != runs[5])
     assert not list((shell.folder / "runs" / "sweeps" / str(runs[0].sweep())).glob("*/waves.json"))
     assert set(shell.finetune("retry", str(runs[0].sweep())).stdout.split()) == {runs[3].id, runs[5].id}

@@ -150,10 +150,10 @@ def _source_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def _exports(variables: dict[str, str]) -> list[str]:
-    return [f"export {key}={_quoted(value)}" for key, value in variables.items()]
+    return [f"export {key}={_quote(value)}" for key, value in variables.items()]
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     r"""Quote a value for the shell, which still expands $SLURM_JOB_ID; \$ stays a dollar."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     if "$" in value:

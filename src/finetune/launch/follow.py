@@ -63,7 +63,7 @@ class Interrupts:
         self._watched: tuple[RunFolder, Controller] | None = None
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
+    def catch_sigint(self) -> Iterator[None]:
         old = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -71,7 +71,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, old)
 
     @contextlib.contextmanager
-    def aimed_at(self, run: RunFolder, controller: Controller) -> Iterator[None]:
+    def direct_to(self, run: RunFolder, controller: Controller) -> Iterator[None]:
         """Direct Ctrl-C to this run while it runs, including one pressed while it was starting."""
         self._watched = (run, controller)
         if self.pressed:
@@ -128,7 +128,7 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
     )
     watch = _RankWatch(controller, num_ranks)
     shown: set[str] = set()
-    with bar, interrupts.aimed_at(run, controller):
+    with bar, interrupts.direct_to(run, controller):
         task = bar.add_task("starting", total=None, status="")
         # Sync while the job starts: the run appears in MLflow at once, and importing MLflow does
         # not slow down the first steps.

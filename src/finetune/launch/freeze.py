@@ -73,12 +73,13 @@ def pin(points: list[TrainConfig]) -> Pinned:
         NotFoundError: a base cannot be read.
     """
     points = [base_model.pin_revision(point) for point in points]
-    one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
+    # Points of a sweep mostly share corpus and base.
+    distinct = {_input_key(point): point for point in points}
     inputs = {}
-    for key, one in one_of_each.items():
-        corpus = None if one.after else run_inputs.open_corpus(one.data)
-        inputs[key] = run_inputs.compute_digests(base_model.of_run(one), corpus)
-    return Pinned(points, [inputs[_key(point)] for point in points])
+    for key, point in distinct.items():
+        corpus = None if point.after else run_inputs.open_corpus(point.data)
+        inputs[key] = run_inputs.compute_digests(base_model.of_run(point), corpus)
+    return Pinned(points, [inputs[_input_key(point)] for point in points])
 
 
 def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
@@ -103,12 +104,12 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):
-            raise unwritable(Path(points[0].runs_dir), fault) from None
+            raise unwritable_error(Path(points[0].runs_dir), fault) from None
         raise
     return runs
 
 
-def _key(point: TrainConfig) -> str:
+def _input_key(point: TrainConfig) -> str:
     return repr((point.data.corpus, point.model))
 
 
@@ -118,7 +119,7 @@ def discard(runs: list[RunFolder]) -> None:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
-def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
+def unwritable_error(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
     """Return the error for a folder on a full or read-only file system."""
     return UserError(
         f"{folder}: cannot be written ({fault.strerror}); free space, or choose another place with {key}=…"
@@ -132,9 +133,9 @@ def check_writable(folder: Path) -> None:
         nearest = nearest.parent
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         number = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
-        raise unwritable(folder, OSError(number, os.strerror(number)))
+        raise unwritable_error(folder, OSError(number, os.strerror(number)))
     if os.statvfs(nearest).f_bavail == 0:
-        raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        raise unwritable_error(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def new_id(name: str) -> str:
@@ -214,7 +215,7 @@ def snapshot_code(runs_dir: Path) -> Path:
         os.replace(temporary, folder)
     except OSError as fault:
         if not folder.is_dir():  # else another submission has just written the same copy
-            raise unwritable(runs_dir, fault) from None
+            raise unwritable_error(runs_dir, fault) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

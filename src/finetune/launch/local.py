@@ -46,7 +46,7 @@ def start_in_turn(runs: list[RunFolder]) -> None:
     try:
         for run in runs:
             _put_in_turn(run)
-        with interrupts.handled():
+        with interrupts.catch_sigint():
             for position, run in enumerate(runs):
                 neighbours = _report_neighbours(run, neighbours)
                 place = f"{position + 1}/{len(runs)}" if len(runs) > 1 else ""
@@ -83,7 +83,7 @@ def _put_in_turn(run: RunFolder) -> None:
     with _submission_lock(run):
         if run.state() == RunState.RUNNING:
             if not run.has_lost_its_shell():
-                raise _in_use(run)
+                raise _in_use_error(run)
         else:
             with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
                 run.begin_attempt()
@@ -101,7 +101,7 @@ def _submission_lock(run: RunFolder) -> Iterator[None]:
         with run.submission_lock:
             yield
     except Timeout:
-        raise _in_use(run) from None
+        raise _in_use_error(run) from None
 
 
 def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
@@ -122,7 +122,7 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
         if state == RunState.RUNNING:  # its shell was killed: see _put_in_turn
             process = run.controller()
             if process is None:
-                raise _in_use(run)
+                raise _in_use_error(run)
             controller = Controller(process, lambda: not process.is_running())
         elif config.debug:
             _debug(run, config)
@@ -263,7 +263,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _in_use(run: RunFolder) -> UserError:
+def _in_use_error(run: RunFolder) -> UserError:
     pids = ", ".join(str(process.pid) for process in run.processes()) or "on another machine"
     return UserError(
         f"run {run.id} is in use: it is still running (processes: {pids}); "

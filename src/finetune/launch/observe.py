@@ -62,7 +62,7 @@ def observe(runs: list[RunFolder]) -> list[Observed]:
     if jobs is not None:
         for run in runs:
             if ours[run.id] == UNKNOWN:
-                ours[run.id] = _left_behind(run, jobs)
+                ours[run.id] = _find_held_job(run, jobs)
         wanted = [ours[run.id] for run in runs if not run.outcome()]
         left = [job for job in wanted if job and job not in jobs]
         jobs = {**_sacct(left), **jobs}
@@ -73,13 +73,13 @@ def _observe_one(
     run: RunFolder, job: str | None, point: wave_files.Point | None, jobs: dict[str, Job] | None
 ) -> Observed:
     if point is not None and job not in (jobs or {}):
-        return Observed(run, RunState.QUEUED, True, _why_no_place(point))
+        return Observed(run, RunState.QUEUED, True, _no_place_reason(point))
     if job:
-        return _of_slurm(run, job, jobs)
-    return _of_this_machine(run)
+        return _observe_slurm(run, job, jobs)
+    return _observe_local(run)
 
 
-def _why_no_place(point: wave_files.Point) -> str:
+def _no_place_reason(point: wave_files.Point) -> str:
     sweep = point.submission.folder.parent.name
     problem = point.submission.problem()
     if point.submission.is_paused:
@@ -107,7 +107,7 @@ def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
     return None
 
 
-def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
+def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
     """Return the held job or array that an interrupted submission left in the queue.
 
     It is found by its name, which is that of the run or its sweep.
@@ -142,7 +142,7 @@ def _array(job_id: str) -> str:
     return job_id.partition("_")[0]
 
 
-def _of_this_machine(run: RunFolder) -> Observed:
+def _observe_local(run: RunFolder) -> Observed:
     state = run.state()
     if state == RunState.QUEUED:
         holder = run.turn_holder()  # None: the shell that was to start it is gone
@@ -154,7 +154,7 @@ def _of_this_machine(run: RunFolder) -> Observed:
     return Observed(run, state, alive=state == RunState.RUNNING, reason=reason)
 
 
-def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
+def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
     """Return a run's state by Slurm's queue, else by the run folder, else by accounting."""
     state = run.state()
     job = (jobs or {}).get(job_id)
@@ -164,7 +164,7 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
         reason = "Slurm does not answer: this state is from the run folder"
         return Observed(run, state, alive, reason, restarts, "", job_id)
     if job is not None and job.state in JOB_WAITS:
-        return Observed(run, RunState.QUEUED, True, _why(job), restarts, "", job_id)
+        return Observed(run, RunState.QUEUED, True, _waiting_reason(job), restarts, "", job_id)
     if job is not None and job.state in JOB_AT_WORK:
         # Even if the folder holds an end: the batch script is still running, and may restart the
         # run.
@@ -192,7 +192,7 @@ def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
     return RunState.FAILED, f"Slurm ended the job{where}: {job.state}: {cause}"
 
 
-def _why(job: Job) -> str:
+def _waiting_reason(job: Job) -> str:
     """Return why a job waits: Slurm's reason, with an explanation where it is not enough."""
     if job.reason in ("JobHeldUser", "JobHeldAdmin"):
         return (

@@ -34,7 +34,7 @@ def largest_array(cluster: ClusterConfig) -> int:
 
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
     """Return the known limits on this user's jobs by partition, quality of service and account."""
-    return [*_documented(cluster), *_accounted(cluster)]
+    return [*_documented_limits(cluster), *_accounting_limits(cluster)]
 
 
 def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int) -> str:
@@ -60,7 +60,7 @@ def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int)
     return f"{num_points} runs, {submitted} submitted now; {reason}: {follow}"
 
 
-def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
+def _documented_limits(cluster: ClusterConfig) -> Iterator[Limit]:
     most = cluster.queue_limits().max_submitted
     if most is None:
         return
@@ -72,7 +72,7 @@ def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
         yield Limit(most, source, partition=cluster.partition or "")
 
 
-def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
+def _accounting_limits(cluster: ClusterConfig) -> Iterator[Limit]:
     columns = "format=Account,Partition,DefaultQOS,MaxSubmitJobs"
     accounts = [f"account={cluster.account}"] if cluster.account else []
     user = f"user={getpass.getuser()}"
@@ -86,18 +86,18 @@ def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
                 yield Limit(int(number), f"account {account}", account=account, partition=partition)
     default_qos = default.pop() if len(default) == 1 else DEFAULT_QOS
     qos = cluster.qos or default_qos
-    for most in _of_qos(qos):
+    for most in _qos_limits(qos):
         yield Limit(most, f"qos {qos}", qos=qos)
     if not cluster.partition:
         return
     shown = " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or [])
     found = re.search(r"\bQoS=(\S+)", shown)
     if found and found[1] != "N/A":
-        for most in _of_qos(found[1]):
+        for most in _qos_limits(found[1]):
             yield Limit(most, f"partition {cluster.partition}", partition=cluster.partition)
 
 
-def _of_qos(name: str) -> Iterator[int]:
+def _qos_limits(name: str) -> Iterator[int]:
     for line in slurm_lines("sacctmgr", "-nP", "show", "qos", name, "format=MaxSubmitJobsPU") or []:
         if line.strip().isdigit():
             yield int(line)

@@ -31,7 +31,7 @@ from data_prep.user_error import NotFoundError, UserError
 from finetune.config.cluster import ClusterConfig, check_log_folder
 from finetune.launch import checks, observe, slurm
 from finetune.launch.environment import environment_lines
-from finetune.launch.freeze import new_id, snapshot_code, unwritable
+from finetune.launch.freeze import new_id, snapshot_code, unwritable_error
 from finetune.launch.job_python import check_line, job_python
 from finetune.launch.prepare_layout import Layout, Share, Steps, num_jobs
 from finetune.runs.layout import write_json
@@ -346,7 +346,7 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
                 slurm.slurm_command("scancel", *jobs.values())
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise unwritable(folder, fault, "corpora_dir") from None
+            raise unwritable_error(folder, fault, "corpora_dir") from None
         raise
     return PrepareRun(folder, jobs, layout)
 

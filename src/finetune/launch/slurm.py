@@ -30,7 +30,7 @@ from finetune.job.slurm_command import CommandError, run_command
 from finetune.job.wave_files import Plan, SweepSubmission
 from finetune.launch import places
 from finetune.launch.environment import environment_lines
-from finetune.launch.freeze import unwritable
+from finetune.launch.freeze import unwritable_error
 from finetune.launch.job_python import check_line, container, host_python, job_python, uses_host_python
 from finetune.runs import layout
 from finetune.runs.folder import RunFolder
@@ -141,7 +141,7 @@ def _submit(
             for folder in blocks:
                 shutil.rmtree(folder, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise unwritable(first, fault) from None
+            raise unwritable_error(first, fault) from None
         raise
     return job_id, count
 

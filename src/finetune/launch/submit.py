@@ -118,11 +118,11 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
     """
     _check_together(points)
-    on_slurm = _goes_to_queue(points[0], len(points))
+    on_slurm = _runs_in_queue(points[0], len(points))
     for point in points:
         check_no_secrets(point)
     after = _awaited_job(points, on_slurm)
-    for point in _one_of_each_input(points):
+    for point in _distinct_inputs(points):
         run_inputs.check_inputs(point, corpus_is_there=after is None)
         if after is None:
             account = rows.training_account(run_inputs.open_corpus(point.data), point.data)
@@ -174,13 +174,13 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
         )
     _check_inputs(run, config)
     check_no_secrets(config)
-    _goes_to_queue(config, 1, quiet=True)
+    _runs_in_queue(config, 1, quiet=True)
     for message in _warnings_of_resume(run, config):
         print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
         with layout.replacing(run.config_file) as temporary:
             configuration.save(config, temporary)
-    _start_again([run])
+    _restart([run])
 
 
 def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
@@ -231,7 +231,7 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
     for run in ended:
         _check_inputs(run, run.config())
     if orphans or ended:
-        _start_again(orphans + ended)
+        _restart(orphans + ended)
     return [run for run in runs if run in moved or run in orphans or run in ended]
 
 
@@ -253,18 +253,18 @@ def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
     return moved
 
 
-def _start_again(runs: list[RunFolder]) -> None:
+def _restart(runs: list[RunFolder]) -> None:
     groups: dict[tuple[str, str | None], list[RunFolder]] = {}
     for run in runs:
         groups.setdefault((repr(run.config().cluster), run.sweep()), []).append(run)
     for (_, sweep), group in groups.items():
-        if _goes_to_queue(group[0].config(), len(group)):
+        if _runs_in_queue(group[0].config(), len(group)):
             _to_slurm(group, sweep)
         else:
             local.start_in_turn(group)
 
 
-def _goes_to_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
+def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
     """Check the target machine; return whether Slurm's queue starts the runs, else this shell does.
 
     This shell starts them if they run on this machine or in the shell's own allocation.
@@ -412,6 +412,6 @@ def _check_together(points: list[TrainConfig]) -> None:
         )
 
 
-def _one_of_each_input(points: list[TrainConfig]) -> Iterable[TrainConfig]:
+def _distinct_inputs(points: list[TrainConfig]) -> Iterable[TrainConfig]:
     """Return one point per pair of corpus and base, so that checksums are computed once."""
     return {repr((point.data, point.model)): point for point in points}.values()

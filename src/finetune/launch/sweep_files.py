@@ -30,7 +30,7 @@ def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
     """
     folder = runs_dir / layout.SWEEPS / sweep
     table = folder / layout.POINTS_TABLE
-    known = [runs_dir / name for name in _listed(table)]
+    known = [runs_dir / name for name in _read_run_ids(table)]
     found = {run.id: run for run in [*map(RunFolder, known), *runs] if run.config_file.is_file()}
     folder.mkdir(parents=True, exist_ok=True)
     layout.write_text(table, _table([read_point(run) for run in found.values()]))
@@ -77,7 +77,7 @@ def best_of(points: list[Point]) -> Point | None:
     return done[0]
 
 
-def _listed(path: Path) -> list[str]:
+def _read_run_ids(path: Path) -> list[str]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
