@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from finetune.distributed import World
 
-HOST_GB_A_RANK = 0.5  # a rank needs as much to start
+HOST_GB_A_RANK = 0.5  # the least memory in which a rank can start
 FREE_SHARE_OF_GPU = 0.9  # on an unused GPU only the driver's memory is taken
 PATIENCE_SECONDS = 20.0  # network file systems show a new file to other nodes within a few seconds
 # Sizes in numbers for all-reduces that use each of NCCL's protocols: LL for small messages, LL128,

@@ -105,9 +105,10 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     if environment.cluster == "slurm":
-        # Values with \$ were expanded inside the container.
+        # Values with \$ are for the container, which has expanded them.
         ours = {key: value for key, value in config.cluster.env.items() if "\\$" not in value}
-        # Set again here: the batch script's own values hid the GPUs that Slurm assigned.
+        # Set again here, as srun overrides CUDA_VISIBLE_DEVICES, with which a profile can hide
+        # GPUs.
         os.environ.update({key: os.path.expandvars(value) for key, value in ours.items()})
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return

@@ -21,8 +21,8 @@ from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _BINDS = ("APPTAINER_BIND", "SINGULARITY_BIND")
-# The folder exists in every container of Apptainer or Singularity; jobs inherit the variables
-# alone.
+# This folder exists only inside containers of Apptainer or Singularity; the variables are also
+# inherited by jobs outside.
 _INSIDE = Path("/.singularity.d")
 
 
