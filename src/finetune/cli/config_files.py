@@ -49,6 +49,14 @@ class ConfigFiles:
             }
         )
 
+    def clashes(self) -> list[Path]:
+        """Return the user's files that Hydra would ignore: the package has files of the same names."""
+        if self.own is None:
+            return []
+        names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]
+        clashing = [name for name in names if all((folder / name).is_file() for folder in self.folders())]
+        return [self.own / name for name in clashing]
+
     def file(self, name: str) -> Path | None:
         """Return the file of a config such as recipe/mine."""
         found = [folder / f"{name}.yaml" for folder in self.folders()]

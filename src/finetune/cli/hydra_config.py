@@ -14,6 +14,7 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     Returns:
         None after -m, whose points the launcher has started, and after --cfg, which has printed the config.
     """
+    _refuse_clashing_files(name, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and errors.py describes them
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -29,6 +30,24 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     composed: list[Any] = []
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(composed.append)()
     return composed[0] if composed else None
+
+
+def _refuse_clashing_files(verb: str, arguments: list[str]) -> None:
+    """Refuse a --config-dir with a file that would be ignored in silence.
+
+    Raises:
+        UserError: one of its files has the name of a file of the package.
+    """
+    from data_prep.user_error import UserError
+    from finetune.cli.call import Call
+
+    clashes = Call(verb, arguments).files.clashes()
+    if clashes:
+        path = clashes[0]
+        raise UserError(
+            f"--config-dir: {path} has the name of a file of the package, which would be read in its place; "
+            f"rename it, and choose it by its new name ({path.parent.name}=NAME)"
+        )
 
 
 def wants_help(arguments: list[str]) -> bool:
