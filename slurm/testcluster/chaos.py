@@ -348,7 +348,7 @@ def run_event(box: Sandbox, name: str, undisturbed: RunFolder, chance: random.Ra
 def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
     """Return the seconds between the last step before the first interruption and the next step."""
     records = [record for record in read_metrics(run) if "train/loss" in record["values"]]
-    times = [record["time_ms"] / 1000 for record in records]
+    times: list[float] = [record["time_ms"] / 1000 for record in records]
     before = max((moment for moment in times if moment < history[1].time), default=history[0].time)
     return min(moment for moment in times if moment > history[1].time) - before
 
