@@ -1,4 +1,4 @@
-"""Cluster profiles, rendered batch scripts, the frozen code, and that no secret is written."""
+"""Cluster profiles, and the batch scripts that they render."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from finetune.config.cluster import ClusterConfig
-from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.config.train import conf_dir
 from finetune.job import batch_script, scontrol, slurm_command, slurm_queue, wave_files, waves
-from finetune.launch import freeze, slurm
+from finetune.launch import slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
 from finetune.runs import attempts, causes, layout, records, state
-from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
 SCRIPTS = Path(__file__).parent / "sbatch"
@@ -385,61 +384,6 @@ def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library()
     ]
     # Apptainer replaces the last part by the container's own value.
     assert shown[1] == "/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:$LD_LIBRARY_PATH"
-
-
-def config(**settings: object) -> TrainConfig:
-    model = ModelConfig(from_scratch=dict(LLAMA))
-    return TrainConfig(model=model, data=DataConfig(corpus="c"), **settings)  # type: ignore[arg-type]
-
-
-def test_secrets_are_removed_from_provenance() -> None:
-    token = "hf_" + "a1B2" * 8
-    password = "hunter2hunter2"
-    text = f"""
--TOKEN = "{token}"
-+uri: https://me:{password}@mlflow.example.no/
-+export WANDB_API_KEY={"0123456789abcdef" * 2}
-+password: "{password}"
-+max_tokens: 1048576
-+tokenizer = load_tokenizer(path, revision2)
-"""
-    shown = freeze.without_secrets(text)
-    assert token not in shown
-    assert password not in shown
-    assert "0123456789abcdef" not in shown
-    assert "max_tokens: 1048576" in shown
-    assert "tokenizer = load_tokenizer(path, revision2)" in shown
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"tracking_uri": "https://me:secret@mlflow.example.no"}, "tracking_uri"),
-        (
-            {"cluster": ClusterConfig(env={"MLFLOW_TRACKING_PASSWORD": "x"})},
-            "cluster.env.MLFLOW_TRACKING_PASSWORD",
-        ),
-        ({"experiment": "ghp_" + "a1B2" * 8}, "experiment"),
-    ],
-)
-def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(key)}: contains what looks like a secret"):
-        freeze.check_no_secrets(config(**settings))
-    freeze.check_no_secrets(
-        config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"}))
-    )
-
-
-def test_the_code_snapshot_is_shared_and_repaired_after_an_edit(tmp_path: Path) -> None:
-    first = freeze.snapshot_code(tmp_path)
-    assert freeze.snapshot_code(tmp_path) == first
-    assert (first / "finetune" / "training" / "train.py").is_file()
-    assert (first / "data_prep" / "shards.py").is_file()
-    assert not list(first.rglob("__pycache__"))
-    (first / "finetune" / "training" / "train.py").write_text("pass\n")
-    assert freeze.snapshot_code(tmp_path) == first
-    assert "def train(" in (first / "finetune" / "training" / "train.py").read_text()
-    assert not list((tmp_path / ".code").glob(".*[!d]"))
 
 
 @dataclass(frozen=True)

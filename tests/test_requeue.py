@@ -1,4 +1,4 @@
-"""The end of an attempt: the decision on a restart, and the calls of the batch script's helper.
+"""Calls of the batch script's helper, and what they do to the run folder and ask of Slurm.
 
 Slurm is a pair of programs on PATH here; tests/slurm uses the real one.
 """
@@ -6,215 +6,20 @@ Slurm is a pair of programs on PATH here; tests/slurm uses the real one.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune.job import batch_script, scontrol
 from finetune.runs import attempts
-from finetune.runs.attempts import Ending, decide
 from finetune.runs.state import EndingCause
+from tests.simulated_batch import Batch
 
 COMPLETED, STOPPED, MISTAKE, INTERRUPTED, KILLED, DIED, PREFLIGHT, DEAD_NODE = EndingCause
-
-
-def ending(cause: EndingCause, last: int = 0, saved: int = 0, start: int = 0, detail: str = "why") -> Ending:
-    return Ending(cause, from_step=start, last_step=last, saved_step=saved, detail=detail)
-
-
-@dataclass(frozen=True)
-class Case:
-    """The ending of an attempt and of those before it, and the expected decision."""
-
-    id: str
-    how: Ending
-    restarts: bool
-    words: str = ""
-    earlier: tuple[Ending, ...] = ()
-
-
-CRASH = ending(DIED, 17, 10)
-PASSING = tuple(ending(INTERRUPTED, 10 * n, 10 * n, 10 * n - 10) for n in range(1, 9))
-TWO_RESTARTS = (CRASH, ending(DEAD_NODE, 19, 10, 10))
-THREE_RESTARTS = (*TWO_RESTARTS, ending(DIED, 23, 20, 10))
-PREFLIGHTS_APART = (ending(PREFLIGHT), ending(INTERRUPTED, 9, 9))
-CASES = [
-    Case("done", ending(COMPLETED, 30, 30), False, "completed"),
-    Case("a person's wish", ending(STOPPED, 12, 12), False, "stopped as asked"),
-    Case("a user's mistake", ending(MISTAKE, detail="lr is too high"), False, "lr is too high"),
-    Case("time limit", ending(INTERRUPTED, 12, 12), True, "interrupted after step 12"),
-    Case("dead rank", CRASH, True, "died after step 17"),
-    Case("dead node", ending(DEAD_NODE, 17, 10), True, "dead node"),
-    Case("bad node", ending(PREFLIGHT), True, "failed preflight"),
-    Case("twice at one step", ending(DIED, 17, 10, 10), False, "died 2 times at step 18: why", (CRASH,)),
-    Case(
-        "a dead node in between",
-        ending(DIED, 17, 10, 10),
-        False,
-        "died 2 times at step 18",
-        (CRASH, ending(DEAD_NODE, 12, 10, 10)),
-    ),
-    Case(
-        "an interruption at the step of a crash",
-        ending(DIED, 17, 17, 17),
-        True,
-        "died after",
-        (ending(INTERRUPTED, 17, 17),),
-    ),
-    Case(
-        "twice before any step",
-        ending(DIED),
-        False,
-        "died 2 times before the end of its first step: why",
-        (ending(DIED),),
-    ),
-    Case("one step further", ending(DIED, 18, 10, 10), True, "died after step 18", (CRASH,)),
-    Case("a dead node at the step of a crash", ending(DEAD_NODE, 17, 10, 10), True, earlier=(CRASH,)),
-    Case("three preflights", ending(PREFLIGHT), False, "3 preflights in a row", (ending(PREFLIGHT),) * 2),
-    Case(
-        "three preflights, not in a row",
-        ending(PREFLIGHT),
-        True,
-        earlier=(*PREFLIGHTS_APART, ending(PREFLIGHT)),
-    ),
-    Case("as many restarts as allowed", ending(DIED, 23, 20, 10), True, earlier=TWO_RESTARTS),
-    Case(
-        "one more",
-        ending(DIED, 33, 30, 20),
-        False,
-        "gave up after 3 restarts (cluster.max_restarts); the last attempt: died, why",
-        THREE_RESTARTS,
-    ),
-    Case(
-        "time limits that brought it further are free", ending(INTERRUPTED, 90, 90, 80), True, earlier=PASSING
-    ),
-    Case(
-        "those that did not are not",
-        ending(INTERRUPTED, 9, 9, 9),
-        False,
-        "gave up after 3",
-        (ending(INTERRUPTED, 9, 9, 9),) * 3,
-    ),
-    Case(
-        "killed without having saved",
-        ending(KILLED, 15, 10, 10),
-        False,
-        "gave up after 3",
-        (ending(KILLED, 14, 10, 10),) * 3,
-    ),
-    Case("killed, having saved", ending(KILLED, 25, 20, 10), True, earlier=(ending(KILLED, 14, 10, 0),) * 3),
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_a_run_restarts_or_ends_depending_on_its_endings(case: Case) -> None:
-    decision = decide(case.how, list(case.earlier), max_restarts=3)
-    assert decision.restart == case.restarts
-    assert case.words in decision.reason
-    assert decision.failed == (not case.restarts and case.how.cause not in (COMPLETED, STOPPED))
-
-
-# --- calls of the batch script's helper ---------------------------------------------------------
-
-SBATCH = """\
-#!/bin/sh
-echo "sbatch $@" >> {log}
-if [ -e {log}.breaks ]; then rm {log}.breaks; exit 1; fi
-if [ -e {log}.full ]; then
-    rm {log}.full
-    echo "Job violates accounting/QOS policy (job submit limit, …)" >&2
-    exit 1
-fi
-if [ -e {log}.slow ]; then sleep 2; fi
-echo 8
-"""
-SCONTROL = """\
-#!{python} -IS
-import json, os, sys
-words = sys.argv[1:]
-with open("{log}", "a") as log:
-    log.write(" ".join(words) + "\\n")
-answers = json.load(open("{answers}"))
-if words[:2] == ["show", "hostnames"]:
-    print("\\n".join(words[2].split("+")))
-elif words[:2] == ["show", "job"]:
-    first = open("{log}").read().count("show job") == 1 and answers.get("job_first")
-    reason = answers.get("reason" + words[2]) or answers.get("reason", "None")
-    print("JobId=7 JobState=" + (first or answers.get("job", "RUNNING")) + " Reason=" + reason)
-    print("Command=submit.sh")
-elif words[:2] == ["show", "node"]:
-    healthy = "BootTime=2020-01-01T00:00:00 State=ALLOCATED"
-    print("NodeName=" + words[2] + " " + answers.get(words[2], healthy))
-elif "refuses" in answers:
-    print(answers["refuses"], file=sys.stderr)
-    sys.exit(1)
-"""
-
-
-class Batch:
-    """A run folder, and calls of its batch script's helper in a simulated job."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.run = folder / "run"
-        (self.run / "jobs").mkdir(parents=True)
-        self.log = folder / "log"
-        self.answers = folder / "answers"
-        self.answers.write_text("{}")
-        (folder / "bin").mkdir()
-        for name, text in {"scontrol": SCONTROL, "sbatch": SBATCH}.items():
-            program = folder / "bin" / name
-            program.write_text(text.format(python=sys.executable, log=self.log, answers=self.answers))
-            program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # keep the test's own signal handlers
-            monkeypatch.setattr(batch_script.signal, name, lambda *_: signal.SIGTERM)
-        self.setenv = monkeypatch.setenv
-        self.job = "7"
-
-    def call(self, when: str, *arguments: str, nodes: str = "n1+n2", on_interrupt: str = "requeue") -> int:
-        self.setenv("SLURM_JOB_ID", self.job)
-        self.setenv("SLURM_JOB_NODELIST", nodes)
-        policy = ["--max-restarts", "3", "--on-interrupt", on_interrupt, "--world-size", "2"]
-        return batch_script.main([when, str(self.run), *arguments, *policy])
-
-    def begin(self, nodes: str = "n1+n2") -> int:
-        return self.call("begin", nodes=nodes)
-
-    def end(self, code: int, on_interrupt: str = "requeue") -> int:
-        return self.call("end", "--code", str(code), on_interrupt=on_interrupt)
-
-    def set_answers(self, **answers: str) -> None:
-        """Set the answers of scontrol."""
-        self.answers.write_text(json.dumps(answers))
-
-    def requests(self) -> list[str]:
-        """Return the requests that Slurm received, without queries."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [line for line in lines if not line.startswith("show")]
-
-    def write(self, name: str, **body: Any) -> None:
-        (self.run / name).write_text(json.dumps(body))
-
-    def train(self, *steps: int, saved: int | None = None) -> None:
-        with (self.run / "metrics.jsonl").open("a") as file:
-            for step in steps:
-                record = {"step": step, "time_ms": time.time() * 1000 + 1, "values": {"train/loss": 1.0}}
-                file.write(json.dumps(record) + "\n")
-        if saved is not None:
-            (self.run / "checkpoints" / f"step-{saved:08d}").mkdir(parents=True)
-
-    def causes(self) -> list[str | None]:
-        return [attempt.ending.cause if attempt.ending else None for attempt in attempts.read(self.run)]
 
 
 @pytest.fixture
@@ -361,7 +166,7 @@ def test_a_requeue_from_outside_is_distinguished_from_a_crash(batch: Batch) -> N
 
 @pytest.mark.parametrize("left", ["interrupted", None])
 def test_a_job_that_slurm_ends_is_not_restarted(batch: Batch, left: str | None) -> None:
-    """A requeue from outside needs no help, and a cancellation, which looks alike, must be final."""
+    """A requeue from outside needs no help; a cancellation, which looks alike, must be final."""
     batch.begin()
     if left:
         batch.write("outcome.json", state=left)
