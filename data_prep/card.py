@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.languages import NAMES
-from data_prep.languages import language_name
+from data_prep.languages import NAMES, language_name
 from data_prep.shards import Manifest
 
 CARD = "README.md"

@@ -61,7 +61,7 @@ def refuse(
         ([MODEL, FULL, "corpus=mine", "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
         ([MODEL, FULL, "corpus=høringer"], ["corpora/høringer"]),
         ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,høring]"], ["unknown source høring"]),
-        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true with a sweep"]),
+        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true: with a sweep"]),
         ([MODEL, FULL, "corpus=mine", "lr=fast"], ["lr:", "fast", "is not a number"]),
         ([MODEL, FULL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
         ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),

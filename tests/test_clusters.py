@@ -1,4 +1,4 @@
-"""Profiles of clusters, what a submission freezes, and that no secret gets into it."""
+"""Cluster profiles, and the batch scripts that they render."""
 
 from __future__ import annotations
 
@@ -16,64 +16,47 @@ import pytest
 from omegaconf import OmegaConf
 
 from finetune.config.cluster import ClusterConfig
-from finetune.config.train import DataConfig, ModelConfig, TrainConfig, conf_dir
+from finetune.config.train import conf_dir
 from finetune.job import batch_script, scontrol, slurm_command, slurm_queue, wave_files, waves
-from finetune.launch import freeze, slurm
+from finetune.launch import slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
 from finetune.runs import attempts, causes, known_causes, layout, records, state
-from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
 SCRIPTS = Path(__file__).parent / "sbatch"
-CHOICES = {
-    "name",
-    "scheduler",
-    "nodes",
-    "ranks_per_node",
-    "timeout_min",
-    "signal_lead_s",
-}  # ours, not facts about a site
+# Settings that we choose; they are not facts about a site.
+CHOICES = {"name", "scheduler", "nodes", "ranks_per_node", "timeout_min", "signal_lead_s"}
 ABOUT_FACTS = {"site.confidence", "site.verified", "site.sources"}
 
 
-def test_each_profile_has_its_environment_and_batch_scripts_rendered_and_no_others_are_there() -> None:
+def test_rendered_environments_and_batch_scripts_are_up_to_date() -> None:
     rendered = {name: environment_file(cluster) for name, cluster in profiles().items()}
     scripts = {file: text for cluster in profiles().values() for file, text in batch_scripts(cluster).items()}
-    on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
-    assert on_disk == rendered, "run `make cluster-env`"
-    assert {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()} == scripts, (
-        "run `make cluster-env`"
-    )
-    assert {
-        "olivia",
-        "lumi",
-        "lumi_small",
-        "saga",
-        "betzy",
-        "idun",
-        "arrhenius",
-        "testcluster",
-    } <= rendered.keys()
+    environments_on_disk = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.sh")}
+    scripts_on_disk = {path.name: path.read_text(encoding="utf-8") for path in SCRIPTS.iterdir()}
+    assert environments_on_disk == rendered, "run `make cluster-env`"
+    assert scripts_on_disk == scripts, "run `make cluster-env`"
+    sites = {"olivia", "lumi", "lumi_small", "saga", "betzy", "idun", "arrhenius", "testcluster"}
+    assert sites <= rendered.keys()
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
-def test_each_fact_of_a_profile_has_a_source(name: str) -> None:
+def test_each_fact_of_a_profile_names_its_source(name: str) -> None:
     node = OmegaConf.load(conf_dir() / "cluster" / f"{name}.yaml")
     facts = {str(key) for key in node if key != "site"} | {f"site.{key}" for key in node.site}
     sourced = {fact for source in profiles()[name].site.sources for fact in source.facts}
     for source in profiles()[name].site.sources:
         assert source.source, source
         assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.date)
-    assert all(OmegaConf.select(node, fact) is not None for fact in sourced), (
-        "a source names a fact that is not there"
-    )
+    missing = {fact for fact in sourced if OmegaConf.select(node, fact) is None}
+    assert missing == set(), "a source names a fact that the profile lacks"
     without = {fact for fact in facts - CHOICES - ABOUT_FACTS if not {fact, fact.partition(".")[0]} & sourced}
     assert without == set()
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
-def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
+def test_bash_parses_the_scripts_of_each_profile(name: str) -> None:
     cluster = profiles()[name]
     assert cluster.name == name
     for nodes, points in ((1, None), (2, 3)):
@@ -99,13 +82,13 @@ def test_a_profile_makes_a_script_that_bash_reads(name: str) -> None:
 @pytest.mark.parametrize(
     ("on_interrupt", "option"), [("requeue", "requeue"), ("resubmit", "no-requeue"), ("stop", "no-requeue")]
 )
-def test_slurm_brings_back_only_what_shall_come_back(on_interrupt: str, option: str) -> None:
+def test_slurm_requeues_only_jobs_whose_profile_allows_it(on_interrupt: str, option: str) -> None:
     cluster = replace(profiles()["testcluster"], on_interrupt=on_interrupt)
     script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
     assert [line for line in script.splitlines() if line.endswith("requeue")] == [f"#SBATCH --{option}"]
 
 
-def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
+def test_an_old_python_on_the_host_ends_the_job_with_an_error(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python3").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
@@ -140,15 +123,15 @@ ON_THE_HOST = (
 
 
 @pytest.mark.parametrize("module", ON_THE_HOST)
-def test_what_runs_on_the_host_is_python_3_8(module: ModuleType) -> None:
+def test_modules_for_the_host_are_valid_python_3_8(module: ModuleType) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
     assert not re.search(r"\.remove(prefix|suffix)\(|strict=|isinstance\([^()]*\|", source), "newer than 3.8"
 
 
-def test_what_runs_on_the_host_needs_no_package() -> None:
-    """-S leaves out site-packages; the contract in pyproject.toml names what may be imported of ours."""
+def test_modules_for_the_host_need_no_package() -> None:
+    """Import the helper with -S, which leaves out site-packages."""
     source = Path(str(batch_script.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run(
@@ -158,8 +141,13 @@ def test_what_runs_on_the_host_needs_no_package() -> None:
 
 
 @dataclass(frozen=True)
-class JobsEnd:
-    """What squeue prints, the variable that the job is given, and the deadline of its ranks."""
+class EndTime:
+    """A job's environment, and the end time that its ranks must receive.
+
+    Args:
+        squeue: the shell command that stands in for squeue.
+        given: SLURM_JOB_END_TIME as Slurm sets it.
+    """
 
     id: str
     squeue: str
@@ -167,18 +155,18 @@ class JobsEnd:
     deadline: str
 
 
-JOBS_ENDS = [
-    JobsEnd("squeue alone", "echo 2030-01-01T00:00:00", given="", deadline="1893456000"),
-    JobsEnd("both: the variable", "echo 2030-01-01T00:00:00", given="1800000000", deadline="1800000000"),
-    JobsEnd("the variable alone", "exit 1", given="1800000000", deadline="1800000000"),
-    JobsEnd("neither", "exit 1", given="", deadline=""),
-    JobsEnd("an empty line", "echo", given="", deadline=""),
-    JobsEnd("no limit", "echo N/A", given="", deadline=""),
+END_TIMES = [
+    EndTime("squeue alone", "echo 2030-01-01T00:00:00", given="", deadline="1893456000"),
+    EndTime("both: the variable", "echo 2030-01-01T00:00:00", given="1800000000", deadline="1800000000"),
+    EndTime("the variable alone", "exit 1", given="1800000000", deadline="1800000000"),
+    EndTime("neither", "exit 1", given="", deadline=""),
+    EndTime("an empty line", "echo", given="", deadline=""),
+    EndTime("no limit", "echo N/A", given="", deadline=""),
 ]
 
 
-@pytest.mark.parametrize("end", JOBS_ENDS, ids=lambda end: end.id)
-def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, end: JobsEnd) -> None:
+@pytest.mark.parametrize("end", END_TIMES, ids=lambda end: end.id)
+def test_ranks_receive_slurms_end_time_or_none(tmp_path: Path, end: EndTime) -> None:
     script = slurm.render_script(
         profiles()["testcluster"], "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None
     )
@@ -200,7 +188,7 @@ def test_the_jobs_end_is_slurms_word_or_not_known(tmp_path: Path, end: JobsEnd) 
     assert shown == end.deadline
 
 
-def test_variables_of_the_job_are_left_to_the_job() -> None:
+def test_variables_of_the_job_are_expanded_in_the_job() -> None:
     cluster = ClusterConfig(
         env={"A": "/tmp/$SLURM_JOB_ID/x", "B": 'say "no" `now`', "C": 'it\'s $HOME "x" `y`'}
     )
@@ -231,12 +219,12 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
         ),
     ],
 )
-def test_settings_of_a_cluster_that_make_no_sense(settings: dict[str, object], words: str) -> None:
+def test_invalid_cluster_settings_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         ClusterConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_an_account_must_look_like_the_sites() -> None:
+def test_an_account_must_match_the_sites_pattern() -> None:
     olivia = profiles()["olivia"]
     for account in (None, "project_465000000"):
         with pytest.raises(
@@ -247,7 +235,7 @@ def test_an_account_must_look_like_the_sites() -> None:
 
 @dataclass(frozen=True)
 class Account:
-    """An account, and whether it is one that the site of a profile gives."""
+    """An account, and whether it matches the pattern of the profile's site."""
 
     profile: str
     name: str
@@ -269,7 +257,7 @@ ACCOUNTS = [
 
 
 @pytest.mark.parametrize("account", ACCOUNTS, ids=lambda account: f"{account.profile}-{account.name}")
-def test_accounts_are_judged_by_the_sites_own_pattern(account: Account) -> None:
+def test_each_site_has_its_own_pattern_of_accounts(account: Account) -> None:
     profile = profiles()[account.profile]
     if account.fits:
         assert replace(profile, account=account.name).account == account.name
@@ -279,14 +267,14 @@ def test_accounts_are_judged_by_the_sites_own_pattern(account: Account) -> None:
         replace(profile, account=account.name)
 
 
-def test_a_users_account_is_not_presumed() -> None:
+def test_profiles_contain_no_account() -> None:
     for path in (conf_dir() / "cluster").glob("*.yaml"):
         assert OmegaConf.select(OmegaConf.load(path), "account") is None or path.stem == "testcluster"
 
 
 @dataclass(frozen=True)
 class Request:
-    """Settings of a job on a profile, and a part of the error; None: the site allows them."""
+    """Settings of a job on a profile, and a part of the error; None: they are valid."""
 
     id: str
     settings: dict[str, Any]
@@ -334,7 +322,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("wanted", REQUESTS, ids=lambda wanted: wanted.id)
-def test_limits_of_partitions_and_qualities_of_service_hold(wanted: Request) -> None:
+def test_limits_of_partitions_and_qualities_of_service_are_enforced(wanted: Request) -> None:
     profile = profiles()[wanted.profile]
     if wanted.error is None:
         replace(profile, **wanted.settings)
@@ -343,7 +331,7 @@ def test_limits_of_partitions_and_qualities_of_service_hold(wanted: Request) -> 
         replace(profile, **wanted.settings)
 
 
-def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> None:
+def test_documented_limits_on_submitted_jobs_are_in_the_profiles() -> None:
     limits = {name: cluster.queue_limits() for name, cluster in profiles().items()}
     assert (limits["lumi"].max_submitted, limits["lumi"].max_running) == (210, 200)
     assert (limits["lumi_small"].max_submitted, limits["lumi_small"].max_running) == (210, 200)
@@ -353,13 +341,13 @@ def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> N
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
-def test_what_a_submission_prints_has_no_holes(name: str) -> None:
+def test_notes_printed_at_submission_are_complete(name: str) -> None:
     lines = profiles()[name].describe_submission(1)
     assert not any("None" in line or "  " in line for line in lines), lines
     assert profiles()[name].site.docs
 
 
-def test_jobs_begin_from_the_sites_clean_modules_whatever_a_user_loads() -> None:
+def test_jobs_start_from_the_sites_clean_modules() -> None:
     for name, clean in (("olivia", "reset"), ("saga", "reset"), ("lumi", "purge"), ("marenostrum5", "purge")):
         cluster = replace(profiles()[name], modules=["load mine/1"])
         lines = slurm.render_script(
@@ -371,25 +359,21 @@ def test_jobs_begin_from_the_sites_clean_modules_whatever_a_user_loads() -> None
         assert second < next(i for i, line in enumerate(lines) if line.startswith("export "))
 
 
-def test_a_mask_of_cores_and_their_number_do_not_go_together() -> None:
+def test_srun_gets_a_mask_of_cores_or_their_number_but_not_both() -> None:
     for name, cluster in profiles().items():
         script = slurm.render_script(cluster, "run", Path("/runs/r/jobs"), Path("/runs/.code/ab"), None)
         assert ("export SRUN_CPUS_PER_TASK=" in script) == ("mask_cpu" not in script) == (name != "lumi")
 
 
 def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library() -> None:
-    lines = environment_lines(replace(profiles()["olivia"], nodes=2))
-    lines = [
+    exports = [
         line
-        for line in lines
+        for line in environment_lines(replace(profiles()["olivia"], nodes=2))
         if line.startswith("export") and ("APPTAINER_BIND=" in line or "APPTAINERENV" in line)
     ]
+    show = 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"'
     shown = subprocess.run(
-        [
-            "bash",
-            "-c",
-            "\n".join([*lines, 'printf "%s\n" "$APPTAINER_BIND" "$APPTAINERENV_LD_LIBRARY_PATH"']),
-        ],
+        ["bash", "-c", "\n".join([*exports, show])],
         capture_output=True,
         text=True,
         check=True,
@@ -401,67 +385,13 @@ def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library()
         "/e/ofi/lib:/opt/aws-ofi-nccl/lib",
         "/usr/lib64",
     ]
-    # Apptainer puts the container's own value in for the last part
+    # Apptainer replaces the last part by the container's own value.
     assert shown[1] == "/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:$LD_LIBRARY_PATH"
-
-
-def config(**settings: object) -> TrainConfig:
-    model = ModelConfig(from_scratch=dict(LLAMA))
-    return TrainConfig(model=model, data=DataConfig(corpus="c"), **settings)  # type: ignore[arg-type]
-
-
-def test_no_secret_is_written_down() -> None:
-    token, password = "hf_" + "a1B2" * 8, "hunter2hunter2"
-    text = f"""
--TOKEN = "{token}"
-+uri: https://me:{password}@mlflow.example.no/
-+export WANDB_API_KEY={"0123456789abcdef" * 2}
-+password: "{password}"
-+max_tokens: 1048576
-+tokenizer = load_tokenizer(path, revision2)
-"""
-    shown = freeze.without_secrets(text)
-    assert token not in shown
-    assert password not in shown
-    assert "0123456789abcdef" not in shown
-    assert "max_tokens: 1048576" in shown
-    assert "tokenizer = load_tokenizer(path, revision2)" in shown
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"tracking_uri": "https://me:secret@mlflow.example.no"}, "tracking_uri"),
-        (
-            {"cluster": ClusterConfig(env={"MLFLOW_TRACKING_PASSWORD": "x"})},
-            "cluster.env.MLFLOW_TRACKING_PASSWORD",
-        ),
-        ({"experiment": "ghp_" + "a1B2" * 8}, "experiment"),
-    ],
-)
-def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(key)} holds what looks like a secret"):
-        freeze.check_no_secrets(config(**settings))
-    freeze.check_no_secrets(
-        config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"}))
-    )
-
-
-def test_the_code_is_copied_once_and_mended_if_somebody_changed_it(tmp_path: Path) -> None:
-    first = freeze.snapshot_code(tmp_path)
-    assert freeze.snapshot_code(tmp_path) == first
-    assert (first / "finetune" / "training" / "train.py").is_file()
-    assert (first / "data_prep" / "shards.py").is_file()
-    assert not list(first.rglob("__pycache__"))
-    (first / "finetune" / "training" / "train.py").write_text("pass\n")
-    assert freeze.snapshot_code(tmp_path) == first
-    assert "def train(" in (first / "finetune" / "training" / "train.py").read_text()
-    assert not list((tmp_path / ".code").glob(".*[!d]"))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Settings of a job on a profile, and how the line about the cost of three begins."""
+    """Settings of a job on a profile, and the start of the line on what three such jobs cost."""
 
     id: str
     settings: dict[str, Any]
@@ -497,36 +427,28 @@ COSTS = [
 
 
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.id)
-def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(cost: Cost) -> None:
+def test_a_submission_of_three_jobs_prints_their_cost_in_the_sites_unit(cost: Cost) -> None:
     lines = replace(profiles()[cost.profile], **cost.settings).describe_submission(3)
     assert lines[0].startswith(cost.line)
     assert ("a job gets, and pays for, whole nodes" in lines[1]) == (cost.profile in ("lumi", "jupiter"))
 
 
-def test_a_sweep_that_is_larger_than_what_runs_at_once_is_reported() -> None:
+def test_a_sweep_larger_than_the_limit_on_running_jobs_is_reported() -> None:
     lumi = profiles()["lumi"]
     line = "lumi runs 200 of your jobs at once: the others wait in the queue"
     assert line in lumi.describe_submission(201)
     assert line not in lumi.describe_submission(200)
 
 
-def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
-    for name, days in (
-        ("saga", 21),
-        ("betzy", 21),
-        ("olivia", 21),
-        ("lumi", None),
-    ):  # LUMI does not enforce its rule
-        said = [
-            line
-            for line in profiles()[name].describe_submission(1)
-            if "deletes files in its work area" in line
-        ]
-        assert said == (
-            [f"{name} deletes files in its work area after {days} days: keep results elsewhere"]
-            if days
-            else []
-        )
+def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
+    for name, days in (("saga", 21), ("betzy", 21), ("olivia", 21)):
+        expected = f"{name} deletes files in its work area after {days} days: keep results elsewhere"
+        notes = profiles()[name].describe_submission(1)
+        assert [line for line in notes if "deletes files in its work area" in line] == [expected]
+    # LUMI does not enforce its rule.
+    assert not any(
+        "deletes files in its work area" in line for line in profiles()["lumi"].describe_submission(1)
+    )
     assert any("under /e" in line for line in profiles()["jupiter"].describe_submission(1))
     assert any(
         "not tried there yet (documented 2026-05" in line
@@ -545,7 +467,7 @@ def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
         replace(profiles()["olivia"], account="nn1234k", memory_per_node=memory)
 
 
-def test_profiles_say_how_they_are_known() -> None:
+def test_profiles_state_their_confidence() -> None:
     for name, cluster in profiles().items():
         assert cluster.site.confidence in ("tested", "documented", "community")
         first = (conf_dir() / "cluster" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]

@@ -1,4 +1,4 @@
-"""Life with runs that are no job in Slurm's queue: what ends, removes and starts again which of them."""
+"""Cancelling, pruning, resuming and retrying runs without a job in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -37,37 +37,37 @@ def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
     }
 
 
-def sleeper(*words: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
-    """A process with these words in its command line, once it is ready; SIGTERM makes it say so."""
-    hear = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), {when_asked}))"
-    program = f"import signal, sys, time; {hear}; print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True)
+def sleeper(*arguments: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
+    """Start a process with these arguments in its command line; on SIGTERM it prints `asked`."""
+    handle = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), {when_asked}))"
+    program = f"import signal, sys, time; {handle}; print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     return process
 
 
-def test_what_another_machine_runs_is_ended_there_only(make: Callable[..., RunFolder]) -> None:
+def test_a_run_on_another_machine_is_ended_only_there(make: Callable[..., RunFolder]) -> None:
     innocent = sleeper()
     run = make(files=started(innocent.pid, "elsewhere"))
     run.metrics.touch()
-    with pytest.raises(
-        ValueError, match="run mine is at work on elsewhere: run `finetune cancel --now mine` there"
-    ):
+    message = "run mine: it is running on elsewhere; run `finetune cancel --now mine` there"
+    with pytest.raises(ValueError, match=message):
         list(end.cancel([run], now=True))
     assert innocent.poll() is None
-    ((_, words),) = end.cancel([run], now=False)
-    assert "after its next step" in words
+    ((_, result),) = end.cancel([run], now=False)
+    assert "after its next step" in result
     innocent.kill()
     innocent.wait()
 
 
-def test_a_process_that_got_the_runs_number_is_left_alone(make: Callable[..., RunFolder]) -> None:
+def test_a_process_that_reuses_the_runs_process_id_is_not_killed(make: Callable[..., RunFolder]) -> None:
     innocent = sleeper()
     run = make(files=started(innocent.pid))
     rank = sleeper("submitit.core._submit", str(run.jobs))
-    ((_, words),) = end.cancel([run], now=True)
-    assert words.startswith("ended")
+    ((_, result),) = end.cancel([run], now=True)
+    assert result.startswith("ended")
     assert rank.wait(10) == -signal.SIGKILL
     assert innocent.poll() is None
     assert run.state() == "cancelled"
@@ -76,71 +76,70 @@ def test_a_process_that_got_the_runs_number_is_left_alone(make: Callable[..., Ru
 
 
 @pytest.mark.parametrize(
-    ("cluster", "when_asked", "heard"),
+    ("cluster", "when_asked", "output"),
     [(ClusterConfig(), "sys.exit()", ""), (SLURM, "sys.exit()", "asked\n"), (SLURM, "None", "asked\n")],
 )
-def test_srun_is_asked_first(
+def test_srun_gets_sigterm_before_it_is_killed(
     make: Callable[..., RunFolder],
     monkeypatch: pytest.MonkeyPatch,
     cluster: ClusterConfig,
     when_asked: str,
-    heard: str,
+    output: str,
 ) -> None:
-    """Killed, it would leave its ranks alone."""
+    """A killed srun would leave its ranks running."""
     monkeypatch.setattr(end, "GRACE_SECONDS", 1.0)
     run = make(cluster=cluster)
     controller = sleeper(str(run.jobs), when_asked=when_asked)
     run.record_submission(str(controller.pid))
     list(end.cancel([run], now=True))
     assert run.state() == "cancelled"
-    assert controller.communicate(timeout=10)[0] == heard
+    assert controller.communicate(timeout=10)[0] == output
 
 
-def pruned(run: RunFolder, failed: bool = True) -> list[str]:
-    """What `prune --yes` removes, below the runs' folder."""
-    runs_dir, removed = run.path.parent, []
-    for path, _ in end.prunable([run], runs_dir, failed):
+def prune(run: RunFolder, failed: bool = True) -> list[str]:
+    """Remove what `prune --yes` removes, and return the paths relative to the runs folder."""
+    runs_dir = run.path.parent
+    removed = []
+    for path, _ in end.find_prunable([run], runs_dir, failed):
         removed.append(str(path.relative_to(runs_dir)))
         end.remove(path)
     return removed
 
 
-def test_a_run_that_another_machine_may_have_is_not_removed(make: Callable[..., RunFolder]) -> None:
+def test_a_run_that_another_machine_may_be_running_is_not_pruned(make: Callable[..., RunFolder]) -> None:
     run = make(files=started(1, "elsewhere"))
     assert run.state() == "dead"
-    assert pruned(run) == []
+    assert prune(run) == []
     run.write_json("outcome.json", {"state": "cancelled"})
-    assert pruned(run) == ["mine"]
+    assert prune(run) == ["mine"]
 
 
-def test_a_run_whose_lock_is_held_is_not_removed(make: Callable[..., RunFolder]) -> None:
+def test_a_run_whose_lock_is_held_is_not_pruned(make: Callable[..., RunFolder]) -> None:
     run = make(files=started(2**22 + 1))
     with run.lock:
-        assert pruned(run) == []
-    assert pruned(run) == ["mine"]
+        assert prune(run) == []
+    assert prune(run) == ["mine"]
 
 
 @pytest.mark.parametrize("result", ["adapter", "model"])
-def test_a_result_keeps_the_base_that_it_needs(make: Callable[..., RunFolder], result: str) -> None:
+def test_prune_keeps_the_base_that_a_result_needs(make: Callable[..., RunFolder], result: str) -> None:
     run = make(files={"outcome": {"state": "completed"}})
     for folder in (result, "merged_base", "checkpoints"):
         (run.path / folder).mkdir()
-    assert pruned(run) == ["mine/checkpoints"] + ["mine/merged_base"] * (result == "model")
+    assert prune(run) == ["mine/checkpoints"] + ["mine/merged_base"] * (result == "model")
 
 
-def test_prune_leaves_the_best_checkpoint(make: Callable[..., RunFolder]) -> None:
+def test_prune_keeps_the_best_checkpoint(make: Callable[..., RunFolder]) -> None:
     run = make(files={"outcome": {"state": "completed"}})
     for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5)):
         folder = checkpoint_files.folder_of(run.checkpoints, step)
         folder.mkdir(parents=True)
         (folder / "state.json").write_text(f'{{"held_out_loss": {loss}}}')
-    assert pruned(run) == ["mine/checkpoints/step-00000010", "mine/checkpoints/step-00000030"]
-    assert pruned(run) == []
+    assert prune(run) == ["mine/checkpoints/step-00000010", "mine/checkpoints/step-00000030"]
+    assert prune(run) == []
 
 
-def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(
-    make: Callable[..., RunFolder],
-) -> None:
+def test_prune_keeps_an_export_that_is_another_runs_base(make: Callable[..., RunFolder]) -> None:
     run = make(files={"outcome": {"state": "completed"}})
     for step in (10, 20):
         run.export(step).mkdir(parents=True)
@@ -148,32 +147,30 @@ def test_prune_leaves_a_checkpoint_that_another_run_was_given_as_its_base(
     other.path.mkdir()
     other.write_json("provenance.json", {})
     model = ModelConfig(path="run:mine@20")
-    configuration.save(
-        dataclasses.replace(run.config(), model=model, runs_dir=str(run.path.parent)), other.config_file
-    )
-    assert pruned(run) == ["mine/exports/step-00000010"]
+    config = dataclasses.replace(run.config(), model=model, runs_dir=str(run.path.parent))
+    configuration.save(config, other.config_file)
+    assert prune(run) == ["mine/exports/step-00000010"]
 
 
-def test_prune_removes_a_shared_base_with_the_last_run_that_has_it(make: Callable[..., RunFolder]) -> None:
+def test_prune_removes_a_shared_base_with_the_last_run_that_uses_it(make: Callable[..., RunFolder]) -> None:
     run = make(files={"outcome": {"state": "completed"}})
     (run.path / "merged_base").mkdir()
     (run.path / "merged_base" / "model.safetensors").write_bytes(b"weights")
     (run.path / "adapter").mkdir()
     shared_bases.publish(run.path / "merged_base", "digest")
-    again = run.path.with_name("again")
-    again.mkdir()
-    assert shared_bases.link(again / "merged_base", "digest")
-    assert (again / "merged_base" / "model.safetensors").samefile(
-        run.path / "merged_base" / "model.safetensors"
-    )
-    assert not shared_bases.link(again / "other", "another digest")
+    other = run.path.with_name("other")
+    other.mkdir()
+    assert shared_bases.link(other / "merged_base", "digest")
+    weights = run.path / "merged_base" / "model.safetensors"
+    assert (other / "merged_base" / "model.safetensors").samefile(weights)
+    assert not shared_bases.link(other / "unknown", "another digest")
     end.remove(run.path / "merged_base")
-    assert pruned(run) == []
-    end.remove(again)
-    assert pruned(run) == [".bases/digest"]
+    assert prune(run) == []
+    end.remove(other)
+    assert prune(run) == [".bases/digest"]
 
 
-def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
+def test_a_submission_that_slurm_refuses_leaves_the_run_unchanged(
     make: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(
@@ -190,13 +187,14 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A preparation, and what a training that is to follow it waits for.
+    """A preparation, and the job that a training on its corpus waits for.
 
     Args:
-        state: Slurm's for the last step; empty where it is not known any more.
-        age: seconds by which the corpus is newer than the preparation's submission; None: there is no corpus.
-        waits_for: the job; None: nothing.
-        error: where the training is refused.
+        state: of the last step in Slurm; empty if Slurm has forgotten the job.
+        age: seconds by which the corpus is newer than the preparation's submission; None: there is
+            no corpus.
+        waits_for: the job; None: none.
+        error: message if the training is refused.
     """
 
     id: str
@@ -208,7 +206,7 @@ class Prepared:
 
 PREPARED = [
     Prepared("done", "COMPLETED", age=1),
-    Prepared("at work on an older corpus", "RUNNING", age=-1, waits_for="9"),
+    Prepared("running on an older corpus", "RUNNING", age=-1, waits_for="9"),
     Prepared("queued", "PENDING", age=None, waits_for="9"),
     Prepared("done long ago", "", age=1),
     Prepared("failed", "FAILED", age=-1, error="ended without"),
@@ -227,7 +225,7 @@ def prepare_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("prepared", PREPARED, ids=lambda prepared: prepared.id)
-def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
+def test_a_training_waits_for_the_preparation_of_its_corpus(
     prepare_run: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared
 ) -> None:
     corpora = prepare_run.parents[2]
@@ -240,10 +238,10 @@ def test_a_training_waits_for_a_preparation_that_makes_its_corpus(
     reading = "COMPLETED" if prepared.state else ""
     monkeypatch.setattr(observe, "states", lambda ids: {"8": reading, "9": prepared.state})
     if not prepared.error:
-        assert prepare_jobs.dependency("prepare-1", str(corpora), [corpus]) == prepared.waits_for
+        assert prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpus]) == prepared.waits_for
         return
     with pytest.raises(ValueError, match=prepared.error):
-        prepare_jobs.dependency("prepare-1", str(corpora), [corpus])
+        prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpus])
 
 
 def test_a_training_does_not_wait_for_another_corpus(
@@ -251,48 +249,46 @@ def test_a_training_does_not_wait_for_another_corpus(
 ) -> None:
     monkeypatch.setattr(observe, "states", lambda ids: dict.fromkeys(ids, "RUNNING"))
     corpora = prepare_run.parents[2]
-    with pytest.raises(ValueError, match=r"prepare-1 makes corpus .*/mine, not .*/other"):
-        prepare_jobs.dependency("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
+    with pytest.raises(ValueError, match=r"prepare-1 builds corpus .*/mine, not .*/other"):
+        prepare_jobs.find_awaited_job("prepare-1", str(corpora), [corpora / "mine", corpora / "other"])
 
 
 COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}
 
 
-def test_epochs_are_no_more_steps_where_steps_are_counted(make: Callable[..., RunFolder]) -> None:
+def test_more_epochs_do_not_extend_a_run_with_max_steps(make: Callable[..., RunFolder]) -> None:
     run = make(files=COMPLETED, max_steps=6)
     (run.checkpoints / "step-00000006").mkdir(parents=True)
-    with pytest.raises(ValueError, match="run mine is completed: give it more steps, as in max_steps=12"):
+    with pytest.raises(ValueError, match="run mine is completed; give it more steps, such as max_steps=12"):
         submit.resume(run, ["num_epochs=8"])
     assert run.config().num_epochs == 1
 
 
-def test_a_completed_run_without_checkpoints_does_not_begin_anew(make: Callable[..., RunFolder]) -> None:
+def test_a_completed_run_without_checkpoints_cannot_be_extended(make: Callable[..., RunFolder]) -> None:
     run = make(files=COMPLETED, max_steps=6)
-    with pytest.raises(
-        ValueError, match="run mine has no checkpoint left to go on from: start a new run from it"
-    ):
+    message = "run mine has no checkpoint left to resume from; start a new run from it"
+    with pytest.raises(ValueError, match=message):
         submit.resume(run, ["max_steps=12"])
     assert run.config().max_steps == 6
 
 
-def test_retry_leaves_a_point_to_the_shell_that_is_to_start_it_as_long_as_there_is_one(
+def test_retry_skips_a_point_while_the_shell_that_will_start_it_lives(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started_again: list[RunFolder] = []
-    monkeypatch.setattr(submit, "_start_again", started_again.extend)
+    monkeypatch.setattr(submit, "_restart", started_again.extend)
     monkeypatch.setattr(submit, "_check_inputs", lambda *_: None)
     point = {"provenance": {"sweep": "grid"}}
     first, second, third = (make(name, files=point) for name in "abc")
     first.write_json("outcome.json", {"state": "stopped"})
-    at_work = sleeper(str(second.jobs))
-    second.record_submission(str(at_work.pid))
+    running = sleeper(str(second.jobs))
+    second.record_submission(str(running.pid))
     third.record_turn()
     assert submit.retry([first, second, third]) == [first]
-    at_work.kill()
-    at_work.wait()
+    running.kill()
+    running.wait()
     second.write_json("outcome.json", {"state": "cancelled"})
-    third.write_json(
-        "turn.json", {**(third.read_json("turn.json") or {}), "started": 0.0}
-    )  # another process has its number
+    turn = third.read_json("turn.json") or {}
+    third.write_json("turn.json", {**turn, "started": 0.0})  # as if another process had its id
     assert submit.retry([second, third]) == [second, third]
     assert started_again == [first, second, third]

@@ -1,5 +1,4 @@
-"""Jobs of a preparation: which settings of a profile hold for them, and how tasks are laid into jobs. Slurm
-has no part in it."""
+"""Jobs of a preparation: their settings, and the layout of tasks in jobs; without Slurm."""
 
 from __future__ import annotations
 
@@ -21,18 +20,18 @@ STEPS = [("read", True), ("decide", False), ("tokenise", True)]
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
 
 
-ALONE = Share("read", 1, 1)
+ONE_TASK = Share("read", 1, 1)
 
 
-def render(cluster: ClusterConfig, share: Share = ALONE) -> str:
+def render(cluster: ClusterConfig, share: Share = ONE_TASK) -> str:
+    """Return the batch script of a preparation's step."""
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
-    return prepare_jobs._script(
-        folder, folder.parents[1], [share], folder.parent / ".code" / "ab", cluster, ["7"]
-    )
+    code = folder.parent / ".code" / "ab"
+    return prepare_jobs._script(folder, folder.parents[1], [share], code, cluster, ["7"])
 
 
 @pytest.mark.parametrize("name", sorted(profiles()))
-def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: str) -> None:
+def test_settings_for_gpu_nodes_are_not_in_the_script_of_a_preparation(name: str) -> None:
     cluster = profiles()[name]
     script = render(
         replace(cluster, python="apptainer exec --nv my.sif python3", qos=cluster.qos or "gpu_qos")
@@ -55,7 +54,7 @@ def test_nothing_that_is_for_gpu_nodes_is_in_the_script_of_a_preparation(name: s
     assert ("scontrol requeue" in script) == (cluster.on_interrupt != "resubmit")
 
 
-def test_what_is_set_for_preparations_is_in_their_script() -> None:
+def test_settings_for_preparations_are_in_their_script() -> None:
     jobs = PrepareJobs(
         partition="small",
         qos="devel",
@@ -88,24 +87,24 @@ def test_what_is_set_for_preparations_is_in_their_script() -> None:
     assert lines.index("run_module load NRIS/CPU") < lines.index("export A=1") < lines.index("ulimit -n 4096")
 
 
-def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
+def test_on_whole_nodes_the_tasks_of_a_step_share_a_node() -> None:
     jupiter = profiles()["jupiter"]
-    assert prepare_jobs.lay_out(32, STEPS, jupiter) == Layout(32, 32)
+    assert prepare_jobs.choose_layout(32, STEPS, jupiter) == Layout(32, 32)
     script = render(jupiter, Share("read", 32, 32))
     assert "#SBATCH --array=0-0\n" in script
     assert "#SBATCH --mem=256G\n" in script
     elsewhere = replace(jupiter, prepare=replace(jupiter.prepare, partition="shared"))
-    assert prepare_jobs.lay_out(32, STEPS, elsewhere) == Layout(32, 1), (
-        "what is known of whole nodes is known of the training's"
+    assert prepare_jobs.choose_layout(32, STEPS, elsewhere) == Layout(32, 1), (
+        "only the training partition is known to allocate whole nodes"
     )
     small = replace(jupiter, site=replace(jupiter.site, memory_per_node_gb=100))
-    assert prepare_jobs.lay_out(32, STEPS, small) == Layout(32, 11), (
+    assert prepare_jobs.choose_layout(32, STEPS, small) == Layout(32, 11), (
         "12 tasks of 8G fit a node: three nodes, evenly"
     )
 
 
 @pytest.mark.parametrize(
-    ("layout", "jobs", "words"),
+    ("layout", "jobs", "description"),
     [
         (Layout(1, 1), ["read,sift,decide,tokenise,publish"], "5 steps in one job, one after the other"),
         (
@@ -116,12 +115,10 @@ def test_on_whole_nodes_the_tasks_of_a_step_share_one() -> None:
         (Layout(8, 4, is_one_job=True), ["read,sift,decide,tokenise,publish"], "other, 4 tasks side by side"),
     ],
 )
-def test_steps_of_one_task_that_follow_each_other_share_a_job(
-    layout: Layout, jobs: list[str], words: str
-) -> None:
+def test_consecutive_single_task_steps_share_a_job(layout: Layout, jobs: list[str], description: str) -> None:
     steps = [("read", True), ("sift", True), ("decide", False), ("tokenise", True), ("publish", False)]
     assert [",".join(share.step for share in group) for group in layout.group(steps)] == jobs
-    assert words in layout.describe(steps)
+    assert description in layout.describe(steps)
     assert [len(group) for group in Layout(2, 1).group([*steps, ("sign", False)])] == [1, 1, 1, 1, 2]
 
 
@@ -129,7 +126,7 @@ def test_steps_of_one_task_that_follow_each_other_share_a_job(
     ("ends", "code"),
     [("0 0 0", 0), ("0 137 0", 137), ("137 2 137", 2), ("1 137 137", 1), ("137 137 139", 139)],
 )
-def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(
+def test_a_job_exits_with_the_worst_code_of_its_tasks_where_137_is_the_least(
     tmp_path: Path, ends: str, code: int
 ) -> None:
     lines = [
@@ -143,23 +140,26 @@ def test_a_job_ends_as_the_worst_of_its_tasks_and_killed_is_the_least_of_them(
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
-        ({"architecture": OTHER}, "cluster.prepare.python is missing: nodes for preparations are "),
-        ({"account": "me"}, "cluster.prepare.account is me: olivia takes one like nn9999k"),
+        ({"architecture": OTHER}, "cluster.prepare.python: must be set, as nodes for preparations are "),
+        (
+            {"account": "me"},
+            "cluster.prepare.account: 'me' is not an account of olivia; set one like nn9999k",
+        ),
         (
             {"timeout_min": 20_000},
-            "cluster.prepare.timeout_min is 20000: jobs there take 10080 minutes at most",
+            "cluster.prepare.timeout_min: must be at most 10080, the limit of the queue, not 20000",
         ),
     ],
 )
-def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(
-    settings: dict[str, object], words: str
+def test_settings_that_cannot_work_are_refused_before_slurm_is_queried(
+    settings: dict[str, object], message: str
 ) -> None:
     olivia = profiles()["olivia"]
     site = replace(olivia.site, login_architecture=platform.machine())
     jobs = replace(olivia.prepare, **settings)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         prepare_jobs.check(replace(olivia, prepare=jobs, site=site))
 
 
@@ -172,18 +172,20 @@ def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(
         ({"sbatch": {"qos": "x"}}, "cluster.prepare.sbatch.qos: this option is set by cluster.prepare.qos"),
     ],
 )
-def test_settings_of_preparations_that_make_no_sense(settings: dict[str, object], words: str) -> None:
+def test_invalid_settings_of_preparations_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         ClusterConfig(prepare=PrepareJobs(**settings))  # type: ignore[arg-type]
 
 
 def test_a_secret_for_preparations_is_refused() -> None:
     cluster = ClusterConfig(prepare=PrepareJobs(env={"HF_TOKEN": "x"}))
-    with pytest.raises(ValueError, match=r"^cluster\.prepare\.env\.HF_TOKEN holds what looks like a secret"):
+    with pytest.raises(
+        ValueError, match=r"^cluster\.prepare\.env\.HF_TOKEN: contains what looks like a secret"
+    ):
         freeze.check_no_secrets(cluster, "cluster")
 
 
-def test_too_many_jobs_for_slurm_are_tried_again_as_fewer(
+def test_if_slurm_refuses_the_number_of_jobs_fewer_are_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []

@@ -1,4 +1,4 @@
-"""The corpus on a node's own disk: whole, verified, used, and gone afterwards."""
+"""The corpus on a node's own disk: copied completely, verified, used, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from data_prep.shards import Corpus
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig
 from finetune.distributed import World
 from finetune.job.preflight import PreflightError, node_name
-from finetune.job.staging import staged
+from finetune.job.staging import stage_corpus
 from finetune.runs.folder import RunFolder
 
-ALONE = World(rank=0, size=1, local_rank=0)
+SINGLE = World(rank=0, size=1, local_rank=0)
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def config_of(corpus: Path, node_local: str, stage: bool = True) -> TrainConfig:
     )
 
 
-def test_training_reads_the_copy_which_is_gone_afterwards(
+def test_training_reads_the_copy_which_is_removed_afterwards(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JOB_DISK", str(tmp_path / "disk"))
     config = config_of(law_corpus, "$JOB_DISK/scratch")
-    with staged(config, run, ALONE) as local:
+    with stage_corpus(config, run, SINGLE) as local:
         copy = local.data.corpus_folder
         assert copy == tmp_path / "disk" / "scratch" / "finetune-run-1" / node_name()
         Corpus(copy).verify()
@@ -48,30 +48,29 @@ def test_training_reads_the_copy_which_is_gone_afterwards(
     assert not (run.path / "staged.json").exists()
 
 
-def test_two_nodes_that_share_the_folder_do_not_share_a_copy(
+def test_nodes_that_share_the_folder_have_copies_of_their_own(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a site calls node-local may be one folder of all nodes of a job, and they do not end at the same
-    moment."""
+    """A "node-local" folder may be shared by a job's nodes, which end at different times."""
     config = config_of(law_corpus, str(tmp_path / "scratch"))
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")
-    with staged(config, run, ALONE) as slower:
+    with stage_corpus(config, run, SINGLE) as slower:
         monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-1")
-        with staged(config, run, ALONE) as faster:
+        with stage_corpus(config, run, SINGLE) as faster:
             assert faster.data.corpus_folder.name == "gpu-1-1"
         Corpus(slower.data.corpus_folder).verify()
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_without_being_asked_nothing_is_copied(law_corpus: Path, run: RunFolder, tmp_path: Path) -> None:
+def test_without_data_stage_nothing_is_copied(law_corpus: Path, run: RunFolder, tmp_path: Path) -> None:
     config = config_of(law_corpus, str(tmp_path / "disk"), stage=False)
-    with staged(config, run, ALONE) as local:
+    with stage_corpus(config, run, SINGLE) as local:
         assert local is config
     assert not (tmp_path / "disk").exists()
 
 
 @pytest.mark.parametrize("damage", ["torn", "another"])
-def test_what_a_killed_attempt_left_is_replaced_unless_it_is_whole(
+def test_a_damaged_copy_of_a_killed_attempt_is_replaced(
     law_corpus: Path, run: RunFolder, tmp_path: Path, damage: str
 ) -> None:
     left = tmp_path / "disk" / "finetune-run-1" / node_name()
@@ -82,12 +81,12 @@ def test_what_a_killed_attempt_left_is_replaced_unless_it_is_whole(
     else:
         manifest = json.loads((left / "manifest.json").read_text())
         (left / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another corpus"}))
-    with staged(config_of(law_corpus, str(tmp_path / "disk")), run, ALONE) as local:
+    with stage_corpus(config_of(law_corpus, str(tmp_path / "disk")), run, SINGLE) as local:
         assert Corpus(local.data.corpus_folder).manifest.digest == Corpus(law_corpus).manifest.digest
         Corpus(local.data.corpus_folder).verify()
 
 
-def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
+def test_a_damaged_copy_blames_the_node(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n3")
@@ -96,21 +95,21 @@ def test_a_copy_that_comes_out_wrong_is_the_nodes_fault(
     shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
     with (
         pytest.raises(PreflightError, match="n3 could not copy the corpus") as fault,
-        staged(config_of(broken, str(tmp_path / "disk")), run, ALONE),
+        stage_corpus(config_of(broken, str(tmp_path / "disk")), run, SINGLE),
     ):
         pass
     assert fault.value.nodes == ("n3",)
     assert not (tmp_path / "disk" / "finetune-run-1").exists()
 
 
-def test_a_variable_that_the_job_lacks_is_named(law_corpus: Path, run: RunFolder) -> None:
+def test_a_variable_that_the_job_lacks_is_refused(law_corpus: Path, run: RunFolder) -> None:
     with (
         pytest.raises(ValueError, match="NO_SUCH_DISK"),
-        staged(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, ALONE),
+        stage_corpus(config_of(law_corpus, "/x/$NO_SUCH_DISK"), run, SINGLE),
     ):
         pass
 
 
-def test_staging_needs_a_place(law_corpus: Path) -> None:
+def test_staging_needs_a_node_local_folder(law_corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"cluster\.node_local"):
         TrainConfig(data=DataConfig(corpus=str(law_corpus), stage=True), model=ModelConfig(path="x"))

@@ -1,4 +1,4 @@
-"""Checks before a job is queued: which failures are refusals, and which are reported as not checked."""
+"""Checks before a submission: failures that refuse it, and checks that are reported as not made."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import pytest
 from finetune.config.cluster import ClusterConfig
 from finetune.launch import checks
 from finetune.launch.environment import profiles
-from finetune.launch.torch_build import TorchBuild, installed_torch, lacks
+from finetune.launch.torch_build import TorchBuild, installed_torch, lacks_support
 
 Stub = Callable[[str, str], None]
 CONTAINER = "apptainer exec --nv finetune.sif python3"
-NOT_TRIED = (
-    "the nodes' Python (python3), which brings a run back: the profile's module commands do not work here"
-)
+NOT_TRIED = "the nodes' Python (python3), which restarts runs: the profile's module commands do not work here"
 
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """A login node that has bash, and what a test gives it."""
+    """Return a function that writes programs onto PATH; else it has bash and stubs of Slurm."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "bash").symlink_to(str(shutil.which("bash")))
@@ -44,7 +42,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 
 def saga() -> ClusterConfig:
-    """Saga's A100 nodes, for a job in a container, whose torch is not looked at."""
+    """Return Saga's A100 profile for a job in a container, whose torch is not checked."""
     return replace(
         profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None
     )
@@ -71,14 +69,14 @@ def test_partition_limits_that_cannot_be_read_are_not_checked(
     assert reason in unchecked
 
 
-def test_an_answer_of_sinfo_that_is_none_does_not_refuse(stub: Stub) -> None:
+def test_an_unknown_answer_of_sinfo_does_not_refuse(stub: Stub) -> None:
     stub("sinfo", "echo 'sinfo is replaced by freenodes on this system'")
     assert checks.check(saga(), 1) == []
 
 
-def test_partition_limits_that_can_be_read_refuse(stub: Stub) -> None:
+def test_a_time_limit_above_the_partitions_is_refused(stub: Stub) -> None:
     stub("sinfo", "echo 'a100|1:00:00|8'")
-    with pytest.raises(ValueError, match="partition a100 takes jobs of 60 minutes at most"):
+    with pytest.raises(ValueError, match="must be at most 60, the limit of partition a100"):
         checks.check(saga(), 1)
 
 
@@ -91,10 +89,10 @@ def test_partition_limits_that_can_be_read_refuse(stub: Stub) -> None:
         "sbatch: error: --test-only is disabled on this system",
     ],
 )
-def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -> None:
+def test_a_site_that_denies_test_only_does_not_refuse(stub: Stub, answer: str) -> None:
     stub("sbatch", f'echo "{answer}" >&2; exit 1')
     (unchecked,) = checks.check(saga(), 1)
-    assert unchecked.startswith("whether Slurm would take the job (sbatch --test-only: ")
+    assert unchecked.startswith("Slurm's acceptance of the job (sbatch --test-only: ")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +106,13 @@ def test_a_test_that_the_site_denies_is_not_a_refusal(stub: Stub, answer: str) -
         "sbatch: unrecognized option '--exclusiv'",
     ],
 )
-def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(stub: Stub, answer: str) -> None:
+def test_a_job_that_slurm_would_refuse_is_refused_with_slurms_message(stub: Stub, answer: str) -> None:
     stub("sbatch", f'echo "{answer}" >&2; exit 1')
     with pytest.raises(ValueError, match=re.escape(answer.rpartition(": ")[2])):
         checks.check(saga(), 1)
 
 
-def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
+def test_sbatch_runs_without_variables_that_limit_a_jobs_environment(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SBATCH_EXPORT", "NONE")
@@ -124,8 +122,7 @@ def test_sbatch_is_asked_without_what_would_take_a_jobs_environment(
     assert (tmp_path / "seen").read_text() == "unset unset\n"
 
 
-# --- the host's Python
-# -------------------------------------------------------------------------------------------------
+# --- the host's Python --------------------------------------------------------------------------
 
 OLD = 'case "$2" in *print*) echo 3.6.15;; *) exit 1;; esac'
 NEW = 'case "$2" in *print*) echo 3.11.7;; esac'
@@ -145,11 +142,8 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(
         checks.check(cluster, 1)
 
 
-def test_a_python_of_the_login_nodes_architecture_is_not_taken_for_the_nodes(
-    stub: Stub, tmp_path: Path
-) -> None:
-    """A virtual environment that is active on an x86 login node comes first on PATH there, and last in an Arm
-    job."""
+def test_the_login_nodes_python_is_not_tried_for_another_architecture(stub: Stub, tmp_path: Path) -> None:
+    """A virtual environment is first on an x86 login node's PATH, but last in an Arm job."""
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
     checks.check(cluster, 1)
@@ -168,7 +162,7 @@ def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
     ("modules", "unchecked"),
     [(["load cray-python"], []), (["load none"], [NOT_TRIED])],
 )
-def test_the_hosts_python_is_tried_behind_the_module_commands(
+def test_the_hosts_python_is_tried_after_the_module_commands(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: list[str], unchecked: list[str]
 ) -> None:
     newer = tmp_path / "newer"
@@ -177,10 +171,8 @@ def test_the_hosts_python_is_tried_behind_the_module_commands(
     stub("python3", OLD)
     monkeypatch.setenv("NEWER", str(newer))
     monkeypatch.setenv("BASH_FUNC_module%%", MODULES.removeprefix("module"))
-    assert (
-        checks.check(replace(saga(), host_python="python3", clean_modules="purge", modules=modules), 1)
-        == unchecked
-    )
+    cluster = replace(saga(), host_python="python3", clean_modules="purge", modules=modules)
+    assert checks.check(cluster, 1) == unchecked
 
 
 def test_where_there_are_no_modules_the_hosts_python_is_not_checked(stub: Stub) -> None:
@@ -188,7 +180,7 @@ def test_where_there_are_no_modules_the_hosts_python_is_not_checked(stub: Stub) 
     assert checks.check(replace(saga(), host_python="python3", clean_modules="reset"), 1) == [NOT_TRIED]
 
 
-def test_lines_of_the_user_may_change_the_hosts_python(stub: Stub) -> None:
+def test_setup_lines_may_change_the_hosts_python(stub: Stub) -> None:
     stub("python3", OLD)
     (unchecked,) = checks.check(replace(saga(), host_python="python3", setup=["PATH=/opt/new/bin:$PATH"]), 1)
     assert unchecked.endswith("cluster.setup may change it")
@@ -200,7 +192,7 @@ NEEDS_A_MODULE = (
 TOOLS = '() { case "$*" in purge) unset TOOLS;; "load Python/3.11") export TOOLS=1;; esac; }'
 
 
-def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_remedy(
+def test_a_python_from_a_module_that_the_job_does_not_load_is_refused(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub("mine", NEEDS_A_MODULE)
@@ -213,17 +205,18 @@ def test_a_python_of_a_module_that_the_job_does_not_load_is_refused_with_the_rem
     stub("sinfo", "exit 0")
     with pytest.raises(
         ValueError,
-        match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, .*GCCcore/13\.2\.0, Python/3\.11\)$",
+        match=r"^cluster\.modules: .*/mine\) does not start after `module purge`, "
+        r".*GCCcore/13\.2\.0, Python/3\.11\)$",
     ):
         checks.check(cluster, 1)
     assert checks.check(replace(cluster, modules=["load Python/3.11"]), 1) == []
 
 
-# --- GPUs that torch has code for
-# --------------------------------------------------------------------------------------
+# --- GPUs that torch supports -------------------------------------------------------------------
 
 BUILDS = [
-    # release, toolkit, and the architectures that it lacks of Pascal (P100), Volta (V100) and Ampere (A100)
+    # release, toolkit, and the architectures it lacks, of Pascal (P100), Volta (V100) and Ampere
+    # (A100)
     ("2.6.0+cu124", ""),
     ("2.8.0+cu126", ""),
     ("2.14.1+cu126", ""),
@@ -238,16 +231,16 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("version", "lacking"), BUILDS)
-def test_which_architectures_a_build_of_torch_lacks(version: str, lacking: str) -> None:
+def test_architectures_that_a_build_of_torch_lacks(version: str, lacking: str) -> None:
     build = TorchBuild.of(version)
-    assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks(build, gpu)] == lacking.split()
+    assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks_support(build, gpu)] == lacking.split()
 
 
 @pytest.mark.parametrize(
     "version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"]
 )
-def test_a_build_of_somebody_else_is_not_judged(version: str) -> None:
-    assert lacks(TorchBuild.of(version), "sm_60") is None
+def test_an_unofficial_build_is_not_judged(version: str) -> None:
+    assert lacks_support(TorchBuild.of(version), "sm_60") is None
 
 
 def test_the_installed_torch_is_found_without_importing_it() -> None:
@@ -261,7 +254,7 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of torch on a profile: the error, or what could not be checked."""
+    """A build of torch on a profile, and the expected error or unchecked facts."""
 
     id: str
     profile: str
@@ -276,27 +269,26 @@ UNFIT = [
         "Pascal",
         "saga",
         "2.13.0+cu130",
-        "the GPUs of saga are sm_60, and torch 2.13.0+cu130 of this Python has no code for them",
+        "the GPUs of saga are sm_60, which this Python's torch 2.13.0+cu130 does not support",
     ),
     Build("Volta", "ex3", "2.12.0+cu128", "the GPUs of ex3 are sm_70"),
     Build("a GPU type", "idun", "2.13.0+cu130", "the GPUs of idun are sm_70", settings={"gpu_type": "v100"}),
-    Build("for CPUs", "saga_a100", "2.13.0+cpu", "torch 2.13.0+cpu of this Python is a build for CPUs"),
+    Build("for CPUs", "saga_a100", "2.13.0+cpu", "this Python's torch 2.13.0+cpu is a build for CPUs"),
 ]
-OF_THE_JOB = "whether the job's torch has code for sm_60, the GPUs of saga"
+OF_THE_JOB = "support of the job's torch for sm_60, the GPUs of saga"
+OF_THIS_PYTHON = "support of torch 2.7.1 for sm_60, the GPUs of saga"
 FIT = [
     Build("an older toolkit", "saga", "2.13.0+cu126"),
     Build("any GPU type", "idun", "2.13.0+cu130"),
     Build("pretended GPUs", "testcluster", "2.13.0+cpu"),
-    Build(
-        "not known", "saga", "2.7.1", unchecked=("whether torch 2.7.1 has code for sm_60, the GPUs of saga",)
-    ),
+    Build("not known", "saga", "2.7.1", unchecked=(OF_THIS_PYTHON,)),
     Build("a container", "saga", "2.13.0+cu130", unchecked=(OF_THE_JOB,), settings={"python": CONTAINER}),
     Build("a container for newer GPUs", "saga_a100", "2.13.0+cpu", settings={"python": CONTAINER}),
 ]
 
 
 @pytest.mark.parametrize("build", UNFIT, ids=lambda build: build.id)
-def test_gpus_that_torch_cannot_run_on_are_refused(
+def test_gpus_that_torch_does_not_support_are_refused(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build
 ) -> None:
     monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
@@ -305,10 +297,11 @@ def test_gpus_that_torch_cannot_run_on_are_refused(
 
 
 @pytest.mark.parametrize("build", FIT, ids=lambda build: build.id)
-def test_gpus_that_torch_may_run_on_are_not_refused(
+def test_gpus_that_torch_may_support_are_not_refused(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, build: Build
 ) -> None:
     monkeypatch.setattr(checks, "installed_torch", lambda: TorchBuild.of(build.version))
     stub("sinfo", "exit 0")
     plain = replace(profiles()[build.profile], host_python="true", modules=[], clean_modules=None)
-    assert checks.check(replace(plain, **build.settings), 1) == list(build.unchecked)  # type: ignore[arg-type]
+    cluster = replace(plain, **build.settings)  # type: ignore[arg-type]
+    assert checks.check(cluster, 1) == list(build.unchecked)

@@ -1,6 +1,8 @@
-"""Points of a sweep that wait for a place in Slurm's queue: how many are submitted, and that each is
-submitted exactly once, whatever process is killed at whatever moment. Slurm is an object in memory here; the
-real one is in tests/slurm/test_waves.py."""
+"""Sweep points that wait for places in Slurm's queue: their number, and each submitted once.
+
+That holds whichever process is killed at whichever moment. Slurm is an object in memory here;
+tests/slurm/test_waves.py uses the real one.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,24 @@ import pytest
 
 from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
 from finetune.job import slurm_queue, wave_files, waves
-from finetune.job.slurm_command import Refused
+from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import QueuedJob
 from finetune.job.wave_files import Limit, Plan, SweepSubmission
 from finetune.launch import places
 from finetune.runs import layout
 
-REFUSAL = "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
+REFUSAL = (
+    "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: "
+    "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+)
 
 
 class Killed(BaseException):
-    """What stands for kill -9 here."""
+    """Stands in for kill -9."""
 
 
 class Slurm:
-    """A queue that takes `limit` jobs, and notes which run each job that starts belongs to."""
+    """A queue that takes `limit` jobs, and records the run of each job that starts."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -39,7 +44,7 @@ class Slurm:
         self.started: list[str] = []
         self.calls = 0
         self.dependencies: list[str] = []
-        self.states = {"77": "PENDING"}  # of jobs that are no point's
+        self.states = {"77": "PENDING"}  # of jobs other than points
         self.kill_before = self.kill_after = -1
         self._lock = threading.Lock()
 
@@ -66,7 +71,7 @@ class Slurm:
             first, _, last = span.partition("-")
             indices += range(int(first), int(last or first) + 1)
         if len(self.jobs) + len(indices) > self.limit:
-            raise Refused(REFUSAL)
+            raise CommandError(REFUSAL)
         array = str(100 + self.calls)
         for index in indices:
             job = QueuedJob(array, str(index), "PENDING", "0", "debug", "few", "nn1k", "sweep", options[-1])
@@ -85,8 +90,7 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start every released job of the sweep that waits; return the ids of all that run. They stay in the
-        queue."""
+        """Start all released jobs of the sweep; return the ids of its running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -101,7 +105,7 @@ class Slurm:
 
 
 class Sweep:
-    """A runs folder with one submission, all of whose points wait."""
+    """A runs folder with one submission, whose points all wait."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
@@ -132,8 +136,8 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return queue
 
 
-def work_off(slurm: Slurm, sweep: Sweep) -> None:
-    """Let each job run and, at its end, submit more, until nothing is in the queue."""
+def run_to_end(slurm: Slurm, sweep: Sweep) -> None:
+    """Run each job and let it submit more as it ends, until the queue is empty."""
     waves.submit_waiting(sweep.runs_dir)
     while ids := slurm.run_released(sweep):
         for task in ids:
@@ -143,12 +147,13 @@ def work_off(slurm: Slurm, sweep: Sweep) -> None:
 
 @pytest.mark.parametrize("how", ["before", "after", "rename"])
 @pytest.mark.parametrize("moment", range(1, 9))
-def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment(
+def test_each_point_starts_once_whichever_submitter_is_killed_at_whichever_moment(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, moment: int
 ) -> None:
     sweep = Sweep(tmp_path, num_points=9, limit=4)
     if how == "rename":
-        left, rename = [moment], wave_files._rename
+        left = [moment]
+        rename = wave_files._rename
 
         def rename_or_die(source: Path, target: Path) -> bool:
             left[0] -= 1
@@ -160,24 +165,24 @@ def test_a_point_is_started_once_whatever_submitter_is_killed_at_whatever_moment
     else:
         setattr(slurm, f"kill_{how}", moment)
     try:
-        work_off(slurm, sweep)
+        run_to_end(slurm, sweep)
         raise AssertionError("nothing was killed")
     except Killed:
         pass
-    for task in slurm.run_released(sweep):  # what the killed one left goes on, and moves nothing
+    for task in slurm.run_released(sweep):  # jobs that the killed process released run, and submit nothing
         slurm("scancel", task)
-    work_off(slurm, sweep)
+    run_to_end(slurm, sweep)
     assert sorted(slurm.started) == sweep.names
     assert not slurm.jobs
     assert not wave_files.open_submissions(tmp_path)
 
 
 @pytest.mark.parametrize("found_out", [True, False])
-def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
+def test_a_point_that_is_cancelled_after_its_submitter_was_killed_never_starts(
     slurm: Slurm, tmp_path: Path, found_out: bool
 ) -> None:
     sweep = Sweep(tmp_path, num_points=3, limit=4)
-    slurm.kill_after = 2  # Slurm has taken the array, and nobody knows its id
+    slurm.kill_after = 2  # Slurm has accepted the array, whose id is lost
     with pytest.raises(Killed):
         waves.submit_waiting(tmp_path)
     assert len(slurm.jobs) == 3
@@ -187,20 +192,19 @@ def test_a_point_that_is_cancelled_while_its_submitter_is_dead_never_starts(
         assert sweep.submission.withdraw(1)
         assert sweep.submission.withdraw(2)
     assert sweep.submission.withdraw_all([1, 2]) == []
-    work_off(slurm, sweep)
+    run_to_end(slurm, sweep)
     assert slurm.started == ["run-0"]
     assert not slurm.jobs
 
 
-def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_made(
+def test_a_job_starts_after_the_one_whose_place_it_takes_and_after_its_corpus_is_built(
     slurm: Slurm, tmp_path: Path
 ) -> None:
     sweep = Sweep(tmp_path, num_points=4, limit=3, after="77")
     waves.submit_waiting(tmp_path)
     assert slurm.dependencies == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
-    waves.submit_waiting(
-        tmp_path, ending="7"
-    )  # a job of another run of the folder, which did not wait for the corpus
+    # A job of another run in the folder, which did not wait for the corpus:
+    waves.submit_waiting(tmp_path, ending="7")
     assert slurm.dependencies == ["--dependency=afterany:7,afterok:77", "--kill-on-invalid-dep=yes"]
     slurm.states["77"] = "COMPLETED"
     left, ending, _ = slurm.run_released(sweep)
@@ -209,26 +213,23 @@ def test_a_job_starts_after_the_one_whose_place_it_has_and_after_its_corpus_was_
     assert slurm.dependencies == [f"--dependency=afterany:{ending}"]
 
 
-def test_no_point_starts_when_its_corpus_has_failed_until_a_person_retries(
-    slurm: Slurm, tmp_path: Path
-) -> None:
+def test_after_the_corpus_has_failed_no_point_starts_until_a_retry(slurm: Slurm, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, num_points=2, limit=9, after="77")
     slurm.states["77"] = "FAILED"
     assert waves.submit_waiting(tmp_path, ending="7") == 0
-    assert sweep.submission.problem() == "job 77, which was to make the corpus, has failed"
+    assert sweep.submission.problem() == "job 77, which should have built the corpus, failed"
     assert sweep.submission.is_paused
     assert sweep.submission.awaits_failed_job()
     sweep.submission.start_without_awaiting()
-    sweep.submission.go_on()
+    sweep.submission.resume()
     assert waves.submit_waiting(tmp_path) == 2
     assert slurm.dependencies == []
 
 
-def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(
+def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twice(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    """Another job of the user keeps the free place, so that of jobs that end together none finds one until
-    another has left."""
+    """Another job takes the free place, so an ending job finds none until another has left."""
     sweep = Sweep(tmp_path, num_points=12, limit=4)
     other = QueuedJob("7", "N/A", "RUNNING", "1", "debug", "few", "nn1k", "other", "/home/me/job.sh")
     slurm.jobs["7"] = other
@@ -251,22 +252,22 @@ def test_jobs_that_end_at_once_do_not_strand_the_sweep_nor_submit_a_point_twice(
     assert set(slurm.jobs) == {"7", "8"}
 
 
-def test_a_limit_of_one_leaves_the_next_point_to_a_shell(slurm: Slurm, tmp_path: Path) -> None:
+def test_with_a_limit_of_one_a_shell_submits_the_next_point(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 1
     sweep = Sweep(tmp_path, num_points=2, limit=1)
     assert waves.submit_waiting(tmp_path) == 1
     (task,) = slurm.run_released(sweep)
     began = time.monotonic()
     assert waves.submit_waiting(tmp_path, ending=task) == 0
-    assert time.monotonic() - began < 1, "it keeps its node while it waits for what cannot come"
+    assert time.monotonic() - began < 1, "it must not keep its node waiting for a place that cannot come"
     slurm("scancel", task)
     assert waves.submit_waiting(tmp_path) == 1
 
 
-def test_fewer_are_tried_where_slurm_takes_less_than_is_known(slurm: Slurm, tmp_path: Path) -> None:
+def test_fewer_points_are_submitted_if_slurm_takes_less_than_documented(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 3
     sweep = Sweep(tmp_path, num_points=9, limit=50)
-    assert waves.submit_waiting(tmp_path) == 2  # of 9: 4, then 2
+    assert waves.submit_waiting(tmp_path) == 2  # 9 and 4 are refused
     slurm.limit = 0
     assert waves.submit_waiting(tmp_path) == 0
     assert "QOSMaxSubmitJobPerUserLimit" in sweep.submission.problem()
@@ -275,7 +276,7 @@ def test_fewer_are_tried_where_slurm_takes_less_than_is_known(slurm: Slurm, tmp_
     assert sweep.submission.problem() == ""
 
 
-def test_a_point_whose_folder_was_removed_is_passed_over(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_point_whose_folder_was_removed_is_skipped(slurm: Slurm, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, num_points=3, limit=9)
     (tmp_path / "run-1" / "jobs" / layout.WAITING_PICKLE).unlink()
     assert waves.submit_waiting(tmp_path) == 3 - 1
@@ -284,7 +285,7 @@ def test_a_point_whose_folder_was_removed_is_passed_over(slurm: Slurm, tmp_path:
     assert sweep.submission.waiting() == []
 
 
-def test_another_users_sweep_is_left_alone(
+def test_another_users_sweep_is_not_touched(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Sweep(tmp_path, num_points=3, limit=9)
@@ -292,7 +293,7 @@ def test_another_users_sweep_is_left_alone(
     assert waves.submit_waiting(tmp_path) == 0
 
 
-def test_a_lock_of_a_killed_process_is_taken_over_and_that_of_another_is_not(
+def test_the_lock_of_a_killed_process_is_taken_over_but_not_that_of_a_live_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sweeps").mkdir()
@@ -336,7 +337,7 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and how many points of the sweep `name` may be submitted beside QUEUE."""
+    """Limits, and the number of points of sweep `name` that may be submitted beside QUEUE."""
 
     limits: list[Limit]
     expected: int
@@ -358,14 +359,14 @@ COUNTS = {
     "the tightest": Count([Limit(99, ""), Limit(3, "", account="a", partition="cpu")], 2, ending="1_0"),
     "points that run at once": Count([Limit(99, "")], 3, parallel=5),
     "the one that ends makes room": Count([Limit(99, "")], 1, parallel=2, ending="1_0"),
-    "no limit is known": Count([], wave_files.BLIND_POINTS, ending="1_0"),
+    "no limit is known": Count([], wave_files.POINTS_WITHOUT_LIMITS, ending="1_0"),
 }
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
-def test_a_wave_fills_the_places_that_its_queue_has(case: Count) -> None:
+def test_a_wave_fills_the_places_in_the_queue(case: Count) -> None:
     plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
-    assert plan.places(QUEUE, case.ending) == case.expected
+    assert plan.free_places(QUEUE, case.ending) == case.expected
 
 
 ANSWERS = {
@@ -378,36 +379,36 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("denied", [False, True])
-def test_limits_are_those_of_the_site_and_of_slurms_accounting_or_not_known(
+def test_limits_come_from_the_profile_and_from_slurms_accounting(
     monkeypatch: pytest.MonkeyPatch, denied: bool
 ) -> None:
     def answer(*command: str) -> list[str] | None:
-        return (
-            None
-            if denied
-            else next((lines for key, lines in ANSWERS.items() if key in " ".join(command)), None)
-        )
+        if denied:
+            return None
+        return next((lines for key, lines in ANSWERS.items() if key in " ".join(command)), None)
 
     monkeypatch.setattr(places, "slurm_lines", answer)
     site = SiteConfig(queues={"gpu": QueueLimits(max_submitted=210)}, max_array_size=500)
     cluster = ClusterConfig(
         name="site", scheduler="slurm", account="nn1k", partition="gpu", site=site, timeout_min=60
     )
-    found = {
-        (limit.most, limit.partition, limit.qos, limit.account) for limit in places.submit_limits(cluster)
-    }
-    documented = {(210, "gpu", "", "")}
-    assert found == documented | (
-        set() if denied else {(30, "", "", "nn1k"), (20, "", "few", ""), (10, "gpu", "", "")}
-    )
+    limits = places.submit_limits(cluster)
+    found = {(limit.most, limit.partition, limit.qos, limit.account) for limit in limits}
+    expected = {(210, "gpu", "", "")}
+    if not denied:
+        expected |= {(30, "", "", "nn1k"), (20, "", "few", ""), (10, "gpu", "", "")}
+    assert found == expected
     assert places.largest_array(cluster) == 500
     site.max_array_size = None
     assert places.largest_array(cluster) == (1000 if denied else 1001)
 
 
-def test_a_job_hands_on_the_environment_in_which_it_was_started() -> None:
-    """What the batch script adds to PYTHONPATH would be added again with each wave."""
-    program = "from finetune.job.slurm_queue import submission_environment as e; print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
+def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
+    """Additions of the batch script to PYTHONPATH would otherwise accumulate with each wave."""
+    program = (
+        "from finetune.job.slurm_queue import submission_environment as e; "
+        "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
+    )
     script = f"export ADDED=again:$ADDED; {sys.executable} -c {shlex.quote(program)}; true"
     source = str(Path(waves.__file__).parents[2])
     environment = {

@@ -1,4 +1,5 @@
-# source this in an allocation on betzy. Rendered from conf/cluster/betzy.yaml: `make cluster-env`
+# source this in an allocation on betzy
+# rendered from conf/cluster/betzy.yaml by `make cluster-env`
 # documented, 2026-06: https://documentation.sigma2.no/jobs/job_types/betzy_job_types.html (3 nodes are the
 # most of a user)
 #     partition, memory_per_node, cpus_per_rank, prepare, site.accelerator, site.gpus_per_node,
@@ -21,5 +22,5 @@ export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/users/$USER/c
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

@@ -1,4 +1,5 @@
-# source this in an allocation on idun. Rendered from conf/cluster/idun.yaml: `make cluster-env`
+# source this in an allocation on idun
+# rendered from conf/cluster/idun.yaml by `make cluster-env`
 # community, 2026-11: scripts of users and https://www.hpc.ntnu.no/idun
 #     partition, cpus_per_rank, gpu_request, gpu_type, clean_modules, shared_cache, site
 module purge
@@ -8,5 +9,5 @@ export SINGULARITY_CACHEDIR="${SINGULARITY_CACHEDIR:-/cluster/work/$USER/cache/a
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
 export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

@@ -1,4 +1,5 @@
-# source this in an allocation on jupiter. Rendered from conf/cluster/jupiter.yaml: `make cluster-env`
+# source this in an allocation on jupiter
+# rendered from conf/cluster/jupiter.yaml by `make cluster-env`
 # community, 2026-11: scripts and notes of users
 #     partition, cpus_per_rank, gpu_request, srun, on_interrupt, env, clean_modules, prepare, site
 module purge
@@ -7,5 +8,5 @@ export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

@@ -1,4 +1,5 @@
-# source this in an allocation on juwels_booster. Rendered from conf/cluster/juwels_booster.yaml: `make cluster-env`
+# source this in an allocation on juwels_booster
+# rendered from conf/cluster/juwels_booster.yaml by `make cluster-env`
 # community, 2026-08: stas00/ml-engineering
 #     master_suffix, env
 # community, 2026-08: https://apps.fz-juelich.de/jsc/hps/juwels/ (not read again)
@@ -9,5 +10,5 @@ export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

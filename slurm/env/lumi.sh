@@ -1,4 +1,5 @@
-# source this in an allocation on lumi. Rendered from conf/cluster/lumi.yaml: `make cluster-env`
+# source this in an allocation on lumi
+# rendered from conf/cluster/lumi.yaml by `make cluster-env`
 # documented, 2026-04: https://docs.lumi-supercomputer.eu/runjobs/scheduled-jobs/partitions/ and course
 # "Slurm on LUMI" (201)
 #     partition, prepare, site.max_timeout_min, site.queues, site.whole_nodes
@@ -31,5 +32,5 @@ export GLOO_SOCKET_IFNAME=hsn0
 export NCCL_NET_GDR_LEVEL=3
 export MIOPEN_CUSTOM_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/miopen"
 export MIOPEN_USER_DB_PATH="/tmp/$USER-$SLURM_JOB_ID/miopen"
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-unset SRUN_CPUS_PER_TASK  # srun takes no number of cores beside a mask of them
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+unset SRUN_CPUS_PER_TASK  # srun refuses a number of cores together with a mask of cores

@@ -1,4 +1,5 @@
-# source this in an allocation on lumi_small. Rendered from conf/cluster/lumi_small.yaml: `make cluster-env`
+# source this in an allocation on lumi_small
+# rendered from conf/cluster/lumi_small.yaml by `make cluster-env`
 # documented, 2026-04: https://docs.lumi-supercomputer.eu/runjobs/scheduled-jobs/partitions/ and course
 # "Slurm on LUMI" (201)
 #     partition, prepare, site.max_timeout_min, site.queues
@@ -29,5 +30,5 @@ export GLOO_SOCKET_IFNAME=hsn0
 export NCCL_NET_GDR_LEVEL=3
 export MIOPEN_CUSTOM_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/miopen"
 export MIOPEN_USER_DB_PATH="/tmp/$USER-$SLURM_JOB_ID/miopen"
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

@@ -1,4 +1,5 @@
-# source this in an allocation on olivia. Rendered from conf/cluster/olivia.yaml: `make cluster-env`
+# source this in an allocation on olivia
+# rendered from conf/cluster/olivia.yaml by `make cluster-env`
 # documented, 2026-07: https://documentation.sigma2.no/jobs/job_types/olivia_job_types.html
 #     partition, gpu_request, cpus_per_rank, prepare, site.accelerator, site.gpus_per_node, site.cores_per_node,
 #     site.memory_per_node_gb, site.max_timeout_min, site.queues
@@ -55,5 +56,5 @@ if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
     export APPTAINER_BIND="$EBROOTLIBFABRIC/lib:/opt/libfabric/lib,$EBROOTNCCL:/opt/nccl,$EBROOTAWSMINOFIMINNCCL/lib:/opt/aws-ofi-nccl/lib,/usr/lib64"
     export APPTAINERENV_LD_LIBRARY_PATH="/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:\$LD_LIBRARY_PATH"
 fi
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

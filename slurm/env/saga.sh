@@ -1,4 +1,5 @@
-# source this in an allocation on saga. Rendered from conf/cluster/saga.yaml: `make cluster-env`
+# source this in an allocation on saga
+# rendered from conf/cluster/saga.yaml by `make cluster-env`
 # documented, 2026-07: https://documentation.sigma2.no/jobs/job_types/saga_job_types.html (7 nodes are the
 # most of a user)
 #     partition, gpu_request, memory_per_node, cpus_per_rank, site.accelerator, site.gpus_per_node,
@@ -26,5 +27,5 @@ export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
 export http_proxy=http://proxy.saga:3128/
 export https_proxy=http://proxy.saga:3128/
 export no_proxy=localhost,127.0.0.1
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch

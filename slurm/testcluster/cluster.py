@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""A real Slurm cluster on one Linux machine: three nodes as separate hosts, accounting, pretended GPUs,
-preemption.
+"""A real Slurm cluster on one Linux machine: three nodes, accounting, simulated GPUs, preemption.
 
-    python slurm/testcluster/cluster.py up       installs what is missing (Debian, Ubuntu), starts it, prints
-    what to export python slurm/testcluster/cluster.py down     takes it down and leaves nothing behind
+    python slurm/testcluster/cluster.py up      install missing packages (Debian, Ubuntu), start it,
+                                                print the variables to export
+    python slurm/testcluster/cluster.py down    stop it and remove its files
 
-Each node is a network, PID, mount and host-name namespace of its own with its own slurmd; slurmctld,
-slurmdbd, MariaDB and munge run beside them from private folders, so that /etc/slurm and a Slurm that the
-machine may have are left alone. The partition `urgent` preempts jobs of `debug`. It needs root. Several
-clusters can be up at once (`--name`). What a crash leaves behind, the next `up` or `down` of that name
-removes; with `--owner PID` the cluster goes down by itself when that process ends.
+Each node has its own network, PID, mount and host-name namespaces, and its own slurmd. slurmctld,
+slurmdbd, MariaDB and munge run beside them from private folders; /etc/slurm and an installed Slurm
+are not touched. The partition `urgent` preempts jobs of `debug`.
+
+It needs root. Several clusters can be up at once (`--name`). The next `up` or `down` of a name
+removes what a crash has left of that cluster. With `--owner PID`, the cluster is stopped when that
+process ends.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,81 +33,71 @@ if not __package__:  # started as a script
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from slurm.testcluster.layout import Layout
+from slurm.testcluster.processes import is_listening, kill, run, start_daemon
 
 PACKAGES = (
-    "slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "slurmdbd", "mariadb-server-core", "mariadb-client-core",
+    "slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "slurmdbd", "mariadb-server-core",
+    "mariadb-client-core",
 )  # fmt: skip
 PROGRAMS = (
-    "slurmctld",
-    "slurmd",
-    "sbatch",
-    "munged",
-    "ip",
-    "slurmdbd",
-    "mariadbd",
-    "mariadb",
-    "mariadb-install-db",
-    "unshare",
-    "nsenter",
-)
+    "slurmctld", "slurmd", "sbatch", "munged", "ip", "slurmdbd", "mariadbd", "mariadb",
+    "mariadb-install-db", "unshare", "nsenter",
+)  # fmt: skip
+DAEMONS = (
+    "slurmctld", "slurmdbd", "slurmd", "mariadbd", "munged", "unshare", "nsenter", "bash", "slurmstepd",
+)  # fmt: skip
 NODES = ("node1", "node2", "node3")
-SLOTS = range(1, 50)  # of addresses and ports, one a cluster
+SLOTS = range(1, 50)  # numbers of clusters, from which their addresses and ports are computed
 
 SLURM_CONF = Path(__file__).with_name("slurm.conf.in").read_text(encoding="utf-8")
-
 SLURMDBD_CONF = Path(__file__).with_name("slurmdbd.conf.in").read_text(encoding="utf-8")
 
 
 def missing_programs() -> list[str]:
-    """Programs of the cluster that this machine lacks."""
-    return [
-        name
-        for name in PROGRAMS
-        if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
-    ]
+    """Return the cluster's programs that are not installed on this machine."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
 
-def why_not() -> str | None:
-    """Why the cluster cannot run here, or None where it can (perhaps after `install`)."""
+def unavailable_reason() -> str | None:
+    """Return why the cluster cannot run here; None if it can, perhaps after `install`."""
     if sys.platform != "linux":
         return "the test cluster needs Linux"
     if os.geteuid() != 0:
         return "the test cluster needs root (namespaces, a bridge)"
-    if missing_programs() and shutil.which("apt-get") is None:
-        return (
-            f"the test cluster needs {', '.join(missing_programs())}, and there is no apt-get to install them"
-        )
-    probe = subprocess.run(
-        ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False
-    )
-    if probe.returncode:
-        return "the test cluster needs namespaces, which this machine (a container without privileges?) does not allow"
+    missing = ", ".join(missing_programs())
+    if missing and shutil.which("apt-get") is None:
+        return f"the test cluster needs {missing}, and there is no apt-get to install them"
+    probe = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        return "the test cluster needs namespaces, which this machine (a container?) does not allow"
     return None
 
 
 def install() -> None:
-    """Install what is missing, from the distribution's packages."""
+    """Install missing programs from the distribution's packages."""
     if not missing_programs():
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
-    _run(["apt-get", "update", "-qq"], env=environment, timeout=300)
-    _run(command, env=environment, timeout=600)
+    run(["apt-get", "update", "-qq"], env=environment, timeout=300)
+    run(command, env=environment, timeout=600)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster on this machine; all it owns is under `base`, and its processes name `base` in their
-    command lines."""
+    """A cluster on this machine.
+
+    Its files are in `base`, and its processes have that path in their command lines.
+    """
 
     name: str = "default"
     layout: Layout = Layout()
 
     @property
     def base(self) -> Path:
-        return (
-            Path("/var/tmp/finetune-testcluster") / self.name
-        )  # not in /tmp, which some systems clean while it runs
+        # Some systems remove old files from /tmp while the cluster runs.
+        return Path("/var/tmp/finetune-testcluster") / self.name
 
     @property
     def conf(self) -> Path:
@@ -113,7 +105,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a shell needs to talk to it."""
+        """The variables that a shell needs to use the cluster."""
         return {"SLURM_CONF": str(self.conf)}
 
     @property
@@ -122,33 +114,30 @@ class Cluster:
 
     @property
     def node_local(self) -> Path:
-        """A folder that each node has for itself; every other folder of the machine is shared by the
-        nodes."""
+        """A folder that each node has for itself; all other folders of the machine are shared."""
         return self.base / "node-local"
 
-    # --- up and down
-    # ---------------------------------------------------------------------------------------------------
+    # --- up and down ----------------------------------------------------------------------------
 
     def up(self, owner: int | None = None, timeout: float = 60) -> None:
-        """Start everything and wait until all nodes are idle.
+        """Start the cluster and wait until all nodes are idle.
 
         Args:
-            owner: a process after whose end the cluster goes down by itself.
+            owner: id of a process at whose end the cluster is stopped.
 
         Raises:
-            RuntimeError: it cannot run here, or did not come up; then nothing is left of it.
+            RuntimeError: the cluster cannot run here, or did not start; nothing of it is left.
         """
-        if reason := why_not():
+        reason = unavailable_reason()
+        if reason:
             raise RuntimeError(reason)
         install()
         self.down()
         try:
             self._configure()
             if owner is not None:
-                _detached(
-                    [sys.executable, __file__, "--name", self.name, "watch", str(owner)],
-                    self.base / "log" / "watch.log",
-                )
+                watch = [sys.executable, __file__, "--name", self.name, "watch", str(owner)]
+                start_daemon(watch, self.base / "log" / "watch.log")
             self._start_network()
             self._start_munge()
             self.start_accounting()
@@ -156,76 +145,73 @@ class Cluster:
             for node in NODES:
                 self.boot(node)
             self._wait_until_idle(timeout)
-            for words in self.layout.gpu_limit_commands():
-                self.slurm("sacctmgr", "-i", "-Q", *words)
+            for arguments in self.layout.gpu_limit_commands():
+                self.slurm("sacctmgr", "-i", "-Q", *arguments)
         except BaseException:
             self.down()
             raise
 
     def down(self) -> None:
-        """End every process of the cluster and remove its network and folder. Safe to repeat, and after a
-        crash."""
+        """Kill the cluster's processes, and remove its network and files; also after a crash."""
         for _ in range(50):
             pids = self._processes()
             if not pids:
                 break
             for pid in pids:
-                _kill(pid)
+                kill(pid)
             time.sleep(0.1)
         if (self.base / "slot").is_file():
             self._remove_network()
         shutil.rmtree(self.base, ignore_errors=True)
 
-    # --- what can befall it
-    # ----------------------------------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------------------
 
     def cut_power(self, node: str) -> None:
-        """The node's processes end at once, without a word to anybody."""
+        """Kill all processes of a node at once, without a signal that they could handle."""
         pid_file = self.base / "run" / f"{node}.pid"
-        _kill(int(pid_file.read_text()))
+        kill(int(pid_file.read_text()))
         pid_file.unlink()
 
     def boot(self, node: str) -> None:
         daemon = self.node_command(f"slurmd -D -f {self.conf} -N {node}")
         inner = (
-            f"hostname {node} && mount --bind {self.base}/hosts /etc/hosts && mount -t tmpfs none {self.node_local} && "
-            f"exec {daemon}"
+            f"hostname {node} && mount --bind {self.base}/hosts /etc/hosts && "
+            f"mount -t tmpfs none {self.node_local} && exec {daemon}"
         )
+        network = ["nsenter", f"--net=/var/run/netns/{self._net_name(node)}"]
         namespaces = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        command = [
-            "nsenter",
-            f"--net=/var/run/netns/{self._net_name(node)}",
-            *namespaces,
-            "bash",
-            "-c",
-            inner,
-        ]
-        started = _detached(command, self.base / "log" / f"{node}.log")
+        command = [*network, *namespaces, "bash", "-c", inner]
+        started = start_daemon(command, self.base / "log" / f"{node}.log")
         (self.base / "run" / f"{node}.pid").write_text(str(started))
 
     def node_command(self, daemon: str) -> str:
-        """Return the shell command that starts a node's daemon in the namespaces of that node."""
+        """Return the shell command that starts a node's daemon within the node's namespaces."""
         return daemon
 
     def start_controller(self) -> None:
-        _detached(["slurmctld", "-D", "-f", str(self.conf)], self.base / "log" / "slurmctld.out")
+        start_daemon(["slurmctld", "-D", "-f", str(self.conf)], self.base / "log" / "slurmctld.out")
 
     def stop_controller(self) -> None:
         self._end("slurmctld")
 
     def start_accounting(self) -> None:
         self._start_database()
-        _detached(["slurmdbd", "-D"], self.base / "log" / "slurmdbd.out", SLURM_CONF=str(self.conf))
-        self._wait_for(lambda: _listens(f"10.77.{self.slot}.254", 20000 + self.slot), "slurmdbd", 20)
+        start_daemon(["slurmdbd", "-D"], self.base / "log" / "slurmdbd.out", SLURM_CONF=str(self.conf))
+        address = (f"10.77.{self.slot}.254", 20000 + self.slot)
+        self._wait_for(lambda: is_listening(*address), "slurmdbd", 20)
         if not self.slurm("sacctmgr", "-n", "show", "account", self.layout.accounts[0]).strip():
-            for words in self.layout.accounting_commands():
-                self.slurm("sacctmgr", "-i", "-Q", *words)
+            for arguments in self.layout.accounting_commands():
+                self.slurm("sacctmgr", "-i", "-Q", *arguments)
 
     def stop_accounting(self) -> None:
         self._end("slurmdbd")
 
     def slurm(self, *command: str, timeout: float = 20) -> str:
-        """Run one of Slurm's commands; what it printed."""
+        """Run one of Slurm's commands and return its output.
+
+        Raises:
+            RuntimeError: it failed.
+        """
         done = subprocess.run(
             command,
             env={**os.environ, **self.environment},
@@ -238,36 +224,25 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    # --- parts
-    # -----------------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        for folder in (
-            "run",
-            "log",
-            "state",
-            "spool",
-            "gpus",
-            "database",
-            "node-local",
-            *(f"spool/{node}" for node in NODES),
-        ):
+        folders = ["run", "log", "state", "spool", "gpus", "database", "node-local"]
+        for folder in (*folders, *(f"spool/{node}" for node in NODES)):
             (self.base / folder).mkdir(parents=True)
         taken = {bridge.name for bridge in Path("/sys/class/net").glob("ftc*")}
         slot = next(number for number in SLOTS if f"ftc{number}" not in taken)
-        _run(
-            ["ip", "link", "add", f"ftc{slot}", "type", "bridge"]
-        )  # fails where another cluster just took it
+        # This fails if another cluster has just taken the slot.
+        run(["ip", "link", "add", f"ftc{slot}", "type", "bridge"])
         (self.base / "slot").write_text(str(slot))
         net = f"10.77.{slot}"
+        gpus = [f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus]
         values = {
             "base": self.base,
             "net": net,
             "head": socket.gethostname().partition(".")[0],
             "cpus": self.layout.cpus,
-            "gres": ",".join(
-                f"gpu:{kind}:{count}" if kind else f"gpu:{count}" for kind, count in self.layout.gpus
-            ),
+            "gres": ",".join(gpus),
             "memory": self.layout.memory_mb,
             "features": self.layout.features,
             "requeue": int(self.layout.requeue),
@@ -275,8 +250,8 @@ class Cluster:
             "ctld_port": 21000 + slot,
             "dbd_port": 20000 + slot,
             "db_port": 22000 + slot,
-            # ids are new at each start: one that came again would meet the files of an earlier job in the
-            # same folder
+            # Job ids differ at each start, so that a job does not find files of an earlier one in
+            # its folder.
             "first_job_id": 1000 + int(time.time()) % 50_000_000,
         }
         partitions = "\n".join(partition.line() for partition in self.layout.partitions)
@@ -287,13 +262,11 @@ class Cluster:
         self._make_gpus()
         hosts = [f"{net}.{number} {node}" for number, node in enumerate(NODES, start=1)]
         head = " ".join([str(values["head"]), *self.layout.login_hosts])
-        (self.base / "hosts").write_text(
-            "\n".join(["127.0.0.1 localhost", f"{net}.254 {head}", *hosts]) + "\n"
-        )
+        lines = ["127.0.0.1 localhost", f"{net}.254 {head}", *hosts]
+        (self.base / "hosts").write_text("\n".join(lines) + "\n")
 
     def _make_gpus(self) -> None:
-        """Write gres.conf, and make the device files that it names: without one Slurm sets no
-        CUDA_VISIBLE_DEVICES."""
+        """Write gres.conf and its devices; without them Slurm sets no CUDA_VISIBLE_DEVICES."""
         lines = []
         first = 0
         for kind, count in self.layout.gpus:
@@ -308,23 +281,24 @@ class Cluster:
         slot = self.slot
         bridge = f"ftc{slot}"
         inner = self.layout.interface
-        _run(["ip", "addr", "add", f"10.77.{slot}.254/24", "dev", bridge])
-        _run(["ip", "link", "set", bridge, "up"])
+        run(["ip", "addr", "add", f"10.77.{slot}.254/24", "dev", bridge])
+        run(["ip", "link", "set", bridge, "up"])
         for number, node in enumerate(NODES, start=1):
-            space, outer = self._net_name(node), f"{bridge}v{number}"
-            _run(["ip", "netns", "add", space])
-            _run(["ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space])
-            _run(["ip", "link", "set", outer, "master", bridge, "up"])
-            _run(["ip", "-n", space, "addr", "add", f"10.77.{slot}.{number}/24", "dev", inner])
+            space = self._net_name(node)
+            outer = f"{bridge}v{number}"
+            run(["ip", "netns", "add", space])
+            run(["ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space])
+            run(["ip", "link", "set", outer, "master", bridge, "up"])
+            run(["ip", "-n", space, "addr", "add", f"10.77.{slot}.{number}/24", "dev", inner])
             for device in ("lo", inner):
-                _run(["ip", "-n", space, "link", "set", device, "up"])
+                run(["ip", "-n", space, "link", "set", device, "up"])
 
     def _remove_network(self) -> None:
         for node in NODES:
-            _run(["ip", "netns", "del", self._net_name(node)], check=False)
+            run(["ip", "netns", "del", self._net_name(node)], check=False)
         for link in sorted(Path("/sys/class/net").glob(f"ftc{self.slot}v*")):
-            _run(["ip", "link", "del", link.name], check=False)
-        _run(["ip", "link", "del", f"ftc{self.slot}"], check=False)
+            run(["ip", "link", "del", link.name], check=False)
+        run(["ip", "link", "del", f"ftc{self.slot}"], check=False)
 
     def _net_name(self, node: str) -> str:
         return f"ftc{self.slot}-{node}"
@@ -339,67 +313,56 @@ class Cluster:
             "pid-file": self.base / "run" / "munged.pid",
         }
         files |= {"log-file": self.base / "log" / "munged.log", "seed-file": self.base / "munge.seed"}
-        _detached(
-            ["munged", "-F", *(f"--{name}={path}" for name, path in files.items())],
-            self.base / "log" / "munged.out",
-        )
+        options = [f"--{name}={path}" for name, path in files.items()]
+        start_daemon(["munged", "-F", *options], self.base / "log" / "munged.out")
         self._wait_for((self.base / "munge.sock").exists, "munged", 10)
 
     def _start_database(self) -> None:
-        data, sock = self.base / "database", self.base / "database.sock"
+        data = self.base / "database"
+        sock = self.base / "database.sock"
         if any("mariadbd" in line for line in self._command_lines().values()):
             return
+        common = ["--no-defaults", "--user=root", f"--datadir={data}"]
         if not (data / "mysql").is_dir():
             options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-            _run(
-                ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", *options],
-                timeout=60,
-            )
-        _detached(
-            [
-                "mariadbd",
-                "--no-defaults",
-                "--user=root",
-                f"--datadir={data}",
-                f"--socket={sock}",
-                "--bind-address=127.0.0.1",
-                f"--port={22000 + self.slot}",
-                "--innodb-buffer-pool-size=64M",
-                "--innodb-log-file-size=32M",
-                "--innodb-flush-log-at-trx-commit=0",
-                "--innodb-lock-wait-timeout=900",
-            ],
-            self.base / "log" / "mariadb.out",
-        )
-        create = [
-            "mariadb",
-            "--no-defaults",
-            "-uroot",
+            run(["mariadb-install-db", *common, *options], timeout=60)
+        server = [
+            "mariadbd",
+            *common,
             f"--socket={sock}",
-            "-e",
-            "create database if not exists slurm_acct",
+            "--bind-address=127.0.0.1",
+            f"--port={22000 + self.slot}",
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-log-file-size=32M",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-lock-wait-timeout=900",
         ]
-        self._wait_for(
-            lambda: subprocess.run(create, capture_output=True, check=False).returncode == 0, "MariaDB", 30
-        )
+        start_daemon(server, self.base / "log" / "mariadb.out")
+        statement = "create database if not exists slurm_acct"
+        create = ["mariadb", "--no-defaults", "-uroot", f"--socket={sock}", "-e", statement]
+
+        def has_created() -> bool:
+            return subprocess.run(create, capture_output=True, check=False).returncode == 0
+
+        self._wait_for(has_created, "MariaDB", 30)
 
     def _wait_until_idle(self, timeout: float) -> None:
-        def idle() -> bool:
+        partition = self.layout.partitions[0].name
+
+        def is_idle() -> bool:
             try:
-                partition = self.layout.partitions[0].name
-                return self.slurm("sinfo", "-h", "-N", "-p", partition, "-o", "%t").split() == ["idle"] * len(
-                    NODES
-                )
+                states = self.slurm("sinfo", "-h", "-N", "-p", partition, "-o", "%t").split()
             except (RuntimeError, subprocess.TimeoutExpired):
                 return False
+            return states == ["idle"] * len(NODES)
 
-        self._wait_for(idle, "the nodes", timeout)
+        self._wait_for(is_idle, "the nodes", timeout)
 
-    def _wait_for(self, condition: object, what: str, timeout: float) -> None:
+    def _wait_for(self, condition: Callable[[], bool], what: str, timeout: float) -> None:
         end = time.monotonic() + timeout
-        while not condition():  # type: ignore[operator]
+        while not condition():
             if time.monotonic() > end:
-                raise RuntimeError(f"{what} did not come up within {timeout:.0f} s: see {self._keep_logs()}")
+                raise RuntimeError(f"{what} did not start within {timeout:.0f} s; see {self._keep_logs()}")
             time.sleep(0.1)
 
     def _keep_logs(self) -> Path:
@@ -409,115 +372,62 @@ class Cluster:
         return kept
 
     def _end(self, program: str) -> None:
-        """Ask a daemon to end, and wait until it has."""
+        """Ask a daemon to end, wait until it has, and kill it after 8 s."""
         for attempt in range(100):
-            pids = [
-                pid for pid, line in self._command_lines().items() if Path(line.split()[0]).name == program
-            ]
+            lines = self._command_lines()
+            pids = [pid for pid, line in lines.items() if Path(line.split()[0]).name == program]
             if not pids:
                 return
             for pid in pids:
-                _kill(pid, signal.SIGTERM if attempt < 80 else signal.SIGKILL)
+                kill(pid, signal.SIGTERM if attempt < 80 else signal.SIGKILL)
             time.sleep(0.1)
 
     def _processes(self) -> list[int]:
-        """Of the cluster, ourselves and our parents left out. Daemons name the folder in their command line
-        or environment."""
+        """Return the ids of the cluster's processes, without this process and its parent."""
         ours = {os.getpid(), os.getppid()}
         return [pid for pid in self._command_lines() if pid not in ours]
 
     def _command_lines(self) -> dict[int, str]:
-        """Daemons of this cluster: those that have its folder in their arguments, or are slurmdbd with our
-        SLURM_CONF."""
-        found, mark = {}, f"{self.base}/"
+        """Return the command lines of the cluster's daemons by process id.
+
+        They have the cluster's folder among their arguments; slurmdbd has it in SLURM_CONF; and the
+        process that watches the owner has the cluster's name.
+        """
+        found = {}
+        mark = f"{self.base}/"
+        setting = f"SLURM_CONF={self.conf}"
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                program = Path(words[0].split(":")[0]).name
-                ours = mark in " ".join(words)
+                arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                program = Path(arguments[0].split(":")[0]).name
+                is_ours = mark in " ".join(arguments)
                 if program == "slurmdbd":
-                    ours = f"SLURM_CONF={self.conf}" in (folder / "environ").read_bytes().decode(
-                        errors="replace"
-                    ).split("\0")
-                watch = (
-                    words[1:]
-                    and Path(words[1]).name == Path(__file__).name
-                    and "watch" in words
-                    and self.name in words
-                )
-                daemons = (
-                    "slurmctld",
-                    "slurmdbd",
-                    "slurmd",
-                    "mariadbd",
-                    "munged",
-                    "unshare",
-                    "nsenter",
-                    "bash",
-                    "slurmstepd",
-                )
-                if (ours and program in daemons) or watch:
-                    found[int(folder.name)] = " ".join(words)
+                    environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                    is_ours = setting in environment
+                is_script = len(arguments) > 1 and Path(arguments[1]).name == Path(__file__).name
+                is_watch = is_script and "watch" in arguments and self.name in arguments
+                if (is_ours and program in DAEMONS) or is_watch:
+                    found[int(folder.name)] = " ".join(arguments)
         return found
 
 
-def _run(
-    command: list[str], *, check: bool = True, env: Mapping[str, str] | None = None, timeout: float = 30
-) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}")
-
-
-def _detached(command: list[str], log: Path, **environment: str) -> int:
-    """Start a daemon in a session of its own, so that a signal to our terminal or test does not reach it; its
-    process id."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    # what a test or a job has set is nothing for daemons, which hand their environment on to jobs
-    inherited = {key: os.environ[key] for key in ("HOME", "LANG", "TZ") if key in os.environ}
-    with log.open("ab") as output:
-        started = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**inherited, "PATH": path, **environment},
-        )
-    return started.pid
-
-
-def _kill(pid: int, number: int = signal.SIGKILL) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _listens(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
-        return True
-    return False
-
-
 def _watch(cluster: Cluster, owner: int) -> None:
-    """Wait for the owner to end, then take the cluster down."""
+    """Wait for the owner to end, then stop the cluster."""
     while Path(f"/proc/{owner}").is_dir() and cluster.conf.exists():
         time.sleep(0.5)
     cluster.down()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
-    )
-    parser.add_argument(
-        "--name", default="default", help="several clusters can be up at once, each by its name"
-    )
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary, epilog="It needs root, on Linux.")
+    parser.add_argument("--name", default="default", help="name of the cluster; several can be up at once")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="install what is missing and start it")
-    up.add_argument("--owner", type=int, metavar="PID", help="take it down when this process ends")
-    verbs.add_parser("down", help="take it down")
-    for verb, what in (("cut", "cut a node's power"), ("boot", "start a node again")):
-        verbs.add_parser(verb, help=what).add_argument("node", choices=NODES)
+    up = verbs.add_parser("up", help="install missing packages and start the cluster")
+    up.add_argument("--owner", type=int, metavar="PID", help="stop the cluster when this process ends")
+    verbs.add_parser("down", help="stop the cluster and remove its files")
+    for verb, description in (("cut", "cut a node's power"), ("boot", "start a node again")):
+        verbs.add_parser(verb, help=description).add_argument("node", choices=NODES)
     verbs.add_parser("watch").add_argument("owner", type=int)
     options = parser.parse_args()
     cluster = Cluster(options.name)

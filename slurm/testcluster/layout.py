@@ -1,4 +1,4 @@
-"""The layout of a test cluster: the nodes, partitions, limits and accounts that its Slurm declares."""
+"""The layout of a test cluster: nodes, partitions, limits and accounts that Slurm declares."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ ACCOUNT = "nn9999k"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a quality of service. A partition that counts a user's jobs has one of its own, as sites do
-    it."""
+    """Limits of a quality of service.
+
+    As at sites, a partition with limits on a user's jobs has its own quality of service.
+    """
 
     max_time: str | None = None
     max_gpus: int | None = None
@@ -18,7 +20,7 @@ class Limits:
     max_running: int | None = None
 
     def options(self) -> list[str]:
-        """Return them as sacctmgr takes them, that of GPUs left out."""
+        """Return the limits as options of sacctmgr, but not on GPUs (see gpu_limit_commands)."""
         values = {
             "MaxWall": self.max_time,
             "MaxSubmitJobsPerUser": self.max_submitted,
@@ -29,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition, on all nodes."""
+    """A partition of all nodes."""
 
     name: str
     max_time: str = "7-00:00:00"
@@ -41,11 +43,11 @@ class Partition:
 
     @property
     def quality(self) -> str:
-        """Name of the quality of service that holds the limits."""
+        """The name of the quality of service that holds the limits."""
         return f"partition_{self.name}"
 
     def line(self) -> str:
-        """Return its line of slurm.conf."""
+        """Return the partition's line of slurm.conf."""
         values = {
             "PartitionName": self.name,
             "Nodes": "ALL",
@@ -56,8 +58,10 @@ class Partition:
             "OverSubscribe": "EXCLUSIVE" if self.whole_nodes else None,
             "QOS": self.quality if self.limits else None,
         }
-        words = [f"{key}={value}" for key, value in values.items() if value is not None]
-        return " ".join([*words, *([self.options] if self.options else [])])
+        settings = [f"{key}={value}" for key, value in values.items() if value is not None]
+        if self.options:
+            settings.append(self.options)
+        return " ".join(settings)
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ class Layout:
     """The nodes, partitions, qualities of service and accounts that slurm.conf declares.
 
     Attributes:
-        gpus: GPUs of a node by type; the type "" is GPUs without one.
-        requeue: whether jobs may be requeued (JobRequeue).
-        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets it wait.
-        login_hosts: further names of this machine, which nodes resolve.
+        gpus: GPUs of a node by type; the type "" is for GPUs without a type.
+        requeue: jobs may be requeued (JobRequeue).
+        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets
+            it wait.
+        login_hosts: further names of this machine that nodes resolve.
     """
 
     partitions: tuple[Partition, ...] = (
@@ -89,15 +94,14 @@ class Layout:
     login_hosts: tuple[str, ...] = ()
 
     def all_qualities(self) -> dict[str, Limits]:
-        """Return the qualities of service by name, those of partitions too."""
+        """Return the qualities of service by name, including those of partitions."""
         of_partitions = {
             partition.quality: partition.limits for partition in self.partitions if partition.limits
         }
         return {**of_partitions, **dict(self.qualities)}
 
     def gpu_limit_commands(self) -> list[list[str]]:
-        """Return sacctmgr's commands that limit GPUs. Accounting knows GPUs once the controller has
-        registered."""
+        """Return sacctmgr's commands that limit GPUs; the controller must be registered before."""
         return [
             ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
             for name, limits in self.all_qualities().items()
@@ -107,9 +111,9 @@ class Layout:
     def accounting_commands(self) -> list[list[str]]:
         """Return the commands of sacctmgr that set up accounts and limits."""
         commands = [["add", "cluster", "testcluster"]]
-        alike: dict[
-            tuple[str, ...], list[str]
-        ] = {}  # one command for those of the same limits: each takes a third of a second
+        # Qualities of service with equal limits share a command, as each command takes a third of a
+        # second.
+        alike: dict[tuple[str, ...], list[str]] = {}
         for name, limits in self.all_qualities().items():
             alike.setdefault(tuple(limits.options()), []).append(name)
         commands += [["add", "qos", ",".join(names), *options] for options, names in alike.items()]

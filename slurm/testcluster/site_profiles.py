@@ -1,5 +1,4 @@
-"""The sites that the test cluster can be dressed as: partitions, limits, accounts, modules, Python and
-container program."""
+"""Sites that the test cluster can imitate: queues, accounts, modules, Python, containers."""
 
 from __future__ import annotations
 
@@ -15,20 +14,20 @@ NCCL = "NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0"
 
 @dataclass(frozen=True)
 class Site:
-    """The parts of a dressed site.
+    """The parts of an imitated site.
 
     Attributes:
-        folders: its shared file systems, at the root of login node and nodes.
-        home: of the user, in one of them; the walk begins there.
-        image: of a container, which the Python of trainings comes from.
-        wrapped: a folder with a wrapped Python (wrapped.py), which `finetune` on the login node comes from;
-            unset: from a virtual environment.
-        shares_python: whether the nodes see that virtual environment.
-        python: version that `python3` answers with.
+        folders: its shared file systems, in the root folder of login node and nodes.
+        home: the user's home folder, in one of them; `walk` starts there.
+        image: the container image with the Python for trainings.
+        wrapped: the folder of a wrapped Python (wrapped.py), from which `finetune` on the login
+            node comes; None: it comes from a virtual environment.
+        shares_python: the nodes see that virtual environment.
+        python: the version that `python3` reports.
         modules: files of shell lines, by path; a folder of them is a path for `module use`.
-        loaded: modules that a login shell has.
+        loaded: modules that a login shell has loaded.
         programs: further scripts of the site, by name.
-        environment: of the login shell.
+        environment: variables of the login shell.
     """
 
     name: str
@@ -219,7 +218,7 @@ JUPITER = Site(
 )
 
 
-# those of which no more than the queues is needed
+# Of the following sites only the queues are needed.
 LEONARDO = Site(
     name="leonardo",
     layout=Layout(

@@ -1,22 +1,20 @@
-"""The test cluster dressed as a site: partitions, limits, accounts, folders, modules, Python and container
-program.
+"""The test cluster as an imitation of a site: queues, accounts, folders, modules, programs.
 
-    python -m slurm.testcluster.sites up lumi               starts the test cluster as LUMI
+    python -m slurm.testcluster.sites up lumi               start the test cluster as LUMI
     python -m slurm.testcluster.sites login lumi [COMMAND]  a shell, or a command, on its login node
     python -m slurm.testcluster.sites down lumi
 
-The login node and the nodes see a root of their own: this machine's folders, the site's file systems
-(/scratch, /cluster, …) and /site, which holds the stand-ins for the site's own programs and comes first on
-PATH:
+Login node and nodes see their own root folder: this machine's folders, the site's file systems
+(/scratch, /cluster, …), and /site with stand-ins for the site's programs, which come first on PATH:
 
-    python3       answers, and refuses newer syntax, as the site's old Python does
-    module        finds a module only after what must come first, and logs each call in /site/modules.log
-    apptainer     runs a command in another root: Python in /opt/env, no Slurm commands, only folders that are
-        bound
-    finetune      an environment without torch, as a login node has it
+    python3       reports the version of the site's old Python, and refuses newer syntax
+    module        finds a module only after its prerequisites; logs each call in /site/modules.log
+    apptainer     runs a command in another root folder: Python in /opt/env, no Slurm
+                  commands, only bound folders
+    finetune      an environment without torch, as on a login node
     sinfo         refuses where the site denies it
 
-What no stand-in shows: GPUs, another architecture, the speed of anything.
+It cannot imitate GPUs, another architecture, or the speed of anything.
 """
 
 from __future__ import annotations
@@ -32,8 +30,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm.testcluster import wrapped
-from slurm.testcluster.cluster import Cluster, _detached
+from slurm.testcluster.cluster import Cluster
 from slurm.testcluster.layout import Layout, Limits, Partition
+from slurm.testcluster.processes import start_daemon
 from slurm.testcluster.site_profiles import LUMI, SITES, Site
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -41,10 +40,11 @@ NOT_ON_LOGIN = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bit
 
 
 def union(sites: list[Site]) -> Layout:
-    """Return a layout on which the jobs of all these sites can be submitted.
+    """Return a layout on which jobs of all these sites can be submitted.
 
-    It has every partition, quality of service, account, type of GPU and feature, on nodes as large as the
-    largest. Limits are left out, as sites give one name different ones: `limit` sets those of one site.
+    It has all their partitions, qualities of service, accounts, types of GPU and features, on nodes
+    as large as the largest. It has no limits, as sites give different limits to one name: `limit`
+    sets those of one site.
     """
     layouts = [site.layout for site in sites]
     partitions = {
@@ -68,7 +68,7 @@ def union(sites: list[Site]) -> Layout:
 
 
 def limit(cluster: Cluster, site: Site) -> None:
-    """Give the partitions of a running cluster the limits that they have at a site."""
+    """Give the partitions of a running cluster the limits that they have at the site."""
     for partition in site.layout.partitions:
         settings = [f"MaxTime={partition.max_time}", f"MaxNodes={partition.max_nodes or 'UNLIMITED'}"]
         settings.append(f"OverSubscribe={'EXCLUSIVE' if partition.whole_nodes else 'NO'}")
@@ -76,22 +76,22 @@ def limit(cluster: Cluster, site: Site) -> None:
 
 
 @dataclass(frozen=True)
-class DressedCluster(Cluster):
-    """A test cluster that looks like a site, with a login node."""
+class SiteCluster(Cluster):
+    """A test cluster that imitates a site, with a login node."""
 
     site: Site = LUMI
 
     @classmethod
-    def of(cls, site: Site, name: str) -> DressedCluster:
+    def of(cls, site: Site, name: str) -> SiteCluster:
         return cls(name=name, layout=site.layout, site=site)
 
     @property
     def disk(self) -> Path:
-        """The site's file systems, and /site, as this machine sees them."""
+        """The folder on this machine with the site's file systems and /site."""
         return self.base / "disk"
 
     def path(self, path: str) -> Path:
-        """Return where a path of the site lies on this machine."""
+        """Return the path on this machine of a path of the site."""
         return self.disk / path.lstrip("/")
 
     def node_command(self, daemon: str) -> str:
@@ -107,14 +107,14 @@ class DressedCluster(Cluster):
         self._start_login_node()
 
     def _start_login_node(self) -> None:
-        """Start a process that holds the login node's namespaces, and wait until they are complete."""
+        """Start a process that holds the login node's namespaces, and wait for them."""
         inner = f"hostname {self.site.login_host} && exec bash {self.base}/enter-root login bash /site/wait"
         command = ["unshare", "--uts", "--mount", "--fork", "--kill-child", "bash", "-c", inner]
-        _detached(command, self.base / "log" / "login.log")
+        start_daemon(command, self.base / "log" / "login.log")
         self._wait_for(self.path("/site/login.pid").exists, "the login node", 10)
 
-    def login(self, *words: str, folder: str | None = None) -> list[str]:
-        """Return the command that runs another one, or a shell, on the login node."""
+    def login(self, *command: str, folder: str | None = None) -> list[str]:
+        """Return the command that runs another command, or a shell, on the login node."""
         site = self.site
         variables = {
             "HOME": site.home,
@@ -132,14 +132,15 @@ class DressedCluster(Cluster):
         settings = [f"{key}={value}" for key, value in variables.items()]
         pid = self.path("/site/login.pid").read_text().strip()
         enter = ["nsenter", f"--target={pid}", "--mount", "--uts", "env", "-i", *settings, "bash"]
-        if not words:
+        if not command:
             return [*enter, "--rcfile", "/site/init.sh", "-i"]
-        return [*enter, "-c", f'cd {shlex.quote(folder or site.home)} && exec "$@"', "bash", *words]
+        return [*enter, "-c", f'cd {shlex.quote(folder or site.home)} && exec "$@"', "bash", *command]
 
 
-def _write_disk(cluster: DressedCluster) -> None:
+def _write_disk(cluster: SiteCluster) -> None:
     """Write the site's folders, and its programs into /site."""
-    site, disk = cluster.site, cluster.path
+    site = cluster.site
+    disk = cluster.path
     for folder in (*site.folders, site.home, "/site/bin", "/site/newer-python/bin"):
         disk(folder).mkdir(parents=True, exist_ok=True)
     for path, lines in site.modules.items():
@@ -164,8 +165,7 @@ def _write_disk(cluster: DressedCluster) -> None:
 
 
 def _write_image(image: Path) -> None:
-    """Write the part of a container's root that differs from this machine's: this Python's environment in
-    /opt/env."""
+    """Write a container's own part of its root folder: this Python's environment in /opt/env."""
     version = f"python3.{sys.version_info.minor}"
     base = Path("/usr") if sys.base_prefix == "/usr" else Path("/opt/python")
     for folder in ("bin", "lib", "include"):
@@ -176,12 +176,14 @@ def _write_image(image: Path) -> None:
     (image / "base-prefix").write_text(f"{sys.base_prefix}\n")
 
 
-def _write_login_environment(cluster: DressedCluster) -> None:
-    """Write `finetune` as a login node has it: without torch and what needs it, where jobs have a Python of
-    their own.
+def _write_login_environment(cluster: SiteCluster) -> None:
+    """Write `finetune` as a login node has it: without torch, if jobs have another Python.
 
-    It is this Python with those packages hidden; what a login node must install is another test's concern."""
-    site, folder = cluster.site, cluster.path("/site")
+    It is this Python with those packages hidden; other tests cover the installation on a login
+    node.
+    """
+    site = cluster.site
+    folder = cluster.path("/site")
     python = sys.executable
     if site.wrapped:
         wrapped.wrap(cluster.path(site.wrapped))
@@ -207,19 +209,20 @@ def _write_login_environment(cluster: DressedCluster) -> None:
     _write(folder / "login" / "start.py", textwrap.dedent(command))
     script = f"""\
         #!/bin/bash
-        # the nodes have no GPUs, so trainings are kept on the CPU
-        case $1 in train) set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;; esac
+        # The nodes have no GPUs, so trainings are kept on the CPU.
+        case $1 in train)
+            set -- "$@" ++cluster.env.CUDA_VISIBLE_DEVICES= ++cluster.env.OMP_NUM_THREADS=1;;
+        esac
         PYTHONPATH={source}/src:{source} exec {python} /site/login/start.py "$@"
         """
     _write(folder / "bin" / "finetune", textwrap.dedent(script))
 
 
-def _write_root_script(cluster: DressedCluster) -> None:
-    """Write the script that gives a process the site's root: this machine's folders, and the site's among
-    them.
+def _write_root_script(cluster: SiteCluster) -> None:
+    """Write the script that gives a process the site's root: this machine's folders and the site's.
 
-    On nodes this Python's environment is in containers only: its own folder, which the login node has, is
-    empty.
+    On nodes, the folder of this Python's environment, which the login node has, is empty: only
+    containers have the environment.
     """
     is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})
@@ -256,15 +259,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
-    )
-    parser.add_argument("--name", help="of the cluster; unset: the site's")
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary, epilog="It needs root, on Linux.")
+    parser.add_argument("--name", help="name of the cluster (the site's)")
     parser.add_argument("verb", choices=("up", "down", "login"))
     parser.add_argument("site", choices=sorted(SITES))
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="a command for the login node")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="a command for the login node")
     options = parser.parse_args()
-    cluster = DressedCluster.of(SITES[options.site], options.name or options.site)
+    cluster = SiteCluster.of(SITES[options.site], options.name or options.site)
     try:
         if options.verb == "up":
             cluster.up()
@@ -272,7 +274,7 @@ def main() -> None:
         elif options.verb == "down":
             cluster.down()
         else:
-            sys.exit(subprocess.run(cluster.login(*options.words), check=False).returncode)
+            sys.exit(subprocess.run(cluster.login(*options.command), check=False).returncode)
     except RuntimeError as fault:
         sys.exit(f"error: {fault}")
 

@@ -1,14 +1,13 @@
-"""Run the commands of a page of docs/sites on the test cluster dressed as that site, and compare what they
-print.
+"""Run the commands of a page in docs/sites on an imitation of its site, and compare outputs.
 
-    python -m slurm.testcluster.walk lumi             exit code 1 if a command fails or prints something else
-    python -m slurm.testcluster.walk lumi --write     puts what they print now into the page
+    python -m slurm.testcluster.walk lumi             exit with 1 on a failure or a difference
+    python -m slurm.testcluster.walk lumi --write     write the present outputs into the page
 
-A page is read from top to bottom. Its commands are in blocks of `console`: a line that begins with `$ ` is a
-command, one with `> ` continues it, the others are expected output. They share one shell on the login node. A
-block of another kind whose first line is a comment with a path, as `# my/cluster/mine.yaml`, is a file that
-the user writes. In expected output, a number, a time or an id stands for any, and … for anything; a line of …
-alone, for any number of lines.
+A page is read from top to bottom. Its commands are in `console` blocks: a line that starts with `$
+` is a command, one with `> ` continues it, and the others are expected output. All share one shell
+on the login node. A block of another kind whose first line is a comment with a path, such as `#
+my/cluster/mine.yaml`, is a file that the user writes. In expected output, numbers, times and ids
+match any others, `…` matches anything, and a line that is only `…` matches any number of lines.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm.testcluster.site_profiles import SITES
-from slurm.testcluster.sites import DressedCluster
+from slurm.testcluster.sites import SiteCluster
 
 PAGES = Path(__file__).parents[2] / "docs" / "sites"
-SECONDS = 600.0  # for one command: a run has to be waited for
-MOST_LINES = 14  # of output that --write puts into a page
+SECONDS = 600.0  # time limit of a command, which may wait for a run
+MOST_LINES = 14  # of an output that --write puts into a page
 END = "\x1e"
 
 
 @dataclass
 class Command:
-    """A command of a page, and what it prints there, in the page's lines from `first` to `last`."""
+    """A command of a page and its expected output, in the page's lines from `first` to `last`."""
 
     text: str
     first: int
@@ -48,16 +47,16 @@ class Command:
 
 @dataclass
 class File:
-    """A file that the page tells the user to write."""
+    """A file that the user writes, according to the page."""
 
     path: str
     text: str
 
 
 class Shell:
-    """One shell on the login node of a dressed cluster."""
+    """A shell on the login node of a test cluster."""
 
-    def __init__(self, cluster: DressedCluster, **variables: str) -> None:
+    def __init__(self, cluster: SiteCluster, **variables: str) -> None:
         command = cluster.login("bash", "--noprofile", "--norc")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -66,10 +65,10 @@ class Shell:
             self.run(f"export {name}={shlex.quote(value)}")
 
     def run(self, command: str, seconds: float = SECONDS) -> tuple[int, str]:
-        """Run one command; return its exit code and what it printed.
+        """Run a command; return its exit code and its output.
 
         Raises:
-            TimeoutError: it takes longer.
+            TimeoutError: it takes longer than `seconds`.
             RuntimeError: the shell has ended.
         """
         assert self._process.stdin is not None
@@ -104,9 +103,11 @@ def read_page(text: str) -> list[Command | File]:
     kind: str | None = None
     for number, line in enumerate(text.splitlines()):
         if kind is None and line.startswith("```"):
-            kind, block = line[3:].strip(), []
+            kind = line[3:].strip()
+            block = []
         elif line.startswith("```"):
-            if path := re.match(r"# ((?:\w[\w.-]*/)+[\w.-]+)", block[0] if block else ""):
+            path = re.match(r"# ((?:\w[\w.-]*/)+[\w.-]+)", block[0] if block else "")
+            if path:
                 found.append(File(path[1], "\n".join(block) + "\n"))
             kind = None
         elif kind == "console":
@@ -117,7 +118,7 @@ def read_page(text: str) -> list[Command | File]:
 
 
 def _read_line(line: str, number: int, found: list[Command | File]) -> None:
-    """Add a line of a console block: a command, more of one, or what it prints."""
+    """Add a line of a console block: a command, a continuation, or expected output."""
     last = found[-1] if found else None
     if line.startswith("$ "):
         found.append(Command(line[2:], number + 1))
@@ -129,13 +130,13 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 
 def missing_line(expected: list[str], printed: str) -> str | None:
-    """Return the first expected line that was not printed in its place, or None."""
-    lines = [_normalised(line) for line in printed.splitlines()]
+    """Return the first expected line that is missing from the output; None if none is."""
+    lines = [_normalise(line) for line in printed.splitlines()]
     position = 0
     for line in expected:
         if line.strip() in ("", "…"):
             continue
-        pattern = re.compile(".*".join(re.escape(part) for part in _normalised(line).split("…")))
+        pattern = re.compile(".*".join(re.escape(part) for part in _normalise(line).split("…")))
         while position < len(lines) and not pattern.fullmatch(lines[position]):
             position += 1
         if position == len(lines):
@@ -144,18 +145,18 @@ def missing_line(expected: list[str], printed: str) -> str | None:
     return None
 
 
-def _normalised(line: str) -> str:
-    """Return a line with all that differs from one time to the next made equal."""
+def _normalise(line: str) -> str:
+    """Return a line with numbers, ids and spaces replaced that differ between runs."""
     line = re.sub(r"-\d{8}-\d{6}-\w+", "-ID", line)
     line = re.sub(r"\d[\d.,:]*", "0", line)
     return " ".join(line.split())
 
 
-def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
-    """Run a page, to its end or to the first command that fails.
+def walk(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
+    """Run a page to its end, or to the first command that fails.
 
     Returns:
-        faults, and the page with what the commands printed.
+        the faults, and the page with the present outputs.
     """
     faults: list[str] = []
     lines = text.splitlines()
@@ -164,19 +165,19 @@ def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[li
         moved = 0
         for step in read_page(text):
             if isinstance(step, File):
-                shell.run(
-                    f"mkdir -p {Path(step.path).parent} && printf %s {shlex.quote(step.text)} >{step.path}"
-                )
+                folder = Path(step.path).parent
+                shell.run(f"mkdir -p {folder} && printf %s {shlex.quote(step.text)} >{step.path}")
                 continue
             began = time.monotonic()
             code, printed = shell.run(step.text)
             print(f"$ {step.text}\n{printed}# exit code {code}, {time.monotonic() - began:.1f} s", flush=True)
             if code:
                 faults.append(f"{step.text}: exit code {code}: {printed[-500:]}")
-                break  # what follows builds upon it
-            if (line := missing_line(step.expected, printed)) is not None and not write:
-                faults.append(f"{step.text}: did not print: {line}\n{printed[-1000:]}")
-            shown = _shortened(printed)
+                break  # later commands depend on it
+            line = missing_line(step.expected, printed)
+            if line is not None and not write:
+                faults.append(f"{step.text}: missing from its output: {line}\n{printed[-1000:]}")
+            shown = _shorten(printed)
             lines[step.first + moved : step.last + moved] = shown
             moved += len(shown) - len(step.expected)
     finally:
@@ -184,8 +185,8 @@ def walk(cluster: DressedCluster, text: str, *, write: bool = False) -> tuple[li
     return faults, "\n".join(lines) + "\n"
 
 
-def _shortened(printed: str) -> list[str]:
-    """Return output as a page shows it: its end where it is long, and lines that fit."""
+def _shorten(printed: str) -> list[str]:
+    """Return an output as a page shows it: the end of a long one, in lines that fit."""
     lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
     if len(lines) > MOST_LINES:
         lines = ["…", *lines[-MOST_LINES:]]
@@ -193,16 +194,14 @@ def _shortened(printed: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
-    )
-    parser.add_argument(
-        "site", choices=sorted(path.stem for path in PAGES.glob("*.md") if path.stem in SITES)
-    )
-    parser.add_argument("--write", action="store_true", help="put what they print into the page")
+    summary = __doc__.partition("\n")[0]
+    sites = sorted(path.stem for path in PAGES.glob("*.md") if path.stem in SITES)
+    parser = argparse.ArgumentParser(description=summary, epilog="It needs root, on Linux.")
+    parser.add_argument("site", choices=sites)
+    parser.add_argument("--write", action="store_true", help="write the present outputs into the page")
     options = parser.parse_args()
     page = PAGES / f"{options.site}.md"
-    cluster = DressedCluster.of(SITES[options.site], f"walk-{options.site}")
+    cluster = SiteCluster.of(SITES[options.site], f"walk-{options.site}")
     cluster.up(owner=os.getpid())
     try:
         faults, text = walk(cluster, page.read_text(encoding="utf-8"), write=options.write)
@@ -210,7 +209,8 @@ def main() -> None:
         cluster.down()
     if options.write and not faults:
         page.write_text(text, encoding="utf-8")
-    sys.exit("\n\n".join(["error: the page is not what happens:", *faults]) if faults else 0)
+    if faults:
+        sys.exit("\n\n".join([f"error: {page}: outputs differ from the page:", *faults]))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Does a sweep that is larger than Slurm's submit limit finish by itself? On the real test cluster, with the
-shell killed.
+"""Check that a sweep larger than Slurm's submit limit completes though its shell was killed.
 
-    python -m slurm.testcluster.waves                          300 points against a limit of 20
-    python -m slurm.testcluster.waves --points 12 --limit 1    what a limit of one leaves for `finetune
-    status` to do
+    python -m slurm.testcluster.waves                          300 points with a limit of 20
+    python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point
 
-Submission, queue and batch scripts are real; in place of a rank each job starts a program that notes its
-start and ends well at once, as 300 trainings would take hours here. Every point must have been started
-exactly once.
+Submission, queue and batch scripts are real. In place of ranks, jobs start a program that records
+its start and succeeds at once, as 300 trainings would take hours. Every point must start exactly
+once.
 """
 
 from __future__ import annotations
@@ -30,14 +28,16 @@ from slurm.testcluster.cluster import Cluster
 QOS = "few"
 RANK = """\
 #!/bin/bash
-# in place of the job's Python: its last argument is the folder of the run's job files
+# runs in place of the job's Python; its last argument is the folder of the run's job files
 folder="${@: -1}"
 cd -P "${folder//%a/$SLURM_ARRAY_TASK_ID}" || exit 1
 run=$(cd -P .. && pwd)
-[ -e "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl" ] || exit 1  # a rank could not start without it
+# a rank could not start without its pickle
+[ -e "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl" ] || exit 1
 echo "$(basename "$run") $SLURM_ARRAY_JOB_ID" >> STARTED
 if grep -qx "seed: FAILING" "$run/config.yaml" && mkdir "$run/failed-once" 2>/dev/null; then
-    echo '{"time": 1, "rank": 0, "error": "lr is too high", "kind": "mistake", "nodes": []}' > "$run/failure-rank-0.json"
+    failure='{"time": 1, "rank": 0, "error": "lr is too high", "kind": "mistake", "nodes": []}'
+    echo "$failure" > "$run/failure-rank-0.json"
     exit 1
 fi
 sleep SECONDS
@@ -46,18 +46,18 @@ echo '{"state": "completed", "asked_by": ""}' > "$run/outcome.json"
 
 
 def limit_submissions(cluster: Cluster, limit: int) -> None:
-    """Add a quality of service that takes so many jobs of a user."""
+    """Add a quality of service that limits a user's submitted jobs, or change its limit."""
     if not cluster.slurm("sacctmgr", "-nP", "show", "qos", QOS).strip():
         cluster.slurm("sacctmgr", "-i", "-Q", "add", "qos", QOS)
         cluster.slurm("sacctmgr", "-i", "-Q", "modify", "user", "root", "set", f"qos+={QOS}")
     cluster.slurm("sacctmgr", "-i", "-Q", "modify", "qos", QOS, "set", f"MaxSubmitJobsPerUser={limit}")
 
 
-def stand_in(folder: Path, seconds: float, failing_seed: int | None = None) -> list[str]:
-    """Write the program that stands for a rank; return the settings of a run that uses it.
+def write_rank_stand_in(folder: Path, seconds: float, failing_seed: int | None = None) -> list[str]:
+    """Write the program that replaces ranks; return the settings of a run that uses it.
 
     Args:
-        failing_seed: seed of a point that fails when it is started for the first time.
+        failing_seed: seed of a point whose first start fails.
     """
     program = folder / "rank.sh"
     values = {"STARTED": folder / "started", "SECONDS": seconds, "FAILING": failing_seed}
@@ -69,15 +69,15 @@ def stand_in(folder: Path, seconds: float, failing_seed: int | None = None) -> l
     return [f"cluster.python={program}", f"cluster.host_python={sys.executable}"]
 
 
-def starts(folder: Path) -> list[tuple[str, str]]:
-    """Return the run and the array of every job that was started."""
+def read_starts(folder: Path) -> list[tuple[str, str]]:
+    """Return run and array of every job that was started."""
     path = folder / "started"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(run, array) for run, array in (line.split() for line in lines)]
 
 
 def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str:
-    """Return what the command printed for people; its shell and all of its processes are gone then."""
+    """Submit a sweep from a shell, kill that shell, and return the command's output."""
     log = box.folder / "submission.log"
     command = [sys.executable, "-m", "finetune.cli.main", "train", "-m", *settings]
     with log.open("w") as output:
@@ -98,7 +98,13 @@ def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str
 
 @dataclass
 class Watched:
-    """Samples of the queue until all points had ended."""
+    """A summary of the queue, sampled until all points had ended.
+
+    Attributes:
+        most: most jobs in the queue at a time.
+        stalls: times when points waited and no job was in the queue.
+        sizes: number of started points by array.
+    """
 
     most: int = 0
     stalls: int = 0
@@ -107,12 +113,13 @@ class Watched:
 
 
 def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) -> Watched:
-    """Sample the queue twice a second.
+    """Sample the queue twice a second until all points have ended.
 
     Args:
-        help_stalled: run `finetune status` where nothing is in the queue and points wait.
+        help_stalled: run `finetune status` if points wait and no job is in the queue.
     """
-    seen, began = Watched(), time.monotonic()
+    seen = Watched()
+    began = time.monotonic()
     while True:
         queued = box.cluster.slurm("squeue", "-h", "-r", "-o", "%i", "-t", "PD,R,CF,S", timeout=60).split()
         seen.most = max(seen.most, len(queued))
@@ -124,15 +131,15 @@ def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) ->
             box.finetune("status")
         time.sleep(0.5)
     seen.seconds = time.monotonic() - began
-    seen.sizes = Counter(array for _, array in starts(box.folder))
+    seen.sizes = Counter(array for _, array in read_starts(box.folder))
     return seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--points", type=int, default=300, help="of the sweep (300)")
-    parser.add_argument("--limit", type=int, default=20, help="jobs of a user that Slurm takes (20)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that each job works (1)")
+    parser.add_argument("--points", type=int, default=300, help="points of the sweep (300)")
+    parser.add_argument("--limit", type=int, default=20, help="a user's jobs that Slurm takes (20)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of each job (1)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         box = Sandbox(Path(folder), Cluster(f"waves-{os.getpid()}"))
@@ -140,7 +147,7 @@ def main() -> None:
         box.cluster.up(owner=os.getpid())
         try:
             limit_submissions(box.cluster, options.limit)
-            base = [
+            settings = [
                 "--config-dir",
                 "my",
                 "model=tiny",
@@ -148,24 +155,28 @@ def main() -> None:
                 "corpus=sample",
                 "cluster=testcluster",
                 "max_steps=5",
+                "data.sequence_length=256",
+                f"cluster.qos={QOS}",
+                f"seed=range(0,{options.points})",
+                *write_rank_stand_in(box.folder, options.seconds),
             ]
-            base += ["data.sequence_length=256", f"cluster.qos={QOS}", f"seed=range(0,{options.points})"]
-            printed = submit_from_a_shell_that_is_killed(box, [*base, *stand_in(box.folder, options.seconds)])
+            printed = submit_from_a_shell_that_is_killed(box, settings)
             print("\n".join(line for line in printed.splitlines() if line.startswith("sweep ")), flush=True)
             runs = RunFolder.all(box.folder / "runs")
             seen = watch_to_the_end(box, runs, help_stalled=options.limit == 1)
         finally:
             box.cluster.down()
-        times = Counter(run for run, _ in starts(box.folder))
+        times = Counter(run for run, _ in read_starts(box.folder))
         completed = sum(run.state() == "completed" for run in runs)
+    once = sum(number == 1 for number in times.values())
+    repeated = sum(number > 1 for number in times.values())
     print(
-        f"{len(runs)} points, limit {options.limit}: {completed} completed, started once: "
-        f"{sum(number == 1 for number in times.values())}, more often: {sum(number > 1 for number in times.values())}; "
-        f"{len(seen.sizes)} submissions, at most {seen.most} jobs in the queue, {seen.stalls} stalls, {seen.seconds:.0f} s"
+        f"{len(runs)} points, limit {options.limit}: {completed} completed, started once: {once}, "
+        f"more often: {repeated}; {len(seen.sizes)} submissions, at most {seen.most} jobs in the queue, "
+        f"{seen.stalls} stalls, {seen.seconds:.0f} s"
     )
-    is_right = (
-        completed == len(runs) == options.points == len(times) == times.total() and seen.most <= options.limit
-    )
+    all_started_once = len(runs) == options.points == len(times) == times.total()
+    is_right = all_started_once and completed == len(runs) and seen.most <= options.limit
     sys.exit(0 if is_right else 1)
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""A stand-in for the wrapped Pythons that hpc-container-wrapper (Tykky, lumi-container-wrapper) installs.
+"""A stand-in for the wrapped Pythons of hpc-container-wrapper (Tykky, lumi-container-wrapper).
 
     python slurm/testcluster/wrapped.py FOLDER [--python PYTHON]
 
-makes FOLDER/bin/{python,python3,finetune}: commands that run the environment of PYTHON at /STAND_IN_TYKKY, in
-a mount namespace of their own. Outside that path does not exist, and `sys.executable` is a path there. Files,
-variables and bind mounts are named and arranged as hpc-container-wrapper does it: FOLDER/bin holds shell
-scripts; inside, FOLDER/_bin with links into the environment lies over it. FOLDER/singularity stands for the
-container runtime. It needs root.
+This writes FOLDER/bin/{python,python3,finetune}: commands that run PYTHON's environment at
+/STAND_IN_TYKKY, in a mount namespace of their own. The path does not exist outside, and
+`sys.executable` is a path below it. Names and arrangement of files, variables and bind mounts are
+those of hpc-container-wrapper: FOLDER/bin has shell scripts; inside, FOLDER/_bin, with links into
+the environment, is mounted over it. FOLDER/singularity stands in for the container runtime. It
+needs root.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from pathlib import Path
 
 INNER = Path("/STAND_IN_TYKKY")
 
-# The parts of `singularity --silent exec IMAGE COMMAND …` that the wrappers use: a new root with
-# SINGULARITY_BIND in it.
+# The parts of `singularity --silent exec IMAGE COMMAND …` that the wrappers use: a new root folder
+# with the folders of SINGULARITY_BIND.
 RUNTIME = """\
 #!/bin/bash
-[ "$1 $2" = "--silent exec" ] || { echo "stand-in singularity: only '--silent exec IMAGE COMMAND …'" >&2; exit 255; }
+if [ "$1 $2" != "--silent exec" ]; then
+    echo "stand-in singularity: only '--silent exec IMAGE COMMAND …'" >&2
+    exit 255
+fi
 image=$(realpath -s "$3"); shift 3
-export SINGULARITY_CONTAINER=$image APPTAINER_CONTAINER=$image SINGULARITY_NAME=${image##*/} APPTAINER_NAME=${image##*/}
+export SINGULARITY_CONTAINER=$image APPTAINER_CONTAINER=$image
+export SINGULARITY_NAME=${image##*/} APPTAINER_NAME=${image##*/}
 exec unshare --mount --propagation private bash -c '
     root=/run/finetune-stand-in/apptainer/mnt/session
     mkdir -p $root && mount -t tmpfs $root $root && mount --make-unbindable $root || exit 255
@@ -54,7 +59,8 @@ else
     export _CW_IS_ISOLATED=no
 fi
 if [[ ! ${_CW_IN_CONTAINER+defined} && ${SINGULARITY_NAME+defined} ]]; then
-    unset SINGULARITY_NAME SINGULARITY_BIND SINGULARITY_CONTAINER APPTAINER_NAME APPTAINER_BIND APPTAINER_CONTAINER
+    unset SINGULARITY_NAME SINGULARITY_BIND SINGULARITY_CONTAINER
+    unset APPTAINER_NAME APPTAINER_BIND APPTAINER_CONTAINER
 fi
 for d in $(/usr/bin/ls -1 / | /usr/bin/awk '!/dev|proc|sys|lost/' | /usr/bin/sed 's/^/\\//g'); do
     test -d $d && SINGULARITY_BIND="${SINGULARITY_BIND:+$SINGULARITY_BIND,}$d"
@@ -97,15 +103,15 @@ if __name__ == "__main__":
 
 
 def wrap(folder: Path, python: str = sys.executable) -> Path:
-    """Write the wrappers into a new folder; return the folder of the commands, FOLDER/bin."""
+    """Write the wrappers into a new folder; return the folder of their commands, FOLDER/bin."""
     environment = Path(python).absolute().parents[1]
-    image = folder / "img.sqfs"  # a folder here: the environment as it is seen inside
+    image = folder / "img.sqfs"  # a folder here; the environment as seen inside
     for path in (image / "bin", folder / "bin", folder / "_bin"):
         path.mkdir(parents=True)
     (image / "lib").symlink_to(environment / "lib")
     packages = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (folder / packages).parent.mkdir(parents=True)
-    (folder / packages).symlink_to(INNER / packages)  # so that Python takes FOLDER, too, for the environment
+    (folder / packages).symlink_to(INNER / packages)  # Python then takes FOLDER for an environment, too
     for place in (image, folder):
         shutil.copy(environment / "pyvenv.cfg", place)
     (image / "bin" / "finetune").write_text(SCRIPT)
@@ -124,12 +130,11 @@ def wrap(folder: Path, python: str = sys.executable) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog="It needs root, on Linux."
-    )
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary, epilog="It needs root, on Linux.")
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument(
-        "--python", default=sys.executable, help="a virtual environment's Python with finetune in it"
+        "--python", default=sys.executable, help="Python of a virtual environment that has finetune"
     )
     options = parser.parse_args()
     print(f'export PATH="{wrap(options.folder.absolute(), options.python)}:$PATH"')

@@ -120,7 +120,7 @@ class FinetuneLauncher(Launcher):
     sweeper that learns from its results, such as Optuna's, gets them when its batch has ended."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from finetune.launch.freeze import claim_folder, new_id, unwritable
+        from finetune.launch.freeze import claim_folder, new_id, unwritable_error
 
         self.composer = Composer(hydra_context, config)
         self.typed = {}
@@ -141,7 +141,7 @@ class FinetuneLauncher(Launcher):
             else:
                 self.folder = claim_folder(sweeps, new_id(self.name))
         except OSError as fault:
-            raise unwritable(sweeps, fault) from None
+            raise unwritable_error(sweeps, fault) from None
         config.hydra.sweep.dir = str(self.folder)  # sweepers write there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from finetune.job import preflight
-from finetune.job.preflight import suspected
+from finetune.job.preflight import find_suspects
 from tests.distributed.preflight_rank import CASES, RANKS, Case
 
 
@@ -49,7 +49,7 @@ def test_the_faulty_node_is_named_on_every_rank(results: dict[str, list[dict[str
             assert result == {"passed": True}
         elif not case.blamed:
             assert result["kind"] == "UserError"
-            assert "no node alone is to blame" in result["error"]
+            assert "no single node is to blame" in result["error"]
         else:
             assert result["nodes"] == list(case.blamed)
             assert case.blamed[0] in result["error"]
@@ -69,7 +69,7 @@ def test_the_suspected_node_is_the_one_that_all_wrong_transfers_share(
     wrong_pairs: list[tuple[int, int]], nodes: set[str]
 ) -> None:
     wrong = [[(to, source) in wrong_pairs for source in range(4)] for to in range(4)]
-    assert suspected(wrong, ["a", "b", "c", "d"]) == nodes
+    assert find_suspects(wrong, ["a", "b", "c", "d"]) == nodes
 
 
 def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
@@ -88,9 +88,9 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
         preflight.check_node(config, RunFolder(tmp_path / "file"))
     assert error.value.nodes == ("n7",)
     with pytest.raises(preflight.PreflightError, match="n7 cannot write into"):
-        preflight.check_room(tmp_path / "file", 1)
-    with pytest.raises(preflight.PreflightError, match="GB left in"):
-        preflight.check_room(tmp_path, 10**18)
+        preflight.check_free_space(tmp_path / "file", 1)
+    with pytest.raises(preflight.PreflightError, match="GB free in"):
+        preflight.check_free_space(tmp_path, 10**18)
 
 
 def test_a_rank_selects_its_gpu_before_it_joins_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from docs import walk
 from docs.walk import Command, File, Shell, missing_line, read_page
 from finetune.runs.folder import RunFolder
-from slurm.testcluster.cluster import why_not
+from slurm.testcluster.cluster import unavailable_reason
 
 pytestmark = pytest.mark.end_to_end
 
@@ -72,7 +72,7 @@ def test_tutorials_print_what_they_show(tmp_path: Path) -> None:
     """All pages in one folder and shell, in the order of the index, which a reader follows."""
     names = re.findall(r"\]\(([\w-]+)\.md\)", (TUTORIAL / "index.md").read_text("utf-8"))
     assert sorted(names) == sorted(path.stem for path in TUTORIAL.glob("*.md") if path.stem != "index")
-    if reason := why_not():
+    if reason := unavailable_reason():
         names.remove("sweep-on-slurm")
     shell = Shell(folder=tmp_path, environment=walk.environment())
     try:

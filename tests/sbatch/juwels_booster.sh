@@ -11,9 +11,9 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
-# modules; `module` is a function of login shells, which this one is not
+# modules; only login shells define the function `module`
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
+module purge > /dev/null 2>&1  # unload the submitting shell's modules
 
 # the job's environment
 export TRITON_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/triton"
@@ -21,23 +21,24 @@ export TORCHINDUCTOR_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/inductor"
 export TORCH_EXTENSIONS_DIR="/tmp/$USER-$SLURM_JOB_ID/torch-extensions"
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch
 
-# finetune, as it was at submission
+# the code as it was at submission
 export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTHONPATH}"
 
-# what brings the run back: it runs on the host, outside of a container, without packages
-type -P /projects/letters/.venv/bin/python >/dev/null || { echo 'error: cluster.python: this node has no /projects/letters/.venv/bin/python, with which it was submitted; set the command of one that it has' >&2; exit 1; }
+# the helper that restarts the run; it runs on the host, outside any container, without packages
+type -P /projects/letters/.venv/bin/python >/dev/null || { echo 'error: cluster.python: this node has no /projects/letters/.venv/bin/python, the Python that submitted the job; name one that it has' >&2; exit 1; }
 requeue() {
     /projects/letters/.venv/bin/python -m finetune.job.batch_script "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 4 "${@:2}"
 }
-trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array
+trap : TERM USR2  # signals that end the ranks must not end this script before its last line
+# the job's end time; in an array, SLURM_JOB_ID may be the whole array's
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&
     [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi
-requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
+requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is already complete
 requeue guard --script $$ &
 
 # the ranks
@@ -46,6 +47,6 @@ srun --unbuffered --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs
     /projects/letters/.venv/bin/python -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
 code=$?
 
-# how it ended, and whether it comes back
-trap '' TERM USR2  # ignored by what it starts, too
+# record how the attempt ended, and restart the run if necessary
+trap '' TERM USR2  # ignored by child processes, too
 requeue end --code $code

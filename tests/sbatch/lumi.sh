@@ -13,12 +13,12 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
-# the job's Python has packages of its own, which those of the submitting shell must not come before
+# the job's Python must not import the submitting shell's packages
 unset PYTHONHOME PYTHONPATH
 
-# modules; `module` is a function of login shells, which this one is not
+# modules; only login shells define the function `module`
 type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }
-module purge > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded
+module purge > /dev/null 2>&1  # unload the submitting shell's modules
 run_module() {
     module "$@" && return
     echo "error: cluster.modules: 'module $*' failed on $(hostname); choose modules that this node has" >&2
@@ -41,23 +41,24 @@ export GLOO_SOCKET_IFNAME=hsn0
 export NCCL_NET_GDR_LEVEL=3
 export MIOPEN_CUSTOM_CACHE_DIR="/tmp/$USER-$SLURM_JOB_ID/miopen"
 export MIOPEN_USER_DB_PATH="/tmp/$USER-$SLURM_JOB_ID/miopen"
-export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set
-unset SRUN_CPUS_PER_TASK  # srun takes no number of cores beside a mask of them
+export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set
+unset SRUN_CPUS_PER_TASK  # srun refuses a number of cores together with a mask of cores
 
-# finetune, as it was at submission
+# the code as it was at submission
 export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTHONPATH}"
 
-# what brings the run back: it runs on the host, outside of a container, without packages
+# the helper that restarts the run; it runs on the host, outside any container, without packages
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' || { echo 'error: cluster.host_python: python3 is missing on this node or older than 3.8; name a newer one' >&2; exit 1; }
 requeue() {
     python3 -m finetune.job.batch_script "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 8 "${@:2}"
 }
-trap : TERM USR2  # what ends the ranks must leave this script the time for its last lines
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # SLURM_JOB_ID may name the whole array
+trap : TERM USR2  # signals that end the ranks must not end this script before its last line
+# the job's end time; in an array, SLURM_JOB_ID may be the whole array's
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&
     [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi
-requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is complete already
+requeue begin || exit $(( $? == 64 ? 0 : $? ))  # 64: the run is already complete
 requeue guard --script $$ &
 
 # the ranks
@@ -67,6 +68,6 @@ srun --unbuffered --output=/projects/letters/runs/base-20261128-120000-0a1b/jobs
     singularity exec /appl/local/laifs/containers/lumi-multitorch-full-VERSION.sif python3 -u -m submitit.core._submit /projects/letters/runs/base-20261128-120000-0a1b/jobs
 code=$?
 
-# how it ended, and whether it comes back
-trap '' TERM USR2  # ignored by what it starts, too
+# record how the attempt ended, and restart the run if necessary
+trap '' TERM USR2  # ignored by child processes, too
 requeue end --code $code

@@ -1,4 +1,4 @@
-"""One Slurm for the session, and a shell that talks to it."""
+"""A Slurm cluster for the session, and a shell that uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from finetune.runs.folder import RunFolder
-from slurm.testcluster.cluster import Cluster, why_not
+from slurm.testcluster.cluster import Cluster, unavailable_reason
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 
@@ -25,7 +25,7 @@ FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 @dataclass
 class Shell:
-    """A folder, and commands in it that reach the cluster."""
+    """A folder, and commands in it that use the cluster."""
 
     folder: Path
     cluster: Cluster
@@ -53,7 +53,7 @@ class Shell:
         return self.run(*FINETUNE, *arguments, code=code, **environment)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command that goes on while the test does other things."""
+        """Start a command that runs beside the test."""
         return subprocess.Popen(
             [*FINETUNE, *arguments],
             cwd=self.folder,
@@ -67,13 +67,13 @@ class Shell:
         return [RunFolder.find(run_id, self.folder / "runs") for run_id in ids.split()]
 
     def queue(self) -> dict[str, str]:
-        """Jobs that run or wait, and their states."""
+        """Return the states of running and waiting jobs by id."""
         lines = self.cluster.slurm("squeue", "--noheader", "--array", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """The partition takes jobs and starts none."""
+        """Close the partition: it accepts jobs but starts none."""
         self.cluster.slurm("scontrol", "update", "partition=debug", "state=down")
         try:
             yield
@@ -87,7 +87,8 @@ class Shell:
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    if reason := why_not():
+    reason = unavailable_reason()
+    if reason:
         pytest.skip(reason)
     cluster = Cluster(f"tests-{os.getpid()}")
     try:
@@ -105,7 +106,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def training(*settings: str, cluster: str = "testcluster") -> list[str]:
-    """Arguments of a run of six steps on a tiny model."""
+    """Return arguments of a run of six steps on a tiny model."""
     return [
         "--config-dir",
         "my",
@@ -129,5 +130,5 @@ def losses(run: RunFolder) -> list[float]:
 def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"timed out after {seconds} s"
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Submission from a login node: from a Python that jobs cannot see, and from one without torch."""
+"""Submission from a login node, by a Python that jobs cannot see and by one without torch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ def test_a_wrapped_python_submits_jobs_that_start_the_wrapper(shell: Shell, tmp_
 def test_a_login_node_without_torch_submits_cancels_and_retries(shell: Shell) -> None:
     def call(*calls: list[str]) -> list[str]:
         done = shell.run(sys.executable, "-c", LOGIN_NODE, json.dumps(calls))
-        assert {line for line in done.stdout.splitlines() if line.startswith("exit")} == {"exit 0"}, (
-            done.stderr
-        )
-        return done.stdout.splitlines()
+        lines = done.stdout.splitlines()
+        assert {line for line in lines if line.startswith("exit")} == {"exit 0"}, done.stderr
+        return lines
 
     with shell.closed():
         run_id, _ = call(["train", *training(f"cluster.python={sys.executable}", "name=login")])
@@ -43,8 +42,7 @@ def test_a_login_node_without_torch_submits_cancels_and_retries(shell: Shell) ->
         seen = call(
             ["status", run_id], ["cancel", run_id], ["retry", run_id], ["status", run_id], ["cancel", run_id]
         )
-    assert [
-        line.split()[1] for line in seen if line.strip().startswith(run_id) and len(line.split()) > 1
-    ] == ["queued"] * 2
+    rows = [line.split() for line in seen if line.strip().startswith(run_id)]
+    assert [row[1] for row in rows if len(row) > 1] == ["queued"] * 2
     assert json.loads((run.path / "provenance.json").read_text())["packages"]["torch"] is None
     assert not shell.queue()

@@ -1,5 +1,4 @@
-"""The test cluster dressed as each site (slurm/testcluster/sites.py): the pages of docs/sites are run
-there."""
+"""The test cluster as an imitation of each site (slurm/testcluster/sites.py); docs/sites."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import EndingCause
 from finetune.tracking.spool import steps_done
-from slurm.testcluster.cluster import Cluster, why_not
+from slurm.testcluster.cluster import Cluster, unavailable_reason
 from slurm.testcluster.site_profiles import DENIED, JUPITER, LUMI, MARENOSTRUM5, OLIVIA, SAGA, SITES, Site
-from slurm.testcluster.sites import DressedCluster, limit, union
+from slurm.testcluster.sites import SiteCluster, limit, union
 from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
@@ -31,27 +30,27 @@ SCRIPTS = Path(__file__).parents[1] / "sbatch"
 
 @dataclass
 class Login:
-    """A login node, and a folder on it that the nodes see."""
+    """A login node, and a folder on it that the nodes share."""
 
-    cluster: DressedCluster
+    cluster: SiteCluster
     folder: str
 
     @property
     def here(self) -> Path:
-        """The folder as this machine sees it."""
+        """The folder's path on this machine."""
         return self.cluster.path(self.folder)
 
-    def run(self, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = [f"{key}={value}" for key, value in environment.items()]
-        command = self.cluster.login("env", *variables, *words, folder=self.folder)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        login = self.cluster.login("env", *variables, *command, folder=self.folder)
+        done = subprocess.run(login, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == code, f"{done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
 
     def train(
         self, *settings: str, code: int = 0, program: tuple[str, ...] = ("finetune",), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Submit a run of a small model, or a sweep (-m), on the CPU of one rank."""
+        """Submit a run of a small model, or a sweep (-m), on the CPU with one rank."""
         model = [
             "model=llama_tiny",
             "model.from_scratch.hidden_size=64",
@@ -80,16 +79,16 @@ class Login:
             return self.job(run) not in queued and run.state() != "queued"
 
         wait_for(has_ended)
-        assert run.state() == state, (
-            f"{run.failure()}\n{[log.read_text()[-2000:] for log in run.jobs.glob('*.out')]}"
-        )
+        logs = [log.read_text()[-2000:] for log in run.jobs.glob("*.out")]
+        assert run.state() == state, f"{run.failure()}\n{logs}"
 
 
 @contextmanager
 def login_to(site: Site, project: str) -> Iterator[Login]:
-    if reason := why_not():
+    reason = unavailable_reason()
+    if reason:
         pytest.skip(reason)
-    cluster = DressedCluster.of(site, f"tests-{site.name}-{os.getpid()}")
+    cluster = SiteCluster.of(site, f"tests-{site.name}-{os.getpid()}")
     cluster.up(owner=os.getpid())
     try:
         login = Login(cluster, project)
@@ -99,9 +98,10 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
         cluster.down()
 
 
-def test_slurm_takes_the_golden_batch_script_of_each_profile() -> None:
-    """With the partitions, accounts and GPU types of all sites declared, and the limits of its own."""
-    if reason := why_not():
+def test_slurm_accepts_the_golden_batch_scripts_of_each_profile() -> None:
+    """The cluster has all sites' queues, accounts and GPU types, and each site's limits in turn."""
+    reason = unavailable_reason()
+    if reason:
         pytest.skip(reason)
     cluster = Cluster(f"tests-all-{os.getpid()}", union(list(SITES.values())))
     cluster.up(owner=os.getpid())
@@ -117,7 +117,8 @@ def test_slurm_takes_the_golden_batch_script_of_each_profile() -> None:
                 except RuntimeError as fault:
                     refused[script.name] = str(fault)
         assert refused == {}
-        too_long = ["sbatch", "--test-only", "--time=999999", str(SCRIPTS / "ex3.sh")]  # of the last site
+        # The last site's limits are still set.
+        too_long = ["sbatch", "--test-only", "--time=999999", str(SCRIPTS / "ex3.sh")]
         assert "time limit" in refusal(lambda: cluster.slurm(*too_long)).lower()
     finally:
         cluster.down()
@@ -129,8 +130,11 @@ def lumi() -> Iterator[Login]:
         yield login
 
 
-def test_a_page_is_compared_line_by_line_with_what_its_commands_print() -> None:
-    page = "```yaml\n# my/a.yaml\nx: 1\n```\n```console\n$ cat \\\n> runs\n run  lr-20261128-084202-b602  6.9\n…\nlast …\n```\n"
+def test_a_page_is_compared_line_by_line_with_the_outputs_of_its_commands() -> None:
+    page = (
+        "```yaml\n# my/a.yaml\nx: 1\n```\n"
+        "```console\n$ cat \\\n> runs\n run  lr-20261128-084202-b602  6.9\n…\nlast …\n```\n"
+    )
     file, command = read_page(page)
     assert file == File("my/a.yaml", "# my/a.yaml\nx: 1\n")
     assert isinstance(command, Command)
@@ -148,12 +152,13 @@ MINE = [
 ]
 
 
-def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_from_outside(
-    lumi: Login,
-) -> None:
-    """Ranks in a container without Slurm's commands, an old Python, modules in their order, a wrapped Python
-    without torch on the login node; and beyond LUMI, a denied sinfo, and a shell whose jobs would inherit
-    nothing."""
+def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: Login) -> None:
+    """The obstacles of LUMI, and two more.
+
+    Ranks run in a container without Slurm's commands; the nodes' Python is old; modules have an
+    order; the login node has a wrapped Python without torch. Further, sinfo is denied, and
+    SBATCH_EXPORT=NONE is set.
+    """
     denied = lumi.cluster.path("/site/bin/sinfo")
     denied.write_text(f"#!/bin/bash\n{DENIED}\n")
     denied.chmod(0o755)
@@ -173,9 +178,11 @@ def test_a_sweep_ends_on_lumi_though_much_is_in_its_way_and_a_job_is_requeued_fr
     assert causes[-1] == EndingCause.COMPLETED
 
 
-def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login) -> None:
-    """Before anything is queued; but a Python in a container cannot try the host's, so that the job finds it
-    out."""
+def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(lumi: Login) -> None:
+    """They are refused before anything is queued.
+
+    A Python in a container cannot try the host's Python; then the job reports it.
+    """
     path = f"PYTHONPATH={':'.join(sys.path)}"
     old = [*MINE, "cluster.modules=[]", "max_steps=2"]
     refused = lumi.train(*old, code=2, program=("env", path, sys.executable, "/site/login/start.py")).stderr
@@ -192,9 +199,8 @@ def test_an_old_python_on_the_nodes_and_a_wrong_account_are_one_line(lumi: Login
 
 
 @pytest.mark.slow
-def test_a_sweep_larger_than_the_queue_for_trials_takes_finishes(lumi: Login) -> None:
-    """Partition dev-g of LUMI: two jobs of a user in the queue, one at work; each point of an array is
-    one."""
+def test_a_sweep_larger_than_the_queue_for_trials_completes(lumi: Login) -> None:
+    """LUMI's partition dev-g takes two jobs of a user and runs one; each point counts."""
     trial = ["cluster.partition=dev-g", "cluster.timeout_min=30", "max_steps=2", "lr=1e-3,2e-3,3e-3"]
     runs = lumi.runs(lumi.train("-m", *MINE, *trial).stdout)
     wait_for(lambda: all(run.state() == "completed" for run in runs))
@@ -202,10 +208,11 @@ def test_a_sweep_larger_than_the_queue_for_trials_takes_finishes(lumi: Login) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["lumi", "olivia", "saga"])
-def test_what_the_page_of_a_site_says_is_what_happens(site: str) -> None:
-    if reason := why_not():
+def test_the_commands_on_a_sites_page_print_what_the_page_shows(site: str) -> None:
+    reason = unavailable_reason()
+    if reason:
         pytest.skip(reason)
-    cluster = DressedCluster.of(SITES[site], f"tests-page-{site}-{os.getpid()}")
+    cluster = SiteCluster.of(SITES[site], f"tests-page-{site}-{os.getpid()}")
     cluster.up(owner=os.getpid())
     try:
         faults, _ = walk(cluster, (PAGES / f"{site}.md").read_text(encoding="utf-8"))
@@ -215,8 +222,8 @@ def test_what_the_page_of_a_site_says_is_what_happens(site: str) -> None:
 
 
 @pytest.mark.slow
-def test_where_requeue_is_forbidden_a_run_that_is_interrupted_is_submitted_again() -> None:
-    """On JUPITER, where Slurm's own requeue would fail. Its nodes see the file system /e alone."""
+def test_where_requeue_is_forbidden_an_interrupted_run_is_submitted_again() -> None:
+    """On JUPITER, Slurm refuses a requeue. Its nodes see only the file system /e."""
     with login_to(JUPITER, "/e/project/jureap123/kari") as login:
         python = f"cluster.python=apptainer exec --bind /e {JUPITER.image} python3"
         settings = ["cluster=jupiter", "cluster.account=jureap123", python, "max_steps=60"]
@@ -231,17 +238,17 @@ def test_where_requeue_is_forbidden_a_run_that_is_interrupted_is_submitted_again
 
 
 @dataclass(frozen=True)
-class Stay:
-    """Where a user of a site works, and what each training of theirs is called with."""
+class User:
+    """A user's folder on a site, and the settings of each of their trainings."""
 
     site: Site
     folder: str
     settings: tuple[str, ...]
 
 
-STAYS = (
-    Stay(LUMI, "/scratch/project_465001234/kari", tuple(MINE)),
-    Stay(
+USERS = (
+    User(LUMI, "/scratch/project_465001234/kari", tuple(MINE)),
+    User(
         OLIVIA,
         "/cluster/work/projects/nn30001k/kari",
         (
@@ -251,8 +258,8 @@ STAYS = (
             "cluster.host_python=python3.11",
         ),
     ),
-    Stay(SAGA, "/cluster/work/users/kari", ("cluster=saga_a100", "cluster.account=nn9999k")),
-    Stay(  # sinfo is denied there, and a session of Open OnDemand exports SBATCH_EXPORT=NONE
+    User(SAGA, "/cluster/work/users/kari", ("cluster=saga_a100", "cluster.account=nn9999k")),
+    User(  # sinfo is denied there, and a session of Open OnDemand exports SBATCH_EXPORT=NONE
         MARENOSTRUM5,
         "/gpfs/projects/ehpc123/kari",
         (
@@ -266,10 +273,10 @@ STAYS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["requeue", "power cut"])
-@pytest.mark.parametrize("stay", STAYS, ids=lambda stay: stay.site.name)
-def test_a_run_comes_back(stay: Stay, event: str) -> None:
-    with login_to(stay.site, stay.folder) as login:
-        (run,) = login.runs(login.train(*stay.settings, "max_steps=60").stdout)
+@pytest.mark.parametrize("user", USERS, ids=lambda user: user.site.name)
+def test_a_disturbed_run_is_restarted(user: User, event: str) -> None:
+    with login_to(user.site, user.folder) as login:
+        (run,) = login.runs(login.train(*user.settings, "max_steps=60").stdout)
         wait_for(lambda: steps_done(run.path) >= 6)
         if event == "power cut":
             login.cluster.cut_power(attempts.read(run.path)[-1].nodes[0])

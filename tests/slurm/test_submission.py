@@ -1,5 +1,4 @@
-"""Submission on the real test cluster: a sweep is one array, what is queued is frozen, and nothing
-half-submitted ever runs."""
+"""Submission on the test cluster: one array per sweep, frozen runs, no half-submitted jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from tests.slurm.conftest import Shell, losses, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-# of 2 × 3 points one is impossible: 32 is no multiple of 3, 48 is
+# One of these 2 × 3 points is impossible: 32 is not divisible by 3, 48 is.
 GRID = [
     "model.from_scratch.num_key_value_heads=1",
     "model.from_scratch.hidden_size=32,48",
@@ -37,35 +36,32 @@ GRID = [
 
 @pytest.fixture(scope="module")
 def sweep(shell: Shell) -> tuple[subprocess.CompletedProcess[str], list[RunFolder]]:
-    """The 2×3 sweep on 2 nodes × 2 ranks a point, two points at a time, followed to its end."""
+    """Run the 2 × 3 sweep on 2 nodes × 2 ranks per point, two points at a time, to its end."""
     shape = ["cluster.nodes=2", "cluster.ranks_per_node=2", "cluster.array_parallelism=2"]
     done = shell.finetune("train", "-m", *training("name=grid", "wait=true", *shape, *GRID), code=1)
     return done, shell.runs(done.stdout)
 
 
-def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
+def test_a_sweep_is_one_array_and_a_failed_point_fails_everywhere(
     shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
 ) -> None:
     done, runs = sweep
     assert len(runs) == 6
-    (array,) = {str(run.read_json("submission.json")["job_id"]).partition("_")[0] for run in runs}  # type: ignore[index]
-    (bad,) = [
-        run
-        for run in runs
-        if (heads := run.config().model.from_scratch)["hidden_size"] % heads["num_attention_heads"]
-    ]
+    jobs = [str((run.read_json("submission.json") or {})["job_id"]) for run in runs]
+    (array,) = {job.partition("_")[0] for job in jobs}
+    shapes = [(run, run.config().model.from_scratch) for run in runs]
+    (bad,) = [run for run, shape in shapes if shape["hidden_size"] % shape["num_attention_heads"]]
     for run in runs:
         assert run.state() == ("failed" if run == bad else "completed"), run.failure()
         if run != bad:
             assert len(losses(run)) == 6
     assert "1 of 6 runs did not complete" in done.stderr
-    accounted = shell.cluster.slurm(
-        "sacct", "-n", "-X", "-P", "-j", array, "-o", "JobID,State,ExitCode,NNodes"
-    ).split()
+    columns = "JobID,State,ExitCode,NNodes"
+    accounted = shell.cluster.slurm("sacct", "-n", "-X", "-P", "-j", array, "-o", columns).split()
+    expected = [f"{array}_{index}|COMPLETED|0:0|2" for index in range(6)]
     index = runs.index(bad)
-    assert sorted(accounted) == sorted(
-        f"{array}_{i}|{'FAILED|1:0' if i == index else 'COMPLETED|0:0'}|2" for i in range(6)
-    )
+    expected[index] = f"{array}_{index}|FAILED|1:0|2"
+    assert sorted(accounted) == sorted(expected)
     script = next((shell.folder / "runs" / "sweeps").glob("grid-*/0/submit.sh")).read_text()
     assert "#SBATCH --array=0-5%2" in script
     table = shell.finetune("status", str(runs[0].sweep())).stdout
@@ -79,7 +75,7 @@ def test_a_sweep_is_one_array_and_one_failed_point_is_failed_everywhere(
     assert str(bad.failure()) in table
 
 
-def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
+def test_each_point_is_frozen_in_few_files_with_a_shared_copy_of_the_code(
     shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
 ) -> None:
     _, runs = sweep
@@ -88,15 +84,11 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
         assert provenance is not None
         assert {"torch", "deepspeed", "submitit"} <= provenance["packages"].keys()
         assert {"git_revision", "git_diff", "command", "sweep"} <= provenance.keys()
-        assert (
-            sum(path.is_file() for path in run.path.rglob("*")) < 60
-        )  # a thousand points stay below a quota of 100,000
+        num_files = sum(path.is_file() for path in run.path.rglob("*"))
+        assert num_files < 60, "a thousand points must stay below a quota of 100,000 files"
         (submitted,) = run.jobs.glob("*_submitted.pkl")
-        names = [
-            str(argument)
-            for _, argument, _ in pickletools.genops(submitted.read_bytes())
-            if isinstance(argument, str)
-        ]
+        arguments = [argument for _, argument, _ in pickletools.genops(submitted.read_bytes())]
+        names = [argument for argument in arguments if isinstance(argument, str)]
         assert {"finetune.job.rank", "run_job", str(run.path)} <= set(names)
         assert not any("omegaconf" in name or "hydra" in name for name in names)
     (code,) = {run.code() for run in runs}
@@ -104,7 +96,7 @@ def test_each_point_is_frozen_with_few_files_and_a_shared_copy_of_the_code(
     assert (shell.folder / "runs" / ".code" / code / "finetune" / "training" / "train.py").is_file()
 
 
-def test_mlflow_has_a_parent_with_its_points(
+def test_mlflow_has_a_parent_run_with_the_points_as_children(
     shell: Shell, sweep: tuple[subprocess.CompletedProcess[str], list[RunFolder]]
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -120,7 +112,7 @@ def test_mlflow_has_a_parent_with_its_points(
     assert parent.info.status == "FAILED"
 
 
-def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_steps_go_on_from_there(
+def test_losses_are_the_same_on_this_machine_and_on_the_cluster_and_more_steps_extend_the_run(
     shell: Shell,
 ) -> None:
     (far,) = shell.runs(shell.finetune("train", *training("cluster.nodes=2", "wait=true")).stdout)
@@ -128,7 +120,7 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
         shell.finetune("train", *training("cluster.ranks_per_node=2", cluster="local")).stdout
     )
     assert losses(far) == pytest.approx(losses(here), abs=1e-6)
-    assert "is completed: give it more steps" in shell.finetune("resume", far.id, code=2).stderr
+    assert "is completed; give it more steps" in shell.finetune("resume", far.id, code=2).stderr
     shell.finetune("resume", far.id, "max_steps=9")
     assert far.summary().steps == 9  # type: ignore[index]
     assert len(losses(far)) == 9
@@ -141,7 +133,7 @@ def test_the_same_recipe_gives_the_same_losses_here_and_on_the_cluster_and_more_
     assert "completed" in shell.finetune("status", far.id).stdout
 
 
-def test_editing_code_recipe_and_profile_after_submission_changes_nothing(
+def test_edits_of_code_recipe_and_profile_after_submission_change_nothing(
     shell: Shell, tmp_path: Path
 ) -> None:
     checkout = tmp_path / "checkout"
@@ -171,9 +163,8 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
         del os.environ["SLURM_CONF"]
 
 
-def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: Shell, tmp_path: Path) -> None:
-    """Open OnDemand sets SBATCH_EXPORT=NONE; `module` is a function of the login shell, here one that writes
-    a log."""
+def test_a_job_has_its_own_environment_and_starts_from_clean_modules(shell: Shell, tmp_path: Path) -> None:
+    """Open OnDemand sets SBATCH_EXPORT=NONE; the login shell's `module` is one that logs here."""
     log = tmp_path / "modules"
     login = {
         "SBATCH_EXPORT": "NONE",
@@ -182,51 +173,38 @@ def test_a_job_brings_its_own_environment_and_begins_from_clean_modules(shell: S
         "HF_HOME": "/of/the/shell",
     }
     cleaned = ["cluster.clean_modules=reset", "cluster.shared_cache=/work/$SLURM_JOB_ACCOUNT"]
-    noted = f"cluster.setup=['env > {tmp_path}/env']"
-    (whole,) = shell.runs(
-        shell.finetune(
-            "train", *training(*cleaned, "cluster.modules=['load a/1','use /b']", noted), **login
-        ).stdout
-    )
-    wait_for(lambda: not observe_in(shell, whole).alive)
-    with shell.closed():  # or it may have failed before its submission returns
-        (broken,) = shell.runs(
-            shell.finetune("train", *training("cluster.modules=['load absent','load c']"), **login).stdout
-        )
+    setup = f"cluster.setup=['env > {tmp_path}/env']"
+    arguments = training(*cleaned, "cluster.modules=['load a/1','use /b']", setup)
+    (good,) = shell.runs(shell.finetune("train", *arguments, **login).stdout)
+    wait_for(lambda: not observe_in(shell, good).alive)
+    with shell.closed():  # otherwise it may fail before its submission returns
+        arguments = training("cluster.modules=['load absent','load c']")
+        (broken,) = shell.runs(shell.finetune("train", *arguments, **login).stdout)
     wait_for(lambda: not observe_in(shell, broken).alive)
-    assert whole.state() == "completed", whole.failure()
-    whole_job, tried_at_submission, broken_job = (
-        ["reset", "load a/1", "use /b"],
-        ["load absent"],
-        ["load absent"],
-    )
-    assert log.read_text().splitlines() == [*whole_job, *tried_at_submission, *broken_job]
+    assert good.state() == "completed", good.failure()
+    good_job = ["reset", "load a/1", "use /b"]
+    trial_at_submission = ["load absent"]
+    broken_job = ["load absent"]
+    assert log.read_text().splitlines() == [*good_job, *trial_at_submission, *broken_job]
     seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert "SBATCH_EXPORT" not in seen
     assert seen["HF_HOME"] == "/of/the/shell"
     assert seen["APPTAINER_CACHEDIR"] == "/work/nn9999k/apptainer"
     assert seen["TRITON_CACHE_DIR"].endswith(f"-{seen['SLURM_JOB_ID']}/triton")
-    (words,) = broken.jobs.glob("*_log.out")
-    assert re.fullmatch(
-        r"error: cluster.modules: 'module load absent' failed on node\d; .*\n", words.read_text()
-    )
-    assert (
-        "FAILED: rank 0: cluster.modules: 'module load absent' failed on node"
-        in observe_in(shell, broken).reason
-    )
+    (job_log,) = broken.jobs.glob("*_log.out")
+    pattern = r"error: cluster.modules: 'module load absent' failed on node\d; .*\n"
+    assert re.fullmatch(pattern, job_log.read_text())
+    reason = "FAILED: rank 0: cluster.modules: 'module load absent' failed on node"
+    assert reason in observe_in(shell, broken).reason
     assert not broken.metrics.exists()
 
 
-def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
+def test_two_sweeps_submitted_in_the_same_second_do_not_collide(shell: Shell) -> None:
     shell.empty_queue()
+    arguments = training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")
     with shell.closed():
-        both = [
-            shell.start("train", "-m", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')"))
-            for _ in range(2)
-        ]
-        dry = shell.finetune(
-            "train", "-m", "--dry-run", *training("name=twin", "seed=range(0,3)", "zero=glob('stage[01]')")
-        )
+        both = [shell.start("train", "-m", *arguments) for _ in range(2)]
+        dry = shell.finetune("train", "-m", "--dry-run", *arguments)
         assert "#SBATCH --array=0-5%" in dry.stdout
         ids = []
         for submitted in both:
@@ -249,10 +227,10 @@ def test_two_sweeps_of_one_second_do_not_collide(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("moment", ["sbatch", "release"])
-def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(
+def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
     shell: Shell, tmp_path: Path, moment: str
 ) -> None:
-    """Killed after Slurm took the array and before it said so; killed before the release."""
+    """It is killed before it receives the accepted array's id, or before the release."""
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name
@@ -262,22 +240,16 @@ def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(
     body = f'{real} "$@" >/dev/null; {kill}' if moment == "sbatch" else kill
     fake.write_text(f'#!/bin/bash\nif {when}; then {body}; exit 1; fi\nexec {real} "$@"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    arguments = training(f"name=killed-{moment}", "seed=1,2")
     submitted = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "finetune.cli.main",
-            "train",
-            "-m",
-            *training(f"name=killed-{moment}", "seed=1,2"),
-        ],
+        [sys.executable, "-m", "finetune.cli.main", "train", "-m", *arguments],
         cwd=shell.folder,
         env={**shell.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         check=False,
     )
     assert submitted.returncode == -signal.SIGKILL
-    assert set(shell.queue().values()) == {"PENDING"}  # held, though the partition is open and idle
+    assert set(shell.queue().values()) == {"PENDING"}, "held, though the partition is open and idle"
     time.sleep(3)
     assert set(shell.queue().values()) == {"PENDING"}
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith(f"killed-{moment}-")]
@@ -289,26 +261,24 @@ def test_a_submitter_killed_on_the_way_leaves_nothing_that_runs(
     assert not any(run.metrics.exists() for run in runs)
 
 
-def test_a_small_preparation_is_one_job_and_a_training_starts_behind_it(shell: Shell) -> None:
+def test_a_small_preparation_is_one_job_and_a_training_waits_for_it(shell: Shell) -> None:
     chained = ["corpus=sample", "corpora_dir=chained", "cluster=testcluster", "shard_characters=20000"]
     prepared = shell.finetune("prepare", *chained).stdout.strip()
-    (run,) = shell.runs(
-        shell.finetune(
-            "train", *training("corpus=sample", "data.corpora_dir=chained"), "--after", prepared
-        ).stdout
-    )
-    # Slurm finds its reason when it next looks at its queue
-    wait_for(
-        lambda: "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split()), seconds=30
-    )
+    arguments = training("corpus=sample", "data.corpora_dir=chained")
+    (run,) = shell.runs(shell.finetune("train", *arguments, "--after", prepared).stdout)
+
+    def waits_for_dependency() -> bool:
+        return "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split())
+
+    wait_for(waits_for_dependency, seconds=30)  # Slurm sets the reason when it next checks its queue
     wait_for(lambda: not observe_in(shell, run).alive)
     assert run.state() == "completed", run.failure()
     steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]
     assert [step.split()[1::2] for step in steps] == [["read-to-publish", "completed"]], (
-        "one task a step: one wait in the queue"
+        "steps of a single task share a job, which waits in the queue once"
     )
     assert shell.finetune("logs", prepared, "--corpora-dir", "chained").stdout.count("==> ") > 8
-    assert "has ended already" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
+    assert "has already ended" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
     assert "is there already" in shell.finetune("prepare", *chained).stderr
     assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
 
@@ -316,19 +286,16 @@ def test_a_small_preparation_is_one_job_and_a_training_starts_behind_it(shell: S
 def test_a_preparation_in_the_queue_is_cancelled_by_its_id(shell: Shell) -> None:
     shell.empty_queue()
     with shell.closed():
-        prepared = shell.finetune(
-            "prepare", "corpus=sample", "corpora_dir=unwanted", "cluster=testcluster"
-        ).stdout.strip()
+        settings = ["corpus=sample", "corpora_dir=unwanted", "cluster=testcluster"]
+        prepared = shell.finetune("prepare", *settings).stdout.strip()
         assert shell.queue()
-        assert (
-            "-f follows a training run"
-            in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
-        )
+        refused = shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2)
+        assert "-f follows a training run" in refused.stderr
         assert "cancelled" in shell.finetune("cancel", prepared, "--corpora-dir", "unwanted").stderr
         wait_for(lambda: not shell.queue(), 60)
 
 
-def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
+def test_optuna_receives_the_losses_of_each_array(shell: Shell) -> None:
     study = [
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=3",
@@ -347,23 +314,18 @@ def test_optuna_gets_the_losses_of_each_array(shell: Shell) -> None:
     assert f"best_value: {best}" in found.read_text()
 
 
-def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger(shell: Shell) -> None:
+def test_in_an_allocation_runs_start_at_once_and_debug_opens_the_debugger(shell: Shell) -> None:
     allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "finetune.cli.main",
-        "train",
-        *training("max_steps=2", "cluster.ranks_per_node=2"),
-    ]
+    arguments = training("max_steps=2", "cluster.ranks_per_node=2")
+    command = [sys.executable, "-m", "finetune.cli.main", "train", *arguments]
     (run,) = shell.runs(shell.run(*allocation, *command).stdout)
     assert run.state() == "completed"
     assert run.read_json("started.json")["host"].startswith("node")  # type: ignore[index]
     assert (shell.folder / "runs" / ".code" / str(run.code())).is_dir(), (
-        "prune would take it for code that no run uses"
+        "otherwise prune would remove it as unused code"
     )
     too_big = shell.run(*allocation, *command, "cluster.nodes=2", code=2)
-    assert "this allocation has 1" in too_big.stderr
+    assert "cluster.nodes: must be at most 1 in this allocation" in too_big.stderr
     assert "needs an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
     debugged = subprocess.run(
         [*allocation, *command, "cluster.ranks_per_node=1", "debug=true"],
@@ -377,20 +339,13 @@ def test_in_an_allocation_the_command_runs_there_and_debug_stops_in_the_debugger
     )
     assert debugged.returncode == 0, debugged.stderr[-2000:]
     assert "(Pdb) 'run-" in debugged.stdout
-    assert (
-        json.loads((shell.runs(debugged.stdout.split()[-1])[0].path / "outcome.json").read_text())["state"]
-        == "completed"
-    )
+    (debugged_run,) = shell.runs(debugged.stdout.split()[-1])
+    assert json.loads((debugged_run.path / "outcome.json").read_text())["state"] == "completed"
 
 
-def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "finetune.cli.main",
-        "train",
-        *training("max_steps=5000", "cluster.ranks_per_node=2", "name=now"),
-    ]
+def test_cancel_now_ends_a_run_in_an_allocation_with_all_its_ranks(shell: Shell) -> None:
+    arguments = training("max_steps=5000", "cluster.ranks_per_node=2", "name=now")
+    command = [sys.executable, "-m", "finetune.cli.main", "train", *arguments]
     allocation = ["salloc", "--quiet", "--account=nn9999k", "--nodes=1", "--ntasks=2", "--gpus-per-node=2"]
     attached = subprocess.Popen([*allocation, *command], cwd=shell.folder, env=shell.environment)
     wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))

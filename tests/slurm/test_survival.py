@@ -1,5 +1,8 @@
-"""Runs on the real test cluster that something befalls: each must come back by itself and end as if nothing
-had happened, or stop with its diagnosis. `make chaos` does more of it, at more moments."""
+"""Disturbed runs on the test cluster: each must restart by itself, or stop with its diagnosis.
+
+A run that restarts must end like the undisturbed one. `make chaos` disturbs more runs, at more
+moments.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,17 @@ def box(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 
 
 @pytest.fixture(scope="module")
-def whole(box: Sandbox) -> RunFolder:
-    """The undisturbed run."""
+def undisturbed(box: Sandbox) -> RunFolder:
+    """Return an undisturbed run."""
     run = box.submit()
     box.wait_for_end(run)
     assert run.state() == "completed", run.failure()
     return run
 
 
-def assert_same(run: RunFolder, whole: RunFolder) -> None:
+def assert_same(run: RunFolder, undisturbed: RunFolder) -> None:
     outcome = Outcome("")
-    chaos.compare(run, whole, outcome)
+    chaos.compare(run, undisturbed, outcome)
     assert not outcome.faults
 
 
@@ -45,26 +48,25 @@ def endings(run: RunFolder) -> list[str]:
     return [attempt.ending.cause if attempt.ending else "open" for attempt in attempts.read(run.path)]
 
 
-def after(run: RunFolder, number: int) -> int:
-    """A step or two into an attempt."""
+def step_in_attempt(run: RunFolder, number: int) -> int:
+    """Wait for an attempt, and return a step soon after its start."""
     wait_for(lambda: len(attempts.read(run.path)) == number, 600, f"attempt {number}")
     return attempts.read(run.path)[-1].from_step + 2
 
 
-def test_a_run_comes_back_from_the_time_limit_even_if_a_rank_hangs_and_is_the_same(
-    box: Sandbox, whole: RunFolder
+def test_after_its_time_limit_a_run_with_a_hung_rank_restarts_and_ends_the_same(
+    box: Sandbox, undisturbed: RunFolder
 ) -> None:
     chance = random.Random(os.getpid())
     step = chance.randint(3, 10)
     run = box.submit(box.plant(chaos.HANG, step + 1))
     chaos.unannounced_limit(box, run, step, chance)
-    chaos.time_limit(box, run, after(run, 2), chance)
+    chaos.time_limit(box, run, step_in_attempt(run, 2), chance)
     box.wait_for_end(run)
-    assert endings(run)[0] in ("killed from outside", "died"), (
-        "as its batch script still had its say, or had not"
-    )
+    # It depends on whether its batch script could still close the attempt.
+    assert endings(run)[0] in ("killed from outside", "died")
     assert endings(run)[1:] == ["interrupted", "completed"]
-    assert_same(run, whole)
+    assert_same(run, undisturbed)
 
 
 def test_a_crash_that_repeats_ends_the_run_with_its_diagnosis(box: Sandbox) -> None:
@@ -73,11 +75,11 @@ def test_a_crash_that_repeats_ends_the_run_with_its_diagnosis(box: Sandbox) -> N
     assert outcome.requeues == 1
 
 
-def test_the_restart_limit_holds(box: Sandbox) -> None:
+def test_a_run_gives_up_after_max_restarts(box: Sandbox) -> None:
     assert chaos.restart_limit(box, random.Random(os.getpid()), max_restarts=1, nodes=1).faults == []
 
 
-def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, whole: RunFolder) -> None:
+def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, undisturbed: RunFolder) -> None:
     run = box.submit("cluster.on_interrupt=resubmit", "cluster.nodes=1")
     first_job = box.job(run)
     wait_for(lambda: steps_done(run.path) >= 3, 600, "step 3")
@@ -86,19 +88,21 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, who
     box.wait_for_end(run)
     assert endings(run) == ["interrupted", "completed"]
     assert attempts.read(run.path)[0].next_job == attempts.read(run.path)[1].job != first_job
-    assert_same(run, whole)
+    assert_same(run, undisturbed)
 
 
-def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back(
-    box: Sandbox, whole: RunFolder
+def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank_restarts(
+    box: Sandbox, undisturbed: RunFolder
 ) -> None:
-    """The disk of node 1, to which the corpus is to be copied, cannot be written; then a rank is killed that
-    uses such a copy. Nothing of the copies is left in the end."""
+    """Node 1 cannot write the corpus to its disk; later, a rank that uses a copy is killed.
+
+    No copy may be left in the end.
+    """
     local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
     try:
         run = box.submit(f"cluster.node_local={local}", "data.stage=true")
-        chaos.kill_rank(box, run, after(run, 2), random.Random(os.getpid()))
+        chaos.kill_rank(box, run, step_in_attempt(run, 2), random.Random(os.getpid()))
         box.wait_for_end(run)
     finally:
         box.on_node("node1", "mount", "-o", "remount,rw", str(local))
@@ -109,13 +113,13 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back
     assert re.search(r"rank \d on node\d: killed by SIGKILL", second.reason), second.reason
     assert second.nodes == third.nodes == ("node2", "node3")
     log = "".join(path.read_text() for path in run.jobs.glob("*_0_log.out"))
-    assert f"corpus on the nodes' own disks ({local}" in log
+    assert f"corpus copied to the nodes' own disks ({local}" in log
     assert [box.on_node(node, "ls", str(local)) for node in ("node2", "node3")] == ["", ""]
-    assert_same(run, whole)
+    assert_same(run, undisturbed)
 
 
-def test_a_cancelled_job_does_not_come_back(box: Sandbox) -> None:
-    """Its rank hears the same signal as at a requeue, and saves; its batch script must not bring it back."""
+def test_a_cancelled_job_does_not_restart(box: Sandbox) -> None:
+    """Its rank receives the same signal as at a requeue; its batch script must not restart it."""
     run = box.submit("cluster.nodes=1")
     wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))

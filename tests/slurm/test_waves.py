@@ -1,5 +1,7 @@
-"""A sweep that is larger than the queue takes, on the real test cluster: `python -m slurm.testcluster.waves`
-is the large one."""
+"""A sweep larger than Slurm's submit limit, on the test cluster.
+
+`python -m slurm.testcluster.waves` runs a larger one.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +20,39 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def limited(shell: Shell) -> Iterator[Shell]:
-    """Two jobs of a user in the queue, where a job that ends counts as one."""
+    """Limit a user's jobs in the queue to three, of which one place is kept for a job that ends."""
     shell.empty_queue()
     waves.limit_submissions(shell.cluster, 3)
     yield shell
     shell.empty_queue()
 
 
-def test_a_sweep_over_the_limits_finishes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
-    """Seven points where Slurm takes three jobs of a user and three tasks in an array, so that the last array
-    has one point. One fails, one is cancelled while it waits; a retry of these two is a wave again."""
+def test_a_sweep_over_the_limits_completes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
+    """Seven points, where Slurm takes three jobs of a user and arrays of three tasks.
+
+    So the last array has one point. One point fails, and one is cancelled while it waits; a retry
+    of these two is another wave.
+    """
     shell = limited
-    stand_in = waves.stand_in(shell.folder, seconds=0.3, failing_seed=3)
     settings = training(
-        *stand_in, f"cluster.qos={waves.QOS}", "cluster.site.max_array_size=3", "seed=range(0,7)", "name=wave"
+        *waves.write_rank_stand_in(shell.folder, seconds=0.3, failing_seed=3),
+        f"cluster.qos={waves.QOS}",
+        "cluster.site.max_array_size=3",
+        "seed=range(0,7)",
+        "name=wave",
     )
     with shell.closed():
         printed = waves.submit_from_a_shell_that_is_killed(Sandbox(shell.folder, shell.cluster), settings)
-        assert (
+        message = (
             "7 runs, 2 submitted now; Slurm takes 3 jobs of yours at a time (qos few): the others follow"
-            in printed
         )
+        assert message in printed
         runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("wave-")]
         runs.sort(key=lambda run: run.config().seed)
         assert len(shell.queue()) == 2
         status = " ".join(shell.finetune("status", str(runs[0].sweep())).stdout.split())
         assert status.count("queued (waits for a place in the queue)") == 5
-        assert len(shell.queue()) == 2, "one place is for the next job"
+        assert len(shell.queue()) == 2, "one place is kept for the next job"
         assert "cancelled" in shell.finetune("cancel", runs[5].id).stderr
     most = 0
 
@@ -54,16 +62,16 @@ def test_a_sweep_over_the_limits_finishes_in_waves_after_its_shell_was_killed(li
         return not shell.queue()
 
     wait_for(has_ended)
-    assert [run.state() for run in runs] == ["completed"] * 3 + [
+    assert [run.state() for run in runs] == [
+        *["completed"] * 3,
         "failed",
         "completed",
         "cancelled",
         "completed",
     ]
     assert most <= 3
-    assert Counter(run for run, _ in waves.starts(shell.folder)) == Counter(
-        run.id for run in runs if run != runs[5]
-    )
+    started = Counter(run for run, _ in waves.read_starts(shell.folder))
+    assert started == Counter(run.id for run in runs if run != runs[5])
     assert not list((shell.folder / "runs" / "sweeps" / str(runs[0].sweep())).glob("*/waves.json"))
     assert set(shell.finetune("retry", str(runs[0].sweep())).stdout.split()) == {runs[3].id, runs[5].id}
     wait_for(lambda: not shell.queue())

@@ -1,7 +1,7 @@
-# Sourced by every bash of a dressed test cluster (BASH_ENV): `module`, as far as our profiles use it.
-# A module is a file of shell lines in a folder of MODULEPATH, found by its name below that folder.
+# Sourced by every bash of an imitated site (BASH_ENV): defines the part of `module` that our profiles use.
+# A module is a file of shell lines; its name is its path below a folder of MODULEPATH.
 
-need_not() {  # of a module's file: it cannot be loaded beside another
+need_not() {  # called by a module's file: the module conflicts with module $1
   case ":$LOADEDMODULES:" in *":$1:"*)
     echo "Lmod has detected the following error: cannot load module \"$MODULE\" because $1 is loaded" >&2
     return 1

@@ -1,7 +1,7 @@
-"""Answers as an old Python: `old_python.py VERSION [-c CODE | -m MODULE | FILE] …`.
+"""Stand-in for an old Python: `old_python.py VERSION [-c CODE | -m MODULE | FILE] …`.
 
-The real interpreter runs what the old one could: syntax, future features and modules that came later are
-refused, in the code that is started and in all that it imports from outside of the standard library.
+The real interpreter runs what the old one could run. Newer syntax, future features and modules are
+refused, in the program and in all that it imports from outside the standard library.
 """
 
 from __future__ import annotations
@@ -26,26 +26,16 @@ NEW_MODULES = {
     "graphlib": (3, 9),
     "tomllib": (3, 11),
 }
-# needed by what is started; their own code looks at sys.version_info, so they are imported before that
-# changes
+# Imported before the version changes, as their own code reads sys.version_info.
 FIRST = [
-    "argparse",
-    "collections",
-    "contextlib",
-    "fcntl",
-    "json",
-    "pathlib",
-    "platform",
-    "shutil",
-    "signal",
-    "subprocess",
-    "typing",
-]
+    "argparse", "collections", "contextlib", "fcntl", "json", "pathlib", "platform", "shutil", "signal",
+    "subprocess", "typing",
+]  # fmt: skip
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
 
 
 class OldVersion(tuple[object, ...]):
-    """sys.version_info with its names."""
+    """sys.version_info with its named fields."""
 
     major = property(lambda self: self[0])
     minor = property(lambda self: self[1])
@@ -53,7 +43,7 @@ class OldVersion(tuple[object, ...]):
 
 
 def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType:
-    """Compile as the old Python would have; SyntaxError for what it did not know."""
+    """Compile as the old Python would, with a SyntaxError for newer syntax and future features."""
     text = importlib.util.decode_source(source)
     tree = ast.parse(text, path, feature_version=old)
     for node in tree.body:
@@ -68,7 +58,7 @@ def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType
 
 
 class OldLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module as the old Python would have."""
+    """Loads a module as the old Python would."""
 
     def __init__(self, name: str, path: str, old: tuple[int, int]) -> None:
         super().__init__(name, path)
@@ -79,7 +69,7 @@ class OldLoader(importlib.machinery.SourceFileLoader):
 
 
 class OldFinder(importlib.abc.MetaPathFinder):
-    """Finds what the old Python would have found."""
+    """Finds the modules that the old Python would find."""
 
     def __init__(self, old: tuple[int, int]) -> None:
         self.old = old
@@ -102,7 +92,7 @@ class OldFinder(importlib.abc.MetaPathFinder):
 
 
 def become(version: str) -> tuple[int, int]:
-    """Make this interpreter answer as another version; return its first two numbers."""
+    """Make this interpreter report another version; return its first two numbers."""
     for name in FIRST:
         importlib.import_module(name)
     major, minor, micro = (int(part) for part in version.split("."))
@@ -114,7 +104,7 @@ def become(version: str) -> tuple[int, int]:
 
 
 def read_program(arguments: list[str]) -> tuple[bytes, str]:
-    """Return the source that the arguments name and its path; sys.argv becomes what it expects."""
+    """Return source and path of the program that the arguments name, and set its sys.argv."""
     if not arguments:
         sys.argv = ["-"]
         return sys.stdin.buffer.read(), "<stdin>"
@@ -126,7 +116,8 @@ def read_program(arguments: list[str]) -> tuple[bytes, str]:
         spec = importlib.util.find_spec(arguments[1])
         if spec is None or spec.origin is None:
             sys.exit(f"python3: No module named {arguments[1]}")
-        path, arguments = spec.origin, arguments[1:]
+        path = spec.origin
+        arguments = arguments[1:]
     else:
         sys.path.insert(0, str(Path(path).absolute().parent))
     sys.argv = [path, *arguments[1:]]

@@ -24,7 +24,7 @@ def print_steps(preparations: list[PrepareRun]) -> None:
         states = run.states()
         for steps, job in run.jobs.items():
             state = states[job].lower() or "unknown to Slurm by now"
-            at_work = run.step_at_work() if states[job] == JobState.RUNNING else None
+            at_work = run.current_step() if states[job] == JobState.RUNNING else None
             table.add_row(
                 run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state
             )

@@ -94,7 +94,7 @@ def watch(
             also()
             time.sleep(WATCH_SECONDS)
             if time.monotonic() - moved > MOVE_ON_SECONDS:
-                places.move_sweeps_on(runs[0].path.parent, quiet=True)
+                places.submit_waiting_points(runs[0].path.parent, quiet=True)
                 moved = time.monotonic()
             now = observe(runs)
             live.update(status_group(now), refresh=True)

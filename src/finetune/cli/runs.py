@@ -31,7 +31,7 @@ def status(arguments: list[str]) -> int:
         if not options.runs:
             return 0
     runs = select_runs(options)
-    places.move_sweeps_on(Path(options.runs_dir).resolve())
+    places.submit_waiting_points(Path(options.runs_dir).resolve())
     if options.watch:
         watch(runs)
     else:
@@ -58,7 +58,7 @@ def cancel(arguments: list[str]) -> int:
         print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
     for run, words in cancel_runs(select_runs(options), options.now) if options.runs else []:
         print(f"{run.id}: {words}", file=sys.stderr)
-    places.move_sweeps_on(Path(options.runs_dir).resolve(), quiet=True)  # their places are free
+    places.submit_waiting_points(Path(options.runs_dir).resolve(), quiet=True)  # their places are free
     return 0
 
 
@@ -96,10 +96,10 @@ def prune(arguments: list[str]) -> int:
     )
     options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
     options = options_of.parse_args(arguments)
-    from finetune.launch.cancel import prunable, remove
+    from finetune.launch.cancel import find_prunable, remove
 
     total = 0
-    for path, size in prunable(select_runs(options), Path(options.runs_dir), options.failed):
+    for path, size in find_prunable(select_runs(options), Path(options.runs_dir), options.failed):
         total += size
         print(f"{size / 2**20:10.1f} MiB  {path}", file=sys.stderr)
         if options.yes:

@@ -1,7 +1,7 @@
-"""One rank under Python's debugger, in the shell that asked for it: `python -m finetune.job.debug RUN_FOLDER`
-(debug=true).
+"""Run one rank under Python's debugger in this shell (debug=true).
 
-It stops before the first line; `c` goes on, to the next breakpoint() or fault.
+`python -m finetune.job.debug RUN_FOLDER` stops before the first line; `c` continues to the next
+breakpoint() or exception.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from finetune.runs.stop import StopFlag
 def main(path: str) -> None:
     run = RunFolder(Path(path))
     os.environ.setdefault(rank.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS))
-    os.environ["SUBMITIT_DEBUG_JOB_ID"] = (
-        f"debug-{os.getpid()}"  # how submitit's own debug executor tells a rank that it is one
-    )
+    # submitit's own debug executor marks a rank by this variable.
+    os.environ["SUBMITIT_DEBUG_JOB_ID"] = f"debug-{os.getpid()}"
     run.jobs.mkdir(exist_ok=True)
     with run.lock:
         run.record_start()

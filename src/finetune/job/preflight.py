@@ -1,6 +1,7 @@
-"""Is this allocation fit to train on? A few seconds, in each job, before anything large is loaded.
+"""Checks of a job's nodes before training: shared folder, memory, GPUs, sums over the network.
 
-A failure names the node and what it failed; the run then comes back without that node (batch_script.py).
+They take a few seconds, before anything large is loaded. A failure names the node; the run is then
+restarted without it (batch_script.py).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 
     from finetune.distributed import World
 
-HOST_GB_A_RANK = 0.5  # less is not enough to start in
-FREE_SHARE_OF_GPU = 0.9  # a GPU that is ours alone holds nothing but its driver's part
-PATIENCE_SECONDS = 20.0  # network file systems show a new file to other nodes within a few
-# numbers an all-reduce, for each of NCCL's protocols: LL for small messages, LL128, Simple for large ones
+HOST_GB_A_RANK = 0.5  # the least memory in which a rank can start
+FREE_SHARE_OF_GPU = 0.9  # on an unused GPU only the driver's memory is taken
+PATIENCE_SECONDS = 20.0  # network file systems show a new file to other nodes within a few seconds
+# Sizes in numbers for all-reduces that use each of NCCL's protocols: LL for small messages, LL128,
+# and Simple for large ones.
 NUM_VALUES = {"cpu": (1_000, 50_000), "cuda": (1_000, 500_000, 16_000_000)}
 REPEATS = 3
 
@@ -39,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 
 class PreflightError(RuntimeError):
-    """A node is not fit to train on. `nodes` are to be avoided."""
+    """A node is not fit to train on.
+
+    Attributes:
+        nodes: the nodes that a restart must avoid.
+    """
 
     def __init__(self, message: str, nodes: Sequence[str]) -> None:
         super().__init__(f"preflight: {message}")
@@ -47,69 +53,67 @@ class PreflightError(RuntimeError):
 
 
 def node_name() -> str:
-    """This node, as the scheduler calls it."""
+    """Return this node's name in the scheduler."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def check_node(config: TrainConfig, run: RunFolder) -> None:
-    """What needs neither torch nor the other nodes: the shared folder can be written, there is memory to
-    start in.
+    """Check this node without torch: a writable shared folder, and enough memory to start.
 
     Raises:
-        PreflightError: it fails here.
+        PreflightError: this node fails.
     """
     node = node_name()
+    # batch_script.py reads from these files which nodes never reached the shared folder.
+    present = run.jobs / layout.PRESENT / node
     try:
-        present = (
-            run.jobs / layout.PRESENT / node
-        )  # where this is missing, batch_script.py knows that the node never came so far
         present.parent.mkdir(parents=True, exist_ok=True)
         present.touch()
     except OSError as fault:
         raise PreflightError(
             f"{node} cannot write into the shared folder {run.path}: {fault}", [node]
         ) from None
-    free, needed = psutil.virtual_memory().available / 1e9, HOST_GB_A_RANK * config.cluster.ranks_per_node
+    free = psutil.virtual_memory().available / 1e9
+    needed = HOST_GB_A_RANK * config.cluster.ranks_per_node
     if free < needed:
         raise PreflightError(
-            f"{node} has {free:.1f} GB of memory left, {needed:.1f} are needed to start", [node]
+            f"{node} has {free:.1f} GB of memory available; its ranks need {needed:.1f} GB to start", [node]
         )
 
 
 def check_device(config: TrainConfig, world: World) -> None:
-    """The GPU is there, is ours, and multiplies right. Nothing where a job asks for none, or hides them.
+    """Check that this rank's GPU, if the job uses one, is visible, unused and computes correctly.
 
     Raises:
-        PreflightError: it fails here.
+        PreflightError: this node fails.
     """
     import torch
 
     node = node_name()
-    asked = config.cluster.gpu_request != "none" and config.cluster.env.get("CUDA_VISIBLE_DEVICES") != ""
-    if asked and not torch.cuda.is_available():
-        raise PreflightError(
-            f"{node} shows no GPU to torch {torch.__version__}: driver, or a build of torch for CPUs", [node]
-        )
+    requested = config.cluster.gpu_request != "none" and config.cluster.env.get("CUDA_VISIBLE_DEVICES") != ""
+    if requested and not torch.cuda.is_available():
+        message = f"{node}: torch {torch.__version__} finds no GPU; check the driver and torch's CUDA build"
+        raise PreflightError(message, [node])
     if world.device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(world.device)
-    if asked and free < FREE_SHARE_OF_GPU * total:
+    if requested and free < FREE_SHARE_OF_GPU * total:
         raise PreflightError(
-            f"{node}: GPU {world.device.index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: something else holds it",
+            f"{node}: GPU {world.device.index} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free; "
+            f"another process uses it",
             [node],
         )
     ones = torch.ones(1024, 1024, device=world.device)
     if not bool((ones @ ones == 1024).all()):
-        raise PreflightError(f"{node}: GPU {world.device.index} multiplies wrong", [node])
+        raise PreflightError(f"{node}: GPU {world.device.index} computes wrong products", [node])
 
 
 def check_together(run: RunFolder, world: World) -> None:
-    """What the ranks can only see together: all see the same shared folder, and their sums over the network
-    are right.
+    """Check with all ranks that they share one folder and that sums over the network are right.
 
     Raises:
         PreflightError: on all ranks, naming the nodes.
-        UserError: sums are wrong on so many nodes that no node is to blame.
+        UserError: sums are wrong on so many nodes that no single node is to blame.
     """
     began = time.monotonic()
     nodes: list[str] = world.all_gather_object(node_name())
@@ -124,24 +128,23 @@ def check_together(run: RunFolder, world: World) -> None:
 
 
 def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None:
-    token, path = world.broadcast_object(secrets.token_hex(16)), run.jobs / layout.PREFLIGHT_TOKEN
+    token = world.broadcast_object(secrets.token_hex(16))
+    path = run.jobs / layout.PREFLIGHT_TOKEN
     if world.is_main:
         path.write_text(token, encoding="utf-8")
     world.barrier()
-    blind = [
-        node
-        for node, seen in zip(nodes, world.all_gather_object(_comes_to_hold(path, token)), strict=True)
-        if not seen
-    ]
+    found = world.all_gather_object(_wait_for_token(path, token))
+    blind = sorted({node for node, seen in zip(nodes, found, strict=True) if not seen})
     if blind:
-        named = ", ".join(sorted(set(blind)))
         raise PreflightError(
-            f"{named} does not see what {nodes[0]} writes into {run.jobs}: no shared folder",
-            sorted(set(blind)),
+            f"{', '.join(blind)}: files that {nodes[0]} writes into {run.jobs} do not appear; "
+            f"runs_dir must be a folder that all nodes share",
+            blind,
         )
 
 
-def _comes_to_hold(path: Path, token: str) -> bool:
+def _wait_for_token(path: Path, token: str) -> bool:
+    """Return whether the file holds the token within PATIENCE_SECONDS."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -155,58 +158,60 @@ def _comes_to_hold(path: Path, token: str) -> bool:
 
 
 def _check_sums(world: World, nodes: list[str]) -> None:
-    """All-reduce numbers whose sum every rank knows. Some versions of NCCL corrupt sums without an error, on
-    some networks and at some sizes (NVIDIA/nccl#2001): such a run trains, and learns nothing or worse."""
+    """Check all-reduces of numbers whose sum every rank can compute itself.
+
+    Some versions of NCCL corrupt sums without an error, on some networks and at some sizes
+    (NVIDIA/nccl#2001): such a run trains on wrong gradients.
+    """
     wrong = sum(_wrong_sums(world, size) for size in NUM_VALUES[world.device.type] for _ in range(REPEATS))
     counts = world.all_gather_object(wrong)
     if not any(counts):
         return
     suspects = {node for node, count in zip(nodes, counts, strict=True) if count}
     if 2 * len(suspects) >= len(set(nodes)):
-        suspects = suspected(world.all_gather_object(_wrong_broadcasts(world)), nodes)
+        suspects = find_suspects(world.all_gather_object(_wrong_broadcasts(world)), nodes)
     if not suspects:
         raise UserError(
-            f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers on a rank), and no "
-            f"node alone is to blame: the network library corrupts data; set what your site documents for NCCL "
-            f"(cluster.env_many_nodes), or NCCL_PROTO=^LL128"
+            f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers "
+            f"on a rank), and no single node is to blame: the network library corrupts data; set what your "
+            f"site documents for NCCL (cluster.env_many_nodes), or NCCL_PROTO=^LL128"
         )
     named = ", ".join(sorted(suspects))
-    raise PreflightError(
-        f"sums over the network come out wrong on {named} ({max(counts)} numbers)", sorted(suspects)
-    )
+    raise PreflightError(f"{named}: wrong sums over the network ({max(counts)} numbers)", sorted(suspects))
 
 
 def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
-    """Whole numbers that differ by rank; float32 holds their sum over thousands of ranks exactly."""
+    """Return integers that differ by rank; float32 holds the sum of thousands of ranks exactly."""
     import torch
 
     return ((torch.arange(size, device=device) * 7 + rank * 13) % 1021).float()
 
 
 def _wrong_sums(world: World, size: int) -> int:
-    """How many numbers of an all-reduce came out wrong on this rank."""
-    expected = sum(
-        (_values(rank, size, world.device) for rank in range(1, world.size)), _values(0, size, world.device)
-    )
+    """Count the numbers of an all-reduce that arrive wrong on this rank."""
+    others = (_values(rank, size, world.device) for rank in range(1, world.size))
+    expected = sum(others, _values(0, size, world.device))
     return int((world.all_reduce_sum(_values(world.rank, size, world.device)) != expected).sum())
 
 
 def _wrong_broadcasts(world: World) -> list[bool]:
-    """For each rank, whether what it sends arrives wrong on this one."""
-    wrong, size = [], NUM_VALUES[world.device.type][-1]
+    """Return, for each sending rank, whether its broadcast arrives wrong on this rank."""
+    wrong = []
+    size = NUM_VALUES[world.device.type][-1]
     for source in range(world.size):
         sent = _values(source, size, world.device)
-        received = world.broadcast(sent.clone() if world.rank == source else sent.new_zeros(size), source)
+        payload = sent.clone() if world.rank == source else sent.new_zeros(size)
+        received = world.broadcast(payload, source)
         wrong.append(bool((received != sent).any()))
     return wrong
 
 
-def suspected(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
-    """The nodes that most wrong transfers have in common; none where that is no minority of them.
+def find_suspects(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
+    """Return the nodes that most wrong transfers have in common; none unless they are a minority.
 
     Args:
         wrong: [receiving rank][sending rank].
-        nodes: of each rank.
+        nodes: the node of each rank.
     """
     count: Counter[str] = Counter()
     for to, row in enumerate(wrong):
@@ -214,15 +219,17 @@ def suspected(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
             if bad:
                 count.update({nodes[to], nodes[source]})
     most = max(count.values(), default=0)
-    chosen = {node for node, number in count.items() if number == most}
-    return chosen if most and 2 * len(chosen) < len(set(nodes)) else set()
+    suspects = {node for node, number in count.items() if number == most}
+    if most and 2 * len(suspects) < len(set(nodes)):
+        return suspects
+    return set()
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """A folder on this node's own disk can be written and has room.
+def check_free_space(folder: Path, needed: int) -> None:
+    """Check that a folder on this node's own disk is writable and has `needed` bytes free.
 
     Raises:
-        PreflightError: it cannot, or has not.
+        PreflightError: it is not, or has not.
     """
     node = node_name()
     try:
@@ -235,6 +242,5 @@ def check_room(folder: Path, needed: int) -> None:
             f"{node} cannot write into {folder} (cluster.node_local): {fault}", [node]
         ) from None
     if free < needed:
-        raise PreflightError(
-            f"{node} has {free / 1e9:.1f} GB left in {folder}, the corpus takes {needed / 1e9:.1f}", [node]
-        )
+        message = f"{node} has {free / 1e9:.1f} GB free in {folder}; the corpus needs {needed / 1e9:.1f} GB"
+        raise PreflightError(message, [node])

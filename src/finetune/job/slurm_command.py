@@ -1,6 +1,6 @@
-"""Run one of Slurm's programs: each gets a limited time, and fails with Slurm's own message.
+"""Run Slurm's command-line programs, with a time limit and Slurm's own error messages.
 
-Only the standard library, from Python 3.8 on: the batch script runs this outside of a container
+Standard library only, Python 3.8 or newer: the batch script runs this outside any container
 (batch_script.py).
 """
 
@@ -11,32 +11,32 @@ import subprocess
 from collections.abc import Mapping
 
 
-class Refused(RuntimeError):
-    """A command of Slurm failed.
+class CommandError(RuntimeError):
+    """A Slurm command failed, is missing, or timed out.
 
     Attributes:
-        output: what it printed, as it is; "" if it did not run.
-        is_silent: whether it did not answer in time.
+        output: its output, unchanged; "" if it did not run.
+        is_timeout: it did not answer in time.
     """
 
-    def __init__(self, message: str, output: str = "", is_silent: bool = False) -> None:
+    def __init__(self, message: str, output: str = "", is_timeout: bool = False) -> None:
         super().__init__(message)
         self.output = output
-        self.is_silent = is_silent
+        self.is_timeout = is_timeout
 
 
 def run_command(
     *command: str, seconds: float, environment: Mapping[str, str] | None = None, stdin: str | None = None
 ) -> str:
-    """Run one of Slurm's commands; return its output.
+    """Run a Slurm command and return its output.
 
     Raises:
-        Refused: it is not on PATH, failed, or did not answer in time.
+        CommandError: it is not on PATH, failed, or did not answer in time.
     """
     name, *arguments = command
     program = shutil.which(name)
     if program is None:
-        raise Refused(f"{name} is not on PATH")
+        raise CommandError(f"{name} is not on PATH")
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -48,9 +48,9 @@ def run_command(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Refused(f"{name} did not answer within {seconds:.0f} s", is_silent=True) from None
+        raise CommandError(f"{name} did not answer within {seconds:.0f} s", is_timeout=True) from None
     if done.returncode:
         output = done.stderr if done.stderr.strip() else done.stdout
         reason = " ".join(output.split()) or f"exit code {done.returncode}"
-        raise Refused(f"{name}: {reason}", output or reason)
+        raise CommandError(f"{name}: {reason}", output or reason)
     return done.stdout.strip()

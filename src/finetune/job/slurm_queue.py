@@ -1,6 +1,6 @@
-"""Slurm's queue as the batch script's helper and commands see it: this user's jobs, and what became of a job.
+"""Slurm's queue: this user's jobs, and the states of a job.
 
-It runs on the batch host too, outside of a container: the standard library alone, from Python 3.8 on.
+Also runs on the batch host, outside any container: standard library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.job.slurm_command import Refused, run_command
+from finetune.job.slurm_command import CommandError, run_command
 from finetune.runs.state import JobState
 
-TOO_MANY = re.compile(
-    r"job submit limit|Invalid job array specification"
-)  # Slurm's words for "fewer, perhaps"
+# Slurm's messages for limits on the number of jobs: fewer may be accepted.
+TOO_MANY = re.compile(r"job submit limit|Invalid job array specification")
 COMMAND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job of this user, or a task of an array, that waits or runs."""
+    """A waiting or running job of this user, or such a task of an array."""
 
     array: str
     index: str
@@ -36,43 +35,47 @@ class QueuedJob:
 
     @property
     def id(self) -> str:
-        return f"{self.array}_{self.index}" if self.index.isdigit() else self.array
+        if self.index.isdigit():
+            return f"{self.array}_{self.index}"
+        return self.array
 
     @property
     def is_held(self) -> bool:
         return self.state == JobState.PENDING and self.priority == "0"
 
     @property
-    def can_end(self) -> bool:
-        """Whether the last lines of its batch script are still to come."""
+    def will_end(self) -> bool:
+        """True if the last lines of its batch script are still to run."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 
 def queue() -> list[QueuedJob]:
-    """Return this user's jobs that wait or run, each task of an array as one.
+    """Return this user's waiting and running jobs, with one entry per task of an array.
 
     Raises:
-        Refused: Slurm does not answer.
+        CommandError: Slurm does not answer.
     """
     columns = "%F|%K|%T|%Q|%P|%q|%a|%j|%o"
-    lines = run_slurm(
-        "squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", columns
-    ).splitlines()
+    user = str(os.getuid())
+    lines = run_slurm("squeue", "--noheader", "--array", "--user", user, "--format", columns).splitlines()
     return [QueuedJob(*line.split("|", 8)) for line in lines if line.count("|") >= 8]
 
 
 def run_slurm(*command: str) -> str:
-    """Run one of Slurm's commands; return its output.
+    """Run a Slurm command in `submission_environment` and return its output.
 
     Raises:
-        Refused: it failed, is not on PATH, or does not answer.
+        CommandError: it failed, is not on PATH, or does not answer.
     """
     return run_command(*command, seconds=COMMAND_SECONDS, environment=submission_environment())
 
 
 def submission_environment() -> dict[str, str]:
-    """Return the environment for a job that this process submits: in a batch script that in which the script
-    was started, not what the script has made of it, or PYTHONPATH would grow by a folder with every wave."""
+    """Return the environment for a job that this process submits, without Slurm's own variables.
+
+    In a batch script it is the environment that the script was started with, not what the script
+    has changed: else PYTHONPATH would grow by a folder with every wave.
+    """
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:
         with contextlib.suppress(OSError, ValueError):
@@ -85,11 +88,12 @@ def submission_environment() -> dict[str, str]:
 
 
 def states_of(job: str) -> set[str]:
-    """Return Slurm's states of a job, which may be an array; none if Slurm has forgotten it."""
+    """Return Slurm's states of a job or of an array's tasks; empty if Slurm has forgotten it."""
     in_queue = ("squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T")
     accounted = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job)
     for command in (in_queue, accounted):
-        with contextlib.suppress(Refused):
-            if lines := run_slurm(*command).splitlines():
-                return {line.split()[0] for line in lines if line.strip()}  # of "CANCELLED by 1000" the first
+        with contextlib.suppress(CommandError):
+            lines = [line for line in run_slurm(*command).splitlines() if line.strip()]
+            if lines:
+                return {line.split()[0] for line in lines}  # CANCELLED of "CANCELLED by 1000"
     return set()

@@ -1,8 +1,8 @@
-"""The corpus on each node's own disk, for as long as a job runs: shared file systems are slow at many small
-reads at once.
+"""A copy of the corpus on each node's own disk while a job runs.
 
-<cluster.node_local>/finetune-<run id>/<node>/    the node's copy; the folder above is removed when the job
-ends
+Shared file systems are slow at many small reads at once.
+
+    <cluster.node_local>/finetune-<run id>/<node>/    one node's copy, until the job ends
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data_prep.shards import Corpus
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.job.preflight import PreflightError, check_room, node_name
+from finetune.job.preflight import PreflightError, check_free_space, node_name
 from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Staged
@@ -30,15 +30,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainConfig]:
-    """The config with its corpus copied to this node's disk, if data.stage asks for it; the copy is removed
-    afterwards.
+def stage_corpus(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainConfig]:
+    """Copy the corpus to this node's disk if data.stage is set, and remove the copy at the end.
 
-    One rank a node copies, and checks every file against the corpus' manifest. All ranks call it.
+    One rank per node copies, and checks every file against the corpus' manifest. All ranks must
+    call it.
+
+    Yields:
+        the config, with the copy as its corpus.
 
     Raises:
-        PreflightError: a node has no room, or the copy came out wrong; on all ranks, naming the nodes.
-        UserError: the folder has a variable that the job lacks.
+        PreflightError: a node has too little space, or its copy is damaged; on all ranks, naming
+            the nodes.
+        UserError: the folder's name has a variable that the job lacks.
     """
     if not config.data.stage:
         yield config
@@ -47,25 +51,24 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
         raise UserError(
-            f"cluster.node_local is {config.cluster.node_local}, and the job has no such variable"
+            f"cluster.node_local: {config.cluster.node_local} has a variable that the job does not set; "
+            f"name a folder that exists on the compute nodes"
         )
     all_nodes = parent / f"finetune-{run.id}"
-    folder = all_nodes / node_name()  # what a site calls node-local may be one folder of all nodes of the job
+    folder = all_nodes / node_name()  # on some sites, the "node-local" folder is shared by the job's nodes
     if world.is_main:
-        Staged(str(all_nodes)).write(
-            run.path / layout.STAGED
-        )  # the batch script removes what killed ranks could not
+        # so that the batch script can remove the copies of ranks that are killed
+        Staged(str(all_nodes)).write(run.path / layout.STAGED)
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
     faults = [fault for fault in world.all_gather_object(fault) if fault]
     try:
         if faults:
-            raise PreflightError(
-                "; ".join(message for message, _ in faults), sorted(node for _, node in faults)
-            )
-        logger.info("corpus on the nodes' own disks (%s), %.1f s", all_nodes, time.monotonic() - began)
+            message = "; ".join(message for message, _ in faults)
+            raise PreflightError(message, sorted(node for _, node in faults))
+        logger.info("corpus copied to the nodes' own disks (%s), %.1f s", all_nodes, time.monotonic() - began)
         yield dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(folder)))
-    finally:  # memory maps outlive the files
+    finally:  # ranks that still have the files mapped keep their contents
         if world.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another node's copy is still in use there
@@ -75,26 +78,27 @@ def staged(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainC
 
 
 def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
-    """Copy and verify; a fault and the node it is of, or None. A whole copy of an attempt that was killed is
-    used as it is."""
+    """Copy the corpus and verify the copy; return an error message and this node's name, or None.
+
+    A complete copy that a killed attempt has left is used as it is.
+    """
     try:
-        if _is_copy(corpus, folder):
+        if _is_complete_copy(corpus, folder):
             return None
         shutil.rmtree(folder, ignore_errors=True)
-        check_room(folder.parent, sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file()))
+        size = sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file())
+        check_free_space(folder.parent, size)
         shutil.copytree(corpus, folder)
         Corpus(folder).verify()
     except PreflightError as fault:
         return str(fault).removeprefix("preflight: "), node_name()
     except (OSError, ValueError) as fault:
-        return (
-            f"{node_name()} could not copy the corpus to {folder}: {' '.join(str(fault).split())[:300]}",
-            node_name(),
-        )
+        reason = " ".join(str(fault).split())[:300]
+        return f"{node_name()} could not copy the corpus to {folder}: {reason}", node_name()
     return None
 
 
-def _is_copy(corpus: Path, folder: Path) -> bool:
+def _is_complete_copy(corpus: Path, folder: Path) -> bool:
     try:
         Corpus(folder).verify()
         return Corpus(folder).manifest.digest == Corpus(corpus).manifest.digest

@@ -1,16 +1,15 @@
-"""The files of a sweep of which points wait for a place in Slurm's queue: its plan, and the job of each
-point.
+"""Files of a sweep whose points wait for places in Slurm's queue.
 
-    runs/sweeps/<id>/<n>/waves.json                the limits that hold; it exists while points wait
-    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits for a place; it holds its run's id
-    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file: a held job is being prepared for the point
-    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file: that job was released
+    runs/sweeps/<id>/<n>/waves.json                the limits in force; it exists while points wait
+    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits; it holds its run's id
+    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file; its job is still held
+    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file; its job was released
 
-A point changes hands by renaming its file, which succeeds exactly once, on whatever node; a job is held until
-all its points have their files. So a process that is killed at any moment leaves a held job, and the next
-caller completes it.
+A process claims a point by renaming its file, which succeeds exactly once, on any node. A job is
+held until the files of all its points are written. So a process that is killed leaves at worst a
+held job, which the next caller completes.
 
-It runs on the batch host too, outside of a container: the standard library alone, from Python 3.8 on.
+Also used on the batch host, outside any container: standard library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from itertools import islice
 from pathlib import Path
 
 from finetune.job import slurm_queue
-from finetune.job.slurm_command import Refused
+from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import TOO_MANY, QueuedJob
 from finetune.runs import layout, records
 from finetune.runs.layout import CLAIMED, PAUSED, POINTS, PROBLEM, SCRIPT, SUBMITTED, WAITING
 from finetune.runs.state import FAILED_JOB_STATES, JobState
 
-BLIND_POINTS = 2  # that a job submits at its end where no limit is known: its own place, and one more
+POINTS_WITHOUT_LIMITS = 2  # that an ending job submits where no limit is known: its own place, and one more
 NONE = ""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How many jobs of this user Slurm takes at a time.
+    """The most jobs of this user that Slurm takes at a time.
 
     Attributes:
-        source: where the number is from, for messages.
-        partition, qos, account: which jobs count; "": all.
+        source: origin of the number, for messages.
+        partition, qos, account: the jobs that count; "": all.
     """
 
     most: int
@@ -64,14 +63,15 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """waves.json.
+    """The content of waves.json.
 
     Attributes:
-        name: of the jobs in Slurm's queue; all submissions of a sweep share it.
-        parallel: cluster.array_parallelism, most points of the sweep in the queue while some wait.
+        name: the jobs' name in Slurm's queue; all submissions of a sweep share it.
+        parallel: cluster.array_parallelism, the most points of the sweep in the queue while some
+            wait.
         code: digest of the code that the jobs import.
-        after: a job that must have ended well before a point starts; "": none.
-        user: id of the user whose sweep it is.
+        after: id of a job that must complete before a point starts; "": none.
+        user: id of the user who submitted the sweep.
     """
 
     name: str
@@ -86,17 +86,17 @@ class Plan:
         body = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**body, "limits": [Limit(**limit) for limit in body["limits"]]})
 
-    def places(self, jobs: list[QueuedJob], ending: str = NONE) -> int:
+    def free_places(self, jobs: list[QueuedJob], ending: str = NONE) -> int:
         """Count the points that may be submitted now.
 
         Args:
-            ending: the job that asks, at its end. It still counts for Slurm. Any other caller leaves one
-                place free, so that a job that ends can submit the next point while it counts itself, unless
-                the sweep would have no job then.
+            ending: id of the calling job, which is ending but still counts for Slurm. Any other
+                caller leaves one place free, so that a job that ends can submit the next point
+                while it still counts, unless the sweep would have no job then.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
-            free = BLIND_POINTS if in_queue or ending else self.parallel
+            free = POINTS_WITHOUT_LIMITS if in_queue or ending else self.parallel
         else:
             free = min(limit.free(jobs) for limit in self.limits)
             if not ending:
@@ -106,7 +106,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """One folder runs/sweeps/<id>/<n> of which points wait."""
+    """One folder runs/sweeps/<id>/<n> with points that wait."""
 
     folder: Path
 
@@ -126,10 +126,10 @@ class SweepSubmission:
         return (self.folder / POINTS / str(index)).resolve().parent
 
     def set_up(self, plan: Plan, indices: list[int], tasks: list[str]) -> None:
-        """Write that these points wait, so that anybody may submit them from now on.
+        """Record that these points wait; from now on any process may submit them.
 
         Args:
-            tasks: of a held job, which have all they need.
+            tasks: the ids of a held job's tasks, whose files are complete.
         """
         for name in (WAITING, CLAIMED, SUBMITTED):
             (self.folder / name).mkdir()
@@ -140,53 +140,58 @@ class SweepSubmission:
         layout.write_json(self.folder / layout.WAVES, asdict(plan))
 
     def withdraw(self, index: int) -> bool:
-        """Take a point out; False if it does not wait any more."""
+        """Withdraw a point from the waiting ones; return False if it does not wait any more."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / WAITING / str(index)).unlink()
             return True
         return False
 
     def submit(self, count: int, dependencies: list[str]) -> int:
-        """Submit the next points, as many of `count` as Slurm takes, and return their number. The reason of a
-        refusal is in problem.txt."""
+        """Submit up to `count` points, as many as Slurm takes, and return their number.
+
+        The reason of a refusal is written into problem.txt.
+        """
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
+            command = sbatch_held(self.script, indices, dependencies)
             try:
-                job = slurm_queue.run_slurm(*sbatch_held(self.script, indices, dependencies)).partition(";")[
-                    0
-                ]
-            except Refused as refusal:
+                job = slurm_queue.run_slurm(*command).partition(";")[0]
+            except CommandError as refusal:
                 (self.folder / PROBLEM).write_text(f"{refusal}\n", encoding="utf-8")
                 indices = indices[: len(indices) // 2] if TOO_MANY.search(str(refusal)) else []
                 continue
             (self.folder / PROBLEM).unlink(missing_ok=True)
-            return self.complete(job, indices)
+            return self.release_array(job, indices)
         return 0
 
     def _has_run(self, index: int) -> bool:
-        """Return whether the point's folder is there; take the point out if somebody has removed it."""
+        """Return whether the run folder of a point exists; withdraw the point if it does not."""
         found = (self.run(index) / layout.JOBS / layout.WAITING_PICKLE).is_file()
         if not found:
             self.withdraw(index)
         return found
 
-    def complete(self, job: str, indices: list[int]) -> int:
-        """Give each task of a held array what it needs, release the array, and return the number of its
-        points. Any process may do this, also two at a time."""
+    def release_array(self, job: str, indices: list[int]) -> int:
+        """Write the job files of a held array, release it, and return the number of its points.
+
+        Any process may call this, also two at a time: each claims points before it writes their
+        files.
+        """
         code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
-        if lost := [f"{job}_{index}" for index in indices if index not in mine]:
-            with contextlib.suppress(Refused):
+        lost = [f"{job}_{index}" for index in indices if index not in mine]
+        if lost:
+            with contextlib.suppress(CommandError):
                 slurm_queue.run_slurm("scancel", *lost)
         for index in mine:
-            self._equip(index, f"{job}_{index}", code)
+            self._write_job_files(index, f"{job}_{index}", code)
         if mine:
             slurm_queue.run_slurm("scontrol", "release", job)
-        self.settle(job)
+        self.mark_released(job)
         return len(mine)
 
-    def settle(self, job: str) -> None:
-        """Write that a job was released."""
+    def mark_released(self, job: str) -> None:
+        """Record that a job was released: move its points from `claimed` to `submitted`."""
         for path in list_files(self.folder / CLAIMED):
             if path.name.startswith(f"{job}_"):
                 _rename(path, self.folder / SUBMITTED / path.name)
@@ -197,7 +202,7 @@ class SweepSubmission:
             return True
         return any((self.folder / name / task).exists() for name in (CLAIMED, SUBMITTED))
 
-    def _equip(self, index: int, task: str, code: str) -> None:
+    def _write_job_files(self, index: int, task: str, code: str) -> None:
         run = self.run(index)
         jobs = run / layout.JOBS
         with layout.replace_atomically(jobs / layout.pickle_of(task)) as temporary:
@@ -205,21 +210,16 @@ class SweepSubmission:
         records.Submission(task, socket.gethostname(), "slurm", code).write(run / layout.SUBMISSION)
 
     def recover(self, jobs: list[QueuedJob]) -> None:
-        """Complete the jobs that a killed process left behind, and take back points whose job is gone."""
+        """Release the held jobs of a killed process; let points whose job is gone wait again."""
         claimed = {path.name for path in list_files(self.folder / CLAIMED)}
-        held: dict[str, list[int]] = {}
-        for job in jobs:
-            if job.is_held and job.index.isdigit() and _is_same(job.command, self.script):
-                held.setdefault(job.array, []).append(int(job.index))
         waiting = set(self.waiting())
-        for array, indices in held.items():
-            if any(
-                index in waiting or f"{array}_{index}" in claimed for index in indices
-            ):  # else a person holds it
-                with contextlib.suppress(Refused):  # it stays held: the next caller tries again
-                    self.complete(array, indices)
+        for array, indices in self._held_arrays(jobs).items():
+            # An array without a waiting or claimed point is held by a person.
+            if any(index in waiting or f"{array}_{index}" in claimed for index in indices):
+                with contextlib.suppress(CommandError):  # it stays held: the next caller tries again
+                    self.release_array(array, indices)
         claimed = {path.name for path in list_files(self.folder / CLAIMED)}
-        # after the look at claims: a job is there before its claims are
+        # The queue is read after the claims: a job exists before its points are claimed.
         now = {job.id: job for job in slurm_queue.queue()} if claimed else {}
         for task in claimed:
             run = self.run(index_of(task))
@@ -231,49 +231,59 @@ class SweepSubmission:
                 records.remove_submission(run)
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
+    def _held_arrays(self, jobs: list[QueuedJob]) -> dict[str, list[int]]:
+        """Return the indices of this script's held tasks, by array id."""
+        held: dict[str, list[int]] = {}
+        for job in jobs:
+            if job.is_held and job.index.isdigit() and _is_same(job.command, self.script):
+                held.setdefault(job.array, []).append(int(job.index))
+        return held
+
     def withdraw_all(self, indices: list[int]) -> list[int]:
-        """Take points out, with the jobs that a killed process left on hold for them; return those that
-        waited."""
+        """Withdraw points and cancel a killed process' held jobs for them; return those withdrawn."""
         withdrawn = [index for index in indices if self.withdraw(index)]
         ids = {str(index) for index in withdrawn}
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(CommandError):
             held = [
-                job
+                job.id
                 for job in slurm_queue.queue()
                 if job.is_held and job.index in ids and _is_same(job.command, self.script)
             ]
             if held:
-                slurm_queue.run_slurm("scancel", *(job.id for job in held))
+                slurm_queue.run_slurm("scancel", *held)
         return withdrawn
 
     def pause(self, reason: str = NONE) -> None:
-        """Let nobody submit the points that wait until `go_on`.
+        """Let no process submit the waiting points until `resume` is called.
 
         Args:
-            reason: for people; "": all jobs before were cancelled.
+            reason: for people; "": all earlier jobs were cancelled.
         """
         (self.folder / PROBLEM).write_text(f"{reason}\n", encoding="utf-8")
         _rename(self.folder / layout.WAVES, self.folder / PAUSED)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         _rename(self.folder / PAUSED, self.folder / layout.WAVES)
 
     def awaits_failed_job(self) -> bool:
-        """Return whether the job that the points were to start after has failed."""
-        plan = Plan.read(self.folder / (PAUSED if self.is_paused else layout.WAVES))
+        """Return whether the job that must complete before the points start has failed."""
+        plan = Plan.read(self._plan_file())
         return bool(plan.after and slurm_queue.states_of(plan.after) & FAILED_JOB_STATES)
 
     def start_without_awaiting(self) -> None:
-        """Take the job that the points were to start after out of the plan."""
-        path = self.folder / (PAUSED if self.is_paused else layout.WAVES)
+        """Remove from the plan the job that must complete before the points start."""
+        path = self._plan_file()
         layout.write_json(path, asdict(replace(Plan.read(path), after=NONE)))
+
+    def _plan_file(self) -> Path:
+        return self.folder / (PAUSED if self.is_paused else layout.WAVES)
 
     @property
     def is_paused(self) -> bool:
         return (self.folder / PAUSED).exists()
 
     def last_wave(self) -> list[Path]:
-        """Return the folders of the runs that were submitted last."""
+        """Return the run folders of the most recently submitted array."""
         tasks = [path.name for path in list_files(self.folder / SUBMITTED)]
         newest = max((int(task.partition("_")[0]) for task in tasks), default=0)
         return [self.run(index_of(task)) for task in tasks if task.startswith(f"{newest}_")]
@@ -285,14 +295,14 @@ class SweepSubmission:
         return ""
 
     def close(self) -> None:
-        """Forget the plan once no point waits."""
+        """Remove the plan once no point waits."""
         if not self.waiting() and not list_files(self.folder / CLAIMED):
             for name in (layout.WAVES, PAUSED):
                 (self.folder / name).unlink(missing_ok=True)
 
 
 def sbatch_held(script: Path, indices: list[int], dependencies: list[str]) -> list[str]:
-    """Return the command that submits tasks of an array's script on hold."""
+    """Return the command that submits held tasks of an array's script."""
     wait = [f"--dependency={','.join(dependencies)}"] if dependencies else []
     if any(dependency.startswith("afterok:") for dependency in dependencies):
         wait.append("--kill-on-invalid-dep=yes")
@@ -300,23 +310,23 @@ def sbatch_held(script: Path, indices: list[int], dependencies: list[str]) -> li
 
 
 def _spans(indices: list[int]) -> str:
-    """Write indices as Slurm's array specification: 3-5,9."""
+    """Return indices in Slurm's array notation, such as 3-5,9."""
     spans: list[list[int]] = []
     for index in sorted(indices):
         if spans and index == spans[-1][1] + 1:
             spans[-1][1] = index
         else:
             spans.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    return ",".join(texts)
 
 
 def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
-    """Return this user's submissions of which points wait, oldest first."""
+    """Return this user's submissions with waiting points, oldest first."""
     found = []
     for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{layout.WAVES}"):
-        with contextlib.suppress(
-            OSError, ValueError, TypeError
-        ):  # closed in this moment, or of another version
+        # A plan may be closed at this moment, or be of another version.
+        with contextlib.suppress(OSError, ValueError, TypeError):
             if Plan.read(path).user == os.getuid():
                 found.append((path.stat().st_mtime, SweepSubmission(path.parent)))
     return [submission for _, submission in sorted(found, key=lambda pair: (pair[0], str(pair[1].folder)))]
@@ -324,10 +334,10 @@ def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
 
 @dataclass(frozen=True)
 class Point:
-    """A point that waits for a place, or that a held job is being prepared for.
+    """A point that waits for a place, or whose job is still held.
 
     Attributes:
-        task: that job's; "": none yet.
+        task: the held job's id; "": none yet.
     """
 
     submission: SweepSubmission
@@ -336,19 +346,18 @@ class Point:
 
 
 def waiting_points(runs_dir: Path) -> dict[str, Point]:
-    """Return the points that have no job yet, or no released one, by run id; of paused sweeps too."""
+    """Return the points without a released job, by run id; also those of paused sweeps."""
     found = {}
     for name in (layout.WAVES, PAUSED):
         for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{name}"):
             submission = SweepSubmission(path.parent)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
-            for task in list_files(
-                submission.folder / CLAIMED
-            ):  # after those that wait, whose next state this is
-                found[submission.run(index_of(task.name)).name] = Point(
-                    submission, index_of(task.name), task.name
-                )
+            # Claims are read after the waiting points, so that a point that is claimed between is
+            # not missed.
+            for file in list_files(submission.folder / CLAIMED):
+                index = index_of(file.name)
+                found[submission.run(index).name] = Point(submission, index, file.name)
     return found
 
 
@@ -357,7 +366,7 @@ def index_of(task: str) -> int:
 
 
 def _has_begun(run: Path, task: str) -> bool:
-    """Whether the task has started the run, or a person has cancelled it."""
+    """Return whether the task has started the run, or a person has cancelled the run."""
     if (run / layout.OUTCOME).exists():
         return True
     with contextlib.suppress(FileNotFoundError):
@@ -379,8 +388,10 @@ def _rename(source: Path, target: Path) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return the files of a folder; none if it is not there. NFS leaves .nfs… in the place of open files that
-    are removed."""
+    """Return the files of a folder; none if it does not exist.
+
+    Hidden files are left out: NFS leaves .nfs… in place of open files that are removed.
+    """
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:

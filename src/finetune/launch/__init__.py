@@ -1,1 +1,1 @@
-"""From a checked config to a job: submit, follow, cancel. Runs in the shell that submits, without torch."""
+"""From a checked config to a job: submit, follow, cancel, in the user's shell and without torch."""

@@ -1,4 +1,4 @@
-"""`cancel` and `prune`: stop runs in the queue or at work, and remove what completed runs need no more."""
+"""`cancel` and `prune`: stop runs, and remove what completed runs no longer need."""
 
 from __future__ import annotations
 
@@ -20,47 +20,52 @@ from finetune.runs import checkpoint_files, layout, shared_bases
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import PRUNED_STATES, RunState
 
-JOBS_A_COMMAND = 500
-GRACE_SECONDS = 30.0  # that srun has to end its ranks
+JOBS_PER_COMMAND = 500
+GRACE_SECONDS = 30.0  # for srun to end its ranks
 
 
 def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
-    """Take queued runs out of the queue and stop running ones: at their next step with a checkpoint, or
-    `now`.
+    """Remove queued runs from the queue and stop running ones.
+
+    Args:
+        now: end running runs at once; else they stop after their next step, with a checkpoint.
 
     Yields:
-        each run, and what was done, in words.
+        each run, and a description of what was done.
 
     Raises:
-        UserError: Slurm refuses; or a run is to be ended now that another machine has. None was ended then.
+        UserError: Slurm refuses; or `now` is set and a run is running on another machine. No run
+            was ended.
     """
-    seen = observe(runs)
-    for one in seen:
-        if now and one.alive and (host := one.run.find_other_host()):
+    observed = observe(runs)
+    for seen in observed:
+        host = seen.run.find_other_host() if now and seen.alive else None
+        if host:
             raise UserError(
-                f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there"
+                f"run {seen.run.id}: it is running on {host}; run `finetune cancel --now {seen.run.id}` there"
             )
     withdrawn = _withdraw(runs)
-    if withdrawn:  # and jobs that were being submitted in this moment are in the queue by now
-        seen = observe([run for run in runs if run.id not in withdrawn])
-    jobs = [one.job_id for one in seen if one.alive and one.job_id and (now or one.state == RunState.QUEUED)]
-    for first in range(0, len(jobs), JOBS_A_COMMAND):
-        slurm.slurm_command("scancel", *jobs[first : first + JOBS_A_COMMAND])
+    if withdrawn:  # by now, jobs that were just being submitted are in the queue
+        observed = observe([run for run in runs if run.id not in withdrawn])
+    on_slurm = [seen for seen in observed if seen.alive and seen.job_id]
+    jobs = [seen.job_id for seen in on_slurm if now or seen.state == RunState.QUEUED]
+    for first in range(0, len(jobs), JOBS_PER_COMMAND):
+        slurm.slurm_command("scancel", *jobs[first : first + JOBS_PER_COMMAND])
     for run in runs:
         if run.id in withdrawn:
             yield run, str(RunState.CANCELLED)
-    # queued ones first, or the next of a sweep would start when one is stopped
-    for one in sorted(seen, key=lambda one: one.state != RunState.QUEUED):
-        yield one.run, _cancel(one, now)
+    # Queued runs first: stopping a run of a sweep would start the next one.
+    for seen in sorted(observed, key=lambda seen: seen.state != RunState.QUEUED):
+        yield seen.run, _cancel(seen, now)
 
 
 def _withdraw(runs: list[RunFolder]) -> set[str]:
-    """Take out the runs that wait for a place in the queue; return their ids."""
+    """Withdraw the runs that wait for a place in the queue; return their ids."""
     withdrawn = set()
     for folder in {run.path.parent for run in runs}:
         if not {run.id for run in runs} & wave_files.waiting_points(folder).keys():
             continue
-        with _locked(folder):
+        with _sweep_lock(folder):
             points = {
                 key: point for key, point in wave_files.waiting_points(folder).items() if not point.task
             }
@@ -80,34 +85,36 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from submitting meanwhile; where the lock cannot be had, a point is still either withdrawn
-    or submitted."""
+def _sweep_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from submitting points meanwhile.
+
+    If the lock is not free, continue: each point is still either withdrawn or submitted, never
+    both.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(TimeoutError):
             stack.enter_context(waves.lock(folder))
         yield
 
 
-def _cancel(one: Observed, now: bool) -> str:
-    run = one.run
-    if one.state == RunState.QUEUED and _take_from_queue(run, one.job_id):
-        return str(RunState.CANCELLED)
-    if one.state == RunState.QUEUED:  # its turn came in this moment
-        (one,) = observe([run])
-    if not one.alive:
-        return f"has ended already: {one.state}"
+def _cancel(seen: Observed, now: bool) -> str:
+    run = seen.run
+    if seen.state == RunState.QUEUED:
+        if _take_from_queue(run, seen.job_id):
+            return str(RunState.CANCELLED)
+        (seen,) = observe([run])  # it has just started
+    if not seen.alive:
+        return f"has already ended: {seen.state}"
     if not now:
         run.stop_file.touch()
         return "stops after its next step, with a checkpoint (at once: --now)"
-    if not one.job_id:
+    if not seen.job_id:
         _kill_local(run)
-    return "ended; what it did since its last checkpoint is lost"
+    return "ended; its work since the last checkpoint is lost"
 
 
 def _take_from_queue(run: RunFolder, job_id: str) -> bool:
-    """Note that a run is cancelled, unless it has started meanwhile. The shell that was to start it in its
-    turn will not."""
+    """Record that a queued run is cancelled, for its shell to skip it; False if it has started."""
     with run.submission_lock:
         if not job_id and run.state() == RunState.RUNNING:
             return False
@@ -116,7 +123,8 @@ def _take_from_queue(run: RunFolder, job_id: str) -> bool:
 
 
 def _kill_local(run: RunFolder) -> None:
-    if (process := run.find_controller()) is not None:
+    process = run.find_controller()
+    if process is not None:
         owns_ranks = run.config().cluster.scheduler == "local"
         Controller(process, lambda: not process.is_running(), owns_ranks).end()
         try:
@@ -130,25 +138,29 @@ def _kill_local(run: RunFolder) -> None:
     run.record_outcome(RunState.CANCELLED, reason=str(RunState.CANCELLED))
 
 
-def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
-    """What can go: of completed runs all but their result, their best checkpoint and their numbers; code that
-    no run's job imports; merged bases that no run has.
+def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
+    """Find files that can be removed.
+
+    These are all files of completed runs except their result, best checkpoint and metrics; code
+    that no run's job imports; and merged bases that no run uses.
 
     Args:
-        failed: whole folders too, of runs that failed, died or were cancelled; not of one that another
-            machine has, unless it has said its end.
+        failed: include whole folders of runs that failed, died or were cancelled, unless another
+            machine may still be running them.
 
     Yields:
-        a file or folder, and its bytes.
+        a file or folder, and its size in bytes.
     """
     every = RunFolder.all(runs_dir)
-    bases = {folder for run in every if (folder := _export_used_by(run))}
-    for one in observe(runs):
-        if one.alive or one.run.find_other_host():
+    bases = {folder for folder in map(_export_used_by, every) if folder}
+    for seen in observe(runs):
+        if seen.alive or seen.run.find_other_host():
             continue
-        with contextlib.suppress(Timeout), one.run.lock:  # held while the caller removes what it is given
-            if one.run.state() == one.state:  # else somebody has started it since
-                yield from ((path, _size(path)) for path in _superfluous(one, failed, bases) if path.exists())
+        with contextlib.suppress(Timeout), seen.run.lock:  # held while the caller removes what is yielded
+            if seen.run.state() == seen.state:  # else it has been started since
+                for path in _superfluous(seen, failed, bases):
+                    if path.exists():
+                        yield path, _size(path)
     used = {run.code() for run in every}
     for folder in sorted((runs_dir / layout.CODE).glob("*")):
         if folder.name not in used:
@@ -156,31 +168,33 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
     yield from ((entry, _size(entry)) for entry in shared_bases.find_unused(runs_dir))
 
 
-def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
-    """List what a run that has ended needs no more; the best checkpoint and exports that are another run's
-    base stay."""
-    run = one.run
+def _superfluous(seen: Observed, failed: bool, bases: set[Path]) -> list[Path]:
+    """List what a run that has ended no longer needs.
+
+    Its best checkpoint stays, and so do exports that are the base of another run.
+    """
+    run = seen.run
     exports = set(run.exports.glob("*"))
-    if one.state == RunState.COMPLETED:
-        merged = [] if run.adapter.is_dir() else [run.merged_base]  # which adapter_config.json names
+    if seen.state == RunState.COMPLETED:
+        merged = [] if run.adapter.is_dir() else [run.merged_base]  # adapter_config.json refers to it
         job_files = (*run.jobs.glob("*.pkl"), *run.jobs.glob(layout.rendezvous_of("*", "*")))
         return [*_checkpoints(run), *sorted(exports - bases), *merged, *job_files]
     is_base = bool(exports & bases)
-    return [run.path] if failed and not is_base and one.state in PRUNED_STATES else []
+    if failed and not is_base and seen.state in PRUNED_STATES:
+        return [run.path]
+    return []
 
 
 def _checkpoints(run: RunFolder) -> list[Path]:
-    """List all checkpoints but the best; their folder if there is no best."""
+    """List all checkpoints except the best; if there is no best, their folder."""
     best = checkpoint_files.find_best(run.checkpoints)
-    return (
-        [run.checkpoints]
-        if best is None
-        else sorted(path for path in run.checkpoints.iterdir() if path != best)
-    )
+    if best is None:
+        return [run.checkpoints]
+    return sorted(path for path in run.checkpoints.iterdir() if path != best)
 
 
 def _export_used_by(run: RunFolder) -> Path | None:
-    """Return the export that a run's base is, if model.path names a checkpoint of another run."""
+    """Return the export of another run that this run has as its base; None if it has none."""
     with contextlib.suppress(ValueError, OSError):
         config = run.config()
         name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))
@@ -190,7 +204,7 @@ def _export_used_by(run: RunFolder) -> Path | None:
 
 
 def _size(path: Path) -> int:
-    """Count the bytes that a removal frees: files with other names elsewhere stay."""
+    """Count the bytes that a removal frees; a file with another hard link frees none."""
     files = [path] if path.is_file() else path.rglob("*")
     stats = [file.lstat() for file in files if not file.is_dir()]
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)

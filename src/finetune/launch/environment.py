@@ -1,5 +1,7 @@
-"""Shell lines that make a node ready for a job, from the cluster's profile: part of every batch script, and
-slurm/env/*.sh for interactive work."""
+"""Shell lines that prepare a node for a job, from the cluster's profile.
+
+They are part of every batch script, and of slurm/env/*.sh for interactive work.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ LOCAL_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "torch-extensions",
 }
-# /etc/profile may put PATH together anew: then the shell's own programs still come first
+# /etc/profile may reset PATH: the shell's own programs must still come first.
 FIND_MODULE = (
     "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
 )
@@ -51,75 +53,77 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def node_lines(cluster: ClusterConfig) -> list[str]:
-    """Return what keeps the submitting shell's programs and packages from a node that cannot use them."""
+    """Return lines that keep unusable programs and packages of the submitting shell off a node."""
     site = cluster.site
     if site.crosses_architectures:
         return [
             "",
-            f"# the shell that submitted this was on {site.login_architecture}, the node is {site.compute_architecture}",
+            f"# submitted from {site.login_architecture}, but this node is {site.compute_architecture}",
             "unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONPATH",
             "PATH=/usr/local/bin:/usr/bin:/bin:$PATH",
         ]
     if cluster.python is not None:
         return [
             "",
-            "# the job's Python has packages of its own, which those of the submitting shell must not come before",
+            "# the job's Python must not import the submitting shell's packages",
             "unset PYTHONHOME PYTHONPATH",
         ]
     return []
 
 
 def module_lines(clean: str | None, modules: list[str]) -> list[str]:
-    """Return lines of a batch script that load modules, and end it with one line if one cannot be loaded.
+    """Return lines that load modules; a module that cannot be loaded ends the job.
 
     Args:
-        clean: the module command to begin with, where the site has one: reset or purge.
+        clean: the module command to start with, where the site has one: reset or purge.
     """
     if not clean and not modules:
         return []
-    lines = ["", "# modules; `module` is a function of login shells, which this one is not", FIND_MODULE]
+    lines = ["", "# modules; only login shells define the function `module`", FIND_MODULE]
     if clean:
-        lines.append(
-            f"module {clean} > /dev/null 2>&1  # of the shell that submitted this nothing stays loaded"
-        )
+        lines.append(f"module {clean} > /dev/null 2>&1  # unload the submitting shell's modules")
     if modules:
         lines += [RUN_MODULE, *(f"run_module {command}" for command in modules)]
     return lines
 
 
 def _cache_lines(cluster: ClusterConfig) -> list[str]:
-    """Return exports of cache folders, which would fill a home folder's quota, or be slow on a shared file
-    system."""
+    """Return exports of cache folders; the defaults would be slow or fill the home's quota."""
     lines = []
     if cluster.shared_cache:
         for variable, folder in SHARED_CACHES.items():
             line = f'export {variable}="${{{variable}:-{cluster.shared_cache}/{folder}}}"'
-            # models that were downloaded without HF_HOME lie in the home folder, where the job must find them
-            lines.append(f"[ -d ~/.cache/huggingface ] || {line}" if variable == "HF_HOME" else line)
+            if variable == "HF_HOME":
+                # Models that were downloaded without HF_HOME are in the home folder; the job must
+                # find them.
+                line = f"[ -d ~/.cache/huggingface ] || {line}"
+            lines.append(line)
     if cluster.local_cache:
-        lines += _exports(
-            {variable: f"{cluster.local_cache}/{folder}" for variable, folder in LOCAL_CACHES.items()}
-        )
+        caches = {variable: f"{cluster.local_cache}/{folder}" for variable, folder in LOCAL_CACHES.items()}
+        lines += _exports(caches)
     return lines
 
 
 def _srun_lines(cluster: ClusterConfig) -> list[str]:
     lines = [
-        "export SLURM_EXPORT_ENV=ALL  # ranks get this environment, also where SBATCH_EXPORT=NONE was set"
+        "export SLURM_EXPORT_ENV=ALL  # pass this environment to ranks, even if SBATCH_EXPORT=NONE was set"
     ]
     if cluster.binds_cores:
-        lines.append("unset SRUN_CPUS_PER_TASK  # srun takes no number of cores beside a mask of them")
+        lines.append(
+            "unset SRUN_CPUS_PER_TASK  # srun refuses a number of cores together with a mask of cores"
+        )
     else:
         lines.append(
-            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself"
+            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch"
         )
     return lines
 
 
 def environment_file(cluster: ClusterConfig) -> str:
-    """Return slurm/env/<cluster>.sh, to be sourced in an allocation of any number of nodes."""
+    """Return the text of slurm/env/<cluster>.sh, to be sourced in an allocation of any size."""
     lines = [
-        f"# source this in an allocation on {cluster.name}. Rendered from conf/cluster/{cluster.name}.yaml: `make cluster-env`",
+        f"# source this in an allocation on {cluster.name}",
+        f"# rendered from conf/cluster/{cluster.name}.yaml by `make cluster-env`",
         *_source_lines(cluster),
     ]
     if cluster.clean_modules:
@@ -135,7 +139,7 @@ def environment_file(cluster: ClusterConfig) -> str:
 
 
 def _source_lines(cluster: ClusterConfig) -> list[str]:
-    """Return comments that name the source, date and confidence of each fact of the profile."""
+    """Return comments that name source, date and confidence of each fact of the profile."""
     lines = []
     for source in cluster.site.sources:
         where = f"{source.confidence}, {source.date}: {source.source}"
@@ -146,20 +150,20 @@ def _source_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def _exports(variables: dict[str, str]) -> list[str]:
-    return [f"export {key}={_quoted(value)}" for key, value in variables.items()]
+    return [f"export {key}={_quote(value)}" for key, value in variables.items()]
 
 
-def _quoted(value: str) -> str:
-    r"""Quote a value for the shell, which replaces variables of the job such as $SLURM_JOB_ID; \$ stays a
-    dollar."""
+def _quote(value: str) -> str:
+    r"""Quote a value for the shell, which still expands $SLURM_JOB_ID; \$ stays a dollar."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
-    return f'"{escaped}"' if "$" in value else shlex.quote(value)
+    if "$" in value:
+        return f'"{escaped}"'
+    return shlex.quote(value)
 
 
 @cache
 def profiles() -> dict[str, ClusterConfig]:
-    """Return every Slurm profile in conf/cluster by name, with the account and Python that the site gives as
-    examples."""
+    """Return all Slurm profiles by name, with the site's examples of account and Python."""
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)

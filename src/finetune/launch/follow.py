@@ -1,5 +1,4 @@
-"""Following runs from the shell that started them: progress from the spool, MLflow kept up to date,
-Ctrl-C."""
+"""Followed runs: progress from the spool, MLflow kept up to date, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -33,13 +32,12 @@ from finetune.tracking.spool import last_step
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 15.0
 ORPHAN_SECONDS = 30.0
-MOST_WARNINGS = 20  # that are shown while a run is followed; `finetune logs` has all
+MOST_WARNINGS = 20  # shown while a run is followed; `finetune logs` shows all
 
 
 @dataclass(frozen=True)
 class Controller:
-    """The process on this machine that a run hangs on: submitit's, which has started the ranks as its
-    children, or srun."""
+    """The process on this machine that controls a run's ranks: submitit's controller, or srun."""
 
     process: psutil.Process
     is_done: Callable[[], bool]
@@ -50,19 +48,22 @@ class Controller:
             _end(self.process)
         else:
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.process.terminate()  # which srun hands on; killed, it would leave the ranks alone
+                self.process.terminate()  # srun forwards it; a killed srun would leave the ranks running
 
 
 class Interrupts:
-    """Ctrl-C in the shell that follows runs. The first one asks the run that is at work to save and stop at
-    its next step, and lets no other begin; the second one ends it."""
+    """Ctrl-C in the shell that follows runs.
+
+    The first asks the current run to save and stop at its next step, and lets no other start; the
+    second ends the run at once.
+    """
 
     def __init__(self) -> None:
         self.pressed = 0
         self._watched: tuple[RunFolder, Controller] | None = None
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
+    def catch_sigint(self) -> Iterator[None]:
         old = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -70,8 +71,8 @@ class Interrupts:
             signal.signal(signal.SIGINT, old)
 
     @contextlib.contextmanager
-    def aimed_at(self, run: RunFolder, controller: Controller) -> Iterator[None]:
-        """While the run is at work, Ctrl-C is for it; also one that came while it was being started."""
+    def direct_to(self, run: RunFolder, controller: Controller) -> Iterator[None]:
+        """Direct Ctrl-C to this run while it runs, including one pressed while it was starting."""
         self._watched = (run, controller)
         if self.pressed:
             self._stop(run)
@@ -83,9 +84,8 @@ class Interrupts:
     def _handle(self, number: int, frame: Any) -> None:
         self.pressed += 1
         if self._watched is None:
-            if (
-                self.pressed > 1
-            ):  # nothing is at work that could be stopped: what is done between two runs takes too long
+            # No run can be stopped now, and the work between two runs takes too long to wait for.
+            if self.pressed > 1:
                 raise KeyboardInterrupt
             return
         run, controller = self._watched
@@ -96,29 +96,26 @@ class Interrupts:
 
     def _stop(self, run: RunFolder) -> None:
         run.stop_file.touch()
-        go_on = (
-            f"`finetune retry {run.sweep()}` goes on with the sweep"
-            if run.sweep()
-            else f"`finetune resume {run.id}` goes on"
-        )
-        line = f"stopping after this step, with a checkpoint (again: at once); {go_on}"
+        sweep = run.sweep()
+        resume = f"`finetune retry {sweep}`" if sweep else f"`finetune resume {run.id}`"
+        line = f"stopping after this step, with a checkpoint (Ctrl-C again: at once); {resume} continues"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
 
 def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place: str = "") -> None:
-    """Show progress until the job's processes are gone; then fill MLflow.
+    """Show progress until the run's processes have ended; then fill MLflow.
 
     Args:
-        place: of the run among those that are started in turn, as in `3/12`.
+        place: the run's place among those started in turn, such as `3/12`; "" if it is the only
+            one.
     """
-    console, num_ranks = Console(stderr=True), run.config().cluster.world_size
+    console = Console(stderr=True)
+    num_ranks = run.config().cluster.world_size
     point = escape(describe(run.point()))
-    title = "  ".join(
-        part for part in (escape(f"[{place}]") if place else "", f"[bold]{run.id}[/bold]", point) if part
-    )
-    console.print(
-        f"{title}  ranks: {num_ranks}  folder: {short_path(run.path)}", highlight=False, soft_wrap=True
-    )
+    number = escape(f"[{place}]") if place else ""
+    title = "  ".join(filter(None, (number, f"[bold]{run.id}[/bold]", point)))
+    folder = short_path(run.path)
+    console.print(f"{title}  ranks: {num_ranks}  folder: {folder}", highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -131,55 +128,59 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
     )
     watch = _RankWatch(controller, num_ranks)
     shown: set[str] = set()
-    with bar, interrupts.aimed_at(run, controller):
+    with bar, interrupts.direct_to(run, controller):
         task = bar.add_task("starting", total=None, status="")
-        # while the job starts: the run is in MLflow at once, and MLflow's import takes no time from the first
-        # steps
+        # Sync while the job starts: the run appears in MLflow at once, and importing MLflow does
+        # not slow down the first steps.
         _sync(run, console)
         synced = time.monotonic()
         while not controller.is_done():
             time.sleep(POLL_SECONDS)
-            if controller.owns_ranks:  # srun ends a job that lost a rank by itself
+            if controller.owns_ranks:  # srun itself ends a job that lost a rank
                 watch.end_orphans()
             _show_warnings(run, console, shown)
-            if last := last_step(run.path):
-                status = f"loss {last.loss:.3f}  {last.tokens_per_second:,.0f} tok/s"
+            last = last_step(run.path)
+            if last:
                 bar.update(
-                    task, description="training", completed=last.step, total=last.num_steps, status=status
+                    task,
+                    description="training",
+                    completed=last.step,
+                    total=last.num_steps,
+                    status=f"loss {last.loss:.3f}  {last.tokens_per_second:,.0f} tok/s",
                 )
                 if time.monotonic() - synced > SYNC_SECONDS:
                     _sync(run, console)
                     synced = time.monotonic()
     _show_warnings(run, console, shown)
-    for rank in run.find_ranks():  # the controller is gone: nothing else would end them
+    for rank in run.find_ranks():  # without the controller, nothing else ends them
         _end(rank)
     _sync(run, console)
 
 
 def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
-    """Print the warnings of ranks that are not among `shown` yet, each kind of them once."""
+    """Print the ranks' warnings that are not in `shown` yet, one line per kind."""
     for warning in rank_warnings.read(run.jobs):
         if warning.text not in shown and len(shown) < MOST_WARNINGS:
             shown.add(warning.text)
-            console.print(
-                Text(f"warning: {warning.describe(len(warning.ranks))}", style="yellow"), soft_wrap=True
-            )
+            line = f"warning: {warning.describe(len(warning.ranks))}"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def _sync(run: RunFolder, console: Console) -> None:
-    """Tracking never stops a run: what cannot be sent now is in the spool and can be sent later."""
+    """Send the run to MLflow; only report a failure, as the spool keeps everything for later."""
     try:
         mlflow_sync.sync(run)
     except Exception as fault:
         reason = escape(" ".join(f"{type(fault).__name__}: {fault}".split())[:200])
-        console.print(f"MLflow is behind ({reason}): `finetune sync` catches up", soft_wrap=True)
+        console.print(f"MLflow is not up to date ({reason}); `finetune sync` catches up", soft_wrap=True)
 
 
 class _RankWatch:
-    """Ends a job of which a rank has died while the others wait for it in a collective."""
+    """Ends a job in which a rank has died while the others wait for it in a collective."""
 
     def __init__(self, controller: Controller, num_ranks: int) -> None:
-        self._controller, self._num_ranks = controller, num_ranks
+        self._controller = controller
+        self._num_ranks = num_ranks
         self._incomplete_since: float | None = None
         self._started = False
 
@@ -198,7 +199,7 @@ class _RankWatch:
 
 
 def _end(parent: psutil.Process) -> None:
-    """Kill a process and all it started."""
+    """Kill a process and its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (*parent.children(recursive=True), parent):
             with contextlib.suppress(psutil.NoSuchProcess):

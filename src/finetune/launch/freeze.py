@@ -1,9 +1,8 @@
-"""What a submission freezes in a run folder: the resolved config, a snapshot of the code, provenance, and
-digests of corpus and base. No secrets.
+"""Everything that a submission freezes: resolved config, code, provenance, digests of the inputs.
 
-A run folder holds all of it but the code, which runs share: runs/.code/<digest>/ is what their jobs import,
-so that an edit of the checkout reaches nothing that is queued, and a sweep of a thousand points is not a
-thousand copies.
+No secrets are written. A run folder holds all of it but the code, which runs share: their jobs
+import runs/.code/<digest>/. So an edit of the checkout does not affect queued runs, and a sweep of
+a thousand points does not need a thousand copies.
 """
 
 from __future__ import annotations
@@ -38,14 +37,17 @@ from finetune.runs.records import Provenance
 from finetune.terminal import counted
 
 PACKAGES = (
-    "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow", "hydra-core", "submitit",
-    "numpy",
+    "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow",
+    "hydra-core", "submitit", "numpy",
 )  # fmt: skip
 NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
 
-# Tokens by their issuers' own prefixes; long values with digits that are called a token; what is called a
-# password; URLs.
-_TOKEN = r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
+# Patterns of secrets: tokens by their issuers' prefixes, long values with digits that are called a
+# token, values that are called a password, and passwords in URLs.
+_TOKEN = (
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
+    r"|AKIA[A-Z0-9]{16})"
+)
 _NAMED_TOKEN = (
     r"(?i)((?:token|api_?key|access_?key|credentials?)[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"']*\d)([\w./+=-]{16,})"
 )
@@ -58,34 +60,33 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Points whose base cannot move any more, and the digests of the corpora and bases that they are to be
-    trained on."""
+    """Points with pinned base revisions, and the digests of their corpora and bases."""
 
     points: list[TrainConfig]
     inputs: list[dict[str, str | None]]
 
 
 def pin(points: list[TrainConfig]) -> Pinned:
-    """Read what the points are to be trained on. Nothing is written.
+    """Pin the base revision of each point, and digest what it is trained on. Nothing is written.
 
     Raises:
         NotFoundError: a base cannot be read.
     """
     points = [base_model.pin_revision(point) for point in points]
-    one_of_each = {_key(point): point for point in points}  # points of a sweep mostly share corpus and base
+    # Points of a sweep mostly share corpus and base.
+    distinct = {_input_key(point): point for point in points}
     inputs = {}
-    for key, one in one_of_each.items():
-        corpus = None if one.after else run_inputs.open_corpus(one.data)
-        inputs[key] = run_inputs.compute_digests(base_model.resolve_for_run(one), corpus)
-    return Pinned(points, [inputs[_key(point)] for point in points])
+    for key, point in distinct.items():
+        corpus = None if point.after else run_inputs.open_corpus(point.data)
+        inputs[key] = run_inputs.compute_digests(base_model.resolve_for_run(point), corpus)
+    return Pinned(points, [inputs[_input_key(point)] for point in points])
 
 
 def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
-    """A new run folder for each config (which means the same from everywhere: TrainConfig.frozen); all of
-    them, or none.
+    """Write a new run folder for each config; all of them, or none.
 
     Raises:
-        UserError, NotFoundError: the folders cannot be written, or a base not be read.
+        UserError, NotFoundError: the folders cannot be written, or a base cannot be read.
     """
     pinned = pin(points)
     origin = provenance(sweep.id if sweep else None)
@@ -96,56 +97,54 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
             run = RunFolder(claim_folder(Path(config.runs_dir), run_id))
             runs.append(run)
             point = sweep.points[index] if sweep else None
-            noted = replace(origin, point=point, scheduler=config.cluster.scheduler)
-            noted.write(run.path / layout.PROVENANCE)
+            origin_of_run = replace(origin, point=point, scheduler=config.cluster.scheduler)
+            origin_of_run.write(run.path / layout.PROVENANCE)
             configuration.save(config, run.config_file)
             run_inputs.record_inputs(run, pinned.inputs[index])
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):
-            raise unwritable(Path(points[0].runs_dir), fault) from None
+            raise unwritable_error(Path(points[0].runs_dir), fault) from None
         raise
     return runs
 
 
-def _key(point: TrainConfig) -> str:
+def _input_key(point: TrainConfig) -> str:
     return repr((point.data.corpus, point.model))
 
 
 def discard(runs: list[RunFolder]) -> None:
-    """Remove the folders of a submission that did not come about."""
+    """Remove the folders of a failed submission."""
     for run in runs:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
-def unwritable(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
-    """A full or closed file system, in words."""
+def unwritable_error(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
+    """Return the error for a folder on a full or read-only file system."""
     return UserError(
-        f"{folder} cannot be written ({fault.strerror}): make room, or choose another place with {key}=…"
+        f"{folder}: cannot be written ({fault.strerror}); free space, or choose another place with {key}=…"
     )
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if nothing can be written into a folder, which need not be there yet."""
+    """Raise UserError if a folder, which need not exist yet, cannot be written."""
     nearest = folder
     while not nearest.exists():
         nearest = nearest.parent
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         number = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
-        raise unwritable(folder, OSError(number, os.strerror(number)))
+        raise unwritable_error(folder, OSError(number, os.strerror(number)))
     if os.statvfs(nearest).f_bavail == 0:
-        raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        raise unwritable_error(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def new_id(name: str) -> str:
-    """Return an id for a run or a sweep, `<name>-<date>-<time>-<hex>`. Two of one second may be the same: see
-    claim_folder."""
+    """Return an id, `<name>-<date>-<time>-<hex>`; claim_folder resolves the rare collisions."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def claim_folder(parent: Path, name: str) -> Path:
-    """Make a folder that no other submission has made, not even one of this moment on another machine:
-    `<parent>/<name>`, or `<parent>/<name>-<hex>` where that is taken."""
+    """Create and return `<parent>/<name>`, or `<parent>/<name>-<hex>` if the first exists."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / name
     while True:
@@ -157,10 +156,10 @@ def claim_folder(parent: Path, name: str) -> Path:
 
 
 def provenance(sweep: str | None = None) -> Provenance:
-    """Return where a submission comes from; one for all its points."""
+    """Return the provenance of a submission; its runs share it."""
     source = Path(finetune.__file__).parent
     return Provenance(
-        command=[without_secrets(word) for word in ("finetune", *sys.argv[1:])],
+        command=[without_secrets(argument) for argument in ("finetune", *sys.argv[1:])],
         submitted=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         python=sys.version.split()[0],
         packages=_versions(),
@@ -171,8 +170,7 @@ def provenance(sweep: str | None = None) -> Provenance:
 
 
 def _versions() -> dict[str, str | None]:
-    """Return the versions of packages; None for one that is not installed where this is called, as torch on a
-    login node."""
+    """Return the packages' versions; None for one that is not installed here."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -181,25 +179,26 @@ def _versions() -> dict[str, str | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """None where the code is no checkout, or there is no git."""
+    """Return git's output; None if the code is not a checkout, or git is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode == 0:
+        return done.stdout.strip()
+    return None
 
 
-# --- code
-# ------------------------------------------------------------------------------------------------------------
+# --- code ---------------------------------------------------------------------------------------
 
 
 def snapshot_code(runs_dir: Path) -> Path:
-    """Copy the packages as they are now, unless the same copy is there; the folder to put on PYTHONPATH.
+    """Copy the current code unless the same copy exists; return the folder for PYTHONPATH.
 
     Raises:
-        UserError: the code holds what looks like a token, or the folder cannot be written.
+        UserError: the code seems to contain a token, or the folder cannot be written.
     """
     files = _read_code()
     digest = _digest(files)
@@ -211,22 +210,22 @@ def snapshot_code(runs_dir: Path) -> Path:
         for path, content in files.items():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             (temporary / path).write_bytes(content)
-        if folder.is_dir():  # somebody changed it
+        if folder.is_dir():  # its files were edited
             folder.rename(temporary.with_suffix(".changed"))
         os.replace(temporary, folder)
     except OSError as fault:
-        if not folder.is_dir():  # else another submission wrote the same in this moment
-            raise unwritable(runs_dir, fault) from None
+        if not folder.is_dir():  # else another submission has just written the same copy
+            raise unwritable_error(runs_dir, fault) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def name_snapshot(runs_dir: Path) -> Path:
-    """Return the folder that snapshot_code would give, and write nothing.
+    """Return the folder that snapshot_code would return, without writing it.
 
     Raises:
-        UserError: the code holds what looks like a token.
+        UserError: the code seems to contain a token.
     """
     return runs_dir / layout.CODE / _digest(_read_code())
 
@@ -234,9 +233,11 @@ def name_snapshot(runs_dir: Path) -> Path:
 def _read_code() -> dict[Path, bytes]:
     files = {path: content for root in _sources() for path, content in _files(root)}
     for path, content in files.items():
-        if match := re.search(_TOKEN, content.decode(errors="replace")):
+        match = re.search(_TOKEN, content.decode(errors="replace"))
+        if match:
             raise UserError(
-                f"{path} holds what looks like a token ({match[0][:6]}…), and code is copied beside the runs: remove it"
+                f"{path}: contains what looks like a token ({match[0][:6]}…), and code is copied beside the "
+                f"runs; remove it"
             )
     return files
 
@@ -264,12 +265,11 @@ def _digest(files: dict[Path, bytes]) -> str:
     return hasher.hexdigest()[:16]
 
 
-# --- secrets
-# ---------------------------------------------------------------------------------------------------------
+# --- secrets ------------------------------------------------------------------------------------
 
 
 def without_secrets(text: str) -> str:
-    """The text with tokens, passwords in URLs, and values that are called secret replaced."""
+    """Replace tokens, passwords in URLs, and values that are called a secret."""
     text = re.sub(_TOKEN, "[secret]", text)
     for pattern in (_NAMED_TOKEN, _PASSWORD):
         text = re.sub(pattern, r"\1[secret]", text)
@@ -277,13 +277,13 @@ def without_secrets(text: str) -> str:
 
 
 def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None:
-    """A config is written to disk, to MLflow and into batch scripts.
+    """Check that a config contains no secret: it is written to disk, MLflow and batch scripts.
 
     Args:
-        key: of a config that is a part of one.
+        key: the key of `config` if it is part of another config.
 
     Raises:
-        UserError: it holds what looks like a secret, which is named by its key.
+        UserError: it seems to contain one; the message names its key.
     """
 
     def walk(key: str, value: Any) -> None:
@@ -294,12 +294,12 @@ def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None
             for item in value:
                 walk(key, item)
         elif isinstance(value, str) and value:
-            variable = re.match(r"cluster\.(prepare\.)?env", key) and re.search(
-                _SECRET_VARIABLE, key.rpartition(".")[2].upper()
-            )
-            if variable or re.search(_TOKEN, value) or re.search(_IN_URL, value):
+            is_variable = re.match(r"cluster\.(prepare\.)?env", key)
+            name = key.rpartition(".")[2].upper()
+            is_named_secret = is_variable and re.search(_SECRET_VARIABLE, name)
+            if is_named_secret or re.search(_TOKEN, value) or re.search(_IN_URL, value):
                 raise UserError(
-                    f"{key} holds what looks like a secret, and configs are written to disk: "
+                    f"{key}: contains what looks like a secret, and configs are written to disk; "
                     f"export it in your shell instead, which jobs inherit"
                 )
 

@@ -1,9 +1,10 @@
-"""The Python that a job starts: the one that submits, a site's, or one in a container.
+"""The Python that a job starts: the submitting one, a site's, or one in a container.
 
-hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and the like: shell scripts
-that run a Python of an image at a path such as /LUMI_TYKKY_ab12c, which exists inside only. There
-PREFIX/_bin, links into that Python's folder, is mounted over PREFIX/bin. So PREFIX/bin/python is a link that
-shows whose wrapper it is, and outside the command for jobs.
+hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and other shell
+scripts, which run an image's Python at a path such as /LUMI_TYKKY_ab12c that exists only inside the
+container. Inside, PREFIX/_bin, with links into that Python's folder, is mounted over PREFIX/bin. So
+inside, PREFIX/bin/python is a link that shows which wrapper started this Python; outside, the same
+path is the command for jobs.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _BINDS = ("APPTAINER_BIND", "SINGULARITY_BIND")
-_INSIDE = Path(
-    "/.singularity.d"
-)  # in every container of Apptainer or Singularity; the variables alone are handed on to jobs
+# This folder exists only inside containers of Apptainer or Singularity; the variables are also
+# inherited by jobs outside.
+_INSIDE = Path("/.singularity.d")
 
 
 def job_python(setting: str | None, key: str = "cluster.python") -> str:
-    """Return the shell command of the Python that a job starts: what is set, or the Python that submits.
+    """Return the shell command of the Python that a job starts: as set, or the submitting one.
 
     Raises:
-        UserError: nothing is set, and the Python that submits runs in a container where no wrapper of it is
-            found.
+        UserError: nothing is set, and the submitting Python runs in a container without a known
+            wrapper.
     """
     if setting:
         return setting
@@ -38,47 +39,46 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
     python = sys.executable if image is None else wrapper_of_this_python()
     if python is None:
         raise UserError(
-            f"{key} is missing: this command runs in container {image}, whose Python a job cannot see; "
-            f"set the command that starts it, as in {key}='apptainer exec {image} python3'"
+            f"{key}: must be set: this command runs in container {image}, whose Python a job cannot see; "
+            f"set the command that starts it, such as {key}='apptainer exec {image} python3'"
         )
     return shlex.quote(python)
 
 
 def host_python(cluster: ClusterConfig) -> str:
-    """Return the shell command of the Python that runs on a node outside of containers, for what needs no
-    packages."""
-    return cluster.host_python if uses_host_python(cluster) else shlex.quote(sys.executable)
+    """Return the command of the Python that runs on a node outside containers, without packages."""
+    if uses_host_python(cluster):
+        return cluster.host_python
+    return shlex.quote(sys.executable)
 
 
 def uses_host_python(cluster: ClusterConfig) -> bool:
-    """Return whether the job's Python may be in a container, so that another one is needed outside of it."""
+    """Return whether the job's Python may be in a container, so that another is needed outside."""
     return cluster.python is not None or container() is not None
 
 
 def check_line(key: str = "cluster.python") -> str:
-    """Return a line of a batch script that ends the job where there is no Python like the one that submitted
-    it."""
+    """Return a line of a batch script that ends the job if the node lacks the submitting Python."""
     python = job_python(None, key)
-    message = f"error: {key}: this node has no {python}, with which it was submitted; set the command of one that it has"
+    message = (
+        f"error: {key}: this node has no {python}, the Python that submitted the job; name one that it has"
+    )
     return f"type -P {python} >/dev/null || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
 def container() -> str | None:
-    """Return the image that this process runs in, as Apptainer and Singularity tell; None outside of their
-    containers."""
+    """Return the Apptainer or Singularity image that this process runs in; None outside."""
     if not _INSIDE.is_dir():
         return None
     return next((os.environ[name] for name in _IMAGE if name in os.environ), "(unknown image)")
 
 
 def wrapper_of_this_python() -> str | None:
-    """Return the command outside of the container that starts this Python inside; None where there is none to
-    be found."""
+    """Return the command that starts this Python from outside the container; None if unknown."""
     started_as = Path(sys.executable)
     for folder in _wrapper_folders():
-        if folder in _folders_on_the_way(
-            started_as
-        ):  # it was started as a wrapper, or as a virtual environment upon one
+        # It was started through a wrapper, or through a virtual environment based on one.
+        if folder in _linked_folders(started_as):
             return str(started_as)
         for name in ("python3", "python"):
             command = folder / name
@@ -90,15 +90,16 @@ def wrapper_of_this_python() -> str | None:
 def _wrapper_folders() -> Iterator[Path]:
     """Yield PREFIX/bin of wrappers that may have started this process."""
     for name in _IMAGE:
-        if image := os.environ.get(name):
+        image = os.environ.get(name)
+        if image:
             yield Path(os.path.normpath(image)).parent / "bin"
     for name in _BINDS:
         for bind in re.findall(r"[^,:]+/_bin:([^,:]+/bin)(?=[,:]|$)", os.environ.get(name, "")):
             yield Path(bind)
 
 
-def _folders_on_the_way(path: Path) -> list[Path]:
-    """Return the folder of a path and of each path that links lead to from there."""
+def _linked_folders(path: Path) -> list[Path]:
+    """Return the folder of a path and of each path that its chain of links leads to."""
     folders = [path.parent]
     while path.is_symlink() and len(folders) < 40:
         path = Path(os.path.normpath(path.parent / path.readlink()))

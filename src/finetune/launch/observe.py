@@ -1,8 +1,8 @@
-"""The states of runs as any shell can observe them, from their folders and from Slurm.
+"""States of runs, observed from any shell in their folders and from Slurm.
 
-The folder knows what the ranks said; Slurm knows what is queued and what was killed without a word. Slurm
-forgets (minutes after the end where there is no accounting), so how a job ended is written into the folder by
-whoever sees it first.
+The folder holds what the ranks wrote. Slurm knows which jobs are queued, and which were killed
+before they could write anything. Without accounting, Slurm forgets a job minutes after its end, so
+the first shell that sees how it ended writes that into the run folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from data_prep.user_error import UserError
 from finetune.job import wave_files
-from finetune.job.slurm_command import Refused, run_command
+from finetune.job.slurm_command import CommandError, run_command
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Started
 from finetune.runs.state import (
@@ -25,13 +25,13 @@ from finetune.runs.state import (
 )
 
 UNKNOWN = ""
-CANCELLED = str(RunState.CANCELLED)  # the reason where Slurm alone knows that a run was cancelled
-SECONDS = 15  # that a Slurm command may take
+CANCELLED = str(RunState.CANCELLED)  # the reason if only Slurm knows that a run was cancelled
+SECONDS = 15  # time limit of a Slurm command
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job, or task of an array, as Slurm tells it."""
+    """A job, or a task of an array, as Slurm reports it."""
 
     state: str
     reason: str = ""
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Observed:
-    """A run now. `alive`: a job of it runs, or will."""
+    """The present state of a run. `alive`: its job runs, or will run."""
 
     run: RunFolder
     state: RunState
@@ -54,58 +54,71 @@ class Observed:
     job_id: str = ""
 
     def describe(self) -> str:
-        return f"{self.state} as job {self.job_id}" if self.job_id else self.state
+        if self.job_id:
+            return f"{self.state} as job {self.job_id}"
+        return self.state
 
 
 def observe(runs: list[RunFolder]) -> list[Observed]:
-    """One for each run, in their order. Slurm is asked once for all of them, if any was given to it."""
+    """Return the state of each run, in order; Slurm is queried once, if any run has a job."""
     points: dict[str, wave_files.Point] = {}
     for folder in {run.path.parent for run in runs}:
         points.update(wave_files.waiting_points(folder))
-    ours = {run.id: (points[run.id].task or None) if run.id in points else _job_of(run) for run in runs}
+    ours = {run.id: _job_of(run, points.get(run.id)) for run in runs}
     jobs = _squeue() if any(job is not None for job in ours.values()) else {}
     if jobs is not None:
         for run in runs:
             if ours[run.id] == UNKNOWN:
-                ours[run.id] = _left_behind(run, jobs)
-        left = [job for run in runs if (job := ours[run.id]) and job not in jobs and not run.outcome()]
-        jobs = {**(_sacct(left) if left else {}), **jobs}
-    return [_one(run, ours[run.id], points.get(run.id), jobs) for run in runs]
+                ours[run.id] = _find_held_job(run, jobs)
+        wanted = [ours[run.id] for run in runs if not run.outcome()]
+        left = [job for job in wanted if job and job not in jobs]
+        jobs = {**_sacct(left), **jobs}
+    return [_observe_one(run, ours[run.id], points.get(run.id), jobs) for run in runs]
 
 
-def _one(
+def _observe_one(
     run: RunFolder, job: str | None, point: wave_files.Point | None, jobs: dict[str, Job] | None
 ) -> Observed:
     if point is not None and job not in (jobs or {}):
-        return Observed(run, RunState.QUEUED, True, _why_no_place(point))
-    return _of_slurm(run, job, jobs) if job else _of_this_machine(run)
+        return Observed(run, RunState.QUEUED, True, _no_place_reason(point))
+    if job:
+        return _observe_slurm(run, job, jobs)
+    return _observe_local(run)
 
 
-def _why_no_place(point: wave_files.Point) -> str:
+def _no_place_reason(point: wave_files.Point) -> str:
     sweep = point.submission.folder.parent.name
     problem = point.submission.problem()
     if point.submission.is_paused:
         return f"waits: {problem or 'all jobs before it were cancelled'}; `finetune retry {sweep}` submits it"
-    return (
-        f"waits for a place; Slurm refused the last time: {problem}"
-        if problem
-        else "waits for a place in the queue"
-    )
+    if problem:
+        return f"waits for a place in the queue; Slurm refused the last submission: {problem}"
+    return "waits for a place in the queue"
 
 
-def _job_of(run: RunFolder) -> str | None:
-    """Its job's id in Slurm; UNKNOWN if its submission was interrupted, perhaps after Slurm had taken it;
-    None if it has none."""
+def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
+    """Return the id of a run's Slurm job; None if it has none.
+
+    UNKNOWN: its submission was interrupted, perhaps after Slurm had accepted the job.
+    """
+    if point is not None:
+        return point.task or None
     submission = run.submission()
     if submission is None:
         interrupted = run.planned_scheduler() == "slurm" and not run.outcome()
-        return UNKNOWN if interrupted else None
-    return submission.job_id if submission.is_on_slurm else None
+        if interrupted:
+            return UNKNOWN
+        return None
+    if submission.is_on_slurm:
+        return submission.job_id
+    return None
 
 
-def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """The held job, or whole array, that an interrupted submission left in the queue; it has the run's name,
-    or the sweep's."""
+def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
+    """Return the held job or array that an interrupted submission left in the queue.
+
+    It is found by its name, which is that of the run or its sweep.
+    """
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
         if job.name in names and job.state in PENDING_JOB_STATES:
@@ -115,14 +128,14 @@ def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
 
 
 def states(job_ids: list[str]) -> dict[str, str]:
-    """Slurm's word for each job; of an array that of its last task to end. "" where it has forgotten.
+    """Return the state of each job: of an array, that of its last task to end; "" if forgotten.
 
     Raises:
         UserError: Slurm does not answer.
     """
     queue = _squeue()
     if queue is None:
-        raise UserError("Slurm does not answer: try again later")
+        raise UserError("Slurm does not answer; try again later")
     known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
     found = {}
     for job_id in job_ids:
@@ -141,37 +154,37 @@ def _array(job_id: str) -> str:
     return job_id.partition("_")[0]
 
 
-def _of_this_machine(run: RunFolder) -> Observed:
+def _observe_local(run: RunFolder) -> Observed:
     state = run.state()
     if state == RunState.QUEUED:
-        holder = run.turn_holder()  # else the shell that was to start it is gone
-        return Observed(
-            run, state, alive=holder is not None, reason=f"waits for its turn in {holder}" if holder else ""
-        )
+        holder = run.turn_holder()  # None: the shell that was to start it is gone
+        reason = f"waits for its turn in {holder}" if holder else ""
+        return Observed(run, state, alive=holder is not None, reason=reason)
     reason = ""
     if state in FAILED_STATES:
         reason = run.failure() or run.cause_of_death() or ""
     return Observed(run, state, alive=state == RunState.RUNNING, reason=reason)
 
 
-def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
-    """The queue's word holds while a job is in it; then the folder's; then the accounting's."""
-    state, job = run.state(), (jobs or {}).get(job_id)
+def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
+    """Return a run's state by Slurm's queue, else by the run folder, else by accounting."""
+    state = run.state()
+    job = (jobs or {}).get(job_id)
     restarts = max(job.restarts if job else 0, (run.started() or Started()).restart)
     if jobs is None:
         alive = state in ALIVE_STATES
-        return Observed(
-            run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id
-        )
+        reason = "Slurm does not answer: this state is from the run folder"
+        return Observed(run, state, alive, reason, restarts, "", job_id)
     if job is not None and job.state in PENDING_JOB_STATES:
-        return Observed(run, RunState.QUEUED, True, _why(job), restarts, "", job_id)
+        return Observed(run, RunState.QUEUED, True, _waiting_reason(job), restarts, "", job_id)
     if job is not None and job.state in RUNNING_JOB_STATES:
-        # its ranks have ended, its batch script has not: what the folder says comes true in a moment
+        # Even if the folder holds an end: the batch script is still running, and may restart the
+        # run.
         return Observed(run, RunState.RUNNING, True, "", restarts, job.nodes, job_id)
     cancelled = job is not None and job.state == JobState.CANCELLED and state != RunState.COMPLETED
-    # the ranks wrote nothing of such an end
+    # Ranks write nothing when Slurm ends their job like this.
     if state in ALIVE_STATES or (cancelled and state != RunState.CANCELLED):
-        state, reason = _silent_end(run, job)
+        state, reason = _unrecorded_end(run, job)
         run.record_outcome(state, reason)
     outcome = run.outcome()
     reason = (outcome.reason if outcome else None) or ""
@@ -180,27 +193,32 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
     return Observed(run, state, False, reason, restarts, "", job_id)
 
 
-def _silent_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
+def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
+    """Return state and reason for a run whose ranks could not record their end."""
     if job is not None and job.state == JobState.CANCELLED:
         return RunState.CANCELLED, CANCELLED
-    cause = run.cause_of_death(state=job.state if job else "")
+    cause = run.cause_of_death(state=job.state if job else "") or "it left no log"
     if job is None:
-        return RunState.DEAD, f"Slurm does not know its job any more: {cause or 'it left no log'}"
+        return RunState.DEAD, f"Slurm has forgotten its job: {cause}"
     where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
-    return RunState.FAILED, f"Slurm ended the job{where}: {job.state}: {cause or 'it left no log'}"
+    return RunState.FAILED, f"Slurm ended the job{where}: {job.state}: {cause}"
 
 
-def _why(job: Job) -> str:
-    """Why a job waits, in words where Slurm's are not enough."""
+def _waiting_reason(job: Job) -> str:
+    """Return why a job waits: Slurm's reason, with an explanation where it is not enough."""
     if job.reason in ("JobHeldUser", "JobHeldAdmin"):
-        return f"held ({job.reason}: its submission was interrupted, or somebody holds it): finetune cancel, then retry"
+        return (
+            f"held ({job.reason}): its submission was interrupted, or somebody holds it; "
+            f"run finetune cancel, then retry"
+        )
     starts = f", starts about {job.start}" if job.start not in ("", "N/A") else ""
-    return f"{job.reason}{starts}" if job.reason not in ("", "None") else "about to start"
+    if job.reason not in ("", "None"):
+        return f"{job.reason}{starts}"
+    return "about to start"
 
 
 def _squeue() -> dict[str, Job] | None:
-    """All jobs of this user that Slurm still knows, by job id (<array id>_<index>); None where it does not
-    answer."""
+    """Return this user's jobs, also recent ones, by id (<array id>_<index>); None: no answer."""
     fields = (
         "JobArrayID:64",
         "State:24",
@@ -211,9 +229,8 @@ def _squeue() -> dict[str, Job] | None:
         "Name:200",
     )
     columns = ",".join(f"{field}|" for field in fields)
-    lines = slurm_lines(
-        "squeue", "--noheader", "--array", "--states=all", "--user", getpass.getuser(), "-O", columns
-    )
+    user = getpass.getuser()
+    lines = slurm_lines("squeue", "--noheader", "--array", "--states=all", "--user", user, "-O", columns)
     if lines is None:
         return None
     jobs = {}
@@ -221,34 +238,27 @@ def _squeue() -> dict[str, Job] | None:
         values = [value.strip() for value in line.split("|")]
         if len(values) >= len(fields):
             job_id, state, reason, start, restarts, nodes, name = values[: len(fields)]
-            jobs[job_id] = Job(state, reason, int(restarts) if restarts.isdigit() else 0, nodes, start, name)
+            num_restarts = int(restarts) if restarts.isdigit() else 0
+            jobs[job_id] = Job(state, reason, num_restarts, nodes, start, name)
     return jobs
 
 
 def _sacct(job_ids: list[str]) -> dict[str, Job]:
-    """What accounting knows of jobs that have left the queue; nothing where there is none."""
+    """Return jobs that have left the queue, from accounting; none where there is no accounting."""
     found = {}
-    for first in range(0, len(job_ids), 500):  # a command line has an end
+    columns = "JobID,State,NodeList"
+    for first in range(0, len(job_ids), 500):  # the length of a command line is limited
         wanted = ",".join(job_ids[first : first + 500])
-        command = [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            "-o",
-            "JobID,State,NodeList",
-            "-j",
-            wanted,
-        ]
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "-o", columns, "-j", wanted]
         for line in slurm_lines(*command) or []:
             job_id, state, nodes = [*line.split("|"), "", ""][:3]
-            found[job_id] = Job(state.partition(" ")[0], nodes=nodes)  # "CANCELLED by 1000"
+            found[job_id] = Job(state.partition(" ")[0], nodes=nodes)  # CANCELLED of "CANCELLED by 1000"
     return found
 
 
 def slurm_lines(*command: str) -> list[str] | None:
-    """What the command printed, or None if it failed, is not there, or does not answer."""
+    """Return a command's output in lines; None if it failed, is missing, or does not answer."""
     try:
         return run_command(*command, seconds=SECONDS).splitlines()
-    except Refused:
+    except CommandError:
         return None

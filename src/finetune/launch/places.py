@@ -1,5 +1,4 @@
-"""Places in Slurm's queue: how many jobs of this user Slurm takes at a time; and submitting points of sweeps
-that wait for one (job/waves.py)."""
+"""Places in Slurm's queue: limits on this user's jobs, and waiting points (job/waves.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from finetune.config.cluster import ClusterConfig
 from finetune.job import slurm_queue, waves
-from finetune.job.slurm_command import Refused
+from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import QueuedJob
 from finetune.job.wave_files import Limit, Plan, SweepSubmission, open_submissions
 from finetune.launch import observe
@@ -20,24 +19,26 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
 
 DEFAULT_QOS = "normal"
-SLURMS_ARRAY_SIZE = 1000  # Slurm's own default is 1001
+SLURMS_ARRAY_SIZE = 1000  # just below Slurm's own default of 1001
 
 
 def largest_array(cluster: ClusterConfig) -> int:
-    """Return how many tasks an array may have, and so how large an index may be."""
+    """Return the largest number of tasks in an array, which also limits the indices."""
     shown = "\n".join(slurm_lines("scontrol", "show", "config") or [])
     configured = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    known = [cluster.site.max_array_size, int(configured[1]) if configured else None]
-    return max(1, min([size for size in known if size is not None], default=SLURMS_ARRAY_SIZE))
+    sizes = [int(configured[1])] if configured else []
+    if cluster.site.max_array_size is not None:
+        sizes.append(cluster.site.max_array_size)
+    return max(1, min(sizes, default=SLURMS_ARRAY_SIZE))
 
 
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
-    """Return the known limits for jobs of this user on this partition, quality of service and account."""
-    return [*_documented(cluster), *_accounted(cluster)]
+    """Return the known limits on this user's jobs by partition, quality of service and account."""
+    return [*_documented_limits(cluster), *_accounting_limits(cluster)]
 
 
 def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int) -> str:
-    """Return what a person should know of points that wait: how many, why, and what moves them.
+    """Describe the waiting points: their number, the reason, and what will submit them.
 
     Args:
         jobs: in the queue before the submission.
@@ -53,13 +54,13 @@ def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int)
         reason = "Slurm took no more at once (its limit is not known)"
     if tightest is not None and tightest.most == 1:
         follow = (
-            "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, whenever one has "
-            "ended, or wait=true, for as long as the command stays"
+            "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, once "
+            "a job has ended, or wait=true, while the command runs"
         )
     return f"{num_points} runs, {submitted} submitted now; {reason}: {follow}"
 
 
-def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
+def _documented_limits(cluster: ClusterConfig) -> Iterator[Limit]:
     most = cluster.queue_limits().max_submitted
     if most is None:
         return
@@ -67,59 +68,50 @@ def _documented(cluster: ClusterConfig) -> Iterator[Limit]:
     if queue is not None and queue.max_submitted == most:
         yield Limit(most, f"{cluster.name}'s documentation of {cluster.qos}", qos=cluster.qos or "")
     else:
-        yield Limit(
-            most, f"{cluster.name}'s documentation of {cluster.partition}", partition=cluster.partition or ""
-        )
+        source = f"{cluster.name}'s documentation of {cluster.partition}"
+        yield Limit(most, source, partition=cluster.partition or "")
 
 
-def _accounted(cluster: ClusterConfig) -> Iterator[Limit]:
+def _accounting_limits(cluster: ClusterConfig) -> Iterator[Limit]:
     columns = "format=Account,Partition,DefaultQOS,MaxSubmitJobs"
     accounts = [f"account={cluster.account}"] if cluster.account else []
-    lines = (
-        slurm_lines(
-            "sacctmgr", "-nP", "show", "assoc", "where", f"user={getpass.getuser()}", *accounts, columns
-        )
-        or []
-    )
-    rows = [
-        values
-        for line in lines
-        if len(values := line.split("|")) == 4 and values[1] in ("", cluster.partition)
-    ]
+    user = f"user={getpass.getuser()}"
+    lines = slurm_lines("sacctmgr", "-nP", "show", "assoc", "where", user, *accounts, columns) or []
+    values = [row for row in (line.split("|") for line in lines) if len(row) == 4]
+    rows = [row for row in values if row[1] in ("", cluster.partition)]
     default = {row[2] for row in rows if row[2]}
     if cluster.account:
         for account, partition, _, number in rows:
             if number.isdigit():
                 yield Limit(int(number), f"account {account}", account=account, partition=partition)
-    qos = cluster.qos or (default.pop() if len(default) == 1 else DEFAULT_QOS)
-    for most in _of_qos(qos):
+    default_qos = default.pop() if len(default) == 1 else DEFAULT_QOS
+    qos = cluster.qos or default_qos
+    for most in _qos_limits(qos):
         yield Limit(most, f"qos {qos}", qos=qos)
-    shown = (
-        " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or [])
-        if cluster.partition
-        else ""
-    )
-    if (found := re.search(r"\bQoS=(\S+)", shown)) and found[1] != "N/A":
-        for most in _of_qos(found[1]):
-            yield Limit(most, f"partition {cluster.partition}", partition=cluster.partition or "")
+    if not cluster.partition:
+        return
+    shown = " ".join(slurm_lines("scontrol", "show", "partition", cluster.partition) or [])
+    found = re.search(r"\bQoS=(\S+)", shown)
+    if found and found[1] != "N/A":
+        for most in _qos_limits(found[1]):
+            yield Limit(most, f"partition {cluster.partition}", partition=cluster.partition)
 
 
-def _of_qos(name: str) -> Iterator[int]:
+def _qos_limits(name: str) -> Iterator[int]:
     for line in slurm_lines("sacctmgr", "-nP", "show", "qos", name, "format=MaxSubmitJobsPU") or []:
         if line.strip().isdigit():
             yield int(line)
 
 
-# --- moving on -----------------------------------------------------------------------------
+# --- waiting points -----------------------------------------------------------------------------
 
 
-def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
-    """Submit points that wait for a place, as many as there are places for; report how many, and how many
-    remain.
+def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
+    """Submit as many waiting points as there are places, and print how many, and how many remain.
 
     Args:
-        pause: pause sweeps whose last jobs were all cancelled with scancel instead, as whoever does that
-            wants no more of them.
+        pause: first pause sweeps whose latest jobs were all cancelled with scancel: its user wants
+            no more.
     """
     try:
         submissions = open_submissions(runs_dir)
@@ -128,25 +120,26 @@ def move_sweeps_on(runs_dir: Path, quiet: bool = False, pause: bool = True) -> N
             if pause and _is_cancelled(submission, jobs):
                 submission.pause()
         submitted = waves.submit_waiting(runs_dir)
-    except (Refused, ValueError, OSError) as fault:
+    except (CommandError, ValueError, OSError) as fault:
         if not quiet:
-            print(f"warning: points that wait for a place were not submitted: {fault}", file=sys.stderr)  # noqa: T201
+            message = f"warning: points that wait for a place were not submitted: {fault}"
+            print(message, file=sys.stderr)  # noqa: T201
         return
     if submitted and not quiet:
         print(f"{submitted} points that waited for a place are submitted", file=sys.stderr)  # noqa: T201
     waiting = sum(len(submission.waiting()) for submission in open_submissions(runs_dir))
     if waiting and not quiet:
         print(  # noqa: T201
-            f"{waiting} points wait for a place in the queue: jobs of theirs that end submit them, as does this command",
+            f"{waiting} points wait for a place in the queue; they are submitted as their sweep's jobs end, "
+            f"or by this command",
             file=sys.stderr,
         )
 
 
 def _is_cancelled(submission: SweepSubmission, jobs: list[QueuedJob]) -> bool:
-    """Whether all jobs that a sweep had last were cancelled with Slurm's own command."""
+    """Return whether a sweep's latest jobs were all cancelled with Slurm's own command."""
     if any(job.name == submission.plan.name for job in jobs):
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])
-    return bool(last) and all(
-        (one.state, one.reason) == (RunState.CANCELLED, observe.CANCELLED) for one in last
-    )
+    cancelled = (RunState.CANCELLED, observe.CANCELLED)
+    return bool(last) and all((seen.state, seen.reason) == cancelled for seen in last)

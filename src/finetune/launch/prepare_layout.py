@@ -1,29 +1,33 @@
-"""A layout of a preparation's jobs: tasks side by side on a node, consecutive steps of one task together in a
-job."""
+"""The layout of a preparation's jobs: tasks side by side, and consecutive steps in one job."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-Steps = list[tuple[str, bool]]  # names in order, and whether a step can be cut into tasks
+Steps = list[tuple[str, bool]]  # names in order, and whether each step can be split into tasks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a preparation is cut into jobs: into how many tasks a step, and how many of them run side by side
-    in a job."""
+    """The split of a preparation into jobs.
+
+    Attributes:
+        num_tasks: number of tasks of each step that can be split.
+        per_job: number of tasks that run side by side in a job.
+        is_one_job: all steps run in one job, one after the other.
+    """
 
     num_tasks: int
     per_job: int
-    is_one_job: bool = False  # all steps in one job, one after the other
+    is_one_job: bool = False
 
     def num_jobs(self, steps: Steps) -> int:
-        """Return how many jobs Slurm counts: each task of an array is one."""
+        """Return the number of jobs as Slurm counts them: each task of an array is one."""
         return sum(num_jobs(group) for group in self.group(steps))
 
     def group(self, steps: Steps) -> list[list[Share]]:
-        """Return the steps of each array, in order: steps of one task that follow each other share a job."""
+        """Return the steps of each array, in order; consecutive single-task steps share one."""
         groups: list[list[Share]] = []
         for name, is_cut in steps:
             share = Share(name, self.num_tasks, self.per_job) if is_cut else Share(name, 1, 1)
@@ -34,7 +38,7 @@ class Layout:
         return groups
 
     def describe(self, steps: Steps) -> str:
-        """Return the layout in words, for the person who submits."""
+        """Return a description of the layout for the user."""
         if len(self.group(steps)) == 1:
             together = f", {self.per_job} tasks side by side" if self.per_job > 1 else ""
             return f"{len(steps)} steps in one job, one after the other{together}"
@@ -44,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Share:
-    """A step in a job or an array: how many tasks it has, and how many of them run side by side in a job."""
+    """A step's part of an array: its number of tasks, and how many run side by side in a job."""
 
     step: str
     num_tasks: int

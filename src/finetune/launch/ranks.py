@@ -1,9 +1,9 @@
-"""submitit's local executor with a controller that records how each rank of a local run ended.
+"""submitit's local executor, with a controller that records how each rank of a local run ended.
 
     python -m finetune.launch.ranks JOBS_FOLDER
 
-A rank that is killed leaves nothing itself; only its parent learns its exit status (causes.py reads the
-record).
+A rank that is killed records nothing itself: only its parent receives its exit status (causes.py
+reads the record).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.1
 
 
 class Executor(submitit.LocalExecutor):  # type: ignore[misc]
-    """submitit's own, but for the module that it starts."""
+    """submitit's local executor, but for the module that it starts."""
 
     def _submit_command(self, command: str) -> Any:
         num_tasks = self.parameters["tasks_per_node"]
@@ -52,8 +52,7 @@ class Executor(submitit.LocalExecutor):  # type: ignore[misc]
 
 
 class Controller(local.Controller):  # type: ignore[misc]
-    """Starts the ranks, waits for them, and writes the exit status of each as it ends, in the order of their
-    ends."""
+    """Starts the ranks, waits for them, and records each exit status as its rank ends."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -68,15 +67,15 @@ class Controller(local.Controller):  # type: ignore[misc]
         return codes
 
     def _keep_recording(self, tasks: list[subprocess.Popen[bytes]]) -> None:
-        """Until the last rank has ended: whoever follows the run may end this process before `wait`
-        returns."""
+        """Record ends until the last rank's: this process may be killed before `wait` returns."""
         while len(self._exits) < len(tasks):
             self._record(tasks)
             time.sleep(POLL_SECONDS)
 
     def _record(self, tasks: list[subprocess.Popen[bytes]]) -> None:
         with self._lock:
-            ended = {rank: code for rank, task in enumerate(tasks) if (code := task.poll()) is not None}
+            codes = {rank: task.poll() for rank, task in enumerate(tasks)}
+            ended = {rank: code for rank, code in codes.items() if code is not None}
             fresh = ended.keys() - self._exits.keys()
             if not fresh:
                 return
@@ -86,8 +85,7 @@ class Controller(local.Controller):  # type: ignore[misc]
 
 
 def count_oom_kills() -> int:
-    """Return how many processes of this memory cgroup the kernel has ended for want of memory; 0 where
-    nothing counts them."""
+    """Count this memory cgroup's processes that the kernel killed for memory; 0 if unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -101,10 +99,10 @@ def count_oom_kills() -> int:
         else:
             continue
         try:
-            words = dict(entry.split() for entry in events.read_text(encoding="utf-8").splitlines())
+            counts = dict(entry.split() for entry in events.read_text(encoding="utf-8").splitlines())
         except (OSError, ValueError):
             continue
-        return int(words.get("oom_kill", 0))
+        return int(counts.get("oom_kill", 0))
     return 0
 
 

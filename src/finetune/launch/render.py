@@ -1,10 +1,9 @@
-"""`make cluster-env`: write what each profile in conf/cluster renders to, for people to read and for tests to
-compare.
+"""`make cluster-env`: write the files that each profile in conf/cluster renders to.
 
     python -m finetune.launch.render slurm/env tests/sbatch
 
-slurm/env/<cluster>.sh is for interactive work, tests/sbatch/<cluster>.sh the batch script of a run on one
-node, <cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
+slurm/env/<cluster>.sh is for interactive work. tests/sbatch/<cluster>.sh is the batch script of a
+run on one node, and <cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from finetune.launch import slurm
 from finetune.launch.environment import environment_file, profiles
 from finetune.runs import layout
 
-PROJECT = Path("/projects/letters")  # a place that no machine has
+PROJECT = Path("/projects/letters")  # a folder that exists on no machine
 
 
 def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
@@ -27,17 +26,15 @@ def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
     code = PROJECT / "runs" / layout.CODE / "0123456789ab"
     run = PROJECT / "runs" / "base-20261128-120000-0a1b" / layout.JOBS
     points = PROJECT / "runs" / layout.SWEEPS / "lora-20261128-120000-0a1b" / "0" / layout.POINTS / "%a"
+    sweep = points.parents[2].name
+    on_two_nodes = replace(cluster, nodes=2)
     rendered = {
         f"{cluster.name}.sh": slurm.render_script(cluster, run.parent.name, run, code, None),
-        f"{cluster.name}-2-nodes.sh": slurm.render_script(
-            replace(cluster, nodes=2), points.parents[2].name, points, code, 3
-        ),
+        f"{cluster.name}-2-nodes.sh": slurm.render_script(on_two_nodes, sweep, points, code, 3),
     }
-    python = shlex.quote(sys.executable)
-    return {
-        name: text.replace(python, str(PROJECT / ".venv" / "bin" / "python"))
-        for name, text in rendered.items()
-    }
+    here = shlex.quote(sys.executable)
+    python = str(PROJECT / ".venv" / "bin" / "python")
+    return {name: text.replace(here, python) for name, text in rendered.items()}
 
 
 def main(environments: Path, scripts: Path) -> None:

@@ -1,8 +1,8 @@
-"""`runs/sweeps/<id>/points.tsv`: the points of a sweep with their swept values and results, best first.
+"""`runs/sweeps/<id>/points.tsv`: a sweep's points, with swept values and results, best first.
 
-The ids and values are written at submission. States and held-out losses are those of points that had ended
-when the file was written: after each point of a local sweep, and whenever `finetune status`, `sync` or
-wait=true looks at the sweep.
+The ids and values are written at submission. States and held-out losses are those of the points
+that had ended when the file was last written: after each point of a local sweep, and whenever
+`finetune status`, `sync` or wait=true reads the sweep.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import ENDED_STATES, RunState
 
-INCOMPARABLE = ("data.corpus",)  # of other corpora held-out losses are another thing
+INCOMPARABLE = ("data.corpus",)  # held-out losses on different corpora cannot be compared
 
 
 def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
-    """Write the sweep's file as its run folders are now, with `runs` beside those that are in it already.
+    """Write the sweep's file anew from its run folders: those listed in it before, and `runs`.
 
     Raises:
         OSError: it cannot be written.
     """
     folder = runs_dir / layout.SWEEPS / sweep
     table = folder / layout.POINTS_TABLE
-    known = [runs_dir / name for name in _listed(table)]
+    known = [runs_dir / name for name in _read_run_ids(table)]
     found = {run.id: run for run in [*map(RunFolder, known), *runs] if run.config_file.is_file()}
     folder.mkdir(parents=True, exist_ok=True)
     layout.write_text(table, _table([read_point(run) for run in found.values()]))
@@ -38,8 +38,12 @@ def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep: swept keys and values, state, and the held-out loss of its result (None: it has
-    none, or not yet)."""
+    """A point of a sweep.
+
+    Attributes:
+        values: of the swept settings.
+        loss: held-out loss of its result; None if it has none (yet).
+    """
 
     id: str
     values: dict[str, str]
@@ -48,28 +52,32 @@ class Point:
 
 
 def read_point(run: RunFolder, state: RunState | None = None) -> Point:
-    """Return the point that a run is; its state is read from its folder where it is not given."""
+    """Return a run as a point of its sweep; its state is read from its folder if not given."""
     summary = run.summary()
     loss = summary.after.loss if summary and summary.after else None
     known = None if loss is None or math.isnan(loss) else float(loss)
-    return Point(run.id, run.point(), run.state() if state is None else state, known)
+    if state is None:
+        state = run.state()
+    return Point(run.id, run.point(), state, known)
 
 
 def sort_points(points: list[Point]) -> list[Point]:
-    """Return the points with the lowest held-out loss first, then those without one, by their ids."""
+    """Sort points by held-out loss, lowest first; those without one follow, by id."""
     return sorted(points, key=lambda point: (point.loss is None, point.loss or 0.0, point.id))
 
 
 def best_of(points: list[Point]) -> Point | None:
-    """Return the point with the lowest held-out loss; None if fewer than two have one, or they cannot be
-    compared."""
+    """Return the point with the lowest held-out loss.
+
+    None if fewer than two points have one, or the losses cannot be compared.
+    """
     done = [point for point in sort_points(points) if point.loss is not None]
     if len(done) < 2 or set(find_varying_keys([point.values for point in points])) & set(INCOMPARABLE):
         return None
     return done[0]
 
 
-def _listed(path: Path) -> list[str]:
+def _read_run_ids(path: Path) -> list[str]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -85,13 +93,6 @@ def _table(points: list[Point]) -> str:
     for point in sort_points(points):
         state = point.state if point.state in ENDED_STATES else ""
         loss = "" if point.loss is None else point.loss
-        rows.writerow(
-            [
-                point.id,
-                *(point.values.get(key, "") for key in keys),
-                state,
-                loss,
-                "best" if point == best else "",
-            ]
-        )
+        values = [point.values.get(key, "") for key in keys]
+        rows.writerow([point.id, *values, state, loss, "best" if point == best else ""])
     return text.getvalue()

@@ -1,8 +1,8 @@
-"""The GPUs that the installed torch was built for, read from its files: importing torch takes seconds.
+"""GPU support of the installed torch, read from its files, as importing torch takes seconds.
 
-Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit decides which older
-GPUs they have code for (pytorch/pytorch#157517, #172352). Other builds (a site's module, a container) are not
-judged.
+Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit
+determines which older GPUs they support (pytorch/pytorch#157517, #172352). Other builds (a site's
+module, a container) are not judged.
 """
 
 from __future__ import annotations
@@ -12,27 +12,35 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-TURING = 75  # the oldest architecture of every build
-LAST_WITH_OLDER = (2, 14)  # of the builds for CUDA 12.6
-OLDER_BUILD = "install a build for CUDA 12.6: pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
+TURING = 75  # the oldest architecture that every build supports
+LAST_WITH_OLDER = (2, 14)  # the last release whose builds for CUDA 12.6 support older ones
+OLDER_BUILD = (
+    "install a build for CUDA 12.6: "
+    "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
+)
 
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """An installed torch. `cuda` is the toolkit of an official build, (0, 0) for one without GPUs, None if
-    unknown."""
+    """An installed torch.
+
+    Attributes:
+        cuda: toolkit of an official build; (0, 0) for a build without GPU support; None if unknown.
+    """
 
     version: str
     cuda: tuple[int, int] | None
 
     @classmethod
     def of(cls, version: str) -> TorchBuild:
-        """Return the build that a version names, as in 2.13.0+cu130 or 2.13.0+cpu."""
+        """Return the build that a version such as 2.13.0+cu130 or 2.13.0+cpu names."""
         tag = version.partition("+")[2]
         if tag == "cpu":
             return cls(version, (0, 0))
         toolkit = re.fullmatch(r"cu(\d+)(\d)", tag)
-        return cls(version, (int(toolkit[1]), int(toolkit[2])) if toolkit else None)
+        if toolkit is None:
+            return cls(version, None)
+        return cls(version, (int(toolkit[1]), int(toolkit[2])))
 
     @property
     def release(self) -> tuple[int, int]:
@@ -41,7 +49,7 @@ class TorchBuild:
 
     @property
     def oldest_architecture(self) -> int:
-        """The lowest compute capability, as in 75, that an official build for CUDA has code for."""
+        """The lowest compute capability, such as 75, that an official build for CUDA supports."""
         assert self.cuda is not None
         if self.cuda < (12, 8) and self.release <= LAST_WITH_OLDER:
             return 50
@@ -51,7 +59,7 @@ class TorchBuild:
 
 
 def installed_torch() -> TorchBuild | None:
-    """Return the build of torch that this Python would import, or None if there is none."""
+    """Return the build of torch that this Python would import; None if there is none."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -71,8 +79,8 @@ def is_old(architecture: str) -> bool:
     return found is not None and int(found[1]) < TURING
 
 
-def lacks(build: TorchBuild, architecture: str) -> bool | None:
-    """Return whether a build has no code for an architecture such as sm_60; None if it is not known."""
+def lacks_support(build: TorchBuild, architecture: str) -> bool | None:
+    """Return whether a build lacks code for an architecture such as sm_60; None if unknown."""
     found = re.fullmatch(r"sm_(\d+)", architecture)
     if found is None or build.cuda is None:
         return None
