@@ -402,33 +402,52 @@ class ClusterConfig:
     def _describe_cost(self, num_points: int) -> str:
         """Return what the runs are charged if they take all of their time, in the site's unit where it is
         known."""
+        cost = num_points * self.nodes * self.units_per_node_hour * self.timeout_min / 60
+        payer = self.account or "your account"
+        return f"may use {cost:,.0f} {self.billing_unit} of {payer}, if all of its time is needed"
+
+    @property
+    def billing_unit(self) -> str:
+        """The unit of a job's cost: GPU-hours where the site's unit is not known."""
+        if self.site.billing_per_gpu is None:
+            return "GPU-hours"
+        return self.site.billing or "billing units"
+
+    @property
+    def units_per_node_hour(self) -> float:
+        """Billing units that the job is charged for an hour of one node."""
         site = self.site
         gpus = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
         memory = _gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
-        units_of_a_node = max(
+        return max(
             gpus * (1.0 if site.billing_per_gpu is None else site.billing_per_gpu),
             self.cpus_per_rank * self.ranks_per_node * (site.billing_per_core or 0.0),
             memory * (site.billing_per_gib or 0.0),
         )
-        cost = num_points * self.nodes * units_of_a_node * self.timeout_min / 60
-        unit = "GPU-hours" if site.billing_per_gpu is None else site.billing or "billing units"
-        return f"may use {cost:,.0f} {unit} of {self.account or 'your account'}, if all of its time is needed"
 
     def _describe_confidence(self) -> str:
         """Return how sure the profile's facts are, and which of them are less sure than the rest."""
         site = self.site
-        dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
         facts: dict[str, list[str]] = {}
         for source in site.sources:
-            dates.setdefault(source.confidence, []).append(source.date)
             facts.setdefault(source.confidence, []).extend(source.facts)
         described = []
-        for confidence, known in sorted(dates.items(), key=lambda item: item[0] != site.confidence):
-            period = " to ".join(sorted({min(known), max(known)})) if known else "undated"
+        for confidence, period in self.source_periods().items():
             named = "" if confidence == site.confidence else f": {', '.join(facts[confidence])}"
             described.append(f"{confidence} {period}{named}")
         pages = f"; see {site.docs}" if site.docs else ""
         return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
+
+    def source_periods(self) -> dict[str, str]:
+        """Return first and last date of the profile's sources by confidence, that of the profile first."""
+        site = self.site
+        dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
+        for source in site.sources:
+            dates.setdefault(source.confidence, []).append(source.date)
+        return {
+            confidence: " to ".join(sorted({min(known), max(known)})) if known else "undated"
+            for confidence, known in dates.items()
+        }
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
