@@ -1,5 +1,4 @@
-"""What a corpus is made of: the schema behind conf/corpus/*.yaml. The stages' part is in
-stage_settings.py."""
+"""The schema of a corpus file (conf/corpus/*.yaml); stage_settings.py has the stages' sections."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ READERS = (
 
 @dataclass(kw_only=True)
 class LimitsConfig:
-    """Limits on a file from outside, beyond which it is taken for an attack or a fault."""
+    """Limits on source files; a file that exceeds one is treated as an attack or as broken."""
 
     max_record_bytes: int = setting(
         64 * 2**20,
@@ -56,7 +55,7 @@ class LimitsConfig:
 
 @dataclass(kw_only=True)
 class MixtureRule:
-    """How much of a source's documents of some written standards and years goes into the corpus."""
+    """The share of a source's documents that a corpus uses, for some written standards and years."""
 
     languages: list[str] = setting([], "ISO 639-3 codes, as the language stage found them; empty: any")
     years: list[int] = setting(
@@ -78,7 +77,7 @@ class MixtureRule:
         all_among("mixture.languages", self.languages, (*LANGUAGES, "nor"))
         if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
             raise UserError(
-                f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]"
+                f"mixture.years is {self.years}; give the first and the last year, e.g. [1998, 2016]"
             )
         between("mixture.weight", self.weight, 0, 100)
         at_least("mixture.max_tokens", self.max_tokens, 1)
@@ -121,18 +120,19 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.license.strip():
             raise UserError(
-                "license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere"
+                "license is empty; give an SPDX identifier, or a name such as NLOD-2.0: every row of the "
+                "corpus carries it"
             )
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
             raise UserError(
-                f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out"
+                f"language is '{self.language}'; give an ISO 639-3 code such as nob or nno, or leave it out"
             )
 
 
 @dataclass(kw_only=True)
 class CorpusConfig:
-    """One corpus, which `finetune prepare corpus=NAME` turns into the folder corpora_dir/NAME."""
+    """A corpus, which `finetune prepare corpus=NAME` writes to the folder corpora_dir/NAME."""
 
     name: str = setting(REQUIRED, "name of the corpus and of its folder")
     sources: dict[str, SourceConfig] = setting(
@@ -152,10 +152,11 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise UserError(
-                f"corpus name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
+                f"corpus name is '{self.name}'; use letters, digits, '-', '_' and '.', "
+                "starting with a letter or digit"
             )
         if not self.sources:
-            raise UserError(f"corpus {self.name}: sources is empty: name at least one source")
+            raise UserError(f"corpus {self.name}: sources is empty; name at least one source")
         for name, source in self.sources.items():
             self._check_source(name, source)
         all_among("boilerplate.readers", self.boilerplate.readers, READERS)
@@ -168,30 +169,32 @@ class CorpusConfig:
         """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
             raise UserError(
-                f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files"
+                f"source name is '{name}'; use letters, digits, '-', '_' and '.', "
+                "because metrics and files are named after it"
             )
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
             raise UserError(
-                f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it as "
-                f"tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
+                f"sources.{name}.mixture has max_tokens, but there is no tokenizer yet to count tokens with "
+                "(one trained on the corpus would depend on the count); set tokenizer.path, or use weight "
+                "instead of max_tokens"
             )
 
     def _check_sites(self) -> None:
-        """Raise UserError if boilerplate.sites names no source, or one whose reader is left out."""
+        """Raise UserError if boilerplate.sites has an unknown source or one of an excluded reader."""
         all_among("boilerplate.sites", self.boilerplate.sites, self.sources)
         for name in self.boilerplate.sites:
             reader = self.sources[name].reader
             if reader not in self.boilerplate.readers:
                 raise UserError(
-                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: "
-                    "add it there, or take the source out"
+                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers; "
+                    "add the reader there, or remove the source here"
                 )
 
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """A preparation, whichever the corpus."""
+    """Settings of a preparation, the same for every corpus."""
 
     corpus: CorpusConfig = setting(REQUIRED, "name of a corpus file, whose settings are below")
     corpora_dir: str = setting("corpora", "where corpus folders are written")
@@ -216,12 +219,17 @@ class PrepareConfig:
 
 
 def as_settings(config: Any) -> dict[str, Any]:
-    """A dataclass as plain data, for fingerprints and manifests."""
+    """Return a dataclass as plain data, for fingerprints and manifests."""
     return asdict(config)
 
 
 def from_settings(schema: Any, value: Any) -> Any:
-    """What `as_settings` made, as `schema` again: a dataclass, or a list, a mapping or an option of them."""
+    """Return the value that `as_settings` turned into plain data.
+
+    Args:
+        schema: the value's type: a dataclass, or a list, mapping or optional of dataclasses or
+            plain data.
+    """
     if is_dataclass(schema):
         kinds = get_type_hints(schema)
         return schema(**{name: from_settings(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
@@ -230,4 +238,6 @@ def from_settings(schema: Any, value: Any) -> Any:
         return {name: from_settings(inner[1], part) for name, part in value.items()}
     if isinstance(value, list) and inner:
         return [from_settings(inner[0], part) for part in value]
-    return from_settings(inner[0], value) if isinstance(value, dict) and inner else value
+    if isinstance(value, dict) and inner:
+        return from_settings(inner[0], value)
+    return value

@@ -328,7 +328,7 @@ def test_a_runs_dir_whose_name_submitit_would_change_is_refused(
 
 @pytest.mark.parametrize("folder", ["/a/%x", "/a/100%job", "/a/%4t", "/a/50%%", "/a/back\\slash"])
 def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) -> None:
-    with pytest.raises(ValueError, match="has a meaning of its own"):
+    with pytest.raises(ValueError, match="is replaced in the paths of a job.s logs"):
         check_log_folder("corpora_dir", folder, "slurm")
 
 
@@ -383,7 +383,7 @@ def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
     }
     known |= {"adapter.target_modules", "adapter.modules_to_save", "adapter.peft_type"}
     assert set(suggestions.SYNONYMS.values()) <= known
-    assert set(suggestions.INSTEAD) <= set(suggestions.SYNONYMS)
+    assert set(suggestions.REPLACEMENTS) <= set(suggestions.SYNONYMS)
     assert not set(suggestions.SYNONYMS) & known
 
 

@@ -146,7 +146,7 @@ class FinetuneLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from finetune.cli.train import run_points
-        from finetune.config.points import Sweep, varying
+        from finetune.config.points import Sweep, find_varying_keys
         from finetune.config.train import from_omegaconf
         from finetune.terminal import counted
 
@@ -157,7 +157,7 @@ class FinetuneLauncher(Launcher):
                 configs.append(from_omegaconf(self.composer.compose(overrides)))
                 swept.append(self._swept(overrides))
             if not self.learns:
-                keys = varying(swept)
+                keys = find_varying_keys(swept)
                 swept = [{key: point[key] for key in keys if key in point} for point in swept]
             if self.learns:
                 configs = [replace(config, wait=True) for config in configs]
@@ -169,7 +169,7 @@ class FinetuneLauncher(Launcher):
 
     def _swept(self, overrides: Sequence[str]) -> dict[str, str]:
         """Return the values of the settings that were given several, as they were typed."""
-        from finetune.config.points import as_typed
+        from finetune.config.points import restore_typed_number
 
         point = {}
         for text in overrides:
@@ -180,7 +180,7 @@ class FinetuneLauncher(Launcher):
             value = override.value()
             shown = str(value) if isinstance(value, str) else override.get_value_element_as_str()
             point[override.get_key_element().lstrip("+~")] = (
-                as_typed(shown, typed.input_line) if typed else shown
+                restore_typed_number(shown, typed.input_line) if typed else shown
             )
         return point
 

@@ -265,6 +265,6 @@ def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
     assert f"go on: finetune resume {run.id}" in err, "it has checkpoints"
-    assert "rank 1: killed by SIGKILL, and no log says by whom" in err
+    assert "rank 1: killed by SIGKILL, and its log shows no reason" in err
     assert run.state() == "failed"
     assert not ranks_of(run)

@@ -56,7 +56,7 @@ def describe_composition(fault: BaseException, call: Call) -> str:
         meant = (
             group
             if group in call.files.groups()
-            else next(iter(suggestions.closest(group, call.files.groups())), "GROUP")
+            else next(iter(suggestions.find_closest(group, call.files.groups())), "GROUP")
         )
         where = f"{shown_path(file)}{line_of(file, group)}"
         return f"{where}: 'override {group}' chooses no group of files; write '- override /{meant}: NAME'"

@@ -66,7 +66,7 @@ def _parser() -> Parser:
 
 def _print(options: argparse.Namespace) -> None:
     """Print what the options ask for, or an overview."""
-    from data_prep.inspection import Inspection, bins
+    from data_prep.inspection import Inspection, bin_lengths
     from finetune.cli import corpus_tables, document_tables
 
     folder = Path(options.corpus)
@@ -92,7 +92,8 @@ def _print(options: argparse.Namespace) -> None:
             inspection.cuts(options.cut or None), options.sample or 0, options.characters
         )
     if options.lengths:
-        corpus_tables.print_lengths({source: bins(values) for source, values in inspection.lengths().items()})
+        histograms = {source: bin_lengths(values) for source, values in inspection.lengths().items()}
+        corpus_tables.print_lengths(histograms)
     if options.picture:
         print(_draw(inspection, options.picture))
     listed = [options.dropped, options.cut, options.find]

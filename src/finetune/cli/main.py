@@ -81,7 +81,7 @@ def _describe_unknown_verb(typed: str) -> str:
     from finetune.config import suggestions
 
     names = verbs.names()
-    meant = verbs.meant_by(typed.lstrip("-")) or next(iter(suggestions.closest(typed, names)), None)
+    meant = verbs.meant_by(typed.lstrip("-")) or next(iter(suggestions.find_closest(typed, names)), None)
     if "=" in typed or typed.startswith("-"):
         return f"'{typed}': a verb comes first, as in `finetune train {typed}`"
     question = f"did you mean '{meant}'? " if meant else ""

@@ -65,7 +65,7 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     if sweep and len(points) > 1:
         print_points(sweep.points, REPORTED_POINTS)
     if points[0].cluster.scheduler == "slurm":
-        print(*points[0].cluster.what_to_know(len(points)), sep="\n", file=sys.stderr)
+        print(*points[0].cluster.describe_submission(len(points)), sep="\n", file=sys.stderr)
     print(
         "dry run: all was checked, nothing was written or started; leave --dry-run out to start",
         file=sys.stderr,
@@ -143,7 +143,7 @@ def _print_submitted(now: list[Observed]) -> None:
     print(
         f"submitted {f'sweep {name}: {len(now)} runs' if len(now) > 1 else f'run {name}'}\n"
         f"  finetune status {name} --watch    finetune logs {first.run.id} -f    finetune cancel {name}",
-        *first.run.config().cluster.what_to_know(len(now)),
+        *first.run.config().cluster.describe_submission(len(now)),
         sep="\n  ",
         file=sys.stderr,
     )

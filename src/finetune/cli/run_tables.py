@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.cli.next_step import what_helps
-from finetune.config.points import short_names, short_values, varying
+from finetune.config.points import find_varying_keys, short_names, short_values
 from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
@@ -79,7 +79,7 @@ def print_status(seen: list[Observed], stderr: bool = False) -> None:
             out.print(Text(f"{one.run.id}: {one.reason}", style=style), soft_wrap=True)
         if not one.alive and one.state != RunState.COMPLETED and len(seen) <= FEW_RUNS:
             out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
-        if one.alive and (words := attempts.last_restart(one.run.path)):
+        if one.alive and (words := attempts.describe_last_restart(one.run.path)):
             out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
         print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= FEW_RUNS else 0)
     if len(seen) > FEW_RUNS:
@@ -129,7 +129,7 @@ def print_points(points: list[dict[str, str]], most: int) -> None:
     out = console()
     out.print(f"{len(points)} points:")
     columns = [Column("point", [f"{index:03d}" for index in range(len(points))])]
-    for key, name in short_names(varying(points)).items():
+    for key, name in short_names(find_varying_keys(points)).items():
         columns.append(Column(name, short_values([point.get(key, "") for point in points])))
     out.print(_render(columns, min(most, len(points))))
     if len(points) > most:
@@ -150,7 +150,7 @@ def _columns(
 ) -> list[Column]:
     ids = [point.id for point in shown]
     columns = [Column("run", ids, narrow=[run_id.removeprefix(f"{sweep}-") for run_id in ids])]
-    for key, name in short_names(varying([point.values for point in points])).items():
+    for key, name in short_names(find_varying_keys([point.values for point in points])).items():
         columns.append(Column(name, short_values([point.values.get(key, "") for point in shown])))
     rows = [_progress(observed[point.id]) for point in shown]
     losses = [

@@ -154,20 +154,20 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     prefix = f"{section}." if section else ""
     if (
         call.verb != "prepare"
-        and (theirs := suggestions.synonym(name))
+        and (theirs := suggestions.find_synonym(name))
         and (ours := suggestions.SYNONYMS[theirs]) != key
     ):
         return (
-            f"write {suggestions.INSTEAD[theirs]}"
-            if theirs in suggestions.INSTEAD
+            f"write {suggestions.REPLACEMENTS[theirs]}"
+            if theirs in suggestions.REPLACEMENTS
             else f"did you mean '{ours}'?"
         )
     every = [known for known, _ in iter_keys(call.schema)]
     siblings = _names_below(call.schema, section)
-    near = suggestions.closest(name, siblings)
+    near = suggestions.find_closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    if not section and (groups := suggestions.closest(name, call.files.groups())):
+    if not section and (groups := suggestions.find_closest(name, call.files.groups())):
         return f"did you mean '{groups[0]}=NAME'?"
     if section and siblings:
         return None
@@ -175,7 +175,7 @@ def _alternative(key: str, argument: str, call: Call) -> str | None:
     name = typed.rpartition(".")[2]
     elsewhere = [known for known in every if not key.startswith(known)]
     exact = [known for known in elsewhere if known.rpartition(".")[2] == name]
-    found = exact or suggestions.closest(typed, elsewhere) or suggestions.closest(name, elsewhere)
+    found = exact or suggestions.find_closest(typed, elsewhere) or suggestions.find_closest(name, elsewhere)
     return f"did you mean '{found[0]}'?" if found else None
 
 
@@ -197,7 +197,7 @@ def _describe_library_key(key: str, parent: Any, argument: str) -> str:
     by_synonym = [
         ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known
     ]
-    near = by_synonym or suggestions.closest(name, known)
+    near = by_synonym or suggestions.find_closest(name, known)
     if near:
         plus = "" if near[0] in node else "+"
         return f"unknown setting '{key}'; did you mean '{plus}{section}.{near[0]}'?"

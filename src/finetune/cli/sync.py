@@ -24,7 +24,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     from finetune.launch.observe import observe
     from finetune.tracking import mlflow_sync
 
-    if quiet and extras.missing(("mlflow",)):  # a login node: `finetune sync` elsewhere sends the same
+    if quiet and extras.find_missing(("mlflow",)):  # a login node: `finetune sync` elsewhere sends the same
         return 0
     extras.check("mlflow", "sending runs to MLflow")
     observe(runs)  # writes down the ends that only Slurm saw
@@ -66,6 +66,6 @@ def finish_sweeps(runs: list[RunFolder]) -> None:
 
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):
-            mlflow_sync.finish_sweep(
+            mlflow_sync.update_sweep_status(
                 [run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep]
             )
