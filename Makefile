@@ -31,9 +31,10 @@ cuda: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(BIN)/python -m slurm.testcluster.chaos $(CHAOS)
 
-# slurm/env/*.sh and tests/sbatch/*.sh from the profiles in conf/cluster
+# slurm/env/*.sh, tests/sbatch/*.sh and the table in docs/sites/README.md from the profiles in conf/cluster
 cluster-env: $(VENV)/.run
 	$(BIN)/python -m finetune.launch.render slurm/env tests/sbatch
+	$(BIN)/python -m docs.generate.sites
 
 # the pages of docs/ as HTML in build/docs; a warning or a dangling link is an error
 docs: $(VENV)/.dev

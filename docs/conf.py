@@ -89,7 +89,7 @@ def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list
 
 
 def setup(app: Sphinx) -> None:
-    """Write the reference pages, and connect what mends links to files outside docs/."""
-    write_pages(DOCS / "reference")
+    """Write the generated pages, and connect what mends links to files outside docs/."""
+    write_pages(DOCS)
     app.connect("source-read", _move_links_of_page)
     app.connect("include-read", _move_links_of_included)

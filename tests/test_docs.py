@@ -17,14 +17,17 @@ from data_prep import shards
 from data_prep.config import READERS, PrepareConfig, SourceConfig
 from data_prep.document import Report
 from data_prep.reading import fields_of, options_of
+from docs.generate import profiles as docs_profiles
+from docs.generate import sites
 from finetune.cli import verbs
 from finetune.cli.exit_codes import ExitCode
 from finetune.config.cluster import ClusterConfig, PrepareJobs
-from finetune.config.train import CHANGEABLE, TrainConfig, from_omegaconf
+from finetune.config.train import CHANGEABLE, TrainConfig, conf_dir, from_omegaconf
+from finetune.launch.environment import profiles
 from finetune.runs import layout
 from finetune.runs.state import EndingCause, FailureKind, RunState, StopReason
 from finetune.tracking.names import FAMILIES, METRICS
-from tests.built_docs import ROOT, broken_links, build_docs, external_loads, parse_page
+from tests.built_docs import ROOT, PageContent, broken_links, build_docs, external_loads, parse_page
 
 pytest.importorskip("sphinx", reason="needs finetune[docs]")
 
@@ -204,6 +207,92 @@ def test_every_state_and_exit_code_is_on_its_page(built: Path) -> None:
     page = parse_page(built / "reference" / "exit-codes.html")
     assert {str(int(code)) for code in ExitCode} <= page.codes
     assert all(code.meaning in page.text for code in ExitCode)
+
+
+# --- the pages of sites ---
+
+NOT_SITES = {"local", "testcluster"}
+SITE_PROFILES = sorted({path.stem for path in (conf_dir() / "cluster").glob("*.yaml")} - NOT_SITES)
+WALKTHROUGHS = {
+    "lumi": "lumi",
+    "lumi_small": "lumi",
+    "olivia": "olivia",
+    "saga": "saga",
+    "saga_a100": "saga",
+}
+
+
+def site_page(built: Path, name: str) -> PageContent:
+    """Return the page of a profile, with its text on one line."""
+    page = parse_page(built / "sites" / "profiles" / f"{name}.html")
+    return dataclasses.replace(page, text=" ".join(page.text.split()))
+
+
+def test_every_profile_of_a_site_has_its_page_and_no_other_is_there(built: Path) -> None:
+    assert len(SITE_PROFILES) == 14
+    assert sorted(path.stem for path in (built / "sites" / "profiles").glob("*.html")) == SITE_PROFILES
+    links = parse_page(built / "sites" / "README.html").links
+    assert [name for name in SITE_PROFILES if f"profiles/{name}.html" not in links] == []
+
+
+@pytest.mark.parametrize("name", SITE_PROFILES)
+def test_each_source_is_on_the_page_with_its_date_confidence_and_facts(built: Path, name: str) -> None:
+    page = site_page(built, name)
+    sources = profiles()[name].site.sources
+    assert sources
+    for number, source in enumerate(sources, start=1):
+        plain = " ".join(source.source.replace("`", "").split())
+        heading = f"Source {number}: {source.confidence}, {source.date}"
+        assert re.search(rf"{re.escape(heading)}\S* {re.escape(plain)}", page.text), heading
+        assert set(source.facts) <= page.codes
+
+
+@pytest.mark.parametrize("name", SITE_PROFILES)
+def test_the_page_begins_with_its_use_and_that_it_was_not_run_there(built: Path, name: str) -> None:
+    page = site_page(built, name)
+    site = profiles()[name].site
+    python = f" cluster.python='{site.python_example}'" if site.python_example else ""
+    use = f"cluster={name} cluster.account={site.account_example or '…'}{python}"
+    warning = "This profile was not run on the machine that it describes."
+    assert f"Add {use} to finetune train or finetune prepare. {warning}" in page.text
+    assert site.confidence != "tested"
+    assert ("Step by step: " in page.text) == (name in WALKTHROUGHS)
+    if name in WALKTHROUGHS:
+        title = site_page(built, f"../{WALKTHROUGHS[name]}").text.partition(" - finetune")[0]
+        assert f"Step by step: {title}, run on the project's test cluster" in page.text
+
+
+@pytest.mark.parametrize("name", SITE_PROFILES)
+def test_the_page_holds_every_setting_of_the_profile(built: Path, name: str) -> None:
+    page = site_page(built, name)
+    cluster = profiles()[name]
+    facts = (cluster.site.accelerator, cluster.site.gpus_per_node, cluster.site.cores_per_node)
+    assert all(str(fact) in page.text for fact in facts if fact is not None)
+    assert set(cluster.site.queues) <= page.codes
+    assert all(limits.note is None or limits.note in page.text for limits in cluster.site.queues.values())
+    assert all(note in page.text for note in cluster.site.notes)
+    variables = {**cluster.env, **cluster.env_one_node, **cluster.env_many_nodes}
+    assert all(f"export {variable}=" in page.text for variable in variables)
+    assert all(f"module {command}" in page.text for command in cluster.modules)
+    typed = {name for code in page.codes for name in re.findall(r"(?:^| )cluster\.([\w.-]+)=", code)}
+    typed |= {name.partition(".")[0] for name in typed}
+    values = docs_profiles.read_profiles()[name].values
+    prepare = {f"prepare.{key}" for key in values.get("prepare", {})}
+    assert (values.keys() - sites.ELSEWHERE | prepare) - typed == set()
+
+
+def test_the_overview_of_sites_is_written_from_the_profiles() -> None:
+    text = sites.README.read_text("utf-8")
+    assert sites.with_overview(text) == text, "run `make cluster-env`"
+
+
+def test_the_most_specific_source_of_a_setting_holds() -> None:
+    profile = docs_profiles.read_profiles()["ex3"]
+    assert [number for number, _ in profile.sources_of("site.gpu_architecture")] == [2]
+    assert [number for number, _ in profile.sources_of("site.docs")] == [1]
+    assert [number for number, _ in profile.sources_of("site")] == [1, 2]
+    assert profile.origin("timeout_min") == "choice of the profile"
+    assert profile.origin("local_cache") == "default"
 
 
 # --- examples of the guides ---

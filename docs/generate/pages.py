@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.generate import corpus, metrics, run_folder, settings, states, verb_list
+from docs.generate import corpus, metrics, run_folder, settings, sites, states, verb_list
 from docs.generate.markdown import table
 
 
@@ -64,12 +64,18 @@ PAGES = (
 )
 
 
-def write_pages(folder: Path) -> None:
-    """Write all reference pages; files that would not change stay, so that builds are short."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"index.md": _index()}
+def write_pages(docs: Path) -> None:
+    """Write the reference pages and the pages of sites."""
+    reference = {"index.md": _index()}
     for page in PAGES:
-        texts[f"{page.name}.md"] = f"# {page.title}\n\n{page.summary}\n\n{page.body()}"
+        reference[f"{page.name}.md"] = f"# {page.title}\n\n{page.summary}\n\n{page.body()}"
+    _write_folder(docs / "reference", reference)
+    _write_folder(docs / "sites" / "profiles", sites.texts())
+
+
+def _write_folder(folder: Path, texts: dict[str, str]) -> None:
+    """Make texts the pages of a folder; files that would not change stay, so that builds are short."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.md"):
         if path.name not in texts:
             path.unlink()

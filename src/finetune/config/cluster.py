@@ -409,38 +409,57 @@ class ClusterConfig:
     def _describe_cost(self, num_points: int) -> str:
         """Return the cost of the runs if they use all of their time, in the site's billing unit if
         it is known, else in GPU-hours."""
+        cost = num_points * self.nodes * self.units_per_node_hour * self.timeout_min / 60
+        account = self.account or "your account"
+        return f"may use {cost:,.0f} {self.billing_unit} of {account}, if all of its time is needed"
+
+    @property
+    def billing_unit(self) -> str:
+        """The unit of a job's cost: the site's, if it is known, else GPU-hours."""
+        if self.site.billing_per_gpu is None:
+            return "GPU-hours"
+        return self.site.billing or "billing units"
+
+    @property
+    def units_per_node_hour(self) -> float:
+        """Billing units that a job is charged for an hour of one node."""
         site = self.site
         gpus = self.ranks_per_node
         if site.whole_nodes and site.gpus_per_node:
             gpus = site.gpus_per_node
         memory = _parse_gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
         units_per_gpu = 1.0 if site.billing_per_gpu is None else site.billing_per_gpu
-        units_per_node = max(
+        return max(
             gpus * units_per_gpu,
             self.cpus_per_rank * self.ranks_per_node * (site.billing_per_core or 0.0),
             memory * (site.billing_per_gib or 0.0),
         )
-        cost = num_points * self.nodes * units_per_node * self.timeout_min / 60
-        unit = "GPU-hours" if site.billing_per_gpu is None else site.billing or "billing units"
-        account = self.account or "your account"
-        return f"may use {cost:,.0f} {unit} of {account}, if all of its time is needed"
 
     def _describe_confidence(self) -> str:
         """Return the confidence in the profile's facts and the dates of their sources; facts of
         another confidence than the profile's are named."""
         site = self.site
-        dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
         facts: dict[str, list[str]] = {}
         for source in site.sources:
-            dates.setdefault(source.confidence, []).append(source.date)
             facts.setdefault(source.confidence, []).extend(source.facts)
         described = []
-        for confidence, known in sorted(dates.items(), key=lambda item: item[0] != site.confidence):
-            period = " to ".join(sorted({min(known), max(known)})) if known else "undated"
+        for confidence, period in self.source_periods().items():
             named = "" if confidence == site.confidence else f": {', '.join(facts[confidence])}"
             described.append(f"{confidence} {period}{named}")
         pages = f"; see {site.docs}" if site.docs else ""
         return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
+
+    def source_periods(self) -> dict[str, str]:
+        """Return the first and last date of the profile's sources by confidence, the profile's own
+        confidence first."""
+        site = self.site
+        dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
+        for source in site.sources:
+            dates.setdefault(source.confidence, []).append(source.date)
+        return {
+            confidence: " to ".join(sorted({min(known), max(known)})) if known else "undated"
+            for confidence, known in dates.items()
+        }
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:

@@ -125,7 +125,14 @@ def environment_file(cluster: ClusterConfig) -> str:
         f"# source this in an allocation on {cluster.name}",
         f"# rendered from conf/cluster/{cluster.name}.yaml by `make cluster-env`",
         *_source_lines(cluster),
+        *interactive_lines(cluster),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def interactive_lines(cluster: ClusterConfig) -> list[str]:
+    """Return the lines for a shell in an allocation of any number of nodes."""
+    lines = []
     if cluster.clean_modules:
         lines.append(f"module {cluster.clean_modules}")
     lines += [f"module {command}" for command in cluster.modules]
@@ -134,8 +141,7 @@ def environment_file(cluster: ClusterConfig) -> str:
         if variables:
             inner = [f"    {line}" for line in _exports(variables)]
             lines += [f'if [ "${{SLURM_JOB_NUM_NODES:-1}}" {condition} 1 ]; then', *inner, "fi"]
-    lines += [*_srun_lines(cluster), *cluster.setup]
-    return "\n".join(lines) + "\n"
+    return [*lines, *_srun_lines(cluster), *cluster.setup]
 
 
 def _source_lines(cluster: ClusterConfig) -> list[str]:
