@@ -77,7 +77,7 @@ def test_help_shows_type_and_default_as_they_are_typed() -> None:
     text = printed("prepare", 120)
     for words in (
         "name of the corpus and of its folder  [text; required]",
-        "whether near duplicates are removed too  [bool; true]",
+        "whether near duplicates are removed  [bool; true]",
         "[list of text; [nob, nno]]",
         "[int; 16_000_000]",
         "[text; unset]",
@@ -88,7 +88,7 @@ def test_help_shows_type_and_default_as_they_are_typed() -> None:
 def options_in_help() -> dict[str, set[str]]:
     """Return the options by reader, as `finetune prepare --help` lists them."""
     listed: dict[str, set[str]] = {}
-    for group in help._reader_options():
+    for group in help._list_reader_options():
         for reader in group.title.removesuffix(": none").split(", "):
             listed.setdefault(reader, set()).update(entry.key for entry in group.entries)
     return listed
@@ -114,7 +114,7 @@ def test_help_lists_for_each_reader_the_options_that_it_accepts() -> None:
 
 
 def test_help_lists_for_each_reader_the_fields_that_it_looks_for() -> None:
-    listed = {reader: entry.text for entry in help._reader_fields() for reader in entry.key.split(", ")}
+    listed = {reader: entry.text for entry in help._list_reader_fields() for reader in entry.key.split(", ")}
     for reader in READERS:
         assert listed.get(reader, "") == ", ".join(reading.fields_of(reader))
 

@@ -243,7 +243,7 @@ def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     def sweep(*settings: str) -> tuple[list[TrainConfig], Sweep]:
         found = []
 
-        def run_points(points: list[TrainConfig], sweep: Sweep, go_on: bool = False) -> list[None]:
+        def run_points(points: list[TrainConfig], sweep: Sweep, ignore_failures: bool = False) -> list[None]:
             found.append((points, sweep))
             return [None] * len(points)
 

@@ -57,21 +57,21 @@ def test_a_row_and_a_module_add_a_verb(greet: Verb, capsys: pytest.CaptureFixtur
     assert finetune("greet", "--loud", "ola") == 3
     assert capsys.readouterr().out == "OLA\n"
     assert finetune("--help") == 0
-    assert "  greet NAME [--loud]        say hello\n" in capsys.readouterr().out
+    assert "  greet NAME [--loud]          say hello\n" in capsys.readouterr().out
     assert complete(["gre"]) == ["greet"]
     assert complete(["greet", "--l"]) == ["--loud"]
     assert complete(["greet", ""]) == ["laws"]
     assert finetune("hail") == 2
     assert "did you mean 'greet'?" in capsys.readouterr().err
     assert finetune("greet") == 2
-    assert capsys.readouterr().err == "error: NAME is missing; `finetune greet --help` lists what it takes\n"
+    assert capsys.readouterr().err == "error: NAME is missing; `finetune greet --help` lists the arguments\n"
 
 
 def test_names_and_synonyms_mean_one_verb() -> None:
     known = [name for verb in VERBS for name in (verb.name, *verb.synonyms)]
     assert len(known) == len(set(known))
-    assert verbs.meant_by("eval") == "evaluate"
-    assert verbs.meant_by("evaluate") is None, "a name is no synonym of itself"
+    assert verbs.resolve_synonym("eval") == "evaluate"
+    assert verbs.resolve_synonym("evaluate") is None, "a name is no synonym of itself"
 
 
 def test_no_light_verb_imports_torch(tmp_path: Path) -> None:

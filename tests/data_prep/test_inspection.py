@@ -256,7 +256,7 @@ def test_find_reads_the_tokens_where_the_stages_are_gone(
     try:
         shown = printed(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
         assert re.search(r"s/d7: tokenise \((train|validation)\), kept", shown)
-        assert "1 document holds" in shown
+        assert "1 document contains" in shown
     finally:
         stages.with_name("elsewhere").rename(stages)
 

@@ -240,7 +240,7 @@ def test_ctrl_c_saves_and_stops_and_resume_goes_on(
     shell.send_signal(signal.SIGINT)
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
-    assert "stopped as asked" in err
+    assert "stopped on request" in err
     assert run.state() == "stopped"
     stopped_at = steps_done(run.path)
     assert (run.checkpoints / f"step-{stopped_at:08d}" / "manifest.json").is_file()
@@ -264,7 +264,7 @@ def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
     os.kill(second.pid, signal.SIGKILL)
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
-    assert f"go on: finetune resume {run.id}" in err, "it has checkpoints"
+    assert f"resume it: finetune resume {run.id}" in err, "it has checkpoints"
     assert "rank 1: killed by SIGKILL, and no log says by whom" in err
     assert run.state() == "failed"
     assert not ranks_of(run)

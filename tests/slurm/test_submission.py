@@ -309,7 +309,7 @@ def test_a_small_preparation_is_one_job_and_a_training_starts_behind_it(shell: S
     )
     assert shell.finetune("logs", prepared, "--corpora-dir", "chained").stdout.count("==> ") > 8
     assert "has ended already" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
-    assert "is there already" in shell.finetune("prepare", *chained).stderr
+    assert "is up to date" in shell.finetune("prepare", *chained).stderr
     assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
 
 
@@ -321,7 +321,7 @@ def test_a_preparation_in_the_queue_is_cancelled_by_its_id(shell: Shell) -> None
         ).stdout.strip()
         assert shell.queue()
         assert (
-            "-f follows a training run"
+            "-f follows only training runs"
             in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
         )
         assert "cancelled" in shell.finetune("cancel", prepared, "--corpora-dir", "unwanted").stderr

@@ -1,5 +1,4 @@
-"""From the arguments of a verb with settings (those with a schema in verbs.py) to a composed config: what of
-Hydra the command line needs."""
+"""Composition of a config by Hydra, from the arguments of a verb with settings (a verb with a schema)."""
 
 from __future__ import annotations
 
@@ -12,9 +11,10 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     """Return the config of conf/NAME.yaml with the settings in the arguments.
 
     Returns:
-        None after -m, whose points the launcher has started, and after --cfg, which has printed the config.
+        the config; None if -m was given (the launcher has started the points) or --cfg (the config
+        has been printed).
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and errors.py describes them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its exceptions, and errors.py describes them
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -32,5 +32,5 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
 
 
 def wants_help(arguments: list[str]) -> bool:
-    """Return whether the help of a verb is asked for, which Hydra would answer with its own."""
+    """Return whether the arguments ask for help; Hydra would print its own help instead of ours."""
     return any(argument in ("-h", "--help") for argument in arguments)
