@@ -1,4 +1,4 @@
-"""The terminal: a console of its width, and a progress display on stderr for operations that take long."""
+"""A console as wide as the terminal, and a progress display for long operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 def console(stderr: bool = True) -> Console:
-    """Return a console as wide as the terminal, or 160 columns wide for a pipe; 80 would truncate run ids."""
+    """Return a console as wide as the terminal, or 160 columns for a pipe: 80 truncate run ids."""
     is_terminal = sys.stdout.isatty() or sys.stderr.isatty()
     return Console(stderr=stderr, highlight=False, width=None if is_terminal else 160)
 

@@ -1,4 +1,4 @@
-"""Hydra's sweeper and launcher for `finetune train -m`, which submit the points of a sweep together.
+"""Hydra's sweeper and launcher for `finetune train -m`.
 
 Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does not
 work here: Hydra executes this file without registering it in sys.modules, where a dataclass would
@@ -42,7 +42,7 @@ class GridSweeperConf:
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's grid sweeper without its check of the points, which the launcher composes and checks itself."""
+    """Hydra's grid sweeper without its check of the points: the launcher checks them."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         pass
@@ -90,7 +90,7 @@ class Composer:
             for override in map(self.parse, values):
                 OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
         except OmegaConfBaseException:
-            return self._load(overrides)  # Hydra raises its own exception, which describes the mistake
+            return self._load(overrides)  # Hydra describes the mistake
         return node
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
@@ -100,7 +100,7 @@ class Composer:
         return node
 
     def _sets_value(self, override: Override) -> bool:
-        """Return whether an override changes the value of an existing setting, and selects no file of a group."""
+        """Return whether an override changes an existing setting, and does not select a file."""
         key = override.key_or_group
         if override.type != OverrideType.CHANGE or override.is_hydra_override():
             return False
@@ -128,7 +128,7 @@ class FinetuneLauncher(Launcher):
             self.typed[override.get_key_element()] = override
         self.learns = not str(config.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
         sweeps = Path(config.runs_dir) / SWEEPS
-        self.name = re.sub(r"[^\w.-]", "-", str(config.name))  # the check of each point rejects a bad name
+        self.name = re.sub(r"[^\w.-]", "-", str(config.name))  # each point's check rejects a bad name
         try:
             if config.dry_run:
                 self.folder = Path(tempfile.mkdtemp()) / new_id(self.name)
@@ -192,7 +192,9 @@ class FinetuneLauncher(Launcher):
 
     def _make_job_return(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
-            fault = UserError(f"{' '.join(overrides)}: the run has no held-out loss, which the sweeper needs")
+            fault = UserError(
+                f"{' '.join(overrides)}: the sweeper needs a held-out loss, and the run has none"
+            )
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
 

@@ -237,13 +237,13 @@ def test_find_is_bounded_counts_all_and_knows_our_letters(
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
         shown = printed(capsys, str(broken), "--find", text, "--sample", "2")
         assert shown.count("read to mixture, kept") == 2
-        assert f"30 documents hold '{text}', 2 shown (--sample N)" in shown
+        assert f"30 documents contain '{text}', 2 shown (--sample N)" in shown
     assert pattern_of("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), (
         "a ring that is a letter of its own"
     )
     assert "1 quarantined record\n" in printed(capsys, str(broken), "--find", "øksfjord")
     assert printed(capsys, str(broken), "--find", "none such").startswith(
-        "2 error: --find: no document holds 'none such'"
+        "2 error: --find: no document contains 'none such'"
     )
     assert printed(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
 

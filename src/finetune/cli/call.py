@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune.cli.config_files import ConfigFiles
@@ -12,7 +11,7 @@ from finetune.cli.overrides import option_value
 
 @dataclass(frozen=True)
 class Call:
-    """A verb with its arguments, and the dataclass of its settings (None for a verb without settings)."""
+    """A verb with its arguments, and the dataclass of its settings (None if it has none)."""
 
     verb: str
     arguments: list[str]
@@ -26,7 +25,7 @@ class Call:
     @property
     def files(self) -> ConfigFiles:
         """The config files from which the verb's arguments select."""
-        return ConfigFiles(self.verb, Path(self.config_dir) if self.config_dir else None)
+        return ConfigFiles(self.verb, self.config_dir)
 
     def argument_of(self, key: str) -> str:
         """Return the argument that sets a key, or `key=…` if no argument does."""

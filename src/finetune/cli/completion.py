@@ -1,4 +1,4 @@
-"""`finetune completion`: completes verbs, options, config files, settings, corpora and runs in a shell.
+"""`finetune completion`: completes verbs, options, files, settings, corpora and runs in a shell.
 
 The shell calls it at each Tab, so it must be fast: it lists folders and reads dataclasses, and
 imports neither Hydra nor torch. The shell completes paths itself.
@@ -85,15 +85,15 @@ def script(shell: str) -> str:
 
 
 def complete_line(breaks: str, line: str) -> list[str]:
-    """Return the completions of a line in bash: replacements for the text after its last word break."""
-    typed = _split_line(line)[1:]
-    last = typed[-1] if typed else ""
+    """Return the completions of a line in bash: replacements of the text after its last break."""
+    typed = _split_line(line)[1:] or [""]
+    last = typed[-1]
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
     return [reply[begin:] for reply in complete(typed)]
 
 
 def _split_line(line: str) -> list[str]:
-    """Split a line into words; the last word is empty after a space, and may lack its closing quote."""
+    """Split a line into words; the last one is empty after a space and may lack its closing quote."""
     for closing in ("", "'", '"'):
         with contextlib.suppress(ValueError):
             words = shlex.split(line + closing)
@@ -116,7 +116,7 @@ def complete(typed: list[str]) -> list[str]:
 
 
 def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return the possible arguments of a verb, or the possible values of the option before the last word."""
+    """Return the possible arguments of a verb, or values of the option before the last word."""
     if verb.completes is Completes.SHELL:
         return list(SHELLS)
     if verb.completes is Completes.SETTINGS and verb.schema is not None:
@@ -138,13 +138,13 @@ def _list_options(verb: Verb) -> list[str]:
 
 
 def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield keys that begin with the last word or, if it contains a key with =, the values of that key."""
+    """Yield the keys for the last word or, if it contains a key with =, the values of that key."""
     from finetune.cli.config_files import ConfigFiles
 
     if before and before[-1] in ("--config-dir", "-cd", "--after"):
         return
     config_dir = option_value(before, "--config-dir", "-cd")
-    files = ConfigFiles(verb, Path(config_dir) if config_dir else None)
+    files = ConfigFiles(verb, config_dir)
     key, equals, value = last.partition("=")
     if not equals:
         sections = ("corpus", "model", "cluster", "adapter", "zero")  # _iter_keys yields these
@@ -157,13 +157,14 @@ def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iter
 
 
 def _iter_keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Iterator[str]:
-    """Yield the keys in the section of the typed key: groups and settings end in =, sections in a dot."""
+    """Yield the keys in the section of the typed key; sections end in a dot, other keys in =."""
     section, dot, _ = typed.rpartition(".")
     if section in ("adapter", "zero"):
         selected = option_value(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
         file = files.file(f"{section}/{selected}")
-        text = file.read_text(encoding="utf-8") if file else ""
-        yield from (f"{section}.{name}=" for name in re.findall(r"^(\w+):", text, re.MULTILINE))
+        if file is not None:
+            names = re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+            yield from (f"{section}.{name}=" for name in names)
         return
     schema = _schema_of(schema, section)
     if not is_dataclass(schema):

@@ -1,4 +1,4 @@
-"""Groups of YAML files that set several settings at once, in conf/ and in the user's --config-dir."""
+"""Groups of YAML files that set several settings, in conf/ and in the user's --config-dir."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ConfigFiles:
     """
 
     verb: str
-    config_dir: Path | None = None
+    config_dir: str | None = None
 
     def folders(self) -> list[Path]:
         """Return the folders that hold groups, the user's first."""
-        if self.config_dir is None:
+        if not self.config_dir:
             return [conf_dir()]
-        return [self.config_dir, conf_dir()]
+        return [Path(self.config_dir), conf_dir()]
 
     def groups(self) -> list[str]:
         """Return the names of the groups of this verb."""
@@ -43,7 +43,9 @@ class ConfigFiles:
             found.update(path.stem for path in (folder / group).glob("*.yaml") if path.is_file())
         return sorted(found)
 
-    def file(self, name: str) -> Path | None:
-        """Return the file of a config such as recipe/mine; None if there is none."""
+    def file(self, name: str | None) -> Path | None:
+        """Return the file of a config such as recipe/mine; None if there is none, or no name."""
+        if not name:
+            return None
         found = [folder / f"{name}.yaml" for folder in self.folders()]
         return next((path for path in found if path.is_file()), None)

@@ -24,9 +24,10 @@ def print_steps(preparations: list[PrepareRun]) -> None:
         states = run.states()
         for steps, job in run.jobs.items():
             state = states[job].lower() or "no longer known to Slurm"
-            current = run.step_at_work() if states[job] == JobState.RUNNING else None
-            if current not in (None, steps):
-                state = f"{state}: {current}"
+            if states[job] == JobState.RUNNING:
+                current = run.step_at_work()
+                if current not in (None, steps):
+                    state = f"{state}: {current}"
             table.add_row(run.id, steps, job, state)
         if {*states.values()} & {JobState.FAILED, JobState.OUT_OF_MEMORY, JobState.TIMEOUT}:
             failed.append(run.id)
@@ -58,7 +59,9 @@ def print_corpus_overview(corpus: Any) -> None:
 def _stage_table(manifest: Any, skipped: list[str]) -> Table:
     stages = Table("stage", "in", "out", "dropped", "counted", box=None)
     for info in manifest.stages:
-        name = f"{info.name} (done before)" if info.name in skipped else info.name
+        name = info.name
+        if name in skipped:
+            name += " (done before)"
         documents = (str(info.documents_in), str(info.documents_out))
         stages.add_row(name, *documents, _format_counts(info.dropped), _format_counts(info.counts))
     return stages
@@ -105,7 +108,7 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 
 
 def _format_tokens(source: Any, key: str) -> str:
-    """Return the number of tokens and, if not all are targets, that of targets; a row's first token never is one."""
+    """Return the number of tokens, and of targets if they are fewer (a row's first token is none)."""
     tokens = source.tokens[key]
     targets = source.supervised_tokens[key]
     if targets == tokens - source.documents[key]:

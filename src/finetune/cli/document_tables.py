@@ -1,4 +1,4 @@
-"""Views of single documents: their changes by each stage, their tokens, and cut, dropped or found text."""
+"""Views of documents: their changes by stage, their tokens, and cut, dropped or found text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _describe_drop(drop: Any) -> str:
 
 
 def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """Print the tokens of one document, separated by bars; targets are green and enclosed by « and »."""
+    """Print the tokens of a document, separated by bars; targets are green, between « and »."""
     out = console(stderr=False)
     if not views:
         message = f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked"
@@ -102,7 +102,7 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
     for (stage, source, reason), found in places.items():
         title = f"{stage}: {source}: {reason}: {len(found):,} different lines"
         out.print(Text(title, style="bold"), soft_wrap=True)
-        shown = found[:number] if number else found
+        shown = found[: number or None]
         for cut in shown:
             place = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
             out.print(Text(f" {place}{_clip(cut.text, characters)}"), soft_wrap=True)
@@ -114,7 +114,7 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
 def print_dropped(
     inspection: Inspection, reason: str | None, number: int, seed: int, characters: int
 ) -> None:
-    """Print examples of dropped documents, as they were before the stage, and of unreadable records.
+    """Print examples of dropped documents, as they were before the drop, and unreadable records.
 
     Args:
         reason: the reason of the drops, or `quarantined`; None for all.
@@ -122,8 +122,12 @@ def print_dropped(
         seed: the seed of their random selection.
     """
     out = console(stderr=False)
-    counts = inspection.quarantine_counts() if reason in (None, QUARANTINED) else {}
-    dropped = [] if reason == QUARANTINED and counts else inspection.dropped(reason, number, seed)
+    counts: dict[str, int] = {}
+    if reason in (None, QUARANTINED):
+        counts = inspection.quarantine_counts()
+    dropped = []
+    if reason != QUARANTINED or not counts:
+        dropped = inspection.dropped(reason, number, seed)
     for drop, stage, text in dropped:
         title = f"{drop.source}/{drop.id}: {stage}: {_describe_drop(drop)}"
         out.print(Text(title, style="bold red"), soft_wrap=True)
@@ -177,7 +181,7 @@ def print_found(found: Found, text: str, characters: int) -> None:
 
 
 def _describe_fate(hit: Hit) -> str:
-    """Return the stages whose output contains the text, and the stage that cut it or dropped the document."""
+    """Return the stages whose output contains the text, and the stage that removed it."""
     first = hit.stages[0]
     last = hit.stages[-1]
     stages = first if first == last else f"{first} to {last}"
@@ -191,7 +195,7 @@ def _describe_fate(hit: Hit) -> str:
 
 
 def _clip(text: str, characters: int) -> str:
-    """Return the first characters of a text and, if it was shortened, its length; the whole text for 0."""
+    """Return the first characters of a text, with its length if it is longer; all of it for 0."""
     if not characters or len(text) <= characters:
         return text
     return f"{text[:characters]} … ({len(text):,} characters)"

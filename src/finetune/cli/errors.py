@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_prep.user_error import DAMAGED_FILE, UserError, is_refused_config
 from finetune.cli.call import Call
 from finetune.cli.file_errors import describe_encoding, describe_yaml, one_line, shown_path
-from finetune.cli.group_errors import describe_composition, describe_missing_file
+from finetune.cli.group_errors import describe_composition, describe_missing_file, with_remedy
 from finetune.cli.overrides import shell_quote, straighten
 from finetune.cli.setting_errors import describe_setting
 from finetune.config.suggestions import did_you_mean
@@ -28,7 +28,7 @@ COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper
 
 
 def is_mistake(fault: BaseException) -> bool:
-    """Return whether a fault is due to the user's input or to the machine; its traceback would not help."""
+    """Return whether the user's input or the machine caused a fault, so a traceback would not help."""
     if isinstance(fault, (UserError, *FOREIGN)) or is_refused_config(fault):
         return True
     composers = tuple(f"{name}." for name in COMPOSERS)
@@ -97,8 +97,7 @@ def _describe_missing_corpus(folder: Path, call: Call) -> str:
     folders = [path.parent.name for path in folder.parent.glob("*/manifest.json")]
     prepared = sorted(name for name in folders if not name.startswith("."))
     suggestion = did_you_mean(name, [*prepared, *call.files.names("corpus")])
-    separator = " " if suggestion else "; "
     remedy = "prepare one with `finetune prepare corpus=NAME`"
     if prepared:
         remedy = f"prepared corpora: {', '.join(prepared[:10])}; {remedy}"
-    return f"no corpus in {shown_path(folder)}{suggestion}{separator}{remedy}"
+    return with_remedy(f"no corpus in {shown_path(folder)}", suggestion, remedy)

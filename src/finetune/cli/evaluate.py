@@ -1,4 +1,4 @@
-"""`finetune evaluate`: computes the held-out loss of one model, or compares several on the same rows."""
+"""`finetune evaluate`: computes the held-out loss of models, and compares several on the same rows."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 BASE = "base"  # value of --against for the model that the run started from
 GROUPS = ("by_language", "by_source")
 DESCRIPTION = (
-    "Compute the held-out loss of a run's result, a run's checkpoint or a model, on the validation split of a "
-    "corpus. Several models are evaluated on the same rows; the table shows their difference to the first model, "
-    "or to the model of --against."
+    "Compute the held-out loss of a run's result, a run's checkpoint or a model, on the validation "
+    "split of a corpus. Several models are evaluated on the same rows; the table shows their "
+    "difference to the first model, or to the model of --against."
 )
 
 
@@ -146,19 +146,19 @@ def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -
     run = named[0].run
     if run is None:
         raise UserError(
-            f"--against base: {named[0].label} is not a run, so its base is unknown; name a model instead"
+            f"--against base: {named[0].label} is not a run, so its base is unknown; name a model"
         )
     model = run.config().model
     if model.path is None:
         raise UserError(
-            f"--against base: run {run.id} started from random weights and has no base; name a model instead"
+            f"--against base: run {run.id} started from random weights and has no base; name a model"
         )
     base = base_model.resolve(model.path, run.config().runs_dir, model.revision)
     return [Subject(f"base {_label(model.path)}", base), *named]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
-    """Return the model of a name: a run's result or checkpoint (with or without run:), a folder or a hub id.
+    """Return the model with a name: a run's result or checkpoint, a model folder or a hub id.
 
     Raises:
         NotFoundError: there is no such model.
@@ -167,7 +167,8 @@ def resolve(name: str, runs_dir: str) -> Subject:
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} is an adapter, which needs its base; evaluate the run that trained it: `finetune evaluate RUN`"
+            f"{name} is an adapter, which needs its base; evaluate the run that trained it: "
+            "`finetune evaluate RUN`"
         )
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_model.resolve(name, runs_dir))
@@ -184,7 +185,7 @@ def resolve(name: str, runs_dir: str) -> Subject:
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and the length of its packs, from the options or else from the first run named."""
+    """Return the corpus and pack length of the options or, by default, of the first run named."""
     settings = DataConfig(corpus="")
     run = next((subject.run for subject in subjects if subject.run is not None), None)
     if run is not None:
@@ -205,7 +206,7 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise UserError if a model's tokenizer is not that of the corpus; losses per token would not compare."""
+    """Raise UserError if a model's tokenizer is not the corpus', as its losses could not be compared."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)
@@ -213,8 +214,8 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
             if len(subjects) == 1:
                 raise
             raise UserError(
-                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses per token of different "
-                "tokenizers cannot be compared; compare models that have the same tokenizer"
+                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses per token of "
+                "different tokenizers cannot be compared; compare models that have the same tokenizer"
             ) from fault
 
 

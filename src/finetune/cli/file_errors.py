@@ -1,4 +1,4 @@
-"""Descriptions of mistakes in files (YAML syntax, encoding), and the position of a key in a file."""
+"""Descriptions of mistakes in files (YAML syntax, encoding), and positions of keys in files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GLOBAL_HEADER = "# @package _global_"
 
 
 def describe_yaml(fault: yaml.YAMLError) -> str:
-    """Return the file, line and column of a mistake in a YAML file, with the problem and the remedy."""
+    """Return the place of a mistake in a YAML file, with the problem and the remedy."""
     if isinstance(fault, yaml.reader.ReaderError):
         file = shown_path(Path(str(fault.name)))
         number = fault.position + 1
@@ -41,7 +41,7 @@ _YAML_PROBLEMS = {
     "while scanning a quoted scalar": ("the quote opened here is not closed; close it", True),
     "while parsing a flow": ("the bracket opened here is not closed, or a comma is missing inside it", True),
     "mapping values are not allowed here": (
-        "unexpected colon or indentation; indent all keys of a mapping alike, and quote a text with ': ' in it",
+        "unexpected colon or indentation; indent all keys of a mapping alike, and quote text with ': '",
         False,
     ),
     "could not find expected ':'": ("key without a colon; write key: value", True),
@@ -58,8 +58,8 @@ _YAML_PROBLEMS = {
 def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
     """Return the file and line of text that is not UTF-8, as far as they can be found."""
     for folder in call.files.folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            content = path.read_bytes() if path.is_file() else b""
+        for path in filter(Path.is_file, sorted(folder.rglob("*.yaml"))):
+            content = path.read_bytes()
             if fault.object in content:
                 line = content[: content.index(fault.object) + fault.start].count(b"\n") + 1
                 return f"{shown_path(path)}, line {line}: not UTF-8; save the file as UTF-8"
@@ -89,7 +89,7 @@ def shown_path(path: Path) -> str:
 
 
 def locate_key(file: Path, key: str) -> str:
-    """Return the file with the line and column of a key, or of the nearest section that the file has."""
+    """Return the file, line and column of a key, or of the nearest section that the file has."""
     try:
         text = file.read_text(encoding="utf-8")
         node = yaml.compose(text)
@@ -98,10 +98,11 @@ def locate_key(file: Path, key: str) -> str:
     parts = key.split(".")
     if GLOBAL_HEADER[2:] not in text and parts[:1] == [file.parent.name]:
         parts = parts[1:]  # Hydra puts the file's settings below the name of its group
-    mark = node.start_mark if node else None
+    mark = getattr(node, "start_mark", None)
     for part in parts:
-        entries = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next(((name, value) for name, value in entries if name.value == part), None)
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((name, value) for name, value in node.value if name.value == part), None)
         if found is None:
             break
         name, node = found
@@ -112,7 +113,7 @@ def locate_key(file: Path, key: str) -> str:
 
 
 def line_of(file: Path, *words: str) -> str:
-    """Return `, line N` of the first line of a file with all the words outside a comment; else nothing."""
+    """Return `, line N` for a file's first line with all the words outside comments, or nothing."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0]
         if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):

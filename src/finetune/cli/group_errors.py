@@ -1,4 +1,4 @@
-"""Descriptions of mistakes in the selection of config files: unknown names, defaults lists, values without -m."""
+"""Descriptions of mistakes in the selection of config files, and of sweeps without -m."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ def describe_missing_file(fault: MissingConfigException, call: Call) -> str:
         text = f"{group}=: the name of a file is missing"
     elif group == "model":
         text += f", nor a folder '{wanted}'"
-    suggestion = did_you_mean(wanted, names)
-    separator = " " if suggestion else "; "
-    remedy = f"choose one of {', '.join(names)}" if names else "the group has no files; check --config-dir"
+    remedy = f"choose one of {', '.join(names)}" if names else "it has no files; check --config-dir"
     if group == "model":
         remedy += f", or model=FOLDER; for a hub id without owner, write model=pretrained model.path={wanted}"
-    return f"{text}{suggestion}{separator}{remedy}"
+    return with_remedy(text, did_you_mean(wanted, names), remedy)
+
+
+def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
+    """Return a message from a problem, `; did you mean …?` (or nothing) and a remedy."""
+    separator = " " if suggestion else "; "
+    return f"{problem}{suggestion}{separator}{remedy}"
 
 
 def _locate_selection(group: str, name: str, call: Call) -> str | None:
@@ -40,8 +44,10 @@ def _locate_selection(group: str, name: str, call: Call) -> str | None:
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")
-        line = line_of(file, group, name) if file else ""
-        if file and line:
+        if file is None:
+            continue
+        line = line_of(file, group, name)
+        if line:
             return f"{shown_path(file)}{line}"
     return None
 
@@ -50,7 +56,7 @@ def describe_composition(fault: BaseException, call: Call) -> str:
     """Describe Hydra's error on the composition of the settings, or on a file's defaults list."""
     text = one_line(fault)
     file_name = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
-    file = call.files.file(file_name) if file_name else None
+    file = call.files.file(file_name)
     no_match = re.search(r"Could not override '([^']+)'. No match in the defaults list", text)
     if no_match and file:
         return _describe_unknown_override(no_match[1], file, call)
@@ -90,14 +96,15 @@ def _describe_bad_name(call: Call) -> str:
     """Describe the selection of a file by a number, a list or null, as in zero=3."""
     for argument in call.arguments:
         group, _, value = argument.partition("=")
-        names = call.files.names(group) if group in call.files.groups() else []
+        if group not in call.files.groups():
+            continue
+        names = call.files.names(group)
         wrong = [name for name in value.split(",") if name and name != "null" and name not in names]
         if names and wrong:
             meant = next((name for name in names if name.endswith(wrong[0])), None)
             suggestion = f"; did you mean '{meant}'?" if meant else did_you_mean(wrong[0], names)
-            separator = " " if suggestion else "; "
             text = f"{group}={wrong[0]}: there is no {group}/{wrong[0]}.yaml"
-            return f"{text}{suggestion}{separator}choose one of {', '.join(names)}"
+            return with_remedy(text, suggestion, f"choose one of {', '.join(names)}")
     return "null is not the name of a file; write the name of one, as in adapter=none"
 
 

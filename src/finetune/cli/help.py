@@ -1,4 +1,4 @@
-"""`--help` of the verbs with settings (train, prepare), generated from the declarations of the settings."""
+"""`--help` of the verbs with settings (train, prepare), generated from their dataclasses."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def prepare_help() -> str:
 
 
 def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
-    """Yield the settings of a dataclass: a group for the dataclass and one for each nested dataclass.
+    """Yield the settings of a dataclass, one group for it and one for each nested dataclass.
 
     A key of the user's choice appears as NAME. Settings in the entries of a list have no prefix.
     """
@@ -128,7 +128,7 @@ def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
 
 
 def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
-    """Return the fields of a dataclass that are settings, and not sections in which every setting has a default."""
+    """Return the fields of a dataclass that are settings or required sections."""
     kinds = get_type_hints(schema)
     return [
         item
@@ -138,7 +138,7 @@ def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's help text with `[type; default]`, which is kept on one line if it is short."""
+    """Return a setting's help text with `[type; default]`, kept on one line if it is short."""
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")
@@ -182,7 +182,7 @@ def _format_value(value: Any) -> str:
 
 
 def _list_file_groups() -> list[Entry]:
-    """Return the groups of config files of `train` with the names of their files; * marks the default."""
+    """Return the groups of config files of `train` with their files; * marks the default."""
     defaults: dict[str, str] = {}
     for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults:
         if not isinstance(entry, str):
@@ -199,7 +199,7 @@ def _list_file_groups() -> list[Entry]:
 
 
 def _list_reader_fields() -> list[Entry]:
-    """Return the names of the fields of each reader; readers with the same fields share an entry."""
+    """Return the field names of each reader; readers with the same fields share an entry."""
     readers_of: dict[tuple[str, ...], list[str]] = {}
     for reader in READERS:
         readers_of.setdefault(fields_of(reader), []).append(reader)
@@ -242,7 +242,7 @@ def _render(group: Group) -> str:
 
 
 def _render_entries(entries: list[Entry]) -> str:
-    """Return the entries in two columns; a key that is too long for its column has a line of its own."""
+    """Return the entries in two columns; a key too long for its column has its own line."""
     width = _width()
     longest = width // 3
     fitting = [len(entry.key) for entry in entries if len(entry.key) <= longest]

@@ -1,4 +1,4 @@
-"""Composition of a config by Hydra, from the arguments of a verb with settings (a verb with a schema)."""
+"""Composition of a config by Hydra from the arguments of a verb with settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
         the config; None if -m was given (the launcher has started the points) or --cfg (the config
         has been printed).
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its exceptions, and errors.py describes them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions; errors.py describes them
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -28,7 +28,7 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     sys.argv = [f"finetune {name}", *overrides.hydra_arguments(arguments)]
     composed: list[Any] = []
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(composed.append)()
-    return composed[0] if composed else None
+    return next(iter(composed), None)
 
 
 def wants_help(arguments: list[str]) -> bool:

@@ -23,9 +23,9 @@ def inspect(arguments: list[str]) -> int:
 def _make_parser() -> Parser:
     parser = Parser(
         prog="finetune inspect",
-        description="Show the effects of preparation on a corpus: changes to documents, why documents or lines "
-        "were removed, tokens and training targets, and lengths. Without options, print an overview. "
-        "Caution: the output may contain raw text that is not de-identified.",
+        description="Show the effects of preparation on a corpus: changes to documents, why documents or "
+        "lines were removed, tokens and training targets, and lengths. Without options, print an "
+        "overview. Caution: the output may contain raw text that is not de-identified.",
     )
     parser.add_argument("corpus", help="name or folder of the corpus")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`finetune logs`: prints the log of a rank or of a preparation's tasks, and follows it on request."""
+"""`finetune logs`: prints and follows the log of a rank, or prints those of a preparation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
 
 
 def _print_from(log: Path, position: int) -> int:
-    """Print a log from a position on, and return the position of its end; a shorter log is printed whole."""
+    """Print a log from a position on (all of it if it is shorter), and return the end position."""
     with log.open("rb") as file:
         if position > log.stat().st_size:  # the log was written anew
             position = 0

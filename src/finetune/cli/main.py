@@ -24,12 +24,12 @@ Fine-tune open language models on Norwegian public-sector text.
 
 RUN is the id of a run. RUN … accepts several ids; the id of a sweep selects all runs of the sweep.
 
-`finetune VERB --help` describes one verb. `finetune train --help` and `finetune prepare --help` list all settings.
+`finetune VERB --help` describes one verb; for train and prepare, it lists all settings.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb and exit: 0 for success, 1 if a run failed, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a verb and exit: 0 success, 1 a run failed, 2 a user's mistake, 130 Ctrl-C."""
     if argv is None:
         argv = sys.argv[1:]
     arguments = list(argv)
@@ -54,7 +54,7 @@ def usage() -> str:
 
 
 def _run_verb(verb: Verb, arguments: list[str]) -> int:
-    """Run a verb; print a user's mistake as one line, or with its traceback if FINETUNE_TRACEBACK is set."""
+    """Run a verb; print a user's mistake as one line, or its traceback with FINETUNE_TRACEBACK=1."""
     if os.environ.get("FINETUNE_TRACEBACK"):
         return verb.run(arguments)
     try:
@@ -87,7 +87,7 @@ def _describe_unknown_verb(typed: str) -> str:
     names = verbs.names()
     meant = verbs.resolve_synonym(typed) or next(iter(suggestions.closest(typed, names)), None)
     question = f"did you mean '{meant}'? " if meant else ""
-    return f"unknown verb '{typed}'; {question}verbs are {', '.join(names)}"
+    return f"unknown verb '{typed}'; {question}the verbs are {', '.join(names)}"
 
 
 def _exit_with_error(message: str) -> NoReturn:

@@ -13,10 +13,10 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.state import FailureKind, RunState
 from finetune.tracking.spool import steps_done
 
-# A key of CHANGEABLE in an error message, with the value that the message recommends, if there is one.
+# A key of CHANGEABLE in an error message, with the value that the message recommends, if any.
 _KEY = re.compile(rf"(?<![\w.])((?:{'|'.join(CHANGEABLE)})(?:\.\w+)*)(?:=(\w+))?")
 
-# A setting of the job's environment, as the messages on jobs that could not start their ranks name it.
+# A setting of the job's environment, named in messages on jobs that could not start their ranks.
 _JOB_SETTING = re.compile(r"cluster\.(?:host_python|python|modules|setup)\b")
 
 
@@ -47,12 +47,12 @@ def describe_next_step(status: Observed) -> str:
 
 
 def _is_mistake(run: RunFolder) -> bool:
-    """Return whether the run failed because of its settings or files, so that it would fail again."""
+    """Return whether the run failed because of its settings or files, and would fail again."""
     return any(failure.kind == FailureKind.MISTAKE for failure in run.failures())
 
 
 def _advise_after_mistake(run: RunFolder, reason: str) -> str:
-    """Return advice after a mistake: resume if the setting may change, retry if a file was at fault, or start anew."""
+    """Return advice after a mistake: resume with a changed setting, retry, or start a new run."""
     found = _KEY.search(reason)
     if found and found[1] != "cluster":
         return f"resume with another {found[1]}: {run.command('resume')} {found[1]}={found[2] or '…'}"
@@ -63,7 +63,7 @@ def _advise_after_mistake(run: RunFolder, reason: str) -> str:
 
 
 def _advise_less_memory(run: RunFolder) -> str:
-    """Return advice on a run that ran out of memory, which it would do again with the same settings."""
+    """Return advice on a run that ran out of memory: the same settings would fail again."""
     size = run.config().micro_batch_size
     if size > 1:
         return f"resume with less memory: {run.command('resume')} micro_batch_size={max(1, size // 2)}"

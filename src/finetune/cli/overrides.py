@@ -26,7 +26,8 @@ EXAMPLE = "settings are written key=value without spaces, as in lr=1e-4"
 # Characters that word processors and web pages substitute for the typed ones.
 TYPOGRAPHIC = {
     "“": '"', "”": '"', "„": '"', "‟": '"', "‘": "'", "’": "'", "‚": "'", "′": "'", "″": '"',
-    "–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-", "\u00a0": " ", "\u202f": " ", "\u200b": "", "\ufeff": "", "＝": "=",
+    "–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-", "＝": "=",
+    "\u00a0": " ", "\u202f": " ", "\u200b": "", "\ufeff": "",
 }  # fmt: skip
 _OPENING = {"[": "]", "{": "}", "(": ")"}
 _FUNCTIONS = "choice|range|interval|shuffle|sort|tag|glob|int|float|str|bool"
@@ -34,7 +35,7 @@ _KEY = re.compile(r"(~|\+\+?)?[\w$@/:.-]*")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that accepts any order of arguments and reports a wrong call in one line."""
+    """An argument parser that accepts any order and reports a wrong call in one line."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         arguments = [_straighten_option(argument) for argument in args or ()]
@@ -67,7 +68,7 @@ def _display_name(action: argparse.Action) -> str:
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments in Hydra's form: options first, then settings, quoted where Hydra needs it.
+    """Return the arguments in Hydra's form: options first, then settings, quoted where needed.
 
     Raises:
         UserError: an option is unknown, or an argument cannot be read as a setting.
@@ -78,7 +79,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate options, with their values, from settings; Hydra reads options only if they are adjacent.
+    """Separate options and their values from settings; Hydra needs the options side by side.
 
     Raises:
         UserError: an option does not exist, or lacks its value.
@@ -145,7 +146,7 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 
 
 def to_dotlist(settings: list[str]) -> list[str]:
-    """Return settings of `resume` in OmegaConf's form, with values as JSON; the grammar is that of `train`.
+    """Return settings of `resume`, in the grammar of `train`, in OmegaConf's form (values as JSON).
 
     Raises:
         UserError: an argument is not a setting.
@@ -167,7 +168,7 @@ def to_dotlist(settings: list[str]) -> list[str]:
 
 
 def register_json_resolver() -> None:
-    """Register the resolver of `${json:'…'}`, which holds values that Hydra's grammar cannot express.
+    """Register the resolver of `${json:'…'}`, for values that Hydra's grammar cannot express.
 
     See _to_json_text, which writes them.
     """
@@ -202,7 +203,7 @@ def _is_readable(setting: str) -> bool:
 
 
 def _quote_value(value: str) -> str:
-    """Quote the parts of a value that Hydra cannot parse; the value may be several values of a sweep."""
+    """Quote the parts of a value, or of a sweep's values, that Hydra cannot parse."""
     return ",".join(_quote_element(element) for element in _split(value))
 
 
@@ -219,13 +220,13 @@ def _quote_element(element: str) -> str:
         return quote_text(element)
     arguments = ",".join(_quote_argument(part) for part in _split(function[2][1:-1]))
     if function[1] == "choice":
-        # Hydra strips the quotes inside choice(…) and then cannot parse the result; a,b is the same sweep
+        # Hydra strips quotes inside choice(…), then cannot parse the result; a,b is the same sweep
         return arguments
     return f"{function[1]}({arguments})"
 
 
 def _quote_argument(part: str) -> str:
-    """Quote an argument of one of Hydra's functions; it may have a name, as in sort(å,ø,reverse=true)."""
+    """Quote an argument of a Hydra function; it may have a name, as in sort(å,ø,reverse=true)."""
     named = re.fullmatch(r"\s*([A-Za-z_]\w*=)(.*)", part, re.DOTALL)
     if named is None:
         return _quote_element(part)
@@ -280,7 +281,7 @@ def _escape_key(key: str) -> str:
 
 
 def _split(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside brackets and quotes; unbalanced brackets are treated as text."""
+    """Split a text at separators outside brackets and quotes; unbalanced brackets are text."""
     parts: list[str] = []
     begin = 0
     open_brackets: list[str] = []
@@ -298,7 +299,7 @@ def _split(text: str, separator: str = ",") -> list[str]:
 
 
 def _split_pair(text: str) -> tuple[str, str]:
-    """Split `key: value` at the first colon outside quotes; a colon followed by a space takes precedence.
+    """Split `key: value` at the first colon before a space, or else at the first colon.
 
     Raises:
         UserError: there is no colon.
@@ -312,7 +313,7 @@ def _split_pair(text: str) -> tuple[str, str]:
 
 
 def _is_enclosed(text: str, opening: str) -> bool:
-    """Return whether the text begins with this bracket and its last character closes the bracket."""
+    """Return whether the text begins with this bracket and ends where the bracket is closed."""
     if not (text.startswith(opening) and text.endswith(_OPENING[opening])):
         return False
     depth = 0
@@ -344,7 +345,7 @@ def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _find_closing_quote(text: str, begin: int) -> int | None:
-    """Return the position of the quote that closes the one at `begin`; the element must end after it."""
+    """Return the position of the quote that closes the one at `begin` and ends its element."""
     for found in re.finditer(re.escape(text[begin]), text[begin + 1 :]):
         index = begin + 1 + found.start()
         backslashes = len(text[:index]) - len(text[:index].rstrip("\\"))
@@ -370,7 +371,7 @@ def _straighten_option(argument: str) -> str:
 
 
 def _check_spaces(settings: list[str]) -> None:
-    """Raise UserError if a setting has spaces around its =, where the shell splits it into several words."""
+    """Raise UserError if a setting has spaces around its =, at which the shell splits it."""
     padded = ["", *settings, ""]
     for before, word, after in zip(padded, settings, padded[2:], strict=False):
         if word.startswith("=") and before and "=" not in before:
@@ -414,7 +415,7 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     if found:
         return f"'{setting}' is not a setting; write {shell_quote(f'{found[1]}={found[2]}')}"
     message = f"'{setting}' has no value: {EXAMPLE}"
-    if before and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]):  # a text comes before it
+    if before and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]):  # a text
         joined = shell_quote(f"{before[-1]} {setting}")
         message += f"; if it belongs to the value before it, write {joined}"
     return message
@@ -437,14 +438,14 @@ def _describe_bad_key(key: str, value: str) -> str:
 
 
 def shell_quote(text: str) -> str:
-    """Return a word quoted for a shell, with double quotes where it contains single ones and that is safe."""
+    """Return a word quoted for a shell; in double quotes if it contains single ones and that is safe."""
     if "'" in text and not set(text) & set('"$`\\!'):
         return f'"{text}"'
     return shlex.quote(text)
 
 
 def straighten(text: str) -> str:
-    """Return the text with typographic quotes, dashes and spaces replaced by those of a keyboard."""
+    """Return the text with typographic quotes, dashes and spaces replaced by plain ones."""
     return "".join(TYPOGRAPHIC.get(character, character) for character in text)
 
 

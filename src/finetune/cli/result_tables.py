@@ -14,7 +14,7 @@ from finetune.terminal import console, short_path
 
 
 def print_summary(run: RunFolder) -> None:
-    """Print a run's model, speed, held-out losses, unused tokens and warnings, and the path of its result."""
+    """Print a run's model, speed, losses, unused tokens, warnings and the path of its result."""
     summary = run.summary()
     config = run.config()
     assert summary is not None
@@ -48,7 +48,7 @@ def _describe_training(config: TrainConfig) -> str:
 
 
 def _print_speed(out: Console, summary: Summary) -> None:
-    """Print the size of the model, the number of steps, the throughput, and the time by part of the step."""
+    """Print the model's size, the number of steps, the throughput, and the time by activity."""
     speed = "no step left to do"
     if summary.tokens_per_second:
         speed = f"{summary.tokens_per_second:,.0f} tokens/s"
@@ -65,12 +65,12 @@ def _print_speed(out: Console, summary: Summary) -> None:
 
 
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
-    """Report a token that now also ends a sequence, with what a user of an adapter must do for it."""
+    """Report a token that now also ends a sequence, and the extra step that an adapter needs."""
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
         return (
-            f"{line} beside the adapter; PEFT loads that of the base instead, so pass this one to generate() "
-            "(GenerationConfig.from_pretrained)"
+            f"{line} beside the adapter; PEFT loads that of the base instead, so pass this one to "
+            "generate() (GenerationConfig.from_pretrained)"
         )
     return f"{line} and config.json"
 
@@ -79,7 +79,7 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
     """Print the held-out losses before and after training.
 
     Args:
-        data: what the run trains on; if these are not all sources, those trained on are marked.
+        data: the training data of the run; if it leaves sources out, those trained on are marked.
     """
     if after is None:
         console().print(
@@ -89,13 +89,15 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
     marked = {source for source in after.by_source if data and data.trains_on(source)}
     if marked == set(after.by_source):
         marked = set()
+    loss_before: float | None = None
     languages_before: dict[str, float] = {}
     sources_before: dict[str, float] = {}
     if before is not None:
+        loss_before = before.loss
         languages_before = before.by_language
         sources_before = before.by_source
     table = Table("  held-out loss (nats per token)", "before", "after", box=None)
-    table.add_row("  all", _format_loss(before.loss if before else None), _format_loss(after.loss))
+    table.add_row("  all", _format_loss(loss_before), _format_loss(after.loss))
     for name, loss in after.by_language.items():
         table.add_row(f"  {name}", _format_loss(languages_before.get(name)), _format_loss(loss))
     for name, loss in after.by_source.items():
@@ -106,7 +108,7 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print documents and tokens that are not used, by split and reason; nothing if all are used."""
+    """Print the unused documents and tokens by split and reason; nothing if all are used."""
     table = Table(
         "  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None
     )

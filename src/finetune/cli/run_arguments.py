@@ -1,4 +1,4 @@
-"""Arguments shared by the verbs on runs: --runs-dir, --corpora-dir, and names of runs, sweeps and preparations."""
+"""Arguments shared by the verbs on runs: folders, and names of runs, sweeps and preparations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_corpora_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def select_runs(options: argparse.Namespace) -> list[RunFolder]:
-    """Return the runs that a command names, with all points of a named sweep; all runs if it names none.
+    """Return the runs that a command names; a sweep means its points, and no name all runs.
 
     Raises:
         NotFoundError: a run or sweep, or the folder of runs, does not exist.

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
-MOVE_ON_SECONDS = 15.0  # between two attempts of a watching shell to submit waiting points of sweeps
+MOVE_ON_SECONDS = 15.0  # between two attempts of a watching shell to submit waiting points
 REPORTED_POINTS = 20  # points of a sweep that are reported one by one
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Report how submitted runs ended, or that they have been started, with commands to continue with.
+    """Report how submitted runs ended, or that they were started, with commands for the next step.
 
     With wait=true, wait for the end of the runs first. Stdout carries the run ids.
 
@@ -51,7 +51,7 @@ def report_runs(runs: list[RunFolder]) -> int:
         for status in ended:
             _print_ended(status)
     update_sweep_files(runs)
-    if ended and config.cluster.scheduler == "local":  # launch/follow.py has sent the runs themselves
+    if ended and config.cluster.scheduler == "local":  # launch/follow.py has sent the runs
         finish_sweeps(runs)
     for status in statuses:
         print(status.run.id, flush=True)
@@ -129,7 +129,7 @@ def _wait(runs: list[RunFolder]) -> list[Observed]:
 
 
 def _print_submitted(statuses: list[Observed]) -> None:
-    """Print the runs that are queued or running, with the commands that show, follow and cancel them."""
+    """Print queued and running runs, with the commands that show, follow and cancel them."""
     from finetune.config.points import describe
 
     first = statuses[0].run
@@ -162,7 +162,7 @@ def _print_submitted(statuses: list[Observed]) -> None:
 
 
 def _print_ended(status: Observed) -> None:
-    """Print the result of a run that has ended, or the reason for its end and the command that helps."""
+    """Print the result of an ended run, or the reason for its end and the next step."""
     from finetune.cli import result_tables
     from finetune.cli.next_step import describe_next_step
 
@@ -185,7 +185,7 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print faults and warnings of a sweep's points, the result of the best point, and the table of all."""
+    """Print a sweep's faults and warnings, the result of its best point, and the table of points."""
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point

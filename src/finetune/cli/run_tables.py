@@ -66,7 +66,9 @@ def status_tables(
     tables: list[RenderableType] = []
     if single or not sweeps:
         tables.append(_run_table(single, width))
-    limit = most if len(sweeps) + len(tables) > 1 else len(statuses)
+    limit = len(statuses)
+    if len(sweeps) + len(tables) > 1:
+        limit = most
     for sweep, points in sweeps.items():
         tables += [Text(), sweep_table(sweep, points, limit, width)]
     return tables
@@ -91,7 +93,7 @@ def print_status(statuses: list[Observed], stderr: bool = False) -> None:
 
 
 def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
-    """Print the reason for a run's state, advice if it has ended without a result, and its last restart."""
+    """Print the reason for a run's state, advice if it has no result, and its last restart."""
     run = status.run
     has_no_result = status.state not in (RunState.COMPLETED, RunState.CANCELLED)
     if status.reason and has_no_result and not _is_reason_in_table(status):
@@ -99,9 +101,10 @@ def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
         out.print(Text(f"{run.id}: {status.reason}", style=style), soft_wrap=True)
     if with_advice and not status.alive and status.state != RunState.COMPLETED:
         out.print(Text(f"{run.id}: {describe_next_step(status)}"), soft_wrap=True)
-    restart = attempts.last_restart(run.path) if status.alive else None
-    if restart:
-        out.print(Text(f"{run.id}: {restart}"), soft_wrap=True)
+    if status.alive:
+        restart = attempts.last_restart(run.path)
+        if restart:
+            out.print(Text(f"{run.id}: {restart}"), soft_wrap=True)
 
 
 def print_warnings(out: Console, run: RunFolder, most: int) -> None:
@@ -209,7 +212,7 @@ def _width(columns: list[Column]) -> int:
 
 
 def _select_points(points: list[Point], most: int) -> list[Point]:
-    """Return at most `most` of the sorted points: the best ones and, for up to half, points without a result."""
+    """Return the best of the sorted points and, for up to half of `most`, some without a result."""
     if len(points) <= most:
         return points
     done = [point for point in points if point.loss is not None]
@@ -275,7 +278,7 @@ def _state_cell(status: Observed) -> str:
 
 
 def _is_reason_in_table(status: Observed) -> bool:
-    """Return whether the reason is short enough for the table, as the reasons of queued runs mostly are."""
+    """Return whether the table shows the reason, as it does for queued runs if it is short."""
     return status.state == RunState.QUEUED and 0 < len(status.reason) < 60
 
 
@@ -298,7 +301,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _losses_cell(run: RunFolder) -> str:
-    """Return a run's held-out losses before and after training; empty if it was not evaluated or has no result."""
+    """Return a run's held-out losses before and after training; empty if there are none."""
     summary = run.summary()
     if summary is None or summary.before is None or summary.after is None:
         return ""

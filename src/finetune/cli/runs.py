@@ -11,7 +11,7 @@ from finetune.cli.sync import update_sweep_files
 
 
 def status(arguments: list[str]) -> int:
-    """Print the state of runs and the steps of preparations; with --watch, until all runs have ended."""
+    """Print the state of runs and the steps of preparations, once or until all runs have ended."""
     parser = make_parser(
         "status", "Show the state of runs, or how they ended. Works from any shell: it reads disk and Slurm."
     )
@@ -76,7 +76,8 @@ def retry(arguments: list[str]) -> int:
     resubmitted = submit.retry(select_runs(options))
     if not resubmitted:
         print(
-            "nothing to retry: none of these runs failed, died, was stopped, was cancelled or waits without a job",
+            "nothing to retry: none of these runs failed, died, was stopped, was cancelled "
+            "or waits without a job",
             file=sys.stderr,
         )
         return 0
@@ -87,8 +88,8 @@ def prune(arguments: list[str]) -> int:
     """List the files that completed runs no longer need; with --yes, delete them."""
     parser = make_parser(
         "prune",
-        "Delete files that completed runs no longer need: all checkpoints but the best one, job files, "
-        "code snapshots, and copies of base models that no run uses.",
+        "Delete files that completed runs no longer need: all checkpoints but the best one, "
+        "job files, code snapshots, and copies of base models that no run uses.",
     )
     parser.add_argument("runs", nargs="*", help="ids of runs or sweeps (default: all runs)")
     parser.add_argument(
@@ -102,8 +103,8 @@ def prune(arguments: list[str]) -> int:
     from finetune.launch.cancel import prunable, remove
 
     outcome = (
-        "would be freed: add --yes. The best checkpoint stays, and a completed run that is given more steps "
-        "resumes from it"
+        "would be freed: add --yes. The best checkpoint stays, and a completed run that is given "
+        "more steps resumes from it"
     )
     if options.yes:
         outcome = "freed"

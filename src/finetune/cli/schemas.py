@@ -16,7 +16,7 @@ def train_schema() -> type[Any]:
 
 @cache
 def prepare_schema() -> type[Any]:
-    """Return the dataclass of data_prep's settings, with `cluster` added, which data_prep does not have."""
+    """Return the dataclass of data_prep's settings, extended by `cluster`."""
     from data_prep.config import PrepareConfig
     from finetune.config.cluster import ClusterConfig
 

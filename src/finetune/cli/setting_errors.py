@@ -42,7 +42,7 @@ def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: 
         above: Hydra's exception around it, which names the file, if there is one.
     """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
-    file = call.files.file(file_name) if file_name else None
+    file = call.files.file(file_name)
     key = str(fault.full_key or fault.key or "")
     text = describe(fault)
     unknown = re.search(r"(?:Key '(.+?)' (?:is )?not in|'(.+?)' is not in struct)", text)
@@ -50,15 +50,16 @@ def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: 
         key = key or _find_section_key(text, call.schema)
         message = _describe_value(key, text, fault, call.argument_of(key))
     else:
-        misplaced = _describe_misplaced(file, file_name, key) if file and file_name else None
-        message = misplaced or describe_unknown_key(key, call, fault.parent_node)
+        message = describe_unknown_key(key, call, fault.parent_node)
+        if file:
+            message = _describe_misplaced(file, str(file_name), key) or message
     if file is None:
         return message
     return f"{locate_key(file, key or message.partition(':')[0])}: {message}"
 
 
 def _describe_misplaced(file: Path, file_name: str, key: str) -> str | None:
-    """Describe keys of a file that Hydra has put in a place without settings; None if they are in place."""
+    """Describe keys of a file that Hydra has put in the wrong place; None if they are in place."""
     group = file_name.split("/")[0]
     text = file.read_text(encoding="utf-8")
     if key == group and GLOBAL_HEADER[2:] not in text:
@@ -113,7 +114,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
 
 def _find_section_key(text: str, schema: Any) -> str:
-    """Return the key of a section that OmegaConf's message names only by its type; empty if there is none."""
+    """Return the key of a section of which OmegaConf's message gives only the type, or nothing."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
     if named is None:
         return ""
@@ -134,8 +135,9 @@ def _describe_interpolation(key: str, text: str) -> str:
     if missing:
         name = missing[1]
         return (
-            f"{key}: ${{{name}}} refers to a setting that does not exist; for an environment variable "
-            f"write ${{oc.env:{name}}} (its value now), or ${name} if the job's shell is to expand it"
+            f"{key}: ${{{name}}} refers to a setting that does not exist; for an environment "
+            f"variable write ${{oc.env:{name}}} (its value now), or ${name} if the job's shell "
+            "is to expand it"
         )
     return f"{key}: {' '.join(text.split())}"
 
@@ -162,19 +164,21 @@ def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
 
 
 def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
-    """Return a suggestion for an unknown key, as `did you mean 'lr'?`; None if nothing is similar."""
+    """Return a suggestion for an unknown key, as `did you mean 'lr'?`; None if there is none."""
     section, _, name = key.rpartition(".")
     prefix = f"{section}." if section else ""
-    by_synonym = _suggest_by_synonym(key, name) if call.verb != "prepare" else None
-    if by_synonym:
-        return by_synonym
+    if call.verb != "prepare":
+        by_synonym = _suggest_by_synonym(key, name)
+        if by_synonym:
+            return by_synonym
     siblings = _names_below(call.schema, section)
     near = suggestions.closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    groups = [] if section else suggestions.closest(name, call.files.groups())
-    if groups:
-        return f"did you mean '{groups[0]}=NAME'?"
+    if not section:
+        groups = suggestions.closest(name, call.files.groups())
+        if groups:
+            return f"did you mean '{groups[0]}=NAME'?"
     if section and siblings:
         return None
     typed = argument.partition("=")[0]  # in `optimizer.lr=1` the unknown key is `optimizer`
@@ -198,7 +202,7 @@ def _suggest_by_synonym(key: str, name: str) -> str | None:
 
 
 def _describe_library_key(key: str, parent: Any, argument: str) -> str:
-    """Describe a key of PEFT's, DeepSpeed's or transformers' config that the selected file does not have."""
+    """Describe an unknown key in the settings of PEFT, DeepSpeed or transformers."""
     section, _, name = key.rpartition(".")
     node = parent if isinstance(parent, DictConfig) else {}
     owner = ""

@@ -29,7 +29,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     from finetune.launch.observe import observe
     from finetune.tracking import mlflow_sync
 
-    if quiet and extras.missing(("mlflow",)):  # as on a login node; `finetune sync` sends them elsewhere
+    if quiet and extras.missing(("mlflow",)):  # as on a login node; a later sync sends them
         return 0
     extras.check("mlflow", "sending runs to MLflow")
     observe(runs)  # records the end of runs that only Slurm has noticed
@@ -37,7 +37,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     for run in runs:
         try:
             mlflow_sync.sync(run)
-        except Exception as fault:  # a fault of one run or server must not keep the others from being sent
+        except Exception as fault:  # a fault of one run must not block the others
             failed += 1
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
             if not quiet:
@@ -55,7 +55,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
 
 
 def update_sweep_files(runs: list[RunFolder]) -> None:
-    """Update the tables in runs/sweeps of the sweeps that the runs belong to, where they can be written."""
+    """Update the tables in runs/sweeps of the runs' sweeps, where they can be written."""
     from finetune.launch import sweep_files
 
     sweeps: dict[str, list[RunFolder]] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
-    """Compose the settings and submit a run; with -m, Hydra's launcher submits the points of a sweep."""
+    """Compose the settings and submit a run, or with -m (Hydra's launcher) the points of a sweep."""
     if wants_help(arguments):
         from finetune.cli.help import train_help
 
@@ -44,7 +44,7 @@ def run_points(
         for each point its held-out loss after training; None if there is none, or none yet.
 
     Raises:
-        SystemExit: a run failed, after all of them were tried; or after a dry run, which starts nothing.
+        SystemExit: a run failed (all were tried), or it was a dry run, which starts nothing.
     """
     from finetune.cli import run_reports
     from finetune.launch.submit import dry_run, submit

@@ -25,7 +25,7 @@ def ui(arguments: list[str]) -> int:
 
     sync_runs(select_runs(options))
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # workers for features that are not used here
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its workers are not used
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", default_uri(options.runs_dir)]
     command += ["--host", options.host, "--port", str(options.port)]
     address = f"http://{options.host}:{options.port}"

@@ -1,4 +1,4 @@
-"""The table of verbs, from which dispatch, help, suggestions, completion and the reference page are made.
+"""The table of verbs: source of dispatch, help, suggestions, completion and reference page.
 
 This module imports only the standard library. A new verb takes a row here and a module. The module
 has a function of the verb's name, which takes the arguments after the verb, prints help for --help
@@ -17,7 +17,7 @@ from finetune.cli.schemas import prepare_schema, train_schema
 
 
 class Completes(StrEnum):
-    """The kind of name that completion offers for a verb's arguments; options complete for every verb."""
+    """The kind of argument that completion offers for a verb; options complete for every verb."""
 
     NOTHING = auto()
     SETTINGS = auto()  # keys of the verb's schema, and values of those keys
@@ -34,7 +34,7 @@ class Verb:
     Attributes:
         arguments: its arguments, as `finetune --help` shows them.
         module: the module that holds its function.
-        schema: function that returns the dataclass of its settings; None for a verb without settings.
+        schema: function that returns the dataclass of its settings; None if it has none.
         synonyms: names of the same command in other tools, used for suggestions.
     """
 
@@ -180,7 +180,7 @@ def names() -> list[str]:
 
 
 def resolve_synonym(name: str) -> str | None:
-    """Return the name of the verb that has this synonym, as evaluate for eval; None if no verb has it."""
+    """Return the name of the verb with this synonym, as evaluate for eval; None if there is none."""
     return next((verb.name for verb in VERBS if name in verb.synonyms), None)
 
 
