@@ -1,4 +1,4 @@
-"""The command line on a login node: a Python that lacks what finetune[train] adds."""
+"""The command line on a login node, in a Python without the packages of finetune[train]."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-# a Python that has what `pip install finetune` brings, and not what finetune[train] adds
+# A script that runs calls as if only the packages of `pip install finetune` were installed.
 LOGIN_NODE = """\
 import json, sys
 from importlib import metadata
-absent = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow", "safetensors", "bitsandbytes")
+absent = (
+    "torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow",
+    "safetensors", "bitsandbytes",
+)
 sys.modules.update(dict.fromkeys(absent))
 version = metadata.version
 metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
@@ -25,8 +28,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line one after the other in a Python without torch; return the lines of both
-    streams."""
+    """Run calls of the command line in a Python without torch; return all lines of output."""
     command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False

@@ -1,4 +1,4 @@
-"""A user's mistake gives one clear line, a non-zero exit, and loses nothing."""
+"""A user's mistake gives one error line and exit code 2, and loses no data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def corpus(tmp_path: Path) -> Path:
 def refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run a command that must be refused; its one line. No run folder may be left, and no corpus half
-    made."""
+    """Return a function that runs a wrong command and returns its error line.
+
+    It checks that no run folder and no unfinished corpus is left.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
-        capsys.readouterr()  # what the test's own preparations said
+        capsys.readouterr()  # drop the output of earlier commands of the test
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out, err = capsys.readouterr()
@@ -123,14 +125,14 @@ def refuse(
         (["corpus=mine", "model=nobody/such-model"], ["Hugging Face cache", "hf download nobody/such-model"]),
     ],
 )
-def test_wrong_settings_are_one_line_that_names_them(
+def test_a_wrong_setting_is_named_in_one_line(
     refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]
 ) -> None:
     line = refuse("train", *arguments)
     assert all(word in line for word in words), line
 
 
-def test_a_flipped_bit_in_a_shard_is_found(refuse: Callable[..., str], corpus: Path) -> None:
+def test_a_flipped_bit_in_a_shard_is_detected(refuse: Callable[..., str], corpus: Path) -> None:
     shard = corpus / "train" / "shard-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -185,7 +187,7 @@ def test_a_model_folder_without_config_or_weights_is_refused(
         ({"vocab_size": 200}, [], ["has 300 tokens, the model embeds 200"]),
     ],
 )
-def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
+def test_base_and_adapter_are_checked_before_a_run_starts(
     refuse: Callable[..., str],
     corpus: Path,
     tmp_path: Path,
@@ -198,7 +200,7 @@ def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
     assert all(word in line for word in words), line
 
 
-def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(
+def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
     refuse: Callable[..., str], corpus: Path
 ) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
@@ -207,8 +209,8 @@ def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(
     ), line
 
 
-def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a login node whose compute nodes have another architecture."""
+def test_without_torch_the_check_of_the_base_is_left_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a login node whose compute nodes have another architecture."""
     monkeypatch.delattr(finetune.models, "build", raising=False)
     monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]
@@ -221,6 +223,11 @@ def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, t
     assert f"the weights in {file} cannot be read (it breaks off): get the model again, whole" in line
 
 
+def jsonl(path: Path) -> dict[str, str]:
+    """Return the settings of a source of JSON lines."""
+    return {"reader": "jsonl", "path": str(path), "license": "CC0-1.0"}
+
+
 def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     folder = tmp_path / "my" / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,15 +237,14 @@ def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     return ["prepare", "corpus=mine", "--config-dir", str(tmp_path / "my")]
 
 
-def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_corpus_is_reported_with_the_reasons_of_the_drops(
+    refuse: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n'
+        '{"text": "This is a letter in English about the municipality and its water supply, '
+        'and nothing else."}\n'
     )
-    line = refuse(
-        *corpus_yaml(
-            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-        )
-    )
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert "is empty: of 1 documents read none is left" in line
     assert "language_eng 1" in line
     assert not (tmp_path / "corpora" / "mine").exists()
@@ -256,7 +262,7 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
         ({"reader": "jsonl", "path": "/none", "license": " "}, ["license is empty", "SPDX"]),
     ],
 )
-def test_wrong_sources_are_one_line_that_names_them(
+def test_a_wrong_source_is_named_in_one_line(
     refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]
 ) -> None:
     line = refuse(*corpus_yaml(tmp_path, letters=source))
@@ -277,7 +283,7 @@ def test_wrong_sources_are_one_line_that_names_them(
         ),
     ],
 )
-def test_wrong_chat_settings_are_refused_before_anything_is_written(
+def test_wrong_chat_settings_are_rejected_before_anything_is_written(
     refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     line = refuse("prepare", "corpus=sample_chat", *arguments)
@@ -285,7 +291,7 @@ def test_wrong_chat_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "corpora").exists()
 
 
-def test_broken_records_are_counted_and_the_good_ones_arrive(
+def test_broken_records_are_counted_and_the_others_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -299,11 +305,7 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
     lines = ["not json", "[1, 2]", '{"id": "x"}', '{"text": 5}', *map(json.dumps, good)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as ended:
-        cli.main(
-            corpus_yaml(
-                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-            )
-        )
+        cli.main(corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert ended.value.code == 0
     manifest = json.loads((tmp_path / "corpora" / "mine" / "manifest.json").read_text())
     assert manifest["stages"][0]["counts"]["quarantined_letters"] == 4
@@ -321,12 +323,12 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
     assert "source laws: nothing of it can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
 
 
-def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
-    """The downloads lie where the corpus would go: nothing of theirs may be lost."""
+def test_a_folder_that_is_not_a_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
+    """Put downloads into the folder of the future corpus; they must not be lost."""
     raw = tmp_path / "corpora" / "mine" / "raw.jsonl"
     raw.parent.mkdir(parents=True)
     raw.write_text('{"text": "x"}\n')
-    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(raw), "license": "CC0-1.0"}))
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(raw)))
     assert "holds something that is not a corpus" in line
     assert raw.exists()
 
@@ -335,11 +337,7 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
     import gzip
 
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:14])
-    line = refuse(
-        *corpus_yaml(
-            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl.gz"), "license": "CC0-1.0"}
-        )
-    )
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl.gz")))
     assert (
         "source letters: nothing of it can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
     )
@@ -351,11 +349,7 @@ def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "corpora" / ".mine.stages").mkdir(parents=True)
     with FileLock(tmp_path / "corpora" / ".mine.stages" / "lock"):
-        line = refuse(
-            *corpus_yaml(
-                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-            )
-        )
+        line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert "another `finetune prepare` is writing" in line
 
 

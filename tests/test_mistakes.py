@@ -1,4 +1,4 @@
-"""A user's mistake is reported in one line: the setting or the place in a file, the problem, the remedy."""
+"""A user's mistake is reported in one line: the setting or file, the problem, the remedy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]
+ErrorOf = Callable[..., str]
 GLOBAL = "# @package _global_\n"
 CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
 
 
 @pytest.fixture
-def mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorOf:
     """Return a function that runs a wrong call and returns its error line without `error: `."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -93,7 +92,7 @@ def test_an_unknown_setting_gets_a_suggestion(typed: str, meant: str) -> None:
         (["model=gpt2"], "model=pretrained model.path=gpt2"),
     ],
 )
-def test_train_reports_the_suggestion(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+def test_train_reports_the_suggestion(mistake: ErrorOf, typed: list[str], meant: str) -> None:
     base = ["model=llama_tiny"] if not typed[0].startswith("model=") else []
     assert meant in mistake("train", *base, *typed)
 
@@ -113,7 +112,7 @@ def test_train_reports_the_suggestion(mistake: Callable[..., str], typed: list[s
         ([], "write corpus=NAME, one of chat, documentation"),
     ],
 )
-def test_prepare_reports_the_suggestion(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+def test_prepare_reports_the_suggestion(mistake: ErrorOf, typed: list[str], meant: str) -> None:
     assert meant in mistake("prepare", *typed)
 
 
@@ -133,17 +132,20 @@ def test_prepare_reports_the_suggestion(mistake: Callable[..., str], typed: list
         ),
         (
             ["lr=1,2"],
-            "lr=1,2: has several values; add -m to sweep over them, write 'lr=[1,2]' for a list, or \"lr='1,2'\" for one text",
+            "lr=1,2: has several values; add -m to sweep over them, write 'lr=[1,2]' for a list, "
+            "or \"lr='1,2'\" for one text",
         ),
         (["zero=stage1,stage2"], "zero=stage1,stage2: has several values; add -m to sweep over them"),
         (
             ["experiment=it's å, b"],
-            "experiment=it's å, b: has several values; add -m to sweep over them, write \"experiment=[it's å, b]\" for a list, "
+            "experiment=it's å, b: has several values; add -m to sweep over them, "
+            'write "experiment=[it\'s å, b]" for a list, '
             """or 'experiment="it'"'"'s å, b"' for one text""",
         ),
         (
             ["+cluster.env.A=x,y"],
-            "+cluster.env.A=x,y: has several values; add -m to sweep over them, write '+cluster.env.A=[x,y]' for a list, "
+            "+cluster.env.A=x,y: has several values; add -m to sweep over them, "
+            "write '+cluster.env.A=[x,y]' for a list, "
             """or "+cluster.env.A='x,y'" for one text""",
         ),
         (["lr", "=", "1e-3"], "lr: there are spaces around its =; write lr=1e-3"),
@@ -161,9 +163,7 @@ def test_prepare_reports_the_suggestion(mistake: Callable[..., str], typed: list
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
     ],
 )
-def test_a_wrong_value_is_reported_in_one_line(
-    mistake: Callable[..., str], typed: list[str], line: str
-) -> None:
+def test_a_wrong_value_is_reported_in_one_line(mistake: ErrorOf, typed: list[str], line: str) -> None:
     assert mistake("train", "model=llama_tiny", *typed) == line
 
 
@@ -178,13 +178,9 @@ class BadRecipe:
 
 BAD_RECIPES = [
     BadRecipe("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: tab in the indentation; indent with spaces"),
-    BadRecipe(
-        "indent", "lr: 1\n  name: x\n", ", line 3, column 7: unexpected colon or indentation"
-    ),
+    BadRecipe("indent", "lr: 1\n  name: x\n", ", line 3, column 7: unexpected colon or indentation"),
     BadRecipe("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' is set twice"),
-    BadRecipe(
-        "quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: the quote opened here is not closed"
-    ),
+    BadRecipe("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: the quote opened here is not closed"),
     BadRecipe(
         "bracket",
         "data:\n  include_sources: [a, b\nlr: 1\n",
@@ -221,7 +217,7 @@ BAD_RECIPES = [
 
 @pytest.mark.parametrize("recipe", BAD_RECIPES, ids=lambda recipe: recipe.id)
 def test_a_mistake_in_a_recipe_is_reported_with_its_line(
-    mistake: Callable[..., str], tmp_path: Path, recipe: BadRecipe
+    mistake: ErrorOf, tmp_path: Path, recipe: BadRecipe
 ) -> None:
     file = tmp_path / "my" / "recipe" / f"{recipe.id}.yaml"
     file.parent.mkdir(parents=True)
@@ -234,7 +230,7 @@ def test_a_mistake_in_a_recipe_is_reported_with_its_line(
 
 @pytest.mark.parametrize("content", ["lr: 1\n", "", "only text\n", "\ufeff# @package _global_\nlr: 1\n"])
 def test_a_recipe_without_its_package_line_is_rejected(
-    mistake: Callable[..., str], tmp_path: Path, content: str
+    mistake: ErrorOf, tmp_path: Path, content: str
 ) -> None:
     file = tmp_path / "my" / "recipe" / "mine.yaml"
     file.parent.mkdir(parents=True)
@@ -244,9 +240,7 @@ def test_a_recipe_without_its_package_line_is_rejected(
     assert "'# @package _global_'" in error
 
 
-def test_a_mistake_in_another_config_file_is_reported_with_its_line(
-    mistake: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_mistake_in_another_config_file_is_reported_with_its_line(mistake: ErrorOf, tmp_path: Path) -> None:
     for name, content in {
         "cluster/nested": "cluster:\n  nodes: 2\n",
         "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
@@ -261,7 +255,8 @@ def test_a_mistake_in_another_config_file_is_reported_with_its_line(
         "my/corpus/brace.yaml, line 3, column 6: the bracket"
     )
     assert mistake("prepare", "--config-dir", "my", "corpus=key") == (
-        "my/corpus/key.yaml, line 3, column 22: unknown setting 'corpus.sources.a.pth'; did you mean 'corpus.sources.a.path'?"
+        "my/corpus/key.yaml, line 3, column 22: unknown setting 'corpus.sources.a.pth'; "
+        "did you mean 'corpus.sources.a.path'?"
     )
     assert mistake("prepare", "--config-dir", "my", "corpus=list").startswith(
         "my/corpus/list.yaml, line 2, column 1: corpus.sources"
@@ -274,7 +269,7 @@ def test_a_mistake_in_another_config_file_is_reported_with_its_line(
 
 
 def test_unknown_corpora_runs_verbs_and_model_folders_get_a_suggestion(
-    mistake: Callable[..., str], tmp_path: Path
+    mistake: ErrorOf, tmp_path: Path
 ) -> None:
     write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
     own = tmp_path / "my" / "corpus" / "mine.yaml"
@@ -315,9 +310,7 @@ def test_unknown_corpora_runs_verbs_and_model_folders_get_a_suggestion(
 
 
 @pytest.mark.parametrize("folder", ["p%aq", "50%jobs", "%A", "%t"])
-def test_a_runs_dir_with_a_pattern_of_submitit_is_rejected(
-    mistake: Callable[..., str], folder: str
-) -> None:
+def test_a_runs_dir_with_a_pattern_of_submitit_is_rejected(mistake: ErrorOf, folder: str) -> None:
     assert mistake("train", *TINY, "corpus=x", f"runs_dir={folder}").startswith("runs_dir: ")
 
 
@@ -366,11 +359,11 @@ def test_other_special_characters_in_a_folder_are_accepted(folder: str) -> None:
     ],
     ids=" ".join,
 )
-def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], arguments: list[str]) -> None:
+def test_a_wrong_call_of_any_verb_is_reported_in_one_line(mistake: ErrorOf, arguments: list[str]) -> None:
     assert mistake(*arguments)
 
 
-def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
+def test_every_synonym_leads_to_an_existing_setting() -> None:
     known = {key for key, _ in iter_keys(TrainConfig)} | {
         "adapter.r",
         "adapter.lora_alpha",
@@ -395,7 +388,7 @@ def test_settings_of_libraries_are_listed_without_importing_them() -> None:
     [("zero=3", "did you mean 'stage3'?"), ("zero=12", "there is no zero/12.yaml; choose one of")],
 )
 def test_a_number_instead_of_a_files_name_is_reported_with_the_names(
-    mistake: Callable[..., str], typed: str, meant: str
+    mistake: ErrorOf, typed: str, meant: str
 ) -> None:
     line = mistake("train", "model=llama_tiny", "corpus=sample", typed)
     assert line.startswith(f"{typed}: there is no zero/")
@@ -412,9 +405,7 @@ def test_a_number_instead_of_a_files_name_is_reported_with_the_names(
         (["inspect"], "CORPUS"),
     ],
 )
-def test_a_missing_argument_is_named(
-    mistake: Callable[..., str], typed: list[str], missing: str
-) -> None:
+def test_a_missing_argument_is_named(mistake: ErrorOf, typed: list[str], missing: str) -> None:
     assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists the arguments"
 
 
@@ -423,7 +414,9 @@ def test_a_missing_argument_is_named(
     [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")],
     ids=lambda fault: type(fault).__name__,
 )
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(fault))
     with pytest.raises(type(fault)):
         cli.main(["status"])
@@ -431,11 +424,11 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("kind", [UserError, NotFoundError])
 def test_a_user_error_is_printed_as_it_is(
-    mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
+    mistake: ErrorOf, monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
 ) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
     assert mistake("status") == "lr is 7: lower it"
-    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "workers send it to another process"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes send it to their parent"
 
 
 def raise_(fault: Exception) -> NoReturn:

@@ -78,7 +78,8 @@ CASES = [
         "a job without a usable Python",
         "failed",
         "finetune resume mine cluster.host_python=…",
-        "Slurm ended the job: FAILED: the host's Python is older than 3.8; name a newer one in cluster.host_python",
+        "Slurm ended the job: FAILED: the host's Python is older than 3.8; "
+        "name a newer one in cluster.host_python",
     ),
     Case(
         "a missing corpus",
@@ -128,7 +129,9 @@ def test_the_advice_names_a_corpus_that_was_prepared_anew(
     )
     save(config, run.config_file)
     (run.checkpoints / "step-00000003").mkdir(parents=True)
-    assert describe_next_step(Observed(run, "dead", alive=False)).startswith("its corpus has been prepared anew since it started")
+    assert describe_next_step(Observed(run, "dead", alive=False)).startswith(
+        "its corpus has been prepared anew since it started"
+    )
 
 
 def test_the_command_names_the_runs_folder_if_it_is_not_the_default(

@@ -1,8 +1,7 @@
-"""Calls of the command line in a process where each import of torch, or of what imports it, fails and is
-noted.
+"""Calls of the command line in a process that cannot import torch and the packages that need it.
 
-`call` starts the process, `main` runs in it. The modules have specs, so that those who ask take them for
-installed.
+`call` starts the process, in which `main` runs. Each attempt to import one of the packages is
+recorded and fails. Their modules have specs, so a check for installed packages finds them.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets",
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a call has ended.
+class Result:
+    """The result of a call.
 
     Attributes:
         imports: the heavy modules that it tried to import.
@@ -37,8 +36,8 @@ class Ended:
     imports: list[str]
 
 
-class Refusal(MetaPathFinder, Loader):
-    """Finds the heavy modules, notes who is imported, and fails."""
+class ImportBlocker(MetaPathFinder, Loader):
+    """An importer that records and refuses imports of the heavy packages."""
 
     def __init__(self) -> None:
         self.imports: list[str] = []
@@ -53,19 +52,23 @@ class Refusal(MetaPathFinder, Loader):
         raise ModuleNotFoundError(f"No module named {module.__name__!r}", name=module.__name__)
 
 
-def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Ended]:
-    """Run calls in one process whose working directory is `folder`, where further modules are found too."""
+def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Result]:
+    """Run calls in one process with the working directory `folder`.
+
+    Args:
+        modules: modules in `folder`, each of which becomes a further verb.
+    """
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"
     command = [sys.executable, "-c", code, json.dumps(calls), *modules]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    return [Ended(**json.loads(line)) for line in done.stdout.splitlines()]
+    return [Result(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
-    refusal = Refusal()
-    sys.meta_path.insert(0, refusal)
+    blocker = ImportBlocker()
+    sys.meta_path.insert(0, blocker)
     from finetune.cli import verbs
     from finetune.cli.main import main as finetune
 
@@ -80,6 +83,6 @@ def main() -> None:
             except SystemExit as end:
                 code = end.code
         output.seek(0)
-        ended = Ended(arguments, int(str(code or 0)), output.read(), list(refusal.imports))
-        refusal.imports.clear()
-        print(json.dumps(asdict(ended)))  # noqa: T201
+        result = Result(arguments, int(str(code or 0)), output.read(), list(blocker.imports))
+        blocker.imports.clear()
+        print(json.dumps(asdict(result)))  # noqa: T201

@@ -1,4 +1,4 @@
-"""The quick start, run once for the session."""
+"""The quick start as a fixture, run once per session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from tests.end_to_end.commands import command, run_of
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, RunFolder]:
-    """The quick start, shortened: prepare, a base from scratch, LoRA on it."""
+    """Run the quick start, shortened: a corpus, a base from random weights, and LoRA on the base.
+
+    Returns:
+        the working directory, the run of the base, and the run of the LoRA.
+    """
     folder = tmp_path_factory.mktemp("quickstart")
     command(folder, "prepare", "corpus=sample")
     base = command(
