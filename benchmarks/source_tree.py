@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -79,10 +79,10 @@ def _is_type_checking(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def read_modules(root: Path) -> list[Module]:
+def read_modules(root: Path, scopes: Iterable[str] = SCOPE) -> list[Module]:
     """Return the modules in the source folders of `root`, without those behind links or in hidden folders."""
     modules = []
-    for scope in SCOPE:
+    for scope in scopes:
         for parent, folders, files in os.walk(root / scope):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             modules += [_read(Path(parent, file), root) for file in sorted(files) if file.endswith(".py")]

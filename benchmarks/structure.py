@@ -1,4 +1,4 @@
-"""Print the structure of a checkout: rooms, import cycles, literals with an owner, lengths, config stops.
+"""Print the structure of a checkout (rooms, cycles, owners of literals, lengths, config stops) and its style.
 
     python -m benchmarks.structure [--root FOLDER] [--beside FOLDER_OR_REVISION] [--json] [--verbose]
 
@@ -8,7 +8,8 @@ is the column "before". --verbose lists all places that were counted.
 A room is a folder of src/finetune, or a module that lies there by itself. Imports inside functions count,
 those for type checking alone do not. Floors are the longest chain of rooms that import each other; of a cycle
 it holds one room. An arrow runs upward if its two rooms lie in one cycle: no order of the rooms makes all
-arrows of a cycle run down. benchmarks/config_stops.py defines a stop of the config."""
+arrows of a cycle run down. benchmarks/config_stops.py defines a stop of the config, and
+benchmarks/line_style.py the measures of style."""
 
 from __future__ import annotations
 
@@ -21,42 +22,26 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.config_stops import find_stops
+from benchmarks.line_style import style_rows
+from benchmarks.measures import Row, counted
 from benchmarks.source_tree import FUNCTIONS, Function, Module, read_modules
 
 STATES = ("queued", "running", "completed", "failed", "cancelled", "stopped", "interrupted", "dead")
 METRIC = re.compile("(train|validation|data|guard|checkpoint|result|time)/")
-STATES_OWNER, METRICS_OWNER = "finetune.runs.state", "finetune.tracking.names"
-MAX_COLUMNS, MAX_FUNCTION, MAX_FILE = 110, 80, 500
+STATES_OWNER = "finetune.runs.state"
+METRICS_OWNER = "finetune.tracking.names"
+MAX_FUNCTION = 80
+MAX_FILE = 500
 
 ROOT = Path(__file__).parents[1]
 
 Graph: TypeAlias = dict[str, set[str]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of a checkout.
-
-    Attributes:
-        key: its name in JSON and in tests.
-        name: where the value was found, of a maximum.
-        places: all that was counted.
-    """
-
-    key: str
-    what: str
-    value: float
-    name: str = ""
-    places: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.value} {self.name}".rstrip()
 
 
 def measure(root: Path) -> list[Row]:
@@ -64,7 +49,7 @@ def measure(root: Path) -> list[Row]:
     modules = read_modules(root)
     finetune = [module for module in modules if module.package == "finetune"]
     rows = [*import_rows(modules, finetune), *literal_rows(modules, finetune)]
-    return [*rows, *length_rows(modules), *stop_rows(finetune)]
+    return [*rows, *length_rows(modules), *stop_rows(finetune), *style_rows(root)]
 
 
 def import_rows(modules: list[Module], finetune: list[Module]) -> Iterator[Row]:
@@ -120,22 +105,12 @@ def length_rows(modules: list[Module]) -> Iterator[Row]:
         long = [f"{place}: {lines} lines" for lines, place in lengths if lines > limit]
         yield Row(f"longest {kind}", f"longest {kind}, lines", longest, name)
         yield counted(f"long {kind}s", f"{kind}s of more than {limit} lines", long)
-    lines = [line for module in modules for line in module.lines]
-    wide = sum(len(line) > MAX_COLUMNS for line in lines)
-    share = round(100 * wide / max(len(lines), 1), 1)
-    yield Row("wide lines", f"lines over {MAX_COLUMNS} columns, %", share)
-    yield Row("skips", "fmt: skip", sum(line.endswith("# fmt: skip") for line in lines))
 
 
 def stop_rows(finetune: list[Module]) -> Iterator[Row]:
     stops = find_stops(finetune)
     yield counted("stops", "stops of the config from train on", stops.functions)
     yield counted("stop calls", "calls from train on that pass it whole", stops.calls)
-
-
-def counted(key: str, what: str, places: Iterable[str]) -> Row:
-    found = list(places)
-    return Row(key, what, len(found), places=found)
 
 
 def import_graph(modules: Iterable[Module]) -> Graph:

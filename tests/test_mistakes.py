@@ -433,3 +433,17 @@ def test_a_user_error_is_printed_as_it_is(
 
 def raise_(fault: Exception) -> NoReturn:
     raise fault
+
+
+def test_a_file_that_the_package_would_hide_is_rejected(mistake: ErrorOf, tmp_path: Path) -> None:
+    for file, arguments in (
+        ("cluster/olivia.yaml", ["train", *TINY, "cluster=olivia"]),
+        ("corpus/sample.yaml", ["prepare", "corpus=sample"]),
+    ):
+        own = tmp_path / "my" / file
+        own.parent.mkdir(parents=True)
+        own.write_text(CORPUS, "utf-8")
+        error = mistake(*arguments, "--config-dir", "my")
+        assert error.startswith(f"--config-dir: my/{file} has the name of a file of the package")
+        assert f"rename it, and select it by its new name ({own.parent.name}=NAME)" in error
+        own.unlink()

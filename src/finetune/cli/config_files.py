@@ -43,6 +43,14 @@ class ConfigFiles:
             found.update(path.stem for path in (folder / group).glob("*.yaml") if path.is_file())
         return sorted(found)
 
+    def hidden_files(self) -> list[Path]:
+        """Return the user's files that Hydra would ignore because the package has files of the same names."""
+        if not self.config_dir:
+            return []
+        names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]
+        hidden = [name for name in names if all((folder / name).is_file() for folder in self.folders())]
+        return [Path(self.config_dir) / name for name in hidden]
+
     def file(self, name: str | None) -> Path | None:
         """Return the file of a config such as recipe/mine; None if there is none, or no name."""
         if not name:

@@ -14,6 +14,7 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
         the config; None if -m was given (the launcher has started the points) or --cfg (the config
         has been printed).
     """
+    _check_config_dir(name, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions; errors.py describes them
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -29,6 +30,19 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     composed: list[Any] = []
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(composed.append)()
     return next(iter(composed), None)
+
+
+def _check_config_dir(verb: str, arguments: list[str]) -> None:
+    """Raise UserError if a file of --config-dir is hidden by a file of the package of the same name."""
+    from data_prep.user_error import UserError
+    from finetune.cli.call import Call
+
+    path = next(iter(Call(verb, arguments).files.hidden_files()), None)
+    if path is not None:
+        raise UserError(
+            f"--config-dir: {path} has the name of a file of the package, which would be read instead; "
+            f"rename it, and select it by its new name ({path.parent.name}=NAME)"
+        )
 
 
 def wants_help(arguments: list[str]) -> bool:

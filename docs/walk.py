@@ -1,0 +1,249 @@
+"""Run the commands of a page and compare their output with the page.
+
+    python -m docs.walk PAGE …             exit code 1 if a command fails or its output differs
+    python -m docs.walk PAGE … --write     write the output of each command into the page
+
+Pages are run in the order given, by one shell in one folder. A page is read from top to bottom. Its commands
+are in blocks of `console`: a line that begins with `$ ` is a command, `> ` continues it, and all other lines
+are expected output. A block of another language whose first line is a comment with a path, such as
+`# my/corpus/letters.yaml`, is a file that the reader writes. In expected output any number, time or id
+matches any other, … matches any text, and a line of … matches any number of lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TIMEOUT_S = 600.0  # for one command; some of them wait for a run
+MAX_SHOWN_LINES = 14  # of one command's output, with --write
+MAX_SHOWN_COLUMNS = 120
+END = "\x1e"
+
+
+@dataclass
+class Command:
+    """A command of a page; its expected output is on the page's lines from `first` to `last`."""
+
+    text: str
+    first: int
+    expected: list[str] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.expected)
+
+
+@dataclass
+class File:
+    """A file that the reader of a page writes."""
+
+    path: str
+    text: str
+
+
+class Shell:
+    """A bash process that runs commands one by one.
+
+    Args:
+        command: how to start it.
+        folder: its working folder; None for the caller's.
+        environment: its environment variables; None for the caller's.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str] = ("bash", "--noprofile", "--norc"),
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._process = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, command: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
+        """Run one command; return its exit code and its output, standard error included.
+
+        Raises:
+            TimeoutError: the command takes longer.
+            RuntimeError: the shell has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = f"eval {shlex.quote(command)} </dev/null; printf '{END}%s{END}' $?\n"
+        self._process.stdin.write(line.encode())
+        self._process.stdin.flush()
+        end_mark = re.compile(rf"{END}(\d+){END}$".encode())
+        printed = b""
+        end = time.monotonic() + timeout_s
+        while (mark := end_mark.search(printed)) is None:
+            output = printed.decode(errors="replace")[-1000:]
+            if time.monotonic() > end:
+                raise TimeoutError(f"{command}: still running after {timeout_s:.0f} s; its output: {output}")
+            if not select.select([self._process.stdout], [], [], 1)[0]:
+                continue
+            part = os.read(self._process.stdout.fileno(), 65536)
+            if not part:
+                raise RuntimeError(f"{command}: the shell has ended; its output: {output}")
+            printed += part
+        return int(mark[1]), printed[: mark.start()].decode()
+
+    def write(self, file: File) -> None:
+        folder = shlex.quote(str(Path(file.path).parent))
+        self.run(f"mkdir -p {folder} && printf %s {shlex.quote(file.text)} >{shlex.quote(file.path)}")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def read_page(text: str) -> list[Command | File]:
+    """Return the commands and files of a page, in order."""
+    found: list[Command | File] = []
+    block: list[str] = []
+    language: str | None = None
+    for number, line in enumerate(text.splitlines()):
+        if language is None and line.startswith("```"):
+            language = line[3:].strip()
+            block = []
+        elif line.startswith("```"):
+            if block and (path := re.match(r"# ((?:\w[\w.-]*/)+[\w.-]+)", block[0])):
+                found.append(File(path[1], "\n".join(block) + "\n"))
+            language = None
+        elif language == "console":
+            _read_line(line, number, found)
+        elif language is not None:
+            block.append(line)
+    return found
+
+
+def _read_line(line: str, number: int, found: list[Command | File]) -> None:
+    """Add a line of a console block: a new command, a continuation, or expected output."""
+    last = found[-1] if found else None
+    if line.startswith("$ "):
+        found.append(Command(line[2:], number + 1))
+    elif isinstance(last, Command) and line.startswith("> ") and not last.expected:
+        last.text += f"\n{line[2:]}"
+        last.first = number + 1
+    elif isinstance(last, Command):
+        last.expected.append(line)
+
+
+def missing_line(expected: list[str], printed: str) -> str | None:
+    """Return the first expected line that was not printed in its place, or None."""
+    lines = [_normalize(line) for line in printed.splitlines()]
+    position = 0
+    for line in expected:
+        if line.strip() in ("", "…"):
+            continue
+        pattern = re.compile(".*".join(re.escape(part) for part in _normalize(line).split("…")))
+        while position < len(lines) and not pattern.fullmatch(lines[position]):
+            position += 1
+        if position == len(lines):
+            return line
+        position += 1
+    return None
+
+
+def _normalize(line: str) -> str:
+    """Replace all ids and numbers of a line, which differ from run to run, and runs of spaces."""
+    line = re.sub(r"-\d{8}-\d{6}-\w+", "-ID", line)
+    line = re.sub(r"\d[\d.,:]*", "0", line)
+    return " ".join(line.split())
+
+
+def walk(
+    shell: Shell, text: str, *, replace: Mapping[str, str] | None = None, write: bool = False
+) -> tuple[list[str], str]:
+    """Run a page to its end, or to the first command that fails.
+
+    Args:
+        replace: texts of the page, such as a path that stands for the reader's own, and what to run instead.
+        write: accept any output.
+
+    Returns:
+        The faults, and the page with the output of its commands.
+    """
+    faults: list[str] = []
+    lines = text.splitlines()
+    moved = 0
+    for step in read_page(text):
+        if isinstance(step, File):
+            shell.write(File(step.path, _substitute(step.text, replace)))
+            continue
+        began = time.monotonic()
+        code, printed = shell.run(_substitute(step.text, replace))
+        print(f"$ {step.text}\n{printed}# exit code {code}, {time.monotonic() - began:.1f} s", flush=True)
+        if code:
+            faults.append(f"{step.text}: exit code {code}: {printed[-500:]}")
+            break  # later commands build upon it
+        missing = missing_line(step.expected, printed)
+        if missing is not None and not write:
+            faults.append(f"{step.text}: did not print: {missing}\n{printed[-1000:]}")
+        shown = _shorten(printed)
+        lines[step.first + moved : step.last + moved] = shown
+        moved += len(shown) - len(step.expected)
+    return faults, "\n".join(lines) + "\n"
+
+
+def _substitute(text: str, replace: Mapping[str, str] | None) -> str:
+    for old, new in (replace or {}).items():
+        text = text.replace(old, new)
+    return text
+
+
+def _shorten(printed: str) -> list[str]:
+    """Return output as a page shows it: the end of long output, in lines that fit."""
+    lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
+    if len(lines) > MAX_SHOWN_LINES:
+        lines = ["…", *lines[-MAX_SHOWN_LINES:]]
+    return [_shorten_line(line) for line in lines]
+
+
+def _shorten_line(line: str) -> str:
+    if len(line) <= MAX_SHOWN_COLUMNS:
+        return line
+    return f"{line[: MAX_SHOWN_COLUMNS - 1].rpartition(' ')[0]} …"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.walk", description=__doc__.partition("\n")[0])
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="write the output of each command into the page")
+    options = parser.parse_args()
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        shell = Shell(folder=Path(folder), environment=environment())
+        for page in options.pages:
+            found, text = walk(shell, page.read_text("utf-8"), write=options.write)
+            faults += [f"{page}: {fault}" for fault in found]
+            if options.write and not found:
+                page.write_text(text, "utf-8")
+        shell.close()
+    if faults:
+        sys.exit("\n\n".join(["error: a page does not match what happens", *faults]))
+
+
+def environment() -> dict[str, str]:
+    """Return this environment with this Python's commands first in PATH, without GPUs, 100 columns wide."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"}
+
+
+if __name__ == "__main__":
+    main()
