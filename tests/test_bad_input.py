@@ -54,7 +54,7 @@ def refuse(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         ([MODEL, FULL, "corpus=mine", "lrr=1"], ["lrr", "did you mean 'lr'"]),
         ([MODEL, FULL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
@@ -126,10 +126,10 @@ def refuse(
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(
-    refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]
+    refuse: Callable[..., str], corpus: Path, arguments: list[str], parts: list[str]
 ) -> None:
     line = refuse("train", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
 def test_a_flipped_bit_in_a_shard_is_detected(refuse: Callable[..., str], corpus: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_model_folder_without_config_or_weights_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "arguments", "words"),
+    ("changes", "arguments", "parts"),
     [
         ({}, ["adapter.r=0"], ["adapter: PEFT refuses", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT refuses", "unexpected keyword argument 'rank'"]),
@@ -193,11 +193,11 @@ def test_base_and_adapter_are_checked_before_a_run_starts(
     tmp_path: Path,
     changes: dict[str, int],
     arguments: list[str],
-    words: list[str],
+    parts: list[str],
 ) -> None:
     base = write_base(tmp_path / "base", **changes)
     line = refuse("train", "corpus=mine", f"model={base}", "data.sequence_length=128", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
 def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
@@ -205,7 +205,7 @@ def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
 ) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
     assert all(
-        words in line for words in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
+        part in line for part in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
     ), line
 
 
@@ -251,7 +251,7 @@ def test_an_empty_corpus_is_reported_with_the_reasons_of_the_drops(
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "parts"),
     [
         ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
         (
@@ -263,14 +263,14 @@ def test_an_empty_corpus_is_reported_with_the_reasons_of_the_drops(
     ],
 )
 def test_a_wrong_source_is_named_in_one_line(
-    refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]
+    refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], parts: list[str]
 ) -> None:
     line = refuse(*corpus_yaml(tmp_path, letters=source))
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         ([], ["corpus.tokenizer.path corpora/sample/tokenizer does not exist"]),
         (
@@ -284,10 +284,10 @@ def test_a_wrong_source_is_named_in_one_line(
     ],
 )
 def test_wrong_chat_settings_are_rejected_before_anything_is_written(
-    refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]
+    refuse: Callable[..., str], tmp_path: Path, arguments: list[str], parts: list[str]
 ) -> None:
     line = refuse("prepare", "corpus=sample_chat", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
     assert not (tmp_path / "corpora").exists()
 
 

@@ -23,7 +23,7 @@ def console(stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, width=None if is_terminal else 160)
 
 
-def short_path(path: os.PathLike[str]) -> str:
+def short_path(path: str | os.PathLike[str]) -> str:
     """Return a path relative to the working directory if it is below it, or else unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

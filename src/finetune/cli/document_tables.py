@@ -164,10 +164,10 @@ def print_found(found: Found, text: str, characters: int) -> None:
     out = console(stderr=False)
     for hit in found.hits:
         out.print(Text(f"{hit.source}/{hit.id}: {_describe_fate(hit)}", style="bold"), soft_wrap=True)
-        line = Text(f"  {hit.before}")
-        line.append(hit.match, style="green")
-        line.append(hit.after)
-        out.print(line, soft_wrap=True)
+        context = Text(f"  {hit.before}")
+        context.append(hit.match, style="green")
+        context.append(hit.after)
+        out.print(context, soft_wrap=True)
     for record in found.quarantined[: max(5, len(found.hits))]:
         _print_quarantined(out, record, characters)
     documents = "document contains" if found.documents == 1 else "documents contain"

@@ -153,7 +153,7 @@ def _describe_kind(kind: Any) -> str:
         return f"list of {_describe_kind(inner[0])}"
     if dataclasses.is_dataclass(kind):
         return "section"
-    return KINDS.get(get_origin(kind) or kind, kind.__name__)
+    return KINDS.get(get_origin(kind) or kind, str(kind.__name__))
 
 
 def _default_of(item: dataclasses.Field[Any]) -> str:

@@ -27,7 +27,7 @@ def _make_parser() -> Parser:
         "lines were removed, tokens and training targets, and lengths. Without options, print an "
         "overview. Caution: the output may contain raw text that is not de-identified.",
     )
-    parser.add_argument("corpus", help="name or folder of the corpus")
+    parser.add_argument("corpus", metavar="CORPUS", help="name or folder of the corpus")
     parser.add_argument(
         "documents",
         nargs="*",
@@ -37,7 +37,9 @@ def _make_parser() -> Parser:
     parser.add_argument(
         "--sample", type=int, metavar="N", help="show N random documents; with other options, N results"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random sample (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="seed of the random sample (default: 0)"
+    )
     parser.add_argument(
         "--dropped",
         nargs="?",

@@ -19,11 +19,12 @@ def logs(arguments: list[str]) -> int:
     parser = make_parser(
         "logs", "Print the log of one rank of each run, or the logs of a preparation's tasks."
     )
-    parser.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs, sweeps or preparations")
     add_corpora_dir(parser)
     parser.add_argument(
         "--rank",
         type=int,
+        metavar="N",
         default=0,
         help="rank whose log to print (default: 0, whose log includes the output of the batch script)",
     )

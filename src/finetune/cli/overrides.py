@@ -62,8 +62,6 @@ class Parser(argparse.ArgumentParser):
 def _display_name(action: argparse.Action) -> str:
     if action.option_strings:
         return action.option_strings[0]
-    if action.dest == "runs":
-        return "RUN"
     return str(action.metavar or action.dest).upper()
 
 

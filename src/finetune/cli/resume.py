@@ -17,11 +17,12 @@ def resume(arguments: list[str]) -> int:
         "resume",
         "Resume a run from its newest valid checkpoint. A completed run resumes if it is given more steps.",
     )
-    parser.add_argument("run", help="run id")
+    parser.add_argument("run", metavar="RUN", help="run id")
     parser.add_argument(
         "settings",
         nargs="*",
-        help="key=value: settings to change from here on, as cluster.ranks_per_node=2 or max_steps=2000",
+        metavar="KEY=VALUE",
+        help="settings to change from here on, as cluster.ranks_per_node=2 or max_steps=2000",
     )
     options = parser.parse_args(arguments)
     from finetune.launch import submit

@@ -15,7 +15,7 @@ def status(arguments: list[str]) -> int:
     parser = make_parser(
         "status", "Show the state of runs, or how they ended. Works from any shell: it reads disk and Slurm."
     )
-    parser.add_argument("runs", nargs="*", help="ids of runs or sweeps (default: all runs)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
     add_corpora_dir(parser)
     parser.add_argument("--watch", action="store_true", help="refresh the table until all runs have ended")
     options = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def cancel(arguments: list[str]) -> int:
         "cancel",
         "Remove runs from the queue. A running run saves a checkpoint after its next step and stops.",
     )
-    parser.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs, sweeps or preparations")
     add_corpora_dir(parser)
     parser.add_argument("--now", action="store_true", help="stop running runs at once, without a checkpoint")
     options = parser.parse_args(arguments)
@@ -69,7 +69,7 @@ def retry(arguments: list[str]) -> int:
         "Resubmit runs that failed, died, were stopped, were cancelled or never started. "
         "Each resumes from its newest checkpoint.",
     )
-    parser.add_argument("runs", nargs="+", help="ids of runs or sweeps")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs or sweeps")
     options = parser.parse_args(arguments)
     from finetune.launch import submit
 
@@ -88,10 +88,10 @@ def prune(arguments: list[str]) -> int:
     """List the files that completed runs no longer need; with --yes, delete them."""
     parser = make_parser(
         "prune",
-        "Delete files that completed runs no longer need: all checkpoints but the best one, "
-        "job files, code snapshots, and copies of base models that no run uses.",
+        "List files that completed runs no longer need, or delete them with --yes: all checkpoints but "
+        "the best one, job files, code snapshots, and copies of base models that no run uses.",
     )
-    parser.add_argument("runs", nargs="*", help="ids of runs or sweeps (default: all runs)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
     parser.add_argument(
         "--failed",
         action="store_true",

@@ -12,7 +12,7 @@ from finetune.runs.folder import RunFolder
 def sync(arguments: list[str]) -> int:
     """Send the new metrics of runs to MLflow."""
     parser = make_parser("sync", "Send metrics of runs that MLflow does not have yet. Safe to repeat.")
-    parser.add_argument("runs", nargs="*", help="ids of runs or sweeps (default: all runs)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
     return sync_runs(select_runs(parser.parse_args(arguments)))
 
 
