@@ -75,6 +75,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        self.run("set -o pipefail")
 
     def run(self, command: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
         """Run one command; return its exit code and its output, standard error included.
@@ -225,12 +226,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m docs.walk", description=__doc__.partition("\n")[0])
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="write the output of each command into the page")
+    parser.add_argument(
+        "--folder", type=Path, help="run them in this folder and keep it (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--replace",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("OLD", "NEW"),
+        help="text to run in place of OLD",
+    )
     options = parser.parse_args()
     faults: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        shell = Shell(folder=Path(folder), environment=environment())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        shell = Shell(folder=folder, environment=environment())
         for page in options.pages:
-            found, text = walk(shell, page.read_text("utf-8"), write=options.write)
+            found, text = walk(
+                shell, page.read_text("utf-8"), replace=dict(options.replace), write=options.write
+            )
             faults += [f"{page}: {fault}" for fault in found]
             if options.write and not found:
                 page.write_text(text, "utf-8")
