@@ -19,6 +19,7 @@ from tests.models import write_base
 
 MODEL = "model=llama_tiny"
 FULL = "adapter=none"
+TRAIN = [MODEL, FULL, "corpus=mine"]
 
 
 @pytest.fixture
@@ -56,28 +57,28 @@ def refuse(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([MODEL, FULL, "corpus=mine", "lrr=1"], ["lrr", "did you mean 'lr'"]),
-        ([MODEL, FULL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
-        ([MODEL, FULL, "corpus=mine", "+lr_=1"], ["unknown setting 'lr_'"]),
-        ([MODEL, FULL, "corpus=mine", "+data.packing=1"], ["unknown setting 'data.packing'"]),
-        ([MODEL, FULL, "corpus=mine", "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
+        ([*TRAIN, "lrr=1"], ["lrr", "did you mean 'lr'"]),
+        ([*TRAIN, "cluster.ranks=2"], ["cluster.ranks"]),
+        ([*TRAIN, "+lr_=1"], ["unknown setting 'lr_'"]),
+        ([*TRAIN, "+data.packing=1"], ["unknown setting 'data.packing'"]),
+        ([*TRAIN, "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
         ([MODEL, FULL, "corpus=høringer"], ["corpora/høringer"]),
-        ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,høring]"], ["names høring"]),
-        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true with a sweep"]),
-        ([MODEL, FULL, "corpus=mine", "lr=fast"], ["lr:", "fast", "is not a number"]),
-        ([MODEL, FULL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
-        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
-        ([MODEL, FULL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0, stage1, stage2"]),
-        ([MODEL, FULL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
+        ([*TRAIN, "data.include_sources=[letters,høring]"], ["names høring"]),
+        ([*TRAIN, "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true with a sweep"]),
+        ([*TRAIN, "lr=fast"], ["lr:", "fast", "is not a number"]),
+        ([*TRAIN, "lr=-1"], ["lr is -1", "above 0"]),
+        ([*TRAIN, "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
+        ([*TRAIN, "zero=stage9"], ["zero/stage9", "stage0, stage1, stage2"]),
+        ([*TRAIN, "zero.stage=5"], ["zero.stage is 5"]),
         (
-            [MODEL, FULL, "corpus=mine", "zero=stage3_nvme"],
+            [*TRAIN, "zero=stage3_nvme"],
             ["say where with zero.offload_optimizer.nvme_path="],
         ),
-        ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
-        ([MODEL, FULL, "corpus=mine", "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
-        ([MODEL, FULL, "corpus=mine", "model.attention=flash"], ["model.attention is 'flash'", "documents"]),
-        ([MODEL, FULL, "corpus=mine", "on_bad_step=ignore"], ["on_bad_step is 'ignore'", "rewind"]),
-        ([MODEL, FULL, "corpus=mine", "model.quantization=nf4"], ["model.quantization is for a frozen base"]),
+        ([*TRAIN, "precision=fp8"], ["precision is 'fp8'", "bf16"]),
+        ([*TRAIN, "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
+        ([*TRAIN, "model.attention=flash"], ["model.attention is 'flash'", "documents"]),
+        ([*TRAIN, "on_bad_step=ignore"], ["on_bad_step is 'ignore'", "rewind"]),
+        ([*TRAIN, "model.quantization=nf4"], ["model.quantization is for a frozen base"]),
         (
             [MODEL, "adapter=qlora", "zero=stage3", "corpus=mine"],
             ["model.quantization is for a frozen base", "stage2"],
@@ -86,21 +87,21 @@ def refuse(
             [MODEL, "corpus=mine", "adapter.peft_type=PREFIX_TUNING"],
             ["PREFIX_TUNING puts virtual tokens before a row"],
         ),
-        ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
+        ([*TRAIN, "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
         (
-            [MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"],
+            [*TRAIN, "data.include_sources=[letters,lettters]"],
             ["lettters", "letters, laws"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.long_documents=cut"],
+            [*TRAIN, "data.long_documents=cut"],
             ["data.long_documents is 'cut'", "truncate, drop"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.long_conversations=split"],
+            [*TRAIN, "data.long_conversations=split"],
             ["data.long_conversations is 'split'", "cut, drop"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.sequence_length=4", "data.long_documents=drop"],
+            [*TRAIN, "data.sequence_length=4", "data.long_documents=drop"],
             [
                 "data.max_lost_share is 0.1",
                 "training tokens",
@@ -109,11 +110,11 @@ def refuse(
             ],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.max_lost_share=2"],
+            [*TRAIN, "data.max_lost_share=2"],
             ["data.max_lost_share is 2", "between 0 and 1"],
         ),
-        ([MODEL, FULL, "corpus=mine", "result=first"], ["result is 'first'", "best, last"]),
-        ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
+        ([*TRAIN, "result=first"], ["result is 'first'", "best, last"]),
+        ([*TRAIN, "name=../x"], ["name is '../x'"]),
         ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
         ([MODEL, FULL], ["data.corpus is missing"]),
         (["corpus=mine"], ["model.path", "run:"]),
@@ -121,7 +122,7 @@ def refuse(
         (["corpus=mine", "model=/none/such"], ["/none/such does not exist"]),
         (["recipe=none"], ["recipe/none", "sample_lora"]),
         ([MODEL, "corpus=mine", "adapter=lora"], ["random weights", "adapter=none"]),
-        ([MODEL, FULL, "corpus=mine", "zero=stage0", "precision=bf16"], ["zero=stage1"]),
+        ([*TRAIN, "zero=stage0", "precision=bf16"], ["zero=stage1"]),
         (["corpus=mine", "model=nobody/such-model"], ["Hugging Face cache", "hf download nobody/such-model"]),
     ],
 )

@@ -45,10 +45,15 @@ def options(folder: Path, *models: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(found), "runs_dir": str(folder / "runs"), **changes})
 
 
+def evaluate(arguments: argparse.Namespace) -> Any:
+    """Return the result of `finetune evaluate --json`."""
+    return json.loads(evaluate_command.evaluate_models(arguments) or "")
+
+
 def test_a_run_is_compared_with_its_base_on_the_same_rows(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    body = json.loads(evaluate_command.evaluate_models(options(folder, "run:mine-1", against="base")) or "")
+    body = evaluate(options(folder, "run:mine-1", against="base"))
     base, mine = body["models"]
     assert (base["model"], mine["model"], body["sequence_length"]) == ("base small", "mine-1", 64)
     assert (
@@ -58,18 +63,19 @@ def test_a_run_is_compared_with_its_base_on_the_same_rows(
         == sum(mine["tokens_by_language"].values())
     )
     assert mine["difference"]["loss"] == mine["loss"] - base["loss"] != 0
-    assert mine["difference"]["by_source"]["laws"] == mine["by_source"]["laws"] - base["by_source"]["laws"]
+    by_source = mine["difference"]["by_source"]
+    assert by_source["laws"] == mine["by_source"]["laws"] - base["by_source"]["laws"]
     printed = capsys.readouterr().err
     assert "difference" in printed
     assert f"{mine['difference']['loss']:+.3f}" in printed
-    single = json.loads(evaluate_command.evaluate_models(options(folder, "mine-1")) or "")
+    single = evaluate(options(folder, "mine-1"))
     assert single["loss"] == mine["loss"], "a model has the same loss in a comparison"
 
 
 def test_a_model_has_no_difference_to_itself(folder: Path) -> None:
     """Name the model as a run, as run:ID, and as the folder of its result."""
     names = ["mine-1", "run:mine-1", str(folder / "runs" / "mine-1" / "model")]
-    body = json.loads(evaluate_command.evaluate_models(options(folder, *names)) or "")
+    body = evaluate(options(folder, *names))
     assert [model["model"] for model in body["models"]] == ["mine-1", "mine-1", "model"]
     for model in body["models"]:
         assert model["difference"]["loss"] == 0

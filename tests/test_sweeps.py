@@ -327,7 +327,8 @@ def points(tmp_path: Path) -> list[RunFolder]:
     states = ["completed", "completed", "cancelled", "queued"]
     losses = [3.0, 2.5, None, None]
     return [
-        write_point(tmp_path, i, *point) for i, point in enumerate(zip(states, values, losses, strict=True))
+        write_point(tmp_path, index, state, point, loss)
+        for index, (state, point, loss) in enumerate(zip(states, values, losses, strict=True))
     ]
 
 

@@ -55,7 +55,7 @@ class GridSweeper(BasicSweeper):
 
 
 class Composer:
-    """Composes the config of each point of a sweep.
+    """Composer of the configs of a sweep's points.
 
     Hydra takes 0.1 s to compose a config from all its files. Points that select the same files differ
     only in values. Their files are composed once; the values are then set in copies, which is also
@@ -112,7 +112,7 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """Submits the points of a batch, after checking all of them. On Slurm, a batch is one job array.
+    """Launcher that checks all points of a batch, then submits them, on Slurm as one job array.
 
     A sweeper that learns from results, such as Optuna's, receives them when the batch has ended.
     """

@@ -19,10 +19,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, R
     """
     folder = tmp_path_factory.mktemp("quickstart")
     command(folder, "prepare", "corpus=sample")
-    base = command(
-        folder, "train", "recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"
-    ).stdout.strip()
-    lora = command(
-        folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30"
-    ).stdout.strip()
+    base_arguments = ["recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"]
+    base = command(folder, "train", *base_arguments).stdout.strip()
+    lora_arguments = ["recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30"]
+    lora = command(folder, "train", *lora_arguments).stdout.strip()
     return folder, run_of(folder, base), run_of(folder, lora)

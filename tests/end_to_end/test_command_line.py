@@ -175,7 +175,8 @@ def test_a_sweep_completes_its_valid_points_and_reports_the_failed_one(
 def test_a_sweep_with_an_invalid_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:
     folder, base, _ = sample
     before = len(RunFolder.all(folder / "runs"))
-    done = command(folder, "train", "-m", "recipe=sample_lora", f"model=run:{base.id}", "lr=1e-3,-1", code=2)
+    arguments = ["recipe=sample_lora", f"model=run:{base.id}", "lr=1e-3,-1"]
+    done = command(folder, "train", "-m", *arguments, code=2)
     assert "lr is -1" in done.stderr
     assert len(RunFolder.all(folder / "runs")) == before
 
@@ -214,7 +215,8 @@ def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], R
 
 
 def test_a_detached_run_returns_at_once_and_continues(law_corpus: Path, tmp_path: Path) -> None:
-    run = run_of(tmp_path, command(tmp_path, *long_run_arguments(tmp_path, law_corpus), "detach=true").stdout)
+    arguments = long_run_arguments(tmp_path, law_corpus)
+    run = run_of(tmp_path, command(tmp_path, *arguments, "detach=true").stdout)
     wait_for(lambda: steps_done(run.path) > 3)
     assert run.state() == "running"
     assert "running" in command(tmp_path, "status").stdout

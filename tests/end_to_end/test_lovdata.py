@@ -21,7 +21,8 @@ MARGIN = 0.4
 @pytest.fixture(scope="module")
 def lovdata(real_corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lovdata")
-    command(folder, "prepare", "corpus=lovdata", f"corpus.sources.lovdata.path={real_corpora / 'lovdata'}")
+    path = real_corpora / "lovdata"
+    command(folder, "prepare", "corpus=lovdata", f"corpus.sources.lovdata.path={path}")
     return folder
 
 

@@ -24,7 +24,7 @@ class Call:
 
     @property
     def files(self) -> ConfigFiles:
-        """The config files from which the verb's arguments select."""
+        """The config files that the verb's arguments can select."""
         return ConfigFiles(self.verb, self.config_dir)
 
     def argument_of(self, key: str) -> str:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh")
 EXAMPLE = 'eval "$(finetune completion bash)"'
 
-# bash splits words at = and :, and completes the part after the last of them. No space is added after a reply
-# that ends in = or a dot, because a value or a further key follows.
+# bash splits words at = and :, and completes the part after the last of them. No space is added
+# after a reply that ends in = or a dot, because a value or a further key follows.
 BASH = """\
 _finetune() {
     local IFS=$'\\n'
@@ -138,7 +138,7 @@ def _list_options(verb: Verb) -> list[str]:
 
 
 def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield the keys for the last word or, if it contains a key with =, the values of that key."""
+    """Yield completions of the last word: keys or, after `key=`, values of the key."""
     from finetune.cli.config_files import ConfigFiles
 
     if before and before[-1] in ("--config-dir", "-cd", "--after"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.config.train import conf_dir
 
-PREPARE_GROUPS = ("cluster", "corpus")  # all other groups belong to `train`, which has no group `corpus`
+PREPARE_GROUPS = ("cluster", "corpus")  # `train` has all other groups, and not `corpus`
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 
 
 def _format_tokens(source: Any, key: str) -> str:
-    """Return the number of tokens, and of targets if they are fewer (a row's first token is none)."""
+    """Return the number of tokens, and that of targets unless all but each row's first are targets."""
     tokens = source.tokens[key]
     targets = source.supervised_tokens[key]
     if targets == tokens - source.documents[key]:

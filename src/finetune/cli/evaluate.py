@@ -206,7 +206,7 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise UserError if a model's tokenizer is not the corpus', as its losses could not be compared."""
+    """Raise UserError if a model has another tokenizer than the corpus: losses would not compare."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)

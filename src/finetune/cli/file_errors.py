@@ -34,8 +34,8 @@ def describe_yaml(fault: yaml.YAMLError) -> str:
     return f"{shown_path(Path(mark.name))}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-# Part of PyYAML's message -> our message, and whether the mistake is at the beginning of the element that
-# PyYAML was reading (its context mark).
+# Part of PyYAML's message -> our message, and whether the mistake is at the beginning of the element
+# that PyYAML was reading (its context mark).
 _YAML_PROBLEMS = {
     "found character '\\t'": ("tab in the indentation; indent with spaces", False),
     "while scanning a quoted scalar": ("the quote opened here is not closed; close it", True),

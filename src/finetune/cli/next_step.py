@@ -63,7 +63,7 @@ def _advise_after_mistake(run: RunFolder, reason: str) -> str:
 
 
 def _advise_less_memory(run: RunFolder) -> str:
-    """Return advice on a run that ran out of memory: the same settings would fail again."""
+    """Return advice on a run that ran out of memory; with the same settings it would do so again."""
     size = run.config().micro_batch_size
     if size > 1:
         return f"resume with less memory: {run.command('resume')} micro_batch_size={max(1, size // 2)}"

@@ -37,7 +37,9 @@ _KEY = re.compile(r"(~|\+\+?)?[\w$@/:.-]*")
 class Parser(argparse.ArgumentParser):
     """An argument parser that accepts any order and reports a wrong call in one line."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         arguments = [_straighten_option(argument) for argument in args or ()]
         return self.parse_intermixed_args(arguments, namespace)
 
@@ -144,7 +146,7 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 
 
 def to_dotlist(settings: list[str]) -> list[str]:
-    """Return settings of `resume`, in the grammar of `train`, in OmegaConf's form (values as JSON).
+    """Return settings of `resume` as OmegaConf reads them, key=JSON; they have the grammar of `train`.
 
     Raises:
         UserError: an argument is not a setting.
@@ -311,7 +313,7 @@ def _split_pair(text: str) -> tuple[str, str]:
 
 
 def _is_enclosed(text: str, opening: str) -> bool:
-    """Return whether the text begins with this bracket and ends where the bracket is closed."""
+    """Return whether a single pair of these brackets encloses the whole text."""
     if not (text.startswith(opening) and text.endswith(_OPENING[opening])):
         return False
     depth = 0

@@ -108,7 +108,7 @@ def watch(
 
 
 def _wait(runs: list[RunFolder]) -> list[Observed]:
-    """Watch the runs until they have ended, and send their metrics to MLflow now and then."""
+    """Watch the runs until they have ended, and send their metrics to MLflow at intervals."""
     from finetune.launch.observe import observe
 
     synced_at = time.monotonic()

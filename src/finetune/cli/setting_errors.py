@@ -114,7 +114,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
 
 def _find_section_key(text: str, schema: Any) -> str:
-    """Return the key of a section of which OmegaConf's message gives only the type, or nothing."""
+    """Return the key of a section that OmegaConf's message identifies only by its type, or nothing."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
     if named is None:
         return ""
@@ -192,7 +192,7 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
 
 
 def _suggest_by_synonym(key: str, name: str) -> str | None:
-    """Return the suggestion for a setting's name in another trainer; None if it is no such name."""
+    """Return the suggestion for a name that another trainer uses; None if it is not such a name."""
     theirs = suggestions.synonym(name)
     if not theirs or suggestions.SYNONYMS[theirs] == key:
         return None
