@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: cluster-env run test fast slow cuda chaos format bench-peers clean
+.PHONY: cluster-env run test fast slow cuda chaos docs format bench-peers clean
 
 run: $(VENV)/.run
 	@bash examples/quickstart.sh $(BIN)/finetune
@@ -34,6 +34,10 @@ chaos: $(VENV)/.dev
 # slurm/env/*.sh and tests/sbatch/*.sh from the profiles in conf/cluster
 cluster-env: $(VENV)/.run
 	$(BIN)/python -m finetune.launch.render slurm/env tests/sbatch
+
+# the pages of docs/ as HTML in build/docs; a warning or a dangling link is an error
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

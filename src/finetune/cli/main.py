@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from finetune.cli import verbs
+from finetune.cli.exit_codes import ExitCode
 from finetune.cli.schemas import train_schema
 from finetune.cli.verbs import Verb
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
-        sys.exit(0 if arguments else 2)
+        sys.exit(ExitCode.DONE if arguments else ExitCode.WRONG_CALL)
     if arguments[0] == "--version":
         from finetune import __version__
 
@@ -60,7 +61,7 @@ def _run_verb(verb: Verb, arguments: list[str]) -> int:
     try:
         return verb.run(arguments)
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     except ModuleNotFoundError as fault:
         from finetune.config import extras
 
@@ -92,7 +93,7 @@ def _describe_unknown_verb(typed: str) -> str:
 
 def _exit_with_error(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(ExitCode.WRONG_CALL)
 
 
 if __name__ == "__main__":
